@@ -1,0 +1,41 @@
+"""The errors that a user can cause, each with the exit code that it ends a process with.
+
+All are ``ValueError``s whose message is one line: what was expected, what came, what to do.  The command
+line prints that line without a traceback; anything else is a bug and keeps its traceback.
+"""
+
+
+class UserError(ValueError):
+    """A user's mistake.  ``exit_code`` follows sysexits.h, so that a scheduler can tell what not to requeue."""
+
+    exit_code = 64
+
+
+class ConfigError(UserError):
+    """A flag, a recipe or a combination of them that cannot work."""
+
+    exit_code = 64
+
+
+class DataError(UserError):
+    """Input that is there but cannot be used: damaged, untrusted, too small, of the wrong kind."""
+
+    exit_code = 65
+
+
+class MissingInput(UserError):
+    """A file or folder that is not there."""
+
+    exit_code = 66
+
+
+class StorageError(UserError):
+    """A checkpoint or log that could not be written."""
+
+    exit_code = 74
+
+
+class NonFiniteError(UserError):
+    """The loss or a gradient is no longer a finite number."""
+
+    exit_code = 76
