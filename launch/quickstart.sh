@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# From a bare machine to a trained, probed and plotted encoder: bash launch/quickstart.sh
+# Makes .venv beside the project and uses it again on the next call.  --install-only stops after that;
+# --test adds what the tests need.  Everything after -- goes to the training command.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+extra="" only=""
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --install-only) only=1 ;;
+    --test) extra="[test]" ;;
+    --) shift; break ;;
+    *) echo "error: quickstart.sh takes --install-only, --test and -- TRAINING FLAGS, not $1" >&2; exit 64 ;;
+  esac
+  shift
+done
+
+python=""
+for candidate in python3.13 python3.12 python3.11 python3; do
+  if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  echo "error: Python 3.11 to 3.13 not found: apt-get install python3 python3-venv" >&2
+  exit 69
+fi
+if [ ! -x .venv/bin/python ] && ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+  echo "error: $python has no venv module: apt-get install python3-venv" >&2
+  exit 69
+fi
+command -v g++ >/dev/null || echo "note: no C++ compiler; torch.compile on the CPU needs one: apt-get install g++" >&2
+
+# What is installed is what pyproject.toml asked for: its digest marks the environment as complete.
+stamp=".venv/.sslx$extra"
+digest=$(sha256sum pyproject.toml | cut -d' ' -f1)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$digest" ]; then
+  echo "installing sslx$extra into .venv (about 6.5 GB the first time, 2 to 10 minutes)"
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra"
+  echo "$digest" >"$stamp"
+fi
+[ -n "$only" ] && exit 0
+
+run=runs/quickstart
+cores=$(nproc)
+# One rank a GPU; without a GPU two ranks, which share the cores.
+ranks=$(.venv/bin/python -c 'import torch; print(torch.cuda.device_count() or 2)')
+export OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1))
+.venv/bin/torchrun --standalone --nproc-per-node "$ranks" launch/pretrain.py simclr_digits \
+  --name quickstart --resume auto "$@"
+.venv/bin/sslx probe "$run"
+.venv/bin/sslx plot "$run"
+echo "next: .venv/bin/sslx pretrain --data.source folder --data.root YOUR_IMAGES   (.venv/bin/sslx pretrain --help)"

@@ -1,0 +1,346 @@
+"""Checkpoints: written beside and renamed, verified by SHA-256, loaded as plain data, newest good one first.
+
+A checkpoint is a directory ``RUN/checkpoints/step_N`` with ``state.pt`` (``torch.save``) and, written last,
+``manifest.json``: the format, the step and each file's size and SHA-256.  The digest is needed: torch.load
+takes a file with a flipped bit without a word and returns wrong weights.  Everything here is file logic for
+one process; on many ranks the main one calls it and broadcasts what came out.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch import Tensor, nn
+
+from sslx.errors import ConfigError, DataError, MissingInput, StorageError
+
+FORMAT = 1
+_NAME = re.compile(r"step_(0|[1-9]\d*)(\.old)?")
+_FILES = ("state.pt", "manifest.json")
+_PLAIN = (int, float, bool, str, type(None), Tensor, nn.Parameter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """When checkpoints are written and how many stay."""
+
+    every: int = 1000
+    """Steps between checkpoints; 0: only at the end and when the job is stopped."""
+    keep: int = 3
+    """How many checkpoints to keep: the newest ones."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(
+                f"checkpoint.every: expected 0 or more steps, got {self.every}: 0 is 'at the end'"
+            )
+        if self.keep < 1:
+            raise ConfigError(f"checkpoint.keep: expected at least 1, got {self.keep}: a restart needs one")
+
+
+def save(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:
+    """Write ``folder/checkpoints/step_N``, verify it, then delete all but the newest ``keep``.
+
+    folder: the run folder; made if it is not there.
+    state: tensors, numbers, strings, None, and dicts, lists and tuples of them: what can be loaded safely.
+    Returns the checkpoint's directory.  A kill at any moment leaves the newest good checkpoint in place.
+    StorageError where the disk does not take it: nothing of the failed checkpoint stays, older ones do.
+    """
+    assert keep >= 1
+    assert (foreign := _foreign(state, "state")) is None, foreign
+    place = folder / "checkpoints"
+    target, temp = place / f"step_{step}", place / f".step_{step}.tmp-{os.getpid()}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        _clean(place)
+        temp.mkdir()
+        _write(temp, step, state)
+        _verified(temp).close()
+        old = place / f"{target.name}.old"
+        if target.exists():
+            target.rename(old)  # newest() knows the name: a kill between the two renames loses nothing
+        temp.rename(target)
+        _sync(place)
+        _discard(old)
+    except BaseException as error:
+        shutil.rmtree(temp, ignore_errors=True)
+        cause = _os_error(error)
+        if cause is None and not isinstance(error, DataError):
+            raise
+        reason = cause.strerror if cause else error
+        raise StorageError(
+            f"cannot write {target}: {reason}; {_num_bytes(state):,} bytes needed, "
+            f"{_free_bytes(folder)} bytes free: free some space or a quota, or keep fewer checkpoints"
+        ) from error
+    # Newer ones were left by a damaged or abandoned continuation: they neither count nor are ours to delete.
+    for _, path in [entry for entry in _found(place) if entry[0] <= step][keep:]:
+        _discard(path)
+    return target
+
+
+def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The state of a checkpoint, verified and loaded without running anything in it.
+
+    path: a checkpoint directory, the ``state.pt`` in it, or a run folder (its newest good checkpoint; what is
+      skipped goes to the log ``sslx.checkpoint`` as warnings).
+    MissingInput where there is no checkpoint, DataError where it is damaged or holds more than plain data.
+    """
+    folder = path.parent if path.name == "state.pt" else path
+    is_run = not _NAME.fullmatch(folder.name) and not any((folder / name).exists() for name in _FILES)
+    if is_run and folder.is_dir():
+        good, skipped = newest(folder)
+        for line in skipped:
+            logging.getLogger(__name__).warning(line)
+        folder = good or folder / "checkpoints"
+    if not folder.is_dir() or folder.name == "checkpoints":
+        raise MissingInput(f"no checkpoint at {path}: give a run folder, a step_N directory or its state.pt")
+    with _verified(folder) as file:
+        try:
+            return torch.load(file, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = re.search(r"unsupported \w+ \S+", str(error), re.IGNORECASE)
+            raise DataError(
+                f"checkpoint {folder} is untrusted: it holds more than tensors and plain data"
+                f"{f' ({reason[0]})' if reason else ''}; none of it was run: use one that sslx wrote"
+            ) from error
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise DataError(
+                f"checkpoint {folder} cannot be loaded ({reason}): use one that sslx wrote"
+            ) from error
+
+
+def newest(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest good checkpoint of a run folder, by step number, and a line for each damaged one skipped.
+
+    (None, []) where the run has none yet; DataError where it has some and none is good, since starting afresh
+    would silently throw the run away.
+    """
+    place = run / "checkpoints"
+    problems: list[str] = []
+    for _, path in _found(place):
+        try:
+            _verified(path).close()
+            return path, [f"{problem}: using {path.name}" for problem in problems]
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError(
+            f"no good checkpoint in {place}: {'; '.join(problems)}: restore one, or start another run"
+        )
+    return None, []
+
+
+def load_weights(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    what: str,
+    *,
+    expected: str | None = None,
+    found: str | None = None,
+) -> None:
+    """Load weights strictly, whether or not DDP or torch.compile wrapped either side.
+
+    what: where the weights are from, for the message; expected, found: the two architectures where known.
+    DataError, in one line, where keys or shapes differ; the module is then unchanged.
+    """
+    own = module.state_dict()
+    name_of = {_unwrapped(key): key for key in own}
+    given = {_unwrapped(key): value for key, value in state_dict.items()}
+    shapes = {
+        key: f"{key} {tuple(own[name_of[key]].shape)}, not {tuple(given[key].shape)}"
+        for key in name_of.keys() & given.keys()
+        if isinstance(given[key], Tensor) and own[name_of[key]].shape != given[key].shape
+    }
+    problems = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for keys, kind in (
+            ([key for key in name_of if key not in given], "missing"),
+            ([key for key in given if key not in name_of], "unexpected"),
+            ([shapes[key] for key in name_of if key in shapes], "of another shape"),
+        )
+        if keys
+    ]
+    if problems:
+        named = f"expected {expected or '?'}, found {found or '?'}; " if expected or found else ""
+        raise DataError(
+            f"{what} does not fit: {named}of {len(own)} keys {', '.join(problems)}: "
+            "build the model as in the run's config.json, or give other weights"
+        )
+    module.load_state_dict({name_of[key]: value for key, value in given.items()}, strict=True)
+
+
+def _unwrapped(key: str) -> str:
+    parts = [part for part in key.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        del parts[0]
+    return ".".join(parts)
+
+
+class _Digest:
+    """A file to write to that hashes what passes: the digest is of what was meant, not of what is on disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.num_bytes += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write(temp: Path, step: int, state: dict[str, object]) -> None:
+    with open(temp / "state.pt", "wb") as file:
+        # Through a file object, not a path: torch keeps the OSError and its errno only then.
+        digest = _Digest(file)
+        torch.save(state, cast(Any, digest))
+        file.flush()
+        os.fsync(file.fileno())
+    with open(temp / "manifest.json", "w", encoding="utf-8") as file:
+        file.write(_manifest(step, digest.num_bytes, digest.sha256.hexdigest()))
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(temp)
+
+
+def _manifest(step: int, num_bytes: int, sha256: str) -> str:
+    files = {"state.pt": {"bytes": num_bytes, "sha256": sha256}}
+    return json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2) + "\n"
+
+
+def _verified(folder: Path) -> BinaryIO:
+    """``state.pt`` of a checkpoint directory, open for reading: what was verified is then what is loaded.
+
+    DataError where a file is missing or damaged.  The manifest must be, byte for byte, the one that would be
+    written today: so a bit flipped in it shows too.
+    """
+    name = "manifest.json"
+    try:
+        text = (folder / name).read_bytes().decode("utf-8")
+        manifest = json.loads(text)
+        step, expected = manifest["step"], manifest["files"]["state.pt"]
+        named = _NAME.fullmatch(folder.name)
+        if manifest["format"] != FORMAT:
+            reason = f"format {manifest['format']}, this sslx reads {FORMAT}"
+        elif text != _manifest(step, expected["bytes"], expected["sha256"]):
+            reason = "not as written"
+        elif named and step != int(named[1]):
+            reason = f"of step {step}"
+        else:
+            name = "state.pt"
+            file = open(folder / name, "rb")
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes != expected["bytes"]:
+                reason = f"{num_bytes} bytes instead of {expected['bytes']}"
+            elif hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                reason = "SHA-256 differs"
+            else:
+                file.seek(0)
+                return file
+            file.close()
+    except OSError as error:
+        reason = error.strerror
+    except (ValueError, KeyError, TypeError):
+        reason = "not as written"
+    raise DataError(f"checkpoint {folder.name} is damaged ({name}: {reason})")
+
+
+def _found(place: Path) -> list[tuple[int, Path]]:
+    """(step, directory) of what is named like a checkpoint, newest first; one set aside after its successor.
+
+    DataError where the folder is there but cannot be listed: that is no fresh start.
+    """
+    try:
+        named = [(match, path) for path in place.iterdir() if (match := _NAME.fullmatch(path.name))]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"cannot list the checkpoints in {place}: {error.strerror}") from error
+    named.sort(key=lambda entry: (int(entry[0][1]), entry[0][2] is None), reverse=True)
+    return [(int(match[1]), path) for match, path in named if path.is_dir()]
+
+
+def _clean(place: Path) -> None:
+    """Remove or finish what a killed save left behind."""
+    for stale in place.glob(".step_*.tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    for old in place.glob("step_*.old"):
+        target = old.with_suffix("")
+        if target.exists():
+            _discard(old)
+        elif _NAME.fullmatch(old.name):
+            old.rename(target)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a checkpoint: under a temporary name, so that a kill halfway leaves no damaged one."""
+    doomed = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    with suppress(OSError):
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no fsync of a directory
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _foreign(value: object, name: str) -> str | None:
+    """What in a state cannot be loaded with weights_only=True, by name; None where all can."""
+    if type(value) in (dict, OrderedDict):
+        items = cast(dict[object, object], value)
+        bad = [f"{name}: key {key!r} is no string or int" for key in items if type(key) not in (str, int)]
+        found = (_foreign(item, f"{name}[{key!r}]") for key, item in items.items())
+        return next(iter(bad), None) or next(filter(None, found), None)
+    if type(value) in (list, tuple):
+        found = (_foreign(item, f"{name}[{i}]") for i, item in enumerate(cast(list[object], value)))
+        return next(filter(None, found), None)
+    if type(value) in _PLAIN:
+        return None
+    kind = type(value).__qualname__
+    return f"{name} is a {kind}: a state holds tensors, numbers, strings, None, dicts, lists and tuples"
+
+
+def _num_bytes(value: object) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_num_bytes, cast(dict[object, object], value).values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_num_bytes, cast(list[object], value)))
+    return 0
+
+
+def _free_bytes(folder: Path) -> str:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    try:
+        return f"{shutil.disk_usage(there).free:,}"
+    except OSError:
+        return "an unknown number of"
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError behind an exception: torch.save wraps it in RuntimeErrors of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,83 @@
+"""The ``sslx`` command: one list of subcommands, and what an error looks like."""
+
+import difflib
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import import_module
+
+from sslx import __version__
+from sslx.errors import UserError
+
+COMMANDS = {
+    "pretrain": ("sslx.train.launch:main", "pretrain an encoder: sslx pretrain simclr_digits"),
+    "probe": ("sslx.evaluate:probe_main", "kNN, linear and few-label accuracy of a run's features"),
+    "plot": ("sslx.evaluate:plot_main", "t-SNE picture and loss curve of a run"),
+    "doctor": ("sslx.doctor:main", "what this machine has, and what is missing"),
+}
+EXIT_CRASH = 70
+
+
+def usage() -> str:
+    lines = [f"sslx {__version__}: self-supervised pretraining of image encoders", "", "  sslx COMMAND [options]", ""]
+    lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join([*lines, "", "sslx COMMAND --help lists a command's options."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code (sslx.errors lists them)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage() + "\n")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        sys.stdout.write(f"sslx {__version__}\n")
+        return 0
+    if argv[0] not in COMMANDS:
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return complain(f"sslx has no command {argv[0]!r}: {hint}it has {', '.join(COMMANDS)}", 64)
+    return run(COMMANDS[argv[0]][0], argv[1:])
+
+
+def run(target: str, argv: Sequence[str]) -> int:
+    """Call ``module:function`` and turn what a user can cause into one line and an exit code."""
+    module, function = target.split(":")
+    try:
+        return getattr(import_module(module), function)(list(argv))
+    except UserError as error:
+        return complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return complain("interrupted", 130)
+    except SystemExit as error:  # tyro: 0 after --help, 2 after a wrong flag, which it has explained
+        return 64 if error.code == 2 else int(error.code or 0)
+
+
+def complain(message: str, code: int) -> int:
+    """Print the error once, although every rank of a job may have met it; returns the code."""
+    if _first_to_say(message):
+        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.flush()
+    return code
+
+
+def _first_to_say(message: str) -> bool:
+    """Whether no sibling (a rank started by the same parent) has said this: a file that only one can create."""
+    if "RANK" not in os.environ:
+        return True
+    try:
+        with open(f"/proc/{os.getppid()}/stat") as file:
+            started = file.read().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        started = "0"
+    digest = hashlib.blake2b(message.encode(), digest_size=8).hexdigest()
+    path = os.path.join(tempfile.gettempdir(), f"sslx-said-{os.getppid()}-{started}-{digest}")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True

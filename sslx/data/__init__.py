@@ -1,0 +1,271 @@
+"""Loaders: source -> decode and augment on the device -> Batch, restartable at any batch, at any world size."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sslx import rng
+from sslx.data import sources
+from sslx.data.batch import Batch
+from sslx.data.order import Order, Sequential, Shuffled
+from sslx.data.sources import Source
+from sslx.data.views import ViewSpec
+from sslx.errors import ConfigError, DataError
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(sources.Config):
+    """Which images to read, and how."""
+
+    size: int | None = None
+    """Side of the training views in pixels; default: what suits the source (digits and CIFAR 32, folder 224)."""
+    eval_size: int | None = None
+    """Side of the probes' views in pixels; default: the same as size."""
+    backend: Literal["auto", "dali", "torchvision", "synthetic"] = "auto"
+    """auto: DALI where it is installed.  synthetic: one fixed batch from memory, to measure everything else."""
+    threads: int | None = None
+    """Loader threads (DALI) or processes (torchvision) a rank; default: the machine's cores / ranks on it."""
+    max_bad: float = 0.01
+    """Share of unreadable images above which the run ends; fewer are replaced by others and counted."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("size", self.size), ("eval-size", self.eval_size)):
+            if value is not None and value < 8:
+                raise ConfigError(f"--data.{name} must be at least 8 pixels, not {value}")
+        if not 0 <= self.max_bad <= 1:
+            raise ConfigError(f"--data.max-bad is a share in [0, 1], not {self.max_bad}")
+        if self.threads is not None and self.threads < 0:
+            raise ConfigError(f"--data.threads must be 0 or more, not {self.threads}")
+
+
+class Backend(Protocol):
+    """What makes views: see ``dali.Dali.stream``."""
+
+    def stream(
+        self, order: Order, start: int, substitute: Callable[[Indices], Indices]
+    ) -> Iterator[tuple[Tensor, ...]]: ...
+
+
+class Loader:
+    """An iterator of Batches whose whole state is the number of batches delivered.
+
+    Unreadable files are replaced by others, chosen as a function of the sample alone, so that step counts and
+    all other samples stay as they were; ``bad`` holds them, index -> path.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        backend: Backend,
+        source: Source,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        max_bad: float = 0.01,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.order, self.backend, self.source = order, backend, source
+        self.device, self.dtype, self.max_bad, self.say = device, dtype, max_bad, say
+        self.delivered = 0
+        self.bad: dict[int, str] = {}
+        self._stand_in: dict[int, int] = {}
+        self._stream: Iterator[tuple[Tensor, ...]] | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.order.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.order.finished(self.delivered):
+            self.close()
+            raise StopIteration
+        index = self.order.batch(self.delivered)
+        made = self._views(index)
+        self.delivered += 1
+        labels = self.source.labels
+        label = None if labels is None else torch.from_numpy(labels[self._substitute(index)])
+        # DALI's buffers are reused once released; `to` copies only where dtype or device differ.
+        return Batch(made, label, torch.from_numpy(index)).to(self.device, self.dtype)
+
+    def _views(self, index: Indices) -> tuple[Tensor, ...]:
+        while True:
+            if self._stream is None:
+                self._stream = self.backend.stream(self.order, self.delivered, self._substitute)
+            try:
+                return next(self._stream)
+            except RuntimeError as error:
+                self.close()
+                if not self._quarantine(index):
+                    raise DataError(f"the loader failed on readable files: {error}") from error
+
+    def _substitute(self, index: Indices) -> Indices:
+        if not self._stand_in:
+            return index
+        return np.array([self._stand_in.get(int(i), int(i)) for i in index], dtype=np.int64)
+
+    def _quarantine(self, index: Indices) -> bool:
+        """Find the batch's unreadable files and name their stand-ins; False where all can be read."""
+        if self.source.paths is None:
+            return False
+        found = [int(i) for i in np.unique(index) if int(i) not in self.bad and not _readable(self.source, int(i))]
+        for i in found:
+            self.bad[i] = self.source.paths[i]
+            self.say(f"unreadable image {self.bad[i]}: replaced by another one ({len(self.bad)} so far)")
+        if len(self.bad) > self.max_bad * len(self.source):
+            raise DataError(
+                f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
+                f"{self.max_bad:g} that --data.max-bad allows; the last one is {list(self.bad.values())[-1]}"
+            )
+        for i in found:
+            for candidate in rng.permutation(0, "stand-in", i, size=len(self.source)):
+                if int(candidate) not in self.bad and _readable(self.source, int(candidate)):
+                    self._stand_in[i] = int(candidate)
+                    break
+        return bool(found)
+
+    def close(self) -> None:
+        """Stop the backend's threads; the next batch starts them again where they were."""
+        self._stream = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training is: epoch, and samples of it already delivered on all ranks together."""
+        assert isinstance(self.order, Shuffled)
+        epoch, within = divmod(self.delivered, self.order.num_batches)
+        samples = within * self.order.batch_size // self.order.accumulate
+        return {"seed": self.order.seed, "epoch": epoch, "position": samples, "num_samples": self.order.num_samples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the samples that ``state`` counts, at this loader's world size and batch size."""
+        assert isinstance(self.order, Shuffled)
+        if (came := len(self.source)) != state["num_samples"]:
+            raise DataError(
+                f"the checkpoint was trained on {state['num_samples']:,} images, the source now has {came:,}: "
+                "restore the images, or start a new run with --encoder.weights"
+            )
+        micro = self.order.batch_size // self.order.accumulate
+        if state["seed"] != self.order.seed or state["position"] % micro:
+            raise ConfigError("the checkpoint's sample order has another seed or batch size than this run's")
+        self.close()
+        self.delivered = state["epoch"] * self.order.num_batches + state["position"] // micro
+
+
+def _readable(source: Source, index: int) -> bool:
+    from sslx.data.torchvision import read
+
+    try:
+        read(source, index)
+    except (RuntimeError, OSError):
+        return False
+    return True
+
+
+def _threads(config: Config, local_world_size: int) -> int:
+    return config.threads if config.threads is not None else max(1, len(os.sched_getaffinity(0)) // local_world_size)
+
+
+def _backend(
+    config: Config,
+    source: Source,
+    specs: Sequence[ViewSpec],
+    *,
+    seed: int,
+    per_rank: int,
+    local_world_size: int,
+    device: torch.device,
+) -> Backend:
+    name = config.backend
+    if name == "auto":
+        name = "dali" if find_spec("nvidia.dali") is not None else "torchvision"
+    if name == "synthetic":
+        from sslx.data.synthetic import Synthetic
+
+        return Synthetic(specs, seed=seed, max_per_rank=per_rank, device=device)
+    threads = _threads(config, local_world_size)
+    if name == "torchvision":
+        from sslx.data.torchvision import TorchVision
+
+        return TorchVision(source, specs, seed=seed, device=device, num_threads=threads)
+    if find_spec("nvidia.dali") is None:
+        raise ConfigError(
+            "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
+            "or take --data.backend torchvision"
+        )
+    from sslx.data.dali import Dali
+
+    return Dali(source, specs, seed=seed, max_per_rank=per_rank, device=device, num_threads=max(1, threads))
+
+
+def training(
+    config: Config,
+    source: Source,
+    specs: Sequence[ViewSpec],
+    *,
+    batch_size: int,
+    accumulate: int = 1,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    local_world_size: int = 1,
+    device: torch.device,
+    dtype: torch.dtype,
+    say: Callable[[str], None] = lambda _: None,
+) -> Loader:
+    """The endless training loader of one rank; batch_size is global, views come in the order of ``specs``."""
+    order = Shuffled(
+        num_samples=len(source),
+        batch_size=batch_size,
+        accumulate=accumulate,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    backend = _backend(
+        config,
+        source,
+        specs,
+        seed=seed,
+        per_rank=order.per_rank,
+        local_world_size=local_world_size,
+        device=device,
+    )
+    return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say)
+
+
+def evaluation(
+    config: Config,
+    source: Source,
+    spec: ViewSpec,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    local_world_size: int = 1,
+    device: torch.device,
+    dtype: torch.dtype,
+    say: Callable[[str], None] = lambda _: None,
+) -> Loader:
+    """One pass over a source through the evaluation view, every image once; batch_size is per rank."""
+    assert spec.augment is None
+    order = Sequential(num_samples=len(source), per_rank=batch_size, rank=rank, world_size=world_size)
+    backend = _backend(
+        config,
+        source,
+        [spec],
+        seed=0,
+        per_rank=batch_size,
+        local_world_size=local_world_size,
+        device=device,
+    )
+    return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say)

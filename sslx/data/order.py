@@ -1,0 +1,96 @@
+"""The sampler: which samples make up batch number t, as a function of (seed, t), cut by rank."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sslx import rng
+from sslx.errors import ConfigError
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled:
+    """Endless training batches: every epoch is a permutation of all samples, the incomplete last batch dropped.
+
+    The permutation is global and each rank takes its contiguous share of each batch, so batch t holds the same
+    samples at every world size, and a restart needs nothing but t.
+
+    num_samples: in the source.  batch_size: global, of one optimizer step.  accumulate: micro-batches a step;
+    a *batch* below is one micro-batch.
+    """
+
+    num_samples: int
+    batch_size: int
+    accumulate: int = 1
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    _epoch: list[tuple[int, Indices]] = field(default_factory=list[tuple[int, Indices]], repr=False)
+
+    def __post_init__(self) -> None:
+        share = self.accumulate * self.world_size
+        if self.batch_size % share:
+            raise ConfigError(
+                f"batch size {self.batch_size} must be divisible by ranks x accumulation steps = "
+                f"{self.world_size} x {self.accumulate}: take --batch-size {max(1, self.batch_size // share) * share}"
+            )
+        if self.num_samples < self.batch_size:
+            raise ConfigError(
+                f"batch size {self.batch_size} is more than the {self.num_samples} images of the source: "
+                f"take --batch-size {max(1, self.num_samples // share) * share} or less"
+            )
+
+    @property
+    def num_batches(self) -> int:
+        """Micro-batches an epoch."""
+        return self.num_samples // self.batch_size * self.accumulate
+
+    @property
+    def per_rank(self) -> int:
+        """Samples of one micro-batch on one rank."""
+        return self.batch_size // self.accumulate // self.world_size
+
+    def epoch(self, t: int) -> int:
+        return t // self.num_batches
+
+    def batch(self, t: int) -> Indices:
+        """This rank's sample indices of batch t: (per_rank,)."""
+        epoch, within = divmod(t, self.num_batches)
+        if not self._epoch or self._epoch[0][0] != epoch:  # one permutation is kept: the current epoch's
+            self._epoch[:] = [(epoch, rng.permutation(self.seed, "sample order", epoch, size=self.num_samples))]
+        start = (within * self.world_size + self.rank) * self.per_rank
+        return self._epoch[0][1][start : start + self.per_rank]
+
+    def finished(self, t: int) -> bool:  # noqa: ARG002 (training never ends by itself)
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequential:
+    """One pass for evaluation: sample i goes to rank i mod W; the last batch may be smaller, none is padded."""
+
+    num_samples: int
+    per_rank: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def num_batches(self) -> int:
+        mine = len(range(self.rank, self.num_samples, self.world_size))
+        return -(-mine // self.per_rank)
+
+    def epoch(self, t: int) -> int:  # noqa: ARG002
+        return 0
+
+    def batch(self, t: int) -> Indices:
+        mine = np.arange(self.rank, self.num_samples, self.world_size)
+        return mine[t * self.per_rank : (t + 1) * self.per_rank]
+
+    def finished(self, t: int) -> bool:
+        return t >= self.num_batches
+
+
+Order = Shuffled | Sequential

@@ -1,0 +1,213 @@
+"""Sources: what to read.  A Source is a list of images, encoded files or decoded pixels, with labels if any."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sslx import rng
+from sslx.errors import ConfigError, DataError, MissingInput
+
+Split = Literal["pretrain", "train", "test"]
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_TORCHVISION = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 32, "stl10": 96}  # name -> default view size
+NAMES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "stl10", "folder", "synthetic"]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Images by index: either ``paths`` of encoded files or ``pixels`` (N, H, W, 3) uint8, never both.
+
+    labels: (N,) int64 or None.  classes: their names.  size: side of the views that suit it, in pixels.
+    """
+
+    name: str
+    size: int
+    labels: npt.NDArray[np.int64] | None = None
+    classes: tuple[str, ...] | None = None
+    paths: Sequence[str] | None = field(default=None, repr=False)
+    pixels: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        images = self.paths if self.paths is not None else self.pixels
+        assert images is not None
+        return len(images)
+
+    def subset(self, index: npt.NDArray[np.int64]) -> "Source":
+        """The images at these places, as a source of their own."""
+        return replace(
+            self,
+            labels=None if self.labels is None else self.labels[index],
+            paths=None if self.paths is None else [self.paths[i] for i in index],
+            pixels=None if self.pixels is None else self.pixels[index],
+        )
+
+    def describe(self) -> str:
+        """One line for the user: what was found."""
+        kinds = f"{len(self.classes)} classes" if self.classes else "unlabelled"
+        return f"{self.name}: {len(self):,} images, {kinds}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which images to read."""
+
+    source: NAMES = "digits"
+    """digits comes with scikit-learn; folder takes your own images; the others are torchvision's data sets."""
+    root: Path | None = None
+    """Folder of the images (folder) or of the downloaded data set (cifar10, ...; default ~/.cache/sslx)."""
+    test_root: Path | None = None
+    """Folder of the images to test probes on; default: the test/ (or val/) subfolder of root."""
+    download: bool = False
+    """Download the data set where it is missing."""
+    num_synthetic: int = 4096
+    """Images of the synthetic source."""
+
+
+def build(
+    config: Config, split: Split, *, say: Callable[[str], None] = lambda _: None, classes: Sequence[str] | None = None
+) -> Source:
+    """The images of a split: ``pretrain`` (with unlabelled ones where there are any), ``train`` or ``test``.
+
+    classes: the training split's, so that a folder's test split gets the same numbers.  Raises MissingInput,
+    DataError or ConfigError, each in one line that names the folder and the flag.
+    """
+    if config.source == "digits":
+        return _digits(split)
+    if config.source == "synthetic":
+        return _synthetic(config.num_synthetic, split)
+    if config.source == "folder":
+        return _folder(config, split, say, classes)
+    return _torchvision(config, split)
+
+
+def _digits(split: Split) -> Source:
+    """scikit-learn's 1,797 real 8x8 digits (UCI optdigits), every fifth one of each class held out."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    rank_in_class = np.zeros(len(labels), dtype=np.int64)
+    for digit in range(10):
+        mine = labels == digit
+        rank_in_class[mine] = np.arange(mine.sum())
+    chosen = (rank_in_class % 5 == 4) == (split == "test")
+    gray = np.rint(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    pixels = np.repeat(gray[..., None], 3, axis=-1)
+    names = tuple(str(digit) for digit in range(10))
+    return Source("digits", 32, labels[chosen].astype(np.int64), names, pixels=pixels)
+
+
+def _synthetic(count: int, split: Split) -> Source:
+    """Ten classes of 64x64 gratings, told apart by orientation and colour, under noise.  For tests, not science."""
+    if count < 1:
+        raise ConfigError(f"data.num-synthetic must be at least 1, not {count}")
+    labels = np.arange(count, dtype=np.int64) % 10
+    u = rng.uniform(0, f"synthetic {split}", np.arange(count), num=2)
+    y, x = np.mgrid[0:64, 0:64] / 64
+    angle = (labels * np.pi / 10)[:, None, None]
+    wave = np.sin(2 * np.pi * (3 + 3 * u[:, :1, None]) * (x * np.cos(angle) + y * np.sin(angle)) + 6.3 * u[:, 1:, None])
+    tint = 0.5 + 0.5 * np.cos(2 * np.pi * (labels[:, None] / 10 + np.arange(3) / 3))
+    noise = rng.words(0, f"synthetic noise {split}", np.arange(min(count, 64)), num=64 * 64 * 3) % 64
+    pixels = np.empty((count, 64, 64, 3), dtype=np.uint8)
+    for i in range(count):  # one at a time: the float intermediates of all would need gigabytes
+        pixels[i] = (96 + 64 * wave[i])[..., None] * tint[i] + noise[i % 64].reshape(64, 64, 3)
+    return Source("synthetic", 64, labels, tuple(str(i) for i in range(10)), pixels=pixels)
+
+
+def _torchvision(config: Config, split: Split) -> Source:
+    """A torchvision data set in torchvision's own layout under ``root``."""
+    from torchvision import datasets
+
+    name = config.source
+    root = config.root or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sslx"
+    train = split != "test"
+    parts = {"pretrain": "train+unlabeled", "train": "train", "test": "test"}
+    make: dict[str, Callable[[], Any]] = {
+        "cifar10": lambda: datasets.CIFAR10(root, train=train, download=config.download),
+        "cifar100": lambda: datasets.CIFAR100(root, train=train, download=config.download),
+        "fashion_mnist": lambda: datasets.FashionMNIST(root, train=train, download=config.download),
+        "stl10": lambda: datasets.STL10(str(root), split=parts[split], download=config.download),
+    }
+    try:
+        found = make[name]()
+    except (RuntimeError, OSError) as error:
+        if config.download:
+            raise MissingInput(f"{name} could not be downloaded to {root}: {_first_line(error)}") from error
+        raise MissingInput(
+            f"{name} not found under {root}: give its folder with --data.root, or --data.download True to fetch it"
+        ) from error
+    pixels = np.asarray(found.data)
+    if name == "stl10":
+        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+    if pixels.ndim == 3:
+        pixels = np.repeat(pixels[..., None], 3, axis=-1)
+    labels = np.asarray(found.labels if name == "stl10" else found.targets, dtype=np.int64)
+    known = None if (labels < 0).any() else labels
+    return Source(name, _TORCHVISION[name], known, None if known is None else tuple(found.classes), pixels=pixels)
+
+
+def _folder(
+    config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None
+) -> Source:
+    """Image files below a folder; the first level of subfolders, if images lie only in such, are the classes."""
+    if config.root is None:
+        raise ConfigError("--data.source folder needs --data.root FOLDER, the folder of your images")
+    root = config.root.expanduser()
+    if not root.is_dir():
+        parent = next((p for p in root.parents if p.is_dir()), Path("/"))
+        raise MissingInput(f"data folder {root} does not exist (nearest that does: {parent}): check --data.root")
+    if split == "test":
+        candidates = [config.test_root.expanduser()] if config.test_root else [root / "test", root / "val"]
+        root = next((c for c in candidates if c.is_dir()), None)
+        if root is None:
+            raise MissingInput(
+                f"no test images: {candidates[0]} does not exist; give the folder with --data.test-root"
+            )
+    elif (root / "train").is_dir():
+        root = root / "train"
+    paths = _list_images(root, say)
+    first = [os.path.relpath(path, root).split(os.sep) for path in paths]
+    if any(len(parts) == 1 for parts in first):
+        return Source(str(root), 224, paths=paths)
+    names = tuple(sorted({parts[0] for parts in first}))
+    if classes is not None:
+        unknown = [name for name in names if name not in classes]
+        if unknown:
+            raise DataError(f"{root} has the class {unknown[0]!r}, which the training images have not")
+        names = tuple(classes)
+    number = {name: i for i, name in enumerate(names)}
+    labels = np.array([number[parts[0]] for parts in first], dtype=np.int64)
+    return Source(str(root), 224, labels, names, paths=paths)
+
+
+def _list_images(root: Path, say: Callable[[str], None]) -> list[str]:
+    """All image files below root, sorted, following links; says how many it has seen every two seconds."""
+    paths: list[str] = []
+    others: list[str] = []
+    told = time.monotonic()
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link back up would never end
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                (paths if name.lower().endswith(EXTENSIONS) else others).append(os.path.join(folder, name))
+        if time.monotonic() - told > 2:
+            told = time.monotonic()
+            say(f"listing {root}: {len(paths):,} images so far")
+    if not paths:
+        came = f"{len(others):,} other files, the first {others[0]}" if others else "nothing"
+        raise MissingInput(f"no images below {root}: expected {', '.join(EXTENSIONS)}; found {came}")
+    return sorted(paths)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

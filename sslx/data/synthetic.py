@@ -1,0 +1,36 @@
+"""The same contract from memory: one fixed batch for ever.  The ceiling of any loader, for benchmarks."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sslx import rng
+from sslx.data.order import Order
+from sslx.data.views import ViewSpec
+
+
+class Synthetic:
+    """Random pixels, drawn once, already on the device: random and never zeros, which compute faster."""
+
+    def __init__(self, specs: Sequence[ViewSpec], *, seed: int, max_per_rank: int, device: torch.device) -> None:
+        self.views: list[Tensor] = []
+        for number, spec in enumerate(specs):
+            shape = (spec.size, spec.size, 3)
+            index = np.arange(max_per_rank)
+            drawn = rng.uniform(seed, "synthetic batch", index, number, num=int(np.prod(shape)))
+            pixels = torch.from_numpy(drawn.reshape(-1, *shape).astype(np.float32)).to(device)
+            self.views.append((2 * pixels - 1).permute(0, 3, 1, 2))
+
+    def stream(
+        self, order: Order, start: int, substitute: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the same views for every batch of the order; ``substitute`` has nothing to do."""
+        del substitute
+        t = start
+        while not order.finished(t):
+            size = len(order.batch(t))
+            yield tuple(view[:size] for view in self.views)
+            t += 1

@@ -1,0 +1,218 @@
+"""ViewSpec: a declarative augmentation recipe, and the numbers drawn for it.
+
+A view is what one crop of an image becomes.  The spec says with which probabilities and strengths; ``draw``
+turns (seed, epoch, sample, view) into one row of parameters; the backends only apply them.  So both backends
+make the same view of the same sample, and neither holds any random state.
+
+The operations and their order are SimCLR's (arXiv 2002.05709, appendix A): random resized crop, flip, colour
+jitter, grayscale, blur, then BYOL's solarize (2006.07733, appendix B), then normalise.  One deviation: the four
+parts of the jitter run in the fixed order brightness, contrast, saturation, hue.  The blur's window is as wide
+as its sigma needs (3 sigma each way, 99.7 % of the weight), at most the paper's tenth of the view.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sslx import rng
+from sslx.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_TRIES = 10  # crop boxes drawn until one fits the image, as in torchvision
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """The augmentation of a recipe: SimCLR's for ImageNet unless set otherwise."""
+
+    min_scale: float = 0.08
+    """Smallest share of the image's area that a crop may cover (SimCLR: 0.08; 0.2 keeps more of small images)."""
+    max_scale: float = 1.0
+    """Largest share of the image's area that a crop may cover."""
+    max_ratio: float = 4 / 3
+    """Crops have aspect ratios between 1/max_ratio and max_ratio."""
+    flip: float = 0.5
+    """Probability of a horizontal flip; 0 where left and right differ in meaning (digits, text)."""
+    jitter: float = 0.8
+    """Probability of colour jitter."""
+    brightness: float = 0.8
+    """Jitter strength: the factor is uniform in [max(0, 1 - s), 1 + s]."""
+    contrast: float = 0.8
+    """Jitter strength, likewise."""
+    saturation: float = 0.8
+    """Jitter strength, likewise."""
+    hue: float = 0.2
+    """Jitter strength: the shift is uniform in [-s, s] turns of the colour circle, at most 0.5."""
+    gray: float = 0.2
+    """Probability of grayscale."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur with sigma in [0.1, 2] pixels."""
+    solarize: float = 0.0
+    """Probability of inverting all values of 128 and above (BYOL: 0.2 on the second view)."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter of the crop's resize, antialiased."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "gray", "blur", "solarize"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment.{name} is a probability in [0, 1], not {getattr(self, name)}")
+        if not 0 < self.min_scale <= self.max_scale <= 1:
+            raise ConfigError(
+                f"augment needs 0 < min_scale <= max_scale <= 1, got {self.min_scale} and {self.max_scale}"
+            )
+        if self.max_ratio < 1 or not 0 <= self.hue <= 0.5 or min(self.brightness, self.contrast, self.saturation) < 0:
+            raise ConfigError("augment needs max_ratio >= 1, hue in [0, 0.5] and jitter strengths >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """One view: size x size pixels, random as ``augment`` says or, with ``augment=None``, the centre.
+
+    center: side of the central square to take, as a share of the image's shorter side (evaluation only).
+    mean, std: of the normalisation, in units of full scale (0..1), per RGB channel.
+    """
+
+    size: int
+    augment: Augment | None = None
+    center: float = 1.0
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+def eval_view(
+    size: int,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> ViewSpec:
+    """What a probe sees, of both splits: the whole short side up to 64 px, the usual central 224/256 above."""
+    return ViewSpec(size=size, center=1.0 if size <= 64 else 0.875, mean=mean, std=std)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The parameters of one view of N samples; every array is float32 with N rows.
+
+    area, ratio: (N, 10) candidate boxes, as shares of the area and width/height.  place: (N, 2) position of the
+    box in [0, 1), (y, x).  flip, blur, solarize: (N,) 0 or 1.  brightness, contrast, saturation: (N,) factors,
+    1 = as is.  hue: (N,) turns of the colour circle.  gray: (N,) 0 or 1.  sigma, window: (N,) pixels; windows are odd.
+    """
+
+    area: FloatArray
+    ratio: FloatArray
+    place: FloatArray
+    flip: FloatArray
+    brightness: FloatArray
+    contrast: FloatArray
+    saturation: FloatArray
+    hue: FloatArray
+    gray: FloatArray
+    blur: FloatArray
+    sigma: FloatArray
+    window: FloatArray
+    solarize: FloatArray
+
+
+def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], view: int) -> Draw:
+    """The parameters of view number ``view`` of the given samples in the given epoch."""
+    a = spec.augment
+    assert a is not None, "the evaluation view draws nothing"
+    u = rng.uniform(seed, "view", epoch, index, view, num=2 * _TRIES + 12)
+    area, ratio, rest = u[:, :_TRIES], u[:, _TRIES : 2 * _TRIES], u[:, 2 * _TRIES :].T
+    jitter = rest[3] < a.jitter
+
+    def factor(value: npt.NDArray[np.float64], strength: float) -> npt.NDArray[np.float64]:
+        low = max(0.0, 1 - strength)
+        return np.where(jitter, low + (1 + strength - low) * value, 1.0)
+
+    log_ratio = math.log(a.max_ratio)
+    sigma = 0.1 + 1.9 * rest[10]
+    widest = max(1, spec.size // 20)  # pixels each way
+    drawn = {
+        "area": a.min_scale + (a.max_scale - a.min_scale) * area,
+        "ratio": np.exp(log_ratio * (2 * ratio - 1)),
+        "place": rest[0:2].T,
+        "flip": rest[2] < a.flip,
+        "brightness": factor(rest[4], a.brightness),
+        "contrast": factor(rest[5], a.contrast),
+        "saturation": factor(rest[6], a.saturation),
+        "hue": np.where(jitter, a.hue * (2 * rest[7] - 1), 0.0),
+        "gray": rest[8] < a.gray,
+        "blur": rest[9] < a.blur,
+        "sigma": sigma,
+        "window": 2 * np.minimum(np.ceil(3 * sigma), widest) + 1,
+        "solarize": rest[11] < a.solarize,
+    }
+    return Draw(**{name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()})
+
+
+def crop_box(
+    spec: ViewSpec,
+    area: Any,
+    ratio: Any,
+    place: tuple[Any, Any],
+    height: Any,
+    width: Any,
+    *,
+    floor: Callable[[Any], Any],
+    sqrt: Callable[[Any], Any],
+    smaller: Callable[[Any, Any], Any],
+    highest: Callable[[Any], Any],
+    total: Callable[[Any], Any],
+    priority: Any,
+) -> tuple[Any, Any, Any, Any]:
+    """The box (top, left, bottom, right) in whole pixels, by torchvision's rule: the first of ten that fits.
+
+    Written once for numpy arrays and for DALI graph nodes, which is why the few functions that they spell
+    differently are arguments.  ``priority`` falls along the candidates and is positive; ``highest`` and
+    ``total`` reduce over them.  Where none fits, the largest centred box within the allowed ratios.
+    """
+    assert spec.augment is not None
+    w = floor(sqrt(area * ratio * (height * width)) + 0.5)
+    h = floor(sqrt(area / ratio * (height * width)) + 0.5)
+    score = (w <= width) * (h <= height) * (w >= 1) * (h >= 1) * priority
+    best = highest(score)
+    chosen = (score == best) * (score > 0)
+    none = best <= 0
+    limit = spec.augment.max_ratio
+    box_w = total(w * chosen) + none * smaller(width, floor(height * limit + 0.5))
+    box_h = total(h * chosen) + none * smaller(height, floor(width * limit + 0.5))
+    top = none * floor((height - box_h) * 0.5) + (best > 0) * floor(place[0] * (height - box_h + 1.0))
+    left = none * floor((width - box_w) * 0.5) + (best > 0) * floor(place[1] * (width - box_w + 1.0))
+    return top, left, top + box_h, left + box_w
+
+
+PRIORITY: FloatArray = np.arange(_TRIES, 0, -1, dtype=np.float32)
+
+
+def boxes(spec: ViewSpec, drawn: Draw, height: npt.ArrayLike, width: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """(N, 4) boxes (top, left, bottom, right) in pixels of images of (N,) heights and widths."""
+    h, w = (np.asarray(x, dtype=np.float32)[:, None] for x in (height, width))
+    with np.errstate(over="ignore"):
+        box = crop_box(
+            spec,
+            drawn.area,
+            drawn.ratio,
+            (drawn.place[:, :1], drawn.place[:, 1:]),
+            h,
+            w,
+            floor=np.floor,
+            sqrt=np.sqrt,
+            smaller=np.minimum,
+            highest=lambda x: x.max(axis=1, keepdims=True),
+            total=lambda x: x.sum(axis=1, keepdims=True),
+            priority=PRIORITY,
+        )
+    return np.concatenate(box, axis=1).astype(np.int64)
+
+
+def center_box(spec: ViewSpec, height: int, width: int) -> tuple[int, int, int, int]:
+    """The evaluation box (top, left, bottom, right): a central square."""
+    side = max(1, math.floor(min(height, width) * spec.center + 0.5))
+    top, left = (height - side) // 2, (width - side) // 2
+    return top, left, top + side, left + side

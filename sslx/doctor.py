@@ -1,0 +1,66 @@
+"""``sslx doctor``: what this machine has, and what is missing for which job."""
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "timm", "wandb", "submitit", "tyro", "scikit-learn")
+
+
+def driver_cuda() -> int | None:
+    """The newest CUDA major version that the installed driver runs, None without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int(0)
+    return version.value // 1000 if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
+
+
+def findings() -> list[tuple[str, str]]:
+    """(what, what was found) for each thing that sslx uses."""
+    rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    rows += [("cpu", f"{len(os.sched_getaffinity(0))} cores")]
+    for name in PACKAGES:
+        try:
+            rows.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            rows.append((name, f"not installed: pip install {name}"))
+    import torch
+
+    cuda = driver_cuda()
+    if cuda is None:
+        rows.append(("gpu", "no NVIDIA driver: everything runs on the CPU, over gloo"))
+    elif cuda < 13:
+        rows.append(
+            (
+                "gpu",
+                f"the driver runs CUDA {cuda}: pip install nvidia-dali-cuda120 and torch torchvision "
+                "--index-url https://download.pytorch.org/whl/cu126 in place of the CUDA 13 wheels",
+            )
+        )
+    else:
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        rows.append(("gpu", ", ".join(names) or f"driver for CUDA {cuda}, but torch sees no GPU"))
+    rows.append(("compiler", shutil.which("g++") or "none: apt install g++ (torch.compile on the CPU needs it)"))
+    rows.append(("slurm", shutil.which("sbatch") or "none: jobs run on this machine"))
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the findings; always 0, since a machine may be meant to lack something."""
+    if argv:
+        sys.stdout.write("sslx doctor: " + (__doc__ or "").split(": ", 1)[-1] + "\n")
+        return 0 if argv[0] in ("-h", "--help") else 64
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for row in findings():
+        table.add_row(*row)
+    Console().print(table, highlight=False)
+    return 0

@@ -1,0 +1,193 @@
+"""``sslx probe`` and ``sslx plot``: a checkpoint's encoder, and what its frozen features are worth and look like."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sslx import checkpoint, config, data, distributed, encoders, plot, probe, rng
+from sslx.config import PretrainConfig, ProbeConfig
+from sslx.data import sources
+from sslx.data.sources import Source
+from sslx.data.views import ViewSpec
+from sslx.distributed import Ranks
+from sslx.errors import DataError
+from sslx.probe import Score, features
+from sslx.probe.features import Features
+
+DIGITS_NOTE = (
+    "Raw pixels do well on the digits because these are 8x8 pixels, centred and of one size: two images of a digit\n"
+    "overlap pixel by pixel. On photographs they do not (README, CIFAR-10)."
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint: its config, its evaluation view, its encoder's weights, and the run folder it is in."""
+
+    settings: PretrainConfig
+    view: ViewSpec
+    weights: dict[str, Any]
+    step: int
+    folder: Path
+
+    def encoder(self, *, trained: bool, device: torch.device) -> encoders.Encoder:
+        """The encoder, with the checkpoint's weights or as it was initialised at the start of the run."""
+        rng.seed_torch(self.settings.seed)
+        encoder = encoders.build(replace(self.settings.encoder, weights=None), self.view.size)
+        if trained:
+            checkpoint.load_weights(encoder, self.weights, f"checkpoint in {self.folder}")
+        return encoder.to(device)
+
+
+def load(path: Path) -> Trained:
+    """Read a run folder, a checkpoint directory or a state.pt."""
+    state = checkpoint.load(path)
+    view = state["eval_view"]
+    view = ViewSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in view.items()})
+    weights = {k.removeprefix("encoder."): v for k, v in state["method"].items() if k.startswith("encoder.")}
+    folder = path.parent if path.name == "state.pt" else path
+    if folder.parent.name == "checkpoints":
+        folder = folder.parent.parent
+    return Trained(config.loads(state["config"]), view, weights, state["step"], folder)
+
+
+class _Bars:
+    """One progress bar for each stage that reports, on rank 0 and a terminal only."""
+
+    def __init__(self, console: Console, enabled: bool) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.display = Progress(*columns, console=console, transient=True, disable=not enabled)
+        self._tasks: dict[str, Any] = {}
+        self.stage = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        name = f"{self.stage}: {what}"
+        if name not in self._tasks:
+            self._tasks[name] = self.display.add_task(name, total=total)
+        self.display.update(self._tasks[name], completed=done, total=total)
+
+
+def _splits(settings: data.Config) -> tuple[Source, Source]:
+    train = sources.build(settings, "train")
+    test = sources.build(settings, "test", classes=train.classes)
+    if train.labels is None or test.labels is None:
+        raise DataError(
+            f"probes need labels, and {train.name} has none: give class folders with --data.source folder "
+            "--data.root TRAIN --data.test-root TEST, or another labelled source"
+        )
+    return train, test
+
+
+def _loader(
+    settings: data.Config, source: Source, view: ViewSpec, batch_size: int, ranks: Ranks, dtype: torch.dtype
+) -> data.Loader:
+    return data.evaluation(
+        settings,
+        source,
+        view,
+        batch_size=batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        local_world_size=distributed.local_world_size(),
+        device=ranks.device,
+        dtype=dtype,
+    )
+
+
+def _autocast(device: torch.device) -> torch.dtype | None:
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+
+
+def scores(
+    trained: Trained, settings: data.Config, options: ProbeConfig, ranks: Ranks, console: Console
+) -> list[Score]:
+    """Probe the pretrained encoder and, if asked, raw pixels and the untrained encoder, on the same splits."""
+    train, test = _splits(settings)
+    device, autocast = ranks.device, _autocast(ranks.device)
+    found: list[Score] = []
+    bars = _Bars(console, ranks.is_main)
+    with bars.display:
+        wanted = ["raw pixels", "untrained encoder"] if options.baselines else []
+        for name in [*wanted, "pretrained encoder"]:
+            bars.stage = name
+            made: list[Features] = []
+            for split in (train, test):
+                batches = _loader(settings, split, trained.view, options.batch_size, ranks, torch.float32)
+                if name == "raw pixels":
+                    made.append(features.pixels(batches, num_samples=len(split), progress=bars))
+                else:
+                    encoder = trained.encoder(trained=name == "pretrained encoder", device=device)
+                    made.append(
+                        features.extract(encoder, batches, autocast=autocast, num_samples=len(split), progress=bars)
+                    )
+            if ranks.is_main:
+                classes = len(train.classes or ())
+                found.append(
+                    probe.evaluate(options.probe, made[0], made[1], name, classes, device=device, progress=bars)
+                )
+            distributed.barrier()
+    return found
+
+
+def probe_main(argv: Sequence[str]) -> int:
+    """``sslx probe CHECKPOINT``: print the table, and write it to ``probe.json`` in the run folder."""
+    options = config.load_probe(argv)
+    ranks = distributed.init(options.device)
+    trained = load(options.checkpoint)
+    settings = options.data or trained.settings.data
+    console = Console()
+    found = scores(trained, settings, options, ranks, console)
+    if ranks.is_main:
+        note = DIGITS_NOTE if settings.source == "digits" and options.baselines else ""
+        title = f"{trained.settings.name}, step {trained.step:,}: test accuracy in % on {settings.source}"
+        console.print(probe.table(found, title, note))
+        record = {"step": trained.step, "source": settings.source, "scores": probe.as_json(found)}
+        (trained.folder / "probe.json").write_text(json.dumps(record, indent=1) + "\n")
+    distributed.shutdown()
+    return 0
+
+
+def plot_main(argv: Sequence[str]) -> int:
+    """``sslx plot CHECKPOINT``: ``tsne.png`` and ``loss.png`` in the run folder."""
+    options = config.load_plot(argv)
+    ranks = distributed.init(options.device)
+    trained = load(options.checkpoint)
+    settings, console = trained.settings.data, Console()
+    train = sources.build(settings, "train")
+    test = sources.build(settings, "test", classes=train.classes)
+    bars = _Bars(console, ranks.is_main)
+    with bars.display:
+        bars.stage = "picture"
+        encoder = trained.encoder(trained=True, device=ranks.device)
+        made: list[Features] = []
+        for split in (train, test) if test.labels is not None else (test,):
+            batches = _loader(settings, split, trained.view, 256, ranks, torch.float32)
+            made.append(
+                features.extract(
+                    encoder, batches, autocast=_autocast(ranks.device), num_samples=len(split), progress=bars
+                )
+            )
+    if ranks.is_main:
+        title = f"{trained.settings.name}: features of {len(test):,} test images"
+        if len(made) == 2 and train.classes:
+            title += f", kNN accuracy {100 * probe.knn.accuracy(made[0], made[1], len(train.classes)):.1f} %"
+        with console.status("t-SNE ..."):
+            plot.tsne(
+                made[-1].x,
+                made[-1].label,
+                train.classes,
+                trained.folder / "tsne.png",
+                title,
+                max_points=options.points,
+                seed=options.seed,
+            )
+        plot.loss_curve(trained.folder / "metrics.jsonl", trained.folder / "loss.png")
+        console.print(f"wrote {trained.folder / 'tsne.png'} and {trained.folder / 'loss.png'}", highlight=False)
+    distributed.shutdown()
+    return 0

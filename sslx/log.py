@@ -1,0 +1,397 @@
+"""What a run tells: metrics averaged on the device, and the sinks: terminal, metrics.jsonl, wandb, status.
+
+``metrics.jsonl`` in the run folder is the truth; the terminal and wandb are views of it.  The metrics that
+the terminal words in its own way are epoch, loss, lr, samples_per_s and data_wait (the share of the time
+spent waiting for the loader, 0 to 1); all others are shown by name.
+"""
+
+import json
+import math
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import torch
+from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from sslx.errors import ConfigError, DataError, StorageError
+
+State = Literal["running", "done", "preempted", "failed"]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is logged, how often, and where to besides the terminal and metrics.jsonl."""
+
+    every: int = 20
+    """Steps between two log lines."""
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Weights & Biases; online goes on offline where the server does not answer."""
+    project: str = "sslx"
+    """The wandb project."""
+    wandb_timeout_s: float = 15.0
+    """Seconds to wait for the wandb server at the start and at the end."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"log.every: expected at least 1 step, got {self.every}: 1 logs every step")
+
+
+class Meter:
+    """Means of scalar metrics since the last fetch, summed in float64 on the device that they are on."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._weights: dict[tuple[str, ...], float] = {}
+
+    def add(self, metrics: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Add one step's metrics, 0-dim tensors on one device, without a host sync; copies what it keeps."""
+        names = tuple(metrics)
+        if not names:
+            return
+        values = torch.stack([value.detach() for value in metrics.values()]).double()
+        assert values.ndim == 1, "metrics are 0-dim tensors"
+        if names in self._sums:
+            self._sums[names].add_(values, alpha=weight)
+        else:
+            self._sums[names] = values * weight
+        self._weights[names] = self._weights.get(names, 0.0) + weight
+
+    def fetch(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """The weighted means, and a fresh start.  A host sync, the only one: one transfer for all metrics.
+
+        reduce: applied to the float64 vector of all sums and weights before it leaves the device, such as
+          ``distributed.mean_over_ranks``; every rank must then fetch, having added the same metrics.
+        """
+        if not self._sums:
+            return {}
+        sums = torch.cat(list(self._sums.values()))
+        vector = torch.cat([sums, sums.new_tensor(list(self._weights.values()))])
+        numbers: list[float] = (reduce(vector) if reduce else vector).tolist()  # sync point
+        names = [(name, group) for group, names in enumerate(self._sums) for name in names]
+        totals: dict[str, tuple[float, float]] = {}
+        for (name, group), number in zip(names, numbers, strict=False):
+            total, weight = totals.get(name, (0.0, 0.0))
+            totals[name] = total + number, weight + numbers[len(names) + group]
+        self._sums, self._weights = {}, {}
+        return {name: total / weight for name, (total, weight) in totals.items()}
+
+
+_WORDED: dict[str, Callable[[float], str]] = {
+    "epoch": lambda value: f"epoch {value:.2f}",
+    "loss": lambda value: f"loss {value:#.4g}",
+    "lr": lambda value: f"lr {value:#.3g}",
+    "samples_per_s": lambda value: f"{value:,.0f} samples/s",
+    "data_wait": lambda value: f"data {100 * value:.0f} %",
+}
+
+
+class Terminal:
+    """A live display of two or three lines on a terminal; elsewhere (a file, Slurm) a line each time."""
+
+    def __init__(self, total_steps: int, start_step: int = 0, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._total, self._step = total_steps, start_step
+        self._metrics: dict[str, float] = {}
+        self._times = deque([(time.monotonic(), start_step)], maxlen=20)
+        self._start_s = time.monotonic()
+        self._spinner = Spinner("dots", style="cyan")
+        self._live: Live | None = None
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._live = Live(self, console=self.console, refresh_per_second=4)
+            self._live.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._step = step
+        self._metrics = {**self._metrics, **metrics}  # a new dict: the display's thread may read the old
+        self._times.append((time.monotonic(), step))
+        if self._live is None:
+            fields = [self._count(), *_worded(metrics), *_named(metrics), f"ETA {self._eta()}"]
+            self.message("  ".join(fields))
+
+    def message(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __rich__(self) -> RenderableType:
+        head = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        for ratio in (None, 1, None, None, None):
+            head.add_column(no_wrap=True, ratio=ratio)
+        done = self._step >= self._total
+        left = f"took {clock(time.monotonic() - self._start_s)}" if done else f"ETA {self._eta():>7}"
+        head.add_row(
+            Text("✓", "green") if done else self._spinner,
+            ProgressBar(total=max(self._total, 1), completed=self._step),
+            f"{100 * self._step // max(self._total, 1):>3} %",
+            self._count(),
+            left,
+        )
+        fields = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        for name in _WORDED:
+            last = name == "data_wait"
+            fields.add_column(no_wrap=True, overflow="ellipsis", justify="right" if last else "left")
+        fields.add_row(*map(_styled, _worded(self._metrics)))
+        rest = Text("  ".join(_named(self._metrics)), style="dim", no_wrap=True, overflow="ellipsis")
+        return Constrain(Group(head, fields, *([rest] if rest else [])), 100)
+
+    def _count(self) -> str:
+        return f"step {self._step:>{len(str(self._total))}}/{self._total}"
+
+    def _eta(self) -> str:
+        """Time left at the pace of the last log lines."""
+        (since, first), (now, last) = self._times[0], self._times[-1]
+        if last <= first:
+            return "-:--"
+        return clock((self._total - last) * (now - since) / (last - first))
+
+
+def clock(seconds: float) -> str:
+    """A duration as people read it: m:ss, or h:mm:ss from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def _styled(field: str) -> Text:
+    text = Text(field)
+    text.highlight_regex(r"\b[a-zA-Z/]+\b|%", "dim")
+    text.highlight_regex(r"\b(nan|inf)\b", "not dim bold red")
+    return text
+
+
+def _worded(metrics: Mapping[str, float]) -> list[str]:
+    return [word(metrics[name]) for name, word in _WORDED.items() if name in metrics]
+
+
+def _named(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{name} {value:.4g}" for name, value in metrics.items() if name not in _WORDED]
+
+
+class JSONL:
+    """``metrics.jsonl``: a line of JSON each time, {"step", "time" (Unix, s), metrics}; not finite is null.
+
+    What an interrupted run wrote after ``start_step``, and a line that it did not finish, is cut away first:
+    so each step stands once.
+    """
+
+    def __init__(self, path: Path, start_step: int, tell: Tell) -> None:
+        self._tell, self._told = tell, False
+        if path.exists():
+            text = path.read_bytes()
+            kept = b"".join(line for line in text.splitlines(keepends=True) if _is_up_to(line, start_step))
+            if kept != text:
+                _replace(path, kept)
+        self._file = open(path, "a", encoding="utf-8", buffering=1)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        try:
+            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        except OSError as error:  # the file object keeps the line and tries again with the next one
+            if not self._told:
+                self._tell(f"cannot write metrics.jsonl: {error.strerror}: training goes on without lines")
+            self._told = True
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class WandB:
+    """A wandb run that stays one run over restarts, is complete after each, and never stops the training.
+
+    A kill loses what wandb had not yet written (offline: blocks of 32 KiB), so a restart sends
+    ``metrics.jsonl`` again.  The step is wandb's own too: it drops those it has, and none goes back.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, run_id: str, run_config: dict[str, Any], tell: Tell
+    ) -> None:
+        self._run, self._tell = None, tell
+        # wandb's own error reporting waits half a minute for a silent server at exit, whatever the timeouts.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            import wandb
+
+            limit = config.wandb_timeout_s
+            limits: dict[str, Any] = {"init_timeout": limit, "login_timeout": limit, "finish_timeout": limit}
+            settings = wandb.Settings(silent=True, quiet=True, console="off", **limits)
+            wandb.setup(settings)
+            given: dict[str, Any] = {"project": config.project, "name": folder.absolute().name, "id": run_id}
+            given |= {"resume": "allow", "dir": folder, "config": run_config, "settings": settings}
+            try:
+                self._run = wandb.init(**given, mode="offline" if config.wandb == "offline" else "online")
+            except Exception as error:
+                if config.wandb == "offline":
+                    raise
+                wandb.teardown()  # or the id counts as in use
+                self._run = wandb.init(**given, mode="offline")
+                sync = f"`wandb sync {Path(self._run.dir).parent}`"
+                tell(f"wandb: {_first_line(error)}: logging offline, {sync} sends it later")
+            self._run.define_metric("*", step_metric="step")
+            for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                past: dict[str, Any] = json.loads(line)
+                step, values = past.pop("step"), {"_timestamp": past.pop("time"), **past}
+                self.log(step, {name: math.nan if v is None else v for name, v in values.items()})
+        except Exception as error:
+            self._give_up(error)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._run is not None:
+            try:
+                self._run.log({"step": step, **metrics}, step=step)
+            except Exception as error:
+                self._give_up(error)
+
+    def close(self, exit_code: int = 0) -> None:
+        if self._run is not None:
+            try:
+                self._run.finish(exit_code=exit_code)
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        self._tell(f"wandb: {_first_line(error)}: no longer logging to it; metrics.jsonl has it all")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+class Log:
+    """All sinks of a run.  On the main rank (enabled) only; elsewhere every call does nothing.
+
+    folder: the run folder, there already.  start_step: the step resumed at, 0 for a new run.
+    run_id: from new_run_id() or, on a resume, from the checkpoint.  run_config: for wandb.
+    StorageError where metrics.jsonl cannot be opened; later failures to write are told once and go on.
+    As a context manager it closes itself, also when an exception passes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        enabled: bool,
+        total_steps: int,
+        start_step: int,
+        run_id: str,
+        run_config: dict[str, Any],
+        *,
+        console: Console | None = None,
+    ) -> None:
+        self._terminal: Terminal | None = None
+        self._jsonl: JSONL | None = None
+        self._wandb: WandB | None = None
+        if not enabled:
+            return
+        path = folder / "metrics.jsonl"
+        try:
+            self._jsonl = JSONL(path, start_step, self.message)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}: free or mount the disk") from error
+        self._terminal = Terminal(total_steps, start_step, console)
+        if config.wandb != "off":
+            self._wandb = WandB(config, folder, run_id, run_config, self.message)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send host numbers to every sink; fetch them from a Meter first."""
+        for sink in (self._terminal, self._jsonl, self._wandb):
+            if sink is not None:
+                sink.log(step, metrics)
+
+    def message(self, text: str) -> None:
+        """Print a line, above the progress display where there is one."""
+        if self._terminal is not None:
+            self._terminal.message(text)
+
+    def close(self, exit_code: int = 0) -> None:
+        """Flush and close every sink; twice does no harm.  exit_code: not 0 marks the wandb run as failed."""
+        if self._wandb is not None:
+            self._wandb.close(exit_code)
+        for sink in (self._jsonl, self._terminal):
+            if sink is not None:
+                sink.close()
+        self._terminal = self._jsonl = self._wandb = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(exit_code=0 if kind is None else 1)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands: what ``status.json`` holds.  time: Unix, in seconds."""
+
+    state: State
+    step: int
+    reason: str
+    time: float
+
+
+def write_status(folder: Path, state: State, step: int, reason: str = "") -> None:
+    """Replace ``status.json`` in the run folder atomically.  StorageError where that fails."""
+    status = Status(state, step, reason, round(time.time(), 3))
+    path = folder / "status.json"
+    try:
+        _replace(path, (json.dumps(asdict(status), indent=2) + "\n").encode())
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}: free or mount the disk") from error
+
+
+def read_status(folder: Path) -> Status | None:
+    """The status of a run, None where it has none yet.  DataError where the file is not one."""
+    path = folder / "status.json"
+    try:
+        status = Status(**json.loads(path.read_bytes()))
+        if status.state not in get_args(State):
+            raise ValueError(status.state)
+        return status
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is no status that sslx wrote: delete it to go on without") from error
+
+
+def new_run_id() -> str:
+    """Twelve hex digits that no other run has: not part of the experiment, so not from ``rng``."""
+    return secrets.token_hex(6)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside and rename, so that a reader or a kill meets the old or the new file, never a half."""
+    temp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temp, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""What every method is: embed the views, compare the embeddings."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from sslx.data.batch import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Fields that all methods share; each method's own Config adds its name and numbers."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """loss: scalar with gradient, whose mean over ranks is the full batch's.  metrics: detached scalars."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+class Method(nn.Module):
+    """A pretraining method around ``self.encoder``.  The loop and DDP call ``forward`` and nothing else in a step."""
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The embeddings that the loss compares.  Everything with parameters runs here; it may be compiled."""
+        raise NotImplementedError
+
+    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> Step:
+        """The loss of the embeddings of all ranks; progress: () in [0, 1], the share of training that is done."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, progress: Tensor) -> Step:
+        return self.loss(self.embed(batch), progress)
+
+    def after_step(self, progress: Tensor) -> None:
+        """Called after each optimizer step: EMA updates."""
+
+    def param_groups(self) -> list[dict[str, Any]] | None:
+        """Parameter groups with their own ``lr_scale`` or ``weight_decay``; None: one of all parameters."""
+        return None

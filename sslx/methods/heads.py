@@ -1,0 +1,20 @@
+"""Heads: the small networks between encoder and loss."""
+
+from torch import nn
+
+
+def mlp(*dims: int, last_norm: bool = True) -> nn.Sequential:
+    """Linear, BN, ReLU, ..., Linear, BN through the given widths: SimCLR's projector (arXiv 2002.05709, B.1).
+
+    Linear layers before a BN have no bias, which the norm would remove.  last_norm: BN after the last layer.
+    """
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        last = i == len(dims) - 2
+        norm = last_norm or not last
+        layers.append(nn.Linear(before, after, bias=not norm))
+        if norm:
+            layers.append(nn.BatchNorm1d(after))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)

@@ -1,0 +1,62 @@
+"""SimCLR (Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", arXiv 2002.05709).
+
+Two views of each image; the encoder's features go through a projector; NT-Xent (equation 1) draws the two
+views of an image together and pushes all other views of the batch, of all ranks, apart.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslx import losses
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, ViewSpec
+from sslx.encoders import Encoder
+from sslx.errors import ConfigError
+from sslx.methods import base, heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(base.MethodConfig):
+    """SimCLR's numbers; the defaults are the paper's for ImageNet."""
+
+    name: Literal["simclr"] = "simclr"
+    temperature: float = 0.1
+    """Of the softmax over similarities (tau); the paper takes 0.1 at batch 4096, 0.5 for CIFAR-10."""
+    hidden_dim: int = 2048
+    """Width of the projector's hidden layer."""
+    projection_dim: int = 128
+    """Width of the embeddings that are compared."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or min(self.hidden_dim, self.projection_dim) < 1:
+            raise ConfigError("simclr needs a temperature > 0 and widths >= 1")
+
+
+def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
+    """Two views by the same recipe."""
+    return (ViewSpec(size=size, augment=augment),) * 2
+
+
+class Method(base.Method):
+    """Encoder, projector and NT-Xent."""
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.projection_dim)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Both views as one batch through encoder and projector: two (B, projection_dim) tensors."""
+        return self.projector(self.encoder(torch.cat(batch.views))).chunk(2)
+
+    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
+        """NT-Xent; ``alignment`` is the mean cosine of positives, ``std`` the spread of embeddings (0: collapse)."""
+        z1, z2 = embeddings
+        with torch.no_grad():
+            u1, u2 = F.normalize(z1.float(), dim=1), F.normalize(z2.float(), dim=1)
+            metrics = {"alignment": (u1 * u2).sum(1).mean(), "std": u1.std(0).mean() * u1.shape[1] ** 0.5}
+        return base.Step(losses.nt_xent(z1, z2, self.config.temperature), metrics)

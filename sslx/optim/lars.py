@@ -1,0 +1,72 @@
+"""LARS: momentum SGD whose step for each tensor is in proportion to the tensor's norm (arXiv 1708.03888)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+foreach = torch.ops.aten
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (arXiv 1708.03888, algorithm 1), as SimCLR uses it.
+
+        d = gradient + weight_decay * p;  ratio = trust * |p| / |d|, 1 where a norm is 0
+        v = momentum * v + lr * ratio * d;  p = p - v
+
+    Groups with ``adapt=False`` have ratio 1 (SimCLR: biases and norms, there without decay too).  The ratio
+    is over |gradient + weight_decay * p|, as in SimCLR's code and unlike the paper's |gradient| +
+    weight_decay * |p|.  The learning rate is inside the momentum, as in both, unlike torch's SGD.
+    Norms are in fp32 at least; a step brings nothing to the host.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        super().__init__(params, {**defaults, "adapt": True})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient; closure as in torch's optimizers."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step_group(params, group)
+        return loss
+
+    def _step_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            if "velocity" not in self.state[p]:
+                self.state[p]["velocity"] = torch.zeros_like(p)
+        velocities = [self.state[p]["velocity"] for p in params]
+        directions = foreach._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])
+        if group["adapt"]:
+            foreach._foreach_mul_(directions, _ratios(params, directions, group["trust"]))
+        foreach._foreach_mul_(velocities, group["momentum"])
+        foreach._foreach_add_(velocities, directions, alpha=group["lr"])
+        foreach._foreach_sub_(params, velocities)
+
+
+def _ratios(params: list[Tensor], directions: list[Tensor], trust: float) -> list[Tensor]:
+    """trust * |p| / |d| of each tensor, 0-d; 1 where a norm is 0."""
+    dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
+    above = torch.stack(foreach._foreach_norm(params, 2, dtype))
+    below = torch.stack(foreach._foreach_norm(directions, 2, dtype))
+    ratios = torch.where((above > 0) & (below > 0), trust * above / below, 1.0)
+    return list(ratios.unbind())

@@ -1,0 +1,155 @@
+"""Probes: what frozen features are worth, by kNN, a linear classifier and a few labels a class."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from sslx.errors import ConfigError, DataError
+from sslx.probe import knn, linear, low_shot
+from sslx.probe.features import Features, Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which probes to run, and how."""
+
+    k: int = 200
+    """Neighbours that vote in the kNN probe, at most as many as the smallest class has; 0 leaves it out."""
+    temperature: float = 0.07
+    """Temperature of the kNN votes' weights, exp(similarity / temperature)."""
+    linear: bool = True
+    """Fit a linear classifier on all training labels (the slowest probe)."""
+    shots: tuple[int, ...] = (1, 5)
+    """Labels a class of the low-shot probes; none leaves them out."""
+    draws: int = 20
+    """Draws of the labelled samples that a low-shot score is the mean of."""
+    seed: int = 0
+    """Seed of the low-shot draws and of the training samples held out to choose the regularisation."""
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise ConfigError(f"probe.k: expected 1 or more, or 0 for no kNN probe, got {self.k}")
+        if not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"probe.temperature: expected a number above 0 (0.07), got {self.temperature}")
+        if any(shots < 1 for shots in self.shots) or len(set(self.shots)) < len(self.shots):
+            raise ConfigError(f"probe.shots: expected different numbers of 1 or more, got {self.shots}")
+        if self.draws < 1:
+            raise ConfigError(f"probe.draws: expected 1 or more, got {self.draws}")
+        if self.seed < 0:
+            raise ConfigError(f"probe.seed: expected 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the probes make of one representation of ``dim`` dimensions.
+
+    Accuracies on the test split, in [0, 1]; None for a probe left out.  low_shot: labels a class -> (mean,
+    standard deviation) over the draws.  C: the regularisation of the linear probe.
+    """
+
+    name: str
+    dim: int
+    knn: float | None
+    linear: float | None
+    C: float | None
+    low_shot: dict[int, tuple[float, float]]
+
+
+def evaluate(
+    config: Config,
+    train: Features,
+    test: Features,
+    name: str,
+    num_classes: int,
+    *,
+    device: torch.device | None = None,
+    progress: Progress = silent,
+) -> Score:
+    """Run the probes on a representation of both splits.  Raises DataError if the labels cannot be used."""
+    _check_labels(train, test, num_classes)
+    nearest = score = c = None
+    if config.k:
+        nearest = knn.accuracy(
+            train, test, num_classes, config.k, config.temperature, device=device, progress=progress
+        )
+    if config.linear:
+        score, c = linear.accuracy(
+            train, test, num_classes, seed=config.seed, device=device, progress=progress
+        )
+    few = {
+        shots: low_shot.accuracy(
+            train, test, shots, num_classes, config.draws, config.seed, device=device, progress=progress
+        )
+        for shots in config.shots
+    }
+    return Score(name, train.x.shape[1], nearest, score, c, few)
+
+
+def table(scores: Sequence[Score], title: str, note: str = "") -> Table:
+    """A table of the scores in per cent, one row a representation, the best of each column in bold."""
+    shots = sorted({shots for score in scores for shots in score.low_shot})
+    columns = [("kNN", [_cell(s.knn) for s in scores]), ("linear", [_cell(s.linear) for s in scores])]
+    columns += [
+        (f"{n} label{'s' * (n > 1)} a class", [_cell(*s.low_shot.get(n, (None,))) for s in scores])
+        for n in shots
+    ]
+    columns = [(head, cells) for head, cells in columns if any(text for _, text in cells)]
+    drawn = Table(title=title, caption=note or None, caption_justify="left", title_justify="left")
+    drawn.add_column("representation")
+    for head, _ in columns:
+        drawn.add_column(head, justify="right")
+    best = [max(value for value, _ in cells) for _, cells in columns]
+    for row, score in enumerate(scores):
+        texts = [
+            f"[bold]{text}[/bold]" if len(scores) > 1 and value == top else text
+            for (value, text), top in zip((cells[row] for _, cells in columns), best, strict=True)
+        ]
+        drawn.add_row(score.name, *texts)
+    return drawn
+
+
+def as_json(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """The scores as JSON can hold them; low_shot: {"5": {"mean": 0.71, "std": 0.02}}."""
+    return [
+        dataclasses.asdict(score)
+        | {"low_shot": {str(n): {"mean": m, "std": s} for n, (m, s) in score.low_shot.items()}}
+        for score in scores
+    ]
+
+
+def _cell(value: float | None, std: float | None = None) -> tuple[float, str]:
+    """(the percentage as printed, to find the best by; its text)."""
+    if value is None:
+        return -1.0, ""
+    text = f"{100 * value:.1f}"
+    return float(text), text if std is None else f"{text} ± {100 * std:.1f}"
+
+
+def _check_labels(train: Features, test: Features, num_classes: int) -> None:
+    if train.label is None or test.label is None:
+        raise DataError(
+            "kNN, linear and low-shot probes need labels, and this source has none; "
+            "probe on a labelled one, such as a folder with one subfolder a class"
+        )
+    for split, label in (("training", train.label), ("test", test.label)):
+        bad = label[(label < 0) | (label >= num_classes)]
+        if len(bad):
+            raise DataError(
+                f"expected labels from 0 to {num_classes - 1} in the {split} split, got {int(bad[0])}; "
+                "leave samples without a label out of the splits to probe on"
+            )
+    known, asked = set(train.label.unique().tolist()), set(test.label.unique().tolist())
+    if len(known) < 2:
+        raise DataError(
+            f"expected 2 or more classes to tell apart, but all training samples have label "
+            f"{', '.join(map(str, known))}; probe on a source of more classes"
+        )
+    if missing := sorted(asked - known):
+        raise DataError(
+            f"expected training samples of every class of the test split, but {len(missing)} of {len(asked)} "
+            f"have none (label {missing[0]} first); check that both splits have the same classes"
+        )

@@ -1,0 +1,67 @@
+"""The online probe: kNN accuracy of the encoder while it trains, on a bounded sample, whenever labels exist."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from sslx import rng
+from sslx.data import Loader
+from sslx.data.sources import Source
+from sslx.errors import ConfigError
+from sslx.probe import features, knn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """kNN accuracy during training."""
+
+    every: int = 10
+    """Epochs between two online probes; 0: none."""
+    bank: int = 10_000
+    """Labelled training images to compare with, at most."""
+    queries: int = 2_000
+    """Images to classify, at most: of the test split or, where there is none, training images not in the bank."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or min(self.bank, self.queries) < 2:
+            raise ConfigError("online.every must be 0 or more, online.bank and online.queries at least 2")
+
+
+class OnlineProbe:
+    """Two fixed samples of the splits, and the kNN accuracy of one on the other.
+
+    evaluation: makes this rank's loader of a source.  Every rank must call ``accuracy`` together.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        train: Source,
+        test: Source | None,
+        evaluation: Callable[[Source], Loader],
+        autocast: torch.dtype | None,
+        seed: int,
+    ) -> None:
+        assert train.labels is not None and train.classes is not None
+        order = rng.permutation(seed, "online probe", size=len(train))
+        if test is None or test.labels is None:
+            held = min(config.queries, len(train) // 5)
+            test, order = train.subset(np.sort(order[:held])), order[held:]
+        else:
+            chosen = rng.permutation(seed, "online probe test", size=len(test))[: config.queries]
+            test = test.subset(np.sort(chosen))
+        self._splits = train.subset(np.sort(order[: config.bank])), test
+        self._num_classes, self._evaluation, self._autocast = len(train.classes), evaluation, autocast
+
+    def accuracy(self, encoder: nn.Module) -> float:
+        """kNN accuracy in [0, 1] (k = 200 or the smallest class, temperature 0.07)."""
+        bank, queries = (
+            features.extract(
+                encoder, self._evaluation(split), autocast=self._autocast, num_samples=len(split)
+            )
+            for split in self._splits
+        )
+        return knn.accuracy(bank, queries, self._num_classes)

@@ -1,0 +1,137 @@
+"""``sslx pretrain``: starts the ranks, passes signals on, leaves no orphan, maps outcomes to exit codes."""
+
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+import torch
+
+from sslx import cli, config, distributed, log
+from sslx.config import PretrainConfig
+from sslx.errors import ConfigError, UserError
+from sslx.train.pretrain import Position, pretrain
+from sslx.train.signals import STOPPING, StopSignals, exit_code
+
+_LOST_PEER = re.compile(r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Join the ranks that torchrun or Slurm started, or start them; returns the exit code."""
+    rank = distributed.joined()
+    settings = config.load(argv, quiet=rank not in (None, 0))
+    if rank is not None:
+        return work(settings)
+    gpus = torch.cuda.device_count() if settings.device != "cpu" else 0
+    ranks = settings.ranks or max(1, gpus)
+    if settings.batch_size % (ranks * settings.accumulate):  # before anything is started
+        share = ranks * settings.accumulate
+        raise ConfigError(
+            f"batch size {settings.batch_size} must be divisible by ranks x accumulation steps = {ranks} x "
+            f"{settings.accumulate}: take --batch-size {max(1, settings.batch_size // share) * share}"
+        )
+    return work(settings) if ranks == 1 else start(argv, ranks)
+
+
+def work(settings: PretrainConfig) -> int:
+    """Be one rank: train, and leave ``status.json`` and an exit code behind."""
+    position = Position()
+    with StopSignals() as stop:
+        try:
+            received = pretrain(settings, distributed.init(settings.device), stop, position)
+            code = exit_code(received) if received else 0
+            if distributed.rank() == 0 and position.folder:
+                reason = signal.Signals(received).name if received else ""
+                log.write_status(position.folder, "preempted" if received else "done", position.step, reason)
+            distributed.shutdown()
+            return code
+        except UserError as error:
+            return _fail(position, str(error), error.exit_code)
+        except torch.OutOfMemoryError as error:
+            return _fail(
+                position,
+                "out of GPU memory: take a smaller --batch-size or --data.size, more --accumulate, or --precision "
+                f"bf16 ({str(error).splitlines()[0]})",
+                ConfigError.exit_code,
+            )
+        except Exception as error:
+            if _LOST_PEER.search(str(error)):
+                time.sleep(1)  # the rank that failed speaks first
+                status = log.read_status(position.folder) if position.folder else None
+                told = status is not None and status.state == "failed"
+                return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
+            traceback.print_exc()
+            return _fail(position, f"{type(error).__name__}: {str(error).splitlines()[0]}", cli.EXIT_CRASH)
+
+
+def _fail(position: Position, reason: str, code: int) -> int:
+    if position.folder:
+        log.write_status(position.folder, "failed", position.step, reason)
+    return cli.complain(reason, code)
+
+
+def start(argv: Sequence[str], ranks: int) -> int:
+    """Run this command once a rank, on this machine; returns the first failing rank's code, or 0.
+
+    Each rank is a process group of its own, so that a Ctrl-C reaches it once, through this process.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    command = [sys.executable, "-m", "sslx", "pretrain", *argv]
+    parent = os.getpid()
+    children = [
+        subprocess.Popen(
+            command,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,
+            preexec_fn=lambda: _die_with(parent),
+        )
+        for rank in range(ranks)
+    ]
+
+    def forward(number: int, _: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in STOPPING}
+    try:
+        return _wait(children)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; once one has failed, the others get ten seconds to notice by themselves."""
+    first, deadline = 0, float("inf")
+    while (codes := [child.poll() for child in children]).count(None):
+        if not first and (first := next((code for code in codes if code), 0)):
+            deadline = time.monotonic() + (30 if first in (75, 130) else 10)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    first = first or next((code for code in codes if code), 0)
+    return 128 - first if first < 0 else first  # as a shell says it: 137 for SIGKILL
+
+
+def _die_with(parent: int) -> None:
+    """In the child: be killed when the launcher dies, even by SIGKILL (Linux's PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

@@ -1,0 +1,129 @@
+"""The run folder: claimed or resumed by rank 0, the same decision on all ranks, and what a checkpoint holds."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from sslx import checkpoint, config, distributed, log
+from sslx.config import PretrainConfig
+from sslx.data import Loader
+from sslx.data.views import ViewSpec
+from sslx.errors import ConfigError, DataError, UserError
+
+T = TypeVar("T")
+
+# A resumed run may differ in these: where and how it runs, not what it computes.
+MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root", "data.test_root", "data.download",
+              "data.threads", "data.backend", "data.max_bad", "online", "checkpoint", "log")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A claimed run folder: where to start, and the state to start from (None: afresh)."""
+
+    folder: Path
+    id: str
+    state: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        return self.state["step"] if self.state else 0
+
+
+def on_main(decide: Callable[[], T]) -> T:
+    """What rank 0 finds, on all ranks; a user's error on rank 0 is raised on all of them."""
+    result: T | UserError | None = None
+    if distributed.rank() == 0:
+        try:
+            result = decide()
+        except UserError as error:
+            result = error
+    result = distributed.broadcast_object(result)
+    if isinstance(result, UserError):
+        raise result
+    return result  # pyright: ignore[reportReturnType]
+
+
+def claim(settings: PretrainConfig) -> Run:
+    """Make the run folder, or resume the run in it.  Every rank calls this together.
+
+    ConfigError for a folder that exists without ``--resume auto`` or holds a run of another config; DataError
+    where none of its checkpoints is good.
+    """
+    folder = settings.runs / settings.name
+    found, run_id, notes = on_main(lambda: _decide(settings, folder))
+    if found is None:
+        return Run(folder, run_id, None, notes)
+    state = checkpoint.load(found)
+    return Run(folder, state["run_id"], state, (*notes, f"resumed {folder} at step {state['step']:,}"))
+
+
+def _decide(settings: PretrainConfig, folder: Path) -> tuple[Path | None, str, tuple[str, ...]]:
+    saved = folder / "config.json"
+    if not saved.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            saved.write_text(config.dump(settings))
+        except OSError as error:
+            raise ConfigError(f"cannot write the run folder {folder}: {error.strerror}; set --runs") from error
+        return None, log.new_run_id(), ()
+    if settings.resume != "auto":
+        raise ConfigError(
+            f"run {folder} exists: go on with --resume auto, or start another one with --name NAME"
+        )
+    changed = config.differences(settings, config.loads(saved.read_text()), MAY_DIFFER)
+    if changed:
+        raise ConfigError(
+            f"run {folder} was started with another config ({'; '.join(changed[:4])}"
+            f"{'; ...' if len(changed) > 4 else ''}): use the same, or another --name"
+        )
+    newest, problems = checkpoint.newest(folder)
+    if newest is None:
+        return None, log.new_run_id(), (f"{folder} has no checkpoint yet: starting at step 0",)
+    return newest, "", tuple(problems)
+
+
+def snapshot(
+    run: Run,
+    settings: PretrainConfig,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader,
+    view: ViewSpec,
+) -> dict[str, object]:
+    """Everything that a restart, a probe or a picture needs."""
+    return {
+        "config": config.dump(settings),
+        "step": step,
+        "run_id": run.id,
+        "method": distributed.unwrap(model).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "loader": loader.state_dict(),
+        "eval_view": asdict(view),
+        "num_classes": len(loader.source.classes or ()),
+    }
+
+
+def restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, settings: PretrainConfig) -> None:
+    """Put a snapshot's state back.  DataError where it is another architecture's."""
+    if run.state is None:
+        return
+    before = config.loads(run.state["config"])
+    checkpoint.load_weights(
+        distributed.unwrap(model),
+        run.state["method"],
+        f"checkpoint of {run.folder}",
+        expected=settings.encoder.name,
+        found=before.encoder.name,
+    )
+    try:
+        optimizer.load_state_dict(run.state["optimizer"])
+    except ValueError as error:
+        raise DataError(f"checkpoint of {run.folder} has another optimizer's state: {error}") from error
+    loader.load_state_dict(run.state["loader"])

@@ -1,0 +1,121 @@
+"""Optimizers by name: what decays, how the learning rate scales, and what a config may say."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sslx.errors import ConfigError
+from sslx.optim import LARS, Config, build, peak_lr, set_lr
+
+NAMES = ["lars", "sgd", "adamw"]
+
+
+def make() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decay_reaches_weights_only(name: Any) -> None:
+    net = make()
+    for p in net.parameters():
+        nn.init.normal_(p)
+        p.grad = torch.zeros_like(p)
+    before = [p.detach().clone() for p in net.parameters()]
+    build(Config(name=name, lr=0.5, weight_decay=0.1, trust=0.1), net).step()
+    for p, old in zip(net.parameters(), before, strict=True):
+        assert torch.equal(p, old) == (p.ndim <= 1)
+        if p.ndim > 1:
+            assert p.detach().norm() < old.norm()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_lowers_the_loss_and_resumes(name: Any, generator: torch.Generator) -> None:
+    net = make()
+    optimizer = build(Config(name=name, lr=0.01, trust=0.1), net)
+    x = torch.randn(16, 2, 4, 4, generator=generator)
+    losses: list[float] = []
+    for _ in range(20):
+        loss = (net(x) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    other = build(Config(name=name, lr=0.01, trust=0.1), net)
+    other.load_state_dict(optimizer.state_dict())
+    mine, theirs = (o.state_dict()["state"] for o in (optimizer, other))
+    assert mine.keys() == theirs.keys() == set(range(6))
+    for index, state in mine.items():
+        for key, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[index][key]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_brings_nothing_to_the_host(name: Any, no_host_sync: Any) -> None:
+    net = make()
+    optimizer = build(Config(name=name), net)
+    for _ in range(2):
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        with no_host_sync:
+            optimizer.step()
+    assert len(optimizer.state) == 6
+
+
+def test_defaults_are_simclrs() -> None:
+    optimizer = build(Config(), make())
+    assert isinstance(optimizer, LARS)
+    assert peak_lr(Config(), 4096) == pytest.approx(4.8)
+    weights, others = optimizer.param_groups
+    assert [p.ndim for p in weights["params"]] == [4, 2]
+    assert (weights["weight_decay"], weights["adapt"], weights["momentum"]) == (1e-6, True, 0.9)
+    assert [p.ndim for p in others["params"]] == [1, 1, 1, 1]
+    assert (others["weight_decay"], others["adapt"], others["trust"]) == (0.0, False, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch_size", "expected"),
+    [("linear", 512, 0.6), ("sqrt", 100, 3.0), ("none", 4096, 0.3), ("linear", 64, 0.075)],
+)
+def test_peak_lr(scaling: Any, batch_size: int, expected: float) -> None:
+    assert peak_lr(Config(lr_scaling=scaling), batch_size) == pytest.approx(expected)
+
+
+def test_groups_of_a_method_keep_their_lr_scale() -> None:
+    net = make()
+    groups = [{"params": net[3].parameters(), "lr_scale": 0.1}, {"params": net[:3].parameters()}]
+    optimizer = build(Config(name="sgd"), net, groups)
+    set_lr(optimizer, 2.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.2, 2.0, 2.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 1, 3]
+
+
+def test_frozen_parameters_are_left_out_and_forgotten_ones_found() -> None:
+    net = make()
+    net[0].requires_grad_(False)
+    assert sum(len(group["params"]) for group in build(Config(), net).param_groups) == 4
+    with pytest.raises(AssertionError, match=r"in no parameter group: 3\.weight, 3\.bias"):
+        build(Config(), net, [{"params": net[:3].parameters()}])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": 0.0},
+        {"lr": math.inf},
+        {"lr": math.nan},
+        {"weight_decay": -1e-6},
+        {"momentum": 1.0},
+        {"warmup": 1.5},
+        {"warmup": -0.1},
+        {"trust": 0.0},
+        {"betas": (0.9, 1.0)},
+    ],
+)
+def test_values_out_of_range(wrong: dict[str, Any]) -> None:
+    (field,) = wrong
+    with pytest.raises(ConfigError, match=rf"^expected optim\.{field} to be .*, got .*$"):
+        Config(**wrong)

@@ -1,0 +1,84 @@
+"""The kNN probe against a loop over pairs in float64, and its rules for k and for ties."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sslx.probe import Features, knn
+
+
+def features(x: Tensor, label: Tensor) -> Features:
+    return Features(x, label, torch.arange(len(x)))
+
+
+def clusters(size: int, generator: torch.Generator, spread: float = 2.0) -> Features:
+    centres = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    label = torch.arange(size) % 4
+    return features(centres[label] + spread * torch.randn(size, 12, generator=generator), label)
+
+
+def brute_force(train: Features, test: Features, num_classes: int, k: int, temperature: float) -> float:
+    keys, queries = train.x.double().numpy(), test.x.double().numpy()
+    assert train.label is not None
+    assert test.label is not None
+    labels, wanted = train.label.numpy(), test.label.numpy()
+    correct = 0
+    for query, label in zip(queries, wanted, strict=True):
+        cosine = [query @ key / np.sqrt((query @ query) * (key @ key)) for key in keys]
+        votes = [0.0] * num_classes
+        for i in sorted(range(len(keys)), key=lambda i: -cosine[i])[:k]:
+            votes[labels[i]] += np.exp(cosine[i] / temperature)
+        correct += votes.index(max(votes)) == label
+    return correct / len(queries)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (7, 0.07), (50, 0.07), (50, 5.0)])
+def test_accuracy_is_that_of_the_definition(k: int, temperature: float, generator: torch.Generator) -> None:
+    train, test = clusters(200, generator), clusters(120, generator)
+    expected = brute_force(train, test, 4, k, temperature)
+    assert 0.4 < expected < 1
+    assert knn.accuracy(train, test, 4, k, temperature) == pytest.approx(expected)
+
+
+def test_scale_of_a_feature_vector_does_not_matter(generator: torch.Generator) -> None:
+    train, test = clusters(200, generator), clusters(120, generator)
+    scaled = Features(train.x * torch.logspace(-3, 3, 200)[:, None], train.label, train.index)
+    assert knn.accuracy(scaled, test, 4, 20) == knn.accuracy(train, test, 4, 20)
+
+
+def test_k_is_at_most_the_smallest_class() -> None:
+    """Two of class 0 against a hundred of class 1: with k = 102 the near ones would be outvoted."""
+    near, far = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.9, 0.436]])
+    train = features(torch.cat([near.repeat(2, 1), far.repeat(100, 1)]), torch.tensor([0] * 2 + [1] * 100))
+    test = features(near, torch.tensor([0]))
+    assert brute_force(train, test, 2, 102, 0.07) == 0
+    assert knn.accuracy(train, test, 2, k=200) == 1
+
+
+def test_accuracy_does_not_depend_on_the_chunks(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    train, test = clusters(200, generator), clusters(101, generator)
+    whole = knn.accuracy(train, test, 4, 20)
+    monkeypatch.setattr(knn, "_CHUNK_BYTES", 4 * 200 * 7)
+    calls: list[tuple[str, int, int]] = []
+    assert knn.accuracy(train, test, 4, 20, progress=lambda *call: calls.append(call)) == whole
+    assert calls[0] == ("kNN", 7, 101)
+    assert calls[-1] == ("kNN", 101, 101)
+
+
+@pytest.mark.parametrize("k", [1, 3, 9, 30])
+def test_nearest_is_a_stable_sort(k: int, generator: torch.Generator) -> None:
+    similarity = torch.randint(0, 4, (50, 30), generator=generator).float()
+    similarity[:10] = torch.rand(10, 30, generator=generator)
+    order = np.argsort(-similarity.numpy(), axis=1, kind="stable")[:, :k]
+    values, columns = knn.nearest(similarity, k)
+    assert np.array_equal(np.sort(columns.numpy(), axis=1), np.sort(order, axis=1))
+    assert torch.equal(values, similarity.gather(1, columns))
+
+
+def test_collapsed_features_are_chance_and_always_the_same() -> None:
+    train = features(torch.ones(400, 8), torch.arange(400) % 4)
+    test = features(torch.ones(40, 8), torch.arange(40) % 4)
+    assert knn.accuracy(train, test, 4) == 0.25

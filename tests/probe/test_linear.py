@@ -1,0 +1,109 @@
+"""The linear probe against scikit-learn's logistic regression, and its choice of the regularisation."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslx.errors import DataError
+from sslx.probe import Features, linear
+
+
+def split(rows: slice) -> Features:
+    x, label = (torch.from_numpy(array[rows]) for array in load_digits(return_X_y=True))
+    return Features(x.float(), label, torch.arange(len(x)))
+
+
+TRAIN, TEST = split(slice(0, 1200)), split(slice(1200, None))
+
+
+def arrays(features: Features) -> tuple[np.ndarray, np.ndarray]:
+    assert features.label is not None
+    return features.x.double().numpy(), features.label.numpy()
+
+
+def mean_loss(x: Tensor, label: Tensor, weight: Tensor, c: float) -> float:
+    cross_entropy = F.cross_entropy(x @ weight[:-1] + weight[-1], label)
+    return float(cross_entropy + weight[:-1].square().sum() / (2 * c * len(x)))
+
+
+@pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0])
+def test_fit_is_the_logistic_regression_of_scikit_learn(c: float) -> None:
+    x, _, _ = linear.standardise(TRAIN.x)
+    assert TRAIN.label is not None
+    ours = linear.fit(x, TRAIN.label, 10, c).double()
+    theirs = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x.double().numpy(), TRAIN.label.numpy())
+    weight = torch.from_numpy(np.concatenate([theirs.coef_.T, theirs.intercept_[None]]))
+    best = mean_loss(x.double(), TRAIN.label, weight, c)
+    assert best <= mean_loss(x.double(), TRAIN.label, ours, c) < best + 1e-4
+    same = linear.predict(x.double(), ours) == linear.predict(x.double(), weight)
+    assert same.double().mean() > 0.995
+
+
+def test_accuracy_is_that_of_a_scikit_learn_pipeline() -> None:
+    accuracy, c = linear.accuracy(TRAIN, TEST, 10)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
+    assert accuracy == pytest.approx(pipeline.fit(*arrays(TRAIN)).score(*arrays(TEST)), abs=0.004)
+    assert accuracy > 0.88
+
+
+def test_chosen_c_is_the_best_on_the_held_out_tenth() -> None:
+    _, c = linear.accuracy(TRAIN, TEST, 10, seed=3)
+    x, label = arrays(TRAIN)
+    x = StandardScaler().fit_transform(x)
+    held = linear.held_out(torch.from_numpy(label), 3).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scores = {
+            value: LogisticRegression(C=value, max_iter=2000)
+            .fit(x[~held], label[~held])
+            .score(x[held], label[held])
+            for value in linear.GRID
+        }
+    assert scores[c] >= max(scores.values()) - 1.5 / held.sum()
+
+
+def test_choice_of_c_never_sees_the_test_split() -> None:
+    _, c = linear.accuracy(TRAIN, TEST, 10)
+    assert TEST.label is not None
+    other = Features(TEST.x.flip(0) * 7 - 3, (TEST.label + 1) % 10, TEST.index)
+    accuracy, again = linear.accuracy(TRAIN, other, 10)
+    assert again == c
+    assert accuracy < 0.5
+
+
+def test_held_out_is_a_tenth_of_each_class_drawn_from_the_seed() -> None:
+    label = torch.tensor([0] * 100 + [1] * 31 + [2] * 4 + [3])
+    held = linear.held_out(label, 0)
+    assert label[held].bincount(minlength=4).tolist() == [10, 3, 1, 0]
+    assert torch.equal(held, linear.held_out(label, 0))
+    assert not torch.equal(held, linear.held_out(label, 1))
+
+
+def test_one_sample_a_class_leaves_nothing_to_choose_on() -> None:
+    few = Features(torch.eye(3), torch.arange(3), torch.arange(3))
+    with pytest.raises(DataError, match="2 or more training samples of a class"):
+        linear.accuracy(few, few, 3)
+
+
+def test_standardise_leaves_constant_columns_at_zero() -> None:
+    x = torch.stack([torch.full((100,), 123.456), torch.zeros(100), 1e-6 * torch.arange(100.0)], dim=1)
+    scaled, _, _ = linear.standardise(x)
+    assert scaled[:, :2].abs().max() < 1e-3
+    torch.testing.assert_close(scaled.std(0, correction=0)[2], torch.tensor(1.0))
+
+
+def test_progress_ends_at_the_total() -> None:
+    calls: list[tuple[str, int, int]] = []
+    linear.accuracy(TRAIN, TEST, 10, progress=lambda *call: calls.append(call))
+    total = len(linear.GRID) + 1
+    assert calls[0] == ("linear", 0, total)
+    assert calls[-1] == ("linear", total, total)
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)

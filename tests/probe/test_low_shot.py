@@ -1,0 +1,79 @@
+"""The low-shot probe: balanced draws, the same for all representations; scikit-learn's classifier on them."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from sslx.errors import DataError
+from sslx.probe import Features, low_shot
+
+
+def split(rows: slice) -> Features:
+    x, label = (torch.from_numpy(array[rows]) for array in load_digits(return_X_y=True))
+    return Features(x.float(), label, torch.arange(len(x)))
+
+
+TRAIN, TEST = split(slice(0, 1200)), split(slice(1200, None))
+LABEL = torch.arange(300) % 7
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_draws_are_balanced(shots: int) -> None:
+    rows = low_shot.labelled(LABEL, shots, 0, 0)
+    assert len(set(rows.tolist())) == 7 * shots
+    assert LABEL[torch.from_numpy(rows)].bincount().tolist() == [shots] * 7
+
+
+def test_draws_are_a_function_of_seed_and_draw() -> None:
+    draws = [low_shot.labelled(LABEL, 5, draw, seed) for seed in (0, 1) for draw in range(4)]
+    again = [low_shot.labelled(LABEL, 5, draw, seed) for seed in (0, 1) for draw in range(4)]
+    assert all(np.array_equal(a, b) for a, b in zip(draws, again, strict=True))
+    assert len({tuple(rows) for rows in draws}) == 8
+
+
+def test_more_shots_hold_the_fewer() -> None:
+    assert set(low_shot.labelled(LABEL, 1, 2, 0)) < set(low_shot.labelled(LABEL, 5, 2, 0))
+
+
+@pytest.mark.parametrize("shots", [1, 5, 10])
+def test_accuracy_is_that_of_scikit_learn_on_the_same_draws(shots: int) -> None:
+    """1 and 5 shots have fewer rows than the 64 columns, 10 have more."""
+    assert TRAIN.label is not None
+    assert TEST.label is not None
+    scaler = StandardScaler().fit(TRAIN.x.numpy())
+    x, test_x = scaler.transform(TRAIN.x.numpy()), scaler.transform(TEST.x.numpy())
+    scores: list[float] = []
+    for draw in range(4):
+        rows = low_shot.labelled(TRAIN.label, shots, draw, 0)
+        model = LogisticRegression(C=1.0, tol=1e-6, max_iter=2000).fit(x[rows], TRAIN.label.numpy()[rows])
+        scores.append(float(model.score(test_x, TEST.label.numpy())))
+    mean, std = low_shot.accuracy(TRAIN, TEST, shots, 10, draws=4)
+    assert mean == pytest.approx(np.mean(scores), abs=0.003)
+    assert std == pytest.approx(np.std(scores, ddof=1), abs=0.003)
+
+
+def test_accuracy_is_the_same_again_and_grows_with_shots() -> None:
+    one, again = (low_shot.accuracy(TRAIN, TEST, 1, 10, draws=5) for _ in range(2))
+    assert one == again
+    assert one[0] < low_shot.accuracy(TRAIN, TEST, 10, 10, draws=5)[0]
+
+
+def test_where_all_labels_are_drawn_the_accuracy_has_no_spread() -> None:
+    assert TRAIN.label is not None
+    rows = torch.from_numpy(low_shot.labelled(TRAIN.label, 2, 0, 0))
+    few = Features(TRAIN.x[rows], TRAIN.label[rows], torch.arange(len(rows)))
+    assert low_shot.accuracy(few, TEST, 2, 10, draws=3)[1] < 2e-3
+
+
+def test_one_draw_has_no_deviation() -> None:
+    assert low_shot.accuracy(TRAIN, TEST, 1, 10, draws=1)[1] == 0
+
+
+def test_too_few_samples_of_a_class_are_refused() -> None:
+    label = torch.tensor([0] * 9 + [1] * 3)
+    few = Features(torch.eye(12), label, torch.arange(12))
+    with pytest.raises(DataError, match="5 or more training samples of each class, but class 1 has 3"):
+        low_shot.accuracy(few, few, 5, 2)

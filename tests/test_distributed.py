@@ -1,0 +1,424 @@
+"""Ranks: joining them, what they say to each other, DDP and batch norm, on real gloo ranks."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslx import distributed
+from sslx.errors import ConfigError, DataError
+from sslx.sync_bn import SyncBatchNorm, sync_batch_norm
+
+RunOnRanks = Callable[..., list[Any]]
+CPU = torch.device("cpu")
+LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+# Joining
+
+
+@pytest.fixture
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*os.environ]:
+        if name in LAUNCH_VARIABLES or name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_alone() -> None:
+    found = distributed.init("cpu")
+    assert found == distributed.Ranks(0, 1, 0, CPU)
+    assert found.is_main
+    assert distributed.gather_objects("a") == ["a"]
+    x = torch.ones(2, 3, requires_grad=True)
+    assert torch.equal(distributed.all_gather(x), x)
+    assert not distributed.all_gather(x).requires_grad
+    assert distributed.all_gather_grad(x).requires_grad
+    assert distributed.mean_over_ranks(x).tolist() == x.tolist()
+    distributed.check_same(3, "size")
+    distributed.barrier()
+    distributed.shutdown()
+
+
+@pytest.mark.usefixtures("_alone")
+def test_an_incomplete_environment_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"^expected MASTER_ADDR .* use torchrun$"):
+        distributed.init("cpu")
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"^expected a CUDA GPU .*none is visible.*$"):
+        distributed.init("cuda")
+    assert distributed.init("auto").device == CPU
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_alone")
+def test_more_local_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "99"), ("WORLD_SIZE", "100"), ("LOCAL_RANK", "99")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"got local rank 99 and .* fewer ranks"):
+        distributed.init("cuda")
+
+
+SLURM_TASK = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
+SLURM_TASK |= {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NODELIST": "n[03-05,9],m1"}
+
+
+def test_a_task_of_slurm() -> None:
+    environ = dict(SLURM_TASK)
+    assert distributed._find_ranks(environ) == (5, 8, 1)
+    assert environ["MASTER_ADDR"] == "n03"
+    assert environ["MASTER_PORT"] == str(12_000 + 3_456)
+    environ = {**SLURM_TASK, "MASTER_ADDR": "here", "MASTER_PORT": "1234"}
+    distributed._find_ranks(environ)
+    assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("here", "1234")
+    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    assert distributed._find_ranks({**SLURM_TASK, **torchrun}) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("absent", [("SLURM_PROCID",), ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")])
+def test_shells_of_slurm_do_not_wait_for_others(absent: tuple[str, ...]) -> None:
+    shell = {name: value for name, value in SLURM_TASK.items() if name not in absent}
+    assert distributed._find_ranks(shell) == (0, 1, 0)
+    interactive = {**SLURM_TASK, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
+    assert distributed._find_ranks(interactive) == (0, 1, 0)
+    assert "MASTER_PORT" not in interactive
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("n[1-4]", "n1"),
+        ("r[02-03]c[1,5]-ib,x", "r02c1-ib"),
+        ("a-b[007]", "a-b007"),
+    ],
+)
+def test_first_host(nodes: str, first: str) -> None:
+    assert distributed._first_host({"SLURM_JOB_NODELIST": nodes}) == first
+
+
+JOIN = """
+import sys, torch
+from sslx import distributed
+ranks = distributed.init("cpu", timeout_s=30)
+seen = distributed.all_gather(torch.tensor([ranks.rank]))
+open(f"{sys.argv[1]}/{ranks.rank}", "w").write(f"{ranks.world_size} {ranks.local_rank} {seen.tolist()}")
+distributed.barrier()
+distributed.shutdown()
+"""
+
+
+def _start(command: list[str], **environ: str) -> subprocess.Popen[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in LAUNCH_VARIABLES and "SLURM" not in k}
+    environ = {**clean, "OMP_NUM_THREADS": "1", **environ}
+    return subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(process: subprocess.Popen[str]) -> None:
+    try:
+        assert process.wait(60) == 0, process.stderr and process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "join.py").write_text(JOIN)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    _finish(_start([*torchrun, str(tmp_path / "join.py"), str(tmp_path)]))
+    assert [(tmp_path / r).read_text() for r in "01"] == ["2 0 [0, 1]", "2 1 [0, 1]"]
+
+
+def test_srun(tmp_path: Path) -> None:
+    job = {**SLURM_TASK, "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost"}
+    job |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
+    tasks = [
+        _start([sys.executable, "-c", JOIN, str(tmp_path)], **{**job, "SLURM_PROCID": r, "SLURM_LOCALID": r})
+        for r in "01"
+    ]
+    for task in tasks:
+        _finish(task)
+    assert [(tmp_path / r).read_text() for r in "01"] == ["2 0 [0, 1]", "2 1 [0, 1]"]
+
+
+# What ranks say to each other
+
+
+def gathers(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each rank weighs all ranks' rows by its own rank + 1; the gradient comes through a transposed view."""
+    rank = distributed.rank()
+    leaf = values[rank].clone().requires_grad_()
+    gathered = distributed.all_gather_grad(leaf)
+    weights = torch.arange(gathered.numel(), dtype=values.dtype).view(gathered.shape[::-1]).T * (rank + 1)
+    (gathered * weights).sum().backward()
+    assert leaf.grad is not None
+    return distributed.all_gather(leaf.T.contiguous().T), gathered.detach(), leaf.grad, weights / (rank + 1)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_gathers(world_size: int, ranks: RunOnRanks, generator: torch.Generator) -> None:
+    values = torch.randn(world_size, 4, 3, dtype=torch.float64, generator=generator)
+    for rank, (plain, gathered, grad, weights) in enumerate(ranks(world_size, gathers, values)):
+        assert torch.equal(plain, values.flatten(0, 1))
+        assert torch.equal(gathered, values.flatten(0, 1))
+        assert torch.equal(grad, sum(range(1, world_size + 1)) * weights[4 * rank : 4 * rank + 4])
+
+
+def says() -> tuple[Any, ...]:
+    rank = distributed.rank()
+    x = torch.tensor([1.0, rank])
+    sums = distributed.sum_over_ranks(x).tolist(), distributed.mean_over_ranks(x).tolist(), x.tolist()
+    return *sums, distributed.broadcast_object({"from": rank}, src=1), distributed.gather_objects(f"r{rank}")
+
+
+def test_sums_and_objects(ranks: RunOnRanks) -> None:
+    for rank, answer in enumerate(ranks(3, says)):
+        assert answer == ([3, 3], [1, 1], [1, rank], {"from": 1}, ["r0", "r1", "r2"])
+
+
+def checks(mode: Any) -> str:
+    with mode:
+        distributed.check_same(4, "batch size")
+    with pytest.raises(DataError) as raised:
+        distributed.check_same(4 if distributed.rank() else 5, "batch size")
+    return str(raised.value)
+
+
+def test_check_same(ranks: RunOnRanks, no_host_sync: Any) -> None:
+    expected = "expected the same batch size on every rank, got [5, 4] by rank: cut the data evenly"
+    assert ranks(2, checks, no_host_sync) == [expected] * 2
+
+
+def stops(mode: Any) -> tuple[list[int], int, int]:
+    flag = distributed.StopFlag()
+    with mode:
+        agreed = [flag.agreed(2 * (distributed.rank() == 1 and step == 3)) for step in range(6)]
+        return agreed, flag.finish(), flag.finish()
+
+
+def test_one_ranks_flag_stops_all_at_the_same_step(ranks: RunOnRanks, no_host_sync: Any) -> None:
+    assert ranks(2, stops, no_host_sync) == [([0, 0, 0, 0, 2, 0], 0, 0)] * 2
+
+
+def test_the_flag_of_one_rank_counts_at_once() -> None:
+    flag = distributed.StopFlag()
+    assert [flag.agreed(step) for step in (0, 2)] == [0, 2]
+    assert flag.finish() == 0
+
+
+# DDP
+
+
+def steps(net: nn.Module, wrapped: nn.Module, first: int, num: int) -> list[Tensor]:
+    """Gradients of the last of some steps whose data depend on step and rank only."""
+    for step in range(first, first + num):
+        seed = torch.Generator().manual_seed(10 * step + distributed.rank())
+        net.zero_grad(set_to_none=True)
+        wrapped(torch.randn(4, 300, generator=seed)).square().mean().backward()
+    return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+
+def restarts() -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of step 2 of a run that goes on, and of one that starts there."""
+    gradients: list[list[Tensor]] = []
+    for first in (0, 2):
+        torch.manual_seed(0)
+        # Above 1 MiB, DDP's size of a first bucket; the order of use is not that of definition.
+        layers = [nn.Linear(300, 700), nn.Linear(700, 500), nn.Linear(500, 300)]
+        net = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+        net = nn.Sequential(*net, nn.ReLU(), nn.Linear(300, 11))
+        wrapped = distributed.wrap(net, device=CPU, sync_bn=True)
+        gradients.append(steps(net, wrapped, first, 3 - first))
+    return gradients[0], gradients[1]
+
+
+def test_a_restart_is_bitwise_on_three_ranks(ranks: RunOnRanks) -> None:
+    for went_on, started in ranks(3, restarts):
+        assert len(went_on) == len(started) == 8
+        assert all(torch.equal(a, b) for a, b in zip(went_on, started, strict=True))
+
+
+def wraps() -> tuple[Any, ...]:
+    rank = distributed.rank()
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    net[1].running_mean.fill_(rank)
+    wrapped = distributed.wrap(net, device=CPU, sync_bn=False)
+    untouched = all(p.grad is None for p in net.parameters()) and "forward" not in vars(net)
+    compiled = torch.compile(wrapped, backend="eager")
+    same = distributed.unwrap(wrapped) is net and distributed.unwrap(compiled) is net
+    net.eval()
+    x = torch.full((1, 3), float(rank + 1), dtype=torch.float64)
+    wrapped(x)[0, 0].backward()
+    return (
+        untouched,
+        same,
+        net[1].running_mean.tolist(),
+        net[0].weight.detach(),
+        net[0].weight.grad[0].tolist(),
+    )
+
+
+def test_wrap_averages_gradients_and_starts_equal(ranks: RunOnRanks) -> None:
+    first, second = ranks(2, wraps)
+    assert torch.equal(first[3], second[3])
+    for untouched, same, running_mean, _, grad in (first, second):
+        assert untouched
+        assert same
+        assert running_mean == [0, 0]
+        assert grad == pytest.approx([1.5 / (1 + 1e-5) ** 0.5] * 3)
+
+
+def test_one_rank_needs_no_wrapping() -> None:
+    net = nn.Linear(2, 2)
+    assert distributed.wrap(net, device=CPU, sync_bn=False) is net
+    assert distributed.unwrap(net) is net
+
+
+# Synchronised batch norm
+
+
+def bn_results(bn: nn.Module, x: Tensor, weights: Tensor, scale: float) -> dict[str, Tensor]:
+    """Output, gradients and running statistics after two training steps; the loss is a weighted sum."""
+    leaf = x.clone().requires_grad_()
+    bn.train()
+    bn(leaf.detach() * 2 + 1)
+    output = bn(leaf)
+    (output * weights).sum().mul(scale).backward()
+    results = {"output": output.detach(), "grad": leaf.grad} | dict(bn.named_buffers())
+    return {k: v for k, v in results.items() if v is not None} | {
+        name: p.grad for name, p in bn.named_parameters() if p.grad is not None
+    }
+
+
+def bn_on_ranks(
+    sizes: list[int], x: Tensor, weights: Tensor, options: dict[str, Any], affine: list[Tensor]
+) -> dict[str, Tensor]:
+    bn = SyncBatchNorm(x.shape[1], **options).double()
+    for p, value in zip(bn.parameters(), affine, strict=False):
+        p.data.copy_(value)
+    rank = distributed.rank()
+    return bn_results(bn, x.split(sizes)[rank], weights.split(sizes)[rank], scale=distributed.world_size())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "options"),
+    [
+        ([4, 4], (6,), {}),
+        ([3, 3, 3], (4, 5), {}),
+        ([2, 2], (4, 3, 2), {"affine": False}),
+        ([2, 2, 2], (4, 3, 2), {"momentum": None}),
+        ([1, 1, 1], (5,), {"momentum": 0.3, "eps": 1e-2}),
+        ([4, 1, 2], (3, 4, 4), {}),
+        ([2, 3], (3, 2), {"track_running_stats": False}),
+    ],
+)
+def test_sync_bn_is_batch_norm_of_the_whole_batch(
+    sizes: list[int],
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+    ranks: RunOnRanks,
+    generator: torch.Generator,
+) -> None:
+    x, weights = torch.randn(2, sum(sizes), *shape, dtype=torch.float64, generator=generator)
+    x = x * 3 + 10
+    affine = list(torch.randn(2, shape[0], dtype=torch.float64, generator=generator))
+    module = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d}[len(shape)](
+        shape[0], **options
+    ).double()
+    for p, value in zip(module.parameters(), affine, strict=False):
+        p.data.copy_(value)
+    whole = bn_results(module, x, weights, scale=1.0)
+    parts = ranks(len(sizes), bn_on_ranks, sizes, x, weights, options, affine)
+    assert all(part.keys() == whole.keys() for part in parts)
+    for name, expected in whole.items():
+        values = [part[name] for part in parts]
+        if name == "output":
+            found = [torch.cat(values)]
+        elif name == "grad":  # of the sum over ranks, where the whole batch's is that of the mean
+            found = [torch.cat(values) / len(sizes)]
+        elif name in ("weight", "bias"):
+            found = [torch.stack(values).mean(0)]
+        else:
+            found = values
+        for value in found:
+            error = (value - expected).abs().max().item()
+            assert error <= 1e-12 * max(1.0, expected.abs().max().item()), name
+
+
+def test_sync_bn_on_one_rank_is_batch_norm(generator: torch.Generator) -> None:
+    x, weights = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64, generator=generator)
+    plain, synced = nn.BatchNorm2d(3).double(), SyncBatchNorm(3).double()
+    expected, found = (bn_results(bn, x, weights, 1.0) for bn in (plain, synced))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert torch.equal(synced.eval()(x), plain.eval()(x))
+    with pytest.raises(ValueError, match=r"got shape \(3,\)"):
+        synced(torch.ones(3).double())
+
+
+def bn_in_autocast(x: Tensor) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    net = sync_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)))
+    net = net.to(memory_format=torch.channels_last)
+    grads: list[Tensor] = []
+    part = x.chunk(2)[distributed.rank()].to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = net[0](part)
+        hidden.register_hook(grads.append)
+        output = net[1](hidden)
+    output.float().square().mean().backward()
+    same_statistics = distributed.gather_objects(net[1].running_var.tolist())
+    formats = [t.is_contiguous(memory_format=torch.channels_last) for t in (output, grads[0])]
+    moments = [distributed.mean_over_ranks(m.mean((0, 2, 3))) for m in (output.float(), output.float() ** 2)]
+    dtypes = [hidden.dtype, output.dtype, grads[0].dtype, net[1].weight.grad.dtype]
+    return dtypes, formats, moments, same_statistics, bool(part.grad.isfinite().all())
+
+
+def test_sync_bn_in_bf16_autocast(ranks: RunOnRanks, generator: torch.Generator) -> None:
+    x = torch.randn(8, 3, 6, 6, generator=generator)
+    for dtypes, formats, (mean, square), statistics, finite in ranks(2, bn_in_autocast, x):
+        assert dtypes == [torch.bfloat16] * 3 + [torch.float32]
+        assert formats == [True, True]
+        torch.testing.assert_close(mean, torch.zeros(8), atol=3e-3, rtol=0)
+        torch.testing.assert_close(square, torch.ones(8), atol=1e-2, rtol=0)
+        assert statistics[0] == statistics[1]
+        assert finite
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnety_002"])
+def test_sync_batch_norm_keeps_a_trunk(name: str, generator: torch.Generator) -> None:
+    import timm
+
+    net = timm.create_model(name, num_classes=0).eval()
+    x = torch.randn(1, 3, 32, 32, generator=generator)
+    before, state = net(x), net.state_dict()
+    parameters = list(net.parameters())
+    num = sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    synced = sync_batch_norm(net)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in synced.modules())
+    assert sum(isinstance(m, SyncBatchNorm) for m in synced.modules()) == num > 10
+    assert list(synced.state_dict()) == list(state)
+    assert all(a is b for a, b in zip(synced.parameters(), parameters, strict=True))
+    assert not any(m.training for m in synced.modules())
+    assert torch.equal(synced(x), before)
+    assert sync_batch_norm(synced) is synced
+
+
+def test_sync_batch_norm_of_a_batch_norm_itself() -> None:
+    synced = sync_batch_norm(nn.BatchNorm1d(4, eps=1e-3, momentum=None, affine=False))
+    assert isinstance(synced, SyncBatchNorm)
+    assert (synced.eps, synced.momentum, synced.weight, synced.training) == (1e-3, None, None, True)

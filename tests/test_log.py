@@ -1,0 +1,329 @@
+"""Logging: device-side means, what a terminal shows, metrics.jsonl over restarts, real wandb runs."""
+
+import importlib
+import io
+import json
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sslx import log
+from sslx.errors import ConfigError, DataError, StorageError
+
+METRICS = {"epoch": 0.61, "loss": 5.1234, "lr": 0.24, "samples_per_s": 812.3, "data_wait": 0.03}
+
+
+class NoSync(TorchDispatchMode):
+    """Raises where a tensor's value would have to reach the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket is not torch.ops.aten._local_scalar_dense, "a host sync"
+        return func(*args, **(kwargs or {}))
+
+
+def test_meter_means_without_a_sync() -> None:
+    meter = log.Meter()
+    value = torch.tensor(0.0)
+    with NoSync():
+        for step in range(10):
+            value.fill_(step)  # a buffer that is overwritten, as CUDA graphs do
+            metrics = {"loss": value, "std": torch.tensor(1.0, dtype=torch.bfloat16, requires_grad=True)}
+            meter.add(metrics)
+            if step % 5 == 0:
+                meter.add({"rare": value, "loss": value}, weight=3)
+    with pytest.raises(AssertionError, match="a host sync"), NoSync():
+        value.item()
+    means = meter.fetch()
+    assert means == pytest.approx({"loss": (45 + 3 * 5) / 16, "std": 1.0, "rare": 2.5}, rel=1e-15)
+    assert meter.fetch() == {}
+    meter.add({})
+    meter.add({"loss": torch.tensor(7)})
+    assert meter.fetch() == {"loss": 7.0}
+
+
+def test_meter_sums_in_float64() -> None:
+    meter = log.Meter()
+    for value in (2.0**30, 1.0, 1.0, -(2.0**30)):  # in float32 the ones vanish
+        meter.add({"float32": torch.tensor(value), "float64": torch.tensor(0.1, dtype=torch.float64)})
+    assert meter.fetch() == {"float32": 0.5, "float64": pytest.approx(0.1, rel=1e-15)}
+    meter.add({"loss": torch.tensor(float("nan"))})
+    assert str(meter.fetch()) == "{'loss': nan}"
+
+
+def test_meter_reduces_before_the_transfer() -> None:
+    meter, other = log.Meter(), torch.tensor([6.0, 3.0], dtype=torch.float64)  # another rank's sum and weight
+    meter.add({"loss": torch.tensor(1.0)})
+    assert meter.fetch(reduce=lambda mine: (mine + other) / 2) == {"loss": 7 / 4}
+
+
+def plain(text: str) -> list[str]:
+    """The lines that a terminal was sent, without colours and cursor moves."""
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))
+
+
+def test_lines_where_there_is_no_terminal() -> None:
+    file = io.StringIO()
+    terminal = log.Terminal(3900, 100, Console(file=file, force_terminal=False))
+    time.sleep(0.04)
+    terminal.message("resumed from step 100 [not markup] :smile:")
+    terminal.log(120, METRICS)
+    terminal.log(3900, {**METRICS, "loss": float("nan"), "lr": 1e-5, "knn/accuracy": 0.91234, "std": 1.0})
+    terminal.close()
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "resumed from step 100 [not markup] :smile:"
+    fields = "epoch 0.61  loss 5.123  lr 0.240  812 samples/s  data 3 %"
+    assert re.fullmatch(rf"step  120/3900  {fields}  ETA (\d:\d\d)", lines[1])
+    minutes, seconds = map(int, lines[1].split("ETA ")[1].split(":"))
+    assert 60 * minutes + seconds >= 0.04 / 20 * 3780 - 1
+    assert lines[2] == (
+        "step 3900/3900  epoch 0.61  loss nan  lr 1.00e-05  812 samples/s  data 3 %  "
+        "knn/accuracy 0.9123  std 1  ETA 0:00"
+    )
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("width", [80, 60, 200])
+def test_the_display_on_a_terminal(width: int) -> None:
+    file = io.StringIO()
+    terminal = log.Terminal(39000, 0, Console(file=file, force_terminal=True, width=width))
+    worst = {
+        **METRICS,
+        "epoch": 123.45,
+        "loss": 0.012345,
+        "lr": 0.00024,
+        "samples_per_s": 123456,
+        "data_wait": 1.0,
+    }
+    terminal.log(120, METRICS)
+    terminal.message("step 100 is damaged: " + 100 * "x")
+    terminal.log(38000, {**worst, "embedding/std": 0.9, "positive/similarity": 0.5, "queue/age": 7.0})
+    terminal.log(39000, {"knn": 0.5})
+    terminal.close()
+    terminal.close()
+    lines = plain(file.getvalue())
+    assert "step 100 is damaged: " + 100 * "x" in lines
+    display = [line for line in lines if "xxx" not in line]
+    assert max(map(len, display)) <= min(width, 100)
+    end = [line.rstrip() for line in display if line.strip()][-3:]
+    assert re.fullmatch(r"✓  ━+  100 %  step 39000/39000  took 0:0\d", end[0])
+    if width >= 80:
+        assert end[1].split("  ")[0] == "epoch 123.45"
+        fields = [field.strip() for field in end[1].split("  ") if field.strip()]
+        assert fields == ["epoch 123.45", "loss 0.01235", "lr 0.000240", "123,456 samples/s", "data 100 %"]
+        assert end[2].startswith("embedding/std 0.9  positive/similarity 0.5  queue/age 7  knn 0.5")
+    assert file.getvalue().count("\x1b[?25l") == file.getvalue().count("\x1b[?25h") == 1, "the cursor is back"
+
+
+def test_eta() -> None:
+    shown = [log.clock(seconds) for seconds in (0, 59.6, 272, 3600, 100 * 3600 + 62)]
+    assert shown == ["0:00", "1:00", "4:32", "1:00:00", "100:01:02"]
+
+
+Lines = list[dict[str, Any]]
+
+
+def read(folder: Path) -> Lines:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def open_log(
+    folder: Path, start_step: int = 0, enabled: bool = True, file: io.StringIO | None = None, **config: Any
+) -> log.Log:
+    console = Console(file=file or io.StringIO(), force_terminal=False)
+    given = (log.Config(**config), folder, enabled, 200, start_step, "0123456789ab", {"seed": 3})
+    return log.Log(*given, console=console)
+
+
+def test_jsonl_over_restarts(tmp_path: Path) -> None:
+    with open_log(tmp_path) as first:
+        before = time.time()
+        for step in (20, 40, 60):
+            first.log(step, {"loss": step / 10})
+            assert read(tmp_path)[-1]["step"] == step, "a line is on disk at once"
+        first.log(80, {"loss": float("nan"), "std": float("inf")})
+    lines = read(tmp_path)
+    assert [line["loss"] for line in lines] == [2.0, 4.0, 6.0, None]
+    assert lines[3]["std"] is None
+    assert all(before - 1 < line["time"] < time.time() + 1 for line in lines)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 30, "lo')  # killed in the middle of a line
+    with open_log(tmp_path, start_step=50) as second:
+        assert [line["step"] for line in read(tmp_path)] == [20, 40]
+        for step in (60, 80, 100):
+            second.log(step, {"loss": 0.0})
+    with open_log(tmp_path, start_step=100):
+        pass
+    assert [(line["step"], line["loss"]) for line in read(tmp_path)] == [
+        (20, 2.0),
+        (40, 4.0),
+        (60, 0.0),
+        (80, 0.0),
+        (100, 0.0),
+    ]
+    with open_log(tmp_path, start_step=0):
+        assert read(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_other_ranks_do_nothing(tmp_path: Path) -> None:
+    with open_log(tmp_path, enabled=False, wandb="offline") as other:
+        other.log(20, METRICS)
+        other.message("not shown")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_once_and_survived(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    with open_log(tmp_path, file=shown) as main:
+        main.log(20, {"loss": 1.0})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+        try:
+            main.log(40, {"loss": 1.0})
+            main.log(60, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        main.log(80, {"loss": 1.0})
+    assert shown.getvalue().count("cannot write metrics.jsonl: File too large") == 1
+    assert [line["step"] for line in read(tmp_path)] == [20, 40, 60, 80]
+    with pytest.raises(StorageError, match=r"cannot write .*metrics\.jsonl"):
+        log.Log(log.Config(), tmp_path / "no folder", True, 200, 0, "id", {})
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
+    proto: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    data, place, whole = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if left < 7 or kind == 0:
+            place += left
+            continue
+        whole += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # a full record, or the last part of one
+            record = proto.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            yield record
+
+
+def offline_runs(folder: Path) -> list[tuple[str, str, dict[str, Any], list[dict[str, Any]]]]:
+    """(id, project, config, history) of each offline run, in the order of their files' dates."""
+    runs = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime):
+        of_run: Any = None
+        history: list[dict[str, Any]] = []
+        for record in records(path):
+            if record.WhichOneof("record_type") == "run":
+                of_run = record.run
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                history.append({(i.key or i.nested_key[0]): json.loads(i.value_json) for i in items})
+        if of_run is not None:  # a killed run's file may hold nothing but its header
+            config = {item.key: json.loads(item.value_json) for item in of_run.config.update}
+            runs.append((of_run.run_id, of_run.project, config, history))
+    return runs
+
+
+WANDB = """
+import os, sys
+from pathlib import Path
+from sslx import log
+folder, mode = Path(sys.argv[1]), sys.argv[2]
+def train(start):
+    config = log.Config(wandb=mode, project="tests", wandb_timeout_s=1.0)
+    run = log.Log(config, folder, True, 200, start, "0123456789ab", {"seed": 3})
+    for step in range(start + 20, start + 81, 20):
+        run.log(step, {"loss": 1 / step, "knn": float("nan")})
+    return run
+if len(sys.argv) > 3:
+    if os.fork() == 0:
+        train(0)
+        os._exit(9)  # at once, like a kill
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    train(40).close()
+else:
+    train(0).close()
+"""
+
+
+def wandb_run(*arguments: object, **env: str) -> list[str]:
+    """What a training with wandb printed besides its steps."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    command = [sys.executable, "-c", WANDB, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=clean | env)
+    assert (done.returncode, done.stderr) == (0, ""), "wandb's own chatter"
+    return [line for line in done.stdout.splitlines() if not line.startswith("step ")]
+
+
+def test_wandb_offline_crash_and_resume(tmp_path: Path) -> None:
+    assert wandb_run(tmp_path, "offline", "crash first") == []
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+    run_id, project, config, history = offline_runs(tmp_path)[-1]
+    assert (run_id, project, config["seed"]) == ("0123456789ab", "tests", 3)
+    steps = [20, 40, 60, 80, 100, 120]  # all, though the kill lost what wandb had buffered
+    assert [line["step"] for line in history] == [line["_step"] for line in history] == steps
+    assert [line["loss"] for line in history] == pytest.approx([1 / step for step in steps])
+    lines = read(tmp_path)
+    assert [line["step"] for line in lines] == steps
+    assert [line["time"] for line in lines] == pytest.approx(
+        [line["_timestamp"] for line in history], abs=0.1
+    )
+
+
+def test_wandb_without_a_server_goes_on_offline(tmp_path: Path) -> None:
+    with socket.socket() as silent:  # accepts and never answers: worse than refusing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begun = time.monotonic()
+        lines = wandb_run(tmp_path, "online", WANDB_BASE_URL=url, WANDB_API_KEY=40 * "a")
+    assert time.monotonic() - begun < 20, "wandb_timeout_s is 1"
+    assert len(lines) == 1
+    assert lines[0].startswith("wandb: ")
+    assert re.search(rf": logging offline, `wandb sync {tmp_path}/wandb/offline-run-\S+` sends it", lines[0])
+    ((run_id, _, _, history),) = offline_runs(tmp_path)
+    assert run_id == "0123456789ab"
+    assert [line["_step"] for line in history] == [20, 40, 60, 80]
+
+
+def test_status(tmp_path: Path) -> None:
+    assert log.read_status(tmp_path) is None
+    log.write_status(tmp_path, "running", 0)
+    log.write_status(tmp_path, "preempted", 120, "SIGTERM")
+    status = log.read_status(tmp_path)
+    assert status is not None
+    assert (status.state, status.step, status.reason) == ("preempted", 120, "SIGTERM")
+    assert abs(status.time - time.time()) < 5
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+    for text in ("", "[]", "{}", '{"state": "odd", "step": 1, "reason": "", "time": 0}'):
+        (tmp_path / "status.json").write_text(text)
+        with pytest.raises(DataError, match=r"status\.json is no status"):
+            log.read_status(tmp_path)
+    with pytest.raises(StorageError, match="cannot write"):
+        log.write_status(tmp_path / "no folder", "done", 1)
+
+
+def test_run_ids_and_config() -> None:
+    state = torch.get_rng_state()
+    ids = {log.new_run_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(re.fullmatch(r"[0-9a-f]{12}", run_id) for run_id in ids)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ConfigError, match=r"log\.every: expected at least 1 step, got 0"):
+        log.Config(every=0)

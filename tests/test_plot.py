@@ -1,0 +1,140 @@
+"""The pictures: what they show, read back from the PNGs, and which samples they show."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslx import plot
+from sslx.errors import DataError, MissingInput
+
+
+def clusters(classes: int, size: int = 120) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(size) % classes
+    return torch.eye(classes, 40)[label] * 5 + torch.randn(size, 40, generator=generator), label
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.info["dpi"][0] >= 150
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def num_pixels(pixels: np.ndarray, colour: str, alpha: float = 1.0) -> int:
+    """How many pixels have a colour, laid on white with this opacity."""
+    wanted = alpha * np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) + (1 - alpha) * 255
+    return int((np.abs(pixels - wanted).sum(-1) < 20).sum())
+
+
+def metrics(path: Path, records: Sequence[Mapping[str, object]], tail: str = "") -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
+    return path
+
+
+def test_tsne_shows_each_class_in_its_colour_with_a_legend(tmp_path: Path) -> None:
+    x, label = clusters(4)
+    plot.tsne(x, label, ("cat", "dog", "owl", "bat"), tmp_path / "new" / "map.png", "kNN 98.3 %")
+    pixels = read(tmp_path / "new" / "map.png")
+    assert min(pixels.shape[:2]) > 700
+    for colour in plot.PALETTE[:4]:
+        assert num_pixels(pixels, colour, plot.OPACITY) > 2000  # 30 points
+        assert 100 < num_pixels(pixels, colour) < 2000  # and a mark in the legend
+    assert num_pixels(pixels, plot.PALETTE[4], plot.OPACITY) == 0
+
+
+def test_tsne_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    x, label = clusters(3)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        plot.tsne(x, label, None, tmp_path / name, "title", max_points=60, seed=seed)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_tsne_without_labels_has_one_colour(tmp_path: Path) -> None:
+    plot.tsne(clusters(3)[0], None, None, tmp_path / "map.png", "title")
+    pixels = read(tmp_path / "map.png")
+    assert num_pixels(pixels, plot.PALETTE[0], plot.OPACITY) > 2000
+    assert num_pixels(pixels, plot.PALETTE[1], plot.OPACITY) == 0
+
+
+@pytest.mark.parametrize("classes", [15, 30])
+def test_tsne_of_many_classes_has_many_colours(classes: int, tmp_path: Path) -> None:
+    x, label = clusters(classes)
+    plot.tsne(x, label, None, tmp_path / "map.png", "title")
+    colours, counts = np.unique(read(tmp_path / "map.png").reshape(-1, 3), axis=0, return_counts=True)
+    spread = colours.max(1) - colours.min(1) > 40
+    assert (counts[spread] > 100).sum() >= 0.8 * classes
+
+
+def test_tsne_of_collapsed_features_is_drawn(tmp_path: Path) -> None:
+    plot.tsne(torch.ones(50, 8), torch.arange(50) % 2, None, tmp_path / "map.png", "title")
+    assert num_pixels(read(tmp_path / "map.png"), plot.PALETTE[1]) > 100
+
+
+def test_tsne_of_too_few_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="4 or more samples"):
+        plot.tsne(torch.ones(3, 8), None, None, tmp_path / "map.png", "title")
+
+
+def test_subsample_keeps_the_shares_of_the_classes() -> None:
+    label = torch.tensor([0] * 600 + [1] * 300 + [2] * 99 + [3])
+    rows = plot.subsample(1000, label, 100, 0)
+    assert len(set(rows.tolist())) == 100
+    counts = label[torch.from_numpy(rows)].bincount(minlength=4).tolist()
+    assert np.abs(np.array(counts) - [60, 30, 10, 1]).max() <= 1
+    assert counts[3] == 1
+    assert np.array_equal(rows, plot.subsample(1000, label, 100, 0))
+    assert not np.array_equal(rows, plot.subsample(1000, label, 100, 1))
+    assert np.array_equal(plot.subsample(80, label[:80], 100, 0), np.arange(80))
+
+
+def test_loss_curve_shows_loss_and_learning_rate(tmp_path: Path) -> None:
+    records: list[dict[str, object]] = [
+        {"step": s, "loss": 5 - s / 100, "lr": s / 1000, "epoch": s / 50} for s in range(200)
+    ]
+    records[3:3] = [{"step": 2, "knn": 0.4}]
+    path = metrics(tmp_path / "metrics.jsonl", records, tail='{"step": 200, "lo')
+    plot.loss_curve(path, tmp_path / "loss.png")
+    both = read(tmp_path / "loss.png")
+    assert num_pixels(both, plot.PALETTE[0]) > 2000
+    assert num_pixels(both, "#c2571a") > 500
+    metrics(path, [{"step": s, "loss": 5 - s / 100} for s in range(200)])
+    plot.loss_curve(path, tmp_path / "loss.png")
+    assert num_pixels(read(tmp_path / "loss.png"), "#c2571a") == 0
+
+
+def test_a_step_that_came_twice_counts_once_and_the_later_holds(tmp_path: Path) -> None:
+    once: list[dict[str, object]] = [{"step": s, "loss": 1.0 / (s + 1)} for s in range(30)]
+    twice: list[dict[str, object]] = [{"step": s, "loss": 9.0} for s in range(10, 30)]
+    broken: list[dict[str, object]] = [{"step": 40, "loss": float("nan")}, {"loss": 3.0}, {"step": 41}]
+    plot.loss_curve(metrics(tmp_path / "once", once), tmp_path / "once.png")
+    plot.loss_curve(
+        metrics(tmp_path / "twice", once[:10] + twice + once[10:] + broken, tail="[]\n7\nnull\n"),
+        tmp_path / "twice.png",
+    )
+    assert (tmp_path / "once.png").read_bytes() == (tmp_path / "twice.png").read_bytes()
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_a_short_run_has_a_curve_too(num: int, tmp_path: Path) -> None:
+    records: list[dict[str, object]] = [
+        {"step": s, "loss": 2.0, "lr": 0.1, "epoch": float(s)} for s in range(num)
+    ]
+    plot.loss_curve(metrics(tmp_path / "m", records), tmp_path / "loss.png")
+    assert num_pixels(read(tmp_path / "loss.png"), plot.PALETTE[0]) > 10
+
+
+@pytest.mark.parametrize("text", [None, "", '{"step": 1, "lr": 0.1}\n'])
+def test_no_points_are_missing_input(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(MissingInput, match=r"metrics\.jsonl"):
+        plot.loss_curve(path, tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()
