@@ -6,9 +6,11 @@ once and the later flag wins.  So there is one parser, one error path and one ru
 
 import dataclasses
 import difflib
+import io
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import pairwise
@@ -17,12 +19,12 @@ from typing import Any, Literal, TypeAlias
 
 import tyro
 
-from sslx import methods
+from sslx import __version__, methods
 from sslx.checkpoint import Config as CheckpointConfig
 from sslx.data import Config as DataConfig
 from sslx.data.views import Augment
 from sslx.encoders import Config as EncoderConfig
-from sslx.errors import ConfigError, MissingInput
+from sslx.errors import ConfigError, MissingInput, UserError
 from sslx.log import Config as LogConfig
 from sslx.methods.base import MethodConfig
 from sslx.optim import Config as OptimConfig
@@ -36,8 +38,9 @@ Value: TypeAlias = "str | int | float | bool | None | list[Value] | dict[str, Va
 class PretrainConfig:
     """Pretrain an image encoder without labels.
 
-    RECIPE is the name of a recipe that comes with sslx, or the path of a .toml or config.json; several are
-    merged, the later one wins, and flags win over all.  Without one, the defaults below.
+    RECIPE is a recipe's name, or the path of a .toml or a saved config.json.
+
+    Of several the later one wins; flags win over all.  Without one: the defaults.
     """
 
     name: str = ""
@@ -55,8 +58,7 @@ class PretrainConfig:
     batch_size: int = 256
     """Images of one optimizer step, over all ranks."""
     accumulate: int = 1
-    """Forward and backward passes a step, each with its share of the batch.  Saves memory, but contrastive
-    methods then see only the negatives of one share: it is not the same training as one large batch."""
+    """Shares to cut a step's batch into, to save memory; a sample's negatives are then those of its share."""
     ranks: int | None = None
     """Processes to start; default: one a visible GPU, or one on the CPU.  Under torchrun or Slurm: theirs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -88,13 +90,15 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """Measure an encoder's frozen features: kNN, linear probe and few labels, beside the untrained encoder and
-    the raw pixels, all on the same held-out split."""
+    """Measure an encoder's frozen features: kNN, linear probe and few labels.
+
+    Raw pixels and the untrained encoder stand beside it, on the same test split.
+    """
 
     checkpoint: tyro.conf.Positional[Path]
     """A run folder, a checkpoint in it, or its state.pt."""
-    data: DataConfig | None = None
-    """Probe on another source than the run's."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images to probe on; default: those of the run."""
     baselines: bool = True
     """Also measure raw pixels and the untrained encoder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -106,7 +110,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw a run: the t-SNE of its features on the test split, and the loss curve.  PNG files in the run folder."""
+    """Draw the t-SNE of a run's test features and its loss curve, as PNG files."""
 
     checkpoint: tyro.conf.Positional[Path]
     """A run folder, a checkpoint in it, or its state.pt."""
@@ -139,8 +143,8 @@ def _recipe(given: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return (json.loads if path.suffix == ".json" else tomllib.loads)(path.read_text())
-    except (OSError, ValueError) as error:
+        return dict((json.loads if path.suffix == ".json" else tomllib.loads)(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
 
 
@@ -153,15 +157,15 @@ def _flags(tree: dict[str, Any], prefix: str = "--") -> Iterator[str]:
             yield f"{prefix}{key}" if value else f"{prefix}no-{key}"
         elif isinstance(value, list):
             yield from [f"{prefix}{key}", *map(str, value)]
-        elif value is not None:
+        else:
             yield from [f"{prefix}{key}", str(value)]
 
 
 def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
     """``[RECIPE ...] [--section.option VALUE ...]``; later wins.
 
-    quiet: print nothing on an error (all ranks parse, one prints).  A wrong flag ends in SystemExit(2) after
-    tyro's message with suggestions; ConfigError and MissingInput for the rest.
+    quiet: print nothing on a wrong flag (all ranks parse, one prints).  A wrong flag ends in SystemExit(2)
+    after tyro's message with suggestions; ConfigError and MissingInput for the rest.
     """
     given: list[str] = []
     while len(given) < len(argv) and not argv[len(given)].startswith("-"):
@@ -174,26 +178,39 @@ def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
     args = from_files + flags
     chosen = ([after for before, after in pairwise(args) if before == "--method.name"] or ["simclr"])[-1]
     default = PretrainConfig(method=methods.module(chosen).Config())
-    config = _parse(PretrainConfig, args, "sslx pretrain [RECIPE ...]", default, quiet)
+    prog = "sslx pretrain" + " [RECIPE ...]" * ("--help" in args or "-h" in args)
+    config = _parse(PretrainConfig, args, prog, default, quiet)
     if not config.name:
         config = dataclasses.replace(config, name=f"{config.method.name}_{config.data.source}")
     return config
 
 
-def load_probe(argv: Sequence[str]) -> ProbeConfig:
-    """``CHECKPOINT [--flags]`` of ``sslx probe``."""
-    return _parse(ProbeConfig, list(argv), "sslx probe", None, False)
+def load_probe(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bool = False) -> ProbeConfig:
+    """``CHECKPOINT [--flags]`` of ``sslx probe``; ``data``: the run's, whose fields the flags replace."""
+    default = ProbeConfig(checkpoint=tyro.MISSING, data=data or DataConfig())
+    return _parse(ProbeConfig, list(argv), "sslx probe", default, quiet)
 
 
-def load_plot(argv: Sequence[str]) -> PlotConfig:
+def load_plot(argv: Sequence[str], *, quiet: bool = False) -> PlotConfig:
     """``CHECKPOINT [--flags]`` of ``sslx plot``."""
-    return _parse(PlotConfig, list(argv), "sslx plot", None, False)
+    return _parse(PlotConfig, list(argv), "sslx plot", PlotConfig(checkpoint=tyro.MISSING), quiet)
 
 
 def _parse(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> Any:
-    # tyro turns errors of __post_init__ into its own words only where they are plain ValueErrors: ours are.
-    given = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=args, prog=prog, console_outputs=not quiet, **given)
+    """One object from flags.  A UserError of a constructor passes; else SystemExit, after help or tyro's words."""
+    for loud in (False, True):  # silent first: tyro would frame a constructor's ValueError and hide its type
+        try:
+            with nullcontext() if loud else redirect_stderr(io.StringIO()):
+                return tyro.cli(kind, args=args, prog=prog, default=default, console_outputs=loud)
+        except SystemExit as stop:
+            cause = stop.__context__
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__context__
+            if cause is not None:
+                raise cause from None
+            if loud or quiet:
+                raise
+    raise AssertionError("tyro has exited")
 
 
 def dump(config: Any) -> str:
@@ -202,10 +219,14 @@ def dump(config: Any) -> str:
 
 
 def loads(text: str) -> PretrainConfig:
-    """The config that ``dump`` wrote."""
-    tree = json.loads(text)
-    default = PretrainConfig(method=methods.module(tree["method"]["name"]).Config())
-    return _parse(PretrainConfig, list(_flags(tree)), "config.json", default, False)
+    """The config that ``dump`` wrote.  ConfigError where another version of sslx wrote it."""
+    try:
+        tree = json.loads(text)
+        default = PretrainConfig(method=methods.module(tree["method"]["name"]).Config())
+        return _parse(PretrainConfig, list(_flags(tree)), "config.json", default, True)
+    except (ValueError, LookupError, TypeError, SystemExit) as error:
+        reason = str(error) if isinstance(error, UserError) else "it has other options"
+        raise ConfigError(f"the saved config is not of this version of sslx ({__version__}): {reason}") from error
 
 
 def differences(ours: PretrainConfig, theirs: PretrainConfig, ignore: Sequence[str] = ()) -> list[str]:

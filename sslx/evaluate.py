@@ -137,10 +137,11 @@ def scores(
 
 def probe_main(argv: Sequence[str]) -> int:
     """``sslx probe CHECKPOINT``: print the table, and write it to ``probe.json`` in the run folder."""
-    options = config.load_probe(argv)
+    quiet = distributed.joined() not in (None, 0)
+    trained = load(config.load_probe(argv, quiet=quiet).checkpoint)
+    options = config.load_probe(argv, trained.settings.data, quiet=quiet)
     ranks = distributed.init(options.device)
-    trained = load(options.checkpoint)
-    settings = options.data or trained.settings.data
+    settings = options.data
     console = Console()
     found = scores(trained, settings, options, ranks, console)
     if ranks.is_main:
@@ -155,7 +156,7 @@ def probe_main(argv: Sequence[str]) -> int:
 
 def plot_main(argv: Sequence[str]) -> int:
     """``sslx plot CHECKPOINT``: ``tsne.png`` and ``loss.png`` in the run folder."""
-    options = config.load_plot(argv)
+    options = config.load_plot(argv, quiet=distributed.joined() not in (None, 0))
     ranks = distributed.init(options.device)
     trained = load(options.checkpoint)
     settings, console = trained.settings.data, Console()

@@ -56,20 +56,18 @@ def reseal(folder: Path, step: int) -> None:
     data = (folder / "state.pt").read_bytes()
     digest = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest = {"format": checkpoint.FORMAT, "step": step, "files": {"state.pt": digest}}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("give", ["directory", "state.pt", "run"])
 def test_round_trip(tmp_path: Path, give: str) -> None:
     state = make_state(7.0)
     path = checkpoint.save(tmp_path, 7, state, keep=1)
-    assert path == tmp_path / "checkpoints" / "step_7"
-    assert names(tmp_path) == {"step_7"}
+    assert (path, names(tmp_path)) == (tmp_path / "checkpoints" / "step_7", {"step_7"})
     loaded = checkpoint.load({"directory": path, "state.pt": path / "state.pt", "run": tmp_path}[give])
     assert loaded.keys() == state.keys()
     torch.testing.assert_close(loaded["encoder"], dict(state["encoder"]), rtol=0, atol=0)
-    assert torch.equal(loaded["queue"], state["queue"])
-    assert loaded["queue"].dtype == torch.bfloat16
+    torch.testing.assert_close(loaded["queue"], state["queue"], rtol=0, atol=0)
     for key in ("step", "lr", "config"):
         assert loaded[key] == state[key]
 

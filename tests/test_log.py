@@ -56,7 +56,8 @@ def test_meter_means_without_a_sync() -> None:
 def test_meter_sums_in_float64() -> None:
     meter = log.Meter()
     for value in (2.0**30, 1.0, 1.0, -(2.0**30)):  # in float32 the ones vanish
-        meter.add({"float32": torch.tensor(value), "float64": torch.tensor(0.1, dtype=torch.float64)})
+        meter.add({"float32": torch.tensor(value)})
+        meter.add({"float64": torch.tensor(0.1, dtype=torch.float64)})
     assert meter.fetch() == {"float32": 0.5, "float64": pytest.approx(0.1, rel=1e-15)}
     meter.add({"loss": torch.tensor(float("nan"))})
     assert str(meter.fetch()) == "{'loss': nan}"
@@ -163,6 +164,8 @@ def test_jsonl_over_restarts(tmp_path: Path) -> None:
         assert [line["step"] for line in read(tmp_path)] == [20, 40]
         for step in (60, 80, 100):
             second.log(step, {"loss": 0.0})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 90, "loss": 0.0}')  # killed before the end of the line
     with open_log(tmp_path, start_step=100):
         pass
     assert [(line["step"], line["loss"]) for line in read(tmp_path)] == [

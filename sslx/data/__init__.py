@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal, Protocol
 
@@ -59,7 +60,8 @@ class Loader:
     """An iterator of Batches whose whole state is the number of batches delivered.
 
     Unreadable files are replaced by others, chosen as a function of the sample alone, so that step counts and
-    all other samples stay as they were; ``bad`` holds them, index -> path.
+    all other samples stay as they were; ``bad`` holds them, index -> path.  A file is unreadable where the
+    backend in use cannot decode it; both refuse what is missing, empty, cut or no image (``dali._decode``).
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Loader:
         self.delivered = 0
         self.bad: dict[int, str] = {}
         self._stand_in: dict[int, int] = {}
+        self._substitute = partial(_replace, self._stand_in)  # not a method: spawned workers must unpickle it
         self._stream: Iterator[tuple[Tensor, ...]] | None = None
 
     @property
@@ -108,18 +111,14 @@ class Loader:
             except RuntimeError as error:
                 self.close()
                 if not self._quarantine(index):
-                    raise DataError(f"the loader failed on readable files: {error}") from error
-
-    def _substitute(self, index: Indices) -> Indices:
-        if not self._stand_in:
-            return index
-        return np.array([self._stand_in.get(int(i), int(i)) for i in index], dtype=np.int64)
+                    reason = " ".join(str(error).split())
+                    raise DataError(f"the loader failed on readable files: {reason}") from error
 
     def _quarantine(self, index: Indices) -> bool:
         """Find the batch's unreadable files and name their stand-ins; False where all can be read."""
         if self.source.paths is None:
             return False
-        found = [int(i) for i in np.unique(index) if int(i) not in self.bad and not _readable(self.source, int(i))]
+        found = self._unreadable(np.unique(self._substitute(index)))
         for i in found:
             self.bad[i] = self.source.paths[i]
             self.say(f"unreadable image {self.bad[i]}: replaced by another one ({len(self.bad)} so far)")
@@ -128,12 +127,29 @@ class Loader:
                 f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
                 f"{self.max_bad:g} that --data.max-bad allows; the last one is {list(self.bad.values())[-1]}"
             )
-        for i in found:
-            for candidate in rng.permutation(0, "stand-in", i, size=len(self.source)):
-                if int(candidate) not in self.bad and _readable(self.source, int(candidate)):
-                    self._stand_in[i] = int(candidate)
-                    break
+        for i in self.bad:
+            if self._stand_in.get(i, i) in self.bad:
+                self._stand_in[i] = self._choose(i)
         return bool(found)
+
+    def _unreadable(self, files: Indices) -> list[int]:
+        """Those that the backend cannot decode: halves that fail are halved again."""
+        order = Sequential(num_samples=len(files), per_rank=len(files))
+        try:
+            next(self.backend.stream(order, 0, files.take))
+        except RuntimeError:
+            half = len(files) // 2
+            if half == 0:
+                return [int(files[0])]
+            return self._unreadable(files[:half]) + self._unreadable(files[half:])
+        return []
+
+    def _choose(self, i: int) -> int:
+        """The stand-in of an unreadable image: the first readable one of a random order of its own."""
+        for candidate in rng.permutation(0, "stand-in", i, size=len(self.source)):
+            if int(candidate) not in self.bad and not self._unreadable(np.array([candidate])):
+                return int(candidate)
+        raise DataError(f"not one of the {len(self.source):,} images can be read")
 
     def close(self) -> None:
         """Stop the backend's threads; the next batch starts them again where they were."""
@@ -161,14 +177,8 @@ class Loader:
         self.delivered = state["epoch"] * self.order.num_batches + state["position"] // micro
 
 
-def _readable(source: Source, index: int) -> bool:
-    from sslx.data.torchvision import read
-
-    try:
-        read(source, index)
-    except (RuntimeError, OSError):
-        return False
-    return True
+def _replace(stand_in: dict[int, int], index: Indices) -> Indices:
+    return np.array([stand_in.get(int(i), int(i)) for i in index], dtype=np.int64) if stand_in else index
 
 
 def _threads(config: Config, local_world_size: int) -> int:

@@ -7,7 +7,7 @@ a sample, and left to torch on the same device: on a CPU DALI needs 2.1 ms for i
 
 Traps (DALI 2.4), each held by a parity test against torchvision:
 - contrast pivots at 128 unless given the image's mean gray;
-- hue is a rotation in YIQ, not a shift in HSV: the one operation that cannot agree (README, "Augmentation");
+- hue, a shift in HSV in torchvision, is the one operation that cannot agree (``color``);
 - GPU decoding needs ``jpeg_fancy_upsampling`` to interpolate chroma as libjpeg-turbo does;
 - argument inputs and conditions must be CPU nodes, also for GPU operators.
 """
@@ -156,7 +156,11 @@ def _graph(specs: Sequence[ViewSpec], from_files: bool, gpu: bool, feed: Iterato
 
 
 def _decode(encoded: Node, gpu: bool) -> Node:
-    """RGB uint8 HWC of any JPEG, PNG, WebP, BMP or TIFF: grayscale repeated, alpha dropped, EXIF turned upright."""
+    """RGB uint8 HWC of a JPEG, PNG, WebP, BMP or TIFF: grayscale repeated, alpha dropped, turned upright by EXIF.
+
+    16 bits a channel become 8.  On the CPU the pixels are those of ``torchvision.read``, and so is what fails:
+    files that are missing, empty, cut or no image.  Only flipped bytes in a JPEG may pass here and fail there.
+    """
     if gpu:
         return fn.decoders.image(
             encoded, device="mixed", output_type=types.RGB, jpeg_fancy_upsampling=True, hw_decoder_load=0.75

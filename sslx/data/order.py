@@ -38,9 +38,10 @@ class Shuffled:
                 f"{self.world_size} x {self.accumulate}: take --batch-size {max(1, self.batch_size // share) * share}"
             )
         if self.num_samples < self.batch_size:
+            fits = self.num_samples // share * share
+            advice = f"take --batch-size {fits} or less" if fits else f"this run needs at least {share}"
             raise ConfigError(
-                f"batch size {self.batch_size} is more than the {self.num_samples} images of the source: "
-                f"take --batch-size {max(1, self.num_samples // share) * share} or less"
+                f"batch size {self.batch_size} is more than the {self.num_samples} images of the source: {advice}"
             )
 
     @property

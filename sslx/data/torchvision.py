@@ -4,15 +4,17 @@ Each sample gets the parameters that ``views.draw`` makes for it, applied one by
 functional operations.  Worker processes make whole batches; hue is shifted in HSV, as torchvision does.
 """
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from sslx.data import views
@@ -26,23 +28,31 @@ Indices = npt.NDArray[np.int64]
 def read(source: Source, index: int) -> Tensor:
     """Image ``index`` as (3, H, W) uint8 RGB: grayscale repeated, alpha dropped, EXIF turned upright.
 
-    Raises RuntimeError where the file cannot be decoded.
+    Raises RuntimeError where the file cannot be read or decoded.
     """
     if source.pixels is not None:
         return torch.from_numpy(source.pixels[index]).permute(2, 0, 1)
     assert source.paths is not None
     path = source.paths[index]
-    if path.lower().endswith((".bmp", ".tif", ".tiff")):  # not among torchvision's formats
-        from PIL import Image, ImageOps
+    try:
+        encoded = Path(path).read_bytes()
+        if encoded.startswith(b"\xff\xd8\xff"):
+            jpeg = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+            image = decode_jpeg(jpeg, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+            assert isinstance(image, Tensor)
+            return image
+        return torch.from_numpy(_decode(encoded)).permute(2, 0, 1)
+    except Exception as error:  # PIL raises SyntaxError, struct.error and others at damaged files
+        raise RuntimeError(f"{path}: {error}") from error
 
-        try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError) as error:
-            raise RuntimeError(str(error)) from error
-        return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
-    encoded = torch.from_numpy(np.frombuffer(Path(path).read_bytes() or b"\0", dtype=np.uint8).copy())
-    return decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+
+def _decode(encoded: bytes) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) RGB of all but JPEG, by PIL: at a damaged PNG torchvision 0.29 ends the process by SIGSEGV."""
+    with Image.open(io.BytesIO(encoded)) as opened:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would cut off at 255
+        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+    return np.array(image.convert("RGB"))
 
 
 def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor:

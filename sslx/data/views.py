@@ -136,7 +136,7 @@ def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], vi
     drawn = {
         "area": a.min_scale + (a.max_scale - a.min_scale) * area,
         "ratio": np.exp(log_ratio * (2 * ratio - 1)),
-        "place": rest[0:2].T,
+        "place": np.minimum(rest[0:2].T, 1 - 2.0**-24),  # the largest draws would be 1 in float32: outside
         "flip": rest[2] < a.flip,
         "brightness": factor(rest[4], a.brightness),
         "contrast": factor(rest[5], a.contrast),

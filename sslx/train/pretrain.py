@@ -108,9 +108,9 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
         since, waited, counted = time.perf_counter(), 0.0, run.step
         saved, signal = run.step, 0
         for step in range(run.step, total):
-            lr = peak * schedules.warmup_cosine(step / total, warmup=config.optim.warmup)
+            lr = peak * schedules.warmup_cosine((step + 0.5) / total, warmup=config.optim.warmup)
             optim.set_lr(optimizer, lr)
-            progress.fill_(step / total)
+            progress.fill_((step + 0.5) / total)
             start = time.perf_counter()
             batches = [next(loader) for _ in range(config.accumulate)]
             waited += time.perf_counter() - start

@@ -33,14 +33,15 @@ class StopSignals:
 
     def _listen(self) -> None:
         first = 0.0
-        while data := self._read.recv(1):
-            number = data[0]
-            if number not in STOPPING:
-                continue
-            if not self.received:
-                self.received, first = number, time.monotonic()
-            elif number == signal.SIGINT and time.monotonic() - first > 1:
-                os._exit(130)
+        with self._read:  # closed by this thread alone, which may be between two reads when the other end is
+            while data := self._read.recv(1):
+                number = data[0]
+                if number not in STOPPING:
+                    continue
+                if not self.received:
+                    self.received, first = number, time.monotonic()
+                elif number == signal.SIGINT and time.monotonic() - first > 1:
+                    os._exit(130)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -49,7 +50,6 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
         self._write.close()
-        self._read.close()
 
 
 def exit_code(number: int) -> int:

@@ -24,7 +24,7 @@ def train_step(
     Returns the mean ``loss`` and the last micro-batch's metrics, detached, on the device.
     """
     optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=progress.device)
+    losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
@@ -34,7 +34,7 @@ def train_step(
             with torch.autocast(progress.device.type, autocast or torch.bfloat16, enabled=autocast is not None):
                 step: Step = model(batch, progress)
             (step.loss / len(batches)).backward()
-        total += step.loss.detach() / len(batches)
+        losses.append(step.loss.detach())
         metrics = step.metrics
     optimizer.step()
-    return {"loss": total, **metrics}
+    return {"loss": torch.stack(losses).mean(), **metrics}

@@ -1,0 +1,47 @@
+"""From the command to the first training step, on one rank and on two: ``python benchmarks/bench_startup.py``."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sslx import measure
+
+RESULTS = Path(__file__).parent / "results" / "startup.jsonl"
+LIMITS_S = {1: 12.0, 2: 18.0}
+
+
+def first_step(ranks: int) -> float:
+    """Seconds until the first step is logged; the clock in metrics.jsonl is the same machine's."""
+    folder = Path(tempfile.mkdtemp(prefix="sslx-startup-"))
+    flags = ["simclr_digits", "--runs", str(folder), "--steps", "2", "--online.every", "0", "--ranks", str(ranks)]
+    start = time.time()
+    subprocess.run([sys.executable, "-m", "sslx", "pretrain", *flags], check=True, stdout=subprocess.DEVNULL)
+    lines = (folder / "simclr_digits" / "metrics.jsonl").read_text().splitlines()
+    shutil.rmtree(folder)
+    return next(line["time"] for line in map(json.loads, lines) if line["step"] == 1) - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="counted runs each, after one warm-up")
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    args = parser.parse_args()
+    arms = {str(ranks): (lambda ranks=ranks: first_step(ranks)) for ranks in LIMITS_S}
+    found = {int(name): measure.spread(values) for name, values in measure.take_turns(arms, args.runs).items()}
+    for ranks, figures in found.items():
+        print(
+            f"{ranks} rank(s): first step after {figures['median']:.1f} s "
+            f"({figures['p20']:.1f} to {figures['p80']:.1f}; limit {LIMITS_S[ranks]:.0f})"
+        )
+    if not args.no_record:
+        measure.append(RESULTS, {"benchmark": "startup", "seconds": found, "limits": LIMITS_S})
+    return int(any(figures["median"] > LIMITS_S[ranks] for ranks, figures in found.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

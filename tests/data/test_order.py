@@ -1,0 +1,107 @@
+"""The sampler: every epoch a permutation, the same batches at every world size, messages that help."""
+
+import re
+
+import numpy as np
+import pytest
+
+from sslx.data.order import Sequential, Shuffled
+from sslx.errors import ConfigError
+
+WORLD_SIZES = (1, 2, 3, 4)
+
+
+def one_rank(seed: int = 5, *, num_samples: int = 103, batch_size: int = 12, accumulate: int = 1) -> Shuffled:
+    return Shuffled(num_samples=num_samples, batch_size=batch_size, accumulate=accumulate, seed=seed)
+
+
+def epoch(order: Shuffled, number: int) -> np.ndarray:
+    start = number * order.num_batches
+    return np.concatenate([order.batch(t) for t in range(start, start + order.num_batches)])
+
+
+def test_an_epoch_without_remainder_is_a_permutation() -> None:
+    order = one_rank(num_samples=96)
+    assert order.num_batches == 8
+    for number in range(3):
+        assert sorted(epoch(order, number)) == list(range(96))
+
+
+def test_the_incomplete_last_batch_is_dropped_and_is_another_one_each_epoch() -> None:
+    order = one_rank()
+    assert order.num_batches == 8
+    left_out = []
+    for number in range(20):
+        seen = epoch(order, number)
+        assert len(seen) == len(set(seen)) == 96
+        assert 0 <= seen.min() <= seen.max() < 103
+        left_out.append(set(range(103)) - set(seen))
+    assert len(set().union(*left_out)) > 50
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    order = one_rank()
+    backwards = [order.batch(t) for t in reversed(range(24))][::-1]
+    np.testing.assert_array_equal(np.concatenate(backwards), np.concatenate([one_rank().batch(t) for t in range(24)]))
+    assert [order.epoch(t) for t in (0, 7, 8, 15, 16)] == [0, 0, 1, 1, 2]
+    for other in (epoch(order, 1), epoch(one_rank(6), 0), np.arange(96)):
+        assert (epoch(order, 0) == other).mean() < 0.1
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_the_shares_of_all_ranks_are_the_batch_of_one(world_size: int, accumulate: int) -> None:
+    whole = one_rank(batch_size=24)
+    ranks = [
+        Shuffled(num_samples=103, batch_size=24, accumulate=accumulate, seed=5, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert {order.num_batches for order in ranks} == {4 * accumulate}
+    assert {order.per_rank for order in ranks} == {24 // accumulate // world_size}
+    for step in range(10):
+        micro = range(step * accumulate, (step + 1) * accumulate)
+        parts = [order.batch(t) for t in micro for order in ranks]
+        assert {len(part) for part in parts} == {24 // accumulate // world_size}
+        np.testing.assert_array_equal(np.concatenate(parts), whole.batch(step))
+        assert {order.epoch(t) for t in micro for order in ranks} == {whole.epoch(step)}
+    assert not any(order.finished(10**9) for order in ranks)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "accumulate"), [(10, 4, 1), (100, 3, 2), (3, 4, 1), (257, 2, 1)]
+)
+def test_a_batch_that_cannot_be_cut_names_a_near_one_that_can(
+    batch_size: int, world_size: int, accumulate: int
+) -> None:
+    share = world_size * accumulate
+    with pytest.raises(ConfigError, match=rf"batch size {batch_size} .*{world_size} x {accumulate}") as caught:
+        Shuffled(
+            num_samples=1000, batch_size=batch_size, accumulate=accumulate, seed=0, world_size=world_size
+        )
+    suggested = int(re.findall(r"--batch-size (\d+)", str(caught.value))[0])
+    assert abs(suggested - batch_size) < share
+    Shuffled(num_samples=1000, batch_size=suggested, accumulate=accumulate, seed=0, world_size=world_size)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_larger_than_the_source_names_the_largest_that_fits() -> None:
+    with pytest.raises(ConfigError, match=r"128 is more than the 50 images .*--batch-size 48 or less"):
+        Shuffled(num_samples=50, batch_size=128, seed=0, world_size=4)
+    assert Shuffled(num_samples=50, batch_size=48, seed=0, world_size=4).num_batches == 1
+    with pytest.raises(ConfigError, match=r"more than the 3 images .*needs at least 4"):
+        Shuffled(num_samples=3, batch_size=4, seed=0, world_size=4)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 22, 24])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_sequential_covers_each_sample_once(world_size: int, num_samples: int) -> None:
+    seen: list[int] = []
+    for rank in range(world_size):
+        order = Sequential(num_samples=num_samples, per_rank=5, rank=rank, world_size=world_size)
+        batches = [order.batch(t) for t in range(order.num_batches)]
+        assert all(len(batch) == 5 for batch in batches[:-1])
+        assert all(1 <= len(batch) <= 5 for batch in batches)
+        assert [order.finished(t) for t in range(order.num_batches + 1)] == [False] * len(batches) + [True]
+        assert order.epoch(order.num_batches) == 0
+        seen += [int(i) for batch in batches for i in batch]
+    assert sorted(seen) == list(range(num_samples))

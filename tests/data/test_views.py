@@ -1,0 +1,213 @@
+"""What is drawn for a view: a function of its counters, of the right distribution, boxes by torchvision's rule."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy import stats
+
+from sslx import rng
+from sslx.data import views
+from sslx.data.views import Augment, Draw, ViewSpec, eval_view
+from sslx.errors import ConfigError
+
+MANY = np.arange(20_000)
+SHAPES = ((1, 1), (1, 400), (400, 1), (2, 999), (17, 333), (333, 17), (8, 8), (32, 32), (48, 64))
+SHAPES += ((96, 96), (375, 500), (500, 375), (224, 299), (640, 1000), (3000, 4000))  # height, width
+
+
+def drawn(augment: Augment | None = None, *, size: int = 224, index: npt.NDArray[np.int64] = MANY) -> Draw:
+    return views.draw(ViewSpec(size=size, augment=augment or Augment()), 7, 3, index, 1)
+
+
+def test_a_draw_is_a_function_of_seed_epoch_sample_and_view() -> None:
+    spec = ViewSpec(size=96, augment=Augment(solarize=0.2))
+    all_rows = views.draw(spec, 7, 3, np.arange(100), 1)
+    some = np.array([41, 3, 99, 3])
+    for name, rows in vars(views.draw(spec, 7, 3, some, 1)).items():
+        np.testing.assert_array_equal(rows, vars(all_rows)[name][some], err_msg=name)
+    for other in ((8, 3, 1), (7, 4, 1), (7, 3, 0)):
+        seed, epoch, view = other
+        different = views.draw(spec, seed, epoch, np.arange(100), view)
+        assert not np.intersect1d(different.area, all_rows.area).size
+        assert not np.intersect1d(different.place, all_rows.place).size
+
+
+def test_probabilities() -> None:
+    d = drawn(Augment(flip=0.3, jitter=0.8, gray=0.2, blur=0.5, solarize=0.1))
+    happened = {
+        0.3: d.flip,
+        0.8: d.brightness != 1,
+        0.2: d.gray,
+        0.5: d.blur,
+        0.1: d.solarize,
+    }
+    for probability, rows in happened.items():
+        assert set(np.unique(rows)) == {0, 1}
+        assert abs(rows.mean() - probability) < 4 * math.sqrt(probability * (1 - probability) / len(MANY))
+    np.testing.assert_array_equal(d.brightness != 1, d.hue != 0)
+    np.testing.assert_array_equal(d.brightness != 1, d.contrast != 1)
+    np.testing.assert_array_equal(d.brightness != 1, d.saturation != 1)
+
+
+@pytest.mark.parametrize(("probability", "value"), [(0.0, 0), (1.0, 1)])
+def test_what_never_or_always_happens(probability: float, value: int) -> None:
+    d = drawn(Augment(flip=probability, jitter=probability, gray=probability, blur=probability, solarize=probability))
+    for rows in (d.flip, d.gray, d.blur, d.solarize, (d.brightness != 1).astype(np.float32)):
+        assert (rows == value).all()
+
+
+def test_numbers_are_uniform_in_their_ranges_and_independent() -> None:
+    d = drawn(
+        Augment(
+            min_scale=0.2, max_scale=0.9, max_ratio=2, jitter=1, brightness=0.4, contrast=1.5, saturation=0.8, hue=0.1
+        )
+    )
+    ranges = {
+        "area": (d.area.ravel(), 0.2, 0.9),
+        "log ratio": (np.log(d.ratio.ravel()), -math.log(2), math.log(2)),
+        "row": (d.place[:, 0], 0, 1),
+        "column": (d.place[:, 1], 0, 1),
+        "brightness": (d.brightness, 0.6, 1.4),
+        "contrast": (d.contrast, 0, 2.5),
+        "saturation": (d.saturation, 0.2, 1.8),
+        "hue": (d.hue, -0.1, 0.1),
+        "sigma": (d.sigma, 0.1, 2.0),
+    }
+    for name, (values, low, high) in ranges.items():
+        assert low - 1e-6 <= values.min() < values.max() <= high + 1e-6, name
+        assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 1e-3, name
+    columns = [d.area, d.ratio, d.place, d.flip, d.brightness, d.contrast, d.saturation, d.hue, d.gray, d.blur, d.sigma]
+    table = np.concatenate([column.reshape(len(MANY), -1) for column in columns], axis=1)
+    correlation = np.corrcoef(table, rowvar=False) - np.eye(table.shape[1])
+    assert np.abs(correlation).max() < 5 / math.sqrt(len(MANY))
+
+
+@pytest.mark.parametrize("size", [8, 32, 96, 224])
+def test_the_blur_window_is_odd_and_as_wide_as_its_sigma_or_a_tenth_of_the_view(size: int) -> None:
+    d = drawn(size=size)
+    each_way = (d.window - 1) / 2
+    np.testing.assert_array_equal(each_way, np.floor(each_way))
+    cap = max(1, size // 20)
+    assert ((each_way >= 3 * d.sigma) | (each_way == cap)).all()
+    assert ((each_way < 3 * d.sigma + 1) & (each_way >= 1) & (each_way <= cap)).all()
+
+
+def torchvision_box(
+    area: npt.NDArray[np.float32],
+    ratio: npt.NDArray[np.float32],
+    place: npt.NDArray[np.float32],
+    height: int,
+    width: int,
+    limit: float,
+) -> tuple[tuple[int, int, int, int], float, bool]:
+    """RandomResizedCrop.get_params at given candidates: the box, how near a rounding was, whether none fitted."""
+    near = 1.0
+    for a, r in zip(area.tolist(), ratio.tolist(), strict=True):
+        exact_w, exact_h = math.sqrt(height * width * a * r), math.sqrt(height * width * a / r)
+        w, h = round(exact_w), round(exact_h)
+        near = min(near, abs(exact_w % 1 - 0.5) / exact_w, abs(exact_h % 1 - 0.5) / exact_h)
+        if 0 < w <= width and 0 < h <= height:
+            exact_top, exact_left = float(place[0]) * (height - h + 1), float(place[1]) * (width - w + 1)
+            top, left = math.floor(exact_top), math.floor(exact_left)
+            near = min(near, *(min(x % 1, 1 - x % 1) / max(x, 1e-9) for x in (exact_top, exact_left)))
+            return (top, left, top + h, left + w), near, False
+    w, h = width, height
+    if width / height < 1 / limit:
+        h = round(width * limit)
+    elif width / height > limit:
+        w = round(height * limit)
+    top, left = (height - h) // 2, (width - w) // 2
+    return (top, left, top + h, left + w), near, True
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(min_scale=0.5, max_ratio=2.5), Augment(min_scale=1, max_ratio=1)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_boxes_follow_torchvisions_rule(shape: tuple[int, int], augment: Augment) -> None:
+    height, width = shape
+    index = np.arange(200)
+    d = drawn(augment, index=index)
+    spec = ViewSpec(size=224, augment=augment)
+    got = views.boxes(spec, d, np.full(200, height), np.full(200, width))
+    near_a_rounding = 0
+    for i in index:
+        box, near, _ = torchvision_box(d.area[i], d.ratio[i], d.place[i], height, width, augment.max_ratio)
+        if near < 1e-6:  # float32 against float64 may round to another side
+            near_a_rounding += 1
+            assert np.abs(got[i] - box).max() <= max(height, width)
+        else:
+            assert tuple(got[i]) == box, (i, d.area[i], d.ratio[i])
+    if augment.min_scale < 1:
+        assert near_a_rounding < 4
+
+
+def test_a_crop_that_fits_nowhere_is_the_largest_centred_one() -> None:
+    fell_back = 0
+    for height, width in ((17, 333), (333, 17), (2, 999)):
+        d = drawn(Augment(min_scale=0.5), index=np.arange(50))
+        got = views.boxes(ViewSpec(size=32, augment=Augment(min_scale=0.5)), d, [height] * 50, [width] * 50)
+        for i in range(50):
+            fell_back += torchvision_box(d.area[i], d.ratio[i], d.place[i], height, width, 4 / 3)[2]
+        side = min(height, width)
+        assert (np.minimum(got[:, 2] - got[:, 0], got[:, 3] - got[:, 1]) == side).all()
+    assert fell_back == 150
+
+
+def test_boxes_lie_inside_the_image() -> None:
+    height, width = (np.array(side)[np.arange(20_000) % len(SHAPES)] for side in zip(*SHAPES, strict=True))
+    box = views.boxes(ViewSpec(size=32, augment=Augment()), drawn(), height, width)
+    assert (box[:, :2] >= 0).all()
+    assert (box[:, 2] <= height).all()
+    assert (box[:, 3] <= width).all()
+    assert (box[:, 2:] > box[:, :2]).all()
+    whole = (box[:, 2] == height).mean(), (box[:, 3] == width).mean()
+    assert min(whole) > 0.05  # the far edges can be reached
+
+
+@pytest.mark.parametrize("extreme", [2.0**-33, 1 - 2.0**-33])
+def test_the_extreme_draws_stay_in_range(extreme: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest and the largest number that rng.uniform can give: in float32 the largest one is 1."""
+    monkeypatch.setattr(rng, "uniform", lambda *_, num: np.full((1, num), extreme))
+    augment = Augment()
+    d = drawn(augment, index=np.arange(1))
+    assert 0 <= d.place.min() <= d.place.max() < 1
+    tiny = replace(d, area=np.full_like(d.area, 0.1), ratio=np.ones_like(d.ratio))
+    for height, width in SHAPES:
+        for one in (d, tiny):
+            top, left, bottom, right = views.boxes(ViewSpec(size=32, augment=augment), one, [height], [width])[0]
+            assert 0 <= top < bottom <= height
+            assert 0 <= left < right <= width
+
+
+@pytest.mark.parametrize("size", [32, 64, 96, 224])
+def test_the_evaluation_view_is_the_central_square(size: int) -> None:
+    spec = eval_view(size)
+    assert spec.augment is None
+    assert spec.center == (1.0 if size <= 64 else 0.875)
+    for height, width in SHAPES:
+        top, left, bottom, right = views.center_box(spec, height, width)
+        side = min(height, width) * spec.center
+        assert bottom - top == right - left
+        assert abs(bottom - top - side) <= 0.5
+        assert 0 <= top <= bottom <= height
+        assert abs(top - (height - bottom)) <= 1
+        assert abs(left - (width - right)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"flip": 1.5}, r"augment\.flip is a probability in \[0, 1\], not 1\.5"),
+        ({"blur": -0.1}, r"augment\.blur"),
+        ({"min_scale": 0.0}, r"min_scale <= max_scale <= 1, got 0\.0"),
+        ({"min_scale": 0.9, "max_scale": 0.5}, r"got 0\.9 and 0\.5"),
+        ({"max_ratio": 0.5}, r"max_ratio >= 1"),
+        ({"hue": 0.6}, r"hue in \[0, 0\.5\]"),
+        ({"contrast": -1.0}, r"strengths >= 0"),
+    ],
+)
+def test_an_augmentation_that_cannot_be(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Augment(**wrong)  # pyright: ignore[reportArgumentType]
