@@ -43,7 +43,6 @@ def main(argv: Sequence[str]) -> int:
 def work(settings: PretrainConfig) -> int:
     """Be one rank: train, and leave ``status.json`` and an exit code behind."""
     position = Position()
-    _keep_freed_memory()
     with StopSignals() as stop:
         try:
             received = pretrain(settings, distributed.init(settings.device), stop, position)
@@ -70,17 +69,6 @@ def work(settings: PretrainConfig) -> int:
                 return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
             traceback.print_exc()
             return _fail(position, f"{type(error).__name__}: {str(error).splitlines()[0]}", cli.EXIT_CRASH)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc reuse the memory of freed tensors instead of giving it back to the kernel after every use.
-
-    Large tensors are otherwise mapped, faulted in page by page and unmapped in each step: on 2 CPU cores that
-    took half of a ResNet's step.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: nothing is mapped on its own
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
 def _fail(position: Position, reason: str, code: int) -> int:

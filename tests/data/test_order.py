@@ -51,17 +51,17 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_the_shares_of_all_ranks_are_the_batch_of_one(world_size: int, accumulate: int) -> None:
-    whole = one_rank(batch_size=24)
+    whole = one_rank(batch_size=36)
     ranks = [
-        Shuffled(num_samples=103, batch_size=24, accumulate=accumulate, seed=5, rank=rank, world_size=world_size)
+        Shuffled(num_samples=103, batch_size=36, accumulate=accumulate, seed=5, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    assert {order.num_batches for order in ranks} == {4 * accumulate}
-    assert {order.per_rank for order in ranks} == {24 // accumulate // world_size}
+    assert {order.num_batches for order in ranks} == {2 * accumulate}
+    assert {order.per_rank for order in ranks} == {36 // accumulate // world_size}
     for step in range(10):
         micro = range(step * accumulate, (step + 1) * accumulate)
         parts = [order.batch(t) for t in micro for order in ranks]
-        assert {len(part) for part in parts} == {24 // accumulate // world_size}
+        assert {len(part) for part in parts} == {36 // accumulate // world_size}
         np.testing.assert_array_equal(np.concatenate(parts), whole.batch(step))
         assert {order.epoch(t) for t in micro for order in ranks} == {whole.epoch(step)}
     assert not any(order.finished(10**9) for order in ranks)

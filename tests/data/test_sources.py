@@ -1,0 +1,284 @@
+"""Sources: what is found where, with which labels, and what a user reads when it is not there."""
+
+import hashlib
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from torchvision import datasets
+
+from sslx.data.sources import Config, Source, build
+from sslx.errors import ConfigError, DataError, MissingInput
+
+Picture = Callable[[int, int, int], npt.NDArray[np.uint8]]
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path, picture: Picture) -> Make:
+    """``make("a/1.jpg", ...)`` -> a folder that holds these files."""
+
+    def files(*names: str) -> Path:
+        for i, name in enumerate(names):
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+                kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+                Image.fromarray(picture(i, 12, 10)).save(path, format=kind)
+            else:
+                path.write_text("not an image")
+        return tmp_path / "images"
+
+    return files
+
+
+def names(source: Source, root: Path) -> list[str]:
+    assert source.paths is not None
+    return [os.path.relpath(path, root) for path in source.paths]
+
+
+def one_line(caught: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+# ---- the bundled ones
+
+
+def test_digits_are_cut_class_by_class_into_disjoint_splits() -> None:
+    from sklearn.datasets import load_digits
+
+    train, test = build(Config(), "train"), build(Config(), "test")
+    assert train.labels is not None
+    assert test.labels is not None
+    assert train.pixels is not None
+    assert test.pixels is not None
+    assert train.pixels.shape == (len(train), 8, 8, 3)
+    assert train.pixels.dtype == np.uint8
+    assert train.pixels.max() == 255
+    assert len(train) + len(test) == 1797
+    assert train.classes == test.classes == tuple("0123456789")
+    every = np.bincount(load_digits().target)
+    np.testing.assert_array_equal(np.bincount(test.labels), every // 5)
+    np.testing.assert_array_equal(np.bincount(train.labels), every - every // 5)
+    np.testing.assert_array_equal(build(Config(), "pretrain").pixels, train.pixels)
+    # The same images with the same labels as scikit-learn's, none twice: the splits are disjoint.
+    ours = [(p[..., 0].tobytes(), y) for s in (train, test) for p, y in zip(s.pixels, s.labels, strict=True)]  # pyright: ignore[reportArgumentType]
+    scaled = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+    assert sorted(ours) == sorted((p.tobytes(), y) for p, y in zip(scaled, load_digits().target, strict=True))
+
+
+def test_synthetic_images_are_the_same_each_time() -> None:
+    config = Config(source="synthetic", num_synthetic=130)
+    first, again, test = build(config, "train"), build(config, "train"), build(config, "test")
+    assert first.pixels is not None
+    assert first.pixels.shape == (130, 64, 64, 3)
+    np.testing.assert_array_equal(first.pixels, again.pixels)
+    np.testing.assert_array_equal(first.labels, np.arange(130) % 10)
+    assert (first.pixels != test.pixels).mean() > 0.5
+    assert len(np.unique(first.pixels.reshape(130, -1), axis=0)) == 130
+    more = build(Config(source="synthetic", num_synthetic=200), "train")
+    assert more.pixels is not None
+    np.testing.assert_array_equal(more.pixels[:130], first.pixels)
+    with pytest.raises(ConfigError, match=r"num-synthetic must be at least 1, not 0"):
+        build(Config(source="synthetic", num_synthetic=0), "train")
+
+
+# ---- folders
+
+
+def test_class_folders(make: Make) -> None:
+    root = make("dog/2.JPG", "dog/1.png", "cat/x.JPEG", "cat/deep/er/y.PNG", "cat/notes.txt", "zebra/.hidden.jpg")
+    make(".cache/thumb.jpg", "dog/.DS_Store", "cat/.trash/z.jpg")
+    source = build(Config(source="folder", root=root), "train")
+    assert names(source, root) == ["cat/deep/er/y.PNG", "cat/x.JPEG", "dog/1.png", "dog/2.JPG"]
+    assert source.classes == ("cat", "dog")
+    np.testing.assert_array_equal(source.labels, [0, 0, 1, 1])
+    assert source.labels is not None
+    assert source.labels.dtype == np.int64
+    assert source.describe() == f"{root}: 4 images, 2 classes"
+    part = source.subset(np.array([3, 0]))
+    assert names(part, root) == ["dog/2.JPG", "cat/deep/er/y.PNG"]
+    np.testing.assert_array_equal(part.labels, [1, 0])
+
+
+def test_images_right_in_the_folder_are_unlabelled(make: Make) -> None:
+    root = make("b.jpg", "a.png", "sub/c.jpg")
+    source = build(Config(source="folder", root=root), "pretrain")
+    assert names(source, root) == ["a.png", "b.jpg", "sub/c.jpg"]
+    assert source.labels is None
+    assert source.classes is None
+    assert "3 images, unlabelled" in source.describe()
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_split_subfolders(make: Make, held_out: str) -> None:
+    root = make("train/cat/1.jpg", "train/dog/2.jpg", "train/owl/3.jpg", f"{held_out}/owl/4.jpg", f"{held_out}/cat/5.jpg")
+    config = Config(source="folder", root=root)
+    train = build(config, "train")
+    assert names(train, root) == ["train/cat/1.jpg", "train/dog/2.jpg", "train/owl/3.jpg"]
+    assert names(build(config, "pretrain"), root) == names(train, root)
+    test = build(config, "test", classes=train.classes)
+    assert names(test, root) == [f"{held_out}/cat/5.jpg", f"{held_out}/owl/4.jpg"]
+    assert test.classes == train.classes == ("cat", "dog", "owl")
+    np.testing.assert_array_equal(test.labels, [0, 2])
+
+
+def test_a_test_root_of_its_own(make: Make, tmp_path: Path) -> None:
+    root = make("cat/1.jpg", "dog/2.jpg", "../held_out/dog/3.jpg")
+    source = build(Config(source="folder", root=root, test_root=tmp_path / "held_out"), "test", classes=("cat", "dog"))
+    np.testing.assert_array_equal(source.labels, [1])
+    with pytest.raises(MissingInput) as caught:
+        build(Config(source="folder", root=root, test_root=tmp_path / "nowhere"), "test")
+    one_line(caught, str(tmp_path / "nowhere"), "--data.test-root")
+    with pytest.raises(MissingInput) as caught:
+        build(Config(source="folder", root=root), "test")
+    one_line(caught, str(root / "test"), "--data.test-root")
+
+
+def test_a_test_class_that_training_has_not(make: Make) -> None:
+    root = make("train/cat/1.jpg", "train/dog/2.jpg", "test/wolf/3.jpg")
+    with pytest.raises(DataError) as caught:
+        build(Config(source="folder", root=root), "test", classes=("cat", "dog"))
+    one_line(caught, "'wolf'", str(root / "test"))
+
+
+def test_folders_that_are_not_there_or_hold_nothing(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(MissingInput) as caught:
+        build(Config(source="folder", root=tmp_path / "no" / "where"), "train")
+    one_line(caught, str(tmp_path / "no" / "where"), f"nearest that does: {tmp_path})", "--data.root")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(MissingInput) as caught:
+        build(Config(source="folder", root=empty), "train")
+    one_line(caught, str(empty), "nothing", "--data.root")
+    texts = make("readme.txt", "notes/a.md")
+    with pytest.raises(MissingInput) as caught:
+        build(Config(source="folder", root=texts), "train")
+    one_line(caught, str(texts), "2 other files", "readme.txt", "--data.root")
+    with pytest.raises(ConfigError) as config_error:
+        build(Config(source="folder"), "train")
+    one_line(config_error, "--data.root")
+
+
+def test_links_are_followed_but_not_in_circles(make: Make, tmp_path: Path) -> None:
+    root = make("cat/1.jpg", "../elsewhere/2.jpg")
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "cat" / "up").symlink_to(root)
+    source = build(Config(source="folder", root=root), "train")
+    assert names(source, root) == ["cat/1.jpg", "dog/2.jpg"]
+
+
+# ---- torchvision's data sets, in torchvision's own files
+
+
+def digest(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def dump(path: Path, content: dict[str, Any]) -> tuple[str, str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content))
+    return path.name, digest(path)
+
+
+def rows(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """CIFAR's: all of a row's red, then green, then blue values."""
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)])
+def test_cifar(name: Any, kind: Any, tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.stack([picture(i, 32, 32) for i in range(8)])
+    labels = [3, 0, 2, 1, 1, 0, 3, 2]
+    classes = ["airplane", "apple", "cat", "owl"]
+    base, ten = tmp_path / kind.base_folder, name == "cifar10"
+    key = "labels" if ten else "fine_labels"
+    parts = {"data_batch_1": (0, 4), "data_batch_2": (4, 6)} if ten else {"train": (0, 6)}
+    parts["test_batch" if ten else "test"] = (6, 8)
+    written = [dump(base / n, {"data": rows(images[a:b]), key: labels[a:b]}) for n, (a, b) in parts.items()]
+    meta = dump(base / kind.meta["filename"], {kind.meta["key"]: classes})
+    monkeypatch.setattr(kind, "train_list", [list(part) for part in written[:-1]])
+    monkeypatch.setattr(kind, "test_list", [list(written[-1])])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": meta[1]})
+    config = Config(source=name, root=tmp_path)
+    for split, chosen in (("pretrain", slice(0, 6)), ("train", slice(0, 6)), ("test", slice(6, 8))):
+        source = build(config, split)  # pyright: ignore[reportArgumentType]
+        np.testing.assert_array_equal(source.pixels, images[chosen])
+        np.testing.assert_array_equal(source.labels, labels[chosen])
+        assert source.classes == tuple(classes)
+        assert source.size == 32
+
+
+def test_fashion_mnist(tmp_path: Path, picture: Picture) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    gray = np.stack([picture(i, 28, 28)[..., 0] for i in range(7)])
+    labels = np.array([9, 0, 1, 5, 5, 2, 8], dtype=np.uint8)
+    for name, part in (("train", slice(0, 5)), ("t10k", slice(5, 7))):
+        number = len(labels[part])
+        header = struct.pack(">IIII", 0x803, number, 28, 28)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(header + gray[part].tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, number) + labels[part].tobytes())
+    config = Config(source="fashion_mnist", root=tmp_path)
+    train, test = build(config, "pretrain"), build(config, "test")
+    np.testing.assert_array_equal(train.pixels, np.repeat(gray[:5, ..., None], 3, axis=-1))
+    np.testing.assert_array_equal(test.labels, labels[5:])
+    assert train.size == 32
+    assert train.classes is not None
+    assert train.classes[9] == "Ankle boot"
+
+
+def test_stl10(tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / datasets.STL10.base_folder
+    base.mkdir()
+    images = np.stack([picture(i, 96, 96) for i in range(6)])
+    labels = np.array([1, 10, 4], dtype=np.uint8)  # from 1 in the files
+    binary = images.transpose(0, 3, 2, 1)  # by columns
+    files = {
+        "train_X.bin": binary[:2].tobytes(),
+        "train_y.bin": labels[:2].tobytes(),
+        "unlabeled_X.bin": binary[2:5].tobytes(),
+        "test_X.bin": binary[5:].tobytes(),
+        "test_y.bin": labels[2:].tobytes(),
+        "class_names.txt": "\n".join(f"class{i}" for i in range(10)).encode(),
+    }
+    for name, content in files.items():
+        (base / name).write_bytes(content)
+    for member in ("train_list", "test_list"):
+        listed = [[n, digest(base / n)] for n, _ in getattr(datasets.STL10, member)]
+        monkeypatch.setattr(datasets.STL10, member, listed)
+    config = Config(source="stl10", root=tmp_path)
+    pretrain, train, test = (build(config, split) for split in ("pretrain", "train", "test"))
+    np.testing.assert_array_equal(pretrain.pixels, images[:5])
+    assert pretrain.labels is None
+    np.testing.assert_array_equal(train.pixels, images[:2])
+    np.testing.assert_array_equal(train.labels, [0, 9])
+    np.testing.assert_array_equal(test.pixels, images[5:])
+    np.testing.assert_array_equal(test.labels, [3])
+    assert train.size == 96
+    assert train.classes == test.classes == tuple(f"class{i}" for i in range(10))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist", "stl10"])
+def test_a_data_set_that_is_not_there(name: Any, tmp_path: Path) -> None:
+    for split in ("pretrain", "train", "test"):
+        with pytest.raises(MissingInput) as caught:
+            build(Config(source=name, root=tmp_path / "data"), split)
+        one_line(caught, name, str(tmp_path / "data"), "--data.root", "--data.download")
+
+
+def test_a_damaged_data_set_is_not_read(tmp_path: Path) -> None:
+    dump(tmp_path / "cifar-10-batches-py" / "data_batch_1", {"data": [], "labels": []})
+    with pytest.raises(MissingInput) as caught:
+        build(Config(source="cifar10", root=tmp_path), "train")
+    one_line(caught, str(tmp_path), "--data.root")

@@ -1,0 +1,98 @@
+"""From a trained run to probes and pictures: sslx probe and sslx plot on a real checkpoint."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslx import checkpoint, cli, evaluate
+from sslx.config import load_probe
+from sslx.data import sources
+from sslx.data.views import eval_view
+from sslx.errors import DataError
+
+FLAGS = [
+    "simclr_digits", "--epochs", "3", "--batch-size", "128", "--data.size", "16", "--data.eval-size", "24",
+    "--encoder.channels", "8", "8", "16", "32", "--online.every", "0", "--name", "run",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    assert cli.main(["pretrain", *FLAGS, "--runs", str(folder)]) == 0
+    return folder / "run"
+
+
+def test_probe_prints_a_table_and_writes_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["probe", str(trained), "--probe.draws", "2"]) == 0
+    out = capsys.readouterr().out
+    for row in ("raw pixels", "untrained encoder", "pretrained encoder", "1 label a class", "5 labels a class"):
+        assert row in out
+    found = json.loads((trained / "probe.json").read_text())
+    names = [score["name"] for score in found["scores"]]
+    assert names == ["raw pixels", "untrained encoder", "pretrained encoder"]
+    for score in found["scores"]:
+        assert 0.1 < score["linear"] <= 1
+        assert 0.1 < score["knn"] <= 1
+        assert score["low_shot"].keys() == {"1", "5"}
+
+
+def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(trained: Path) -> None:
+    run = evaluate.load(trained)
+    assert run.view == eval_view(24), "trained at 16, probed at 24, as the config said"
+    train, test = (sources.build(run.settings.data, split) for split in ("train", "test"))
+    options = load_probe([str(trained)])
+    ranks = evaluate.Ranks(0, 1, 0, torch.device("cpu"))
+    one = next(evaluate._loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
+    both = next(evaluate._loader(run.settings.data, test, run.view, 8, ranks, torch.float32))
+    assert one.views[0].shape == both.views[0].shape == (8, 3, 24, 24)
+    assert len(one.views) == 1
+    again = next(evaluate._loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
+    assert torch.equal(one.views[0], again.views[0]), "probes never augment"
+    assert options.checkpoint == trained
+
+
+def test_untrained_encoder_is_the_one_that_training_started_from(trained: Path, tmp_path: Path) -> None:
+    flags = ["--epochs", "1", "--optim.lr", "1e-12", "--optim.weight-decay", "0", "--runs", str(tmp_path)]
+    assert cli.main(["pretrain", *FLAGS, *flags]) == 0
+    still = checkpoint.load(tmp_path / "run")["method"]
+    run = evaluate.load(trained)
+    start = run.encoder(trained=False, device=torch.device("cpu"))
+    end = run.encoder(trained=True, device=torch.device("cpu"))
+    for name, parameter in start.named_parameters():
+        torch.testing.assert_close(parameter.data, still[f"encoder.{name}"], rtol=0, atol=1e-6)
+    moved = [not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True)]
+    assert all(moved)
+
+
+def test_plot_draws_two_pictures(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plot", str(trained), "--points", "200"]) == 0
+    assert "tsne.png" in capsys.readouterr().out
+    for name in ("tsne.png", "loss.png"):
+        head = (trained / name).read_bytes()[:24]
+        width, height = struct.unpack(">II", head[16:24])
+        assert head[:8] == b"\x89PNG\r\n\x1a\n"
+        assert min(width, height) > 400
+
+
+def test_probe_needs_labels(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for i in range(4):
+            Image.new("RGB", (20, 20), (i * 60, 10, 10)).save(tmp_path / split / f"{i}.png")
+    flags = ["data:config", "--data.source", "folder", "--data.root", str(tmp_path)]
+    code = cli.main(["probe", str(trained), *flags])
+    assert code == DataError.exit_code
+    assert "need labels" in capsys.readouterr().err
+
+
+def test_probe_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["probe", str(tmp_path / "none")]) == 66
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(tmp_path / "none") in error
