@@ -20,7 +20,9 @@ LIMIT_S, LINEAR = 600, 0.60
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, required=True, help="CIFAR-10 as folders of images")
     parser.add_argument("--images", default="CIFAR-10 (JPEG q75)", help="what the images are, for the record")
     parser.add_argument("--recipe", default="simclr_cifar10_cpu")
@@ -30,7 +32,16 @@ def main() -> int:
     run = args.runs / "bench_cifar10"
     shutil.rmtree(run, ignore_errors=True)
     sslx = [sys.executable, "-m", "sslx"]
-    source = ["--data.source", "folder", "--data.root", str(args.root), "--runs", str(args.runs), "--name", run.name]
+    source = [
+        "--data.source",
+        "folder",
+        "--data.root",
+        str(args.root),
+        "--runs",
+        str(args.runs),
+        "--name",
+        run.name,
+    ]
     before = measure.stamp()
     start = time.perf_counter()
     subprocess.run([*sslx, "pretrain", args.recipe, *source], check=True)
@@ -45,7 +56,9 @@ def main() -> int:
         record = {"benchmark": "cifar10", "images": args.images, "recipe": args.recipe, "config": config}
         record |= {"load_before": before["load_1min"], "train_s": round(seconds, 1), "samples": samples}
         measure.append(RESULTS, {**record, "samples_per_s": samples / seconds, **found, "passed": passed})
-    print(f"trained in {seconds:.0f} s (limit {LIMIT_S}), linear probe {100 * linear:.1f} % (at least {100 * LINEAR:.0f})")
+    print(
+        f"trained in {seconds:.0f} s (limit {LIMIT_S}), linear probe {100 * linear:.1f} % (at least {100 * LINEAR:.0f})"
+    )
     return 0 if passed else 1
 
 

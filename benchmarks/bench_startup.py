@@ -18,7 +18,17 @@ LIMITS_S = {1: 12.0, 2: 18.0}
 def first_step(ranks: int) -> float:
     """Seconds until the first step is logged; the clock in metrics.jsonl is the same machine's."""
     folder = Path(tempfile.mkdtemp(prefix="sslx-startup-"))
-    flags = ["simclr_digits", "--runs", str(folder), "--steps", "2", "--online.every", "0", "--ranks", str(ranks)]
+    flags = [
+        "simclr_digits",
+        "--runs",
+        str(folder),
+        "--steps",
+        "2",
+        "--online.every",
+        "0",
+        "--ranks",
+        str(ranks),
+    ]
     start = time.time()
     subprocess.run([sys.executable, "-m", "sslx", "pretrain", *flags], check=True, stdout=subprocess.DEVNULL)
     lines = (folder / "simclr_digits" / "metrics.jsonl").read_text().splitlines()
@@ -32,7 +42,9 @@ def main() -> int:
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     arms = {str(ranks): (lambda ranks=ranks: first_step(ranks)) for ranks in LIMITS_S}
-    found = {int(name): measure.spread(values) for name, values in measure.take_turns(arms, args.runs).items()}
+    found = {
+        int(name): measure.spread(values) for name, values in measure.take_turns(arms, args.runs).items()
+    }
     for ranks, figures in found.items():
         print(
             f"{ranks} rank(s): first step after {figures['median']:.1f} s "

@@ -22,7 +22,12 @@ EXIT_CRASH = 70
 
 
 def usage() -> str:
-    lines = [f"sslx {__version__}: self-supervised pretraining of image encoders", "", "  sslx COMMAND [options]", ""]
+    lines = [
+        f"sslx {__version__}: self-supervised pretraining of image encoders",
+        "",
+        "  sslx COMMAND [options]",
+        "",
+    ]
     lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join([*lines, "", "sslx COMMAND --help lists a command's options."])
 

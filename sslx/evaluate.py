@@ -48,8 +48,7 @@ class Trained:
 def load(path: Path) -> Trained:
     """Read a run folder, a checkpoint directory or a state.pt."""
     state = checkpoint.load(path)
-    view = state["eval_view"]
-    view = ViewSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in view.items()})
+    view = ViewSpec(**state["eval_view"])
     weights = {k.removeprefix("encoder."): v for k, v in state["method"].items() if k.startswith("encoder.")}
     folder = path.parent if path.name == "state.pt" else path
     if folder.parent.name == "checkpoints":
@@ -124,12 +123,16 @@ def scores(
                 else:
                     encoder = trained.encoder(trained=name == "pretrained encoder", device=device)
                     made.append(
-                        features.extract(encoder, batches, autocast=autocast, num_samples=len(split), progress=bars)
+                        features.extract(
+                            encoder, batches, autocast=autocast, num_samples=len(split), progress=bars
+                        )
                     )
             if ranks.is_main:
                 classes = len(train.classes or ())
                 found.append(
-                    probe.evaluate(options.probe, made[0], made[1], name, classes, device=device, progress=bars)
+                    probe.evaluate(
+                        options.probe, made[0], made[1], name, classes, device=device, progress=bars
+                    )
                 )
             distributed.barrier()
     return found
@@ -189,6 +192,8 @@ def plot_main(argv: Sequence[str]) -> int:
                 seed=options.seed,
             )
         plot.loss_curve(trained.folder / "metrics.jsonl", trained.folder / "loss.png")
-        console.print(f"wrote {trained.folder / 'tsne.png'} and {trained.folder / 'loss.png'}", highlight=False)
+        console.print(
+            f"wrote {trained.folder / 'tsne.png'} and {trained.folder / 'loss.png'}", highlight=False
+        )
     distributed.shutdown()
     return 0

@@ -55,6 +55,8 @@ class Backend(Protocol):
         self, order: Order, start: int, substitute: Callable[[Indices], Indices]
     ) -> Iterator[tuple[Tensor, ...]]: ...
 
+    def readable(self, index: Indices) -> bool: ...
+
 
 class Loader:
     """An iterator of Batches whose whole state is the number of batches delivered.
@@ -134,15 +136,12 @@ class Loader:
 
     def _unreadable(self, files: Indices) -> list[int]:
         """Those that the backend cannot decode: halves that fail are halved again."""
-        order = Sequential(num_samples=len(files), per_rank=len(files))
-        try:
-            next(self.backend.stream(order, 0, files.take))
-        except RuntimeError:
-            half = len(files) // 2
-            if half == 0:
-                return [int(files[0])]
-            return self._unreadable(files[:half]) + self._unreadable(files[half:])
-        return []
+        if self.backend.readable(files):
+            return []
+        half = len(files) // 2
+        if half == 0:
+            return [int(files[0])]
+        return self._unreadable(files[:half]) + self._unreadable(files[half:])
 
     def _choose(self, i: int) -> int:
         """The stand-in of an unreadable image: the first readable one of a random order of its own."""
@@ -160,7 +159,12 @@ class Loader:
         assert isinstance(self.order, Shuffled)
         epoch, within = divmod(self.delivered, self.order.num_batches)
         samples = within * self.order.batch_size // self.order.accumulate
-        return {"seed": self.order.seed, "epoch": epoch, "position": samples, "num_samples": self.order.num_samples}
+        return {
+            "seed": self.order.seed,
+            "epoch": epoch,
+            "position": samples,
+            "num_samples": self.order.num_samples,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after the samples that ``state`` counts, at this loader's world size and batch size."""
@@ -182,7 +186,11 @@ def _replace(stand_in: dict[int, int], index: Indices) -> Indices:
 
 
 def _threads(config: Config, local_world_size: int) -> int:
-    return config.threads if config.threads is not None else max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    return (
+        config.threads
+        if config.threads is not None
+        else max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    )
 
 
 def _backend(

@@ -5,6 +5,9 @@ product instead of four passes.  torchvision shifts hue in HSV, which is not lin
 about the gray axis of RGB: the linear map that comes closest (a least-squares fit finds the same one), exact at
 thirds of a turn.  The rotation in YIQ of DALI's own operator is up to twice as far off, and at 0.1 turns no
 closer than leaving hue as it is (tests/data/test_parity.py).
+
+Nothing is clipped between the parts, as torchvision does: a gray view of a strongly saturated one differs by 3
+levels of 255 on average, by 10 at worst.
 """
 
 import math
@@ -49,7 +52,9 @@ def finish(spec: ViewSpec, drawn: Draw | None, image: Tensor) -> Tensor:
         assert drawn is not None
         flag = torch.from_numpy(drawn.solarize[:, None, None] > 0).to(image.device, non_blocking=True)
         pixels = torch.bmm(pixels, weight).clamp_(0, 255)
-        pixels = torch.where(flag & (pixels >= 128), 255 - pixels, pixels) * _tensor(scale, image) + _tensor(shift, image)
+        pixels = torch.where(flag & (pixels >= 128), 255 - pixels, pixels) * _tensor(scale, image) + _tensor(
+            shift, image
+        )
     else:
         pixels = torch.baddbmm(_tensor(shift, image), pixels, weight)
         # Bounds as wide as an image: a CPU clamps by a broadcast row of three ten times slower.

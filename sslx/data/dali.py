@@ -24,21 +24,33 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from sslx.data import color, views
-from sslx.data.order import Order
+from sslx.data.order import Order, Sequential
 from sslx.data.sources import Source
 from sslx.data.views import Draw, ViewSpec
 
 Node = Any  # a DALI DataNode; DALI has no types of its own
+
 
 def _fed(spec: ViewSpec) -> dict[str, int]:
     """What the graph needs from outside for one view, in the order in which it is fed: dimensions a sample."""
     augment = spec.augment
     if augment is None:
         return {}
-    fed = {"area": 1, "ratio": 1, "place": 1, "flip": 0}
+    fed = {"sides": 2, "place": 2, "mirror": 2}
     fed |= {"brightness": 0} if augment.jitter > 0 and augment.brightness > 0 else {}
     fed |= {"contrast": 0} if augment.jitter > 0 and augment.contrast > 0 else {}
     return fed | ({"blur": 0, "sigma": 0, "window": 0} if augment.blur > 0 else {})
+
+
+def _value(drawn: Draw, name: str) -> npt.NDArray[np.float32]:
+    """What is fed under a name; boxes as columns of (y, x), see ``views.crop_box``."""
+    if name == "sides":
+        return views.sides(drawn)
+    if name == "place":
+        return drawn.place[:, :, None]
+    if name == "mirror":
+        return np.stack([np.zeros_like(drawn.flip), drawn.flip], axis=1)[:, :, None]
+    return getattr(drawn, name)
 
 
 class Dali:
@@ -81,6 +93,23 @@ class Dali:
                 made.append(color.finish(spec, drawn, torch.from_dlpack(output.as_tensor())))
             yield tuple(made)
 
+    def readable(self, index: npt.NDArray[np.int64]) -> bool:
+        """Whether DALI can decode all these files."""
+        number = len(index)
+        small = Dali(
+            self.source,
+            [ViewSpec(size=8)],
+            seed=0,
+            max_per_rank=number,
+            device=self.device,
+            num_threads=self.num_threads,
+        )
+        try:
+            next(small.stream(Sequential(num_samples=number, per_rank=number), 0, index.take))
+        except RuntimeError:
+            return False
+        return True
+
     def _feed(
         self,
         order: Order,
@@ -95,9 +124,13 @@ class Dali:
             inputs: list[Any] = [self._images(substitute(index))]
             drawn: list[Draw | None] = []
             for number, spec in enumerate(self.specs):
-                one = None if spec.augment is None else views.draw(spec, self.seed, order.epoch(t), index, number)
+                one = (
+                    None
+                    if spec.augment is None
+                    else views.draw(spec, self.seed, order.epoch(t), index, number)
+                )
                 drawn.append(one)
-                inputs += [] if one is None else [getattr(one, name) for name in _fed(spec)]
+                inputs += [] if one is None else [_value(one, name) for name in _fed(spec)]
             ahead.append(drawn)
             yield tuple(inputs)
             t += 1
@@ -124,7 +157,9 @@ class Dali:
 
 
 @pipeline_def(enable_conditionals=True)
-def _graph(specs: Sequence[ViewSpec], from_files: bool, gpu: bool, feed: Iterator[tuple[Any, ...]]) -> tuple[Node, ...]:
+def _graph(
+    specs: Sequence[ViewSpec], from_files: bool, gpu: bool, feed: Iterator[tuple[Any, ...]]
+) -> tuple[Node, ...]:
     """The pipeline, the same for both devices: images and parameters in, one uint8 HWC batch a view out."""
     dimensions = [count for spec in specs for count in _fed(spec).values()]
     image, *fed = fn.external_source(
@@ -142,7 +177,8 @@ def _graph(specs: Sequence[ViewSpec], from_files: bool, gpu: bool, feed: Iterato
     else:
         shape = fn.cast(image.shape(), dtype=types.FLOAT)
         image = image.gpu() if gpu else image
-    size = shape[0], shape[1]
+    size = fn.reshape(shape[0:2], shape=[2, 1])
+    root = math.sqrt(shape[0] * shape[1])
     outputs: list[Node] = []
     for spec in specs:
         if spec.augment is None:
@@ -151,15 +187,15 @@ def _graph(specs: Sequence[ViewSpec], from_files: bool, gpu: bool, feed: Iterato
             names = list(_fed(spec))
             mine = {name: fed[i] for i, name in enumerate(names)}
             fed = fed[len(names) :]
-            outputs.append(_training_view(spec, image, size, mine))
+            outputs.append(_training_view(spec, image, size, root, mine))
     return tuple(outputs)
 
 
 def _decode(encoded: Node, gpu: bool) -> Node:
-    """RGB uint8 HWC of a JPEG, PNG, WebP, BMP or TIFF: grayscale repeated, alpha dropped, turned upright by EXIF.
+    """RGB uint8 HWC of a JPEG, PNG, WebP, BMP or TIFF: grayscale repeated, alpha dropped, EXIF turned upright.
 
     16 bits a channel become 8.  On the CPU the pixels are those of ``torchvision.read``, and so is what fails:
-    files that are missing, empty, cut or no image.  Only flipped bytes in a JPEG may pass here and fail there.
+    files that are missing, empty, cut or no image.  Flipped bytes in a JPEG may pass in one and not in both.
     """
     if gpu:
         return fn.decoders.image(
@@ -168,43 +204,41 @@ def _decode(encoded: Node, gpu: bool) -> Node:
     return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
 
 
-def _resize(spec: ViewSpec, image: Node, top: Node, left: Node, bottom: Node, right: Node) -> Node:
-    """The box of the image as size x size pixels, uint8; mirrored where left > right."""
+def _resize(spec: ViewSpec, image: Node, start: Node, end: Node) -> Node:
+    """The box of the image as size x size pixels, uint8; mirrored where it starts right of its end."""
     cubic = spec.augment is not None and spec.augment.interpolation == "bicubic"
     return fn.resize(
         image,
         size=(spec.size, spec.size),
-        roi_start=fn.stack(top, left),
-        roi_end=fn.stack(bottom, right),
+        roi_start=fn.reshape(start, shape=[2]),
+        roi_end=fn.reshape(end, shape=[2]),
         interp_type=types.INTERP_CUBIC if cubic else types.INTERP_LINEAR,
         antialias=True,
     )
 
 
-def _evaluation_view(spec: ViewSpec, image: Node, size: tuple[Node, Node]) -> Node:
-    height, width = size
-    side = math.max(math.floor(math.min(height, width) * spec.center + 0.5), 1.0)
-    top, left = math.floor((height - side) * 0.5), math.floor((width - side) * 0.5)
-    return _resize(spec, image, top, left, top + side, left + side)
+def _evaluation_view(spec: ViewSpec, image: Node, size: Node) -> Node:
+    side = math.max(math.floor(fn.reductions.min(size, axes=[0, 1]) * spec.center + 0.5), 1.0)
+    start = math.floor((size - side) * 0.5)
+    return _resize(spec, image, start, start + side)
 
 
-def _training_view(spec: ViewSpec, image: Node, size: tuple[Node, Node], fed: dict[str, Node]) -> Node:
+def _training_view(spec: ViewSpec, image: Node, size: Node, root: Node, fed: dict[str, Node]) -> Node:
     """Crop, flip, brightness, contrast, blur; what the recipe never does is left out of the graph."""
-    top, left, bottom, right = views.crop_box(
+    start, end = views.crop_box(
         spec,
-        fed["area"],
-        fed["ratio"],
-        (fed["place"][0], fed["place"][1]),
-        *size,
+        fed["sides"] * root,
+        fed["place"],
+        size,
+        fn.stack(size[1], size[0]),
         floor=math.floor,
-        sqrt=math.sqrt,
         smaller=math.min,
-        highest=lambda x: fn.reductions.max(x, axes=[0]),
-        total=lambda x: fn.reductions.sum(x, axes=[0]),
-        priority=types.Constant(views.PRIORITY),
+        lowest=lambda x: fn.reductions.min(x, axes=[0], keep_dims=True),
+        highest=lambda x: fn.reductions.max(x, axes=[1], keep_dims=True),
+        total=lambda x: fn.reductions.sum(x, axes=[1], keep_dims=True),
     )
-    mirrored = fed["flip"] * (right - left)
-    image = _resize(spec, image, top, left + mirrored, bottom, right - mirrored)
+    mirrored = fed["mirror"] * (end - start)
+    image = _resize(spec, image, start + mirrored, end - mirrored)
     if "brightness" in fed:
         image = fn.brightness_contrast(image, brightness=fed["brightness"])
     if "contrast" in fed:

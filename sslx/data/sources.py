@@ -70,7 +70,11 @@ class Config:
 
 
 def build(
-    config: Config, split: Split, *, say: Callable[[str], None] = lambda _: None, classes: Sequence[str] | None = None
+    config: Config,
+    split: Split,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    classes: Sequence[str] | None = None,
 ) -> Source:
     """The images of a split: ``pretrain`` (with unlabelled ones where there are any), ``train`` or ``test``.
 
@@ -105,12 +109,14 @@ def _digits(split: Split) -> Source:
 def _synthetic(count: int, split: Split) -> Source:
     """Ten classes of 64x64 gratings, told apart by orientation and colour, under noise.  For tests, not science."""
     if count < 1:
-        raise ConfigError(f"data.num-synthetic must be at least 1, not {count}")
+        raise ConfigError(f"--data.num-synthetic must be at least 1, not {count}")
     labels = np.arange(count, dtype=np.int64) % 10
     u = rng.uniform(0, f"synthetic {split}", np.arange(count), num=2)
     y, x = np.mgrid[0:64, 0:64] / 64
     angle = (labels * np.pi / 10)[:, None, None]
-    wave = np.sin(2 * np.pi * (3 + 3 * u[:, :1, None]) * (x * np.cos(angle) + y * np.sin(angle)) + 6.3 * u[:, 1:, None])
+    wave = np.sin(
+        2 * np.pi * (3 + 3 * u[:, :1, None]) * (x * np.cos(angle) + y * np.sin(angle)) + 6.3 * u[:, 1:, None]
+    )
     tint = 0.5 + 0.5 * np.cos(2 * np.pi * (labels[:, None] / 10 + np.arange(3) / 3))
     noise = rng.words(0, f"synthetic noise {split}", np.arange(min(count, 64)), num=64 * 64 * 3) % 64
     pixels = np.empty((count, 64, 64, 3), dtype=np.uint8)
@@ -148,7 +154,9 @@ def _torchvision(config: Config, split: Split) -> Source:
         pixels = np.repeat(pixels[..., None], 3, axis=-1)
     labels = np.asarray(found.labels if name == "stl10" else found.targets, dtype=np.int64)
     known = None if (labels < 0).any() else labels
-    return Source(name, _TORCHVISION[name], known, None if known is None else tuple(found.classes), pixels=pixels)
+    return Source(
+        name, _TORCHVISION[name], known, None if known is None else tuple(found.classes), pixels=pixels
+    )
 
 
 def _folder(
@@ -160,7 +168,9 @@ def _folder(
     root = config.root.expanduser()
     if not root.is_dir():
         parent = next((p for p in root.parents if p.is_dir()), Path("/"))
-        raise MissingInput(f"data folder {root} does not exist (nearest that does: {parent}): check --data.root")
+        raise MissingInput(
+            f"data folder {root} does not exist (nearest that does: {parent}): check --data.root"
+        )
     if split == "test":
         candidates = [config.test_root.expanduser()] if config.test_root else [root / "test", root / "val"]
         root = next((c for c in candidates if c.is_dir()), None)
@@ -170,7 +180,8 @@ def _folder(
             )
     elif (root / "train").is_dir():
         root = root / "train"
-    paths = _list_images(root, say)
+    flag = "--data.test-root" if split == "test" and config.test_root else "--data.root"
+    paths = _list_images(root, flag, say)
     first = [os.path.relpath(path, root).split(os.sep) for path in paths]
     if any(len(parts) == 1 for parts in first):
         return Source(str(root), 224, paths=paths)
@@ -185,7 +196,7 @@ def _folder(
     return Source(str(root), 224, labels, names, paths=paths)
 
 
-def _list_images(root: Path, say: Callable[[str], None]) -> list[str]:
+def _list_images(root: Path, flag: str, say: Callable[[str], None]) -> list[str]:
     """All image files below root, sorted, following links; says how many it has seen every two seconds."""
     paths: list[str] = []
     others: list[str] = []
@@ -205,7 +216,8 @@ def _list_images(root: Path, say: Callable[[str], None]) -> list[str]:
             say(f"listing {root}: {len(paths):,} images so far")
     if not paths:
         came = f"{len(others):,} other files, the first {others[0]}" if others else "nothing"
-        raise MissingInput(f"no images below {root}: expected {', '.join(EXTENSIONS)}; found {came}")
+        expected = ", ".join(EXTENSIONS)
+        raise MissingInput(f"no images below {root}: expected {expected}; found {came}: check {flag}")
     return sorted(paths)
 
 

@@ -15,7 +15,9 @@ from sslx.data.views import ViewSpec
 class Synthetic:
     """Random pixels, drawn once, already on the device: random and never zeros, which compute faster."""
 
-    def __init__(self, specs: Sequence[ViewSpec], *, seed: int, max_per_rank: int, device: torch.device) -> None:
+    def __init__(
+        self, specs: Sequence[ViewSpec], *, seed: int, max_per_rank: int, device: torch.device
+    ) -> None:
         self.views: list[Tensor] = []
         for number, spec in enumerate(specs):
             shape = (spec.size, spec.size, 3)
@@ -34,3 +36,6 @@ class Synthetic:
             size = len(order.batch(t))
             yield tuple(view[:size] for view in self.views)
             t += 1
+
+    def readable(self, index: npt.NDArray[np.int64]) -> bool:  # noqa: ARG002 (nothing is read)
+        return True

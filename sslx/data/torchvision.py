@@ -4,9 +4,7 @@ Each sample gets the parameters that ``views.draw`` makes for it, applied one by
 functional operations.  Worker processes make whole batches; hue is shifted in HSV, as torchvision does.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +12,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from sslx.data import views
@@ -28,31 +25,22 @@ Indices = npt.NDArray[np.int64]
 def read(source: Source, index: int) -> Tensor:
     """Image ``index`` as (3, H, W) uint8 RGB: grayscale repeated, alpha dropped, EXIF turned upright.
 
-    Raises RuntimeError where the file cannot be read or decoded.
+    Raises RuntimeError where the file cannot be read or decoded.  By PIL: torchvision 0.29 deprecates its own
+    decoders, and its PNG decoder ends the process by SIGSEGV at a damaged file.
     """
     if source.pixels is not None:
         return torch.from_numpy(source.pixels[index]).permute(2, 0, 1)
     assert source.paths is not None
     path = source.paths[index]
     try:
-        encoded = Path(path).read_bytes()
-        if encoded.startswith(b"\xff\xd8\xff"):
-            jpeg = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-            image = decode_jpeg(jpeg, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-            assert isinstance(image, Tensor)
-            return image
-        return torch.from_numpy(_decode(encoded)).permute(2, 0, 1)
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would cut off at 255
+                image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+            rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # PIL raises SyntaxError, struct.error and others at damaged files
         raise RuntimeError(f"{path}: {error}") from error
-
-
-def _decode(encoded: bytes) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) RGB of all but JPEG, by PIL: at a damaged PNG torchvision 0.29 ends the process by SIGSEGV."""
-    with Image.open(io.BytesIO(encoded)) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would cut off at 255
-        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+    return torch.from_numpy(rgb).permute(2, 0, 1)
 
 
 def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor:
@@ -93,7 +81,9 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
     return functional.horizontal_flip(image) if one.flip[0] else image
 
 
-def _crop(spec: ViewSpec, image: Tensor, box: tuple[int, int, int, int], interpolation: InterpolationMode) -> Tensor:
+def _crop(
+    spec: ViewSpec, image: Tensor, box: tuple[int, int, int, int], interpolation: InterpolationMode
+) -> Tensor:
     top, left, bottom, right = box
     return functional.resized_crop(
         image, top, left, bottom - top, right - left, [spec.size, spec.size], interpolation, antialias=True
@@ -104,9 +94,20 @@ class _Batches(Dataset[tuple[Tensor, ...]]):
     """Item t is batch t: one (B, H, W, 3) uint8 tensor a view."""
 
     def __init__(
-        self, source: Source, specs: tuple[ViewSpec, ...], seed: int, order: Order, substitute: Callable[[Indices], Indices]
+        self,
+        source: Source,
+        specs: tuple[ViewSpec, ...],
+        seed: int,
+        order: Order,
+        substitute: Callable[[Indices], Indices],
     ) -> None:
-        self.source, self.specs, self.seed, self.order, self.substitute = source, specs, seed, order, substitute
+        self.source, self.specs, self.seed, self.order, self.substitute = (
+            source,
+            specs,
+            seed,
+            order,
+            substitute,
+        )
 
     def __getitem__(self, t: int) -> tuple[Tensor, ...]:
         index = self.order.batch(t)
@@ -175,3 +176,12 @@ class TorchVision:
                 ((view.to(self.device).float() - m.to(self.device)) / s.to(self.device)).permute(0, 3, 1, 2)
                 for view, m, s in zip(batch, shift, scale, strict=True)
             )
+
+    def readable(self, index: Indices) -> bool:
+        """Whether all these files can be decoded."""
+        try:
+            for i in index:
+                read(self.source, int(i))
+        except RuntimeError:
+            return False
+        return True

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sslx.data.batch import Batch
+from sslx.encoders import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +14,7 @@ class MethodConfig:
     """Fields that all methods share; each method's own Config adds its name and numbers."""
 
     name: str
+    """What to train by: a file of sslx/methods."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,8 @@ class Step:
 
 class Method(nn.Module):
     """A pretraining method around ``self.encoder``.  The loop and DDP call ``forward`` and nothing else in a step."""
+
+    encoder: Encoder
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """The embeddings that the loss compares.  Everything with parameters runs here; it may be compiled."""

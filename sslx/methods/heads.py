@@ -1,5 +1,7 @@
 """Heads: the small networks between encoder and loss."""
 
+from itertools import pairwise
+
 from torch import nn
 
 
@@ -9,7 +11,7 @@ def mlp(*dims: int, last_norm: bool = True) -> nn.Sequential:
     Linear layers before a BN have no bias, which the norm would remove.  last_norm: BN after the last layer.
     """
     layers: list[nn.Module] = []
-    for i, (before, after) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+    for i, (before, after) in enumerate(pairwise(dims)):
         last = i == len(dims) - 2
         norm = last_norm or not last
         layers.append(nn.Linear(before, after, bias=not norm))

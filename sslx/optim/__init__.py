@@ -20,20 +20,17 @@ class Config:
     """The optimizer and its learning rate.  The defaults are SimCLR's (arXiv 2002.05709 §2.2)."""
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
-    """lars: for batches of 1024 and more; sgd: with momentum, for smaller ones; adamw: for transformers, with
-    an lr of about 1e-3 and a weight decay of about 0.05."""
+    """lars: for batches from 1024 on; sgd: smaller ones; adamw: transformers, lr 1e-3, weight decay 0.05."""
     lr: float = 0.3
     """Peak learning rate, before it is scaled by the batch size."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """How lr grows with the global batch size: linear: lr * batch / 256; sqrt: lr * sqrt(batch), for which
-    SimCLR takes an lr of 0.075; none: lr as it is."""
+    """linear: lr * batch size / 256; sqrt: lr * sqrt(batch size) (SimCLR: lr 0.075); none: lr as it is."""
     weight_decay: float = 1e-6
     """L2 penalty (adamw: decoupled decay, times lr) on weights; biases and norms have none."""
     momentum: float = 0.9
     """Share of the last step that the next one keeps, in [0, 1); lars and sgd."""
     warmup: float = 0.1
-    """Share of the training in which the learning rate rises from 0 to its peak, in [0, 1]; from there it
-    falls along half a cosine."""
+    """Share of the training in which lr rises from 0 to its peak; then it falls along half a cosine."""
     trust: float = 0.001
     """lars: length of a step relative to the tensor's own norm, at a learning rate of 1."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -45,7 +45,8 @@ class OnlineProbe:
         autocast: torch.dtype | None,
         seed: int,
     ) -> None:
-        assert train.labels is not None and train.classes is not None
+        assert train.labels is not None
+        assert train.classes is not None
         order = rng.permutation(seed, "online probe", size=len(train))
         if test is None or test.labels is None:
             held = min(config.queries, len(train) // 5)

@@ -5,14 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import nn
-
 from sslx import checkpoint, config, distributed, log
 from sslx.config import PretrainConfig
-from sslx.data import Loader
-from sslx.data.views import ViewSpec
 from sslx.errors import ConfigError, DataError, UserError
+from sslx.train.build import Parts
 
 T = TypeVar("T")
 
@@ -70,7 +66,9 @@ def _decide(settings: PretrainConfig, folder: Path) -> tuple[Path | None, str, t
             folder.mkdir(parents=True, exist_ok=True)
             saved.write_text(config.dump(settings))
         except OSError as error:
-            raise ConfigError(f"cannot write the run folder {folder}: {error.strerror}; set --runs") from error
+            raise ConfigError(
+                f"cannot write the run folder {folder}: {error.strerror}; set --runs"
+            ) from error
         return None, log.new_run_id(), ()
     if settings.resume != "auto":
         raise ConfigError(
@@ -88,42 +86,34 @@ def _decide(settings: PretrainConfig, folder: Path) -> tuple[Path | None, str, t
     return newest, "", tuple(problems)
 
 
-def snapshot(
-    run: Run,
-    settings: PretrainConfig,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loader: Loader,
-    view: ViewSpec,
-) -> dict[str, object]:
+def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dict[str, object]:
     """Everything that a restart, a probe or a picture needs."""
     return {
         "config": config.dump(settings),
         "step": step,
         "run_id": run.id,
-        "method": distributed.unwrap(model).state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "loader": loader.state_dict(),
-        "eval_view": asdict(view),
-        "num_classes": len(loader.source.classes or ()),
+        "method": parts.method.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "loader": parts.loader.state_dict(),
+        "eval_view": asdict(parts.view),
+        "num_classes": len(parts.source.classes or ()),
     }
 
 
-def restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, settings: PretrainConfig) -> None:
+def restore(run: Run, settings: PretrainConfig, parts: Parts) -> None:
     """Put a snapshot's state back.  DataError where it is another architecture's."""
     if run.state is None:
         return
     before = config.loads(run.state["config"])
     checkpoint.load_weights(
-        distributed.unwrap(model),
+        parts.method,
         run.state["method"],
         f"checkpoint of {run.folder}",
         expected=settings.encoder.name,
         found=before.encoder.name,
     )
     try:
-        optimizer.load_state_dict(run.state["optimizer"])
+        parts.optimizer.load_state_dict(run.state["optimizer"])
     except ValueError as error:
         raise DataError(f"checkpoint of {run.folder} has another optimizer's state: {error}") from error
-    loader.load_state_dict(run.state["loader"])
+    parts.loader.load_state_dict(run.state["loader"])

@@ -161,7 +161,10 @@ def test_folders_that_are_not_there_or_hold_nothing(make: Make, tmp_path: Path) 
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=empty), "train")
     one_line(caught, str(empty), "nothing", "--data.root")
-    texts = make("readme.txt", "notes/a.md")
+    with pytest.raises(MissingInput) as caught:
+        build(Config(source="folder", root=make("cat/1.jpg"), test_root=empty), "test")
+    one_line(caught, str(empty), "--data.test-root")
+    texts = make("../texts/readme.txt", "../texts/notes/a.md").parent / "texts"
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=texts), "train")
     one_line(caught, str(texts), "2 other files", "readme.txt", "--data.root")

@@ -21,7 +21,7 @@ from sslx import checkpoint, cli, log
 TINY = (
     "--data.source synthetic --data.num-synthetic 64 --data.size 16 --data.backend synthetic "
     "--encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
-    "--batch-size 16 --steps 2 --log.every 1 --online.every 0 --device cpu --precision fp32"
+    "--batch-size 16 --steps 2 --optim.name sgd --log.every 1 --online.every 0 --device cpu --precision fp32"
 ).split()
 LONG = ["--steps", "1000000", "--checkpoint.every", "0"]
 
@@ -195,7 +195,7 @@ def test_unreadable_images_are_replaced_up_to_the_share_allowed(
     here: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     root = images(tmp_path / "images", good=28, bad=4)
-    folder = ["--data.source", "folder", "--data.root", root, "--data.backend", "auto", "--data.threads", "1"]
+    folder = ["--data.source", "folder", "--data.root", root, "--data.backend", "torchvision", "--data.threads", "0"]
     code, err = here(*folder, "--steps", "4")
     assert code == 65
     is_one_line(err, "of 32 images are unreadable", "--data.max-bad", "/bad00")

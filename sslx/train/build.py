@@ -1,0 +1,138 @@
+"""From a config to everything that a step needs: loader, method, optimizer, on this rank's device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from sslx import data, distributed, encoders, methods, optim, rng, sync_bn
+from sslx.config import PretrainConfig
+from sslx.data import Loader, sources
+from sslx.data.sources import Source
+from sslx.data.views import ViewSpec, eval_view
+from sslx.distributed import Ranks
+from sslx.errors import MissingInput
+from sslx.methods.base import Method
+from sslx.probe.online import OnlineProbe
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained, by what, on what.  model: the method, in DDP where there are several ranks.
+
+    view: how probes see the images.  dtype: of inputs.  autocast: None for full precision.  peak_lr: scaled.
+    """
+
+    source: Source
+    loader: Loader
+    view: ViewSpec
+    method: Method
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    dtype: torch.dtype
+    autocast: torch.dtype | None
+    peak_lr: float
+    steps_per_epoch: int
+    total_steps: int
+
+    def plan(self, config: PretrainConfig, ranks: Ranks) -> list[str]:
+        """What is about to happen, with the values that were derived rather than given."""
+        kind = str(self.dtype).removeprefix("torch.")
+        size = config.data.size or self.source.size
+        return [
+            self.source.describe(),
+            f"{config.method.name} on {config.encoder.name}, {size} px, {kind}, "
+            f"{ranks.world_size} x {ranks.device.type}",
+            f"{self.total_steps:,} steps of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
+            f"{config.optim.name}, peak lr {self.peak_lr:.4g}",
+        ]
+
+
+def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> Parts:
+    """Build it all, the same on every rank.  UserErrors where a user can mend what is wrong."""
+    parameters, autocast = precision(config, ranks.device)
+    torch.backends.cudnn.benchmark = True
+    source = sources.build(config.data, "pretrain", say=say)
+    size = config.data.size or source.size
+    file = methods.module(config.method.name)
+    loader = data.training(
+        config.data,
+        source,
+        file.views(config.method, config.augment, size),
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        local_world_size=distributed.local_world_size(),
+        device=ranks.device,
+        dtype=autocast or parameters,
+        say=say,
+    )
+    method = _method(config, file, size, ranks.device, parameters)
+    steps_per_epoch = loader.batches_per_epoch // config.accumulate
+    return Parts(
+        source,
+        loader,
+        eval_view(config.data.eval_size or size),
+        method,
+        distributed.wrap(method, device=ranks.device, sync_bn=config.batch_norm == "sync"),
+        optim.build(config.optim, method, method.param_groups()),
+        autocast or parameters,
+        autocast,
+        optim.peak_lr(config.optim, config.batch_size),
+        steps_per_epoch,
+        config.steps or config.epochs * steps_per_epoch,
+    )
+
+
+def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
+    """(dtype of parameters, dtype of autocast or None)."""
+    choice = config.precision
+    if choice == "auto":
+        gpu = device.type == "cuda"
+        fast = torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+        choice = "bf16" if fast else "fp32"
+    if choice == "bf16":
+        return torch.float32, torch.bfloat16
+    return torch.float64 if choice == "fp64" else torch.float32, None
+
+
+def _method(
+    config: PretrainConfig, file: ModuleType, size: int, device: torch.device, dtype: torch.dtype
+) -> Method:
+    rng.seed_torch(config.seed)
+    method: Method = file.Method(config.method, encoders.build(config.encoder, size)).to(device, dtype)
+    if config.batch_norm == "sync":
+        method = sync_bn.sync_batch_norm(method)  # pyright: ignore[reportAssignmentType]
+    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+        method.embed = torch.compile(method.embed)
+    return method
+
+
+def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts) -> OnlineProbe | None:
+    """The online probe, or None where there are no labels or none is asked for."""
+    source = parts.source
+    if not config.online.every or source.labels is None or len(source.classes or ()) < 2:
+        return None
+    try:
+        test = sources.build(config.data, "test", classes=source.classes)
+    except MissingInput:
+        test = None
+
+    def evaluation(split: Source) -> Loader:
+        return data.evaluation(
+            replace(config.data, max_bad=1.0),
+            split,
+            parts.view,
+            batch_size=max(1, config.batch_size // ranks.world_size),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            local_world_size=distributed.local_world_size(),
+            device=ranks.device,
+            dtype=parts.dtype,
+        )
+
+    return OnlineProbe(config.online, source, test, evaluation, parts.autocast, config.seed)

@@ -1,0 +1,284 @@
+"""DALI against torchvision, sample by sample at identical parameters, on the 0..255 scale.
+
+The resizes differ at a view's border only: DALI filters the image's own pixels beyond the crop, torchvision
+repeats the crop's border.  Inside, both are within one level of rounding.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslx.data.dali import Dali
+from sslx.data.order import Sequential
+from sslx.data.sources import Source
+from sslx.data.torchvision import TorchVision, read
+from sslx.data.views import Augment, ViewSpec
+
+Picture = Callable[[int, int, int], npt.NDArray[np.uint8]]
+CPU = torch.device("cpu")
+SIDES = (32, 96)
+NOTHING = {"flip": 0.0, "jitter": 1.0, "gray": 0.0, "blur": 0.0}
+NOTHING |= {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+OPERATIONS: dict[str, tuple[dict[str, float], float, float]] = {
+    # what it does: (settings, mean, largest difference without any resize)
+    "flip": ({"flip": 1.0}, 0.0, 0.0),
+    "brightness": ({"brightness": 0.8}, 0.55, 1.01),
+    "contrast": ({"contrast": 0.8}, 0.65, 1.01),
+    "saturation": ({"saturation": 0.8}, 0.65, 2.0),
+    "gray": ({"gray": 1.0}, 0.60, 1.1),
+    "blur": ({"blur": 1.0}, 0.01, 1.01),
+    "solarize": ({"solarize": 1.0}, 0.0, 0.0),
+}
+ALL = {"flip": 0.5, "jitter": 0.8, "gray": 0.2, "blur": 0.5, "solarize": 0.2}
+ALL |= {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.0}
+
+
+def augment(**changes: Any) -> Augment:
+    return Augment(**{**NOTHING, **changes})
+
+
+def spec_of(size: int, recipe: Augment | None, **more: float) -> ViewSpec:
+    """Normalised such that the values of the view are 0..255."""
+    return ViewSpec(size=size, augment=recipe, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255), **more)
+
+
+def views_of(kind: type[Dali] | type[TorchVision], source: Source, spec: ViewSpec) -> Tensor:
+    number = len(source)
+    if kind is Dali:
+        backend = Dali(source, [spec], seed=5, max_per_rank=number, device=CPU, num_threads=1)
+    else:
+        backend = TorchVision(source, [spec], seed=5, device=CPU, num_threads=0)
+    (view,) = next(backend.stream(Sequential(num_samples=number, per_rank=number), 0, lambda index: index))
+    return view
+
+
+def both(source: Source, spec: ViewSpec) -> tuple[Tensor, Tensor]:
+    return views_of(Dali, source, spec), views_of(TorchVision, source, spec)
+
+
+@pytest.fixture(scope="module")
+def varied(folder: Path) -> Source:
+    return Source("varied", 32, paths=sorted(str(path) for path in folder.rglob("*.*")))
+
+
+@pytest.fixture(scope="module", params=SIDES)
+def square(request: pytest.FixtureRequest, picture: Picture) -> Source:
+    side = request.param
+    return Source("square", side, pixels=np.stack([picture(i, side, side) for i in range(24)]))
+
+
+def untouched(source: Source) -> Tensor:
+    assert source.pixels is not None
+    return torch.from_numpy(source.pixels).permute(0, 3, 1, 2).float()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_operation_by_itself(square: Source, operation: str) -> None:
+    """On the whole image at its own size, so that nothing is resized."""
+    changes, mean, largest = OPERATIONS[operation]
+    spec = spec_of(square.size, augment(min_scale=1.0, max_ratio=1.0, **changes))
+    dali, torchvision = both(square, spec)
+    difference = (dali - torchvision).abs()
+    assert difference.mean() <= mean
+    assert difference.max() <= largest
+    effect = (torchvision - untouched(square)).abs().mean((1, 2, 3))
+    # It does something to every picture, but for factors near 1 and sigmas near 0, and to the mean 3 times the bound.
+    assert effect.mean() > max(2.0, 3 * mean)
+    assert (effect > 0.2).float().mean() > 0.8
+
+
+def test_the_whole_image_at_its_own_size_is_itself(square: Source) -> None:
+    for view in both(square, spec_of(square.size, augment(min_scale=1.0, max_ratio=1.0))):
+        torch.testing.assert_close(view, untouched(square), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("side", SIDES)
+def test_crops_agree_to_a_level_but_at_the_border(varied: Source, side: int, interpolation: Any) -> None:
+    dali, torchvision = both(varied, spec_of(side, augment(interpolation=interpolation)))
+    difference = (dali - torchvision).abs()
+    border = side // 8
+    inside = difference[:, :, border:-border, border:-border]
+    assert inside.max() <= (1.01 if interpolation == "bilinear" else 2.01)
+    assert inside.mean() < 0.25
+    assert difference.mean() < 0.5
+    assert difference.mean((1, 2, 3)).max() < 1.5
+    other = views_of(TorchVision, varied, spec_of(side, augment(interpolation=interpolation, min_scale=0.5)))
+    assert (other - torchvision).abs().mean() > 20  # another box is another picture
+
+
+def test_bicubic_is_another_filter(varied: Source) -> None:
+    bilinear, bicubic = (both(varied, spec_of(96, augment(interpolation=kind))) for kind in ("bilinear", "bicubic"))
+    for a, b in zip(bilinear, bicubic, strict=True):
+        assert (a - b).abs().mean() > 0.5
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("side", SIDES)
+def test_each_operation_after_a_crop(varied: Source, side: int, operation: str) -> None:
+    dali, torchvision = both(varied, spec_of(side, augment(**OPERATIONS[operation][0])))
+    difference = (dali - torchvision).abs()
+    assert difference.mean() < 0.9
+    border = side // 8
+    assert difference[:, :, border:-border, border:-border].max() <= 4
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_everything_but_hue(varied: Source, side: int) -> None:
+    """Roundings to 8 bits in a row; the largest are where a contrast of up to 1.8 follows a brightness."""
+    spec = spec_of(side, augment(**ALL))
+    dali, torchvision = both(varied, spec)
+    difference = (dali - torchvision).abs()
+    assert difference.mean() < 2
+    assert difference.mean((1, 2, 3)).max() < 5
+    plain = views_of(TorchVision, varied, spec_of(side, augment()))
+    assert (torchvision - plain).abs().mean() > 25
+
+
+def test_gray_after_saturation_differs_by_the_clipping_between_them(square: Source) -> None:
+    recipe = augment(brightness=0.8, contrast=0.8, saturation=0.8, gray=1.0, min_scale=1.0, max_ratio=1.0)
+    dali, torchvision = both(square, spec_of(square.size, recipe))
+    difference = (dali - torchvision).abs().mean((1, 2, 3))
+    assert difference.mean() < 3.5
+    assert difference.max() < 12
+    assert difference.median() < 2.5
+
+
+@pytest.mark.parametrize(("strength", "most"), [(0.1, 0.85), (0.2, 0.65), (0.5, 0.35)])
+def test_hue_differs_by_a_known_share_of_its_effect(square: Source, strength: float, most: float) -> None:
+    """Turning RGB about the gray axis is not HSV's hue, but always nearer to it than leaving hue as it is."""
+    spec = spec_of(square.size, augment(hue=strength, min_scale=1.0, max_ratio=1.0))
+    dali, torchvision = both(square, spec)
+    effect = (torchvision - untouched(square)).abs().mean((1, 2, 3))
+    share = (dali - torchvision).abs().mean((1, 2, 3)) / effect
+    assert effect.mean() > 90 * strength
+    overall = (dali - torchvision).abs().mean() / effect.mean()
+    assert most - 0.2 < overall < most
+    assert (share < 1).all()
+
+
+def test_hue_turns_as_in_hsv(square: Source) -> None:
+    """The same sense and angle: at thirds of a turn both exchange the channels, exactly."""
+    from torchvision.transforms.v2 import functional
+
+    from sslx.data import color, views
+
+    assert square.pixels is not None
+    pixels = torch.from_numpy(square.pixels)
+    spec = spec_of(square.size, augment(hue=0.5))
+    drawn = views.draw(spec, 0, 0, np.arange(len(pixels)), 0)
+    for third in (-1 / 3, 1 / 3):
+        hue = np.full(len(pixels), third, dtype=np.float32)
+        turned = color.finish(spec, views.Draw(**{**vars(drawn), "hue": hue}), pixels)
+        expected = functional.adjust_hue(pixels.permute(0, 3, 1, 2), third).float()
+        torch.testing.assert_close(turned, expected, rtol=0, atol=1.01)
+
+
+@pytest.mark.parametrize("center", [1.0, 0.875])
+@pytest.mark.parametrize("side", SIDES)
+def test_the_evaluation_view(varied: Source, side: int, center: float) -> None:
+    dali, torchvision = both(varied, spec_of(side, None, center=center))
+    difference = (dali - torchvision).abs()
+    assert difference.mean() < 0.4
+    assert difference[:, :, 4:-4, 4:-4].max() <= 1.01
+    assert difference.mean((1, 2, 3)).max() < 1.5
+    other = views_of(TorchVision, varied, spec_of(side, None, center=center - 0.05))
+    assert (other - torchvision).abs().mean() > 2
+
+
+# ---- decoding
+
+
+def png16(pixels: npt.NDArray[np.uint16]) -> bytes:
+    """A 16-bit RGB PNG, which PIL cannot write."""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, picture: Picture) -> dict[str, tuple[Path, npt.NDArray[np.uint8]]]:
+    """Kind of file -> its path, and the RGB pixels that it should be read as (to compression)."""
+    root = tmp_path_factory.mktemp("kinds")
+    rgb = picture(0, 90, 130)
+    image = Image.fromarray(rgb)
+    gray = np.asarray(image.convert("L"))
+    grays = np.repeat(gray[..., None], 3, axis=-1)
+    alpha = picture(1, 90, 130)[..., :1]
+    wide = rgb.astype(np.uint16) * 257 + (rgb < 255) * np.uint16(100)
+    found: dict[str, tuple[Path, npt.NDArray[np.uint8]]] = {}
+
+    def add(name: str, content: Image.Image | bytes, expected: npt.NDArray[np.uint8], **options: Any) -> None:
+        if isinstance(content, bytes):
+            (root / name).write_bytes(content)
+        else:
+            content.save(root / name, **options)
+        found[name] = root / name, expected
+
+    add("plain.jpg", image, rgb, quality=95)
+    add("progressive.jpg", image, rgb, quality=95, progressive=True)
+    add("gray.jpg", Image.fromarray(gray), grays, quality=95)
+    add("cmyk.jpg", image.convert("CMYK"), rgb, quality=95)
+    turned = {2: rgb[:, ::-1], 3: rgb[::-1, ::-1], 6: np.rot90(rgb, -1), 8: np.rot90(rgb)}
+    for orientation, expected in turned.items():
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        add(f"turned{orientation}.jpg", image, expected, quality=95, exif=exif)
+    add("turned.png", image, turned[8], exif=exif)
+    add("plain.png", image, rgb)
+    add("gray.png", Image.fromarray(gray), grays)
+    add("alpha.png", Image.fromarray(np.concatenate([rgb, alpha], axis=-1)), rgb)
+    palette = image.quantize(64)
+    add("palette.png", palette, np.asarray(palette.convert("RGB")))
+    add("transparent.png", palette, np.asarray(palette.convert("RGB")), transparency=3)
+    add("bits.png", Image.fromarray(gray > 127), np.where(grays > 127, 255, 0).astype(np.uint8))
+    add("gray16.png", Image.fromarray(gray.astype(np.uint16) * 257), grays)
+    add("wide16.png", png16(wide), rgb)
+    add("plain.webp", image, rgb, lossless=True)
+    add("plain.bmp", image, rgb)
+    add("plain.tif", image, rgb)
+    add("really_a_png.jpg", image, rgb, format="PNG")
+    return found
+
+
+KINDS = (
+    "plain.jpg progressive.jpg gray.jpg cmyk.jpg turned2.jpg turned3.jpg turned6.jpg turned8.jpg turned.png plain.png "
+    "gray.png alpha.png palette.png transparent.png bits.png gray16.png wide16.png plain.webp plain.bmp plain.tif "
+    "really_a_png.jpg"
+).split()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_is_read_alike(files: Any, kind: str) -> None:
+    path, expected = files[kind]
+    source = Source("files", 32, paths=[str(path)])
+    image = read(source, 0)
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, *expected.shape[:2])
+    allowed = 4 if kind.endswith(".jpg") and kind != "really_a_png.jpg" else 1 if kind == "wide16.png" else 0
+    error = (image.permute(1, 2, 0).float() - torch.from_numpy(expected.copy()).float()).abs()
+    assert error.mean() <= allowed
+    # Through the evaluation view of the whole image, once along each side, for DALI's orientation and pixels.
+    height, width = expected.shape[:2]
+    spec = spec_of(min(height, width), None)
+    dali, torchvision = both(source, spec)
+    torch.testing.assert_close(dali, torchvision, rtol=0, atol=1.01)
+    top, left = (height - spec.size) // 2, (width - spec.size) // 2
+    square = image[:, top : top + spec.size, left : left + spec.size].float()
+    torch.testing.assert_close(dali[0], square, rtol=0, atol=1.01)
+
+
+def test_the_kinds_are_all_listed(files: dict[str, Any]) -> None:
+    assert sorted(files) == sorted(KINDS)

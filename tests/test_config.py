@@ -1,0 +1,199 @@
+"""Config: recipes and flags, one rule of precedence, errors that say what to write instead, a round trip."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from sslx import config
+from sslx.config import PretrainConfig, differences, dump, load, loads
+from sslx.errors import ConfigError, MissingInput
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_each_recipe_loads_and_says_what_it_takes(name: str):
+    loaded = load([name])
+    assert loaded.name == name
+    assert loads(dump(loaded)) == loaded
+    header = [line for line in config.recipes()[name].read_text().splitlines() if line.startswith("#")]
+    assert any(f"sslx pretrain {name}" in line for line in header)
+    assert any("Hardware:" in line for line in header)
+
+
+def test_defaults():
+    assert load([]) == PretrainConfig(name="simclr_digits", method=load([]).method)
+    assert load(["--data.source", "synthetic"]).name == "simclr_synthetic"
+    assert load(["--name", "mine"]).name == "mine"
+
+
+def test_a_flag_wins_over_the_file_in_every_spelling(tmp_path: Path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("epochs = 7\nbatch_size = 64\n[optim]\nlr = 0.5\nweight-decay = 1e-5\n")
+    assert (load([str(recipe)]).epochs, load([str(recipe)]).name) == (7, "mine")
+    for flags in (["--batch-size", "32"], ["--batch-size=32"], ["--batch_size", "32"], ["--batch_size=32"]):
+        loaded = load([str(recipe), *flags, "--optim.lr=0.25"])
+        assert (loaded.epochs, loaded.batch_size, loaded.optim.lr) == (7, 32, 0.25)
+        assert loaded.optim.weight_decay == 1e-5
+    assert load([str(recipe), "--epochs", "8", "--epochs", "9"]).epochs == 9
+    assert load([str(recipe), "--name", "a=b"]).name == "a=b"
+    assert load([str(recipe), "--name=a=b"]).name == "a=b"
+
+
+def test_several_recipes_merge_and_the_later_wins(tmp_path: Path):
+    (tmp_path / "a.toml").write_text("epochs = 7\n[optim]\nlr = 0.5\nmomentum = 0.8\n[data]\ndownload = true\n")
+    (tmp_path / "b.toml").write_text("[optim]\nlr = 0.25\n[data]\ndownload = false\n")
+    loaded = load([str(tmp_path / "a.toml"), str(tmp_path / "b.toml")])
+    assert (loaded.epochs, loaded.optim.lr, loaded.optim.momentum) == (7, 0.25, 0.8)
+    assert (loaded.data.download, loaded.name) == (False, "b")
+    assert load(["simclr_digits", str(tmp_path / "b.toml")]).optim.lr == 0.25
+
+
+FULL = [
+    *("--name", "x", "--steps", "5", "--seed", "-3", "--runs", "/tmp/some where", "--batch-norm", "sync"),
+    *("--encoder.layers", "1", "2", "3", "4", "--encoder.weights", "timm", "--optim.betas", "0.8", "0.99"),
+    *("--data.download", "--data.root", "~/x", "--data.size", "24", "--optim.weight-decay", "1e-05"),
+]
+
+
+@pytest.mark.parametrize("flags", [[], FULL])
+def test_what_is_dumped_is_loaded_equal(flags: list[str], tmp_path: Path):
+    """With tuples, empty tuples, paths, None, bools, negative and small numbers."""
+    given = load(flags)
+    assert loads(dump(given)) == given
+    (tmp_path / "config.json").write_text(dump(given))
+    assert load([str(tmp_path / "config.json")]) == given
+    assert json.loads(dump(given))["data"]["test_root"] is None
+
+
+def test_a_saved_config_replaces_what_came_before_with_none_too(tmp_path: Path):
+    (tmp_path / "config.json").write_text(dump(load([])))
+    (tmp_path / "a.toml").write_text("steps = 3\n[data]\nroot = '/x'\n[encoder]\nlayers = [1, 1, 1, 1]\nweights = 'w.pt'\n")
+    loaded = load([str(tmp_path / "a.toml"), str(tmp_path / "config.json")])
+    assert loaded == load([])
+
+
+def test_a_saved_config_of_another_version_is_one_line():
+    tree = json.loads(dump(load([])))
+    for text in (json.dumps(tree | {"newer": 1}), json.dumps({}), "{", json.dumps(tree | {"epochs": 0})):
+        with pytest.raises(ConfigError, match=r"^the saved config is not of this version of sslx .*[^\n]$"):
+            loads(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--epohcs", "3"], ["--epohcs", "Perhaps you meant", "--epochs"]),
+        (["--optim.weight-deacy", "3"], ["--optim.weight-deacy", "--optim.weight-decay"]),
+        (["--data.bakend=dali"], ["--data.bakend", "--data.backend"]),
+        (["--optim.name", "lasr"], ["invalid choice 'lasr'", "'lars', 'sgd', 'adamw'"]),
+        (["--epochs", "many"], ["--epochs", "'many'"]),
+        (["--epochs"], ["Missing value", "--epochs"]),
+        (["--encoder.layers", "1", "x"], ["--encoder.layers"]),
+    ],
+)
+def test_a_wrong_flag_is_explained_once(flags: list[str], words: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit:
+        load(flags)
+    assert exit.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    for word in words:
+        assert word in " ".join(said.err.replace("│", " ").split()), said.err
+    assert said.err.count("For full helptext") == 1
+    assert "sslx pretrain --help" in said.err
+
+
+def test_a_wrong_key_in_a_recipe_is_explained_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.toml").write_text("[optim]\nweigth_decay = 0.1\n")
+    with pytest.raises(SystemExit) as exit:
+        load([str(tmp_path / "a.toml")])
+    assert exit.value.code == 2
+    assert "--optim.weight-decay" in capsys.readouterr().err
+
+
+def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]):
+    for flags in (["--epohcs", "3"], ["--epochs", "x"], ["--optim.name", "lasr"]):
+        with pytest.raises(SystemExit):
+            load(flags, quiet=True)
+    with pytest.raises(ConfigError):
+        load(["--epochs", "0"], quiet=True)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--epochs 0", "--epochs must be at least 1, not 0"),
+        ("--steps 0", "--steps must be at least 1, not 0"),
+        ("--batch-size -8", "--batch-size must be at least 1, not -8"),
+        ("--accumulate 0", "--accumulate and --ranks must be at least 1"),
+        ("--ranks 0", "--accumulate and --ranks must be at least 1"),
+        ("--name a/b", "--name 'a/b' must be a folder name without slashes; --runs says where"),
+        ("--data.size 4", "--data.size must be at least 8 pixels, not 4"),
+        ("--data.max-bad 2", "--data.max-bad is a share in [0, 1], not 2.0"),
+        ("--data.threads -1", "--data.threads must be 0 or more, not -1"),
+        ("--method.temperature 0", "simclr needs a temperature > 0 and widths >= 1"),
+        ("--optim.lr -1", "expected optim.lr to be a positive number, got -1.0"),
+        ("--optim.betas 0.5 1", "optim.betas"),
+        ("--checkpoint.keep 0", "checkpoint.keep"),
+        ("--log.every 0", "log.every"),
+        ("--augment.flip 2", "flip"),
+    ],
+)
+def test_what_a_config_refuses_is_a_config_error_of_one_line(
+    flags: str, words: str, capfd: pytest.CaptureFixture[str]
+):
+    """tyro catches ValueErrors of constructors, frames them and exits: ours must pass."""
+    with pytest.raises(ConfigError) as error:
+        load(flags.split())
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_unknown_recipes_and_methods_suggest(tmp_path: Path):
+    with pytest.raises(MissingInput, match="did you mean simclr_digits"):
+        load(["simclr_digit"])
+    with pytest.raises(MissingInput, match="does not exist; the ones with a name are .*simclr_digits"):
+        load([str(tmp_path / "no.toml")])
+    with pytest.raises(ConfigError, match=r"--method.name 'simclrr' is unknown: did you mean simclr\?"):
+        load(["--method.name", "simclrr"])
+    with pytest.raises(ConfigError, match=r"--method.name 'byool' is unknown"):
+        load(["--method.name=byool"])
+    for text in ("epochs = ", "[1, 2", "\0"):
+        (tmp_path / "a.toml").write_text(text)
+        with pytest.raises(ConfigError, match=r"a.toml cannot be read as TOML: "):
+            load([str(tmp_path / "a.toml")])
+    (tmp_path / "a.json").write_text("[1, 2]")
+    with pytest.raises(ConfigError, match=r"a.json cannot be read as JSON: "):
+        load([str(tmp_path / "a.json")])
+
+
+def test_differences_are_in_flag_notation():
+    ours = load(["--optim.lr", "0.1", "--steps", "3", "--name", "a", "--data.root", "/x", "--batch-norm", "sync"])
+    theirs = load(["--encoder.layers", "1", "1", "1", "1", "--name", "b"])
+    assert differences(ours, theirs) == [
+        "--batch-norm local -> sync",
+        "--data.root None -> /x",
+        "--encoder.layers [1, 1, 1, 1] -> []",
+        "--name b -> a",
+        "--optim.lr 0.3 -> 0.1",
+        "--steps None -> 3",
+    ]
+    assert differences(ours, theirs, ["name", "data", "encoder", "optim.lr", "step"]) == [
+        "--batch-norm local -> sync",
+        "--steps None -> 3",
+    ]
+    assert differences(ours, loads(dump(ours))) == []
+
+
+def test_probing_flags_replace_fields_of_the_runs_images():
+    run = load(["--data.source", "folder", "--data.root", "/x", "--data.size", "48"]).data
+    probe = config.load_probe(["runs/a", "--data.test-root", "/y", "--no-baselines"], run)
+    assert (probe.checkpoint, probe.baselines) == (Path("runs/a"), False)
+    assert probe.data == dataclasses.replace(run, test_root=Path("/y"))
+    plot = config.load_plot(["--points", "50", "runs/a"])
+    assert (plot.checkpoint, plot.points) == (Path("runs/a"), 50)
+    with pytest.raises(SystemExit):
+        config.load_plot([])

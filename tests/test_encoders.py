@@ -1,0 +1,207 @@
+"""Encoders: any timm trunk gives one vector an image; stems, shapes, weights, and what is refused."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sslx import checkpoint, encoders
+from sslx.encoders import Config, Encoder, build
+from sslx.errors import ConfigError, DataError, MissingInput
+
+SMALL: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 16)}
+
+
+def small(**options: Any) -> Config:
+    return Config(**{"name": "resnet18", **SMALL, **options})
+
+
+def weights(encoder: Encoder) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in encoder.trunk.state_dict().items()}
+
+
+def equal(encoder: Encoder, expected: dict[str, Tensor]) -> bool:
+    own = encoder.trunk.state_dict()
+    return own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
+
+
+def is_one_line(error: pytest.ExceptionInfo[Exception], *words: str) -> None:
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "dim"),
+    [
+        ("resnet18", 64, 512),
+        ("resnet50", 32, 2048),
+        ("vit_tiny_patch16_224", 64, 192),
+        ("convnext_atto", 64, 320),
+        ("regnetx_002", 64, 368),
+        ("efficientnet_b0", 64, 1280),
+        pytest.param("swin_tiny_patch4_window7_224", 64, 768, marks=pytest.mark.slow),
+        pytest.param("mobilevit_s", 64, 640, marks=pytest.mark.slow),
+        pytest.param("resnet50d", 224, 2048, marks=pytest.mark.slow),
+    ],
+)
+def test_any_trunk_gives_a_vector_an_image_and_is_channels_last(name: str, size: int, dim: int):
+    encoder = build(Config(name=name), size)
+    assert encoder.dim == dim
+    assert encoder.training
+    x = torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert encoder(x).shape == (2, dim)
+    maps = [p for p in encoder.parameters() if p.ndim == 4]
+    assert maps
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in maps)
+    names = [name for name, _ in encoder.named_parameters()]
+    assert not any(name.endswith(("fc.weight", "head.weight", "classifier.weight")) for name in names)
+    assert all(name.startswith("trunk.") for name in names)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet10t"])
+def test_small_views_keep_their_resolution_through_the_stem(name: str):
+    for size, options, is_small in [
+        (32, {}, True),
+        (64, {}, True),
+        (96, {}, False),
+        (32, {"stem": "imagenet"}, False),
+        (96, {"stem": "small"}, True),
+    ]:
+        trunk: Any = build(Config(name=name, **SMALL, **options), size).trunk
+        x = torch.zeros(1, 3, size, size)
+        with torch.no_grad():
+            stem = trunk.maxpool(trunk.act1(trunk.bn1(trunk.conv1(x))))
+        assert stem.shape[-1] == (size if is_small else size // 4)
+        if is_small:
+            assert (trunk.conv1.kernel_size, trunk.conv1.stride, trunk.conv1.padding) == ((3, 3), (1, 1), (1, 1))
+            assert trunk.conv1.bias is None
+            assert isinstance(trunk.maxpool, nn.Identity)
+
+
+def test_a_resnet_of_other_layers_and_channels():
+    encoder = build(Config(name="resnet18", layers=(1, 2, 1, 1), channels=(8, 12, 16, 24)), 32)
+    trunk: Any = encoder.trunk
+    assert [len(stage) for stage in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)] == [1, 2, 1, 1]
+    assert encoder.dim == 24
+    assert build(Config(name="resnet50", layers=(1, 1, 1, 1), channels=(4, 4, 4, 8)), 32).dim == 32
+
+
+def test_the_weights_are_a_function_of_the_seed():
+    made: list[dict[str, Tensor]] = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(weights(build(small(), 32)))
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert not torch.equal(made[0]["conv1.weight"], made[2]["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "words"),
+    [
+        ({"name": "resnet181"}, 32, ["--encoder.name 'resnet181'", "did you mean", "resnet18"]),
+        ({"name": "zzzzzz"}, 32, ["no timm model", "timm.list_models()"]),
+        ({"name": "resnet18", "layers": (1, 1)}, 32, ["4 stages", "--encoder.layers"]),
+        ({"name": "resnet18", "channels": (8, 8, 8, 0)}, 32, ["4 stages", ">= 1"]),
+        ({"name": "convnext_atto", "layers": (1, 1, 1, 1)}, 32, ["--encoder.layers", "convnext_atto is none"]),
+        ({"name": "convnext_atto", "stem": "small"}, 32, ["--encoder.stem small", "convnext_atto is none"]),
+        ({"name": "vit_tiny_patch16_224"}, 50, ["vit_tiny_patch16_224 cannot take views of 50 px", "--data.size"]),
+        ({"name": "vit_tiny_patch16_224"}, 8, ["vit_tiny_patch16_224", "8 px"]),
+        ({"name": "convnext_atto"}, 8, ["convnext_atto cannot take views of 8 px", "--data.size"]),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(options: dict[str, Any], size: int, words: list[str]):
+    with pytest.raises(ConfigError) as error:
+        build(Config(**options), size)
+    is_one_line(error, *words)
+
+
+def test_weights_from_files(tmp_path: Path):
+    torch.manual_seed(0)
+    source = build(small(), 32)
+    expected = weights(source)
+    head = {"fc.weight": torch.zeros(10, 16), "fc.bias": torch.zeros(10)}
+    files: dict[str, Any] = {
+        "plain.pt": expected,
+        "encoder.pth": source.state_dict(),
+        "timm.pt": expected | head,
+        "lightning.pt": {"state_dict": {f"module.{name}": value for name, value in expected.items()}, "epoch": 3},
+        "mae.pt": {"model": expected, "optimizer": {}},
+    }
+    for name, state in files.items():
+        torch.save(state, tmp_path / name)
+    save_file(expected, tmp_path / "some.safetensors")
+    for name in [*files, "some.safetensors"]:
+        torch.manual_seed(1)
+        assert equal(build(small(weights=str(tmp_path / name)), 32), expected), name
+
+
+def test_weights_from_a_run(tmp_path: Path):
+    """A run folder, a checkpoint in it or its state.pt; the projector stays behind."""
+    torch.manual_seed(0)
+    source = build(small(), 32)
+    method: dict[str, object] = {f"encoder.{name}": value for name, value in source.state_dict().items()}
+    state: dict[str, object] = {"method": {**method, "projector.0.weight": torch.zeros(4, 16)}}
+    step = checkpoint.save(tmp_path / "run", 5, state, keep=3)
+    for path in (tmp_path / "run", step, step / "state.pt"):
+        torch.manual_seed(1)
+        assert equal(build(small(weights=str(path)), 32), weights(source)), path
+
+
+def test_a_trunk_whose_norm_is_in_its_head_takes_its_own_weights(tmp_path: Path):
+    """ConvNeXt keeps ``head.norm`` without a classifier: not everything under head. is one."""
+    source = build(Config(name="convnext_atto"), 32)
+    assert any(name.startswith("head.") for name in weights(source))
+    torch.save(weights(source) | {"head.fc.weight": torch.zeros(10, 320)}, tmp_path / "w.pt")
+    assert equal(build(Config(name="convnext_atto", weights=str(tmp_path / "w.pt")), 32), weights(source))
+
+
+def test_weights_that_do_not_fit_or_are_none(tmp_path: Path):
+    torch.save(weights(build(small(channels=(8, 8, 8, 24)), 32)), tmp_path / "other.pt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    torch.save({"epoch": 3}, tmp_path / "epoch.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "empty").mkdir()
+    for name, kind, words in [
+        ("other.pt", DataError, ["does not fit", "of another shape", "resnet18"]),
+        ("tensor.pt", DataError, ["holds no weights"]),
+        ("epoch.pt", DataError, ["holds no weights"]),
+        ("text.pt", DataError, ["no file of weights that can be trusted"]),
+        ("text.safetensors", DataError, ["no file of weights that can be trusted"]),
+        ("empty", MissingInput, ["no checkpoint at"]),
+        ("no.pt", MissingInput, ["does not exist", "'timm'"]),
+    ]:
+        with pytest.raises(kind) as error:
+            build(small(weights=str(tmp_path / name)), 32)
+        is_one_line(error, str(tmp_path / name), *words)
+
+
+class _Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_malicious_pickle_is_not_run(tmp_path: Path):
+    proof = tmp_path / "run"
+    torch.save({"conv1.weight": _Touch(proof)}, tmp_path / "zip.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"conv1.weight": _Touch(proof)}))
+    for name in ("zip.pt", "plain.pt"):
+        with pytest.raises(DataError) as error:
+            build(small(weights=str(tmp_path / name)), 32)
+        is_one_line(error, "no file of weights that can be trusted")
+        assert not proof.exists()
+    torch.load(tmp_path / "zip.pt", weights_only=False)
+    assert proof.exists()  # it would have done it
+
+
+def test_small_ends_where_the_docs_say():
+    assert encoders.SMALL == 64
