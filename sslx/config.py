@@ -31,9 +31,7 @@ from sslx.optim import Config as OptimConfig
 from sslx.probe import Config as ProbesConfig
 from sslx.probe.online import Config as OnlineConfig
 
-Value: TypeAlias = (
-    "str | int | float | bool | list[Value] | dict[str, Value] | None"  # what TOML and JSON hold
-)
+Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"  # what TOML and JSON hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +85,7 @@ class PretrainConfig:
         if self.accumulate < 1 or (self.ranks is not None and self.ranks < 1):
             raise ConfigError("--accumulate and --ranks must be at least 1")
         if Path(self.name).name != self.name:
-            raise ConfigError(
-                f"--name {self.name!r} must be a folder name without slashes; --runs says where"
-            )
+            raise ConfigError(f"--name {self.name!r} must be a folder name without slashes; --runs says where")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +132,12 @@ def _recipe(given: str) -> Path:
     path = Path(given)
     if path.suffix in (".toml", ".json"):
         if not path.is_file():
-            raise MissingInput(
-                f"recipe {path} does not exist; the ones with a name are {', '.join(recipes())}"
-            )
+            raise MissingInput(f"recipe {path} does not exist; the ones with a name are {', '.join(recipes())}")
         return path
     if given not in recipes():
         close = difflib.get_close_matches(given, recipes(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise MissingInput(
-            f"no recipe {given!r}: {hint}there are {', '.join(recipes())}, or give the path of a .toml"
-        )
+        raise MissingInput(f"no recipe {given!r}: {hint}there are {', '.join(recipes())}, or give the path of a .toml")
     return recipes()[given]
 
 
@@ -234,9 +226,7 @@ def loads(text: str) -> PretrainConfig:
         return _parse(PretrainConfig, list(_flags(tree)), "config.json", default, True)
     except (ValueError, LookupError, TypeError, SystemExit) as error:
         reason = str(error) if isinstance(error, UserError) else "it has other options"
-        raise ConfigError(
-            f"the saved config is not of this version of sslx ({__version__}): {reason}"
-        ) from error
+        raise ConfigError(f"the saved config is not of this version of sslx ({__version__}): {reason}") from error
 
 
 def differences(ours: PretrainConfig, theirs: PretrainConfig, ignore: Sequence[str] = ()) -> list[str]:

@@ -41,8 +41,11 @@ class Encoder(nn.Module):
         return self.trunk(x)
 
 
-def build(config: Config, size: int) -> Encoder:
-    """The encoder for views of ``size`` pixels.  Raises ConfigError, MissingInput or DataError in one line."""
+def build(config: Config, size: int, *others: int) -> Encoder:
+    """The encoder for views of ``size`` pixels, which takes those of ``others`` pixels, the probes', too.
+
+    Raises ConfigError, MissingInput or DataError in one line.
+    """
     import timm  # here: it takes three seconds, and --help and a wrong flag need none of it
     from timm.models.resnet import ResNet
 
@@ -54,7 +57,7 @@ def build(config: Config, size: int) -> Encoder:
     arguments |= _resnet_arguments(config)
     try:
         try:
-            trunk = cast(nn.Module, timm.create_model(config.name, **arguments, img_size=size))
+            trunk = timm.create_model(config.name, **arguments, img_size=size)
         except TypeError:  # a convolutional trunk, which takes any size
             trunk = timm.create_model(config.name, **arguments)
     except Exception as error:  # timm, its hub and its models raise anything
@@ -64,10 +67,9 @@ def build(config: Config, size: int) -> Encoder:
     if stem == "small" and isinstance(trunk, ResNet):
         _small_stem(trunk)
     elif config.stem == "small":
-        raise ConfigError(
-            f"--encoder.stem small is for ResNets, and {config.name} is none: take auto or imagenet"
-        )
-    encoder = Encoder(trunk, _dim(trunk, size, config.name)).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        raise ConfigError(f"--encoder.stem small is for ResNets, and {config.name} is none: take auto or imagenet")
+    dims = [_dim(trunk, pixels, config.name) for pixels in dict.fromkeys((size, *others))]
+    encoder = Encoder(trunk, dims[0]).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if config.weights not in (None, "timm"):
         load_trunk(encoder, Path(config.weights), config.name)
     return encoder
@@ -80,9 +82,7 @@ def _resnet_arguments(config: Config) -> dict[str, list[int]]:
     if not config.name.startswith("resnet") or config.name.startswith("resnetv2"):
         raise ConfigError(f"--encoder.{next(iter(given))} shapes a ResNet, and {config.name} is none")
     if any(len(numbers) != 4 or min(numbers) < 1 for numbers in given.values()):
-        raise ConfigError(
-            "a ResNet has 4 stages: --encoder.layers and --encoder.channels take 4 numbers >= 1 each"
-        )
+        raise ConfigError("a ResNet has 4 stages: --encoder.layers and --encoder.channels take 4 numbers >= 1 each")
     return given
 
 
@@ -100,7 +100,7 @@ def _dim(trunk: nn.Module, size: int, name: str) -> int:
             features = trunk.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
-            f"{name} cannot take views of {size} px: {_first_line(error)}; set --data.size"
+            f"{name} cannot take views of {size} px: {_first_line(error)}; set --data.size or --data.eval-size"
         ) from error
     finally:
         trunk.train(was)
@@ -136,9 +136,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(
-            f"{path} holds no weights: expected a dict of tensors by name, or one under 'state_dict'"
-        )
+        raise DataError(f"{path} holds no weights: expected a dict of tensors by name, or one under 'state_dict'")
     return cast(dict[str, Tensor], state)
 
 

@@ -21,16 +21,17 @@ from sslx.probe import Score, features
 from sslx.probe.features import Features
 
 DIGITS_NOTE = (
-    "Raw pixels do well on the digits because these are 8x8 pixels, centred and of one size: two images of a digit\n"
+    "Raw pixels do well here because the digits are 8x8 pixels, centred and of one size: two images of a digit "
     "overlap pixel by pixel. On photographs they do not (README, CIFAR-10)."
 )
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint: its config, its evaluation view, its encoder's weights, and the run folder it is in."""
+    """A checkpoint: its config, its views' size, the probes' view, the encoder's weights, and its run folder."""
 
     settings: PretrainConfig
+    size: int
     view: ViewSpec
     weights: dict[str, Any]
     step: int
@@ -39,7 +40,7 @@ class Trained:
     def encoder(self, *, trained: bool, device: torch.device) -> encoders.Encoder:
         """The encoder, with the checkpoint's weights or as it was initialised at the start of the run."""
         rng.seed_torch(self.settings.seed)
-        encoder = encoders.build(replace(self.settings.encoder, weights=None), self.view.size)
+        encoder = encoders.build(replace(self.settings.encoder, weights=None), self.size, self.view.size)
         if trained:
             checkpoint.load_weights(encoder, self.weights, f"checkpoint in {self.folder}")
         return encoder.to(device)
@@ -53,7 +54,8 @@ def load(path: Path) -> Trained:
     folder = path.parent if path.name == "state.pt" else path
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent
-    return Trained(config.loads(state["config"]), view, weights, state["step"], folder)
+    size = state.get("size", view.size)  # of the training views: the encoder's stem depends on it
+    return Trained(config.loads(state["config"]), size, view, weights, state["step"], folder)
 
 
 class _Bars:
@@ -123,16 +125,12 @@ def scores(
                 else:
                     encoder = trained.encoder(trained=name == "pretrained encoder", device=device)
                     made.append(
-                        features.extract(
-                            encoder, batches, autocast=autocast, num_samples=len(split), progress=bars
-                        )
+                        features.extract(encoder, batches, autocast=autocast, num_samples=len(split), progress=bars)
                     )
             if ranks.is_main:
                 classes = len(train.classes or ())
                 found.append(
-                    probe.evaluate(
-                        options.probe, made[0], made[1], name, classes, device=device, progress=bars
-                    )
+                    probe.evaluate(options.probe, made[0], made[1], name, classes, device=device, progress=bars)
                 )
             distributed.barrier()
     return found
@@ -150,7 +148,10 @@ def probe_main(argv: Sequence[str]) -> int:
     if ranks.is_main:
         note = DIGITS_NOTE if settings.source == "digits" and options.baselines else ""
         title = f"{trained.settings.name}, step {trained.step:,}: test accuracy in % on {settings.source}"
-        console.print(probe.table(found, title, note))
+        console.print(title, highlight=False)
+        console.print(probe.table(found, ""))
+        if note:
+            console.print(note, highlight=False)
         record = {"step": trained.step, "source": settings.source, "scores": probe.as_json(found)}
         (trained.folder / "probe.json").write_text(json.dumps(record, indent=1) + "\n")
     distributed.shutdown()
@@ -192,8 +193,6 @@ def plot_main(argv: Sequence[str]) -> int:
                 seed=options.seed,
             )
         plot.loss_curve(trained.folder / "metrics.jsonl", trained.folder / "loss.png")
-        console.print(
-            f"wrote {trained.folder / 'tsne.png'} and {trained.folder / 'loss.png'}", highlight=False
-        )
+        console.print(f"wrote {trained.folder / 'tsne.png'} and {trained.folder / 'loss.png'}", highlight=False)
     distributed.shutdown()
     return 0

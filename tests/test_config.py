@@ -68,7 +68,9 @@ def test_what_is_dumped_is_loaded_equal(flags: list[str], tmp_path: Path):
 
 def test_a_saved_config_replaces_what_came_before_with_none_too(tmp_path: Path):
     (tmp_path / "config.json").write_text(dump(load([])))
-    (tmp_path / "a.toml").write_text("steps = 3\n[data]\nroot = '/x'\n[encoder]\nlayers = [1, 1, 1, 1]\nweights = 'w.pt'\n")
+    (tmp_path / "a.toml").write_text(
+        "steps = 3\n[data]\nroot = '/x'\n[encoder]\nlayers = [1, 1, 1, 1]\nweights = 'w.pt'\n"
+    )
     loaded = load([str(tmp_path / "a.toml"), str(tmp_path / "config.json")])
     assert loaded == load([])
 
@@ -141,9 +143,7 @@ def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]):
         ("--augment.flip 2", "flip"),
     ],
 )
-def test_what_a_config_refuses_is_a_config_error_of_one_line(
-    flags: str, words: str, capfd: pytest.CaptureFixture[str]
-):
+def test_what_a_config_refuses_is_a_config_error_of_one_line(flags: str, words: str, capfd: pytest.CaptureFixture[str]):
     """tyro catches ValueErrors of constructors, frames them and exits: ours must pass."""
     with pytest.raises(ConfigError) as error:
         load(flags.split())
@@ -155,7 +155,7 @@ def test_what_a_config_refuses_is_a_config_error_of_one_line(
 def test_unknown_recipes_and_methods_suggest(tmp_path: Path):
     with pytest.raises(MissingInput, match="did you mean simclr_digits"):
         load(["simclr_digit"])
-    with pytest.raises(MissingInput, match="does not exist; the ones with a name are .*simclr_digits"):
+    with pytest.raises(MissingInput, match=r"does not exist; the ones with a name are .*simclr_digits"):
         load([str(tmp_path / "no.toml")])
     with pytest.raises(ConfigError, match=r"--method.name 'simclrr' is unknown: did you mean simclr\?"):
         load(["--method.name", "simclrr"])

@@ -186,11 +186,7 @@ def _replace(stand_in: dict[int, int], index: Indices) -> Indices:
 
 
 def _threads(config: Config, local_world_size: int) -> int:
-    return (
-        config.threads
-        if config.threads is not None
-        else max(1, len(os.sched_getaffinity(0)) // local_world_size)
-    )
+    return config.threads if config.threads is not None else max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
 def _backend(

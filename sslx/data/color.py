@@ -6,8 +6,8 @@ about the gray axis of RGB: the linear map that comes closest (a least-squares f
 thirds of a turn.  The rotation in YIQ of DALI's own operator is up to twice as far off, and at 0.1 turns no
 closer than leaving hue as it is (tests/data/test_parity.py).
 
-Nothing is clipped between the parts, as torchvision does: a gray view of a strongly saturated one differs by 3
-levels of 255 on average, by 10 at worst.
+Unlike torchvision's, the parts are not clipped one by one: saturation and then grayscale differ by 3 levels of
+255 on average, by 10 in the worst view.
 """
 
 import math

@@ -124,11 +124,7 @@ class Dali:
             inputs: list[Any] = [self._images(substitute(index))]
             drawn: list[Draw | None] = []
             for number, spec in enumerate(self.specs):
-                one = (
-                    None
-                    if spec.augment is None
-                    else views.draw(spec, self.seed, order.epoch(t), index, number)
-                )
+                one = None if spec.augment is None else views.draw(spec, self.seed, order.epoch(t), index, number)
                 drawn.append(one)
                 inputs += [] if one is None else [_value(one, name) for name in _fed(spec)]
             ahead.append(drawn)
@@ -139,7 +135,7 @@ class Dali:
         if self.source.pixels is not None:
             return self.source.pixels[index]
         assert self.source.paths is not None
-        return [np.frombuffer(self.source.paths[i].encode(), dtype=np.uint8) for i in index]
+        return [np.frombuffer(self.source.paths[int(i)].encode(), dtype=np.uint8) for i in index]
 
     def _pipeline(self, feed: Iterator[tuple[Any, ...]]) -> Pipeline:
         gpu = self.device.type == "cuda"
@@ -157,9 +153,7 @@ class Dali:
 
 
 @pipeline_def(enable_conditionals=True)
-def _graph(
-    specs: Sequence[ViewSpec], from_files: bool, gpu: bool, feed: Iterator[tuple[Any, ...]]
-) -> tuple[Node, ...]:
+def _graph(specs: Sequence[ViewSpec], from_files: bool, gpu: bool, feed: Iterator[tuple[Any, ...]]) -> tuple[Node, ...]:
     """The pipeline, the same for both devices: images and parameters in, one uint8 HWC batch a view out."""
     dimensions = [count for spec in specs for count in _fed(spec).values()]
     image, *fed = fn.external_source(

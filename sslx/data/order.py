@@ -61,9 +61,7 @@ class Shuffled:
         """This rank's sample indices of batch t: (per_rank,)."""
         epoch, within = divmod(t, self.num_batches)
         if not self._epoch or self._epoch[0][0] != epoch:  # one permutation is kept: the current epoch's
-            self._epoch[:] = [
-                (epoch, rng.permutation(self.seed, "sample order", epoch, size=self.num_samples))
-            ]
+            self._epoch[:] = [(epoch, rng.permutation(self.seed, "sample order", epoch, size=self.num_samples))]
         start = (within * self.world_size + self.rank) * self.per_rank
         return self._epoch[0][1][start : start + self.per_rank]
 

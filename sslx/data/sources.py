@@ -114,9 +114,7 @@ def _synthetic(count: int, split: Split) -> Source:
     u = rng.uniform(0, f"synthetic {split}", np.arange(count), num=2)
     y, x = np.mgrid[0:64, 0:64] / 64
     angle = (labels * np.pi / 10)[:, None, None]
-    wave = np.sin(
-        2 * np.pi * (3 + 3 * u[:, :1, None]) * (x * np.cos(angle) + y * np.sin(angle)) + 6.3 * u[:, 1:, None]
-    )
+    wave = np.sin(2 * np.pi * (3 + 3 * u[:, :1, None]) * (x * np.cos(angle) + y * np.sin(angle)) + 6.3 * u[:, 1:, None])
     tint = 0.5 + 0.5 * np.cos(2 * np.pi * (labels[:, None] / 10 + np.arange(3) / 3))
     noise = rng.words(0, f"synthetic noise {split}", np.arange(min(count, 64)), num=64 * 64 * 3) % 64
     pixels = np.empty((count, 64, 64, 3), dtype=np.uint8)
@@ -154,30 +152,22 @@ def _torchvision(config: Config, split: Split) -> Source:
         pixels = np.repeat(pixels[..., None], 3, axis=-1)
     labels = np.asarray(found.labels if name == "stl10" else found.targets, dtype=np.int64)
     known = None if (labels < 0).any() else labels
-    return Source(
-        name, _TORCHVISION[name], known, None if known is None else tuple(found.classes), pixels=pixels
-    )
+    return Source(name, _TORCHVISION[name], known, None if known is None else tuple(found.classes), pixels=pixels)
 
 
-def _folder(
-    config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None
-) -> Source:
+def _folder(config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None) -> Source:
     """Image files below a folder; the first level of subfolders, if images lie only in such, are the classes."""
     if config.root is None:
         raise ConfigError("--data.source folder needs --data.root FOLDER, the folder of your images")
     root = config.root.expanduser()
     if not root.is_dir():
         parent = next((p for p in root.parents if p.is_dir()), Path("/"))
-        raise MissingInput(
-            f"data folder {root} does not exist (nearest that does: {parent}): check --data.root"
-        )
+        raise MissingInput(f"data folder {root} does not exist (nearest that does: {parent}): check --data.root")
     if split == "test":
         candidates = [config.test_root.expanduser()] if config.test_root else [root / "test", root / "val"]
         root = next((c for c in candidates if c.is_dir()), None)
         if root is None:
-            raise MissingInput(
-                f"no test images: {candidates[0]} does not exist; give the folder with --data.test-root"
-            )
+            raise MissingInput(f"no test images: {candidates[0]} does not exist; give the folder with --data.test-root")
     elif (root / "train").is_dir():
         root = root / "train"
     flag = "--data.test-root" if split == "test" and config.test_root else "--data.root"
@@ -207,7 +197,7 @@ def _list_images(root: Path, flag: str, say: Callable[[str], None]) -> list[str]
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith("."):
                 (paths if name.lower().endswith(EXTENSIONS) else others).append(os.path.join(folder, name))

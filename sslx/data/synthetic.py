@@ -15,9 +15,7 @@ from sslx.data.views import ViewSpec
 class Synthetic:
     """Random pixels, drawn once, already on the device: random and never zeros, which compute faster."""
 
-    def __init__(
-        self, specs: Sequence[ViewSpec], *, seed: int, max_per_rank: int, device: torch.device
-    ) -> None:
+    def __init__(self, specs: Sequence[ViewSpec], *, seed: int, max_per_rank: int, device: torch.device) -> None:
         self.views: list[Tensor] = []
         for number, spec in enumerate(specs):
             shape = (spec.size, spec.size, 3)

@@ -81,9 +81,7 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
     return functional.horizontal_flip(image) if one.flip[0] else image
 
 
-def _crop(
-    spec: ViewSpec, image: Tensor, box: tuple[int, int, int, int], interpolation: InterpolationMode
-) -> Tensor:
+def _crop(spec: ViewSpec, image: Tensor, box: tuple[int, int, int, int], interpolation: InterpolationMode) -> Tensor:
     top, left, bottom, right = box
     return functional.resized_crop(
         image, top, left, bottom - top, right - left, [spec.size, spec.size], interpolation, antialias=True

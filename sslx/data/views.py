@@ -66,11 +66,7 @@ class Augment:
             raise ConfigError(
                 f"augment needs 0 < min_scale <= max_scale <= 1, got {self.min_scale} and {self.max_scale}"
             )
-        if (
-            self.max_ratio < 1
-            or not 0 <= self.hue <= 0.5
-            or min(self.brightness, self.contrast, self.saturation) < 0
-        ):
+        if self.max_ratio < 1 or not 0 <= self.hue <= 0.5 or min(self.brightness, self.contrast, self.saturation) < 0:
             raise ConfigError("augment needs max_ratio >= 1, hue in [0, 0.5] and jitter strengths >= 0")
 
 

@@ -98,7 +98,7 @@ def table(scores: Sequence[Score], title: str, note: str = "") -> Table:
         for n in shots
     ]
     columns = [(head, cells) for head, cells in columns if any(text for _, text in cells)]
-    drawn = Table(title=title, caption=note or None, caption_justify="left", title_justify="left")
+    drawn = Table(title=title or None, caption=note or None, caption_justify="left", title_justify="left")
     drawn.add_column("representation")
     for head, _ in columns:
         drawn.add_column(head, justify="right")

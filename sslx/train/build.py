@@ -71,12 +71,13 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
         dtype=autocast or parameters,
         say=say,
     )
-    method = _method(config, file, size, ranks.device, parameters)
+    view = eval_view(config.data.eval_size or size)
+    method = _method(config, file, (size, view.size), ranks.device, parameters)
     steps_per_epoch = loader.batches_per_epoch // config.accumulate
     return Parts(
         source,
         loader,
-        eval_view(config.data.eval_size or size),
+        view,
         method,
         distributed.wrap(method, device=ranks.device, sync_bn=config.batch_norm == "sync"),
         optim.build(config.optim, method, method.param_groups()),
@@ -101,10 +102,10 @@ def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype
 
 
 def _method(
-    config: PretrainConfig, file: ModuleType, size: int, device: torch.device, dtype: torch.dtype
+    config: PretrainConfig, file: ModuleType, sizes: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> Method:
     rng.seed_torch(config.seed)
-    method: Method = file.Method(config.method, encoders.build(config.encoder, size)).to(device, dtype)
+    method: Method = file.Method(config.method, encoders.build(config.encoder, *sizes)).to(device, dtype)
     if config.batch_norm == "sync":
         method = sync_bn.sync_batch_norm(method)  # pyright: ignore[reportAssignmentType]
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):

@@ -20,9 +20,7 @@ from sslx.errors import ConfigError, UserError
 from sslx.train.pretrain import Position, pretrain
 from sslx.train.signals import STOPPING, StopSignals, exit_code
 
-_LOST_PEER = re.compile(
-    r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted"
-)
+_LOST_PEER = re.compile(r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,11 +66,7 @@ def work(settings: PretrainConfig) -> int:
                 time.sleep(1)  # the rank that failed speaks first
                 status = log.read_status(position.folder) if position.folder else None
                 told = status is not None and status.state == "failed"
-                return (
-                    cli.EXIT_CRASH
-                    if told
-                    else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
-                )
+                return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
             traceback.print_exc()
             return _fail(position, f"{type(error).__name__}: {str(error).splitlines()[0]}", cli.EXIT_CRASH)
 

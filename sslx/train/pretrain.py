@@ -53,7 +53,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     with logger:
         for line in (*waiting, *parts.plan(config, ranks), *run.notes):  # before the first step, which may take long
             logger.message(line)
-        waiting.clear()
+        parts.loader.say = logger.message
         for step in range(run.step, parts.total_steps):
             share = (step + 0.5) / parts.total_steps
             lr = parts.peak_lr * schedules.warmup_cosine(share, warmup=config.optim.warmup)
@@ -68,30 +68,21 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
             # What comes now and then; all ranks decide alike, so that collectives meet.
             signal = agreement.agreed(stop.received)
-            last = bool(signal) or done == parts.total_steps
-            if (
-                last
-                or done % config.log.every == 0
-                or done == run.step + 1
-                or _due(config.checkpoint.every, done)
-            ):
+            ended = done == parts.total_steps
+            save = ended or signal or _due(config.checkpoint.every, done)
+            if save or done % config.log.every == 0 or done == run.step + 1:
                 means = meter.fetch(distributed.mean_over_ranks)  # the one wait for the device
                 _check_finite(means, position)
                 logger.log(done, {**means, "lr": lr, "epoch": done / parts.steps_per_epoch, **clock.read()})
-            if probe and (
-                done == parts.total_steps or _due(config.online.every * parts.steps_per_epoch, done)
-            ):
+            if probe and (ended or _due(config.online.every * parts.steps_per_epoch, done)):
                 logger.log(done, {"knn": probe.accuracy(parts.method.encoder)})
                 clock.restart()
-            if last or _due(config.checkpoint.every, done):
+            if save:
                 if ranks.is_main:
                     state = runs.snapshot(run, config, done, parts)
                     checkpoint.save(run.folder, done, state, config.checkpoint.keep)
                 position.saved = done
                 clock.restart()
-            for line in waiting:
-                logger.message(line)
-            waiting.clear()
             if signal:
                 break
         agreement.finish()

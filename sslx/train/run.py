@@ -66,14 +66,10 @@ def _decide(settings: PretrainConfig, folder: Path) -> tuple[Path | None, str, t
             folder.mkdir(parents=True, exist_ok=True)
             saved.write_text(config.dump(settings))
         except OSError as error:
-            raise ConfigError(
-                f"cannot write the run folder {folder}: {error.strerror}; set --runs"
-            ) from error
+            raise ConfigError(f"cannot write the run folder {folder}: {error.strerror}; set --runs") from error
         return None, log.new_run_id(), ()
     if settings.resume != "auto":
-        raise ConfigError(
-            f"run {folder} exists: go on with --resume auto, or start another one with --name NAME"
-        )
+        raise ConfigError(f"run {folder} exists: go on with --resume auto, or start another one with --name NAME")
     changed = config.differences(settings, config.loads(saved.read_text()), MAY_DIFFER)
     if changed:
         raise ConfigError(
@@ -95,6 +91,7 @@ def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dic
         "method": parts.method.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "loader": parts.loader.state_dict(),
+        "size": settings.data.size or parts.source.size,
         "eval_view": asdict(parts.view),
         "num_classes": len(parts.source.classes or ()),
     }

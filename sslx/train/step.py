@@ -31,9 +31,7 @@ def train_step(
         # Gradients are averaged over ranks once, in the last backward.
         local = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
         with local:
-            with torch.autocast(
-                progress.device.type, autocast or torch.bfloat16, enabled=autocast is not None
-            ):
+            with torch.autocast(progress.device.type, autocast or torch.bfloat16, enabled=autocast is not None):
                 step: Step = model(batch, progress)
             (step.loss / len(batches)).backward()
         losses.append(step.loss.detach())

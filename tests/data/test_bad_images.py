@@ -34,7 +34,9 @@ def damage(path: str, kind: str) -> None:
         "no end": content[:-60],
         "empty": b"",
         "page": HTML,
-        "flipped": content[:middle] + bytes(255 - byte for byte in content[middle : middle + 40]) + content[middle + 40 :],
+        "flipped": content[:middle]
+        + bytes(255 - byte for byte in content[middle : middle + 40])
+        + content[middle + 40 :],
     }
     if kind == "gone":
         file.unlink()
@@ -79,9 +81,7 @@ def test_every_damage_is_found(source: Source, backend: Backend, kind: str, suff
     damage(paths(some)[1], kind)
     config = Config(backend=backend, threads=int(backend == "dali"), max_bad=0.5)
     said: list[str] = []
-    loader = evaluation(
-        config, some, eval_view(16), batch_size=3, device=CPU, dtype=torch.float32, say=said.append
-    )
+    loader = evaluation(config, some, eval_view(16), batch_size=3, device=CPU, dtype=torch.float32, say=said.append)
     (batch,) = list(loader)
     assert batch.index.tolist() == [0, 1, 2]
     assert loader.bad == {1: paths(some)[1]}

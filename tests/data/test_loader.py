@@ -98,9 +98,7 @@ def test_a_restart_on_another_number_of_ranks_goes_on_with_the_samples_left(
         take(loader, 3)
     states = [loader.state_dict() for loader in stopped]
     assert states == [{"seed": 3, "epoch": 0, "position": 18, "num_samples": 26}] * before
-    resumed = [
-        train(source, backend, rank=rank, world_size=after, accumulate=accumulate) for rank in range(after)
-    ]
+    resumed = [train(source, backend, rank=rank, world_size=after, accumulate=accumulate) for rank in range(after)]
     for loader in resumed:
         loader.load_state_dict(states[0])
     for batch in expected[3:]:
@@ -152,7 +150,7 @@ def test_what_a_batch_is(source: Source, backend: Backend, dtype: torch.dtype) -
         assert batch.label.tolist() == source.labels[batch.index.numpy()].tolist()
 
 
-def test_the_stored_image_belongs_to_the_index(source: Source, backend: Backend) -> None:
+def test_the_stored_image_belongs_to_the_index(backend: Backend) -> None:
     """A source whose image number i is the colour i."""
     pixels = np.zeros((26, 8, 8, 3), dtype=np.uint8) + np.arange(26, dtype=np.uint8)[:, None, None, None]
     flat = Source("flat", 8, pixels=pixels)
@@ -202,7 +200,13 @@ def test_more_ranks_than_images(source: Source, backend: Backend) -> None:
     config = Config(backend=backend, threads=1)
     few = source.subset(np.arange(2))
     counts = [
-        len(list(evaluation(config, few, eval_view(16), batch_size=4, rank=r, world_size=3, device=CPU, dtype=torch.float32)))
+        len(
+            list(
+                evaluation(
+                    config, few, eval_view(16), batch_size=4, rank=r, world_size=3, device=CPU, dtype=torch.float32
+                )
+            )
+        )
         for r in range(3)
     ]
     assert counts == [1, 1, 0]

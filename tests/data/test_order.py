@@ -67,17 +67,13 @@ def test_the_shares_of_all_ranks_are_the_batch_of_one(world_size: int, accumulat
     assert not any(order.finished(10**9) for order in ranks)
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "world_size", "accumulate"), [(10, 4, 1), (100, 3, 2), (3, 4, 1), (257, 2, 1)]
-)
+@pytest.mark.parametrize(("batch_size", "world_size", "accumulate"), [(10, 4, 1), (100, 3, 2), (3, 4, 1), (257, 2, 1)])
 def test_a_batch_that_cannot_be_cut_names_a_near_one_that_can(
     batch_size: int, world_size: int, accumulate: int
 ) -> None:
     share = world_size * accumulate
     with pytest.raises(ConfigError, match=rf"batch size {batch_size} .*{world_size} x {accumulate}") as caught:
-        Shuffled(
-            num_samples=1000, batch_size=batch_size, accumulate=accumulate, seed=0, world_size=world_size
-        )
+        Shuffled(num_samples=1000, batch_size=batch_size, accumulate=accumulate, seed=0, world_size=world_size)
     suggested = int(re.findall(r"--batch-size (\d+)", str(caught.value))[0])
     assert abs(suggested - batch_size) < share
     Shuffled(num_samples=1000, batch_size=suggested, accumulate=accumulate, seed=0, world_size=world_size)

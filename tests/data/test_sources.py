@@ -122,7 +122,9 @@ def test_images_right_in_the_folder_are_unlabelled(make: Make) -> None:
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
 def test_split_subfolders(make: Make, held_out: str) -> None:
-    root = make("train/cat/1.jpg", "train/dog/2.jpg", "train/owl/3.jpg", f"{held_out}/owl/4.jpg", f"{held_out}/cat/5.jpg")
+    root = make(
+        "train/cat/1.jpg", "train/dog/2.jpg", "train/owl/3.jpg", f"{held_out}/owl/4.jpg", f"{held_out}/cat/5.jpg"
+    )
     config = Config(source="folder", root=root)
     train = build(config, "train")
     assert names(train, root) == ["train/cat/1.jpg", "train/dog/2.jpg", "train/owl/3.jpg"]
@@ -176,7 +178,9 @@ def test_folders_that_are_not_there_or_hold_nothing(make: Make, tmp_path: Path) 
 def test_links_are_followed_but_not_in_circles(make: Make, tmp_path: Path) -> None:
     root = make("cat/1.jpg", "../elsewhere/2.jpg")
     (root / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "zebra").symlink_to(tmp_path / "elsewhere")  # the same images are read once, under the first name
     (root / "cat" / "up").symlink_to(root)
+    (root / "cat" / "again").symlink_to(root)  # two circles: 2^40 ways to go round before the system stops it
     source = build(Config(source="folder", root=root), "train")
     assert names(source, root) == ["cat/1.jpg", "dog/2.jpg"]
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sslx import checkpoint, cli, log
+from sslx import checkpoint, cli, evaluate, log
 
 TINY = (
     "--data.source synthetic --data.num-synthetic 64 --data.size 16 --data.backend synthetic "
@@ -243,6 +243,15 @@ def test_resuming_gives_the_weights_of_an_unbroken_run(here: Run, tmp_path: Path
     assert pick == [(line["step"], line["loss"]) for line in metrics(folder)]
 
 
+def test_an_encoder_trained_small_is_probed_large(here: Run, tmp_path: Path):
+    """The stem goes with the training views: 16 px keep the small one, whatever the probes' 96 px would get."""
+    assert here("--data.eval-size", "96")[0] == 0
+    trained = evaluate.load(tmp_path / "r")
+    encoder = trained.encoder(trained=True, device=torch.device("cpu"))
+    assert (trained.size, trained.view.size) == (16, 96)
+    assert encoder(torch.zeros(2, 3, 96, 96)).shape == (2, 8)
+
+
 # ---------------------------------------------------------------- signals
 
 
@@ -303,6 +312,7 @@ def test_a_second_ctrl_c_ends_a_long_step_at_once(tmp_path: Path, ranks: int):
 # ---------------------------------------------------------------- two ranks
 
 
+@pytest.mark.slow
 def test_two_ranks_say_everything_once(tmp_path: Path):
     code, out, err = outside(tmp_path, "--ranks", "2", "--data.backend", "auto")
     assert (code, err) == (0, "")
@@ -316,9 +326,11 @@ def test_two_ranks_say_everything_once(tmp_path: Path):
     assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
 
 
-def test_killing_one_rank_ends_the_job_with_one_line(tmp_path: Path):
+def test_killing_one_of_two_ranks_ends_the_job_with_one_line(tmp_path: Path):
     with started(tmp_path, *LONG, "--ranks", "2") as process:
         until_training(tmp_path, process)
+        said = [line.split()[1] for line in (tmp_path / "out").read_text().splitlines()]
+        assert len(set(said)) == len(said)  # "1/1000000", ...: each step once, from rank 0
         ranks = children(process.pid)
         assert len(ranks) == 2
         os.kill(ranks[1], signal.SIGKILL)
@@ -370,9 +382,7 @@ def test_two_ranks_are_preempted_together_and_resume(tmp_path: Path):
         ("--name old", 64, ["exists", "--resume auto"]),
     ],
 )
-def test_a_mistake_on_two_ranks_is_one_line_too(
-    here: Run, tmp_path: Path, flags: str, code: int, words: list[str]
-):
+def test_a_mistake_on_two_ranks_is_one_line_too(here: Run, tmp_path: Path, flags: str, code: int, words: list[str]):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("no image")
     assert here("--name", "old")[0] == 0

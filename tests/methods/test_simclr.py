@@ -1,0 +1,160 @@
+"""SimCLR: its views, its projector, its loss against the kernels' definition, learning, autocast, reproducibility."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sslx import encoders, methods, rng
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, eval_view
+from sslx.errors import ConfigError
+from sslx.methods import simclr
+from sslx.train.step import train_step
+from sslx_kernels.nt_xent.reference import nt_xent as reference
+
+SIZE = 16
+HERE = torch.device("cpu")
+
+
+def make(seed: int = 0, **options: float) -> simclr.Method:
+    rng.seed_torch(seed)
+    trunk = encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))
+    config = simclr.Config(**{"hidden_dim": 24, "projection_dim": 12, **options})
+    return simclr.Method(config, encoders.build(trunk, SIZE))
+
+
+def batch(generator: torch.Generator, size: int = 8) -> Batch:
+    views = tuple(torch.randn(size, 3, SIZE, SIZE, generator=generator) for _ in range(2))
+    return Batch(views, None, torch.arange(size))
+
+
+def test_it_is_found_by_its_file_name_and_refused_by_another():
+    assert "simclr" in methods.available()
+    assert not {"base", "heads", "ema", "__init__"} & {*methods.available()}
+    assert methods.module("simclr") is simclr
+    with pytest.raises(ConfigError, match=r"'simcrl' is unknown: did you mean simclr\? choose from .*simclr"):
+        methods.module("simcrl")
+
+
+def test_two_views_by_one_recipe():
+    augment = Augment(min_scale=0.3)
+    one, two = simclr.views(simclr.Config(), augment, 48)
+    assert one == two
+    assert (one.size, one.augment) == (48, augment)
+    assert dataclasses.replace(one, augment=None) == eval_view(48)
+
+
+def test_the_projector_is_the_papers():
+    """Linear without bias, BN, ReLU, linear without bias, BN (2002.05709, B.1 and its code)."""
+    method = make()
+    assert [type(layer) for layer in method.projector] == [
+        nn.Linear,
+        nn.BatchNorm1d,
+        nn.ReLU,
+        nn.Linear,
+        nn.BatchNorm1d,
+    ]
+    first, last = method.projector[0], method.projector[3]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    assert (first.in_features, first.out_features, last.in_features, last.out_features) == (16, 24, 24, 12)
+    assert first.bias is None
+    assert last.bias is None
+    assert simclr.Config() == simclr.Config(temperature=0.1, hidden_dim=2048, projection_dim=128)
+
+
+def test_the_views_go_through_as_one_batch_and_come_out_in_order(generator: torch.Generator):
+    method, images = make(), batch(generator)
+    one, two = method.embed(images)
+    assert one.shape == two.shape == (8, 12)
+    together = method.projector(method.encoder(torch.cat(images.views)))
+    torch.testing.assert_close(torch.cat([one, two]), together)  # batch norm: over both views
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_the_loss_is_the_definition_on_the_embeddings(temperature: float, generator: torch.Generator):
+    method, images = make(temperature=temperature), batch(generator)
+    step = method(images, torch.zeros(()))
+    z = torch.cat(method.embed(images))
+    row = torch.arange(16)
+    torch.testing.assert_close(step.loss, reference(z, z, row, (row + 8) % 16, temperature))
+    assert step.loss.requires_grad
+    step.loss.backward()
+    assert all(p.grad is not None for p in method.parameters())
+    first = next(method.encoder.parameters())
+    assert first.grad is not None
+    assert first.grad.abs().sum() > 0
+
+
+def test_metrics_say_how_alike_positives_are_and_how_spread_all_are(generator: torch.Generator):
+    method = make()
+    z = torch.randn(256, 64, generator=generator)
+    far = method.loss((z, torch.randn(256, 64, generator=generator)), torch.zeros(())).metrics
+    same = method.loss((z, z), torch.zeros(())).metrics
+    collapsed = method.loss((z[:1].expand(256, 64),) * 2, torch.zeros(())).metrics
+    assert far.keys() == {"alignment", "std"}
+    assert all(value.ndim == 0 and not value.requires_grad for value in far.values())
+    assert abs(far["alignment"]) < 0.05
+    assert same["alignment"] == pytest.approx(1)
+    assert far["std"] == pytest.approx(1, abs=0.05)  # 1 / sqrt(D) a dimension: what uniform on the sphere has
+    assert collapsed["std"] < 1e-3
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_metrics_of_one_sample_a_rank_are_numbers(generator: torch.Generator):
+    """The loss may have its negatives on other ranks; here it has none and says so."""
+    one = torch.randn(1, 12, generator=generator)
+    with pytest.raises(ConfigError, match="no negatives"):
+        make().loss((one, one), torch.zeros(()))
+
+
+def test_it_learns_a_fixed_batch(generator: torch.Generator):
+    method, images = make(), batch(generator)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+    losses = [train_step(method, [images], optimizer, torch.zeros(()), None)["loss"].item() for _ in range(30)]
+    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 1
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    def train(seed: int) -> list[Tensor]:
+        method = make(seed)
+        images = batch(torch.Generator().manual_seed(5))
+        optimizer = torch.optim.SGD(method.parameters(), lr=0.05)
+        return [train_step(method, [images], optimizer, torch.zeros(()), None)["loss"] for _ in range(3)]
+
+    first, again, other = train(0), train(0), train(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_bf16_autocast_keeps_the_loss_in_fp32_and_close(generator: torch.Generator):
+    method, images = make(), batch(generator)
+    full = method(images, torch.zeros(())).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        embedded = method.embed(images)
+        step = method.loss(embedded, torch.zeros(()))
+    assert step.loss.dtype == torch.float32
+    assert all(value.dtype == torch.float32 for value in step.metrics.values())
+    step.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+    assert step.loss.item() == pytest.approx(full.item(), rel=0.1)
+
+
+def test_a_step_never_waits_for_the_device(generator: torch.Generator, no_host_sync: TorchDispatchMode):
+    method, images, progress = make(), batch(generator), torch.zeros(())
+    with no_host_sync:
+        step = method.loss(method.embed(images), progress)
+        step.loss.backward()
+        method.after_step(progress)
+    with pytest.raises(AssertionError, match="waits for the device"), no_host_sync:
+        step.loss.item()
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"hidden_dim": 0}, {"projection_dim": 0}])
+def test_numbers_that_make_no_sense_are_refused(options: dict[str, float]):
+    with pytest.raises(ConfigError, match="simclr needs"):
+        simclr.Config(**options)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,64 @@
+"""``sslx doctor``: one row for each thing that sslx uses, whatever is missing."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sslx import cli, doctor
+
+
+def test_it_prints_what_is_there_and_ends_with_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = out.splitlines()
+    assert max(map(len, rows)) <= 80
+    for name in ("python", "cpu", "gpu", "compiler", "slurm", *doctor.PACKAGES):
+        assert sum(row.startswith(f"{name} ") for row in rows) == 1, name
+
+
+def test_help_and_wrong_arguments(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["doctor", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("sslx doctor: ")
+    assert cli.main(["doctor", "now"]) == 64
+
+
+def test_what_is_missing_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = dict(doctor.findings())
+    assert found["no-such-package"] == "not installed: pip install no-such-package"
+    assert found["torch"][0].isdigit()
+    assert "apt install g++" in found["compiler"]
+    assert found["slurm"] == "none: jobs run on this machine"
+
+
+def test_the_drivers_cuda_version_is_a_number_or_none():
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        assert doctor.driver_cuda() is None
+        assert "everything runs on the CPU" in dict(doctor.findings())["gpu"]
+    else:
+        version = doctor.driver_cuda()
+        assert isinstance(version, int)
+        assert 9 <= version <= 99
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize(("version", "status", "expected"), [(12040, 0, 12), (13000, 0, 13), (12040, 3, None)])
+def test_an_old_driver_is_told_which_wheels_to_take(tmp_path: Path, version: int, status: int, expected: int | None):
+    """A driver library that answers as the one of CUDA 12 does, loaded in a process of its own."""
+    (tmp_path / "cuda.c").write_text(f"int cuDriverGetVersion(int *v) {{ *v = {version}; return {status}; }}")
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "cuda.c"], check=True)
+    code = "from sslx import doctor; print(doctor.driver_cuda())"
+    environ = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(expected)
