@@ -85,7 +85,7 @@ def test_probe_needs_labels(trained: Path, tmp_path: Path, capsys: pytest.Captur
         (tmp_path / split).mkdir()
         for i in range(4):
             Image.new("RGB", (20, 20), (i * 60, 10, 10)).save(tmp_path / split / f"{i}.png")
-    flags = ["data:config", "--data.source", "folder", "--data.root", str(tmp_path)]
+    flags = ["--data.source", "folder", "--data.root", str(tmp_path)]
     code = cli.main(["probe", str(trained), *flags])
     assert code == DataError.exit_code
     assert "need labels" in capsys.readouterr().err

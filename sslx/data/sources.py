@@ -143,7 +143,7 @@ def _torchvision(config: Config, split: Split) -> Source:
         if config.download:
             raise MissingInput(f"{name} could not be downloaded to {root}: {_first_line(error)}") from error
         raise MissingInput(
-            f"{name} not found under {root}: give its folder with --data.root, or --data.download True to fetch it"
+            f"{name} not found under {root}: give its folder with --data.root, or --data.download to fetch it"
         ) from error
     pixels = np.asarray(found.data)
     if name == "stl10":

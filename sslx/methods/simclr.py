@@ -58,5 +58,5 @@ class Method(base.Method):
         z1, z2 = embeddings
         with torch.no_grad():
             u1, u2 = F.normalize(z1.float(), dim=1), F.normalize(z2.float(), dim=1)
-            metrics = {"alignment": (u1 * u2).sum(1).mean(), "std": u1.std(0).mean() * u1.shape[1] ** 0.5}
+            metrics = {"alignment": (u1 * u2).sum(1).mean(), "std": u1.std(0, correction=0).mean() * u1.shape[1] ** 0.5}
         return base.Step(losses.nt_xent(z1, z2, self.config.temperature), metrics)

@@ -61,6 +61,8 @@ def work(settings: PretrainConfig) -> int:
                 f"bf16 ({str(error).splitlines()[0]})",
                 ConfigError.exit_code,
             )
+        except (BrokenPipeError, SystemExit):  # rich exits on the former
+            return _fail(position, "nothing reads the output any more (a closed pipe): send it to a file", 141)
         except Exception as error:
             if _LOST_PEER.search(str(error)):
                 time.sleep(1)  # the rank that failed speaks first
@@ -68,7 +70,7 @@ def work(settings: PretrainConfig) -> int:
                 told = status is not None and status.state == "failed"
                 return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
             traceback.print_exc()
-            return _fail(position, f"{type(error).__name__}: {str(error).splitlines()[0]}", cli.EXIT_CRASH)
+            return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)
 
 
 def _fail(position: Position, reason: str, code: int) -> int:

@@ -309,6 +309,32 @@ def test_a_second_ctrl_c_ends_a_long_step_at_once(tmp_path: Path, ranks: int):
     assert "step 1/1" not in (tmp_path / "out").read_text()
 
 
+@pytest.mark.slow
+def test_an_output_that_nothing_reads_ends_the_run_and_its_status_says_so(tmp_path: Path):
+    """sslx pretrain ... | head -1"""
+    argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, *LONG, "--runs", str(tmp_path), "--name", "r"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("synthetic: ")
+        process.stdout.close()
+        assert process.wait(30) == 141
+        is_one_line(process.stderr.read(), "nothing reads the output")
+    status = log.read_status(tmp_path / "r")
+    assert status is not None
+    assert (status.state, "closed pipe" in status.reason) == ("failed", True)
+
+
+def test_a_log_that_cannot_be_written_is_one_line(here: Run, tmp_path: Path):
+    (tmp_path / "r" / "metrics.jsonl").mkdir(parents=True)
+    code, err = here()
+    assert code == 74
+    is_one_line(err, "cannot write", "metrics.jsonl")
+    status = log.read_status(tmp_path / "r")
+    assert status is not None
+    assert status.state == "failed"
+
+
 # ---------------------------------------------------------------- two ranks
 
 
