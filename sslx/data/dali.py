@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from nvidia.dali import fn, math, pipeline_def, types
-from nvidia.dali.pipeline import Pipeline
+from nvidia.dali import fn as _fn
+from nvidia.dali import math
+from nvidia.dali import types as _types
+from nvidia.dali.pipeline import Pipeline, pipeline_def
 from torch import Tensor
 
 from sslx.data import color, views
@@ -28,7 +30,9 @@ from sslx.data.order import Order, Sequential
 from sslx.data.sources import Source
 from sslx.data.views import Draw, ViewSpec
 
-Node = Any  # a DALI DataNode; DALI has no types of its own
+Node = Any  # a DALI DataNode
+fn: Any = _fn  # DALI's stubs know neither its generated constants nor that an operator has one output
+types: Any = _types
 
 
 def _fed(spec: ViewSpec) -> dict[str, int]:
@@ -83,6 +87,8 @@ class Dali:
         ahead: deque[list[Draw | None]] = deque()  # drawn for batches that DALI is still making
         pipeline = self._pipeline(self._feed(order, start, substitute, ahead))
         pipeline.build()
+        # On a GPU torch reads DALI's buffers after this function has gone on; let go, DALI would fill them again.
+        held: deque[tuple[torch.cuda.Event, Any]] = deque()
         while True:
             try:
                 outputs = pipeline.run()
@@ -91,6 +97,12 @@ class Dali:
             made: list[Tensor] = []
             for spec, drawn, output in zip(self.specs, ahead.popleft(), outputs, strict=True):
                 made.append(color.finish(spec, drawn, torch.from_dlpack(output.as_tensor())))
+            if self.device.type == "cuda":
+                read = torch.cuda.Event()
+                read.record()
+                held.append((read, outputs))
+                while held and held[0][0].query():
+                    held.popleft()
             yield tuple(made)
 
     def readable(self, index: npt.NDArray[np.int64]) -> bool:

@@ -160,6 +160,7 @@ def _folder(config: Config, split: Split, say: Callable[[str], None], classes: S
     if config.root is None:
         raise ConfigError("--data.source folder needs --data.root FOLDER, the folder of your images")
     root = config.root.expanduser()
+    held_out: list[Path] = []  # never trained on: what a probe would take as the test split
     if not root.is_dir():
         parent = next((p for p in root.parents if p.is_dir()), Path("/"))
         raise MissingInput(f"data folder {root} does not exist (nearest that does: {parent}): check --data.root")
@@ -170,8 +171,10 @@ def _folder(config: Config, split: Split, say: Callable[[str], None], classes: S
             raise MissingInput(f"no test images: {candidates[0]} does not exist; give the folder with --data.test-root")
     elif (root / "train").is_dir():
         root = root / "train"
+    else:
+        held_out = [root / "test", root / "val"]
     flag = "--data.test-root" if split == "test" and config.test_root else "--data.root"
-    paths = _list_images(root, flag, say)
+    paths = _list_images(root, flag, say, held_out)
     first = [os.path.relpath(path, root).split(os.sep) for path in paths]
     if any(len(parts) == 1 for parts in first):
         return Source(str(root), 224, paths=paths)
@@ -186,8 +189,8 @@ def _folder(config: Config, split: Split, say: Callable[[str], None], classes: S
     return Source(str(root), 224, labels, names, paths=paths)
 
 
-def _list_images(root: Path, flag: str, say: Callable[[str], None]) -> list[str]:
-    """All image files below root, sorted, following links; says how many it has seen every two seconds."""
+def _list_images(root: Path, flag: str, say: Callable[[str], None], held_out: Sequence[Path]) -> list[str]:
+    """All image files below root but outside ``held_out``, sorted, following links; tells its count every 2 s."""
     paths: list[str] = []
     others: list[str] = []
     told = time.monotonic()
@@ -197,7 +200,8 @@ def _list_images(root: Path, flag: str, say: Callable[[str], None]) -> list[str]
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = (name for name in folders if Path(folder, name) not in held_out)
+        folders[:] = sorted(name for name in inside if not name.startswith("."))
         for name in names:
             if not name.startswith("."):
                 (paths if name.lower().endswith(EXTENSIONS) else others).append(os.path.join(folder, name))

@@ -4,9 +4,11 @@
 """
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,7 +55,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     with logger:
         for line in (*waiting, *parts.plan(config, ranks), *run.notes):  # before the first step, which may take long
             logger.message(line)
-        parts.loader.say = logger.message
+        parts.loader.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
         for step in range(run.step, parts.total_steps):
             share = (step + 0.5) / parts.total_steps
             lr = parts.peak_lr * schedules.warmup_cosine(share, warmup=config.optim.warmup)
@@ -73,6 +75,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
             if save or done % config.log.every == 0 or done == run.step + 1:
                 means = meter.fetch(distributed.mean_over_ranks)  # the one wait for the device
                 _check_finite(means, position)
+                bad = float(distributed.sum_over_ranks(torch.tensor(float(len(parts.loader.bad)), device=ranks.device)))
+                means |= {"unreadable_images": bad} if bad else {}
                 logger.log(done, {**means, "lr": lr, "epoch": done / parts.steps_per_epoch, **clock.read()})
             if probe and (ended or _due(config.online.every * parts.steps_per_epoch, done)):
                 logger.log(done, {"knn": probe.accuracy(parts.method.encoder)})
@@ -91,6 +95,11 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
 def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
+
+
+def _warn(rank: int, line: str) -> None:
+    """What only one of the other ranks knows; rank 0 says the rest."""
+    sys.stderr.write(f"[rank {rank}] {line}\n")
 
 
 def _check_finite(means: Mapping[str, float], position: Position) -> None:

@@ -135,6 +135,16 @@ def test_split_subfolders(make: Make, held_out: str) -> None:
     np.testing.assert_array_equal(test.labels, [0, 2])
 
 
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_a_test_folder_beside_the_classes_is_not_trained_on(make: Make, held_out: str) -> None:
+    root = make("cat/1.jpg", "dog/2.jpg", f"{held_out}/cat/3.jpg")
+    config = Config(source="folder", root=root)
+    train = build(config, "pretrain")
+    assert names(train, root) == ["cat/1.jpg", "dog/2.jpg"]
+    assert train.classes == ("cat", "dog")
+    assert names(build(config, "test", classes=train.classes), root) == [f"{held_out}/cat/3.jpg"]
+
+
 def test_a_test_root_of_its_own(make: Make, tmp_path: Path) -> None:
     root = make("cat/1.jpg", "dog/2.jpg", "../held_out/dog/3.jpg")
     source = build(Config(source="folder", root=root, test_root=tmp_path / "held_out"), "test", classes=("cat", "dog"))
