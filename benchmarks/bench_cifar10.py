@@ -20,9 +20,7 @@ LIMIT_S, LINEAR = 600, 0.60
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="CIFAR-10 as folders of images")
     parser.add_argument("--images", default="CIFAR-10 (JPEG q75)", help="what the images are, for the record")
     parser.add_argument("--recipe", default="simclr_cifar10_cpu")

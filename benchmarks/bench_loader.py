@@ -112,9 +112,7 @@ def timed(batches: Iterator[Any], batch_size: int, seconds: float) -> Callable[[
     return window
 
 
-def peers(
-    paths: list[str], size: int, augment: Augment, batch_size: int, workers: int
-) -> dict[str, Iterator[Any]]:
+def peers(paths: list[str], size: int, augment: Augment, batch_size: int, workers: int) -> dict[str, Iterator[Any]]:
     """Endless batch iterators of every peer in every setting."""
 
     def loader(transform: Callable[[Any], Any], tensors: bool) -> Iterator[Any]:
@@ -133,9 +131,7 @@ def peers(
     }
 
 
-def ours(
-    root: Path, size: int, augment: Augment, batch_size: int, backend: str, threads: int
-) -> Iterator[Any]:
+def ours(root: Path, size: int, augment: Augment, batch_size: int, backend: str, threads: int) -> Iterator[Any]:
     """sslx's own loader."""
     settings = data.Config(source="folder", root=root, size=size, backend=backend, threads=threads)  # pyright: ignore[reportArgumentType]
     return data.training(
@@ -150,9 +146,7 @@ def ours(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of images")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=0, help="default: 256 at 32 px, 64 at 224")
@@ -179,9 +173,7 @@ def main() -> None:
     }
     dali = found["sslx DALI"]["median"]
     for name, figures in found.items():
-        print(
-            f"{name:28} {figures['median']:8.1f} samples/s   ({figures['p20']:.1f} to {figures['p80']:.1f})"
-        )
+        print(f"{name:28} {figures['median']:8.1f} samples/s   ({figures['p20']:.1f} to {figures['p80']:.1f})")
     ratios = {kind: dali / value for kind, value in best.items()}
     print(", ".join(f"{ratio:.2f} x {kind}" for kind, ratio in ratios.items()))
     if not args.no_record:

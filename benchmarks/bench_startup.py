@@ -42,9 +42,7 @@ def main() -> int:
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     arms = {str(ranks): (lambda ranks=ranks: first_step(ranks)) for ranks in LIMITS_S}
-    found = {
-        int(name): measure.spread(values) for name, values in measure.take_turns(arms, args.runs).items()
-    }
+    found = {int(name): measure.spread(values) for name, values in measure.take_turns(arms, args.runs).items()}
     for ranks, figures in found.items():
         print(
             f"{ranks} rank(s): first step after {figures['median']:.1f} s "

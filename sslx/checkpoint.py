@@ -42,9 +42,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.every < 0:
-            raise ConfigError(
-                f"checkpoint.every: expected 0 or more steps, got {self.every}: 0 is 'at the end'"
-            )
+            raise ConfigError(f"checkpoint.every: expected 0 or more steps, got {self.every}: 0 is 'at the end'")
         if self.keep < 1:
             raise ConfigError(f"checkpoint.keep: expected at least 1, got {self.keep}: a restart needs one")
 
@@ -118,9 +116,7 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise DataError(
-                f"checkpoint {folder} cannot be loaded ({reason}): use one that sslx wrote"
-            ) from error
+            raise DataError(f"checkpoint {folder} cannot be loaded ({reason}): use one that sslx wrote") from error
 
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:
@@ -138,9 +134,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
         except DataError as error:
             problems.append(str(error))
     if problems:
-        raise DataError(
-            f"no good checkpoint in {place}: {'; '.join(problems)}: restore one, or start another run"
-        )
+        raise DataError(f"no good checkpoint in {place}: {'; '.join(problems)}: restore one, or start another run")
     return None, []
 
 

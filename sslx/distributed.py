@@ -269,9 +269,7 @@ class StopFlag:
             return mine
         previous = self.finish()
         self._flag = torch.tensor([mine])
-        self._work = dist.all_reduce(
-            self._flag, op=dist.ReduceOp.MAX, group=_control_group(self._group), async_op=True
-        )
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=_control_group(self._group), async_op=True)
         return previous
 
     def finish(self) -> int:

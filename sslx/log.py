@@ -228,9 +228,7 @@ class WandB:
     ``metrics.jsonl`` again.  The step is wandb's own too: it drops those it has, and none goes back.
     """
 
-    def __init__(
-        self, config: Config, folder: Path, run_id: str, run_config: dict[str, Any], tell: Tell
-    ) -> None:
+    def __init__(self, config: Config, folder: Path, run_id: str, run_config: dict[str, Any], tell: Tell) -> None:
         self._run, self._tell = None, tell
         # wandb's own error reporting waits half a minute for a silent server at exit, whatever the timeouts.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

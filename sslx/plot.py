@@ -93,9 +93,7 @@ def loss_curve(metrics: Path, path: Path, *, title: str = "Pretraining loss") ->
     figure, axes = _canvas(8.0, 4.6)
     many = len(step) > 20
     marker = "o" if len(step) < 3 else ""
-    axes.plot(
-        step, loss, color=PALETTE[0], alpha=0.3 if many else 1, linewidth=1, marker=marker, label="loss"
-    )
+    axes.plot(step, loss, color=PALETTE[0], alpha=0.3 if many else 1, linewidth=1, marker=marker, label="loss")
     if many:
         width = max(5, len(step) // 40)
         axes.plot(step, _median(loss, width), color=PALETTE[0], linewidth=2, label="loss, running median")

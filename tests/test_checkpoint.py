@@ -271,6 +271,7 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from sslx import checkpoint
+torch.set_num_threads(1)  # a fork has none of its parent's threads and would wait for them
 run, waits = Path(sys.argv[1]), [float(w) for w in sys.argv[2:]]
 state = lambda step: {"step": step, "weight": torch.full((1 << 18,), float(step))}
 checkpoint.save(run, 0, state(0), keep=2)

@@ -336,9 +336,7 @@ def test_sync_bn_is_batch_norm_of_the_whole_batch(
     x, weights = torch.randn(2, sum(sizes), *shape, dtype=torch.float64, generator=generator)
     x = x * 3 + 10
     affine = list(torch.randn(2, shape[0], dtype=torch.float64, generator=generator))
-    module = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d}[len(shape)](
-        shape[0], **options
-    ).double()
+    module = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d}[len(shape)](shape[0], **options).double()
     for p, value in zip(module.parameters(), affine, strict=False):
         p.data.copy_(value)
     whole = bn_results(module, x, weights, scale=1.0)

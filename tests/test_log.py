@@ -284,9 +284,7 @@ def test_wandb_offline_crash_and_resume(tmp_path: Path) -> None:
     assert [line["loss"] for line in history] == pytest.approx([1 / step for step in steps])
     lines = read(tmp_path)
     assert [line["step"] for line in lines] == steps
-    assert [line["time"] for line in lines] == pytest.approx(
-        [line["_timestamp"] for line in history], abs=0.1
-    )
+    assert [line["time"] for line in lines] == pytest.approx([line["_timestamp"] for line in history], abs=0.1)
 
 
 def test_wandb_without_a_server_goes_on_offline(tmp_path: Path) -> None:

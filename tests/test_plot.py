@@ -123,9 +123,7 @@ def test_a_step_that_came_twice_counts_once_and_the_later_holds(tmp_path: Path) 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_a_short_run_has_a_curve_too(num: int, tmp_path: Path) -> None:
-    records: list[dict[str, object]] = [
-        {"step": s, "loss": 2.0, "lr": 0.1, "epoch": float(s)} for s in range(num)
-    ]
+    records: list[dict[str, object]] = [{"step": s, "loss": 2.0, "lr": 0.1, "epoch": float(s)} for s in range(num)]
     plot.loss_curve(metrics(tmp_path / "m", records), tmp_path / "loss.png")
     assert num_pixels(read(tmp_path / "loss.png"), plot.PALETTE[0]) > 10
 

@@ -7,9 +7,7 @@ import pytest
 from sslx.schedules import cosine, warmup_cosine
 
 
-@pytest.mark.parametrize(
-    ("progress", "expected"), [(0, 0.996), (0.5, 0.998), (1, 1.0), (-1, 0.996), (2, 1.0)]
-)
+@pytest.mark.parametrize(("progress", "expected"), [(0, 0.996), (0.5, 0.998), (1, 1.0), (-1, 0.996), (2, 1.0)])
 def test_cosine_of_byol(progress: float, expected: float) -> None:
     assert cosine(progress, 0.996, 1.0) == pytest.approx(expected, abs=1e-15)
 

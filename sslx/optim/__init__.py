@@ -50,9 +50,7 @@ def _expect(holds: bool, field: str, what: str, got: object) -> None:
         raise ConfigError(f"expected optim.{field} to be {what}, got {got}")
 
 
-def build(
-    config: Config, module: nn.Module, groups: Iterable[dict[str, Any]] | None = None
-) -> torch.optim.Optimizer:
+def build(config: Config, module: nn.Module, groups: Iterable[dict[str, Any]] | None = None) -> torch.optim.Optimizer:
     """The optimizer for the module's trainable parameters; its learning rate is set by ``set_lr``.
 
     groups: a method's ``param_groups()``, or None for one of all parameters.  A group may have ``lr_scale``,
@@ -64,9 +62,7 @@ def build(
         case "lars":
             return LARS(halves, config.lr, momentum=config.momentum, weight_decay=decay, trust=config.trust)
         case "sgd":
-            return torch.optim.SGD(
-                halves, config.lr, momentum=config.momentum, weight_decay=decay, foreach=True
-            )
+            return torch.optim.SGD(halves, config.lr, momentum=config.momentum, weight_decay=decay, foreach=True)
         case "adamw":
             # Not foreach: on a CPU it reads every parameter's step counter back, one by one.
             return torch.optim.AdamW(halves, config.lr, betas=config.betas, weight_decay=decay, fused=True)

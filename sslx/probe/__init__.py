@@ -73,13 +73,9 @@ def evaluate(
     _check_labels(train, test, num_classes)
     nearest = score = c = None
     if config.k:
-        nearest = knn.accuracy(
-            train, test, num_classes, config.k, config.temperature, device=device, progress=progress
-        )
+        nearest = knn.accuracy(train, test, num_classes, config.k, config.temperature, device=device, progress=progress)
     if config.linear:
-        score, c = linear.accuracy(
-            train, test, num_classes, seed=config.seed, device=device, progress=progress
-        )
+        score, c = linear.accuracy(train, test, num_classes, seed=config.seed, device=device, progress=progress)
     few = {
         shots: low_shot.accuracy(
             train, test, shots, num_classes, config.draws, config.seed, device=device, progress=progress
@@ -94,8 +90,7 @@ def table(scores: Sequence[Score], title: str, note: str = "") -> Table:
     shots = sorted({shots for score in scores for shots in score.low_shot})
     columns = [("kNN", [_cell(s.knn) for s in scores]), ("linear", [_cell(s.linear) for s in scores])]
     columns += [
-        (f"{n} label{'s' * (n > 1)} a class", [_cell(*s.low_shot.get(n, (None,))) for s in scores])
-        for n in shots
+        (f"{n} label{'s' * (n > 1)} a class", [_cell(*s.low_shot.get(n, (None,))) for s in scores]) for n in shots
     ]
     columns = [(head, cells) for head, cells in columns if any(text for _, text in cells)]
     drawn = Table(title=title or None, caption=note or None, caption_justify="left", title_justify="left")

@@ -60,9 +60,7 @@ class OnlineProbe:
     def accuracy(self, encoder: nn.Module) -> float:
         """kNN accuracy in [0, 1] (k = 200 or the smallest class, temperature 0.07)."""
         bank, queries = (
-            features.extract(
-                encoder, self._evaluation(split), autocast=self._autocast, num_samples=len(split)
-            )
+            features.extract(encoder, self._evaluation(split), autocast=self._autocast, num_samples=len(split))
             for split in self._splits
         )
         return knn.accuracy(bank, queries, self._num_classes)

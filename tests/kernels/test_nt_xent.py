@@ -38,9 +38,7 @@ def make(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.05])
 @pytest.mark.parametrize(("first", "num"), [(0, None), (3, 4), (9, 1)])
-def test_is_the_definition(
-    generator: torch.Generator, temperature: float, first: int, num: int | None
-) -> None:
+def test_is_the_definition(generator: torch.Generator, temperature: float, first: int, num: int | None) -> None:
     arguments = make(generator, first=first, num=num)
     expected = brute_force(*arguments, temperature)
     assert nt_xent(*arguments, temperature).item() == pytest.approx(expected, rel=1e-12)

@@ -56,9 +56,7 @@ def test_k_is_at_most_the_smallest_class() -> None:
     assert knn.accuracy(train, test, 2, k=200) == 1
 
 
-def test_accuracy_does_not_depend_on_the_chunks(
-    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
-) -> None:
+def test_accuracy_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
     train, test = clusters(200, generator), clusters(101, generator)
     whole = knn.accuracy(train, test, 4, 20)
     monkeypatch.setattr(knn, "_CHUNK_BYTES", 4 * 200 * 7)

@@ -62,9 +62,7 @@ def test_chosen_c_is_the_best_on_the_held_out_tenth() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores = {
-            value: LogisticRegression(C=value, max_iter=2000)
-            .fit(x[~held], label[~held])
-            .score(x[held], label[held])
+            value: LogisticRegression(C=value, max_iter=2000).fit(x[~held], label[~held]).score(x[held], label[held])
             for value in linear.GRID
         }
     assert scores[c] >= max(scores.values()) - 1.5 / held.sum()

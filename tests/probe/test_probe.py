@@ -25,9 +25,7 @@ TRAIN, TEST = clusters(150), clusters(90)
 
 def rendered(scores: list[Score], note: str = "") -> str:
     text = io.StringIO()
-    Console(file=text, width=120, color_system="standard", force_terminal=True).print(
-        table(scores, "scores", note)
-    )
+    Console(file=text, width=120, color_system="standard", force_terminal=True).print(table(scores, "scores", note))
     return text.getvalue()
 
 
@@ -107,9 +105,7 @@ def test_settings_out_of_range_are_refused(given: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_labels_that_cannot_be_used_are_one_line_errors(
-    train: Features, test: Features, message: str
-) -> None:
+def test_labels_that_cannot_be_used_are_one_line_errors(train: Features, test: Features, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         evaluate(Config(), train, test, "ours", 3)
     assert "\n" not in str(caught.value)

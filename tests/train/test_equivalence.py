@@ -10,16 +10,20 @@ from sslx.data import sources
 from sslx.train.step import train_step
 
 SETTINGS = [
-    "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.size", "8", "--data.threads", "1",
+    "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.size", "16", "--data.threads", "1",
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "16", "16",
-    "--method.hidden-dim", "16", "--method.projection-dim", "8", "--batch-size", "24", "--augment.min-scale", "0.3",
-    "--optim.weight-decay", "1e-4",
+    "--method.hidden-dim", "16", "--method.projection-dim", "16", "--batch-size", "48", "--method.temperature", "0.5",
+    "--augment.min-scale", "0.3", "--optim.weight-decay", "1e-4",
 ]  # fmt: skip
 
 
-def train(flags: list[str], steps: int, dtype: torch.dtype, sync: bool = True) -> tuple[list[float], list[Tensor], Tensor]:
+def train(
+    flags: list[str], steps: int, dtype: torch.dtype, sync: bool = True
+) -> tuple[list[float], list[Tensor], Tensor]:
     """Loss and gradient of each step, and the batch norm statistics at the end; the same on every rank."""
     torch.set_num_threads(1)
+    # oneDNN picks another algorithm for another batch size, whose rounding can push a ReLU over its kink.
+    torch._C._set_mkldnn_enabled(False)
     settings = load([*SETTINGS, *flags])
     rng.seed_torch(settings.seed)
     source = sources.build(settings.data, "pretrain")
@@ -27,7 +31,7 @@ def train(flags: list[str], steps: int, dtype: torch.dtype, sync: bool = True) -
     loader = data.training(
         settings.data,
         source,
-        file.views(settings.method, settings.augment, 8),
+        file.views(settings.method, settings.augment, 16),
         batch_size=settings.batch_size,
         seed=settings.seed,
         rank=distributed.rank(),
@@ -35,7 +39,7 @@ def train(flags: list[str], steps: int, dtype: torch.dtype, sync: bool = True) -
         device=torch.device("cpu"),
         dtype=dtype,
     )
-    method = file.Method(settings.method, encoders.build(settings.encoder, 8)).to(dtype)
+    method = file.Method(settings.method, encoders.build(settings.encoder, 16)).to(dtype)
     method = sync_bn.sync_batch_norm(method) if sync else method
     model = distributed.wrap(method, device=torch.device("cpu"), sync_bn=sync)
     optimizer = optim.build(settings.optim, method)
@@ -57,7 +61,7 @@ def worst(a: list[Tensor], b: list[Tensor]) -> float:
 @pytest.mark.parametrize(("world_size", "optimizer"), [(2, "sgd"), (2, "lars"), (3, "sgd")])
 @pytest.mark.parametrize("backend", ["dali"])
 def test_equal_in_fp64_for_20_steps(ranks, world_size: int, optimizer: str, backend: str) -> None:
-    flags = ["--optim.name", optimizer, "--optim.lr", "0.05", "--data.backend", backend]
+    flags = ["--optim.name", optimizer, "--optim.lr", "0.01", "--data.backend", backend]
     one = ranks(1, train, flags, 20, torch.float64)[0]
     for found in ranks(world_size, train, flags, 20, torch.float64):
         assert max(abs(a - b) for a, b in zip(found[0], one[0], strict=True)) < 1e-10
@@ -67,7 +71,7 @@ def test_equal_in_fp64_for_20_steps(ranks, world_size: int, optimizer: str, back
 
 
 def test_equal_in_fp32_on_the_first_step(ranks) -> None:
-    flags = ["--optim.name", "sgd", "--optim.lr", "0.05", "--data.backend", "torchvision", "--data.threads", "0"]
+    flags = ["--optim.name", "sgd", "--optim.lr", "0.01", "--data.backend", "torchvision", "--data.threads", "0"]
     one = ranks(1, train, flags, 1, torch.float32)[0]
     two = ranks(2, train, flags, 1, torch.float32)[0]
     assert abs(two[0][0] - one[0][0]) < 1e-5
@@ -76,7 +80,7 @@ def test_equal_in_fp32_on_the_first_step(ranks) -> None:
 
 def test_local_batch_norm_is_not_equivalent(ranks) -> None:
     """The gate can fail: without sync BN, two ranks do not train as one does."""
-    flags = ["--optim.name", "sgd", "--optim.lr", "0.05"]
+    flags = ["--optim.name", "sgd", "--optim.lr", "0.01"]
     one = ranks(1, train, flags, 2, torch.float64, False)[0]
     two = ranks(2, train, flags, 2, torch.float64, False)[0]
     assert worst(two[1], one[1]) > 1e-4
