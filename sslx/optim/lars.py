@@ -6,6 +6,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+foreach: Any = torch  # its multi-tensor functions have no public names
+
 
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (arXiv 1708.03888, algorithm 1), as SimCLR uses it.
@@ -54,18 +56,18 @@ class LARS(torch.optim.Optimizer):
                 self.state[p]["velocity"] = torch.zeros_like(p)
         velocities = [self.state[p]["velocity"] for p in params]
         gradients = [p.grad for p in params if p.grad is not None]
-        directions = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
+        directions = list(foreach._foreach_add(gradients, params, alpha=group["weight_decay"]))
         if group["adapt"]:
-            torch._foreach_mul_(directions, _ratios(params, directions, group["trust"]))
-        torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, directions, alpha=group["lr"])
-        torch._foreach_sub_(params, velocities)
+            foreach._foreach_mul_(directions, _ratios(params, directions, group["trust"]))
+        foreach._foreach_mul_(velocities, group["momentum"])
+        foreach._foreach_add_(velocities, directions, alpha=group["lr"])
+        foreach._foreach_sub_(params, velocities)
 
 
 def _ratios(params: list[Tensor], directions: list[Tensor], trust: float) -> list[Tensor]:
     """trust * |p| / |d| of each tensor, 0-d; 1 where a norm is 0."""
     dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
-    above = torch.stack(torch._foreach_norm(params, 2, dtype))
-    below = torch.stack(torch._foreach_norm(directions, 2, dtype))
+    above = torch.stack(foreach._foreach_norm(params, 2, dtype))
+    below = torch.stack(foreach._foreach_norm(directions, 2, dtype))
     ratios = torch.where((above > 0) & (below > 0), trust * above / below, 1.0)
     return list(ratios.unbind())
