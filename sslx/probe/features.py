@@ -16,7 +16,7 @@ from sslx.errors import NonFiniteError
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what, done, total)`` while something that may take seconds goes on."""
 
-PIXEL_SIDE = 32
+PIXEL_SIDE = 16
 _GATHER_BYTES = 64 << 20
 
 
@@ -74,7 +74,7 @@ def extract(
 def pixels(batches: Iterable[Batch], *, num_samples: int, progress: Progress = silent) -> Features:
     """The raw-pixel baseline: the normalised pixels of each sample's first view, flattened to (N, 3·H·W).
 
-    Views of more than 32 pixels a side are averaged down to 32 × 32 (``PIXEL_SIDE``) first: at 224 pixels a
+    Views of more than 16 pixels a side are averaged down to 16 × 16 (``PIXEL_SIDE``) first: at 224 pixels a
     row would hold 150,528 numbers, and an ordinary training split would not fit in memory.
     """
 
