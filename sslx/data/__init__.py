@@ -121,14 +121,14 @@ class Loader:
         if self.source.paths is None:
             return False
         found = self._unreadable(np.unique(self._substitute(index)))
-        for i in found:
-            self.bad[i] = self.source.paths[i]
-            self.say(f"unreadable image {self.bad[i]}: replaced by another one ({len(self.bad)} so far)")
+        self.bad |= {i: self.source.paths[i] for i in found}
         if len(self.bad) > self.max_bad * len(self.source):
             raise DataError(
                 f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
                 f"{self.max_bad:g} that --data.max-bad allows; the last one is {list(self.bad.values())[-1]}"
             )
+        for i in found:
+            self.say(f"unreadable image {self.bad[i]}: replaced by another one ({len(self.bad)} so far)")
         for i in self.bad:
             if self._stand_in.get(i, i) in self.bad:
                 self._stand_in[i] = self._choose(i)
