@@ -8,6 +8,8 @@ each tried on PIL images and on tensors, the faster one kept.  Output for all: t
 """
 
 import argparse
+import gc
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,37 +93,39 @@ def lightly_recipe(size: int, augment: Augment) -> Callable[[Any], Any]:
     )
 
 
-def forever(loader: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    while True:
-        yield from loader()
+def timed(make: Callable[[], Iterator[Any]], batch_size: int, seconds: float) -> Callable[[], float]:
+    """A window: samples/s over at least ``seconds``, by an iterator of its own.
 
-
-def timed(batches: Iterator[Any], batch_size: int, seconds: float) -> Callable[[], float]:
-    """A window: samples/s over at least ``seconds``.  Prefetched batches are used up before the clock starts,
-    and the iterator's queues refill while the others have their turn only as far as they hold."""
+    It is gone before the next arm's turn: workers left alive would go on filling their queues on the cores that
+    the next one is measured on.  What was prefetched during the start is used up before the clock runs.
+    """
 
     def window() -> float:
-        for _ in range(4):
+        batches = make()
+        for _ in range(5):
             next(batches)
         start, samples = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             next(batches)
             samples += batch_size
-        return samples / (time.perf_counter() - start)
+        found = samples / (time.perf_counter() - start)
+        del batches
+        gc.collect()
+        return found
 
     return window
 
 
-def peers(paths: list[str], size: int, augment: Augment, batch_size: int, workers: int) -> dict[str, Iterator[Any]]:
-    """Endless batch iterators of every peer in every setting."""
+def peers(
+    paths: list[str], size: int, augment: Augment, batch_size: int, workers: int
+) -> dict[str, Callable[[], Iterator[Any]]]:
+    """What makes the batch iterators of every peer in every setting."""
 
-    def loader(transform: Callable[[Any], Any], tensors: bool) -> Iterator[Any]:
-        repeat = max(1, 64 * batch_size // len(paths))
+    def loader(transform: Callable[[Any], Any], tensors: bool) -> Callable[[], Iterator[Any]]:
+        repeat = max(1, 256 * batch_size // len(paths))
         dataset = Files(paths, transform, tensors, repeat)
-        made: DataLoader[Any] = DataLoader(
-            dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
-        )
-        return forever(lambda: iter(made))
+        made: DataLoader[Any] = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
+        return lambda: iter(made)
 
     return {
         "torchvision v2 on tensors": loader(torchvision_recipe(size, augment), True),
@@ -157,15 +161,12 @@ def main() -> None:
     torch.set_num_threads(1)
     augment = CIFAR if args.size <= 64 else Augment()
     batch_size = args.batch_size or (256 if args.size <= 64 else 64)
-    import os
-
     cores = len(os.sched_getaffinity(0))
     settings = data.Config(source="folder", root=args.root)
     paths = list(sources.build(settings, "pretrain").paths or ())
-    iterators = {"sslx DALI": ours(args.root, args.size, augment, batch_size, "dali", cores)}
-    iterators["sslx torchvision"] = ours(args.root, args.size, augment, batch_size, "torchvision", cores)
-    iterators |= peers(paths, args.size, augment, batch_size, cores)
-    arms = {name: timed(batches, batch_size, args.seconds) for name, batches in iterators.items()}
+    makers = {"sslx DALI": lambda: ours(args.root, args.size, augment, batch_size, "dali", cores)}
+    makers |= peers(paths, args.size, augment, batch_size, cores)
+    arms = {name: timed(make, batch_size, args.seconds) for name, make in makers.items()}
     found = {name: measure.spread(values) for name, values in measure.take_turns(arms, args.windows).items()}
     best = {
         kind: max(figures["median"] for name, figures in found.items() if name.startswith(kind))
