@@ -83,9 +83,8 @@ def torchvision_on_pil(size: int, augment: Augment) -> Twice:
 
 def lightly_recipe(size: int, augment: Augment) -> Callable[[Any], Any]:
     """lightly's own SimCLRTransform at the same strengths."""
-    from lightly.transforms.simclr_transform import SimCLRTransform
-
-    return SimCLRTransform(
+    simclr = import_module("lightly.transforms.simclr_transform")  # in the bench extra, which type checks do without
+    return simclr.SimCLRTransform(
         input_size=size,
         cj_strength=augment.brightness / 0.8,
         min_scale=augment.min_scale,
