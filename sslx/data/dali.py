@@ -1,31 +1,34 @@
 """ViewSpec -> NVIDIA DALI pipeline, on the CPU or the GPU.  The only importer of nvidia.dali.
 
 The pipeline is stateless: an external source feeds it paths (or pixels) and every sample's parameters, drawn
-by ``views.draw``; DALI reads, decodes once, and crops, flips, blurs and jitters all views.  Nothing of it needs
-to be checkpointed.  What is linear in the colours (saturation, hue, grayscale, normalisation) is one 3x3 matrix
-a sample, and left to torch on the same device: on a CPU DALI needs 2.1 ms for it at 224 px, torch 0.6 ms.
+by ``views.draw``; DALI reads, decodes once, crops and flips each view, and sets brightness and contrast.  Nothing
+of it needs to be checkpointed.  The other operations are matrix products, which torch makes on the same device
+(``finish``): on a CPU in a third of DALI's time.
 
 Traps (DALI 2.4), each held by a parity test against torchvision:
 - contrast pivots at 128 unless given the image's mean gray;
-- hue, a shift in HSV in torchvision, is the one operation that cannot agree (``color``);
+- hue, a shift in HSV in torchvision, is the one operation that cannot agree (``finish``);
 - GPU decoding needs ``jpeg_fancy_upsampling`` to interpolate chroma as libjpeg-turbo does;
-- argument inputs and conditions must be CPU nodes, also for GPU operators.
+- argument inputs must be CPU nodes, also for GPU operators;
+- each operator costs a CPU a microsecond a sample, also the arithmetic ones, and a 32 px crop costs 20: the boxes are
+  worked out for the batch in one Python operator.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from nvidia.dali import fn as _fn
-from nvidia.dali import math
 from nvidia.dali import types as _types
 from nvidia.dali.pipeline import Pipeline, pipeline_def
 from torch import Tensor
 
-from sslx.data import color, views
+from sslx.data import views
+from sslx.data.finish import finish
 from sslx.data.order import Order, Sequential
 from sslx.data.sources import Source
 from sslx.data.views import Draw, ViewSpec
@@ -35,26 +38,12 @@ fn: Any = _fn  # DALI's stubs know neither its generated constants nor that an o
 types: Any = _types
 
 
-def _fed(spec: ViewSpec) -> dict[str, int]:
-    """What the graph needs from outside for one view, in the order in which it is fed: dimensions a sample."""
+def _fed(spec: ViewSpec) -> list[str]:
+    """The drawn parameters that the graph takes from outside for one view, in the order in which they are fed."""
     augment = spec.augment
-    if augment is None:
-        return {}
-    fed = {"sides": 2, "place": 2, "mirror": 2}
-    fed |= {"brightness": 0} if augment.jitter > 0 and augment.brightness > 0 else {}
-    fed |= {"contrast": 0} if augment.jitter > 0 and augment.contrast > 0 else {}
-    return fed | ({"blur": 0, "sigma": 0, "window": 0} if augment.blur > 0 else {})
-
-
-def _value(drawn: Draw, name: str) -> npt.NDArray[np.float32]:
-    """What is fed under a name; boxes as columns of (y, x), see ``views.crop_box``."""
-    if name == "sides":
-        return views.sides(drawn)
-    if name == "place":
-        return drawn.place[:, :, None]
-    if name == "mirror":
-        return np.stack([np.zeros_like(drawn.flip), drawn.flip], axis=1)[:, :, None]
-    return getattr(drawn, name)
+    if augment is None or augment.jitter == 0:
+        return []
+    return [name for name in ("brightness", "contrast") if getattr(augment, name) > 0]
 
 
 class Dali:
@@ -85,7 +74,10 @@ class Dali:
         a file of the batch cannot be decoded; the stream is then at its end.
         """
         ahead: deque[list[Draw | None]] = deque()  # drawn for batches that DALI is still making
-        pipeline = self._pipeline(self._feed(order, start, substitute, ahead))
+        uncropped: deque[list[Draw | None]] = deque()  # and for those whose images it has yet to look at
+        pipeline = self._pipeline(
+            self._feed(order, start, substitute, ahead, uncropped), partial(_boxes, self.specs, uncropped)
+        )
         pipeline.build()
         # On a GPU torch reads DALI's buffers after this function has gone on; let go, DALI would fill them again.
         held: deque[tuple[torch.cuda.Event, Any]] = deque()
@@ -96,7 +88,7 @@ class Dali:
                 return
             made: list[Tensor] = []
             for spec, drawn, output in zip(self.specs, ahead.popleft(), outputs, strict=True):
-                made.append(color.finish(spec, drawn, torch.from_dlpack(output.as_tensor())))
+                made.append(finish(spec, drawn, torch.from_dlpack(output.as_tensor())))
             if self.device.type == "cuda":
                 read = torch.cuda.Event()
                 read.record()
@@ -127,9 +119,9 @@ class Dali:
         order: Order,
         start: int,
         substitute: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
-        ahead: deque[list[Draw | None]],
+        *queues: deque[list[Draw | None]],
     ) -> Iterator[tuple[Any, ...]]:
-        """The inputs of each batch: the images, then every view's parameters."""
+        """The inputs of each batch: the images, then every view's parameters; what was drawn goes to the queues."""
         t = start
         while not order.finished(t):
             index = order.batch(t)
@@ -138,8 +130,9 @@ class Dali:
             for number, spec in enumerate(self.specs):
                 one = None if spec.augment is None else views.draw(spec, self.seed, order.epoch(t), index, number)
                 drawn.append(one)
-                inputs += [] if one is None else [_value(one, name) for name in _fed(spec)]
-            ahead.append(drawn)
+                inputs += [getattr(one, name) for name in _fed(spec)]
+            for queue in queues:
+                queue.append(drawn)
             yield tuple(inputs)
             t += 1
 
@@ -149,13 +142,14 @@ class Dali:
         assert self.source.paths is not None
         return [np.frombuffer(self.source.paths[int(i)].encode(), dtype=np.uint8) for i in index]
 
-    def _pipeline(self, feed: Iterator[tuple[Any, ...]]) -> Pipeline:
+    def _pipeline(self, feed: Iterator[tuple[Any, ...]], boxes: Callable[[list[Any]], tuple[Any, ...]]) -> Pipeline:
         gpu = self.device.type == "cuda"
         return _graph(  # pyright: ignore[reportCallIssue] (the decorator adds these arguments)
             self.specs,
             self.source.pixels is None,
             gpu,
             feed,
+            boxes,
             batch_size=self.max_per_rank,
             num_threads=self.num_threads,
             device_id=(self.device.index or 0) if gpu else None,
@@ -164,37 +158,54 @@ class Dali:
         )
 
 
-@pipeline_def(enable_conditionals=True)
-def _graph(specs: Sequence[ViewSpec], from_files: bool, gpu: bool, feed: Iterator[tuple[Any, ...]]) -> tuple[Node, ...]:
+@pipeline_def
+def _graph(
+    specs: Sequence[ViewSpec],
+    from_files: bool,
+    gpu: bool,
+    feed: Iterator[tuple[Any, ...]],
+    boxes: Callable[[list[Any]], tuple[Any, ...]],
+) -> tuple[Node, ...]:
     """The pipeline, the same for both devices: images and parameters in, one uint8 HWC batch a view out."""
-    dimensions = [count for spec in specs for count in _fed(spec).values()]
+    numbers = sum(len(_fed(spec)) for spec in specs)
     image, *fed = fn.external_source(
         source=feed,
-        num_outputs=1 + len(dimensions),
+        num_outputs=1 + numbers,
         batch=True,
-        dtype=[types.UINT8] + [types.FLOAT] * len(dimensions),
-        ndim=[1 if from_files else 3, *dimensions],
-        layout=["" if from_files else "HWC"] + [""] * len(dimensions),
+        dtype=[types.UINT8] + [types.FLOAT] * numbers,
+        ndim=[1 if from_files else 3] + [0] * numbers,
+        layout=["" if from_files else "HWC"] + [""] * numbers,
     )
     if from_files:
         encoded = fn.io.file.read(image)
-        shape = fn.peek_image_shape(encoded, dtype=types.FLOAT)
+        shape = fn.peek_image_shape(encoded)
         image = _decode(encoded, gpu)
     else:
-        shape = fn.cast(image.shape(), dtype=types.FLOAT)
+        shape = image.shape()
         image = image.gpu() if gpu else image
-    size = fn.reshape(shape[0:2], shape=[2, 1])
-    root = math.sqrt(shape[0] * shape[1])
+    corners = fn.python_function(shape, function=boxes, batch_processing=True, num_outputs=2 * len(specs))
     outputs: list[Node] = []
-    for spec in specs:
-        if spec.augment is None:
-            outputs.append(_evaluation_view(spec, image, size))
-        else:
-            names = list(_fed(spec))
-            mine = {name: fed[i] for i, name in enumerate(names)}
-            fed = fed[len(names) :]
-            outputs.append(_training_view(spec, image, size, root, mine))
+    for spec, start, end in zip(specs, corners[::2], corners[1::2], strict=True):
+        names = _fed(spec)
+        view = _jitter(_resize(spec, image, start, end), dict(zip(names, fed, strict=False)))
+        fed = fed[len(names) :]
+        outputs.append(view)
     return tuple(outputs)
+
+
+def _boxes(
+    specs: Sequence[ViewSpec], uncropped: deque[list[Draw | None]], shapes: list[npt.NDArray[np.int64]]
+) -> tuple[list[npt.NDArray[np.float32]], ...]:
+    """Where each view's crop starts and ends, (y, x) a sample, from the (H, W, C) of a batch's images."""
+    height, width = np.array(shapes)[:, :2].T
+    corners: list[list[npt.NDArray[np.float32]]] = []
+    for spec, drawn in zip(specs, uncropped.popleft(), strict=True):
+        box = views.boxes(spec, drawn, height, width).astype(np.float32)
+        if drawn is not None:
+            flipped = drawn.flip > 0
+            box[flipped] = box[flipped][:, [0, 3, 2, 1]]
+        corners += [list(box[:, :2]), list(box[:, 2:])]
+    return tuple(corners)
 
 
 def _decode(encoded: Node, gpu: bool) -> Node:
@@ -216,35 +227,15 @@ def _resize(spec: ViewSpec, image: Node, start: Node, end: Node) -> Node:
     return fn.resize(
         image,
         size=(spec.size, spec.size),
-        roi_start=fn.reshape(start, shape=[2]),
-        roi_end=fn.reshape(end, shape=[2]),
+        roi_start=start,
+        roi_end=end,
         interp_type=types.INTERP_CUBIC if cubic else types.INTERP_LINEAR,
         antialias=True,
     )
 
 
-def _evaluation_view(spec: ViewSpec, image: Node, size: Node) -> Node:
-    side = math.max(math.floor(fn.reductions.min(size, axes=[0, 1]) * spec.center + 0.5), 1.0)
-    start = math.floor((size - side) * 0.5)
-    return _resize(spec, image, start, start + side)
-
-
-def _training_view(spec: ViewSpec, image: Node, size: Node, root: Node, fed: dict[str, Node]) -> Node:
-    """Crop, flip, brightness, contrast, blur; what the recipe never does is left out of the graph."""
-    start, end = views.crop_box(
-        spec,
-        fed["sides"] * root,
-        fed["place"],
-        size,
-        fn.stack(size[1], size[0]),
-        floor=math.floor,
-        smaller=math.min,
-        lowest=lambda x: fn.reductions.min(x, axes=[0], keep_dims=True),
-        highest=lambda x: fn.reductions.max(x, axes=[1], keep_dims=True),
-        total=lambda x: fn.reductions.sum(x, axes=[1], keep_dims=True),
-    )
-    mirrored = fed["mirror"] * (end - start)
-    image = _resize(spec, image, start + mirrored, end - mirrored)
+def _jitter(image: Node, fed: dict[str, Node]) -> Node:
+    """Brightness, then contrast; what the recipe never does is left out of the graph."""
     if "brightness" in fed:
         image = fn.brightness_contrast(image, brightness=fed["brightness"])
     if "contrast" in fed:
@@ -252,8 +243,4 @@ def _training_view(spec: ViewSpec, image: Node, size: Node, root: Node, fed: dic
         center = fn.reductions.mean(gray, axes=[0, 1, 2])
         center = center.cpu() if gray.device == "gpu" else center
         image = fn.brightness_contrast(image, contrast=fed["contrast"], contrast_center=center)
-    if "blur" in fed:
-        if fed["blur"] > 0:  # DALI's conditional: runs on the chosen samples only
-            window = fn.cast(fed["window"], dtype=types.INT32)
-            image = fn.gaussian_blur(image, window_size=window, sigma=fed["sigma"])
     return image

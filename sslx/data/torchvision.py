@@ -49,20 +49,14 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
     drawn, row: the parameters of the sample; None for the evaluation view.
     """
     height, width = image.shape[-2:]
-    if drawn is None:
-        top, left, bottom, right = views.center_box(spec, height, width)
-        return _crop(spec, image, (top, left, bottom, right), InterpolationMode.BILINEAR)
     augment = spec.augment
-    assert augment is not None
+    if drawn is None or augment is None:
+        box = views.boxes(spec, None, [height], [width])[0]
+        return _crop(spec, image, box, InterpolationMode.BILINEAR)
     one = Draw(**{name: value[row : row + 1] for name, value in vars(drawn).items()})
     box = views.boxes(spec, one, [height], [width])[0]
     bicubic = augment.interpolation == "bicubic"
-    image = _crop(
-        spec,
-        image,
-        (int(box[0]), int(box[1]), int(box[2]), int(box[3])),
-        InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR,
-    )
+    image = _crop(spec, image, box, InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR)
     if (brightness := float(one.brightness[0])) != 1:
         image = functional.adjust_brightness(image, brightness)
     if (contrast := float(one.contrast[0])) != 1:
@@ -81,8 +75,8 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
     return functional.horizontal_flip(image) if one.flip[0] else image
 
 
-def _crop(spec: ViewSpec, image: Tensor, box: tuple[int, int, int, int], interpolation: InterpolationMode) -> Tensor:
-    top, left, bottom, right = box
+def _crop(spec: ViewSpec, image: Tensor, box: Indices, interpolation: InterpolationMode) -> Tensor:
+    top, left, bottom, right = box.tolist()
     return functional.resized_crop(
         image, top, left, bottom - top, right - left, [spec.size, spec.size], interpolation, antialias=True
     )

@@ -11,9 +11,8 @@ as its sigma needs (3 sigma each way, 99.7 % of the weight), at most the paper's
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -151,68 +150,23 @@ def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], vi
     return Draw(**{name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()})
 
 
-def crop_box(
-    spec: ViewSpec,
-    sides: Any,
-    place: Any,
-    size: Any,
-    swapped: Any,
-    *,
-    floor: Callable[[Any], Any],
-    smaller: Callable[[Any, Any], Any],
-    lowest: Callable[[Any], Any],
-    highest: Callable[[Any], Any],
-    total: Callable[[Any], Any],
-) -> tuple[Any, Any]:
-    """The box (start, end) in whole pixels, by torchvision's rule: the first of ten that fits the image.
+def boxes(spec: ViewSpec, drawn: Draw | None, height: npt.ArrayLike, width: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """(N, 4) boxes (top, left, bottom, right) in pixels of images of (N,) heights and widths.
 
-    sides: (2, 10) the candidates' heights and widths in pixels, not yet rounded.  place: (2, 1) in [0, 1).
-    size, swapped: (2, 1) height and width of the image, width and height.  Returns two (2, 1).
-    Where no candidate fits, the largest centred box within the allowed ratios.
-
-    Written once for numpy arrays and for DALI graph nodes, which is why the functions that they spell differently
-    are arguments (``lowest`` is over the two axes, ``highest`` and ``total`` over the ten), and as few operations
-    as it can be: each costs DALI a microsecond a sample, and 32 px crops cost 20.
+    By torchvision's rule the first of a sample's ten candidates that fits its image; where none does, the largest
+    centred box within the allowed ratios.  With ``drawn=None``, the evaluation view's central square.
     """
-    assert spec.augment is not None
-    sides = floor(sides + 0.5)
-    score = (lowest(smaller(size - sides, sides - 1.0)) >= 0) * PRIORITY
-    best = highest(score)
-    fits = best > 0
-    fallback = smaller(size, floor(swapped * spec.augment.max_ratio + 0.5))
-    box = total(sides * (score == best)) * fits + fallback * (best <= 0)
-    start = floor((place * (size - box + 1.0)) * fits + ((size - box) * 0.5) * (best <= 0))
-    return start, start + box
-
-
-PRIORITY: FloatArray = np.arange(_TRIES, 0, -1, dtype=np.float32)[None]
-
-
-def sides(drawn: Draw) -> FloatArray:
-    """(N, 2, 10): the candidates' heights and widths as shares of the side of a square of the image's area."""
-    return np.stack([np.sqrt(drawn.area / drawn.ratio), np.sqrt(drawn.area * drawn.ratio)], axis=1)
-
-
-def boxes(spec: ViewSpec, drawn: Draw, height: npt.ArrayLike, width: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """(N, 4) boxes (top, left, bottom, right) in pixels of images of (N,) heights and widths."""
-    size = np.stack([np.asarray(x, dtype=np.float32) for x in (height, width)], axis=1)[:, :, None]
-    start, end = crop_box(
-        spec,
-        sides(drawn) * np.sqrt(size[:, :1] * size[:, 1:]),
-        drawn.place[:, :, None],
-        size,
-        size[:, ::-1],
-        floor=np.floor,
-        smaller=np.minimum,
-        lowest=lambda x: x.min(axis=1, keepdims=True),
-        highest=lambda x: x.max(axis=2, keepdims=True),
-        total=lambda x: x.sum(axis=2, keepdims=True),
-    )
-    return np.concatenate([start, end], axis=1)[:, :, 0].astype(np.int64)
-
-
-def center_box(spec: ViewSpec, height: int, width: int) -> tuple[int, int, int, int]:
-    """The evaluation box (top, left, bottom, right): a central square."""
-    side = max(1, math.floor(min(height, width) * spec.center + 0.5))
-    top, left = (height - side) // 2, (width - side) // 2
-    return top, left, top + side, left + side
+    size = np.stack([height, width], axis=1).astype(np.float32)
+    if drawn is None or spec.augment is None:
+        side = np.maximum(np.floor(size.min(axis=1, keepdims=True) * spec.center + 0.5), 1)
+        start = np.floor((size - side) / 2)
+        return np.concatenate([start, start + side], axis=1).astype(np.int64)
+    shares = np.stack([np.sqrt(drawn.area / drawn.ratio), np.sqrt(drawn.area * drawn.ratio)], axis=2)
+    sides = np.floor(shares * np.sqrt(size.prod(axis=1))[:, None, None] + 0.5)  # (N, 10, 2)
+    fits = ((sides >= 1) & (sides <= size[:, None])).all(axis=2)
+    chosen = sides[np.arange(len(size)), fits.argmax(axis=1)]
+    largest = np.minimum(size, np.floor(size[:, ::-1] * spec.augment.max_ratio + 0.5))
+    some = fits.any(axis=1)[:, None]
+    box = np.where(some, chosen, largest)
+    start = np.floor(np.where(some, drawn.place * (size - box + 1), (size - box) / 2))
+    return np.concatenate([start, start + box], axis=1).astype(np.int64)

@@ -187,7 +187,7 @@ def test_the_evaluation_view_is_the_central_square(size: int) -> None:
     assert spec.augment is None
     assert spec.center == (1.0 if size <= 64 else 0.875)
     for height, width in SHAPES:
-        top, left, bottom, right = views.center_box(spec, height, width)
+        top, left, bottom, right = views.boxes(spec, None, [height], [width])[0]
         side = min(height, width) * spec.center
         assert bottom - top == right - left
         assert abs(bottom - top - side) <= 0.5
