@@ -22,6 +22,7 @@ from sslx.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MIN_SIGMA, MAX_SIGMA = 0.1, 2.0  # of the blur, in pixels
 _TRIES = 10  # crop boxes drawn until one fits the image, as in torchvision
 FloatArray = npt.NDArray[np.float32]
 
@@ -117,6 +118,11 @@ class Draw:
     solarize: FloatArray
 
 
+def widest_window(spec: ViewSpec) -> int:
+    """The widest blur window that can be drawn, in pixels: 3 sigma each way, at most about a tenth of the view."""
+    return 2 * min(math.ceil(3 * MAX_SIGMA), max(1, spec.size // 20)) + 1
+
+
 def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], view: int) -> Draw:
     """The parameters of view number ``view`` of the given samples in the given epoch."""
     a = spec.augment
@@ -130,8 +136,8 @@ def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], vi
         return np.where(jitter, low + (1 + strength - low) * value, 1.0)
 
     log_ratio = math.log(a.max_ratio)
-    sigma = 0.1 + 1.9 * rest[10]
-    widest = max(1, spec.size // 20)  # pixels each way
+    sigma = MIN_SIGMA + (MAX_SIGMA - MIN_SIGMA) * rest[10]
+    widest = widest_window(spec) // 2  # pixels each way
     drawn = {
         "area": a.min_scale + (a.max_scale - a.min_scale) * area,
         "ratio": np.exp(log_ratio * (2 * ratio - 1)),

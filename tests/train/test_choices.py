@@ -1,0 +1,44 @@
+"""Choices of ``sslx pretrain`` that have a world of their own behind them: a compiler, wandb."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sslx import checkpoint, cli, evaluate
+
+TINY = (
+    "simclr_digits --data.size 16 --data.threads 1 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 "
+    "--method.hidden-dim 16 --method.projection-dim 8 --batch-size 32 --log.every 1 --online.every 0 "
+    "--device cpu --precision fp64"
+).split()
+
+
+def losses(runs: Path, name: str, *flags: str) -> list[float]:
+    assert cli.main(["pretrain", *TINY, "--runs", str(runs), "--name", name, *flags]) == 0
+    lines = (runs / name / "metrics.jsonl").read_text().splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_a_compiled_method_trains_as_an_eager_one_does(tmp_path: Path) -> None:
+    """In fp64: in fp32 a single value may round to the other side of a ReLU, a tenth of so small a net's gradient."""
+    eager, compiled = (losses(tmp_path, choice, "--compile", choice, "--steps", "4") for choice in ("off", "on"))
+    assert len(eager) == 4
+    assert compiled == pytest.approx(eager, rel=1e-9)
+    evaluate.load(tmp_path / "on")  # the names of its weights are an eager one's
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_in_its_wandb_run(tmp_path: Path) -> None:
+    flags = ("--steps", "4", "--checkpoint.every", "2", "--log.wandb", "offline", "--log.project", "tests")
+    whole = losses(tmp_path, "r", *flags)
+    last, _ = checkpoint.newest(tmp_path / "r")
+    assert last is not None
+    shutil.rmtree(last)  # as if killed before the last step
+    assert losses(tmp_path, "r", *flags, "--resume", "auto") == whole
+    logs = [path.name for path in (tmp_path / "r" / "wandb").glob("offline-run-*/*.wandb")]
+    assert len(logs) == 2
+    assert len(set(logs)) == 1, "both under one run id"
