@@ -14,9 +14,9 @@ from sslx import checkpoint, config, data, distributed, encoders, plot, probe, r
 from sslx.config import PretrainConfig, ProbeConfig
 from sslx.data import sources
 from sslx.data.sources import Source
-from sslx.data.views import ViewSpec
+from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
-from sslx.errors import DataError
+from sslx.errors import ConfigError, DataError
 from sslx.probe import Score, features
 from sslx.probe.features import Features
 
@@ -141,18 +141,27 @@ def probe_main(argv: Sequence[str]) -> int:
     quiet = distributed.joined() not in (None, 0)
     trained = load(config.load_probe(argv, quiet=quiet).checkpoint)
     options = config.load_probe(argv, trained.settings.data, quiet=quiet)
+    settings, ours = options.data, trained.settings.data
+    if settings.size != ours.size:
+        raise ConfigError(f"--data.size {settings.size} is of training views; the probes' is --data.eval-size")
+    if settings.eval_size != ours.eval_size and settings.eval_size is not None:
+        trained = replace(trained, view=eval_view(settings.eval_size, trained.view.mean, trained.view.std))
     ranks = distributed.init(options.device)
-    settings = options.data
     console = Console()
     found = scores(trained, settings, options, ranks, console)
     if ranks.is_main:
         note = DIGITS_NOTE if settings.source == "digits" and options.baselines else ""
-        title = f"{trained.settings.name}, step {trained.step:,}: test accuracy in % on {settings.source}"
-        console.print(title, highlight=False)
+        what = f"test accuracy in % on {settings.source}, {trained.view.size} px"
+        console.print(f"{trained.settings.name}, step {trained.step:,}: {what}", highlight=False)
         console.print(probe.table(found, ""))
         if note:
             console.print(note, highlight=False)
-        record = {"step": trained.step, "source": settings.source, "scores": probe.as_json(found)}
+        record = {
+            "step": trained.step,
+            "source": settings.source,
+            "view_px": trained.view.size,
+            "scores": probe.as_json(found),
+        }
         (trained.folder / "probe.json").write_text(json.dumps(record, indent=1) + "\n")
     distributed.shutdown()
     return 0

@@ -55,6 +55,20 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
     assert options.checkpoint == trained
 
 
+def test_a_probe_at_another_size(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["probe", str(trained), "--no-baselines", "--probe.draws", "2"]
+    found: dict[str, list[dict[str, float]]] = {}
+    for size in ("24", "32"):
+        assert cli.main([*few, "--data.eval-size", size]) == 0
+        assert f"{size} px" in capsys.readouterr().out
+        record = json.loads((trained / "probe.json").read_text())
+        assert record["view_px"] == int(size)
+        found[size] = record["scores"]
+    assert found["24"] != found["32"]
+    assert cli.main([*few, "--data.size", "32"]) == 64
+    assert "--data.eval-size" in capsys.readouterr().err
+
+
 def test_untrained_encoder_is_the_one_that_training_started_from(trained: Path, tmp_path: Path) -> None:
     flags = ["--epochs", "1", "--optim.lr", "1e-12", "--optim.weight-decay", "0", "--runs", str(tmp_path)]
     assert cli.main(["pretrain", *FLAGS, *flags]) == 0
