@@ -58,7 +58,9 @@ def worst(a: list[Tensor], b: list[Tensor]) -> float:
     return max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(("world_size", "optimizer"), [(2, "sgd"), (2, "lars"), (3, "sgd")])
+@pytest.mark.parametrize(
+    ("world_size", "optimizer"), [(2, "sgd"), (2, "lars"), pytest.param(3, "sgd", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("backend", ["dali"])
 def test_equal_in_fp64_for_20_steps(ranks, world_size: int, optimizer: str, backend: str) -> None:
     flags = ["--optim.name", optimizer, "--optim.lr", "0.01", "--data.backend", backend]
