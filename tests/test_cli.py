@@ -138,6 +138,7 @@ def test_one_process_may_complain_again(capsys: pytest.CaptureFixture[str], monk
 def test_an_interrupt_is_130_without_a_traceback(tmp_path: Path):
     code = (
         "import os, signal, sys\nfrom sslx import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts its background jobs without
         "sys.modules['slow'] = type(sys)('slow')\n"
         "sys.modules['slow'].main = lambda argv: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(cli.run('slow:main', []))\n"
