@@ -57,26 +57,35 @@ def accuracy(
 def fit(x: Tensor, label: Tensor, num_classes: int, c: float, *, start: Tensor | None = None) -> Tensor:
     """Weights (D + 1, num_classes), the last row the bias, that minimise mean cross-entropy + |W|² / (2·c·N).
 
-    x: (N, D); label: (N,) int64; start: weights to begin at.  This is scikit-learn's
-    ``LogisticRegression(C=c)``, to its tolerance and with the bias not regularised, as a test holds; written
-    out because on 50,000 × 512 features this takes a third of the time, and runs on a GPU.
+    x: (N, D), columns of mean about 0; label: (N,) int64; start: weights to begin at.  This is scikit-learn's
+    ``LogisticRegression(C=c)`` with the bias not regularised, as a test holds.  Correlated features (raw
+    pixels, a collapsed encoder) make the problem ill-conditioned, so L-BFGS runs on V, W = P·V, where P is the
+    inverse root of the Hessian at W = 0, about xᵀx / (classes·N) + 1 / (c·N): on 50,000 × 768 raw pixels it ends
+    after 16 to 30 steps at the optimum; on W itself it was 3e-3 above it after a thousand.
     """
-    shape = (x.shape[1] + 1, num_classes)
-    weight = (x.new_zeros(shape) if start is None else start.clone()).requires_grad_()
     decay = 1 / (2 * c * len(x))
+    variance, axes = torch.linalg.eigh(x.T @ x / len(x))
+    root = (variance.clamp_min(0) / num_classes + 2 * decay).sqrt()
+    begin = x.new_zeros(x.shape[1] + 1, num_classes)
+    if start is not None:
+        begin = torch.cat([(axes * root).T @ start[:-1], start[-1:]])
+    v = begin.requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weight], max_iter=1000, tolerance_grad=1e-4, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+        [v], max_iter=1000, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
+
+    def weight() -> Tensor:
+        return torch.cat([(axes / root) @ v[:-1], v[-1:]])
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(torch.addmm(weight[-1], x, weight[:-1]), label)
-        value = value + decay * weight[:-1].square().sum()
+        w = weight()
+        value = F.cross_entropy(torch.addmm(w[-1], x, w[:-1]), label) + decay * w[:-1].square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)  # pyright: ignore[reportArgumentType] torch types the closure as returning a float
-    return weight.detach()
+    return weight().detach()
 
 
 def predict(x: Tensor, weight: Tensor) -> Tensor:

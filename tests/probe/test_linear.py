@@ -42,9 +42,25 @@ def test_fit_is_the_logistic_regression_of_scikit_learn(c: float) -> None:
     theirs = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x.double().numpy(), TRAIN.label.numpy())
     weight = torch.from_numpy(np.concatenate([theirs.coef_.T, theirs.intercept_[None]]))
     best = mean_loss(x.double(), TRAIN.label, weight, c)
-    assert best <= mean_loss(x.double(), TRAIN.label, ours, c) < best + 1e-4
+    assert best <= mean_loss(x.double(), TRAIN.label, ours, c) < best + 1e-5
     same = linear.predict(x.double(), ours) == linear.predict(x.double(), weight)
     assert same.double().mean() > 0.995
+
+
+@pytest.mark.parametrize("c", [1e-3, 10.0])
+@pytest.mark.parametrize("warm", [False, True])
+def test_fit_reaches_the_optimum_on_features_that_are_nearly_one_direction(c: float, warm: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x, _, _ = linear.standardise(TRAIN.x)
+    x, _, _ = linear.standardise(torch.randn(len(x), 1, generator=generator) + 0.01 * x)
+    assert TRAIN.label is not None
+    start = torch.randn(65, 10, generator=generator) if warm else None
+    w = linear.fit(x, TRAIN.label, 10, c, start=start).double().requires_grad_()
+    value = F.cross_entropy(x.double() @ w[:-1] + w[-1], TRAIN.label) + w[:-1].square().sum() / (2 * c * len(x))
+    (gradient,) = torch.autograd.grad(value, w)
+    # The distance to the minimum of a convex function whose curvature is at least 1 / (c·N) in every weight.
+    assert gradient[:-1].square().sum() * c * len(x) / 2 < 1e-3
+    assert gradient[-1].abs().max() < 1e-4
 
 
 def test_accuracy_is_that_of_a_scikit_learn_pipeline() -> None:
