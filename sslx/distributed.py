@@ -8,7 +8,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias, cast
@@ -85,6 +85,8 @@ def local_world_size() -> int:
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     _control_group.cache_clear()
+    _named.clear()
+    _named[""] = None
     if _is_up():
         dist.destroy_process_group()
 
@@ -150,6 +152,22 @@ def rank(group: Group = None) -> int:
     return dist.get_rank(group) if _is_up() else 0
 
 
+_named: dict[str, Group] = {"": None}
+
+
+def name_of(group: Group) -> str:
+    """A string that ``group_named`` turns back into the group, for operators, which take no object."""
+    if group is None:
+        return ""
+    _named[group.group_name] = group
+    return group.group_name
+
+
+def group_named(name: str) -> Group:
+    """The group that ``name_of`` named."""
+    return _named[name]
+
+
 @functools.cache
 def _control_group(group: Group) -> Group:
     """A gloo group of the same ranks for what lives on the host, so that it neither waits for a GPU nor
@@ -168,6 +186,23 @@ def all_gather(x: Tensor, group: Group = None) -> Tensor:
     gathered = x.new_empty((world_size(group) * x.shape[0], *x.shape[1:]))
     dist.all_gather_into_tensor(gathered, x, group=group)
     return gathered
+
+
+def start_all_gather(x: Tensor, group: Group = None) -> Callable[[], Tensor]:
+    """``all_gather`` in the background: call what it returns for the result.  x must stay as it is until then."""
+    if world_size(group) == 1:
+        own = x.detach().contiguous()
+        return lambda: own
+    x = x.detach().contiguous()
+    gathered = x.new_empty((world_size(group) * x.shape[0], *x.shape[1:]))
+    work = dist.all_gather_into_tensor(gathered, x, group=group, async_op=True)
+    assert work is not None
+
+    def wait() -> Tensor:
+        work.wait()
+        return gathered
+
+    return wait
 
 
 class _AllGather(torch.autograd.Function):

@@ -1,38 +1,207 @@
-"""NT-Xent over the views of all ranks, SimCLR's loss (arXiv 2002.05709)."""
+"""NT-Xent over the views of all ranks, SimCLR's loss (arXiv 2002.05709).
+
+Each rank gathers all embeddings once and computes the rows of its own, while the gather runs those against its own
+columns.  A row's gradient needs all columns and their M softmax denominators, which the forward gathers too: so the
+backward has no collective at all, where a differentiable gather would send W times the embeddings back.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslx.distributed import Group, all_gather_grad, check_same, rank, world_size
+from sslx import distributed
+from sslx.distributed import Group
 from sslx.errors import ConfigError
-from sslx_kernels.nt_xent import Impl
-from sslx_kernels.nt_xent import nt_xent as kernel
+from sslx_kernels import nt_xent as kernels
+from sslx_kernels.nt_xent import op
+
+Impl = kernels.Impl
 
 
 def nt_xent(
-    z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, group: Group = None, impl: Impl = "auto"
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.1,
+    group: Group = None,
+    impl: Impl = "auto",
+    min_temperature: float | None = None,
 ) -> Tensor:
     """NT-Xent (arXiv 2002.05709, equation 1): each of the 2BW embeddings finds its positive among 2BW - 1.
 
     z1, z2: (B, D) each, this rank's embeddings of the two views of its B samples; any float dtype, not
       normalised.  The B of all ranks must be equal.  Computed in fp32 (fp64 for fp64), in autocast too.
-    temperature: a positive float, or a tensor of one element that may require a gradient.
+    temperature: a positive float, or a tensor of one element that may require a gradient; a tensor's value is not
+      read, so say in ``min_temperature`` how low it can go: the sums are then cheaper (0.014 and up).
     group: the ranks whose embeddings are the negatives; None for all.
-    impl: which kernel; "auto" takes the fastest one for the input.
+    impl: which kernel (``sslx_kernels.nt_xent``); "auto" takes the fastest one for the input, "reference" the
+      definition, in memory of 2B × 2BW.
     Returns the mean over this rank's 2B embeddings, a scalar.  Its mean over ranks is the full-batch loss;
-    the mean over ranks of every parameter gradient, temperature's too, is the full-batch gradient.
-    Raises ValueError for shapes that do not fit, ConfigError where there are no negatives, and DataError, on
-    all ranks, for unequal B.
+    the mean over ranks of every parameter gradient, temperature's too, is the full-batch gradient, provided that
+    all ranks weigh their loss alike.
+    Raises ValueError for shapes, dtypes, a temperature and an impl that do not fit, ConfigError where there are no
+    negatives, and DataError, on all ranks, for unequal B.
     """
-    if z1.ndim != 2 or z1.shape != z2.shape:
+    if z1.ndim != 2 or z1.shape != z2.shape or 0 in z1.shape:
         raise ValueError(f"expected z1 and z2 of one shape (B, D), got {tuple(z1.shape)}, {tuple(z2.shape)}")
-    size = len(z1)
-    check_same(size, "batch size of NT-Xent", group)
-    if size * world_size(group) < 2:
-        raise ConfigError(f"NT-Xent has no negatives: expected 2 samples or more, got {size}")
+    if not (z1.is_floating_point() and z2.is_floating_point()):
+        raise ValueError(f"expected z1 and z2 of floats, got {z1.dtype} and {z2.dtype}")
+    dtype = torch.promote_types(z1.dtype, z2.dtype)
+    z1, z2 = z1.to(dtype), z2.to(dtype)
+    lowest = min_temperature if isinstance(temperature, Tensor) else temperature
+    t, _ = kernels.prepare_temperature(temperature, 1, z1, min_temperature)
+    chosen = kernels.choose(impl, z1)
+    if chosen == "reference":
+        return _by_definition(z1, z2, t, group)
+    name = distributed.name_of(group)
+    loss, *_ = _forward(z1, z2, t, 0.0 if lowest is None else lowest, chosen, name)
+    return loss
+
+
+def _by_definition(z1: Tensor, z2: Tensor, temperature: Tensor, group: Group) -> Tensor:
+    """By autograd on the N×M matrix and a gather with a gradient: shares nothing with the other way."""
+    size = _checked_size(z1, group)
     z = torch.cat([z1, z2])
     z = z.to(torch.promote_types(z.dtype, torch.float32))
-    row = torch.arange(2 * size, device=z.device)
-    first = rank(group) * 2 * size
-    columns = all_gather_grad(z, group)
-    return kernel(z, columns, first + row, first + (row + size) % (2 * size), temperature, impl)
+    own, positive = _layout(size, z.device)
+    first = distributed.rank(group) * 2 * size
+    columns = distributed.all_gather_grad(z, group)
+    return kernels.nt_xent(z, columns, first + own, first + positive, temperature, "reference")
+
+
+def _checked_size(z1: Tensor, group: Group) -> int:
+    distributed.check_same(len(z1), "batch size of NT-Xent", group)
+    if len(z1) * distributed.world_size(group) < 2:
+        raise ConfigError(f"NT-Xent has no negatives: expected 2 samples or more, got {len(z1)}")
+    return len(z1)
+
+
+def _layout(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(each own row's column, its positive's column) among the own ones, [z1; z2]."""
+    own = torch.arange(2 * size, device=device)
+    return own, (own + size) % (2 * size)
+
+
+def _others(columns: Tensor, num_own: int, group: Group) -> list[Tensor]:
+    """The parts of ``columns`` (rank-major) that come from other ranks."""
+    first = distributed.rank(group) * num_own
+    return [part for part in (columns[:first], columns[first + num_own :]) if len(part)]
+
+
+@torch.library.custom_op("sslx::nt_xent", mutates_args=())
+@op.in_full_precision
+def _forward(
+    z1: Tensor, z2: Tensor, temperature: Tensor, lowest: float, impl: str, group_name: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss (), then for the backward: all ranks' prepared rows (M, D), their log denominators (M,), own 1 - p (N,)).
+
+    lowest: the lowest that the temperature can be, 0 if nobody knows.
+    """
+    group, k = distributed.group_named(group_name), op.kernel(impl)
+    size = _checked_size(z1, group)
+    z = torch.cat([z1, z2])
+    x = k.prepare(z, op.factors(z))
+    gather = distributed.start_all_gather(x, group)
+    inverse = 1 / temperature.double()
+    shift_free = _shift_free(lowest, len(x), x.dtype, group)
+    skip = _layout(size, x.device)
+    log_negatives = k.log_sums(x, None, skip, inverse, shift_free)
+    columns = gather()
+    for part in _others(columns, len(x), group):
+        log_negatives = torch.logaddexp(log_negatives, k.log_sums(x, part, (), inverse, shift_free))
+    u = k.unit(x)
+    loss, log_all, missed = op.tail(u, u[skip[1]], log_negatives, inverse)
+    gathered = distributed.all_gather(log_all, group)
+    # An operator may not return one tensor twice, nor a part of one.
+    return loss, columns, gathered, missed
+
+
+def _shift_free(lowest: float, num_rows: int, dtype: torch.dtype, group: Group) -> bool:
+    num_columns = num_rows * distributed.world_size(group)
+    return lowest >= kernels.smallest_shift_free_temperature(num_columns, dtype)
+
+
+@_forward.register_fake
+def _(
+    z1: Tensor,
+    z2: Tensor,  # noqa: ARG001
+    temperature: Tensor,  # noqa: ARG001
+    lowest: float,  # noqa: ARG001
+    impl: str,
+    group_name: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, world_size = 2 * len(z1), distributed.world_size(distributed.group_named(group_name))
+    dtype = torch.promote_types(z1.dtype, torch.float32)
+    columns = z1.new_empty(world_size * rows, z1.shape[1], dtype=op.kernel(impl).prepared_dtype(z1.dtype))
+    log_all = z1.new_empty(world_size * rows, dtype=torch.float64)
+    return z1.new_empty((), dtype=dtype), columns, log_all, z1.new_empty(rows, dtype=torch.float64)
+
+
+@torch.library.custom_op("sslx::nt_xent_backward", mutates_args=())
+@op.in_full_precision
+def _backward(
+    gradient: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Tensor,
+    columns: Tensor,
+    log_all: Tensor,
+    missed: Tensor,
+    lowest: float,
+    impl: str,
+    group_name: str,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the own rows [z1; z2] (N, D), in fp32 or more, and of the temperature ()."""
+    group, k = distributed.group_named(group_name), op.kernel(impl)
+    z = torch.cat([z1, z2])
+    first = distributed.rank(group) * len(z)
+    own = slice(first, first + len(z))
+    x, one = columns[own], torch.ones_like(log_all)
+    inverse = 1 / temperature.double()
+    shift_free = _shift_free(lowest, len(x), x.dtype, group)
+    skip = _layout(len(z1), x.device)
+    row = one[own], log_all[own]
+    d, _ = k.gradients(x, None, skip, inverse, shift_free, row, None)
+    others = zip(_others(columns, len(x), group), _others(log_all, len(x), group), strict=True)
+    for part, log_part in others:
+        d += k.gradients(x, part, (), inverse, shift_free, row, (one[: len(part)], log_part))[0]
+    u = k.unit(x)
+    d.addcmul_((missed + missed[skip[1]])[:, None].to(d.dtype), u[skip[1]], value=-1)
+    d *= (gradient.double() * inverse / len(x)).to(d.dtype)
+    # Each similarity is counted in both its rows' gradients.
+    d_temperature = torch.linalg.vecdot(d, u).double().sum() * -0.5 * inverse
+    return op.through_unit_(d, u, op.factors(z)), d_temperature.to(temperature.dtype)
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,  # noqa: ARG001
+    z1: Tensor,
+    z2: Tensor,  # noqa: ARG001
+    temperature: Tensor,
+    columns: Tensor,  # noqa: ARG001
+    log_all: Tensor,  # noqa: ARG001
+    missed: Tensor,  # noqa: ARG001
+    lowest: float,  # noqa: ARG001
+    impl: str,  # noqa: ARG001
+    group_name: str,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(z1.dtype, torch.float32)
+    return z1.new_empty(2 * len(z1), z1.shape[1], dtype=dtype), torch.empty_like(temperature)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    z1, z2, temperature, ctx.lowest, ctx.impl, ctx.group_name = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(z1, z2, temperature, *output[1:])
+
+
+def _differentiate(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    z1, z2 = ctx.saved_tensors[:2]
+    d, dt = _backward(gradient, *ctx.saved_tensors, ctx.lowest, ctx.impl, ctx.group_name)
+    d1, d2 = d.chunk(2)
+    return d1.to(z1.dtype), d2.to(z2.dtype), dt if ctx.needs_input_grad[2] else None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(op.no_second_derivative)

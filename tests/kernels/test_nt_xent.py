@@ -1,13 +1,28 @@
-"""NT-Xent over rows and columns, against its definition written as two loops."""
+"""NT-Xent over rows and columns: every implementation against the definition, written as two loops, and against fp64.
+
+The Triton kernels run here on a GPU, and without one in Triton's interpreter, in a process of its own (the last test).
+"""
 
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing as dynamo_testing
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sslx_kernels.nt_xent import nt_xent
+from sslx_kernels.nt_xent import nt_xent, op, smallest_shift_free_temperature, tiled
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+FAST = ["tiled", "fused"] if INTERPRETED or DEVICE == "cuda" else ["tiled"]
+TEMPERATURES = [1.0, 0.5, 0.07, 0.02, 0.014, 0.0139, 0.01, 0.005]
 
 
 def brute_force(
@@ -22,84 +37,422 @@ def brute_force(
     total = 0.0
     for i, row in enumerate(rows.tolist()):
         s = [cosine(row, column) / temperature for column in columns.tolist()]
-        denominator = sum(math.exp(x) for j, x in enumerate(s) if j != int(self_column[i]))
-        total += math.log(denominator) - s[int(positive_column[i])]
+        others = [x for j, x in enumerate(s) if j != int(self_column[i])]
+        largest = max(others)
+        log_sum = largest + math.log(sum(math.exp(x - largest) for x in others))
+        total += log_sum - s[int(positive_column[i])]
     return total / len(rows)
 
 
 def make(
     generator: torch.Generator, size: int = 5, dim: int = 4, first: int = 0, num: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows ``first`` to ``first + num`` of the 2 * size columns, in fp64."""
-    columns = torch.randn(2 * size, dim, dtype=torch.float64, generator=generator)
-    own = torch.arange(2 * size)[first : None if num is None else first + num]
-    return columns[own], columns, own, (own + size) % (2 * size)
+    """Rows ``first`` to ``first + num`` of the 2 * size columns, in fp64; all of them are the columns themselves."""
+    columns = torch.randn(2 * size, dim, dtype=torch.float64, generator=generator).to(DEVICE)
+    own = torch.arange(2 * size, device=DEVICE)[first : None if num is None else first + num]
+    return columns if num is None else columns[own], columns, own, (own + size) % (2 * size)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.05])
+def cast(arguments: tuple[Tensor, Tensor, Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The same in another dtype, rows and columns still one tensor if they were."""
+    rows, columns, own, positive = arguments
+    if rows is columns:
+        rows = columns = rows.to(dtype)
+    return rows.to(dtype), columns.to(dtype), own, positive
+
+
+def exact(arguments: tuple[Tensor, ...], temperature: float) -> tuple[float, Tensor]:
+    """(loss, gradient of the rows, those of the columns added where they are the same) in fp64, by autograd."""
+    rows, columns, own, positive = arguments
+    leaf = rows.detach().double().requires_grad_()
+    loss = nt_xent(leaf, leaf if rows is columns else columns.double(), own, positive, temperature, "reference")
+    return loss.item(), torch.autograd.grad(loss, leaf)[0]
+
+
+def raw_gradient(arguments: tuple[Tensor, ...], temperature: float, impl: str) -> tuple[float, Tensor]:
+    """(loss, gradient of the rows before it is rounded to their dtype), by the operators themselves."""
+    rows, columns, own, positive = arguments
+    t = torch.tensor(temperature, device=rows.device)
+    free = temperature >= smallest_shift_free_temperature(len(columns), torch.float32)
+    given = None if rows is columns else columns
+    loss, x, y, log_all, missed = op.forward(rows, given, own, positive, t, free, impl)
+    one = torch.ones_like(loss)
+    d, _, _ = op.backward(one, rows, given, x, y, own, positive, t, log_all, missed, free, impl, False)
+    return loss.item(), d
+
+
+def close(ours: tuple[float, Tensor], truth: tuple[float, Tensor], tolerance: float) -> None:
+    assert ours[0] == pytest.approx(truth[0], rel=tolerance, abs=1e-12)
+    assert (ours[1].double() - truth[1]).norm() <= tolerance * truth[1].norm() + 1e-12
+
+
+# ---------------------------------------------------------------- the mathematics
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", *FAST])
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.05, 0.01, 0.001])
 @pytest.mark.parametrize(("first", "num"), [(0, None), (3, 4), (9, 1)])
-def test_is_the_definition(generator: torch.Generator, temperature: float, first: int, num: int | None) -> None:
+def test_is_the_definition(
+    generator: torch.Generator, impl: Any, temperature: float, first: int, num: int | None
+) -> None:
     arguments = make(generator, first=first, num=num)
-    expected = brute_force(*arguments, temperature)
-    assert nt_xent(*arguments, temperature).item() == pytest.approx(expected, rel=1e-12)
-    tensor = torch.tensor([temperature], dtype=torch.float64)
-    assert nt_xent(*arguments, tensor, impl="reference").item() == pytest.approx(expected, rel=1e-12)
+    dtype = torch.float32 if impl == "fused" else torch.float64
+    tolerance = 2e-6 if impl == "fused" else 1e-12
+    expected = pytest.approx(brute_force(*arguments, temperature), rel=tolerance, abs=tolerance / temperature)
+    assert nt_xent(*cast(arguments, dtype), temperature, impl).item() == expected
+    tensor = torch.tensor([temperature], dtype=dtype, device=DEVICE)
+    assert nt_xent(*cast(arguments, dtype), tensor, impl).item() == expected
+    assert nt_xent(*cast(arguments, dtype), tensor, impl, min_temperature=temperature).item() == expected
 
 
-def test_gradients(generator: torch.Generator) -> None:
-    rows, columns, own, positive = make(generator, first=2, num=5)
-    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("temperature", [0.2, 0.001])
+@pytest.mark.parametrize("same", [True, False])
+def test_gradients_are_those_of_finite_differences(
+    generator: torch.Generator, impl: Any, temperature: float, same: bool
+) -> None:
+    rows, columns, own, positive = make(generator, first=0 if same else 2, num=None if same else 5)
+    t = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
 
-    def loss(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
-        return nt_xent(rows, columns, own, positive, temperature)
+    def loss(t: Tensor, rows: Tensor, *columns: Tensor) -> Tensor:
+        return nt_xent(rows, columns[0] if columns else rows, own, positive, t, impl)
 
-    inputs = (rows.clone().requires_grad_(), columns.clone().requires_grad_(), temperature)
-    assert torch.autograd.gradcheck(loss, inputs)
+    inputs = (rows.clone().requires_grad_(), *(() if same else (columns.clone().requires_grad_(),)))
+    assert torch.autograd.gradcheck(loss, (t, *inputs))
 
 
-def test_closed_forms() -> None:
+def test_rows_that_share_a_positive_and_columns_that_hold_no_row(generator: torch.Generator) -> None:
+    """InfoNCE between two sets; its gradient for the columns adds up where rows share one."""
+    rows, columns = torch.randn(6, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    nobody, positive = torch.full((6,), -1), torch.tensor([0, 3, 3, 3, 8, 0])
+    found: list[tuple[Tensor, ...]] = []
+    for impl in ("reference", "tiled"):
+        leaves = [x.double().requires_grad_() for x in (rows, columns, torch.tensor(0.1))]
+        loss = nt_xent(leaves[0], leaves[1], nobody, positive, leaves[2], impl)
+        found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    assert found[0][0].item() == pytest.approx(brute_force(rows, columns, nobody, positive, 0.1), rel=1e-6)
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("shift_free", [True, False])
+def test_columns_have_the_gradient_of_the_definition(generator: torch.Generator, impl: Any, shift_free: bool) -> None:
+    rows, columns, own, positive = cast(make(generator, size=70, dim=20, first=33, num=70), torch.float32)
+    for temperature in [0.1 if shift_free else 0.012]:
+        leaves = [columns.double().requires_grad_(), columns.clone().requires_grad_()]
+        truth = nt_xent(rows.double(), leaves[0], own, positive, temperature, "reference")
+        ours = nt_xent(rows, leaves[1], own, positive, temperature, impl)
+        pairs = [(a.item(), torch.autograd.grad(a, b)[0]) for a, b in zip((ours, truth), leaves[::-1], strict=True)]
+        close(pairs[0], pairs[1], 5e-6)
+
+
+@pytest.mark.parametrize("impl", ["reference", *FAST])
+def test_closed_forms(impl: Any) -> None:
     size, temperature = 4, 0.5
-    own = torch.arange(2 * size)
+    own = torch.arange(2 * size, device=DEVICE)
     positive = (own + size) % (2 * size)
-    equal = torch.ones(2 * size, 3, dtype=torch.float64)
-    assert nt_xent(equal, equal, own, positive, temperature).item() == pytest.approx(math.log(2 * size - 1))
-    pairs = torch.eye(size, dtype=torch.float64).repeat(2, 1)
+    equal = torch.ones(2 * size, 3, device=DEVICE).requires_grad_()
+    loss = nt_xent(equal, equal, own, positive, temperature, impl)
+    assert loss.item() == pytest.approx(math.log(2 * size - 1), rel=1e-6)
+    assert torch.autograd.grad(loss, equal)[0].abs().max() < 1e-7
+    pairs = torch.eye(size, device=DEVICE).repeat(2, 1)
     expected = math.log(1 + (2 * size - 2) * math.exp(-1 / temperature))
-    assert nt_xent(pairs, pairs, own, positive, temperature).item() == pytest.approx(expected)
+    assert nt_xent(pairs, pairs, own, positive, temperature, impl).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_anti_aligned_positives_at_a_low_temperature_are_finite() -> None:
-    z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-    own = torch.arange(4)
-    loss = nt_xent(z, z, own, (own + 2) % 4, 0.005)
-    assert loss.item() == pytest.approx(200 + math.log(2), rel=1e-6)
+@pytest.mark.parametrize("impl", ["reference", *FAST])
+def test_invariances(generator: torch.Generator, impl: Any) -> None:
+    rows, _, own, positive = cast(make(generator, size=20, dim=7), torch.float32)
+    lengths = torch.rand(len(rows), 1, generator=generator).to(DEVICE) * 10 + 0.1
+    rotation = torch.linalg.qr(torch.randn(7, 7, generator=generator))[0].to(DEVICE)
+    loss = nt_xent(rows, rows, own, positive, 0.1, impl).item()
+    for other in (rows * lengths, rows @ rotation, rows.roll(20, 0)):
+        assert nt_xent(other, other, own, positive, 0.1, impl).item() == pytest.approx(loss, rel=2e-6)
+    leaf = rows.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(nt_xent(leaf, leaf, own, positive, 0.1, impl), leaf)
+    assert torch.linalg.vecdot(gradient, rows).abs().max() < 1e-6
 
 
-def test_the_length_of_a_row_does_not_matter(generator: torch.Generator) -> None:
-    rows, columns, own, positive = make(generator)
-    lengths = torch.rand(len(rows), 1, dtype=torch.float64, generator=generator) * 10 + 0.1
-    scaled = nt_xent(rows * lengths, columns * lengths, own, positive, 0.1)
-    assert scaled.item() == pytest.approx(nt_xent(rows, columns, own, positive, 0.1).item(), rel=1e-12)
+# ---------------------------------------------------------------- accuracy
 
 
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_fp32_is_within_5e_6_of_fp64_on_both_sides_of_the_switch(
+    generator: torch.Generator, impl: Any, temperature: float
+) -> None:
+    for num in (None, 50):
+        arguments = cast(make(generator, size=80, dim=24, num=num), torch.float32)
+        close(
+            raw_gradient(arguments, temperature, impl), exact(arguments, temperature), 5e-6 * max(1, 0.05 / temperature)
+        )
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("converged", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_within_5e_4_of_fp64_on_the_same_input(
+    generator: torch.Generator, impl: Any, converged: bool, dtype: torch.dtype
+) -> None:
+    """Also where training has converged: a dense matrix in bf16 is 4.8 % off there."""
+    size, dim = 256, 128
+    z = torch.randn(size, dim, generator=generator)
+    z = torch.cat([z, z + (0.3 if converged else 2.0) * torch.randn(size, dim, generator=generator)])
+    rows = z.to(DEVICE, dtype)
+    own = torch.arange(2 * size, device=DEVICE)
+    arguments = rows, rows, own, own.roll(size)
+    truth = exact(arguments, 0.05)
+    assert truth[0] < 1e-3 if converged else truth[0] > 0.1
+    close(raw_gradient(arguments, 0.05, impl), truth, 5e-4)
+
+
+@pytest.mark.parametrize("impl", FAST)
+def test_the_switch_is_where_the_sums_stop_fitting(impl: Any) -> None:
+    """All columns alike, or all opposite: the largest and the smallest sums there are."""
+    lowest = smallest_shift_free_temperature(4_000_000, torch.float32)
+    assert 0.0135 < lowest < 0.014
+    assert smallest_shift_free_temperature(131_072, torch.float32) < lowest
+    limits = torch.finfo(torch.float32)
+    assert math.log(4e6) + 1 / lowest < math.log(limits.max)
+    assert math.log(4e6) + 1 / (0.985 * lowest) > -math.log(limits.tiny)
+    temperature = smallest_shift_free_temperature(64, torch.float32)
+    for sign in (1.0, -1.0):
+        rows, columns = torch.ones(2, 3, device=DEVICE), sign * torch.ones(64, 3, device=DEVICE)
+        columns[1] *= -1
+        index = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+        arguments = (rows, columns, index - 1, index)
+        loss, gradient = raw_gradient(arguments, temperature, impl)
+        assert loss == pytest.approx(exact(arguments, temperature)[0], rel=1e-6)
+        assert gradient.abs().max() < 1e-3  # of parallel rows: none, but for rounding times 1 / T
+
+
+@pytest.mark.parametrize("impl", ["reference", *FAST])
+def test_anti_aligned_positives_and_antipodal_clusters(impl: Any) -> None:
+    z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], device=DEVICE)
+    own = torch.arange(4, device=DEVICE)
+    assert nt_xent(z, z, own, own.roll(2), 0.005, impl).item() == pytest.approx(200 + math.log(2), rel=1e-6)
+    clusters = torch.tensor([[1.0, 0.0]] * 4 + [[-1.0, 0.0]] * 4, device=DEVICE).requires_grad_()
+    own = torch.arange(8, device=DEVICE)
+    loss = nt_xent(clusters, clusters, own, own.roll(4), 0.01, impl)
+    assert loss.item() == pytest.approx(200 + math.log(3), rel=1e-6)
+    assert torch.autograd.grad(loss, clusters)[0].isfinite().all()
+
+
+# ---------------------------------------------------------------- odd input
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("size", [1, 2, 3, 31, 32, 33, 63, 64, 65, 127, 129])
+def test_sizes_around_every_edge(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, impl: Any, size: int
+) -> None:
+    monkeypatch.setattr(tiled, "TILE", 32)
+    for num in (None, min(size, 40)):
+        arguments = cast(
+            make(generator, size=size, dim=8, first=0 if num is None else size // 2, num=num), torch.float32
+        )
+        for temperature in (0.1, 0.01):
+            close(raw_gradient(arguments, temperature, impl), exact(arguments, temperature), 3e-5)
+
+
+@pytest.mark.parametrize("size", [380, 390])
+def test_the_real_tile_is_crossed(generator: torch.Generator, size: int) -> None:
+    assert 380 < tiled.TILE / 2 < 390
+    arguments = cast(make(generator, size=size, dim=16), torch.float32)
+    close(raw_gradient(arguments, 0.1, "tiled"), exact(arguments, 0.1), 5e-6)
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("dim", [1, 3, 16, 17, 96, 128, 200, 256, 512, 768, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dimensions(generator: torch.Generator, impl: Any, dim: int, dtype: torch.dtype) -> None:
+    if impl == "fused" and dim > 256:
+        with pytest.raises(ValueError, match="up to 256"):
+            nt_xent(*cast(make(generator, dim=dim), dtype), 0.1, impl)
+        return
+    arguments = cast(make(generator, size=20, dim=dim), dtype)
+    if dim == 1:  # all cosines are 1 or -1 and stay so
+        loss, gradient = raw_gradient(arguments, 0.1, impl)
+        assert loss == pytest.approx(exact(arguments, 0.1)[0], rel=5e-6)
+        assert (gradient * arguments[0]).abs().max() < 1e-5
+        return
+    close(raw_gradient(arguments, 0.1, impl), exact(arguments, 0.1), 5e-6 if dtype == torch.float32 else 5e-3)
+
+
+@pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("length", [0.0, 1e-25, 1e20, 1e-20])
+def test_rows_of_no_length_and_of_extreme_length(generator: torch.Generator, impl: Any, length: float) -> None:
+    rows, _, own, positive = cast(make(generator), torch.float32)
+    direction = rows[3].double() / rows[3].double().norm()
+    rows[3] = (length * direction).float()
+    units = F.normalize(rows.double(), dim=1)
+    # Rows shorter than 1e-12 are divided by that; next to nothing is left of 1e-20 and less.
+    units[3] = direction if length > 1e-12 else direction * length / 1e-12
+    leaf = rows.clone().requires_grad_()
+    loss = nt_xent(leaf, leaf, own, positive, 0.1, impl)
+    logits = (units @ units.T / 0.1).fill_diagonal_(-torch.inf)
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, positive).item(), rel=2e-6)
+    assert torch.autograd.grad(loss, leaf)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_nan_and_inf_reach_the_loss(generator: torch.Generator, impl: Any, value: float, temperature: float) -> None:
+    rows, columns, own, positive = cast(make(generator, first=1, num=3), torch.float32)
+    columns[9, 1] = value  # no row's own, no row's positive
+    assert nt_xent(rows, columns, own, positive, temperature, impl).isnan()
+    assert nt_xent(
+        columns, columns, torch.arange(10, device=DEVICE), torch.arange(10, device=DEVICE).roll(5), temperature, impl
+    ).isnan()
+
+
+@pytest.mark.parametrize("impl", ["reference", *FAST])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_low_precision_is_computed_in_fp32(generator: torch.Generator, dtype: torch.dtype) -> None:
-    rows, columns, own, positive = make(generator, size=16, dim=32)
-    rows, columns = rows.to(dtype).requires_grad_(), columns.to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = nt_xent(rows, columns, own, positive, 0.1)
+def test_autocast_does_not_reach_inside(generator: torch.Generator, impl: Any, dtype: torch.dtype) -> None:
+    rows, columns, own, positive = cast(make(generator, size=16, dim=32, num=10), dtype)
+    rows.requires_grad_()
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        loss = nt_xent(rows, columns, own, positive, 0.1, impl)
     loss.backward()
-    exact = nt_xent(rows.detach().double(), columns.double(), own, positive, 0.1)
+    truth = exact((rows, columns, own, positive), 0.1)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=2e-6)
+    assert loss.item() == pytest.approx(truth[0], rel=2e-6)
     assert rows.grad is not None
     assert rows.grad.dtype == dtype
+    assert (rows.grad.double() - truth[1]).norm() < 2 * torch.finfo(dtype).eps * truth[1].norm()
 
 
-def test_nan_stays_nan(generator: torch.Generator) -> None:
-    rows, columns, own, positive = make(generator)
-    columns[3, 1] = torch.nan
-    assert nt_xent(rows, columns, own, positive, 0.1).isnan()
+@pytest.mark.parametrize("impl", FAST)
+def test_views_that_are_not_contiguous_or_not_aligned_and_mixed_dtypes(generator: torch.Generator, impl: Any) -> None:
+    rows, columns, own, positive = cast(make(generator, size=9, dim=5, num=7), torch.float32)
+    truth = nt_xent(rows, columns, own, positive, 0.1, impl).item()
+    transposed = rows.T.contiguous().T
+    memory = torch.empty(rows.numel() + 1, device=DEVICE)[1:].copy_(rows.reshape(-1)).view_as(rows)
+    strided = torch.stack([columns, columns], dim=2).flatten(1)[:, ::2]
+    for r, c in ((transposed, columns), (memory, strided), (rows.repeat(2, 1)[:7], columns)):
+        assert nt_xent(r, c, own, positive, 0.1, impl).item() == pytest.approx(truth, rel=1e-6)
+    mixed = nt_xent(rows.bfloat16(), columns, own, positive, 0.1, impl)
+    assert mixed.item() == pytest.approx(nt_xent(rows.bfloat16().float(), columns, own, positive, 0.1, impl).item())
+
+
+@pytest.mark.parametrize("impl", FAST)
+def test_fp16_under_a_loss_scale_of_65536(generator: torch.Generator, impl: Any) -> None:
+    arguments = cast(make(generator, size=40, dim=32), torch.float16)
+    leaf = arguments[0].clone().requires_grad_()
+    (nt_xent(leaf, leaf, *arguments[2:], 0.5, impl) * 65536).backward()
+    assert leaf.grad is not None
+    truth = exact(arguments, 0.5)[1]
+    assert (leaf.grad.double() / 65536 - truth).norm() < 1e-3 * truth.norm()
+
+
+# ---------------------------------------------------------------- as an operator
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_the_same_bits_each_time_and_a_backward_that_may_be_repeated(
+    generator: torch.Generator, impl: Any, temperature: float
+) -> None:
+    rows, _, own, positive = cast(make(generator, size=100, dim=32), torch.float32)
+    leaf = rows.requires_grad_()
+    losses = [nt_xent(leaf, leaf, own, positive, temperature, impl) for _ in range(2)]
+    assert torch.equal(*losses)
+    first, again, other = (torch.autograd.grad(x, leaf, retain_graph=True)[0] for x in (losses[0], *losses))
+    assert torch.equal(first, again)
+    assert torch.equal(first, other)
+    weight = torch.tensor(-3.0, device=DEVICE).expand(())
+    torch.testing.assert_close(torch.autograd.grad(losses[0], leaf, weight)[0], -3 * first)
+
+
+def test_only_what_needs_a_gradient_gets_one(generator: torch.Generator) -> None:
+    rows, columns, own, positive = make(generator, num=4)
+    t = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    loss = nt_xent(rows, columns, own, positive, t, "tiled")
+    truth = nt_xent(rows, columns, own, positive, t, "reference")
+    torch.testing.assert_close(torch.autograd.grad(loss, t), torch.autograd.grad(truth, t))
+    assert not nt_xent(rows, columns, own, positive, 0.1, "tiled").requires_grad
+
+
+def test_a_second_derivative_is_refused(generator: torch.Generator) -> None:
+    rows, _, own, positive = make(generator)
+    leaf = rows.requires_grad_()
+    (gradient,) = torch.autograd.grad(nt_xent(leaf, leaf, own, positive, 0.1, "tiled"), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_operators_pass_torchs_own_checks(generator: torch.Generator, same: bool) -> None:
+    rows, columns, own, positive = make(generator, num=None if same else 6)
+    t = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    given = None if same else columns.requires_grad_()
+    arguments = (rows.requires_grad_(), given, own, positive, t, True, "tiled")
+    torch.library.opcheck(op.forward, arguments)
+    with torch.no_grad():
+        _, x, y, log_all, missed = op.forward(*arguments)
+    inputs = (
+        torch.ones((), dtype=torch.float64),
+        rows.detach(),
+        None if same else columns.detach(),
+        x,
+        y,
+        own,
+        positive,
+    )
+    arguments = (*inputs, t.detach(), log_all, missed, True, "tiled", not same)
+    torch.library.opcheck(op.backward, arguments)
+
+
+def test_a_compiled_model_holds_it_whole_and_compiles_once(generator: torch.Generator) -> None:
+    rows, _, own, positive = cast(make(generator, size=8, dim=6), torch.float32)
+    weight = torch.eye(6, requires_grad=True)
+    counter = dynamo_testing.CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def step(x: Tensor) -> Tensor:
+        z = x @ weight
+        return nt_xent(z, z, own, positive, 0.1)
+
+    for _ in range(3):
+        x = torch.randn(rows.shape, generator=generator)
+        weight.grad = None
+        step(x).backward()
+        z = (x @ weight.detach()).requires_grad_()
+        nt_xent(z, z, own, positive, 0.1).backward()
+        torch.testing.assert_close(weight.grad, x.T @ z.grad)
+    assert counter.frame_count == 1
+
+
+class Largest(TorchDispatchMode):
+    """The size of the largest tensor that any operation returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor):
+            self.numel = max(self.numel, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_no_tensor_is_larger_than_a_tile(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, no_host_sync: Any, temperature: float
+) -> None:
+    """The operators' own code, for a dispatch mode does not see what an operator does inside."""
+    monkeypatch.setattr(tiled, "TILE", 32)
+    rows, _, own, positive = cast(make(generator, size=100, dim=4), torch.float32)
+    t = torch.tensor(temperature)
+    with Largest() as largest, no_host_sync:
+        _, x, y, log_all, missed = op.forward._init_fn(rows, None, own, positive, t, temperature > 0.01, "tiled")
+        arguments = (rows, None, x, y, own, positive, t, log_all, missed, temperature > 0.01, "tiled", False)
+        op.backward._init_fn(torch.ones(()), *arguments)
+    assert 1000 <= largest.numel <= 32 * 32
+
+
+# ---------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -107,12 +460,19 @@ def test_nan_stays_nan(generator: torch.Generator) -> None:
     [
         ({"rows": torch.zeros(4)}, "rows"),
         ({"rows": torch.zeros(4, 2)}, r"\(4, 2\) and \(4, 3\)"),
+        ({"rows": torch.zeros(0, 3)}, r"\(0, 3\) and \(4, 3\)"),
         ({"rows": torch.zeros(4, 3, dtype=torch.int64)}, "floats"),
         ({"self_column": torch.arange(3)}, "self_column"),
         ({"positive_column": torch.arange(4).int()}, "positive_column.*int32"),
         ({"temperature": 0.0}, "positive temperature, got 0.0"),
-        ({"temperature": torch.ones(2)}, "one element"),
-        ({"impl": "fastest"}, "one of auto, reference, got 'fastest'"),
+        ({"temperature": -0.1}, "positive temperature, got -0.1"),
+        ({"temperature": math.nan}, "positive temperature, got nan"),
+        ({"temperature": math.inf}, "positive temperature, got inf"),
+        ({"temperature": torch.ones(2)}, "one floating-point element"),
+        ({"temperature": torch.ones((), dtype=torch.int64)}, "one floating-point element"),
+        ({"temperature": torch.ones(()), "min_temperature": -1.0}, "positive temperature, got -1.0"),
+        ({"impl": "fastest"}, "one of auto, reference, tiled, fused, got 'fastest'"),
+        ({"impl": "fused", "rows": torch.zeros(4, 3).double()}, "impl='fused' .*got (cpu|torch.float64)"),
         ({"columns": torch.zeros(4, 3, device="meta")}, "one device, got cpu, meta"),
     ],
 )
@@ -122,3 +482,23 @@ def test_what_does_not_fit_is_said_in_one_line(change: dict[str, Any], message: 
     with pytest.raises(ValueError, match=message) as raised:
         nt_xent(**{**good, "positive_column": index.flip(0), "temperature": 0.1, **change})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", ["self", "positive"])
+def test_one_tensor_as_rows_and_columns_needs_pairs(wrong: str) -> None:
+    z, own = torch.ones(6, 3), torch.arange(6)
+    positive = own.roll(1 if wrong == "positive" else 3)
+    with pytest.raises(RuntimeError, match="expected positives in pairs"):
+        nt_xent(z, z, own.flip(0) if wrong == "self" else own, positive, 0.1, "tiled")
+    copy: Callable[[], Tensor] = z.clone
+    assert nt_xent(z, copy(), own, own.roll(1), 0.1, "tiled").item() == pytest.approx(math.log(5))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is what it starts")
+def test_the_triton_kernels_in_tritons_interpreter() -> None:
+    argv = [sys.executable, "-m", "pytest", "-q", "-k", "fused", __file__]
+    environ = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout

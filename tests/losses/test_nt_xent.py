@@ -1,11 +1,13 @@
 """NT-Xent over real ranks: the full-batch loss and the full-batch gradients at any world size."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing as dynamo_testing
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from sslx import distributed
 from sslx.errors import ConfigError, DataError
 from sslx.losses import nt_xent
 
+operators = sys.modules["sslx.losses.nt_xent"]
 RunOnRanks = Callable[..., list[Any]]
 
 
@@ -51,7 +54,7 @@ def loss_and_gradients(x1: Tensor, x2: Tensor, weight: Tensor) -> tuple[float, T
     return distributed.mean_over_ranks(loss).item(), net.weight.grad, net.temperature.grad
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_ranks_give_the_full_batch_loss_and_gradients(
     world_size: int, ranks: RunOnRanks, generator: torch.Generator
 ) -> None:
@@ -69,6 +72,128 @@ def test_gradients_of_the_single_process_loss(generator: torch.Generator) -> Non
     z1, z2 = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator).requires_grad_()
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(nt_xent, (z1, z2, temperature))
+
+
+def share_of(z1: Tensor, z2: Tensor, temperature: float, impl: Any) -> tuple[float, Tensor, Tensor]:
+    """This rank's mean loss over ranks, and its embeddings' gradients."""
+    share = slice(distributed.rank(), None, distributed.world_size())
+    leaves = [z[share].clone().requires_grad_() for z in (z1, z2)]
+    loss = nt_xent(*leaves, temperature, impl=impl)
+    return distributed.mean_over_ranks(loss).item(), *torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_own_columns_first_and_the_others_after_are_the_definition(
+    ranks: RunOnRanks, generator: torch.Generator, temperature: float
+) -> None:
+    """fp32, either side of the temperature below which the largest exponent is taken out."""
+    z1, z2 = torch.randn(2, 9, 8, generator=generator)
+    truth = ranks(3, share_of, z1.double(), z2.double(), temperature, "reference")
+    for ours, theirs in zip(ranks(3, share_of, z1, z2, temperature, "tiled"), truth, strict=True):
+        assert ours[0] == pytest.approx(theirs[0], rel=2e-6)
+        for a, b in zip(ours[1:], theirs[1:], strict=True):
+            assert (a.double() - b).norm() <= 5e-5 * b.norm()
+
+
+def sent(z1: Tensor, z2: Tensor) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """The collectives of a forward and those of a backward, with the shapes they were given."""
+    leaf = z1.requires_grad_()
+    profiles: list[list[tuple[str, Any]]] = []
+    loss = torch.empty(0)
+    for work in ("forward", "backward"):
+        with torch.profiler.profile(record_shapes=True) as profile:
+            if work == "forward":
+                loss = nt_xent(leaf, z2)
+            else:
+                loss.backward()
+        events = [e for e in profile.events() if e.name.startswith("c10d::")]
+        profiles.append([(e.name, e.input_shapes[1]) for e in events])
+    return profiles[0], profiles[1]
+
+
+def test_the_embeddings_are_sent_once_and_nothing_in_the_backward(
+    ranks: RunOnRanks, generator: torch.Generator
+) -> None:
+    z1, z2 = torch.randn(2, 8, 16, generator=generator)
+    for forward, backward in ranks(2, sent, z1, z2):
+        # The batch sizes over the control group, the 16 rows, their 16 denominators.
+        assert [shape for _, shape in forward] == [[1], [16, 16], [16]]
+        assert all("all" in name and "gather" in name for name, _ in forward)
+        assert backward == []
+
+
+def compiled(z1: Tensor, z2: Tensor, weight: Tensor) -> tuple[int, list[float], list[float]]:
+    """(number of graphs, gradients' sums compiled, eager) over three steps on other numbers each time."""
+    counter = dynamo_testing.CompileCounterWithBackend("aot_eager")
+    share = slice(distributed.rank(), None, distributed.world_size())
+
+    def step(x1: Tensor, x2: Tensor, weight: Tensor) -> Tensor:
+        return nt_xent(x1 @ weight, x2 @ weight)
+
+    fast = torch.compile(step, fullgraph=True, backend=counter)
+    found: list[list[float]] = [[], []]
+    for shift in range(3):
+        for function, sums in zip((fast, step), found, strict=True):
+            leaf = weight.clone().requires_grad_()
+            function(z1[share] + shift, z2[share], leaf).backward()
+            assert leaf.grad is not None
+            sums.append(leaf.grad.square().sum().item())
+    return counter.frame_count, *found
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_compiled_step_holds_it_whole_and_compiles_once(
+    ranks: RunOnRanks, generator: torch.Generator, world_size: int
+) -> None:
+    z1, z2 = torch.randn(2, 8, 6, generator=generator, dtype=torch.float64)
+    for graphs, fast, eager in ranks(world_size, compiled, z1, z2, torch.eye(6, dtype=torch.float64)):
+        assert graphs == 1
+        assert fast == pytest.approx(eager, rel=1e-12)
+
+
+def with_a_bad_row(z1: Tensor, z2: Tensor, value: float) -> float:
+    share = slice(distributed.rank(), None, distributed.world_size())
+    z1, z2 = z1[share].clone(), z2[share]
+    if distributed.rank() == 1:
+        z1[0, 0] = value
+    return nt_xent(z1, z2).item()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_ranks_nan_reaches_the_loss_of_all(ranks: RunOnRanks, generator: torch.Generator, value: float) -> None:
+    z1, z2 = torch.randn(2, 6, 4, generator=generator)
+    assert all(math.isnan(loss) for loss in ranks(3, with_a_bad_row, z1, z2, value))
+
+
+def test_views_that_are_not_contiguous_and_mixed_dtypes(generator: torch.Generator) -> None:
+    z1, z2 = torch.randn(2, 4, 6, generator=generator).transpose(1, 2)
+    expected = brute_force(z1.double(), z2.double(), 0.1)
+    assert nt_xent(z1, z2).item() == pytest.approx(expected, rel=2e-6)
+    assert nt_xent(z1, z2.double()).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("z", "options", "message"),
+    [
+        (torch.ones(4, 3), {"temperature": 0.0}, "positive temperature, got 0.0"),
+        (torch.ones(4, 3), {"temperature": math.nan}, "positive temperature, got nan"),
+        (torch.ones(4, 3), {"impl": "quick"}, "one of auto, reference, tiled, fused, got 'quick'"),
+        (torch.ones(4, 3, dtype=torch.int64), {}, "floats, got torch.int64"),
+        (torch.ones(0, 3), {}, r"\(B, D\), got \(0, 3\)"),
+        (torch.ones(4), {}, r"\(B, D\), got \(4,\)"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(z: Tensor, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        nt_xent(z, z, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_second_derivative_is_refused(generator: torch.Generator) -> None:
+    leaf = torch.randn(4, 3, generator=generator).requires_grad_()
+    (gradient,) = torch.autograd.grad(nt_xent(leaf, leaf.flip(0)), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
 
 
 def in_subgroup(z1: Tensor, z2: Tensor) -> float | None:
@@ -143,6 +268,16 @@ def without_host_sync(mode: Any) -> float:
     with mode:
         loss = nt_xent(leaf, leaf.flip(0), torch.tensor(0.1))
         loss.backward()
+    # A dispatch mode does not see what an operator does inside, so here is its own code.
+    z, t = leaf.detach(), torch.tensor(0.1)
+    checked = distributed.check_same
+    distributed.check_same = lambda *_: None  # its values live on the host
+    try:
+        with mode:
+            _, *saved = operators._forward._init_fn(z, z.flip(0), t, 0.1, "tiled", "")
+            operators._backward._init_fn(torch.ones(()), z, z.flip(0), t, *saved, 0.1, "tiled", "")
+    finally:
+        distributed.check_same = checked
     return loss.item()
 
 

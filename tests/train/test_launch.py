@@ -1,14 +1,10 @@
-"""``sslx pretrain`` from outside: real processes, their exit codes, their one line, and what they leave behind."""
+"""``sslx pretrain`` from outside: exit codes, the one line of an error, and what a run leaves behind."""
 
-import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,89 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from processes import TINY, is_one_line, metrics, outside
 from sslx import checkpoint, cli, evaluate, log
 
-TINY = (
-    "--data.source synthetic --data.num-synthetic 64 --data.size 16 --data.backend synthetic "
-    "--encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
-    "--batch-size 16 --steps 2 --optim.name sgd --log.every 1 --online.every 0 --device cpu --precision fp32"
-).split()
-LONG = ["--steps", "1000000", "--checkpoint.every", "0"]
-
 Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    """``here("--flag", ...)`` -> (exit code, stderr) of one rank in this process; runs go to tmp_path."""
-
-    def run(*flags: str | Path) -> tuple[int, str]:
-        capfd.readouterr()
-        code = cli.main(["pretrain", *TINY, "--runs", str(tmp_path), "--name", "r", *map(str, flags)])
-        return code, capfd.readouterr().err
-
-    return run
-
-
-@contextmanager
-def started(folder: Path, *flags: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """A run in processes of its own, output in ``folder/{out,err}``; whatever is left of it is killed."""
-    argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, "--runs", str(folder), "--name", "r", *map(str, flags)]
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
-        process = subprocess.Popen(argv, stdout=out, stderr=err, text=True, env=environ, start_new_session=True)
-    try:
-        yield process
-    finally:
-        for pid in [*children(process.pid), process.pid]:
-            if process.poll() is None:
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def outside(folder: Path, *flags: str | Path, timeout_s: float = 120) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a run in processes of its own."""
-    with started(folder, *flags) as process:
-        process.wait(timeout_s)
-    return process.returncode, (folder / "out").read_text(), (folder / "err").read_text()
-
-
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 90) -> float:
-    """Wait; returns the seconds it took."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < timeout_s, f"{what}: not after {timeout_s} s"
-        time.sleep(0.02)
-    return time.monotonic() - start
-
-
-def until_training(folder: Path, process: subprocess.Popen[str]) -> None:
-    until(lambda: bool(re.search(r"step +2/", (folder / "out").read_text())) or process.poll() is not None, "step 2")
-    assert process.poll() is None, (folder / "err").read_text()
-
-
-def children(parent: int) -> list[int]:
-    found: list[int] = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            after = path.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(after[1]) == parent and after[0] != "Z":
-            found.append(int(path.parent.name))
-    return sorted(found)
-
-
-def is_one_line(err: str, *words: str) -> None:
-    """stderr is one line that says ``error:`` and these words."""
-    assert err.startswith("error: "), err
-    assert err.count("\n") == 1, err
-    for word in words:
-        assert word in err
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def images(folder: Path, good: int, bad: int) -> Path:
@@ -252,79 +169,6 @@ def test_an_encoder_trained_small_is_probed_large(here: Run, tmp_path: Path):
     assert encoder(torch.zeros(2, 3, 96, 96)).shape == (2, 8)
 
 
-# ---------------------------------------------------------------- signals
-
-
-def test_sigterm_saves_and_a_resumed_run_finishes(here: Run, tmp_path: Path):
-    steps = ["--steps", "80", "--checkpoint.every", "0", "--optim.lr", "0.01"]
-    with started(tmp_path, *steps) as process:
-        until_training(tmp_path, process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 75
-    assert (tmp_path / "err").read_text() == ""
-    status = log.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.reason) == ("preempted", "SIGTERM")
-    assert 2 <= status.step < 80
-    assert checkpoint.load(tmp_path / "r")["step"] == status.step
-    assert metrics(tmp_path / "r")[-1]["step"] == status.step
-    assert here(*steps, "--resume", "auto") == (0, "")
-    status = log.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.step) == ("done", 80)
-    assert [line["step"] for line in metrics(tmp_path / "r")] == list(range(1, 81))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_ctrl_c_saves_and_ends_with_130(tmp_path: Path, ranks: int):
-    with started(tmp_path, *LONG, "--ranks", str(ranks)) as process:
-        until_training(tmp_path, process)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
-    assert (tmp_path / "err").read_text() == ""
-    status = log.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.reason) == ("preempted", "SIGINT")
-    assert checkpoint.load(tmp_path / "r")["step"] == status.step
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_second_ctrl_c_ends_a_long_step_at_once(tmp_path: Path, ranks: int):
-    """One step of 2,048 micro-batches takes half a minute; the second Ctrl-C does not wait for it."""
-    endless = "--data.num-synthetic 4096 --batch-size 4096 --accumulate 1024 --steps 1".split()
-    with started(tmp_path, *endless, "--ranks", str(ranks)) as process:
-        until(lambda: "1 steps of 4096" in (tmp_path / "out").read_text(), "start")
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        time.sleep(1.3)
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        start = time.monotonic()
-        assert process.wait(20) == 130
-        assert time.monotonic() - start < 3
-        until(lambda: not children(process.pid), "end of the ranks", 5)
-    assert "Traceback" not in (tmp_path / "err").read_text()
-    assert "step 1/1" not in (tmp_path / "out").read_text()
-
-
-@pytest.mark.slow
-def test_an_output_that_nothing_reads_ends_the_run_and_its_status_says_so(tmp_path: Path):
-    """sslx pretrain ... | head -1"""
-    argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, *LONG, "--runs", str(tmp_path), "--name", "r"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline().startswith("synthetic: ")
-        process.stdout.close()
-        assert process.wait(30) == 141
-        is_one_line(process.stderr.read(), "nothing reads the output")
-    status = log.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, "closed pipe" in status.reason) == ("failed", True)
-
-
 def test_a_log_that_cannot_be_written_is_one_line(here: Run, tmp_path: Path):
     (tmp_path / "r" / "metrics.jsonl").mkdir(parents=True)
     code, err = here()
@@ -350,51 +194,6 @@ def test_two_ranks_say_everything_once(tmp_path: Path):
     assert status is not None
     assert (status.state, status.step) == ("done", 2)
     assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
-
-
-def test_killing_one_of_two_ranks_ends_the_job_with_one_line(tmp_path: Path):
-    with started(tmp_path, *LONG, "--ranks", "2") as process:
-        until_training(tmp_path, process)
-        said = [line.split()[1] for line in (tmp_path / "out").read_text().splitlines()]
-        assert len(set(said)) == len(said)  # "1/1000000", ...: each step once, from rank 0
-        ranks = children(process.pid)
-        assert len(ranks) == 2
-        os.kill(ranks[1], signal.SIGKILL)
-        start = time.monotonic()
-        code = process.wait(30)
-        assert time.monotonic() - start < 15
-    assert code == 137
-    is_one_line((tmp_path / "err").read_text(), "another rank ended")
-    status = log.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.reason) == ("failed", "another rank ended, without a word")
-
-
-@pytest.mark.slow
-def test_killing_the_launcher_leaves_no_orphan(tmp_path: Path):
-    with started(tmp_path, *LONG, "--ranks", "2") as process:
-        until_training(tmp_path, process)
-        ranks = children(process.pid)
-        assert len(ranks) == 2
-        process.kill()
-        process.wait()
-        until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), "end of the ranks", 10)
-
-
-@pytest.mark.slow
-def test_two_ranks_are_preempted_together_and_resume(tmp_path: Path):
-    steps = ["--ranks", "2", "--steps", "60", "--checkpoint.every", "0", "--optim.lr", "0.01"]
-    with started(tmp_path, *steps) as process:
-        until_training(tmp_path, process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 75
-    status = log.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.reason) == ("preempted", "SIGTERM")
-    code, out, err = outside(tmp_path, *steps, "--resume", "auto")
-    assert (code, err) == (0, "")
-    assert f"at step {status.step}" in out
-    assert [line["step"] for line in metrics(tmp_path / "r")] == list(range(1, 61))
 
 
 @pytest.mark.slow

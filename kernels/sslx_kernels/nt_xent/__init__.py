@@ -1,14 +1,18 @@
 """NT-Xent over given rows and columns: checks the arguments and chooses the implementation."""
 
+import importlib.util
+import math
+import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sslx_kernels.nt_xent import reference
+from sslx_kernels.nt_xent import op, reference
 
-Impl = Literal["auto", "reference"]
-_IMPLS = {"auto": reference.nt_xent, "reference": reference.nt_xent}
+Impl = Literal["auto", "reference", "tiled", "fused"]
+IMPLS = ("auto", "reference", "tiled", "fused")
+_FUSED_DTYPES, _FUSED_DIM = (torch.float32, torch.bfloat16, torch.float16), 256
 
 
 def nt_xent(
@@ -18,32 +22,101 @@ def nt_xent(
     positive_column: Tensor,
     temperature: float | Tensor,
     impl: Impl = "auto",
+    min_temperature: float | None = None,
 ) -> Tensor:
     """NT-Xent (arXiv 2002.05709, equation 1), averaged over the rows.
 
         loss_i = log sum_{j != self(i)} exp(s_ij / T) - s_i,positive(i) / T,  s_ij = cos(row_i, column_j)
 
     rows: (N, D), columns: (M, D), raw: they are normalised here (x / max(|x|, 1e-12)).  Any float dtype;
-      computed in fp32 (fp64 for fp64), inside autocast too.
-    self_column, positive_column: (N,) int64, the columns that hold row i itself and its positive.
-    temperature: a positive float, or a tensor of one element that may require a gradient.
-    Returns a scalar.  Gradients flow to rows, columns and temperature.
+      computed in fp32 (fp64 for fp64), inside autocast too.  Pass one tensor as both where the rows are all the
+      columns: it takes half the forward and a third of the backward.  Then self_column must be 0, 1, ... and the
+      positives pairs; other layouts pass a copy.
+    self_column, positive_column: (N,) int64, the columns that hold row i itself (-1: none does) and its positive.
+    temperature: a positive float, or a tensor of one element that may require a gradient.  A tensor is not read:
+      the largest exponent is then taken out of each sum, unless min_temperature says how low it can go.
+    impl: "reference" is the definition, in N×M memory; "tiled" is PyTorch without it; "fused" is Triton, for a GPU,
+      fp32, bf16 or fp16 and D up to 256; "auto" takes the fastest that can.
+    Returns a scalar.  Gradients flow to rows, columns and temperature; there is no second derivative but of
+    "reference".  An inf or a NaN in any row reaches the loss.
     Raises ValueError for shapes, dtypes and devices that do not fit, and for an unknown impl.
     """
     _check(rows, columns, self_column, positive_column)
+    dtype = torch.promote_types(rows.dtype, columns.dtype)
+    same = columns is rows
+    rows = rows.to(dtype)
+    t, shift_free = prepare_temperature(temperature, len(columns), rows, min_temperature)
+    chosen = choose(impl, rows)
+    if chosen == "reference":
+        return reference.nt_xent(rows, columns, self_column, positive_column, t)
+    loss, *_ = op.forward(
+        rows, None if same else columns.to(dtype), self_column, positive_column, t, shift_free, chosen
+    )
+    return loss
+
+
+def choose(impl: str, rows: Tensor) -> str:
+    """The implementation that ``impl`` stands for, given rows (N, D) of the dtype to compute with.
+
+    Raises ValueError for an unknown one, and for "fused" where it cannot run.
+    """
+    if impl not in IMPLS:
+        raise ValueError(f"expected impl to be one of {', '.join(IMPLS)}, got {impl!r}")
+    if impl not in ("auto", "fused"):
+        return impl
+    why_not = _not_fused(rows)
+    if impl == "fused" and why_not:
+        raise ValueError(f"impl='fused' {why_not}; use impl='tiled' or 'auto'")
+    return "tiled" if why_not else "fused"
+
+
+def _not_fused(rows: Tensor) -> str:
+    """What of these rows the Triton kernels cannot take; empty if nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs triton, which is not installed"
+    if rows.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"needs a CUDA device, got {rows.device.type}"
+    if rows.dtype not in _FUSED_DTYPES:
+        return f"takes fp32, bf16 and fp16, got {rows.dtype}"
+    if rows.shape[1] > _FUSED_DIM:
+        return f"takes rows of up to {_FUSED_DIM} numbers, got {rows.shape[1]}"
+    return ""
+
+
+def prepare_temperature(
+    temperature: float | Tensor, num_columns: int, like: Tensor, min_temperature: float | None = None
+) -> tuple[Tensor, bool]:
+    """(temperature as a tensor () of fp32 or more, whether exp(s/T) summed over the columns fits without a shift).
+
+    Raises ValueError for a temperature that is not positive and finite, or not of one element.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
     if isinstance(temperature, Tensor):
-        if temperature.numel() != 1:
-            raise ValueError(f"expected a temperature of one element, got shape {tuple(temperature.shape)}")
-        temperature = temperature.reshape(())
-    elif not temperature > 0:
-        raise ValueError(f"expected a positive temperature, got {temperature}")
-    if impl not in _IMPLS:
-        raise ValueError(f"expected impl to be one of {', '.join(_IMPLS)}, got {impl!r}")
-    return _IMPLS[impl](rows, columns, self_column, positive_column, temperature)
+        if temperature.numel() != 1 or not temperature.is_floating_point():
+            got = f"{tuple(temperature.shape)} {temperature.dtype}"
+            raise ValueError(f"expected a temperature of one floating-point element, got {got}")
+        lowest, tensor = min_temperature, temperature.reshape(())
+    else:
+        lowest, tensor = temperature, torch.full((), temperature, dtype=dtype, device=like.device)
+    if lowest is not None and not 0 < lowest < math.inf:
+        raise ValueError(f"expected a positive temperature, got {lowest}")
+    return tensor, lowest is not None and lowest >= smallest_shift_free_temperature(num_columns, dtype)
+
+
+def smallest_shift_free_temperature(num_columns: int, dtype: torch.dtype) -> float:
+    """The lowest T at which exp(s / T), |s| <= 1, needs no shift: neither a sum over the columns nor its inverse leaves
+    the dtype's normal numbers.
+
+    A sum lies between exp(-1/T) and num_columns · exp(1/T), so 1/T + log(num_columns) must stay under the logarithm of
+    the largest number and of the inverse of the smallest normal one: T >= 0.0138 for four million columns in fp32.
+    """
+    limits = torch.finfo(torch.promote_types(dtype, torch.float32))
+    room = min(math.log(limits.max), -math.log(limits.tiny)) - math.log(max(num_columns, 1))
+    return 1.001 / room if room > 0 else math.inf  # a cosine may round to a little over 1
 
 
 def _check(rows: Tensor, columns: Tensor, self_column: Tensor, positive_column: Tensor) -> None:
-    if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
+    if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1] or 0 in rows.shape:
         shapes = f"{tuple(rows.shape)} and {tuple(columns.shape)}"
         raise ValueError(f"expected rows (N, D) and columns (M, D), got {shapes}")
     if not (rows.is_floating_point() and columns.is_floating_point()):

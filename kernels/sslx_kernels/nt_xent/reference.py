@@ -1,7 +1,6 @@
 """NT-Xent by its definition (arXiv 2002.05709, equation 1), by an N×M matrix: what others must equal."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -11,9 +10,12 @@ def nt_xent(
     """Arguments and result as in ``sslx_kernels.nt_xent.nt_xent``."""
     dtype = torch.promote_types(torch.promote_types(rows.dtype, columns.dtype), torch.float32)
     with torch.autocast(rows.device.type, enabled=False):
-        rows = F.normalize(rows.to(dtype), dim=1, eps=1e-12)
-        columns = F.normalize(columns.to(dtype), dim=1, eps=1e-12)
-        logits = rows @ columns.T / temperature
+        logits = _normalize(rows.to(dtype)) @ _normalize(columns.to(dtype)).T / temperature
         positive = logits.gather(1, positive_column[:, None])[:, 0]
-        others = logits.scatter(1, self_column[:, None], -torch.inf)
-        return (others.logsumexp(1) - positive).mean()
+        own = torch.arange(len(columns), device=columns.device) == self_column[:, None]
+        return (logits.masked_fill(own, -torch.inf).logsumexp(1) - positive).mean()
+
+
+def _normalize(x: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)  # 1e20 squared overflows fp32
+    return x / length.clamp_min(1e-12).to(x.dtype)

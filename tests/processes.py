@@ -1,0 +1,80 @@
+"""``sslx pretrain`` of a tiny encoder in processes of its own, for the tests that look at it from outside."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TINY = (
+    "--data.source synthetic --data.num-synthetic 64 --data.size 16 --data.backend synthetic "
+    "--encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
+    "--batch-size 16 --steps 2 --optim.name sgd --log.every 1 --online.every 0 --device cpu --precision fp32"
+).split()
+LONG = ["--steps", "1000000", "--checkpoint.every", "0"]
+
+
+@contextmanager
+def started(folder: Path, *flags: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """A run in processes of its own, output in ``folder/{out,err}``; whatever is left of it is killed."""
+    argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, "--runs", str(folder), "--name", "r", *map(str, flags)]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
+        process = subprocess.Popen(argv, stdout=out, stderr=err, text=True, env=environ, start_new_session=True)
+    try:
+        yield process
+    finally:
+        for pid in [*children(process.pid), process.pid]:
+            if process.poll() is None:
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def outside(folder: Path, *flags: str | Path, timeout_s: float = 120) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a run in processes of its own."""
+    with started(folder, *flags) as process:
+        process.wait(timeout_s)
+    return process.returncode, (folder / "out").read_text(), (folder / "err").read_text()
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 90) -> float:
+    """Wait; returns the seconds it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < timeout_s, f"{what}: not after {timeout_s} s"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def until_training(folder: Path, process: subprocess.Popen[str]) -> None:
+    until(lambda: bool(re.search(r"step +2/", (folder / "out").read_text())) or process.poll() is not None, "step 2")
+    assert process.poll() is None, (folder / "err").read_text()
+
+
+def children(parent: int) -> list[int]:
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(after[1]) == parent and after[0] != "Z":
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def is_one_line(err: str, *words: str) -> None:
+    """stderr is one line that says ``error:`` and these words."""
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
