@@ -223,7 +223,7 @@ def test_the_switch_is_where_the_sums_stop_fitting(impl: Any) -> None:
         index = torch.zeros(2, dtype=torch.int64, device=DEVICE)
         arguments = (rows, columns, index - 1, index)
         loss, gradient = raw_gradient(arguments, temperature, impl)
-        assert loss == pytest.approx(exact(arguments, temperature)[0], rel=1e-6)
+        assert loss == pytest.approx(exact(arguments, temperature)[0], rel=1e-5)
         assert gradient.abs().max() < 1e-3  # of parallel rows: none, but for rounding times 1 / T
 
 
