@@ -5,6 +5,7 @@ most ``TILE`` × ``TILE``.  Where the rows are the columns too, a tile above the
 4·N²·D floating-point operations forward and backward together, where autograd on the N×N matrix takes 6.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -104,12 +105,27 @@ def _similarities(x: Tensor, y: Tensor, symmetric: bool) -> Iterator[tuple[slice
     Every tile is the same memory: what it held before is gone.
     """
     memory = torch.empty(min(TILE, len(x)) * min(TILE, len(y)), device=x.device, dtype=x.dtype)
-    for i in range(0, len(x), TILE):
-        rows = slice(i, min(i + TILE, len(x)))
-        for j in range(i if symmetric else 0, len(y), TILE):
-            cols = slice(j, min(j + TILE, len(y)))
-            tile = memory[: (rows.stop - i) * (cols.stop - j)].view(rows.stop - i, cols.stop - j)
-            yield rows, cols, torch.mm(x[rows], y[cols].T, out=tile)
+    pairs = _triangle(0, len(x), TILE) if symmetric else itertools.product(_cut(0, len(x)), _cut(0, len(y)))
+    for rows, cols in pairs:
+        shape = rows.stop - rows.start, cols.stop - cols.start
+        tile = memory[: shape[0] * shape[1]].view(shape)
+        yield rows, cols, torch.mm(x[rows], y[cols].T, out=tile)
+
+
+def _cut(first: int, last: int, side: int = 0) -> list[slice]:
+    side = side or TILE
+    return [slice(i, min(i + side, last)) for i in range(first, last, side)]
+
+
+def _triangle(first: int, last: int, side: int) -> Iterator[tuple[slice, slice]]:
+    """The tiles on and above the diagonal; those on it in smaller ones, for of these a half is computed twice."""
+    for rows in _cut(first, last, side):
+        if side > TILE // 3:
+            yield from _triangle(rows.start, rows.stop, TILE // 3)
+        else:
+            yield rows, rows
+        for cols in _cut(rows.stop, last, side):
+            yield rows, cols
 
 
 def _fill(tile: Tensor, skip: Sequence[Tensor], rows: slice, cols: slice, value: float) -> None:
