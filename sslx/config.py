@@ -59,6 +59,8 @@ class PretrainConfig:
     """Images of one optimizer step, over all ranks."""
     accumulate: int = 1
     """Shares to cut a step's batch into, to save memory; a sample's negatives are then those of its share."""
+    grad_cache_chunks: int = 1
+    """Shares to cut a step's batch into, to save memory, that keep all negatives: each is embedded twice."""
     ranks: int | None = None
     """Processes to start; default: one a visible GPU, or one on the CPU.  Under torchrun or Slurm: theirs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -67,8 +69,8 @@ class PretrainConfig:
     """bf16: autocast, with losses, normalisation and statistics in fp32; auto: bf16 where the hardware has it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for encoder and heads; auto: on GPUs only (a CPU compile costs minutes)."""
-    batch_norm: Literal["local", "sync"] = "local"
-    """Statistics of one rank or of all ranks together.  sync makes W ranks train exactly as one does."""
+    batch_norm: Literal["local", "sync", "group"] = "local"
+    """Statistics of one rank, or of all together, so that W ranks train as one; group: none, group norm instead."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: Augment = field(default_factory=Augment)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -82,10 +84,17 @@ class PretrainConfig:
         for flag, value in (("epochs", self.epochs), ("steps", self.steps), ("batch-size", self.batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag} must be at least 1, not {value}")
-        if self.accumulate < 1 or (self.ranks is not None and self.ranks < 1):
-            raise ConfigError("--accumulate and --ranks must be at least 1")
+        if min(self.accumulate, self.grad_cache_chunks, 1 if self.ranks is None else self.ranks) < 1:
+            raise ConfigError("--accumulate, --grad-cache-chunks and --ranks must be at least 1")
+        if self.accumulate > 1 and self.grad_cache_chunks > 1:
+            raise ConfigError("--accumulate and --grad-cache-chunks both cut the batch: give one of them")
         if Path(self.name).name != self.name:
             raise ConfigError(f"--name {self.name!r} must be a folder name without slashes; --runs says where")
+
+    @property
+    def micro_batches(self) -> int:
+        """Shares that the loader cuts a step's batch into, on each rank."""
+        return self.accumulate * self.grad_cache_chunks
 
 
 @dataclass(frozen=True, kw_only=True)

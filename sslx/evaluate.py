@@ -17,6 +17,7 @@ from sslx.data.sources import Source
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError
+from sslx.group_norm import group_norm
 from sslx.probe import Score, features
 from sslx.probe.features import Features
 
@@ -41,6 +42,8 @@ class Trained:
         """The encoder, with the checkpoint's weights or as it was initialised at the start of the run."""
         rng.seed_torch(self.settings.seed)
         encoder = encoders.build(replace(self.settings.encoder, weights=None), self.size, self.view.size)
+        if self.settings.batch_norm == "group":
+            group_norm(encoder)
         if trained:
             checkpoint.load_weights(encoder, self.weights, f"checkpoint in {self.folder}")
         return encoder.to(device)

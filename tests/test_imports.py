@@ -17,7 +17,7 @@ LEAVES = ("errors", "rng", "schedules", "distributed")
 """Anyone may import these; they import no other part."""
 
 ARROW = (
-    ("checkpoint", "log", "sync_bn"),
+    ("checkpoint", "log", "sync_bn", "group_norm"),
     ("data",),
     ("encoders", "losses", "optim"),
     ("methods",),

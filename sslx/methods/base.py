@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sslx.data.batch import Batch
@@ -38,8 +39,12 @@ class Method(nn.Module):
         """The loss of the embeddings of all ranks; progress: () in [0, 1], the share of training that is done."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch, progress: Tensor) -> Step:
-        return self.loss(self.embed(batch), progress)
+    def forward(self, batch: Batch, progress: Tensor, cotangents: tuple[Tensor, ...] | None = None) -> Step:
+        """``loss`` of ``embed``; given gradients of the embeddings, a scalar with just those (gradient caching)."""
+        embeddings = self.embed(batch)
+        if cotangents is None:
+            return self.loss(embeddings, progress)
+        return Step(torch.stack([(e * c).sum() for e, c in zip(embeddings, cotangents, strict=True)]).sum())
 
     def after_step(self, progress: Tensor) -> None:
         """Called after each optimizer step: EMA updates."""

@@ -14,6 +14,7 @@ from sslx.data.sources import Source
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
 from sslx.errors import MissingInput
+from sslx.group_norm import group_norm, has_batch_norm
 from sslx.methods.base import Method
 from sslx.probe.online import OnlineProbe
 
@@ -47,6 +48,16 @@ class Parts:
             f"{ranks.world_size} x {ranks.device.type}",
             f"{self.total_steps:,} steps of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
             f"{config.optim.name}, peak lr {self.peak_lr:.4g}",
+            *self._cached_batch_norm(config),
+        ]
+
+    def _cached_batch_norm(self, config: PretrainConfig) -> list[str]:
+        if config.grad_cache_chunks == 1 or not has_batch_norm(self.method):
+            return []
+        return [
+            f"gradient caching: batch norm takes its statistics from each of the {config.grad_cache_chunks} chunks"
+            f"{' over all ranks' if config.batch_norm == 'sync' else ''}, so the gradient is not quite that of the "
+            "whole batch; with --batch-norm group it is exactly"
         ]
 
 
@@ -62,7 +73,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
         source,
         file.views(config.method, config.augment, size),
         batch_size=config.batch_size,
-        accumulate=config.accumulate,
+        accumulate=config.micro_batches,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -73,7 +84,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
     )
     view = eval_view(config.data.eval_size or size)
     method = _method(config, file, (size, view.size), ranks.device, parameters)
-    steps_per_epoch = loader.batches_per_epoch // config.accumulate
+    steps_per_epoch = loader.batches_per_epoch // config.micro_batches
     return Parts(
         source,
         loader,
@@ -107,7 +118,9 @@ def _method(
     rng.seed_torch(config.seed)
     method: Method = file.Method(config.method, encoders.build(config.encoder, *sizes)).to(device, dtype)
     if config.batch_norm == "sync":
-        method = sync_bn.sync_batch_norm(method)  # pyright: ignore[reportAssignmentType]
+        sync_bn.sync_batch_norm(method)
+    if config.batch_norm == "group":
+        group_norm(method)
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
         method.embed = torch.compile(method.embed)
     return method

@@ -31,11 +31,11 @@ def main(argv: Sequence[str]) -> int:
         return work(settings)
     gpus = torch.cuda.device_count() if settings.device != "cpu" else 0
     ranks = settings.ranks or max(1, gpus)
-    if settings.batch_size % (ranks * settings.accumulate):  # before anything is started
-        share = ranks * settings.accumulate
+    if settings.batch_size % (ranks * settings.micro_batches):  # before anything is started
+        share = ranks * settings.micro_batches
         raise ConfigError(
-            f"batch size {settings.batch_size} must be divisible by ranks x accumulation steps = {ranks} x "
-            f"{settings.accumulate}: take --batch-size {max(1, settings.batch_size // share) * share}"
+            f"batch size {settings.batch_size} must be divisible by ranks x micro-batches = {ranks} x "
+            f"{settings.micro_batches}: take --batch-size {max(1, settings.batch_size // share) * share}"
         )
     return work(settings) if ranks == 1 else start(argv, ranks)
 

@@ -20,7 +20,7 @@ from sslx.errors import NonFiniteError
 from sslx.train import run as runs
 from sslx.train.build import build, online_probe
 from sslx.train.signals import StopSignals
-from sslx.train.step import train_step
+from sslx.train.step import cached_step, train_step
 
 
 @dataclass
@@ -49,6 +49,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     if ranks.is_main:
         log.write_status(run.folder, "running", run.step)
     progress = torch.zeros((), device=ranks.device)
+    run_step = cached_step if config.grad_cache_chunks > 1 else train_step
     meter, agreement, clock = log.Meter(), distributed.StopFlag(), Clock(config.batch_size)
     signal = 0
 
@@ -62,8 +63,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
             optim.set_lr(parts.optimizer, lr)
             progress.fill_(share)
             with clock.waiting():
-                batches = [next(parts.loader) for _ in range(config.accumulate)]
-            meter.add(train_step(parts.model, batches, parts.optimizer, progress, parts.autocast))
+                batches = [next(parts.loader) for _ in range(config.micro_batches)]
+            meter.add(run_step(parts.model, batches, parts.optimizer, progress, parts.autocast))
             parts.method.after_step(progress)
             position.step = done = step + 1
             clock.steps += 1

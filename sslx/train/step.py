@@ -1,14 +1,15 @@
-"""One optimizer step.  The loop and the benchmarks run this same function."""
+"""One optimizer step.  The loop and the benchmarks run these same functions."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sslx.data.batch import Batch
-from sslx.methods.base import Step
+from sslx.distributed import unwrap
+from sslx.methods.base import Method, Step
 
 
 def train_step(
@@ -27,14 +28,71 @@ def train_step(
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     for number, batch in enumerate(batches):
-        last = number == len(batches) - 1
-        # Gradients are averaged over ranks once, in the last backward.
-        local = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
-        with local:
-            with torch.autocast(progress.device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+        with _averaged_if(model, number == len(batches) - 1):
+            with _autocast(progress, autocast):
                 step: Step = model(batch, progress)
             (step.loss / len(batches)).backward()
         losses.append(step.loss.detach())
         metrics = step.metrics
     optimizer.step()
     return {"loss": torch.stack(losses).mean(), **metrics}
+
+
+def cached_step(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    progress: Tensor,
+    autocast: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """``train_step`` with one loss over all micro-batches, in the memory of one (gradient caching, arXiv 2101.06983).
+
+    The micro-batches are embedded without a graph; the loss of all embeddings gives each embedding's gradient; then
+    each micro-batch is embedded again, and its gradient sent back.  Exact, but for what the embedding of a sample
+    owes to the others of its micro-batch: batch norm.  Parameters of the loss itself are not averaged over ranks.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    method = unwrap(model)
+    assert isinstance(method, Method)
+    buffers = [buffer.clone() for buffer in method.buffers()]
+    generators = list[list[Tensor]]()  # the second time dropout must drop the same
+    embedded = list[tuple[Tensor, ...]]()
+    with torch.no_grad(), _autocast(progress, autocast):
+        for batch in batches:
+            generators.append(_generators(progress.device))
+            embedded.append(method.embed(batch))
+    for buffer, before in zip(method.buffers(), buffers, strict=True):
+        buffer.copy_(before)  # running statistics move once a step, in the second pass
+    whole = tuple(torch.cat(parts).requires_grad_() for parts in zip(*embedded, strict=True))
+    with _autocast(progress, autocast):
+        step = method.loss(whole, progress)
+    step.loss.backward()
+    cotangents = [z.grad.split([len(part[i]) for part in embedded]) for i, z in enumerate(whole) if z.grad is not None]
+    for number, (batch, state) in enumerate(zip(batches, generators, strict=True)):
+        _restore(progress.device, state)
+        with _averaged_if(model, number == len(batches) - 1):
+            with _autocast(progress, autocast):
+                again: Step = model(batch, progress, tuple(parts[number] for parts in cotangents))
+            again.loss.backward()
+    optimizer.step()
+    return {"loss": step.loss.detach(), **step.metrics}
+
+
+def _averaged_if(model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """Gradients are averaged over ranks once a step, in the last backward."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def _autocast(progress: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return torch.autocast(progress.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _restore(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -5,12 +5,13 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
-from sslx import data, encoders, methods, optim, rng
+from sslx import data, distributed, encoders, methods, optim, rng
 from sslx.config import load
 from sslx.data import sources
 from sslx.data.batch import Batch
+from sslx.group_norm import group_norm
 from sslx.methods.base import Method
-from sslx.train.step import train_step
+from sslx.train.step import cached_step, train_step
 
 FLAGS = [
     "--data.source", "synthetic", "--data.num-synthetic", "32", "--data.size", "8", "--batch-size", "8",
@@ -61,3 +62,82 @@ def test_accumulated_gradients_are_the_mean_of_the_micro_batches() -> None:
     torch.testing.assert_close(both["loss"], torch.stack(losses).mean())
     for mine, first, second in zip(found, *single, strict=True):
         torch.testing.assert_close(mine, (first + second) / 2, rtol=1e-9, atol=1e-12)
+
+
+FROZEN = ["--optim.name", "sgd", "--optim.lr", "1e-30"]
+
+
+def whole(batches: list[Batch]) -> Batch:
+    views = tuple(torch.cat(v) for v in zip(*(b.views for b in batches), strict=True))
+    return Batch(views, None, torch.cat([b.index for b in batches]))
+
+
+def gradients(method: Method) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cached_gradients_are_those_of_the_whole_batch(dtype: torch.dtype) -> None:
+    """All its negatives, in the memory of a chunk; with group norm, for batch norm's statistics are the chunk's."""
+    method, optimizer, batches = build(FROZEN, dtype)
+    group_norm(method)
+    cached = cached_step(method, batches, optimizer, torch.zeros(()), None)
+    ours = gradients(method)
+    once = train_step(method, [whole(batches)], optimizer, torch.zeros(()), None)
+    torch.testing.assert_close(cached, once)
+    theirs = gradients(method)
+    assert (ours - theirs).norm() <= (1e-5 if dtype == torch.float32 else 1e-12) * theirs.norm()
+    train_step(method, batches, optimizer, torch.zeros(()), None)  # accumulation has fewer negatives
+    assert (gradients(method) - theirs).norm() > 0.01 * theirs.norm()
+
+
+def test_cached_batch_norm_counts_each_chunk_once() -> None:
+    method, optimizer, batches = build(FROZEN, torch.float64)
+    cached_step(method, batches, optimizer, torch.zeros(()), None)
+    ours = [buffer.clone() for buffer in method.buffers()]
+    method, optimizer, batches = build(FROZEN, torch.float64)
+    train_step(method, batches, optimizer, torch.zeros(()), None)
+    torch.testing.assert_close(ours, list(method.buffers()))
+
+
+def test_cached_dropout_drops_the_same_twice() -> None:
+    method, optimizer, batches = build(FROZEN, torch.float64)
+    group_norm(method)
+    method.projector.append(torch.nn.Dropout(0.3))
+    torch.manual_seed(1)
+    cached_step(method, batches, optimizer, torch.zeros(()), None)
+    ours = gradients(method)
+    method.zero_grad()
+    torch.manual_seed(1)
+    parts = [method.embed(batch) for batch in batches]
+    method.loss(tuple(torch.cat(z) for z in zip(*parts, strict=True)), torch.zeros(())).loss.backward()
+    torch.testing.assert_close(ours, gradients(method))
+
+
+def on_this_rank(cached: bool) -> torch.Tensor:
+    """The gradient that DDP leaves after a step on this rank's share of two batches of 8."""
+    method, optimizer, batches = build(FROZEN, torch.float64)
+    group_norm(method)
+    model = distributed.wrap(method, device=torch.device("cpu"), sync_bn=False)
+    size, rank = 8 // distributed.world_size(), distributed.rank()
+    own = slice(rank * size, (rank + 1) * size)
+    shares = [Batch(tuple(v[own] for v in b.views), None, b.index[own]) for b in batches]
+    if cached:
+        cached_step(model, shares, optimizer, torch.zeros(()), None)
+    else:
+        train_step(model, [whole(shares)], optimizer, torch.zeros(()), None)
+    return gradients(method)
+
+
+def test_cached_gradients_on_two_ranks_are_those_of_the_whole_batch_on_one(ranks) -> None:
+    truth = on_this_rank(cached=False)
+    for found in ranks(2, on_this_rank, True):
+        torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-12)
+
+
+def test_cached_step_does_not_wait_for_the_device(no_host_sync: AbstractContextManager[object]) -> None:
+    method, optimizer, batches = build(["--optim.name", "lars"], torch.float32)
+    cached_step(method, batches, optimizer, torch.zeros(()), torch.bfloat16)
+    with no_host_sync:
+        metrics = cached_step(method, batches, optimizer, torch.zeros(()), torch.bfloat16)
+    assert metrics["loss"].isfinite()

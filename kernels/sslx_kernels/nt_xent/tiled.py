@@ -14,8 +14,8 @@ from torch import Tensor
 EPS = 1e-12
 """Rows shorter than this are divided by it instead of by their length, as ``F.normalize`` does."""
 
-TILE = 768
-"""Rows and columns of a tile: 2.4 MB in fp32, which stay in a CPU's caches while they are worked on."""
+TILE = 1024
+"""Rows and columns of a tile: 4 MB in fp32, which stay in a CPU's caches while they are worked on."""
 
 
 def factors(z: Tensor) -> Tensor:
@@ -105,23 +105,21 @@ def _similarities(x: Tensor, y: Tensor, symmetric: bool) -> Iterator[tuple[slice
     Every tile is the same memory: what it held before is gone.
     """
     memory = torch.empty(min(TILE, len(x)) * min(TILE, len(y)), device=x.device, dtype=x.dtype)
-    pairs = _triangle(0, len(x), TILE) if symmetric else itertools.product(_cut(0, len(x)), _cut(0, len(y)))
-    for rows, cols in pairs:
+    every = itertools.product(_cut(0, len(x), TILE), _cut(0, len(y), TILE))
+    for rows, cols in _triangle(0, len(x), TILE) if symmetric else every:
         shape = rows.stop - rows.start, cols.stop - cols.start
-        tile = memory[: shape[0] * shape[1]].view(shape)
-        yield rows, cols, torch.mm(x[rows], y[cols].T, out=tile)
+        yield rows, cols, torch.mm(x[rows], y[cols].T, out=memory[: shape[0] * shape[1]].view(shape))
 
 
-def _cut(first: int, last: int, side: int = 0) -> list[slice]:
-    side = side or TILE
+def _cut(first: int, last: int, side: int) -> list[slice]:
     return [slice(i, min(i + side, last)) for i in range(first, last, side)]
 
 
 def _triangle(first: int, last: int, side: int) -> Iterator[tuple[slice, slice]]:
-    """The tiles on and above the diagonal; those on it in smaller ones, for of these a half is computed twice."""
+    """The tiles on and above the diagonal; those on it in halves, for half of each is computed twice."""
     for rows in _cut(first, last, side):
-        if side > TILE // 3:
-            yield from _triangle(rows.start, rows.stop, TILE // 3)
+        if side == TILE and side > 1:
+            yield from _triangle(rows.start, rows.stop, TILE // 2)
         else:
             yield rows, rows
         for cols in _cut(rows.stop, last, side):
