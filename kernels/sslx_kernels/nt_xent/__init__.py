@@ -12,7 +12,7 @@ from sslx_kernels.nt_xent import op, reference
 
 Impl = Literal["auto", "reference", "tiled", "fused"]
 IMPLS = ("auto", "reference", "tiled", "fused")
-_FUSED_DTYPES, _FUSED_DIM = (torch.float32, torch.bfloat16, torch.float16), 256
+_FUSED_DTYPES, _FUSED_DIM = (torch.bfloat16, torch.float16), 256
 
 
 def nt_xent(
@@ -36,7 +36,7 @@ def nt_xent(
     temperature: a positive float, or a tensor of one element that may require a gradient.  A tensor is not read:
       the largest exponent is then taken out of each sum, unless min_temperature says how low it can go.
     impl: "reference" is the definition, in N×M memory; "tiled" is PyTorch without it; "fused" is Triton, for a GPU,
-      fp32, bf16 or fp16 and D up to 256; "auto" takes the fastest that can.
+      bf16 or fp16 and D up to 256; "auto" takes the fastest that can.
     Returns a scalar.  Gradients flow to rows, columns and temperature; there is no second derivative but of
     "reference".  An inf or a NaN in any row reaches the loss.
     Raises ValueError for shapes, dtypes and devices that do not fit, and for an unknown impl.
@@ -77,7 +77,7 @@ def _not_fused(rows: Tensor) -> str:
     if rows.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"needs a CUDA device, got {rows.device.type}"
     if rows.dtype not in _FUSED_DTYPES:
-        return f"takes fp32, bf16 and fp16, got {rows.dtype}"
+        return f"takes bf16 and fp16, got {rows.dtype}"
     if rows.shape[1] > _FUSED_DIM:
         return f"takes rows of up to {_FUSED_DIM} numbers, got {rows.shape[1]}"
     return ""

@@ -1,6 +1,6 @@
 """The sums and gradients behind NT-Xent as two Triton kernels: a similarity lives in registers only.
 
-The same functions as in ``tiled``, for fp32, bf16 and fp16 rows of up to 256 numbers on a GPU (or, with
+The same functions as in ``tiled``, for bf16 and fp16 rows of up to 256 numbers on a GPU (or, with
 ``TRITON_INTERPRET=1``, on a CPU).  Rows are multiplied as they came, by tensor cores; their lengths are divided out of
 the fp32 products, so bf16 inputs are not rounded a second time.  No atomics: the same input gives the same bits.
 """
@@ -20,6 +20,9 @@ from sslx_kernels.nt_xent.tiled import EPS
 _LOG2_E = 1.4426950408889634
 _LARGEST_SYMMETRIC = 131_072
 """Rows up to which the symmetric forward is used: its partial sums then take 67 MB."""
+BOOST = 2.0**20
+"""What softmax's weights, over a column's length of 64 or more, are multiplied by before they are rounded to fp16: one
+in four million is no number there.  The largest, 2, becomes 32,768."""
 _sums_kernel: Any = triton_kernels.sums_kernel
 _gradient_kernel: Any = triton_kernels.gradient_kernel
 
@@ -34,27 +37,36 @@ class Blocks:
     stages: int
 
 
-def forward_blocks(dtype: torch.dtype, dim: int) -> Blocks:
-    """Tiles of the forward for (padded) rows of ``dim`` numbers."""
-    if dtype.itemsize == 4:
-        return Blocks(64, 64, 4, 2) if dim <= 128 else Blocks(64, 32, 4, 2)
-    return Blocks(128, 128, 8, 3) if dim <= 128 else Blocks(64, 64, 4, 3)
+def forward_blocks(dim: int, generation: int) -> Blocks:
+    """Tiles of the forward for (padded) rows of ``dim`` numbers on GPUs of sm_80, 90 or 100 (generation 8, 9, 10).
+
+    The largest that were found to spill no register, by compiling them (tests/kernels/test_ahead_of_time.py).
+    """
+    if generation == 9 and dim <= 128:
+        return Blocks(128, 128, 8, 3)
+    if generation >= 9 or dim <= 64:
+        return Blocks(64, 64, 4, 3)
+    return Blocks(64, 64, 8, 3) if dim <= 128 else Blocks(64, 32, 8, 2)
 
 
-def backward_blocks(dtype: torch.dtype, dim: int) -> Blocks:
-    """Tiles of the backward, which also holds ``rows`` × ``dim`` sums in registers."""
-    if dtype.itemsize == 4:
-        return Blocks(64, 32, 4, 2) if dim <= 64 else Blocks(64, 32, 8, 2)
-    return Blocks(128, 64, 8, 3) if dim <= 128 else Blocks(64, 64, 8, 2)
+def backward_blocks(dim: int, generation: int) -> Blocks:
+    """Tiles of the backward, which also holds ``rows`` × ``dim`` sums in registers; found likewise."""
+    small = 128 if generation >= 9 else 64
+    return Blocks(128, 64, 8, 3) if dim <= small else Blocks(64, 64, 8, 2)
+
+
+def _generation(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
 
 
 def prepared_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of what ``prepare`` makes of rows of this one: fp16 for bf16, else the same.
+    """The dtype of what ``prepare`` makes of rows of this one: fp16.
 
     A row of bf16 at a length of about 100 loses nothing in fp16, whose products are as fast; and softmax's weights,
     rounded to the same dtype for their product, keep 11 bits instead of 8.
     """
-    return torch.float16 if dtype == torch.bfloat16 else dtype
+    assert dtype in (torch.float16, torch.bfloat16)
+    return torch.float16
 
 
 def prepare(z: Tensor, factor: Tensor) -> Tensor:
@@ -79,7 +91,7 @@ def log_sums(
     columns = x if y is None else y
     num_rows, num_cols, dim = len(x), len(columns), x.shape[1]
     padded = max(16, triton.next_power_of_2(dim))
-    b = forward_blocks(x.dtype, padded)
+    b = forward_blocks(padded, _generation(x.device))
     symmetric = y is None and shift_free and num_rows <= _LARGEST_SYMMETRIC
     if symmetric:
         side = max(b.rows, b.cols) * (2 if num_rows <= 32_768 else 8)
@@ -92,8 +104,8 @@ def log_sums(
     largest = sums if shift_free else torch.empty_like(sums)
     _sums_kernel[grid](
         x, columns, _scales(x), _scales(columns), _stacked(skip, x), inverse_temperature.float(), sums, largest,
-        num_rows, num_cols, dim,
-        NUM_SKIP=len(skip), SYMMETRIC=symmetric, SHIFT_FREE=shift_free, PRECISION=precision(x.dtype),
+        num_rows, num_cols,
+        D=dim, NUM_SKIP=len(skip), SYMMETRIC=symmetric, SHIFT_FREE=shift_free,
         BM=b.rows, BN=b.cols, BD=padded, PANELS=panels, TILES=tiles, num_warps=b.warps, num_stages=b.stages,
     )  # fmt: skip
     if shift_free:
@@ -134,7 +146,7 @@ def _gradient(
 ) -> Tensor:
     dim = x.shape[1]
     padded = max(16, triton.next_power_of_2(dim))
-    b = backward_blocks(x.dtype, padded)
+    b = backward_blocks(padded, _generation(x.device))
     result = x.new_empty(x.shape, dtype=torch.float32)
     weights: list[Tensor] = []
     for pair in (row, column):
@@ -145,25 +157,12 @@ def _gradient(
         weights += [(g * (-log_sum).exp() if shift_free else g).float(), (log_sum * _LOG2_E).float()]
     _gradient_kernel[(triton.cdiv(len(x), b.rows),)](
         x, y, _scales(x), _scales(y), skip, inverse, *weights, result,
-        len(x), len(y), dim,
-        NUM_SKIP=num_skip, ON_COLUMNS=on_columns, SHIFT_FREE=shift_free, PRECISION=precision(x.dtype),
-        HAS_ROW=row is not None, HAS_COL=column is not None, BOOST=boost(x.dtype),
+        len(x), len(y),
+        D=dim, NUM_SKIP=num_skip, ON_COLUMNS=on_columns, SHIFT_FREE=shift_free,
+        HAS_ROW=row is not None, HAS_COL=column is not None, BOOST=BOOST,
         BM=b.rows, BN=b.cols, BD=padded, num_warps=b.warps, num_stages=b.stages,
     )  # fmt: skip
     return result
-
-
-def boost(dtype: torch.dtype) -> float:
-    """What softmax's weights, over a column's length of 64 or more, are multiplied by before they are rounded.
-
-    A weight of one in four million is no number in fp16; the largest, 2, becomes 32,768.
-    """
-    return 2.0**20 if dtype == torch.float16 else 1.0
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How tensor cores are to multiply fp32: as three products of tf32, which keeps fp32's accuracy."""
-    return "tf32x3" if dtype == torch.float32 else "ieee"
 
 
 def _scales(x: Tensor) -> Tensor:

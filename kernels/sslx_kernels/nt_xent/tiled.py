@@ -55,7 +55,7 @@ def log_sums(
     """
     columns = x if y is None else y
     total = torch.full((len(x),), 0.0 if shift_free else -torch.inf, device=x.device, dtype=torch.float64)
-    for rows, cols, tile in _similarities(x * inverse_temperature.to(x.dtype), columns, y is None):
+    for rows, cols, tile in _similarities(x, columns, y is None, inverse_temperature):
         if shift_free:
             tile.exp_()
         _fill(tile, skip, rows, cols, 0.0 if shift_free else -torch.inf)
@@ -87,7 +87,7 @@ def gradients(
     dy = torch.zeros_like(columns) if columns_too and y is not None else None
     weights = [None if pair is None else _weights(pair, x.dtype, shift_free) for pair in (row, other)]
     spare = torch.empty(min(TILE, len(x)) * min(TILE, len(columns)), device=x.device, dtype=x.dtype)
-    for rows, cols, tile in _similarities(x * inverse_temperature.to(x.dtype), columns, y is None):
+    for rows, cols, tile in _similarities(x, columns, y is None, inverse_temperature):
         second = spare[: tile.numel()].view_as(tile)
         _weigh(tile, second, rows, cols, weights, shift_free)
         _fill(tile, skip, rows, cols, 0.0)
@@ -99,16 +99,19 @@ def gradients(
     return dx, dy
 
 
-def _similarities(x: Tensor, y: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, x[rows] @ y[columns].T) of each tile, of those on and above the diagonal if symmetric.
+def _similarities(x: Tensor, y: Tensor, symmetric: bool, scale: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(rows, columns, scale · x[rows] @ y[columns].T) of each tile, of those on and above the diagonal if symmetric.
 
     Every tile is the same memory: what it held before is gone.
     """
     memory = torch.empty(min(TILE, len(x)) * min(TILE, len(y)), device=x.device, dtype=x.dtype)
     every = itertools.product(_cut(0, len(x), TILE), _cut(0, len(y), TILE))
+    scaled, of = x, slice(0)
     for rows, cols in _triangle(0, len(x), TILE) if symmetric else every:
+        if rows != of:
+            scaled, of = x[rows] * scale.to(x.dtype), rows
         shape = rows.stop - rows.start, cols.stop - cols.start
-        yield rows, cols, torch.mm(x[rows], y[cols].T, out=memory[: shape[0] * shape[1]].view(shape))
+        yield rows, cols, torch.mm(scaled, y[cols].T, out=memory[: shape[0] * shape[1]].view(shape))
 
 
 def _cut(first: int, last: int, side: int) -> list[slice]:

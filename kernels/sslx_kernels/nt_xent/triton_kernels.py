@@ -1,13 +1,21 @@
-"""The two Triton kernels of ``fused``, which is to be read first."""
+"""The two Triton kernels of ``fused``, which is to be read first.  Rows are fp16, sums fp32."""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _similarity(xt, yt, row_scale, col_scale, PRECISION: tl.constexpr):
+def _rows(x, first, N, D: tl.constexpr, BLOCK: tl.constexpr, BD: tl.constexpr):
+    """Rows ``first`` to ``first + BLOCK`` of x (N, D) as (BLOCK, BD), zeros past the edges; offsets fit 32 bits."""
+    index, dims = tl.arange(0, BLOCK), tl.arange(0, BD)
+    inside = (first + index < N)[:, None] & (dims < D)[None, :]
+    return tl.load(x + tl.cast(first, tl.int64) * D + index[:, None] * D + dims[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _similarity(xt, yt, row_scale, col_scale):
     """log2(e) · cosine / T of a tile, from raw rows (BM, BD) and columns (BD, BN)."""
-    return tl.dot(xt, yt, input_precision=PRECISION) * row_scale[:, None] * col_scale[None, :]
+    return tl.dot(xt, yt) * row_scale[:, None] * col_scale[None, :]
 
 
 @triton.jit
@@ -27,8 +35,8 @@ def _left_out(rows, cols, N, M, skip, NUM_SKIP: tl.constexpr, ON_COLUMNS: tl.con
 @triton.jit
 def sums_kernel(
     x, y, x_scale, y_scale, skip, inverse_temperature, part_sum, part_max,
-    N, M, D,
-    NUM_SKIP: tl.constexpr, SYMMETRIC: tl.constexpr, SHIFT_FREE: tl.constexpr, PRECISION: tl.constexpr,
+    N, M,
+    D: tl.constexpr, NUM_SKIP: tl.constexpr, SYMMETRIC: tl.constexpr, SHIFT_FREE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, PANELS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Sums over TILES·BN columns for PANELS·BM rows; if SYMMETRIC also those of its mirror image."""
@@ -37,28 +45,25 @@ def sums_kernel(
         if block_col < block_row:
             return
     scale = tl.load(inverse_temperature) * 1.4426950408889634
-    dims = tl.arange(0, BD)
     numbers = tl.arange(0, TILES)
     mirror = tl.zeros([TILES, BN], tl.float32)
     for panel in range(PANELS):
-        rows = (block_row * PANELS + panel) * BM + tl.arange(0, BM)
-        xt = tl.load(
-            x + rows.to(tl.int64)[:, None] * D + dims[None, :],
-            mask=(rows < N)[:, None] & (dims < D)[None, :],
-            other=0.0,
-        )
+        first = (block_row * PANELS + panel) * BM
+        rows = first + tl.arange(0, BM)
+        xt = _rows(x, first, N, D, BM, BD)
         row_scale = tl.load(x_scale + rows, mask=rows < N, other=0.0) * scale
         total = tl.zeros([BM], tl.float32)
         largest = tl.full([BM], float("-inf"), tl.float32)
         for t in range(TILES):
-            cols = (block_col * TILES + t) * BN + tl.arange(0, BN)
+            start = (block_col * TILES + t) * BN
+            cols = start + tl.arange(0, BN)
             yt = tl.load(
-                y + cols.to(tl.int64)[None, :] * D + dims[:, None],
-                mask=(cols < M)[None, :] & (dims < D)[:, None],
+                y + cols.to(tl.int64)[None, :] * D + tl.arange(0, BD)[:, None],
+                mask=(cols < M)[None, :] & (tl.arange(0, BD) < D)[:, None],
                 other=0.0,
             )
             col_scale = tl.load(y_scale + cols, mask=cols < M, other=0.0)
-            s = _similarity(xt, yt, row_scale, col_scale, PRECISION)
+            s = _similarity(xt, yt, row_scale, col_scale)
             out = _left_out(rows, cols, N, M, skip, NUM_SKIP, False)
             if SHIFT_FREE:
                 e = tl.where(out, 0.0, tl.exp2(s))
@@ -83,17 +88,16 @@ def sums_kernel(
 @triton.jit
 def gradient_kernel(
     x, y, x_scale, y_scale, skip, inverse_temperature, row_weight, row_log, col_weight, col_log, result,
-    N, M, D,
-    NUM_SKIP: tl.constexpr, ON_COLUMNS: tl.constexpr, SHIFT_FREE: tl.constexpr, PRECISION: tl.constexpr,
+    N, M,
+    D: tl.constexpr, NUM_SKIP: tl.constexpr, ON_COLUMNS: tl.constexpr, SHIFT_FREE: tl.constexpr,
     HAS_ROW: tl.constexpr, HAS_COL: tl.constexpr, BOOST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """BM rows' gradients: sum over all columns of (g_i·exp(s - L_i) + h_j·exp(s - C_j)) · unit column j."""
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    dims = tl.arange(0, BD)
+    first = tl.program_id(0) * BM
+    rows = first + tl.arange(0, BM)
     scale = tl.load(inverse_temperature) * 1.4426950408889634
-    inside = (rows < N)[:, None] & (dims < D)[None, :]
-    xt = tl.load(x + rows.to(tl.int64)[:, None] * D + dims[None, :], mask=inside, other=0.0)
+    xt = _rows(x, first, N, D, BM, BD)
     row_scale = tl.load(x_scale + rows, mask=rows < N, other=0.0) * scale
     if HAS_ROW:
         g = tl.load(row_weight + rows, mask=rows < N, other=0.0)
@@ -102,13 +106,9 @@ def gradient_kernel(
     total = tl.zeros([BM, BD], tl.float32)
     for start in range(0, M, BN):
         cols = start + tl.arange(0, BN)
-        yt = tl.load(
-            y + cols.to(tl.int64)[:, None] * D + dims[None, :],
-            mask=(cols < M)[:, None] & (dims < D)[None, :],
-            other=0.0,
-        )
+        yt = _rows(y, start, M, D, BN, BD)
         col_scale = tl.load(y_scale + cols, mask=cols < M, other=0.0)
-        s = _similarity(xt, tl.trans(yt), row_scale, col_scale, PRECISION)
+        s = _similarity(xt, tl.trans(yt), row_scale, col_scale)
         if HAS_COL:
             h = tl.load(col_weight + cols, mask=cols < M, other=0.0)
         if SHIFT_FREE:
@@ -128,5 +128,8 @@ def gradient_kernel(
                 w += h[None, :] * tl.exp2(s - log_col[None, :])
         out = _left_out(rows, cols, N, M, skip, NUM_SKIP, ON_COLUMNS)
         w = tl.where(out, 0.0, w * (col_scale * BOOST)[None, :])
-        total = tl.dot(w.to(yt.dtype), yt, total, input_precision=PRECISION)
-    tl.store(result + rows.to(tl.int64)[:, None] * D + dims[None, :], total / BOOST, mask=inside)
+        total = tl.dot(w.to(yt.dtype), yt, total)
+    index, dims = tl.arange(0, BM), tl.arange(0, BD)
+    inside = (rows < N)[:, None] & (dims < D)[None, :]
+    at = result + tl.cast(first, tl.int64) * D + index[:, None] * D + dims[None, :]
+    tl.store(at, total / BOOST, mask=inside)
