@@ -10,4 +10,5 @@ $python benchmarks/bench_parity.py --root "$cifar/test" --size 32
 $python benchmarks/bench_parity.py --root "$photos" --size 224
 $python benchmarks/bench_loader.py --root "$cifar/train" --size 32
 $python benchmarks/bench_loader.py --root "$photos" --size 224
+$python benchmarks/bench_nt_xent.py
 $python benchmarks/bench_cifar10.py --root "$cifar"

@@ -49,16 +49,10 @@ def usage(path: str) -> dict[str, int]:
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
 
 
-@pytest.mark.parametrize(
-    ("capability", "dims"),
-    [
-        (90, [128]),
-        pytest.param(80, [64, 128, 256], marks=pytest.mark.slow),
-        pytest.param(90, [64, 256], marks=pytest.mark.slow),
-        pytest.param(100, [64, 128, 256], marks=pytest.mark.slow),
-    ],
-)
-def test_kernels_fit_the_gpu_and_spill_nothing(tmp_path: Path, capability: int, dims: list[int]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", list(SHARED_BYTES))
+def test_kernels_fit_the_gpu_and_spill_nothing(tmp_path: Path, capability: int) -> None:
+    dims = (64, 128, 256)
     argv = [sys.executable, "-c", SCRIPT, str(tmp_path), str(capability), *map(str, dims)]
     environ = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=280, check=False)

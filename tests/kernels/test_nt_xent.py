@@ -508,6 +508,7 @@ def test_one_tensor_as_rows_and_columns_needs_pairs(wrong: str) -> None:
     assert nt_xent(z, copy(), own, own.roll(1), 0.1, "tiled").item() == pytest.approx(math.log(5))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is what it starts")
 def test_the_triton_kernels_in_tritons_interpreter() -> None:
     argv = [sys.executable, "-m", "pytest", "-q", "-k", "fused", __file__]
