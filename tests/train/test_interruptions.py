@@ -86,6 +86,7 @@ def test_an_output_that_nothing_reads_ends_the_run_and_its_status_says_so(tmp_pa
     assert (status.state, "closed pipe" in status.reason) == ("failed", True)
 
 
+@pytest.mark.slow
 def test_killing_one_of_two_ranks_ends_the_job_with_one_line(tmp_path: Path):
     with started(tmp_path, *LONG, "--ranks", "2") as process:
         until_training(tmp_path, process)

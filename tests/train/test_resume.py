@@ -51,7 +51,10 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-@pytest.mark.parametrize(("world_size", "backend"), [(1, "dali"), (1, "torchvision"), (2, "dali"), (3, "dali")])
+@pytest.mark.parametrize(
+    ("world_size", "backend"),
+    [(1, "dali"), (1, "torchvision"), (2, "dali"), pytest.param(3, "dali", marks=pytest.mark.slow)],
+)
 def test_resumed_twice_is_bit_identical(ranks, tmp_path: Path, world_size: int, backend: str) -> None:
     flags = ["--data.backend", backend, "--precision", "fp32"]
     flags += ["--data.threads", "0"] if backend == "torchvision" else []
