@@ -7,87 +7,29 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch._dynamo.testing as dynamo_testing
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sslx_kernels.nt_xent import nt_xent, op, smallest_shift_free_temperature, tiled
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-FAST = ["tiled", "fused"] if INTERPRETED or DEVICE == "cuda" else ["tiled"]
-NATIVE = {"reference": torch.float32, "tiled": torch.float32, "fused": torch.bfloat16}
-TOLERANCE = {"reference": 5e-6, "tiled": 5e-6, "fused": 5e-4}
-"""Of the gradient, to fp64 on the same input."""
-TEMPERATURES = [1.0, 0.5, 0.07, 0.02, 0.014, 0.0139, 0.01, 0.005]
-
-
-def brute_force(
-    rows: Tensor, columns: Tensor, self_column: Tensor, positive_column: Tensor, temperature: float
-) -> float:
-    """Equation 1 of arXiv 2002.05709, in Python's own floats."""
-
-    def cosine(a: list[float], b: list[float]) -> float:
-        norms = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
-        return sum(x * y for x, y in zip(a, b, strict=True)) / norms
-
-    total = 0.0
-    for i, row in enumerate(rows.tolist()):
-        s = [cosine(row, column) / temperature for column in columns.tolist()]
-        others = [x for j, x in enumerate(s) if j != int(self_column[i])]
-        largest = max(others)
-        log_sum = largest + math.log(sum(math.exp(x - largest) for x in others))
-        total += log_sum - s[int(positive_column[i])]
-    return total / len(rows)
-
-
-def make(
-    generator: torch.Generator, size: int = 5, dim: int = 4, first: int = 0, num: int | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows ``first`` to ``first + num`` of the 2 * size columns, in fp64; all of them are the columns themselves."""
-    columns = torch.randn(2 * size, dim, dtype=torch.float64, generator=generator).to(DEVICE)
-    own = torch.arange(2 * size, device=DEVICE)[first : None if num is None else first + num]
-    return columns if num is None else columns[own], columns, own, (own + size) % (2 * size)
-
-
-def cast(arguments: tuple[Tensor, Tensor, Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The same in another dtype, rows and columns still one tensor if they were."""
-    rows, columns, own, positive = arguments
-    if rows is columns:
-        rows = columns = rows.to(dtype)
-    return rows.to(dtype), columns.to(dtype), own, positive
-
-
-def exact(arguments: tuple[Tensor, ...], temperature: float) -> tuple[float, Tensor]:
-    """(loss, gradient of the rows, those of the columns added where they are the same) in fp64, by autograd."""
-    rows, columns, own, positive = arguments
-    leaf = rows.detach().double().requires_grad_()
-    loss = nt_xent(leaf, leaf if rows is columns else columns.double(), own, positive, temperature, "reference")
-    return loss.item(), torch.autograd.grad(loss, leaf)[0]
-
-
-def raw_gradient(arguments: tuple[Tensor, ...], temperature: float, impl: str) -> tuple[float, Tensor]:
-    """(loss, gradient of the rows before it is rounded to their dtype), by the operators themselves."""
-    rows, columns, own, positive = arguments
-    t = torch.tensor(temperature, device=rows.device)
-    free = temperature >= smallest_shift_free_temperature(len(columns), torch.float32)
-    given = None if rows is columns else columns
-    loss, x, y, log_all, missed = op.forward(rows, given, own, positive, t, free, impl)
-    one = torch.ones_like(loss)
-    d, _, _ = op.backward(one, rows, given, x, y, own, positive, t, log_all, missed, free, impl, False)
-    return loss.item(), d
-
-
-def close(ours: tuple[float, Tensor], truth: tuple[float, Tensor], tolerance: float) -> None:
-    assert ours[0] == pytest.approx(truth[0], rel=min(tolerance, 3e-5), abs=1e-12)
-    assert (ours[1].double() - truth[1]).norm() <= tolerance * truth[1].norm() + 1e-12
-
+from contrast import (
+    DEVICE,
+    FAST,
+    INTERPRETED,
+    NATIVE,
+    TEMPERATURES,
+    TOLERANCE,
+    brute_force,
+    cast,
+    close,
+    exact,
+    make,
+    raw_gradient,
+)
+from sslx_kernels.nt_xent import nt_xent, smallest_shift_free_temperature, tiled
 
 # ---------------------------------------------------------------- the mathematics
 
@@ -359,159 +301,11 @@ def test_fp16_under_a_loss_scale_of_65536(generator: torch.Generator, impl: Any)
     assert (leaf.grad.double() / 65536 - truth).norm() < 1e-3 * truth.norm()
 
 
-# ---------------------------------------------------------------- as an operator
-
-
-@pytest.mark.parametrize("impl", FAST)
-@pytest.mark.parametrize("temperature", [0.1, 0.005])
-def test_the_same_bits_each_time_and_a_backward_that_may_be_repeated(
-    generator: torch.Generator, impl: Any, temperature: float
-) -> None:
-    rows, _, own, positive = cast(make(generator, size=100, dim=32), NATIVE[impl])
-    leaf = rows.requires_grad_()
-    losses = [nt_xent(leaf, leaf, own, positive, temperature, impl) for _ in range(2)]
-    assert torch.equal(*losses)
-    first, again, other = (torch.autograd.grad(x, leaf, retain_graph=True)[0] for x in (losses[0], *losses))
-    assert torch.equal(first, again)
-    assert torch.equal(first, other)
-    weight = torch.tensor(-3.0, device=DEVICE).expand(())
-    torch.testing.assert_close(
-        torch.autograd.grad(losses[0], leaf, weight)[0], -3 * first, rtol=0.01 if impl == "fused" else 1e-5, atol=1e-6
-    )
-
-
-def test_only_what_needs_a_gradient_gets_one(generator: torch.Generator) -> None:
-    rows, columns, own, positive = make(generator, num=4)
-    t = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    loss = nt_xent(rows, columns, own, positive, t, "tiled")
-    truth = nt_xent(rows, columns, own, positive, t, "reference")
-    torch.testing.assert_close(torch.autograd.grad(loss, t), torch.autograd.grad(truth, t))
-    assert not nt_xent(rows, columns, own, positive, 0.1, "tiled").requires_grad
-
-
-def test_a_second_derivative_is_refused(generator: torch.Generator) -> None:
-    rows, _, own, positive = make(generator)
-    leaf = rows.requires_grad_()
-    (gradient,) = torch.autograd.grad(nt_xent(leaf, leaf, own, positive, 0.1, "tiled"), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        gradient.sum().backward()
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_the_operators_pass_torchs_own_checks(generator: torch.Generator, same: bool) -> None:
-    rows, columns, own, positive = make(generator, num=None if same else 6)
-    t = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    given = None if same else columns.requires_grad_()
-    arguments = (rows.requires_grad_(), given, own, positive, t, True, "tiled")
-    torch.library.opcheck(op.forward, arguments)
-    with torch.no_grad():
-        _, x, y, log_all, missed = op.forward(*arguments)
-    inputs = (
-        torch.ones((), dtype=torch.float64),
-        rows.detach(),
-        None if same else columns.detach(),
-        x,
-        y,
-        own,
-        positive,
-    )
-    arguments = (*inputs, t.detach(), log_all, missed, True, "tiled", not same)
-    torch.library.opcheck(op.backward, arguments)
-
-
-def test_a_compiled_model_holds_it_whole_and_compiles_once(generator: torch.Generator) -> None:
-    rows, _, own, positive = cast(make(generator, size=8, dim=6), torch.float32)
-    weight = torch.eye(6, requires_grad=True)
-    counter = dynamo_testing.CompileCounterWithBackend("aot_eager")
-
-    @torch.compile(fullgraph=True, backend=counter)
-    def step(x: Tensor) -> Tensor:
-        z = x @ weight
-        return nt_xent(z, z, own, positive, 0.1)
-
-    for _ in range(3):
-        x = torch.randn(rows.shape, generator=generator)
-        weight.grad = None
-        step(x).backward()
-        z = (x @ weight.detach()).requires_grad_()
-        nt_xent(z, z, own, positive, 0.1).backward()
-        torch.testing.assert_close(weight.grad, x.T @ z.grad)
-    assert counter.frame_count == 1
-
-
-class Largest(TorchDispatchMode):
-    """The size of the largest tensor that any operation returned."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor):
-            self.numel = max(self.numel, found.numel())
-        return found
-
-
-@pytest.mark.parametrize("temperature", [0.1, 0.005])
-def test_no_tensor_is_larger_than_a_tile(
-    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, no_host_sync: Any, temperature: float
-) -> None:
-    """The operators' own code, for a dispatch mode does not see what an operator does inside."""
-    monkeypatch.setattr(tiled, "TILE", 32)
-    rows, _, own, positive = cast(make(generator, size=100, dim=4), torch.float32)
-    t = torch.tensor(temperature)
-    with Largest() as largest, no_host_sync:
-        _, x, y, log_all, missed = op.forward._init_fn(rows, None, own, positive, t, temperature > 0.01, "tiled")
-        arguments = (rows, None, x, y, own, positive, t, log_all, missed, temperature > 0.01, "tiled", False)
-        op.backward._init_fn(torch.ones(()), *arguments)
-    assert 1000 <= largest.numel <= 32 * 32
-
-
-# ---------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"rows": torch.zeros(4)}, "rows"),
-        ({"rows": torch.zeros(4, 2)}, r"\(4, 2\) and \(4, 3\)"),
-        ({"rows": torch.zeros(0, 3)}, r"\(0, 3\) and \(4, 3\)"),
-        ({"rows": torch.zeros(4, 3, dtype=torch.int64)}, "floats"),
-        ({"self_column": torch.arange(3)}, "self_column"),
-        ({"positive_column": torch.arange(4).int()}, "positive_column.*int32"),
-        ({"temperature": 0.0}, "positive temperature, got 0.0"),
-        ({"temperature": -0.1}, "positive temperature, got -0.1"),
-        ({"temperature": math.nan}, "positive temperature, got nan"),
-        ({"temperature": math.inf}, "positive temperature, got inf"),
-        ({"temperature": torch.ones(2)}, "one floating-point element"),
-        ({"temperature": torch.ones((), dtype=torch.int64)}, "one floating-point element"),
-        ({"temperature": torch.ones(()), "min_temperature": -1.0}, "positive temperature, got -1.0"),
-        ({"impl": "fastest"}, "one of auto, reference, tiled, fused, got 'fastest'"),
-        ({"impl": "fused", "rows": torch.zeros(4, 3).double()}, "impl='fused' .*got (cpu|torch.float64)"),
-        ({"columns": torch.zeros(4, 3, device="meta")}, "one device, got cpu, meta"),
-    ],
-)
-def test_what_does_not_fit_is_said_in_one_line(change: dict[str, Any], message: str) -> None:
-    index = torch.arange(4)
-    good = {"rows": torch.ones(4, 3), "columns": torch.ones(4, 3), "self_column": index}
-    with pytest.raises(ValueError, match=message) as raised:
-        nt_xent(**{**good, "positive_column": index.flip(0), "temperature": 0.1, **change})
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("wrong", ["self", "positive"])
-def test_one_tensor_as_rows_and_columns_needs_pairs(wrong: str) -> None:
-    z, own = torch.ones(6, 3), torch.arange(6)
-    positive = own.roll(1 if wrong == "positive" else 3)
-    with pytest.raises(RuntimeError, match="expected positives in pairs"):
-        nt_xent(z, z, own.flip(0) if wrong == "self" else own, positive, 0.1, "tiled")
-    copy: Callable[[], Tensor] = z.clone
-    assert nt_xent(z, copy(), own, own.roll(1), 0.1, "tiled").item() == pytest.approx(math.log(5))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is what it starts")
 def test_the_triton_kernels_in_tritons_interpreter() -> None:
-    argv = [sys.executable, "-m", "pytest", "-q", "-k", "fused", __file__]
+    files = [__file__, str(Path(__file__).with_name("test_operator.py"))]
+    argv = [sys.executable, "-m", "pytest", "-q", "-k", "fused", *files]
     environ = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
