@@ -234,6 +234,8 @@ def test_rows_of_no_length_and_of_extreme_length(generator: torch.Generator, imp
     rows, _, own, positive = cast(make(generator), NATIVE[impl])
     direction = rows[3].double() / rows[3].double().norm()
     rows[3] = (length * direction).to(rows.dtype)
+    if length:
+        direction = rows[3].double() / rows[3].double().norm()  # as rounded
     units = F.normalize(rows.double(), dim=1)
     # Rows shorter than 1e-12 are divided by that; next to nothing is left of 1e-20 and less.
     units[3] = direction if length > 1e-12 else direction * length / 1e-12
