@@ -205,7 +205,7 @@ def test_sizes_around_every_edge(
 
 @pytest.mark.parametrize("size", [500, 530])
 def test_the_real_tile_is_crossed(generator: torch.Generator, size: int) -> None:
-    assert 500 < tiled.TILE / 2 < 530
+    assert 500 < tiled.TILE < 530
     arguments = cast(make(generator, size=size, dim=16), torch.float32)
     close(raw_gradient(arguments, 0.1, "tiled"), exact(arguments, 0.1), 5e-6)
 

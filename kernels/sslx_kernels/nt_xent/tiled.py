@@ -1,11 +1,12 @@
 """The sums and gradients behind NT-Xent, tile by tile in plain PyTorch: never N×M numbers at a time.
 
 Similarities are computed where they are used, once in the forward and once again in the backward, in tiles of at
-most ``TILE`` × ``TILE``.  Where the rows are the columns too, a tile above the diagonal serves its mirror image:
-4·N²·D floating-point operations forward and backward together, where autograd on the N×N matrix takes 6.
+most ``TILE`` × ``TILE``, one for each core at a time: a batched product leaves a core with its own tile, and what
+follows finds it in that core's cache.  Where the rows are the columns too, a tile above the diagonal serves its mirror
+image: 4·N²·D floating-point operations forward and backward together, where autograd on the N×N matrix takes 6.
 """
 
-import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 EPS = 1e-12
 """Rows shorter than this are divided by it instead of by their length, as ``F.normalize`` does."""
 
-TILE = 1024
-"""Rows and columns of a tile: 4 MB in fp32, which stay in a CPU's caches while they are worked on."""
+TILE = 512
+"""Rows and columns of a tile at most: 1 MB in fp32, which stays in a core's own cache while it is worked on."""
+
+GPU_TILES = 32
+"""Tiles at a time on a GPU; on a CPU there is one for each thread."""
 
 
 def factors(z: Tensor) -> Tensor:
@@ -53,15 +57,16 @@ def log_sums(
     inverse_temperature: (), 1/T.  shift_free: whether exp(1/T) · M is known to fit the dtype; else the largest
     exponent is taken out of each sum.
     """
-    columns = x if y is None else y
     total = torch.full((len(x),), 0.0 if shift_free else -torch.inf, device=x.device, dtype=torch.float64)
-    for rows, cols, tile in _similarities(x, columns, y is None, inverse_temperature):
+    blocks = _Blocks(total)
+    for rows, cols, tiles, left_out in _similarities(x, y, skip, inverse_temperature):
         if shift_free:
-            tile.exp_()
-        _fill(tile, skip, rows, cols, 0.0 if shift_free else -torch.inf)
-        _add(total[rows], tile, 1, shift_free)
+            tiles.exp_()
+        for at in left_out:
+            _fill(tiles, at, 0.0 if shift_free else -torch.inf)
+        _add(blocks[rows], tiles, 2, shift_free)
         if y is None and rows != cols:
-            _add(total[cols], tile, 0, shift_free)
+            _add(blocks[cols], tiles, 1, shift_free)
     return total.log_() if shift_free else total
 
 
@@ -81,99 +86,132 @@ def gradients(
     row: (g, L), (N,) each.  column: (h, C), (M,) each, or None for h = 0.  Where y is None, ``row`` is all: each L_i
     holds x_i as its row, and the other L hold it in their sums.
     """
-    columns = x if y is None else y
-    other = row if y is None else column
     dx = torch.zeros_like(x)
-    dy = torch.zeros_like(columns) if columns_too and y is not None else None
-    weights = [None if pair is None else _weights(pair, x.dtype, shift_free) for pair in (row, other)]
-    spare = torch.empty(min(TILE, len(x)) * min(TILE, len(columns)), device=x.device, dtype=x.dtype)
-    for rows, cols, tile in _similarities(x, columns, y is None, inverse_temperature):
-        second = spare[: tile.numel()].view_as(tile)
-        _weigh(tile, second, rows, cols, weights, shift_free)
-        _fill(tile, skip, rows, cols, 0.0)
-        dx[rows].addmm_(tile, columns[cols])
-        if y is None and rows != cols:
-            dx[cols].addmm_(tile.T, x[rows])
-        elif dy is not None:
-            dy[cols].addmm_(tile.T, x[rows])
-    return dx, dy
+    dy = dx if y is None else torch.zeros_like(y) if columns_too else None
+    other = row if y is None else column
+    by_row = _weights(row, x.dtype, shift_free)
+    by_column = [] if other is None else _weights(other, x.dtype, shift_free)
+    down, across = _Blocks(x), _Blocks(x if y is None else y)
+    d_down, d_across = _Blocks(dx), None if dy is None else _Blocks(dy)
+    memory = x.new_empty(down.most(across))
+    for rows, cols, tiles, left_out in _similarities(x, y, skip, inverse_temperature):
+        spare = memory[: tiles.numel()].view_as(tiles)
+        in_row = [v[rows][:, :, None] for v in by_row]
+        _weigh(tiles, spare, in_row, [v[cols][:, None] for v in by_column], shift_free)
+        for at in left_out:
+            _fill(tiles, at, 0.0)
+        d_down[rows].baddbmm_(tiles, across[cols])
+        if d_across is not None and not (y is None and rows == cols):
+            d_across[cols].baddbmm_(tiles.mT, down[rows])
+    return dx, None if y is None else dy
 
 
-def _similarities(x: Tensor, y: Tensor, symmetric: bool, scale: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, scale · x[rows] @ y[columns].T) of each tile, of those on and above the diagonal if symmetric.
+class _Blocks:
+    """The rows of a matrix, or the numbers of a vector, in blocks of one size and a shorter one of what is left.
 
-    Every tile is the same memory: what it held before is gone.
+    ``[i:j]``: those blocks, (j - i, side, ...), or (1, rest, ...) where i is their number, ``full``.
     """
-    memory = torch.empty(min(TILE, len(x)) * min(TILE, len(y)), device=x.device, dtype=x.dtype)
-    every = itertools.product(_cut(0, len(x), TILE), _cut(0, len(y), TILE))
-    scaled, of = x, slice(0)
-    for rows, cols in _triangle(0, len(x), TILE) if symmetric else every:
-        if rows != of:
-            scaled, of = x[rows] * scale.to(x.dtype), rows
-        shape = rows.stop - rows.start, cols.stop - cols.start
-        yield rows, cols, torch.mm(scaled, y[cols].T, out=memory[: shape[0] * shape[1]].view(shape))
+
+    def __init__(self, whole: Tensor) -> None:
+        length = len(whole)
+        self.at_once = torch.get_num_threads() if whole.device.type == "cpu" else GPU_TILES
+        # A tile for every thread, as long as those are of half the size at least.
+        self.side = -(-length // max(-(-length // TILE), min(self.at_once, 2 * length // TILE)))
+        self.full = length // self.side
+        self.stack = whole[: self.full * self.side].view(self.full, self.side, *whole.shape[1:])
+        self.short = whole[self.full * self.side :][None]
+
+    def __getitem__(self, at: slice) -> Tensor:
+        return self.short if at.start == self.full else self.stack[at]
+
+    def short_one(self) -> list[slice]:
+        return [slice(self.full, self.full + 1)] if self.short.numel() else []
+
+    def most(self, other: "_Blocks") -> int:
+        """The numbers of the similarities computed at a time, at most."""
+        return min(self.at_once, self.full, other.full) * self.side * other.side
 
 
-def _cut(first: int, last: int, side: int) -> list[slice]:
-    return [slice(i, min(i + side, last)) for i in range(first, last, side)]
+def _similarities(
+    x: Tensor, y: Tensor | None, skip: Sequence[Tensor], scale: Tensor
+) -> Iterator[tuple[slice, slice, Tensor, list[Tensor]]]:
+    """(blocks of rows, of columns, their tiles, what is left out there) until all of scale · x @ y.T was there.
+
+    tiles: (B, R, C), of each of the blocks of rows with that of columns.  They are the same memory each time: what it
+    held before is gone.  y None: of x @ x.T those on and above the diagonal only.
+    left out: for each of ``skip`` that points there, where in each row (B, R); beyond the tile where elsewhere.
+    """
+    down, across = _Blocks(x * scale.to(x.dtype)), _Blocks(x if y is None else y)
+    known = [_pointed_at(index, down, across) for index in skip]
+    blocks = [_Blocks(index) for index in skip]
+    memory = x.new_empty(down.most(across))
+    for rows, cols in _batches(down, across, y is None):
+        a, b = down[rows], across[cols]
+        shape = len(a), a.shape[1], b.shape[1]
+        tiles = torch.bmm(a, b.mT, out=memory[: math.prod(shape)].view(shape))
+        pairs = [(rows.start + k, cols.start + k) for k in range(len(a))]
+        here = [index[rows] for index, at in zip(blocks, known, strict=True) if at is None or not at.isdisjoint(pairs)]
+        if here:
+            first = torch.arange(cols.start, cols.stop, device=x.device)[:, None] * across.side
+            here = [index - first for index in here]
+        yield rows, cols, tiles, here
 
 
-def _triangle(first: int, last: int, side: int) -> Iterator[tuple[slice, slice]]:
-    """The tiles on and above the diagonal; those on it in halves, for half of each is computed twice."""
-    for rows in _cut(first, last, side):
-        if side == TILE and side > 1:
-            yield from _triangle(rows.start, rows.stop, TILE // 2)
-        else:
-            yield rows, rows
-        for cols in _cut(rows.stop, last, side):
-            yield rows, cols
+def _batches(down: _Blocks, across: _Blocks, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+    """Blocks of rows and of columns to take at a time: along diagonals, where no two share a row or a column."""
+    for offset in range(0 if symmetric else 1 - down.full, across.full):
+        last = min(down.full, across.full - offset)
+        for i in range(max(0, -offset), last, down.at_once):
+            j = min(i + down.at_once, last)
+            yield slice(i, j), slice(i + offset, j + offset)
+    for cols in across.short_one():
+        yield from ((slice(i, i + 1), cols) for i in range(down.full))
+    for rows in down.short_one():
+        if not symmetric:
+            yield from ((rows, slice(j, j + 1)) for j in range(across.full))
+        yield from ((rows, cols) for cols in across.short_one())
 
 
-def _fill(tile: Tensor, skip: Sequence[Tensor], rows: slice, cols: slice, value: float) -> None:
-    """Write the value where a row of the tile leaves a column out; nothing here waits for the device."""
-    for index in skip:
-        at = index[rows] - cols.start
-        inside = (at >= 0) & (at < tile.shape[1])
-        if inside.device.type == "cpu" and not inside.numpy().any():  # most tiles; a GPU's we cannot know
-            continue
-        at = at.clamp(0, tile.shape[1] - 1)[:, None]
-        tile.scatter_(1, at, tile.gather(1, at).masked_fill_(inside[:, None], value))
+def _pointed_at(index: Tensor, down: _Blocks, across: _Blocks) -> set[tuple[int, int]] | None:
+    """The numbers (row, column) of the tiles in which a row's column ``index`` is; None on a GPU: we do not wait."""
+    if index.device.type != "cpu":
+        return None
+    row, column = torch.arange(len(index)) // down.side, index.clamp(0) // across.side  # -1 is looked for in vain
+    found = torch.zeros(down.full + 1, across.full + 1, dtype=torch.bool).numpy()
+    found[row.numpy(), column.numpy()] = True
+    i, j = found.nonzero()
+    return set(zip(i.tolist(), j.tolist(), strict=True))
 
 
-def _add(total: Tensor, tile: Tensor, dim: int, shift_free: bool) -> None:
-    """Merge a tile's sums along ``dim`` into the totals so far, which are logarithms unless ``shift_free``."""
+def _fill(tiles: Tensor, at: Tensor, value: float) -> None:
+    """Write the value in each row of (B, R, C) at column ``at`` (B, R), if there is one; waits for no device."""
+    width = tiles.shape[2]
+    inside = ((at >= 0) & (at < width))[:, :, None]
+    at = at.clamp(0, width - 1)[:, :, None]
+    tiles.scatter_(2, at, tiles.gather(2, at).masked_fill_(inside, value))
+
+
+def _add(total: Tensor, tiles: Tensor, dim: int, shift_free: bool) -> None:
+    """Merge the tiles' sums along ``dim`` into the totals so far, which are logarithms unless ``shift_free``."""
     if shift_free:
-        total += tile.sum(dim)
+        total += tiles.sum(dim)
     else:
-        total.copy_(torch.logaddexp(total, tile.logsumexp(dim).double()))
+        total.copy_(torch.logaddexp(total, tiles.logsumexp(dim).double()))
 
 
-def _weights(pair: tuple[Tensor, Tensor], dtype: torch.dtype, shift_free: bool) -> tuple[Tensor, Tensor]:
-    """What ``_weigh`` multiplies by, and takes off the exponent."""
+def _weights(pair: tuple[Tensor, Tensor], dtype: torch.dtype, shift_free: bool) -> list[_Blocks]:
+    """What ``_weigh`` multiplies by and, unless ``shift_free``, takes off the exponent."""
     g, log_sum = pair[0].double(), pair[1].double()
-    if shift_free:
-        g, log_sum = g * (-log_sum).exp(), torch.zeros_like(log_sum)
-    return g.to(dtype), log_sum.to(dtype)
+    both = [g * (-log_sum).exp()] if shift_free else [g, log_sum]
+    return [_Blocks(v.to(dtype)) for v in both]
 
 
-def _weigh(
-    tile: Tensor,
-    spare: Tensor,
-    rows: slice,
-    cols: slice,
-    weights: Sequence[tuple[Tensor, Tensor] | None],
-    shift_free: bool,
-) -> None:
-    """tile s -> g_i·exp(s - L_i) + h_j·exp(s - C_j), in place."""
-    (g, log_row), other = weights[0] or (None, None), weights[1]
-    assert g is not None
-    assert log_row is not None
+def _weigh(tiles: Tensor, spare: Tensor, row: list[Tensor], column: list[Tensor], shift_free: bool) -> None:
+    """tiles s -> g_i·exp(s - L_i) + h_j·exp(s - C_j), in place.  row, column: (B, R, 1), (B, 1, C) or [] for h = 0."""
     if shift_free:
-        tile.exp_()
-        tile.mul_(g[rows, None] if other is None else torch.add(g[rows, None], other[0][cols], out=spare))
-        return
-    torch.sub(tile, log_row[rows, None], out=spare).exp_().mul_(g[rows, None])
-    if other is None:
-        tile.copy_(spare)
+        tiles.exp_().mul_(torch.add(row[0], column[0], out=spare) if column else row[0])
+    elif column:
+        torch.sub(tiles, row[1], out=spare).exp_().mul_(row[0])
+        tiles.sub_(column[1]).exp_().mul_(column[0]).add_(spare)
     else:
-        tile.sub_(other[1][cols]).exp_().mul_(other[0][cols]).add_(spare)
+        tiles.sub_(row[1]).exp_().mul_(row[0])
