@@ -68,9 +68,8 @@ def raw_gradient(arguments: tuple[Tensor, ...], temperature: float, impl: str) -
     t = torch.tensor(temperature, device=rows.device)
     free = temperature >= smallest_shift_free_temperature(len(columns), torch.float32)
     given = None if rows is columns else columns
-    loss, x, y, log_all, missed = op.forward(rows, given, own, positive, t, free, impl)
-    one = torch.ones_like(loss)
-    d, _, _ = op.backward(one, rows, given, x, y, own, positive, t, log_all, missed, free, impl, False)
+    loss, *saved = op.forward(rows, given, own, positive, t, free, impl)
+    d, _, _ = op.backward(torch.ones_like(loss), *saved, own, positive, t, free, impl, False)
     return loss.item(), d
 
 

@@ -92,15 +92,17 @@ def _others(columns: Tensor, num_own: int, group: Group) -> list[Tensor]:
 @op.in_full_precision
 def _forward(
     z1: Tensor, z2: Tensor, temperature: Tensor, lowest: float, impl: str, group_name: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss (), then for the backward: all ranks' prepared rows (M, D), their log denominators (M,), own 1 - p (N,)).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the backward needs comes after the loss ().
 
-    lowest: the lowest that the temperature can be, 0 if nobody knows.
+    Of all ranks: the prepared rows (M, D), their log denominators (M,).  Of this one: 1 - softmax (N,), the rows'
+    factors (N, 1).  lowest: the lowest that the temperature can be, 0 if nobody knows.
     """
     group, k = distributed.group_named(group_name), op.kernel(impl)
     size = _checked_size(z1, group)
     z = torch.cat([z1, z2])
-    x = k.prepare(z, op.factors(z))
+    factor = op.factors(z)
+    x = k.prepare(z, factor)
     gather = distributed.start_all_gather(x, group)
     inverse = 1 / temperature.double()
     shift_free = _shift_free(lowest, len(x), x.dtype, group)
@@ -113,7 +115,7 @@ def _forward(
     loss, log_all, missed = op.tail(u, u[skip[1]], log_negatives, inverse)
     gathered = distributed.all_gather(log_all, group)
     # An operator may not return one tensor twice, nor a part of one.
-    return loss, columns, gathered, missed
+    return loss, columns, gathered, missed, factor
 
 
 def _shift_free(lowest: float, num_rows: int, dtype: torch.dtype, group: Group) -> bool:
@@ -129,37 +131,36 @@ def _(
     lowest: float,  # noqa: ARG001
     impl: str,
     group_name: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, world_size = 2 * len(z1), distributed.world_size(distributed.group_named(group_name))
     dtype = torch.promote_types(z1.dtype, torch.float32)
     columns = z1.new_empty(world_size * rows, z1.shape[1], dtype=op.kernel(impl).prepared_dtype(z1.dtype))
     log_all = z1.new_empty(world_size * rows, dtype=torch.float64)
-    return z1.new_empty((), dtype=dtype), columns, log_all, z1.new_empty(rows, dtype=torch.float64)
+    missed, factor = z1.new_empty(rows, dtype=torch.float64), z1.new_empty(rows, 1, dtype=torch.float64)
+    return z1.new_empty((), dtype=dtype), columns, log_all, missed, factor
 
 
 @torch.library.custom_op("sslx::nt_xent_backward", mutates_args=())
 @op.in_full_precision
 def _backward(
     gradient: Tensor,
-    z1: Tensor,
-    z2: Tensor,
     temperature: Tensor,
     columns: Tensor,
     log_all: Tensor,
     missed: Tensor,
+    factor: Tensor,
     lowest: float,
     impl: str,
     group_name: str,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the own rows [z1; z2] (N, D), in fp32 or more, and of the temperature ()."""
     group, k = distributed.group_named(group_name), op.kernel(impl)
-    z = torch.cat([z1, z2])
-    first = distributed.rank(group) * len(z)
-    own = slice(first, first + len(z))
+    first = distributed.rank(group) * len(missed)
+    own = slice(first, first + len(missed))
     x, one = columns[own], torch.ones_like(log_all)
     inverse = 1 / temperature.double()
     shift_free = _shift_free(lowest, len(x), x.dtype, group)
-    skip = _layout(len(z1), x.device)
+    skip = _layout(len(x) // 2, x.device)
     row = one[own], log_all[own]
     d, _ = k.gradients(x, None, skip, inverse, shift_free, row, None)
     others = zip(_others(columns, len(x), group), _others(log_all, len(x), group), strict=True)
@@ -167,40 +168,38 @@ def _backward(
         d += k.gradients(x, part, (), inverse, shift_free, row, (one[: len(part)], log_part))[0]
     u = k.unit(x)
     d.addcmul_((missed + missed[skip[1]])[:, None].to(d.dtype), u[skip[1]], value=-1)
-    d *= (gradient.double() * inverse / len(x)).to(d.dtype)
+    d, share = op.through_unit_(d, u, factor, gradient.double() * inverse / len(x))
     # Each similarity is counted in both its rows' gradients.
-    d_temperature = torch.linalg.vecdot(d, u).double().sum() * -0.5 * inverse
-    return op.through_unit_(d, u, op.factors(z)), d_temperature.to(temperature.dtype)
+    return d, (share * -0.5 * inverse).to(temperature.dtype)
 
 
 @_backward.register_fake
 def _(
     gradient: Tensor,  # noqa: ARG001
-    z1: Tensor,
-    z2: Tensor,  # noqa: ARG001
     temperature: Tensor,
-    columns: Tensor,  # noqa: ARG001
+    columns: Tensor,
     log_all: Tensor,  # noqa: ARG001
-    missed: Tensor,  # noqa: ARG001
+    missed: Tensor,
+    factor: Tensor,  # noqa: ARG001
     lowest: float,  # noqa: ARG001
     impl: str,  # noqa: ARG001
     group_name: str,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(z1.dtype, torch.float32)
-    return z1.new_empty(2 * len(z1), z1.shape[1], dtype=dtype), torch.empty_like(temperature)
+    dtype = torch.promote_types(columns.dtype, torch.float32)
+    return columns.new_empty(len(missed), columns.shape[1], dtype=dtype), torch.empty_like(temperature)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     z1, z2, temperature, ctx.lowest, ctx.impl, ctx.group_name = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(z1, z2, temperature, *output[1:])
+    ctx.mark_non_differentiable(*output[1:4])  # the factors tie a second derivative to here, where it is refused
+    ctx.dtypes = z1.dtype, z2.dtype
+    ctx.save_for_backward(temperature, *output[1:])
 
 
 def _differentiate(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    z1, z2 = ctx.saved_tensors[:2]
     d, dt = _backward(gradient, *ctx.saved_tensors, ctx.lowest, ctx.impl, ctx.group_name)
     d1, d2 = d.chunk(2)
-    return d1.to(z1.dtype), d2.to(z2.dtype), dt if ctx.needs_input_grad[2] else None, None, None, None
+    return d1.to(ctx.dtypes[0]), d2.to(ctx.dtypes[1]), dt if ctx.needs_input_grad[2] else None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -63,18 +63,9 @@ def test_the_operators_pass_torchs_own_checks(generator: torch.Generator, same: 
     arguments = (rows.requires_grad_(), given, own, positive, t, True, "tiled")
     torch.library.opcheck(op.forward, arguments)
     with torch.no_grad():
-        _, x, y, log_all, missed = op.forward(*arguments)
-    inputs = (
-        torch.ones((), dtype=torch.float64),
-        rows.detach(),
-        None if same else columns.detach(),
-        x,
-        y,
-        own,
-        positive,
-    )
-    arguments = (*inputs, t.detach(), log_all, missed, True, "tiled", not same)
-    torch.library.opcheck(op.backward, arguments)
+        _, *saved = op.forward(*arguments)
+    one = torch.ones((), dtype=torch.float64)
+    torch.library.opcheck(op.backward, (one, *saved, own, positive, t.detach(), True, "tiled", not same))
 
 
 def test_a_compiled_model_holds_it_whole_and_compiles_once(generator: torch.Generator) -> None:
@@ -118,9 +109,8 @@ def test_no_tensor_is_larger_than_a_tile_for_each_core(
     rows, _, own, positive = cast(make(generator, size=100, dim=4), torch.float32)
     t = torch.tensor(temperature)
     with Largest() as largest, no_host_sync:
-        _, x, y, log_all, missed = op.forward._init_fn(rows, None, own, positive, t, temperature > 0.01, "tiled")
-        arguments = (rows, None, x, y, own, positive, t, log_all, missed, temperature > 0.01, "tiled", False)
-        op.backward._init_fn(torch.ones(()), *arguments)
+        _, *saved = op.forward._init_fn(rows, None, own, positive, t, temperature > 0.01, "tiled")
+        op.backward._init_fn(torch.ones(()), *saved, own, positive, t, temperature > 0.01, "tiled", False)
     assert 25 * 25 <= largest.numel <= torch.get_num_threads() * 32 * 32
 
 

@@ -77,10 +77,8 @@ def _log_sums_backward(
     k, inverse = op.kernel(impl), 1 / temperature.double()
     own = torch.arange(len(x), device=x.device)
     d, _ = k.gradients(x, None, (own,), inverse, shift_free, (gradient, log_sums), None)
-    d *= inverse.to(d.dtype)
-    u = k.unit(x)
-    share = torch.linalg.vecdot(d, u).double().sum() * -0.5 * inverse
-    return op.through_unit_(d, u, factors(rows)), share.to(temperature.dtype)
+    d, share = op.through_unit_(d, k.unit(x), factors(rows), inverse)
+    return d, (share * -0.5 * inverse).to(temperature.dtype)
 
 
 @_log_sums_backward.register_fake

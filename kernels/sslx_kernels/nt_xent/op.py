@@ -80,11 +80,15 @@ def tail(
     return F.softplus(margin, threshold=40).mean().to(x.dtype), torch.logaddexp(log_negatives, logit), margin.sigmoid()
 
 
-def through_unit_(d: Tensor, u: Tensor, factor: Tensor) -> Tensor:
-    """Turn the gradient d (N, D) of the unit rows u into that of the raw ones, which ``factor`` (N, 1) scaled."""
-    along = torch.linalg.vecdot(u, d)[:, None]
+def through_unit_(d: Tensor, u: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn scale·d, the gradient (N, D) of the unit rows u, into that of the raw ones, which ``factor`` (N, 1) scaled.
+
+    Returns (d, which holds it now, the sum of <scale·d_i, u_i> over rows () in fp64).
+    """
+    along = torch.linalg.vecdot(u, d.mul_(scale.to(d.dtype)))[:, None]
     # A row shorter than EPS was only scaled: nothing is projected out.
-    return d.addcmul_(u, torch.where(factor < 1 / EPS, along, 0), value=-1).mul_(factor.to(d.dtype))
+    d.addcmul_(u, torch.where(factor < 1 / EPS, along, 0), value=-1).mul_(factor.to(d.dtype))
+    return d, along.double().sum()
 
 
 @torch.library.custom_op("sslx_kernels::nt_xent", mutates_args=())
@@ -97,11 +101,17 @@ def forward(
     temperature: Tensor,
     shift_free: bool,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss (), then for the backward: prepared rows and columns, log denominators and 1 - softmax (N,))."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the backward needs comes after the loss ().
+
+    Prepared rows (N, D) and columns, log denominators and 1 - softmax (N,), factors of rows (N, 1) and columns; those
+    of columns are empty where columns are rows.
+    """
     k = kernel(impl)
-    x = k.prepare(rows, factors(rows))
-    y = x.new_empty(0) if columns is None else k.prepare(columns, factors(columns))
+    of_rows = factors(rows)
+    x = k.prepare(rows, of_rows)
+    of_columns = of_rows.new_empty(0) if columns is None else factors(columns)
+    y = x.new_empty(0) if columns is None else k.prepare(columns, of_columns)
     if columns is None:
         index = torch.arange(len(x), device=x.device)
         ours = (self_column == index) & (positive_column[positive_column] == index)
@@ -113,7 +123,7 @@ def forward(
     u = k.unit(x)
     positive = (u if columns is None else k.unit(y))[positive_column]
     loss, log_all, missed = tail(u, positive, log_negatives, inverse)
-    return loss, x, y, log_all, missed
+    return loss, x, y, log_all, missed, of_rows, of_columns
 
 
 @forward.register_fake
@@ -125,37 +135,43 @@ def _(
     temperature: Tensor,  # noqa: ARG001
     shift_free: bool,  # noqa: ARG001
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(rows.dtype, torch.float32)
     x = rows.new_empty(rows.shape, dtype=kernel(impl).prepared_dtype(rows.dtype))
     y = x.new_empty(0) if columns is None else x.new_empty(columns.shape)
     per_row = rows.new_empty(len(rows), dtype=torch.float64)
-    return rows.new_empty((), dtype=dtype), x, y, per_row, torch.empty_like(per_row)
+    of_rows = per_row.new_empty(len(rows), 1)
+    of_columns = per_row.new_empty(0) if columns is None else per_row.new_empty(len(columns), 1)
+    return rows.new_empty((), dtype=dtype), x, y, per_row, torch.empty_like(per_row), of_rows, of_columns
 
 
 @torch.library.custom_op("sslx_kernels::nt_xent_backward", mutates_args=())
 @in_full_precision
 def backward(
     gradient: Tensor,
-    rows: Tensor,
-    columns: Tensor | None,
     x: Tensor,
     y: Tensor,
+    log_all: Tensor,
+    missed: Tensor,
+    of_rows: Tensor,
+    of_columns: Tensor,
     self_column: Tensor,
     positive_column: Tensor,
     temperature: Tensor,
-    log_all: Tensor,
-    missed: Tensor,
     shift_free: bool,
     impl: str,
     columns_too: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of rows (N, D), columns ((M, D), or empty if not asked for) and temperature (), in x's dtype."""
+    """The gradients of rows (N, D), columns ((M, D), or empty if not asked for), in fp32 or more, and temperature ().
+
+    x to of_columns: what the forward returned.
+    """
     k, inverse, skip = kernel(impl), 1 / temperature.double(), (self_column, positive_column)
     whole = (torch.ones_like(log_all), log_all)
     u = k.unit(x)
-    scale = (gradient.double() * inverse / len(x)).to(u.dtype)
-    if columns is None:
+    scale = gradient.double() * inverse / len(x)
+    symmetric = len(of_columns) == 0
+    if symmetric:
         dx, dy = k.gradients(x, None, skip, inverse, shift_free, whole, None)
         dx.addcmul_((missed + missed[positive_column])[:, None].to(u.dtype), u[positive_column], value=-1)
     else:
@@ -164,48 +180,46 @@ def backward(
         dx.addcmul_(part, v[positive_column], value=-1)
         if dy is not None:  # two rows may share a positive; index_put_ adds in a fixed order, index_add_ in any
             dy.index_put_((positive_column,), -part * u, accumulate=True)
-            dy = through_unit_(dy.mul_(scale), v, factors(columns))
-    dx *= scale
+            dy, _ = through_unit_(dy, v, of_columns, scale)
+    dx, share = through_unit_(dx, u, of_rows, scale)
     # Where the rows are the columns too, each similarity is counted in both its rows' gradients.
-    share = torch.linalg.vecdot(dx, u).double().sum() * (0.5 if columns is None else 1.0)
-    d_temperature = (-share * inverse).to(temperature.dtype)
-    return through_unit_(dx, u, factors(rows)), x.new_empty(0) if dy is None else dy, d_temperature
+    d_temperature = share * inverse * (-0.5 if symmetric else -1.0)
+    return dx, dx.new_empty(0) if dy is None else dy, d_temperature.to(temperature.dtype)
 
 
 @backward.register_fake
 def _(
     gradient: Tensor,  # noqa: ARG001
-    rows: Tensor,
-    columns: Tensor | None,
     x: Tensor,
-    y: Tensor,  # noqa: ARG001
+    y: Tensor,
+    log_all: Tensor,  # noqa: ARG001
+    missed: Tensor,  # noqa: ARG001
+    of_rows: Tensor,  # noqa: ARG001
+    of_columns: Tensor,  # noqa: ARG001
     self_column: Tensor,  # noqa: ARG001
     positive_column: Tensor,  # noqa: ARG001
     temperature: Tensor,
-    log_all: Tensor,  # noqa: ARG001
-    missed: Tensor,  # noqa: ARG001
     shift_free: bool,  # noqa: ARG001
     impl: str,  # noqa: ARG001
     columns_too: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    dy = columns.new_empty(columns.shape, dtype=dtype) if columns is not None and columns_too else x.new_empty(0)
-    return rows.new_empty(rows.shape, dtype=dtype), dy, torch.empty_like(temperature)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    dy = y.new_empty(y.shape if columns_too else 0, dtype=dtype)
+    return x.new_empty(x.shape, dtype=dtype), dy, torch.empty_like(temperature)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     rows, columns, self_column, positive_column, temperature, ctx.shift_free, ctx.impl = inputs
-    _, x, y, log_all, missed = output
-    ctx.mark_non_differentiable(x, y, log_all, missed)
-    ctx.save_for_backward(rows, columns, x, y, self_column, positive_column, temperature, log_all, missed)
+    ctx.dtype, ctx.symmetric = rows.dtype, columns is None
+    ctx.mark_non_differentiable(*output[1:5])  # the factors tie a second derivative to here, where it is refused
+    ctx.save_for_backward(*output[1:], self_column, positive_column, temperature)
 
 
 def _backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    rows, columns, *rest = ctx.saved_tensors
-    columns_too = columns is not None and ctx.needs_input_grad[1]
-    dx, dy, dt = backward(gradient, rows, columns, *rest, ctx.shift_free, ctx.impl, columns_too)
-    d_columns = dy.to(rows.dtype) if columns_too else None
-    return dx.to(rows.dtype), d_columns, None, None, dt if ctx.needs_input_grad[4] else None, None, None
+    columns_too = not ctx.symmetric and ctx.needs_input_grad[1]
+    dx, dy, dt = backward(gradient, *ctx.saved_tensors, ctx.shift_free, ctx.impl, columns_too)
+    d_columns = dy.to(ctx.dtype) if columns_too else None
+    return dx.to(ctx.dtype), d_columns, None, None, dt if ctx.needs_input_grad[4] else None, None, None
 
 
 def no_second_derivative(*_: Any) -> None:
