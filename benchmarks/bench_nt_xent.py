@@ -3,9 +3,11 @@
     python benchmarks/bench_nt_xent.py                        (time at each batch size, then memory)
     python benchmarks/bench_nt_xent.py --batch-sizes 1024 --windows 9
 
-Each arm is checked against fp64 before it is timed.  The rate counts 5·N²·D operations, N = 2B, whatever an arm does;
-the matrix rate is that of 4096 × 4096 products in the same run.  Memory is the peak RSS of a fresh process over the
-same process without the loss, each after a warm-up at a small batch.
+On a GPU where there is one, in bf16, each arm by itself and ("replayed") as a CUDA graph; else on the CPU in fp32.
+Each arm is checked against fp64 on the same input before it is timed.  The rate counts 5·N²·D operations, N = 2B,
+whatever an arm does, over that of products of large square matrices just before, window by window.  Memory on a CPU is
+the peak RSS of a fresh process over the same process without the loss, each after a warm-up at a small batch; on a GPU
+what is allocated at the peak over what is before.
 """
 
 import argparse
@@ -14,64 +16,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from nt_xent_peers import Loss, arms
 from torch import Tensor
 from torch.nn import functional as F
 
 from sslx import measure
-from sslx.losses import nt_xent
 
 RESULTS = Path(__file__).parent / "results" / "nt_xent.jsonl"
-Loss = Callable[[Tensor, Tensor], Tensor]
 MEMORY_LIMITS = {4096: 64, 16384: 256}
-"""MiB, by batch size."""
+"""MiB on a CPU, by batch size."""
 
 
-def dense(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """What people write: softmax cross-entropy over the N×N similarities."""
-    z = F.normalize(torch.cat([z1, z2]), dim=1)
-    logits = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z1)))
-
-
-def arms(temperature: float, compiled: bool) -> dict[str, Loss]:
-    """The peers that are installed, each a function of (z1, z2)."""
-    found: dict[str, Loss] = {
-        "sslx": lambda z1, z2: nt_xent(z1, z2, temperature),
-        "dense eager": lambda z1, z2: dense(z1, z2, temperature),
-    }
-    if compiled:
-        fast = torch.compile(dense)
-        found["dense torch.compile"] = lambda z1, z2: fast(z1, z2, temperature)
-    try:
-        lightly = import_module("lightly.loss").NTXentLoss(temperature=temperature)
-        found["lightly NTXentLoss"] = lightly
-    except ImportError:
-        print("lightly is not installed (pip install -e .[bench]): left out")
-    try:
-        metric_learning = import_module("pytorch_metric_learning.losses").SupConLoss(temperature=temperature)
-    except ImportError:
-        print("pytorch-metric-learning is not installed (pip install -e .[bench]): left out")
-    else:
-
-        def sup_con(z1: Tensor, z2: Tensor) -> Tensor:
-            label = torch.arange(len(z1), device=z1.device).repeat(2)
-            return metric_learning(torch.cat([z1, z2]), label)
-
-        found["pytorch-metric-learning SupConLoss"] = sup_con
-    return found
-
-
-def embeddings(batch_size: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def embeddings(batch_size: int, dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Two views' embeddings, as far apart as those of a network in training."""
     generator = torch.Generator().manual_seed(batch_size)
     z = torch.randn(batch_size, dim, generator=generator)
     z1, z2 = (z + 0.7 * torch.randn(batch_size, dim, generator=generator) for _ in range(2))
-    return z1.to(device).requires_grad_(), z2.to(device).requires_grad_()
+    return z1.to(device, dtype).requires_grad_(), z2.to(device, dtype).requires_grad_()
 
 
 def run(loss: Loss, z1: Tensor, z2: Tensor) -> Tensor:
@@ -87,7 +52,7 @@ def exact(z1: Tensor, z2: Tensor, temperature: float) -> tuple[float, Tensor]:
     z = F.normalize(torch.cat([z1, z2]).detach().double(), dim=1).requires_grad_()
     num, total = len(z), 0.0
     for first in range(0, num, 512):
-        index = torch.arange(first, min(first + 512, num))
+        index = torch.arange(first, min(first + 512, num), device=z.device)
         logits = z[index] @ z.T / temperature
         own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, index[:, None], True)
         value = F.cross_entropy(logits.masked_fill(own, -torch.inf), (index + num // 2) % num, reduction="sum") / num
@@ -107,28 +72,47 @@ def error(loss: Loss, z1: Tensor, z2: Tensor, truth: tuple[float, Tensor]) -> tu
     return abs(value / truth[0] - 1), float((z1.grad.double() - truth[1]).norm() / truth[1].norm())
 
 
-def timed(loss: Loss, z1: Tensor, z2: Tensor, seconds: float) -> Callable[[], float]:
+def timed(call: Callable[[], object], device: torch.device, seconds: float) -> Callable[[], float]:
     """A window: milliseconds a call over at least ``seconds``, after a call that pays for what the last arm freed."""
 
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
     def window() -> float:
-        run(loss, z1, z2)
-        start, calls = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds or not calls:
-            run(loss, z1, z2)
-            calls += 1
-        return (time.perf_counter() - start) / calls * 1e3
+        call()
+        finish()
+        calls, spent, many = 0, 0.0, 1
+        while spent < seconds:
+            start = time.perf_counter()
+            for _ in range(many):
+                call()
+            finish()
+            spent, calls = spent + time.perf_counter() - start, calls + many
+            many = min(many * 2, 100) if device.type == "cuda" else 1  # a GPU's queue is kept full
+        return spent / calls * 1e3
 
     return window
 
 
-def matrix_rate() -> float:
-    """GFLOP/s of fp32 4096 × 4096 products, the size at which these cores are fastest, after an untimed one."""
-    a, b, out = (torch.randn(4096, 4096) for _ in range(3))
-    torch.mm(a, b, out=out)
-    start = time.perf_counter()
-    for _ in range(2):
-        torch.mm(a, b, out=out)
-    return 2 * 2 * 4096**3 / (time.perf_counter() - start) / 1e9
+def replay(loss: Loss, z1: Tensor, z2: Tensor) -> Callable[[], object]:
+    """The loss and its backward as a CUDA graph; raises what the capture raises."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(loss, z1, z2)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(loss, z1, z2)
+    return graph.replay
+
+
+def products(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    """(a product of the square matrices at which the device is about fastest, its operations)."""
+    side = 8192 if device.type == "cuda" else 4096
+    a, b, out = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(3))
+    return lambda: torch.mm(a, b, out=out), 2.0 * side**3
 
 
 def peak_mib(arm: str, batch_size: int, dim: int, temperature: float) -> float:
@@ -141,10 +125,10 @@ def peak_mib(arm: str, batch_size: int, dim: int, temperature: float) -> float:
 def print_peak(arm: str, batch_size: int, dim: int, temperature: float) -> None:
     """What ``peak_mib``'s process does."""
     cpu = torch.device("cpu")
-    loss = arms(temperature, False)[arm or "sslx"]
+    loss = arms(temperature, cpu, False)[arm or "sslx"]
     for _ in range(3):
-        run(loss, *embeddings(64, dim, cpu))
-    z1, z2 = embeddings(batch_size, dim, cpu)
+        run(loss, *embeddings(64, dim, cpu, torch.float32))
+    z1, z2 = embeddings(batch_size, dim, cpu, torch.float32)
     z1.grad, z2.grad = torch.ones_like(z1), torch.ones_like(z2)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of imports, would hide all that follows
     if arm:
@@ -154,9 +138,65 @@ def print_peak(arm: str, batch_size: int, dim: int, temperature: float) -> None:
     print(int(peak.split()[1]) / 1024)
 
 
+def gpu_peak_mib(loss: Loss, z1: Tensor, z2: Tensor) -> float:
+    """What a call allocates on the GPU at its peak."""
+    run(loss, z1, z2)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(loss, z1, z2)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def compare(
+    batch_size: int, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> list[dict[str, Any]]:
+    """A line for each arm, printed too."""
+    z1, z2 = embeddings(batch_size, args.dim, device, dtype)
+    truth = exact(z1, z2, args.temperature)
+    product, operations = products(device, dtype)
+    windows = {"matrix rate": timed(product, device, min(args.seconds, 1.0))}
+    errors, peaks = {}, {}
+    for name, loss in arms(args.temperature, device, not args.no_compile).items():
+        try:
+            errors[name] = error(loss, z1, z2, truth)
+            peaks[name] = gpu_peak_mib(loss, z1, z2) if device.type == "cuda" else None
+        except torch.OutOfMemoryError:
+            print(f"{name}: out of memory at B = {batch_size}")
+            continue
+        windows[name] = timed(lambda loss=loss: run(loss, z1, z2), device, args.seconds)
+        if device.type == "cuda":
+            try:
+                windows[f"{name}, replayed"] = timed(replay(loss, z1, z2), device, args.seconds)
+            except RuntimeError as failure:
+                print(f"{name}: not a CUDA graph ({str(failure).splitlines()[0]})")
+    found = measure.take_turns(windows, args.windows)
+    rates = [operations / ms / 1e6 for ms in found.pop("matrix rate")]
+    count = 5 * (2 * batch_size) ** 2 * args.dim / 1e6
+    print(f"\nB = {batch_size}, D = {args.dim}, {dtype}: ms forward and backward, n = {args.windows}", end="; ")
+    print(f"matrix products at {measure.spread(rates)['median']:.0f} GFLOP/s")
+    lines: list[dict[str, Any]] = []
+    for name, values in found.items():
+        ms = measure.spread(values)
+        share = measure.spread([count / value / rate for value, rate in zip(values, rates, strict=True)])
+        plain = name.removesuffix(", replayed")
+        loss_error, gradient_error = errors[plain]
+        print(
+            f"{name:35} {ms['median']:9.3f} ({ms['p20']:.3f} to {ms['p80']:.3f})  {100 * share['median']:3.0f} % "
+            f"({100 * share['p20']:.0f} to {100 * share['p80']:.0f}) of the rate"
+            f", error of the loss {loss_error:.0e}, of the gradient {gradient_error:.0e}"
+        )
+        line = {"batch_size": batch_size, "arm": name, "ms": ms, "matrix_gflops": measure.spread(rates)}
+        line |= {"share_of_rate": share, "loss_error": loss_error, "gradient_error": gradient_error}
+        lines.append(line if peaks[plain] is None else line | {"peak_mib": round(peaks[plain], 1)})
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[512, 4096])
+    gpu = torch.cuda.is_available()
+    sizes = [512, 2048, 4096, 16384, 65536] if gpu else [512, 4096]
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=sizes)
+    parser.add_argument("--device", default="cuda" if gpu else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--memory-at", type=int, nargs="*", default=[4096, 16384])
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.1)
@@ -171,30 +211,16 @@ def main() -> None:
         return
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
+    device = torch.device(args.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     common: dict[str, Any] = {"benchmark": "nt_xent", "dim": args.dim, "temperature": args.temperature}
-    common |= {"dtype": "float32", "device": "cpu", "threads": cores}
+    common |= {"dtype": str(dtype).removeprefix("torch."), "device": args.device, "threads": cores}
     for batch_size in args.batch_sizes:
-        z1, z2 = embeddings(batch_size, args.dim, torch.device("cpu"))
-        truth = exact(z1, z2, args.temperature)
-        compared = arms(args.temperature, not args.no_compile)
-        errors = {name: error(loss, z1, z2, truth) for name, loss in compared.items()}
-        windows = {name: timed(loss, z1, z2, args.seconds) for name, loss in compared.items()}
-        found = measure.take_turns({**windows, "matrix rate": matrix_rate}, args.windows)
-        rate = measure.spread(found.pop("matrix rate"))
-        count = 5 * (2 * batch_size) ** 2 * args.dim / 1e6
-        print(f"\nB = {batch_size}, D = {args.dim}: ms forward and backward (matrix rate {rate['median']:.0f} GFLOP/s)")
-        for name, values in found.items():
-            ms = measure.spread(values)
-            share = count / ms["median"] / rate["median"]
-            loss_error, gradient_error = errors[name]
-            print(
-                f"{name:35} {ms['median']:9.2f} ({ms['p20']:.2f} to {ms['p80']:.2f})  {100 * share:3.0f} % of the rate"
-                f", error of the loss {loss_error:.0e}, of the gradient {gradient_error:.0e}"
-            )
-            record = {"batch_size": batch_size, "arm": name, "ms": ms, "matrix_gflops": rate, "share_of_rate": share}
-            record |= {"loss_error": loss_error, "gradient_error": gradient_error}
+        for line in compare(batch_size, args, device, dtype):
             if not args.no_record:
-                measure.append(RESULTS, {**common, **record})
+                measure.append(RESULTS, {**common, **line})
+    if device.type == "cuda":
+        return
     for batch_size in args.memory_at:
         base = peak_mib("", batch_size, args.dim, args.temperature)
         mib = peak_mib("sslx", batch_size, args.dim, args.temperature) - base
