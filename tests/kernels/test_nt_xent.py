@@ -200,7 +200,9 @@ def test_sizes_around_every_edge(
             make(generator, size=size, dim=8, first=0 if num is None else size // 2, num=num), NATIVE[impl]
         )
         for temperature in (0.1, 0.01):
-            close(raw_gradient(arguments, temperature, impl), exact(arguments, temperature), 6 * TOLERANCE[impl])
+            # Of two rows one may have lost already: then all the gradient there is are weights that fp16 lacks.
+            floor = size**0.5 * 2**-38 / temperature if impl == "fused" else 1e-12
+            close(raw_gradient(arguments, temperature, impl), exact(arguments, temperature), 6 * TOLERANCE[impl], floor)
 
 
 @pytest.mark.parametrize("size", [500, 530])

@@ -68,6 +68,32 @@ def test_the_operators_pass_torchs_own_checks(generator: torch.Generator, same: 
     torch.library.opcheck(op.backward, (one, *saved, own, positive, t.detach(), True, "tiled", not same))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("impl", ["tiled", "fused"])
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_a_cuda_graph_replays_it_on_new_rows(generator: torch.Generator, impl: Any, temperature: float) -> None:
+    rows, _, own, positive = cast(make(generator, size=600, dim=64), NATIVE[impl])
+    leaf = rows.requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor]:
+        loss = nt_xent(leaf, leaf, own, positive, temperature, impl)
+        return loss, torch.autograd.grad(loss, leaf)[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss, gradient = step()
+    with torch.no_grad():
+        leaf.copy_(leaf.flip(1) * 2)
+    graph.replay()
+    expected = step()
+    assert torch.equal(loss, expected[0])
+    assert torch.equal(gradient, expected[1])
+
+
 def test_a_compiled_model_holds_it_whole_and_compiles_once(generator: torch.Generator) -> None:
     rows, _, own, positive = cast(make(generator, size=8, dim=6), torch.float32)
     weight = torch.eye(6, requires_grad=True)
