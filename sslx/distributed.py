@@ -241,6 +241,30 @@ def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     return total
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return sum_over_ranks(x, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, None]:
+        return sum_over_ranks(grads[0], ctx.group), None
+
+
+def sum_over_ranks_grad(x: Tensor, group: Group = None) -> Tensor:
+    """``sum_over_ranks`` with a gradient: each rank's x gets the sum over ranks of the gradients of their sums.
+
+    So if every rank computes the full-batch loss from such sums, DDP's mean over ranks is the full-batch gradient.
+    """
+    if world_size(group) == 1:
+        return x
+    return cast(Tensor, _Sum.apply(x, group))
+
+
 def mean_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     """The elementwise mean of every rank's x, on all ranks; no gradient."""
     return sum_over_ranks(x, group) / world_size(group)

@@ -177,6 +177,24 @@ def test_gathers(world_size: int, ranks: RunOnRanks, generator: torch.Generator)
         assert torch.equal(grad, sum(range(1, world_size + 1)) * weights[4 * rank : 4 * rank + 4])
 
 
+def sums_with_a_gradient(values: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = values[distributed.rank()].clone().requires_grad_()
+    total = distributed.sum_over_ranks_grad(leaf)
+    total.pow(3).sum().backward()
+    assert leaf.grad is not None
+    return total.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_sum_with_a_gradient(world_size: int, ranks: RunOnRanks, generator: torch.Generator) -> None:
+    """Every rank takes the same function of the sum: the mean over ranks of x's gradients is that of one process."""
+    values = torch.randn(world_size, 4, 3, dtype=torch.float64, generator=generator)
+    total = values.sum(0)
+    for found, gradient in ranks(world_size, sums_with_a_gradient, values):
+        torch.testing.assert_close(found, total)
+        torch.testing.assert_close(gradient / world_size, 3 * total**2)
+
+
 def says() -> tuple[Any, ...]:
     rank = distributed.rank()
     x = torch.tensor([1.0, rank])

@@ -67,7 +67,8 @@ def cached_step(
     with _autocast(progress, autocast):
         step = method.loss(whole, progress)
     step.loss.backward()
-    cotangents = [z.grad.split([len(part[i]) for part in embedded]) for i, z in enumerate(whole) if z.grad is not None]
+    gradients = [torch.zeros_like(z) if z.grad is None else z.grad for z in whole]  # targets have none
+    cotangents = [g.split([len(part[i]) for part in embedded]) for i, g in enumerate(gradients)]
     for number, (batch, state) in enumerate(zip(batches, generators, strict=True)):
         _restore(progress.device, state)
         with _averaged_if(model, number == len(batches) - 1):
