@@ -16,6 +16,7 @@ COMMANDS = {
     "pretrain": ("sslx.train.launch:main", "pretrain an encoder: sslx pretrain simclr_digits"),
     "probe": ("sslx.evaluate:probe_main", "kNN, linear and few-label accuracy of a run's features"),
     "plot": ("sslx.evaluate:plot_main", "t-SNE picture and loss curve of a run"),
+    "verify": ("sslx.verify:main", "whether W processes train as one does: sslx verify simclr"),
     "doctor": ("sslx.doctor:main", "what this machine has, and what is missing"),
 }
 EXIT_CRASH = 70

@@ -131,6 +131,18 @@ class PlotConfig:
     """Where to compute features."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Show that W processes with a share of the batch each train as one process with all of it does."""
+
+    methods: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Methods to look at; default: all."""
+    ranks: tuple[int, ...] = (2, 3)
+    """Numbers of processes to compare with one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: GPUs where there is one for each rank."""
+
+
 def recipes() -> dict[str, Path]:
     """The recipes that come with sslx, by name."""
     folder = Path(str(resources.files("sslx"))) / "recipes"
@@ -203,6 +215,11 @@ def load_probe(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bo
 def load_plot(argv: Sequence[str], *, quiet: bool = False) -> PlotConfig:
     """``CHECKPOINT [--flags]`` of ``sslx plot``."""
     return _parse(PlotConfig, list(argv), "sslx plot", PlotConfig(checkpoint=tyro.MISSING), quiet)
+
+
+def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:
+    """``[METHOD ...] [--flags]`` of ``sslx verify``."""
+    return _parse(VerifyConfig, list(argv), "sslx verify", VerifyConfig(), quiet)
 
 
 def _parse(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> Any:

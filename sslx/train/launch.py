@@ -79,8 +79,8 @@ def _fail(position: Position, reason: str, code: int) -> int:
     return cli.complain(reason, code)
 
 
-def start(argv: Sequence[str], ranks: int) -> int:
-    """Run this command once a rank, on this machine; returns the first failing rank's code, or 0.
+def start(argv: Sequence[str], ranks: int, subcommand: str = "pretrain") -> int:
+    """Run ``sslx`` with this subcommand once a rank, on this machine; returns the first failing rank's code, or 0.
 
     Each rank is a process group of its own, so that a Ctrl-C reaches it once, through this process.
     """
@@ -90,7 +90,7 @@ def start(argv: Sequence[str], ranks: int) -> int:
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-    command = [sys.executable, "-m", "sslx", "pretrain", *argv]
+    command = [sys.executable, "-m", "sslx", subcommand, *argv]
     parent = os.getpid()
     children = [
         subprocess.Popen(

@@ -1,0 +1,66 @@
+"""Barlow Twins (Zbontar et al., "Self-Supervised Learning via Redundancy Reduction", arXiv 2103.03230).
+
+Two views of each image; the encoder's features go through a projector; the loss draws the cross-correlation of the
+two views' embeddings, taken over the samples of all ranks, towards the identity.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslx import losses
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, ViewSpec
+from sslx.encoders import Encoder
+from sslx.errors import ConfigError
+from sslx.methods import base, heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(base.MethodConfig):
+    """The numbers of Barlow Twins; the defaults are the paper's for ImageNet."""
+
+    name: Literal["barlow_twins"] = "barlow_twins"
+    off_diagonal_weight: float = 0.0051
+    """Of the squared correlations between different dimensions (lambda)."""
+    hidden_dim: int = 8192
+    """Width of the projector's two hidden layers."""
+    projection_dim: int = 8192
+    """Width of the embeddings whose dimensions are decorrelated."""
+
+    def __post_init__(self) -> None:
+        if self.off_diagonal_weight < 0 or min(self.hidden_dim, self.projection_dim) < 1:
+            raise ConfigError("barlow_twins needs an off_diagonal_weight >= 0 and widths >= 1")
+
+
+def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
+    """Two views by the same recipe.  The paper's two, which are BYOL's, differ in blur and solarisation."""
+    return (ViewSpec(size=size, augment=augment),) * 2
+
+
+class Method(base.Method):
+    """Encoder, projector and the loss of the cross-correlation."""
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        hidden = heads.mlp(encoder.dim, config.hidden_dim, config.hidden_dim)
+        last = nn.Linear(config.hidden_dim, config.projection_dim, bias=False)
+        self.projector = nn.Sequential(*hidden, nn.ReLU(inplace=True), last)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Both views as one batch through encoder and projector: two (B, projection_dim) tensors."""
+        return self.projector(self.encoder(torch.cat(batch.views))).chunk(2)
+
+    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
+        """``on_diagonal`` is the mean correlation of a dimension with itself in the other view, ``off_diagonal`` the
+        root mean square of those with other dimensions, ``std`` the spread of embeddings (0: collapse)."""
+        z1, z2 = embeddings
+        loss, metrics = losses.barlow_twins(z1, z2, self.config.off_diagonal_weight)
+        with torch.no_grad():
+            u = F.normalize(z1.float(), dim=1)
+            metrics["std"] = u.std(0, correction=0).mean() * u.shape[1] ** 0.5
+        return base.Step(loss, metrics)

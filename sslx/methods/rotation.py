@@ -1,0 +1,70 @@
+"""Rotation (RotNet; Gidaris, Singh, Komodakis, "Unsupervised Representation Learning by Predicting Image Rotations",
+arXiv 1803.07728).
+
+One view of each image goes through the encoder in all four rotations by multiples of 90 degrees; a linear head says
+which rotation it was, trained by cross-entropy (equations 2 and 3).  The rotations move pixels and interpolate
+nothing.  The paper augments by crop and flip: a recipe's business, as photometric changes are.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, ViewSpec
+from sslx.encoders import Encoder
+from sslx.methods import base
+
+NUM_ROTATIONS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(base.MethodConfig):
+    """Rotation has no numbers of its own: the paper's four rotations and a linear classifier."""
+
+    name: Literal["rotation"] = "rotation"
+
+
+def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
+    """One view."""
+    return (ViewSpec(size=size, augment=augment),)
+
+
+class Method(base.Method):
+    """Encoder and a linear classifier of rotations."""
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.head = nn.Linear(encoder.dim, NUM_ROTATIONS)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The logits of the images turned by 0, 90, 180 and 270 degrees counter-clockwise: four (B, 4) tensors.
+
+        All 4B images go through the encoder as one batch, rotation-major.
+        """
+        (view,) = batch.views
+        return self.head(self.encoder(rotations(view))).chunk(NUM_ROTATIONS)
+
+    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
+        """Cross-entropy, ``accuracy`` the share of rotations that are recognised (0.25: chance).
+
+        A mean over this rank's images: no image's loss depends on another's, so the mean over ranks is the batch's.
+        """
+        logits = torch.stack(embeddings)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+        turned = torch.arange(NUM_ROTATIONS, device=logits.device).repeat_interleave(len(embeddings[0]))
+        accuracy = (logits.detach().argmax(1) == turned).float().mean()
+        return base.Step(F.cross_entropy(logits, turned), {"accuracy": accuracy})
+
+
+def rotations(images: Tensor) -> Tensor:
+    """(B, 3, S, S) -> (4B, 3, S, S), rotation-major: image b turned by k quarters, counter-clockwise, is k * B + b.
+
+    channels_last.
+    """
+    last = images.permute(0, 2, 3, 1)  # so that the one copy is in this order: of NCHW, rot90 loses channels_last
+    return torch.cat([last.rot90(k, (1, 2)) for k in range(NUM_ROTATIONS)]).permute(0, 3, 1, 2)

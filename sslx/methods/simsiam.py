@@ -1,0 +1,80 @@
+"""SimSiam (Chen & He, "Exploring Simple Siamese Representation Learning", arXiv 2011.10566).
+
+Two views of each image go through one encoder and projector.  A predictor predicts from each view's projection that
+of the other view, which gets no gradient.  There are no negatives and no target network.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, ViewSpec
+from sslx.encoders import Encoder
+from sslx.errors import ConfigError
+from sslx.methods import base, heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(base.MethodConfig):
+    """SimSiam's numbers; the defaults are the paper's for ResNet-50 on ImageNet."""
+
+    name: Literal["simsiam"] = "simsiam"
+    hidden_dim: int = 2048
+    """Width of the projector's two hidden layers."""
+    projection_dim: int = 2048
+    """Width of the projections and of their predictions."""
+    bottleneck_dim: int = 512
+    """Width of the predictor's hidden layer; a quarter of projection_dim in the paper."""
+    stop_gradient: bool = True
+    """Whether the projection that is predicted gets no gradient; without this, training collapses (table 1)."""
+
+    def __post_init__(self) -> None:
+        if min(self.hidden_dim, self.projection_dim, self.bottleneck_dim) < 1:
+            raise ConfigError("simsiam needs widths >= 1")
+
+
+def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
+    """Two views by the same recipe."""
+    return (ViewSpec(size=size, augment=augment),) * 2
+
+
+class Method(base.Method):
+    """Encoder, projector of three layers, predictor, and the negative cosine.
+
+    Deviations from the paper's code: batch norm takes its statistics over both views together, and the predictor's
+    learning rate follows the schedule of all others (the code keeps it constant, ``fix_pred_lr``).
+    """
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.hidden_dim, config.projection_dim)
+        self.projector[-1] = nn.BatchNorm1d(config.projection_dim, affine=False)
+        self.predictor = heads.mlp(config.projection_dim, config.bottleneck_dim, config.projection_dim, last_norm=False)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Predictions and projections of both views (p1, p2, z1, z2): (B, projection_dim) each."""
+        z = self.projector(self.encoder(torch.cat(batch.views)))
+        return *self.predictor(z).chunk(2), *z.chunk(2)
+
+    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
+        """Half the negative cosine of each direction, summed (equations 1 and 2), mean over samples.
+
+        ``alignment``: mean cosine of predictions and projections.  ``std``: spread of projections, 1 on the whole
+        sphere, 0 where all are alike; the projector's last norm keeps them from that, so well below 1 is collapse.
+        """
+        p1, p2, z1, z2 = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in embeddings)
+        if self.config.stop_gradient:
+            z1, z2 = z1.detach(), z2.detach()
+        cosine = (F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1)) / 2
+        with torch.no_grad():
+            unit = F.normalize(z1.float(), dim=1)
+            metrics = {
+                "alignment": cosine.float().mean(),
+                "std": unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5,
+            }
+        return base.Step(-cosine.mean(), metrics)

@@ -1,0 +1,203 @@
+"""``sslx verify``: W processes with a share of the batch each train as one process with all of it does, or not.
+
+Real processes (gloo on CPUs, NCCL where there are enough GPUs), the real loader, sync batch norm, DDP and optimizer.
+Methods are made narrow, everything else is what ``sslx pretrain`` runs.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from sslx import config, distributed, methods, optim
+from sslx.config import PretrainConfig, VerifyConfig
+from sslx.distributed import Ranks
+from sslx.errors import ConfigError
+from sslx.methods.base import MethodConfig
+from sslx.train import launch
+from sslx.train.build import build
+from sslx.train.step import train_step
+
+BATCH_SIZE = 24
+RUNS = (("fp64", "sgd", 3), ("fp64", "lars", 3), ("fp32", "sgd", 1))
+"""(precision, optimizer, steps) of what is compared."""
+TOLERANCE = {"fp64": 1e-10, "fp32": 1e-5}
+FLOOR = {"fp64": 1e-6, "fp32": 1e-2}
+"""A tensor's error is relative to itself, or to this share of all tensors together where it is smaller: what is zero
+but for rounding, as the gradient of a bias before a batch norm, is nothing to compare."""
+PARTS = ("loss", "gradients", "batch norm", "other state", "parameters")
+SETTINGS = [
+    "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.size", "16", "--data.threads", "1",
+    "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "16", "16", "--batch-norm", "sync",
+    "--batch-size", str(BATCH_SIZE), "--augment.min-scale", "0.3", "--optim.lr", "0.1", "--optim.weight-decay", "1e-4",
+    "--optim.lr-scaling", "none", "--optim.warmup", "0", "--compile", "off",
+]  # fmt: skip
+_FOLDER = "SSLX_VERIFY_FOLDER"
+_WIDEST = 16
+
+State = dict[str, list[dict[str, Tensor]]]
+"""Of each of ``PARTS`` what there is after each step, by name; of the last two after the last step only."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one process, then W, and compare; 0 where all agree, 1 where not."""
+    worker = distributed.joined() is not None
+    wanted = config.load_verify(argv, quiet=worker)
+    names = wanted.methods or methods.available()
+    for name in names:
+        methods.module(name)  # an unknown one is refused before anything starts
+    if worker:
+        return _work(wanted, names)
+    for world_size in wanted.ranks:
+        if world_size < 2 or BATCH_SIZE % world_size:
+            raise ConfigError(f"--ranks must be 2 or more and divide {BATCH_SIZE}, got {world_size}")
+    sys.stderr.write(f"training {', '.join(names)} on {', '.join(map(str, (1, *wanted.ranks)))} processes\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for world_size in (1, *wanted.ranks):
+            started = time.perf_counter()
+            out = Path(folder) / str(world_size)
+            out.mkdir()
+            os.environ[_FOLDER] = str(out)
+            code = launch.start([*argv, "--device", _device(wanted)], world_size, "verify")
+            if code:
+                return code
+            spent = time.perf_counter() - started
+            sys.stderr.write(f"{world_size} process{'es' * (world_size > 1)}: {spent:.0f} s\n")
+        return _report(wanted, names, Path(folder))
+
+
+def _device(wanted: VerifyConfig) -> str:
+    gpus = torch.cuda.device_count() if wanted.device != "cpu" else 0
+    if wanted.device == "cuda" and gpus < max(wanted.ranks):
+        raise ConfigError(f"{max(wanted.ranks)} ranks need as many GPUs, got {gpus}: take --ranks or --device cpu")
+    return "cuda" if gpus >= max(wanted.ranks) else "cpu"
+
+
+def _work(wanted: VerifyConfig, names: Sequence[str]) -> int:
+    """Be one rank: train each method a few steps and leave what came out in a file."""
+    ranks = distributed.init(wanted.device)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="TF32 acceleration")  # said by the flags below, which do not ask for it
+    found: dict[tuple[str, str, str], State | str] = {}
+    # oneDNN takes another algorithm for another batch size, whose fp32 rounding can push a ReLU over its kink.
+    with torch.backends.mkldnn.flags(enabled=False):
+        for name, (precision, optimizer, steps) in itertools.product(names, RUNS):
+            flags = [*SETTINGS, "--method.name", name, "--precision", precision, "--optim.name", optimizer]
+            settings = config.load(flags)
+            settings = dataclasses.replace(settings, method=narrow(settings.method))
+            try:
+                found[name, precision, optimizer] = train(settings, ranks, steps)
+            except Exception as error:  # of somebody's method: the others are still looked at
+                traceback.print_exc()
+                found[name, precision, optimizer] = traceback.format_exception_only(error)[0].splitlines()[0]
+    torch.save(found, Path(os.environ[_FOLDER]) / f"{ranks.rank}.pt")
+    distributed.shutdown()
+    return 0
+
+
+def narrow(method: MethodConfig) -> MethodConfig:
+    """The method's config with every width (a field that ends in ``_dim``) of 16 at most."""
+    widths = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name.endswith("_dim")}
+    return dataclasses.replace(method, **{name: min(width, _WIDEST) for name, width in widths.items()})
+
+
+def train(settings: PretrainConfig, ranks: Ranks, steps: int) -> State:
+    """What ``sslx pretrain`` does in the first steps, and what comes of it."""
+    parts = build(settings, ranks, lambda _: None)
+    optim.set_lr(parts.optimizer, parts.peak_lr)
+    trained = {name: p for name, p in parts.method.named_parameters() if p.requires_grad}
+    found: State = {part: [] for part in PARTS}
+    for step in range(steps):
+        progress = torch.full((), (step + 0.5) / 10, device=ranks.device)
+        metrics = train_step(parts.model, [next(parts.loader)], parts.optimizer, progress, parts.autocast)
+        parts.method.after_step(progress)
+        found["loss"].append({"loss": distributed.mean_over_ranks(metrics["loss"]).cpu()})
+        found["gradients"].append({name: _kept(p.grad) for name, p in trained.items() if p.grad is not None})
+    parts.loader.close()
+    state = {name: _kept(value) for name, value in parts.method.state_dict().items() if value.is_floating_point()}
+    running = {name for name in state if name.endswith(("running_mean", "running_var"))}
+    found["parameters"].append({name: value for name, value in state.items() if name in trained})
+    found["batch norm"].append({name: state[name] for name in running})
+    found["other state"].append({n: v for n, v in state.items() if n not in trained and n not in running})
+    return found
+
+
+def _kept(value: Tensor) -> Tensor:
+    return value.detach().cpu().clone()
+
+
+def worst(
+    found: Sequence[Mapping[str, Tensor]], truth: Sequence[Mapping[str, Tensor]], floor: float
+) -> tuple[float, str]:
+    """(the largest |a - b| / max(|b|, floor · |all b|) of any tensor at any step, its name); nan is the largest."""
+    largest, where = 0.0, ""
+    if len(found) != len(truth):
+        return float("nan"), "number of steps"
+    for a, b in zip(found, truth, strict=True):
+        if a.keys() != b.keys():
+            return float("nan"), min(a.keys() ^ b.keys())
+        least = floor * sum(float(value.double().norm()) ** 2 for value in b.values()) ** 0.5
+        for name, value in b.items():
+            size = max(float(value.double().norm()), least)
+            apart = float((a[name].double() - value.double()).norm())
+            error = apart / size if size else apart
+            if math.isnan(error):
+                return error, name
+            if error > largest:
+                largest, where = error, name
+    return largest, where
+
+
+def _report(wanted: VerifyConfig, names: Sequence[str], folder: Path) -> int:
+    """The table, and what is behind each cell that is not right."""
+    table = Table(title="largest error of W processes against one", title_justify="left")
+    for column in ("method", "ranks", "in", *PARTS, ""):
+        table.add_column(column, justify="left" if column in ("method", "in", "") else "right")
+    truth: dict[Any, State | str] = torch.load(folder / "1" / "0.pt")
+    complaints: list[str] = []
+    for name in names:
+        for world_size in wanted.ranks:
+            each = [torch.load(folder / str(world_size) / f"{rank}.pt") for rank in range(world_size)]
+            for key in [key for key in truth if key[0] == name]:
+                row, problem = _row([found[key] for found in each], truth[key], key[1])
+                where = f"{name}, {world_size} ranks, {key[1]} {key[2]}"
+                complaints += [f"{where}: {problem}"] if problem else []
+                table.add_row(name, str(world_size), f"{key[1]} {key[2]}", *row, "wrong" if problem else "ok")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    for complaint in complaints:
+        sys.stdout.write(complaint + "\n")
+    limits = ", ".join(f"{limit:g} in {precision}" for precision, limit in TOLERANCE.items())
+    sys.stdout.write(f"{'NOT equivalent' if complaints else 'equivalent'} (tolerance {limits}; fp32: one step)\n")
+    return 1 if complaints else 0
+
+
+def _row(each: Sequence[State | str], truth: State | str, precision: str) -> tuple[list[str], str]:
+    """(a cell for each of PARTS, what is wrong) of all ranks' states."""
+    tolerance, floor = TOLERANCE[precision], FLOOR[precision]
+    failed = next((state for state in (truth, *each) if isinstance(state, str)), None)
+    if failed is not None:
+        return ["-"] * len(PARTS), failed
+    assert not isinstance(truth, str)
+    cells: list[str] = []
+    wrong: list[str] = []
+    for part in PARTS:
+        there = any(truth[part])
+        errors = [worst(state[part], truth[part], floor) for state in each if not isinstance(state, str)]
+        error, name = max(errors, key=lambda found: math.inf if math.isnan(found[0]) else found[0])
+        cells.append(f"{error:.0e}" if there else "-")
+        if not error <= tolerance:
+            wrong.append(f"{part} {error:.1e} ({name})")
+    return cells, ", ".join(wrong)

@@ -1,0 +1,120 @@
+"""What every method keeps to; the methods are found by their files."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sslx import encoders, methods, optim, rng
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, ViewSpec
+from sslx.methods.base import Method
+from sslx.train.step import train_step
+from sslx.verify import narrow
+
+SIZE, NUM = 16, 8
+HERE = torch.device("cpu")
+pytestmark = pytest.mark.parametrize("name", methods.available())
+
+
+def views(name: str) -> tuple[ViewSpec, ...]:
+    file = methods.module(name)
+    return file.views(narrow(file.Config()), Augment(), SIZE)
+
+
+def make(name: str, seed: int = 0) -> tuple[Method, torch.optim.Optimizer]:
+    rng.seed_torch(seed)
+    file = methods.module(name)
+    trunk = encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))
+    method: Method = file.Method(narrow(file.Config()), encoders.build(trunk, SIZE))
+    return method, optim.build(optim.Config(name="sgd", lr=0.03), method, method.param_groups())
+
+
+def batch(name: str, generator: torch.Generator) -> Batch:
+    made = tuple(torch.randn(NUM, 3, spec.size, spec.size, generator=generator) for spec in views(name))
+    return Batch(made, torch.arange(NUM) // 2, torch.arange(NUM))
+
+
+def steps(method: Method, optimizer: Any, images: Batch, num: int, first: int = 0) -> list[Tensor]:
+    """The loss of each step, as the loop takes them."""
+    found: list[Tensor] = []
+    for step in range(first, first + num):
+        progress = torch.tensor((step + 0.5) / 100)
+        found.append(train_step(method, [images], optimizer, progress, None)["loss"])
+        method.after_step(progress)
+    return found
+
+
+def test_its_config_names_it_and_its_views_are_of_the_asked_size(name: str):
+    assert methods.module(name).Config().name == name
+    assert max(spec.size for spec in views(name)) == SIZE
+    assert all(spec.augment is not None for spec in views(name))
+
+
+def test_a_step_gives_a_scalar_and_metrics_and_every_parameter_a_gradient(name: str, generator: torch.Generator):
+    method, _ = make(name)
+    step = method(batch(name, generator), torch.zeros(()))
+    assert step.loss.shape == ()
+    assert step.loss.isfinite()
+    assert step.metrics, "say what tells the user that it works"
+    for key, value in step.metrics.items():
+        assert (value.shape, value.dtype, value.requires_grad) == ((), torch.float32, False), key
+        assert value.isfinite(), key
+    step.loss.backward()
+    unused = [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused, "DDP would wait for them"
+    first = next(method.encoder.parameters()).grad
+    assert first is not None
+    assert first.abs().sum() > 0
+
+
+def test_it_learns_a_fixed_batch(name: str, generator: torch.Generator):
+    losses = torch.stack(steps(*make(name), batch(name, generator), 40))
+    assert losses.isfinite().all()
+    assert losses[-5:].mean() < losses[:2].mean() - 0.1 * (losses[:2].mean() - losses.min())
+    assert losses[-5:].mean() < losses[0]
+
+
+def test_the_same_seed_gives_the_same_numbers(name: str):
+    images = batch(name, torch.Generator().manual_seed(5))
+    first, again, other = (torch.stack(steps(*make(name, seed), images, 3)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_its_state_is_all_that_a_restart_needs(name: str, generator: torch.Generator):
+    images = batch(name, generator)
+    method, optimizer = make(name)
+    steps(method, optimizer, images, 2)
+    restarted, its_optimizer = make(name, seed=1)
+    restarted.load_state_dict(method.state_dict())
+    its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # it would share the momentum
+    on, again = steps(method, optimizer, images, 3, first=2), steps(restarted, its_optimizer, images, 3, first=2)
+    assert torch.equal(torch.stack(on), torch.stack(again))
+    for key, value in method.state_dict().items():
+        assert torch.equal(value, restarted.state_dict()[key]), key
+
+
+def test_bf16_autocast_keeps_the_loss_in_fp32_and_finite(name: str, generator: torch.Generator):
+    method, _ = make(name)
+    images = batch(name, generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        step = method(images, torch.zeros(()))
+    assert step.loss.dtype == torch.float32
+    assert all(value.dtype == torch.float32 for value in step.metrics.values())
+    step.loss.backward()
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
+    full = make(name)[0](images, torch.zeros(())).loss
+    assert step.loss.item() == pytest.approx(full.item(), rel=0.2, abs=0.05)
+
+
+def test_a_step_never_waits_for_the_device(name: str, generator: torch.Generator, no_host_sync: TorchDispatchMode):
+    method, optimizer = make(name)
+    images, progress = batch(name, generator), torch.zeros(())
+    train_step(method, [images], optimizer, progress, None)  # makes the optimizer's state
+    with no_host_sync:
+        train_step(method, [images], optimizer, progress, None)
+        method.after_step(progress)

@@ -1,0 +1,146 @@
+"""SimSiam: its heads, its loss by hand, and the collapse that its stop-gradient prevents."""
+
+import math
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, ViewSpec
+from sslx.encoders import Encoder
+from sslx.errors import ConfigError
+from sslx.methods import simsiam
+
+PIXELS = 48
+
+
+class Tiny(nn.Module):
+    """The smallest encoder that a loss can act on."""
+
+    dim = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(PIXELS, self.dim, bias=False), nn.BatchNorm1d(self.dim), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def make(**options: Any) -> simsiam.Method:
+    config = simsiam.Config(**{"hidden_dim": 32, "projection_dim": 24, "bottleneck_dim": 8, **options})
+    return simsiam.Method(config, cast(Encoder, Tiny()))
+
+
+def test_the_numbers_and_views_are_the_papers():
+    assert simsiam.Config() == simsiam.Config(hidden_dim=2048, projection_dim=2048, bottleneck_dim=512)
+    assert simsiam.Config().stop_gradient
+    view = ViewSpec(size=32, augment=Augment(min_scale=0.2))
+    assert simsiam.views(simsiam.Config(), Augment(min_scale=0.2), 32) == (view, view)
+
+
+def test_the_heads_are_the_papers():
+    """Three layers, each with BN, the last one's without weights; a predictor without BN at its end."""
+    method = make()
+    block = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert [type(layer) for layer in method.projector] == [*block, *block, nn.Linear, nn.BatchNorm1d]
+    assert [type(layer) for layer in method.predictor] == [*block, nn.Linear]
+    shapes = [tuple(p.shape) for head in (method.projector, method.predictor) for p in head.parameters()]
+    assert shapes == [(32, 16), (32,), (32,), (32, 32), (32,), (32,), (24, 32), (8, 24), (8,), (8,), (24, 8), (24,)]
+
+
+def test_views_come_out_in_order(generator: torch.Generator):
+    method = make().double().eval()  # by running statistics, so that a view alone gives what it gives beside the other
+    one, two = torch.randn(2, 5, 3, 4, 4, generator=generator, dtype=torch.float64)
+    embeddings = method.embed(Batch((one, two), None, torch.arange(5)))
+    for view, p, z in zip((one, two), embeddings[:2], embeddings[2:], strict=True):
+        alone = method.projector(method.encoder(view))
+        torch.testing.assert_close(z, alone)
+        torch.testing.assert_close(p, method.predictor(alone))
+
+
+def by_hand(p: list[list[float]], z: list[list[float]]) -> float:
+    """Equation 1, mean over samples."""
+    total = 0.0
+    for a, b in zip(p, z, strict=True):
+        norms = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
+        total -= sum(x * y for x, y in zip(a, b, strict=True)) / norms
+    return total / len(p)
+
+
+def test_the_loss_is_half_of_each_direction(generator: torch.Generator):
+    p1, p2, z1, z2 = torch.randn(4, 7, 5, generator=generator, dtype=torch.float64)
+    expected = by_hand(p1.tolist(), z2.tolist()) / 2 + by_hand(p2.tolist(), z1.tolist()) / 2
+    for stop in (True, False):
+        step = make(stop_gradient=stop).loss((p1, p2, z1, z2), torch.zeros(()))
+        assert step.loss.item() == pytest.approx(expected, rel=1e-12)
+        assert step.metrics["alignment"].item() == pytest.approx(-expected, abs=1e-6)
+
+
+def test_std_is_one_on_the_whole_sphere_and_zero_where_all_are_alike(generator: torch.Generator):
+    p, z = torch.randn(2, 512, 64, generator=generator)
+    assert make().loss((p, p, z, z), torch.zeros(())).metrics["std"] == pytest.approx(1, abs=0.05)
+    same = z[:1].expand_as(z)
+    assert make().loss((p, p, same, same), torch.zeros(())).metrics["std"] < 1e-3
+
+
+def test_projections_get_a_gradient_through_the_predictor_only(generator: torch.Generator):
+    leaves = torch.randn(4, 3, 5, generator=generator).requires_grad_().unbind()
+    for stop in (True, False):
+        loss = make(stop_gradient=stop).loss(leaves, torch.zeros(())).loss
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        assert [g is None for g in gradients] == [False, False, stop, stop]
+
+
+def trained(method: simsiam.Method, noise: float, seed: int) -> tuple[float, float]:
+    """(std, effective rank of the projections) after 200 steps on 32 images, whose views are the image and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(32, 3, 4, 4, generator=generator)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    std, z = torch.zeros(()), torch.zeros(())
+    for _ in range(200):
+        views = [images + noise * torch.randn(images.shape, generator=generator) for _ in range(2)]
+        _, _, z, _ = embeddings = method.embed(Batch(tuple(views), None, torch.arange(32)))
+        step = method.loss(embeddings, torch.zeros(()))
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        std = step.metrics["std"]
+    share = torch.linalg.svdvals(z.detach() - z.detach().mean(0))
+    share /= share.sum()
+    return std.item(), math.exp(-(share * share.clamp(min=1e-12).log()).sum().item())
+
+
+def seeded(seed: int, **options: Any) -> simsiam.Method:
+    torch.manual_seed(seed)
+    return make(**options)
+
+
+def test_only_with_the_stop_gradient_projections_stay_apart(generator: torch.Generator):
+    """Figure 2, without the projector's last norm (table 3b: as good), which would hold its outputs apart."""
+    seed, found = generator.initial_seed() % 2**32, dict[bool, float]()
+    for stop in (True, False):
+        method = seeded(seed, stop_gradient=stop)
+        method.projector[-1] = nn.Identity()
+        found[stop], _ = trained(method, 1.0, seed)
+    assert found[True] > 0.6
+    assert found[False] < 0.2
+
+
+def test_with_all_norms_it_is_their_rank_that_collapses(generator: torch.Generator):
+    """Then no projection can be constant, and what is left is one direction."""
+    seed = generator.initial_seed() % 2**32
+    _, apart = trained(seeded(seed), 4.0, seed)
+    _, collapsed = trained(seeded(seed, stop_gradient=False), 4.0, seed)
+    assert apart > 6
+    assert collapsed < 4
+
+
+@pytest.mark.parametrize("field", ["hidden_dim", "projection_dim", "bottleneck_dim"])
+def test_widths_below_one_are_refused(field: str):
+    with pytest.raises(ConfigError, match="simsiam needs widths"):
+        simsiam.Config(**{field: 0})  # pyright: ignore[reportArgumentType]

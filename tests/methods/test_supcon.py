@@ -1,0 +1,122 @@
+"""SupCon: L_out against loops on 1, 2 and 3 ranks, its limits, its metrics, labels that are not there."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslx import distributed, encoders, losses
+from sslx.data.batch import Batch
+from sslx.errors import ConfigError
+from sslx.methods import supcon
+
+RunOnRanks = Callable[..., list[Any]]
+SIZE, NOW = 16, torch.zeros(())
+LABELS = [[7, 7, -3, 0, 7, 0, 10**12, 7, 0, 7, -3, 1], [5] * 12, list(range(12))]
+
+
+def by_loops(z1: Tensor, z2: Tensor, label: list[int], temperature: float) -> tuple[Tensor, float]:
+    """(L_out of arXiv 2004.11362, equation 2, over the 2B embeddings; the mean over these of their positives' mean
+    cosine), pair by pair."""
+    u = [row / (row * row).sum().sqrt() for row in [*z1, *z2]]
+    of, num = [*label, *label], 2 * len(label)
+    total, cosines = torch.zeros((), dtype=z1.dtype), 0.0
+    for i in range(num):
+        s = {j: (u[i] * u[j]).sum() for j in range(num) if j != i}
+        denominator = sum((torch.exp(x / temperature) for x in s.values()), torch.zeros((), dtype=z1.dtype))
+        positives = [j for j in s if of[j] == of[i]]
+        for p in positives:
+            total = total - torch.log(torch.exp(s[p] / temperature) / denominator) / len(positives)
+            cosines += s[p].item() / len(positives)
+    return total / num, cosines / num
+
+
+class Net(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+
+    def forward(self, x1: Tensor, x2: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return losses.sup_con(x1 @ self.weight, x2 @ self.weight, label, 0.2)
+
+
+def on_a_rank(x1: Tensor, x2: Tensor, label: Tensor, weight: Tensor) -> tuple[float, float, Tensor]:
+    """This rank's share through DDP: the means over ranks of the loss and the cosine, and DDP's gradient."""
+    net = Net(weight)
+    wrapped = distributed.wrap(net, device=torch.device("cpu"), sync_bn=True)
+    loss, cosine = wrapped(*(x.chunk(distributed.world_size())[distributed.rank()] for x in (x1, x2, label)))
+    loss.backward()
+    assert net.weight.grad is not None
+    return distributed.mean_over_ranks(loss).item(), distributed.mean_over_ranks(cosine).item(), net.weight.grad
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("label", LABELS, ids=["labels", "one label", "each its own"])
+def test_ranks_give_l_out_over_the_whole_batch(
+    world_size: int, label: list[int], ranks: RunOnRanks, generator: torch.Generator
+):
+    x1, x2 = torch.randn(2, 12, 5, dtype=torch.float64, generator=generator)
+    weight = torch.randn(5, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    expected, alignment = by_loops(x1 @ weight, x2 @ weight, label, 0.2)
+    (gradient,) = torch.autograd.grad(expected, weight)
+    for loss, cosine, found in ranks(world_size, on_a_rank, x1, x2, torch.tensor(label), weight.detach()):
+        assert loss == pytest.approx(expected.item(), rel=1e-10)
+        assert cosine == pytest.approx(alignment, rel=1e-10)
+        torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.02])
+def test_in_fp32_it_is_that_of_fp64(temperature: float, generator: torch.Generator):
+    z = torch.randn(2, 100, 24, generator=generator)
+    label = torch.randint(7, (100,), generator=generator)
+    found: list[tuple[float, Tensor]] = []
+    for leaf in (z.clone(), z.double()):
+        loss, _ = losses.sup_con(leaf.requires_grad_()[0], leaf[1], label, temperature)
+        found.append((loss.item(), torch.autograd.grad(loss, leaf)[0].double()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert (found[0][1] - found[1][1]).norm() < 1e-4 * found[1][1].norm()
+
+
+def make(**options: Any) -> supcon.Method:
+    trunk = encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))
+    config = dataclasses.replace(supcon.Config(hidden_dim=24, projection_dim=12), **options)
+    return supcon.Method(config, encoders.build(trunk, SIZE))
+
+
+def test_the_method_compares_what_it_embeds(generator: torch.Generator):
+    method = make(temperature=0.3)
+    images = tuple(torch.randn(6, 3, SIZE, SIZE, generator=generator) for _ in range(2))
+    label = [1, 0, 0, 1, 2, 1]
+    batch = Batch(images, torch.tensor(label), torch.arange(6))
+    z1, z2 = method.projector(method.encoder(torch.cat(images))).double().chunk(2)
+    expected, alignment = by_loops(z1, z2, label, 0.3)
+    step = method(batch, NOW)
+    assert step.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert step.metrics["alignment"].item() == pytest.approx(alignment, abs=1e-5)
+    with pytest.raises(ConfigError, match="supcon needs a source with labels") as raised:
+        method(Batch(images, None, batch.index), NOW)
+    assert "\n" not in str(raised.value)
+
+
+def test_metrics_say_how_alike_positives_are_and_how_spread_all_are(generator: torch.Generator):
+    method = make()
+    label = torch.arange(256) % 8
+    centres = torch.randn(8, 512, generator=generator)
+    apart = method.loss((centres[label], centres[label], label.double()), NOW).metrics
+    collapsed = method.loss((centres[label * 0], centres[label * 0], label.double()), NOW).metrics
+    assert apart["alignment"].item() == pytest.approx(1, abs=1e-5)
+    assert apart["std"].item() == pytest.approx(math.sqrt(7 / 8), abs=0.15)  # eight directions, nearly orthogonal
+    assert collapsed["alignment"].item() == pytest.approx(1, abs=1e-5)
+    assert collapsed["std"] < 1e-3
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"a label \(4,\) int64, got \(3,\)"):
+        losses.sup_con(torch.ones(4, 3), torch.ones(4, 3), torch.arange(3))
+    for options in ({"temperature": 0.0}, {"hidden_dim": 0}, {"projection_dim": 0}):
+        with pytest.raises(ConfigError, match="supcon needs a temperature > 0"):
+            make(**options)

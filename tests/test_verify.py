@@ -1,0 +1,92 @@
+"""``sslx verify``: real processes, every method, and a planted bug that it finds."""
+
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sslx
+from sslx import cli, methods, verify
+
+ROOT = Path(sslx.__file__).parents[1]
+
+
+def run(tree: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sslx", "verify", *argv]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=600)
+
+
+def plant(tmp_path: Path, name: str, right: str, wrong: str) -> Path:
+    """A copy of the package with one line of a method changed."""
+    for folder in ("sslx", "kernels"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "sslx_kernels").symlink_to(tmp_path / "kernels" / "sslx_kernels")
+    file = tmp_path / "sslx" / "methods" / f"{name}.py"
+    text = file.read_text()
+    assert text.count(right) == 1
+    file.write_text(text.replace(right, wrong))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_method_is_the_same_at_any_world_size() -> None:
+    done = run(ROOT, "--device", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "equivalent (tolerance 1e-10 in fp64, 1e-05 in fp32; fp32: one step)" in done.stdout
+    for name in methods.available():
+        rows = [line for line in done.stdout.splitlines() if line.startswith(f"│ {name} ")]
+        assert len(rows) == 6, done.stdout
+        assert all(row.endswith("ok │") for row in rows)
+
+
+@pytest.mark.slow
+def test_a_gradient_of_one_wth_is_found(tmp_path: Path) -> None:
+    """lightly #1977's bug: the loss is right, and every gradient is a W-th of what it should be."""
+    right = "losses.nt_xent(z1, z2, self.config.temperature)"
+    tree = plant(tmp_path, "simclr", right, f"_quiet({right})")
+    with (tree / "sslx" / "methods" / "simclr.py").open("a") as file:
+        file.write(
+            "\n\ndef _quiet(loss: Tensor) -> Tensor:\n    from sslx import distributed\n\n"
+            "    share = loss / distributed.world_size()\n    return share + (loss - share).detach()\n"
+        )
+    done = run(tree, "simclr", "--ranks", "2", "--device", "cpu")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "NOT equivalent" in done.stdout
+    assert "simclr, 2 ranks, fp32 sgd: gradients 5.0e-01 (" in done.stdout
+    assert "fp32 sgd: loss" not in done.stdout
+
+
+def test_errors_are_relative_to_each_tensor_but_not_to_nothing() -> None:
+    a, b = torch.randn(2, 5, dtype=torch.float64).abs() + 1
+    truth = [{"a": a, "tiny": b * 1e-3, "zero": b * 1e-30}]
+    assert verify.worst(truth, truth, 1e-6) == (0.0, "")
+    error, name = verify.worst([{"a": a, "tiny": b * 1.1e-3, "zero": b * 1e-20}], truth, 1e-6)
+    assert (round(error, 9), name) == (0.1, "tiny")
+    assert math.isnan(verify.worst([{"a": a * math.nan, "tiny": b, "zero": b}], truth, 1e-6)[0])
+    assert math.isnan(verify.worst([{"a": a, "tiny": b}], truth, 1e-6)[0])
+    assert verify.worst([{"a": a, "tiny": b}], truth, 1e-6)[1] == "zero"
+    assert math.isnan(verify.worst([], truth, 1e-6)[0])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["simcrl"], "did you mean simclr?"),
+        (["--ranks", "5"], "2 or more and divide 24, got 5"),
+        (["--ranks", "1"], "2 or more and divide 24, got 1"),
+        (["--ranks", "2", "--device", "cuda"], "as many GPUs"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "cuda" in argv and torch.cuda.device_count() > 1:
+        pytest.skip("there are GPUs")
+    assert cli.main(["verify", *argv]) not in (0, 1)
+    said = capsys.readouterr().err.splitlines()
+    assert message in said[-1]
+    assert said[-1].startswith("error: ")
