@@ -133,7 +133,7 @@ class PlotConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Show that W processes with a share of the batch each train as one process with all of it does."""
+    """Show that W processes, a share of the batch each, train as one with all of it."""
 
     methods: tyro.conf.Positional[tuple[str, ...]] = ()
     """Methods to look at; default: all."""
