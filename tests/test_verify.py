@@ -20,15 +20,11 @@ def run(tree: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=600)
 
 
-def plant(tmp_path: Path, name: str, right: str, wrong: str) -> Path:
-    """A copy of the package with one line of a method changed."""
+def copy_of_the_package(tmp_path: Path) -> Path:
+    """A tree from which ``python -m sslx`` runs the copy, which a test may change."""
     for folder in ("sslx", "kernels"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "sslx_kernels").symlink_to(tmp_path / "kernels" / "sslx_kernels")
-    file = tmp_path / "sslx" / "methods" / f"{name}.py"
-    text = file.read_text()
-    assert text.count(right) == 1
-    file.write_text(text.replace(right, wrong))
     return tmp_path
 
 
@@ -46,18 +42,52 @@ def test_every_method_is_the_same_at_any_world_size() -> None:
 @pytest.mark.slow
 def test_a_gradient_of_one_wth_is_found(tmp_path: Path) -> None:
     """lightly #1977's bug: the loss is right, and every gradient is a W-th of what it should be."""
-    right = "losses.nt_xent(z1, z2, self.config.temperature)"
-    tree = plant(tmp_path, "simclr", right, f"_quiet({right})")
-    with (tree / "sslx" / "methods" / "simclr.py").open("a") as file:
-        file.write(
-            "\n\ndef _quiet(loss: Tensor) -> Tensor:\n    from sslx import distributed\n\n"
-            "    share = loss / distributed.world_size()\n    return share + (loss - share).detach()\n"
-        )
+    tree = copy_of_the_package(tmp_path)
+    file = tree / "sslx" / "methods" / "simclr.py"
+    text, right = file.read_text(), "losses.nt_xent(z1, z2, self.config.temperature)"
+    assert text.count(right) == 1
+    file.write_text(
+        text.replace(right, f"_quiet({right})")
+        + "\n\ndef _quiet(loss: Tensor) -> Tensor:\n    from sslx import distributed\n\n"
+        "    share = loss / distributed.world_size()\n    return share + (loss - share).detach()\n"
+    )
     done = run(tree, "simclr", "--ranks", "2", "--device", "cpu")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "NOT equivalent" in done.stdout
     assert "simclr, 2 ranks, fp32 sgd: gradients 5.0e-01 (" in done.stdout
     assert "fp32 sgd: loss" not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_readmes_method_is_one_file_that_trains_and_is_the_same_on_three_ranks(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    code = readme.split("`sslx/methods/uniformity.py`:\n\n```python\n")[1].split("```")[0]
+    assert code.count("\n") < 60
+    tree = copy_of_the_package(tmp_path)
+    (tree / "sslx" / "methods" / "uniformity.py").write_text(code)
+    done = run(tree, "uniformity", "--ranks", "3", "--device", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok │") == 3
+    command = [
+        sys.executable,
+        "-m",
+        "sslx",
+        "pretrain",
+        "simclr_digits",
+        "--name",
+        "new",
+        "--steps",
+        "3",
+        "--ranks",
+        "1",
+    ]
+    recipe = tree / "sslx" / "recipes" / "simclr_digits.toml"
+    text = recipe.read_text().replace('name = "simclr"\ntemperature = 0.2\nhidden_dim = 256', 'name = "uniformity"')
+    recipe.write_text(text)
+    trained = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=120)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    lines = (tree / "runs" / "new" / "metrics.jsonl").read_text()
+    assert '"uniformity"' in lines
 
 
 def test_errors_are_relative_to_each_tensor_but_not_to_nothing() -> None:
