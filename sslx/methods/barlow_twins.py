@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sslx import losses
 from sslx.data.batch import Batch
@@ -60,7 +59,4 @@ class Method(base.Method):
         root mean square of those with other dimensions, ``std`` the spread of embeddings (0: collapse)."""
         z1, z2 = embeddings
         loss, metrics = losses.barlow_twins(z1, z2, self.config.off_diagonal_weight)
-        with torch.no_grad():
-            u = F.normalize(z1.float(), dim=1)
-            metrics["std"] = u.std(0, correction=0).mean() * u.shape[1] ** 0.5
-        return base.Step(loss, metrics)
+        return base.Step(loss, {**metrics, "std": base.spread(z1)})

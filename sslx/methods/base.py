@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sslx.data.batch import Batch
 from sslx.encoders import Encoder
@@ -24,6 +25,14 @@ class Step:
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """How far apart this rank's embeddings (B, D) point: their standard deviation a dimension, at length 1, times
+    sqrt(D).  (), fp32: 1 where they are uniform on the sphere, 0 where they have collapsed to a point."""
+    unit = F.normalize(z.float(), dim=1)
+    return unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5
 
 
 class Method(nn.Module):

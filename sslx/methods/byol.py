@@ -80,13 +80,11 @@ class Method(base.Method):
         p1, p2, t1, t2 = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in embeddings)
         t1, t2 = t1.detach(), t2.detach()
         cosine = torch.stack([F.cosine_similarity(p1, t2), F.cosine_similarity(p2, t1)])
-        with torch.no_grad():
-            unit = F.normalize(t1.float(), dim=1)
-            metrics = {
-                "alignment": cosine.float().mean(),
-                "std": unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5,
-                "target_momentum": self._momentum(progress).float(),
-            }
+        metrics = {
+            "alignment": cosine.detach().float().mean(),
+            "std": base.spread(t1),
+            "target_momentum": self._momentum(progress).float(),
+        }
         return base.Step((2 - 2 * cosine).sum(0).mean(), metrics)
 
     def after_step(self, progress: Tensor) -> None:

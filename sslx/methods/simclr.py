@@ -57,6 +57,6 @@ class Method(base.Method):
         """NT-Xent; ``alignment`` is the mean cosine of positives, ``std`` the spread of embeddings (0: collapse)."""
         z1, z2 = embeddings
         with torch.no_grad():
-            u1, u2 = F.normalize(z1.float(), dim=1), F.normalize(z2.float(), dim=1)
-            metrics = {"alignment": (u1 * u2).sum(1).mean(), "std": u1.std(0, correction=0).mean() * u1.shape[1] ** 0.5}
+            alignment = F.cosine_similarity(z1.float(), z2.float()).mean()
+        metrics = {"alignment": alignment, "std": base.spread(z1)}
         return base.Step(losses.nt_xent(z1, z2, self.config.temperature), metrics)

@@ -71,10 +71,5 @@ class Method(base.Method):
         if self.config.stop_gradient:
             z1, z2 = z1.detach(), z2.detach()
         cosine = (F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1)) / 2
-        with torch.no_grad():
-            unit = F.normalize(z1.float(), dim=1)
-            metrics = {
-                "alignment": cosine.float().mean(),
-                "std": unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5,
-            }
+        metrics = {"alignment": cosine.detach().float().mean(), "std": base.spread(z1)}
         return base.Step(-cosine.mean(), metrics)

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sslx import losses
 from sslx.data.batch import Batch
@@ -63,7 +62,4 @@ class Method(base.Method):
         """SupCon; ``alignment`` is the mean cosine of all positives, ``std`` the embeddings' spread (0: collapse)."""
         z1, z2, label = embeddings
         loss, alignment = losses.sup_con(z1, z2, label.long(), self.config.temperature)
-        with torch.no_grad():
-            u = F.normalize(z1.float(), dim=1)
-            std = u.std(0, correction=0).mean() * u.shape[1] ** 0.5
-        return base.Step(loss, {"alignment": alignment.float(), "std": std})
+        return base.Step(loss, {"alignment": alignment.float(), "std": base.spread(z1)})

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sslx import losses
 from sslx.data.batch import Batch
@@ -68,7 +67,4 @@ class Method(base.Method):
         c, (z1, z2) = self.config, embeddings
         weights = c.invariance_weight, c.variance_weight, c.covariance_weight
         loss, metrics = losses.vicreg(z1, z2, *weights, c.gamma)
-        with torch.no_grad():
-            u = F.normalize(z1.float(), dim=1)
-            metrics["std"] = u.std(0, correction=0).mean() * u.shape[1] ** 0.5
-        return base.Step(loss, metrics)
+        return base.Step(loss, {**metrics, "std": base.spread(z1)})
