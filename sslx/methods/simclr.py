@@ -27,13 +27,15 @@ class Config(base.MethodConfig):
     temperature: float = 0.1
     """Of the softmax over similarities (tau); the paper takes 0.1 at batch 4096, 0.5 for CIFAR-10."""
     hidden_dim: int = 2048
-    """Width of the projector's hidden layer."""
+    """Width of the projector's hidden layers."""
+    projector_layers: int = 2
+    """Linear layers of the projector; 3 in SimCLR v2 (arXiv 2006.10029, section 2)."""
     projection_dim: int = 128
     """Width of the embeddings that are compared."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or min(self.hidden_dim, self.projection_dim) < 1:
-            raise ConfigError("simclr needs a temperature > 0 and widths >= 1")
+        if self.temperature <= 0 or min(self.hidden_dim, self.projection_dim, self.projector_layers) < 1:
+            raise ConfigError("simclr needs a temperature > 0, widths >= 1 and projector_layers >= 1")
 
 
 def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
@@ -47,7 +49,8 @@ class Method(base.Method):
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.projection_dim)
+        hidden = [config.hidden_dim] * (config.projector_layers - 1)
+        self.projector = heads.mlp(encoder.dim, *hidden, config.projection_dim)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Both views as one batch through encoder and projector: two (B, projection_dim) tensors."""

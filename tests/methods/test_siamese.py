@@ -58,7 +58,7 @@ def on_a_rank(x1: Tensor, x2: Tensor, label: Tensor | None, weight: Tensor, marg
     return distributed.mean_over_ranks(loss).item(), net.weight.grad
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "label",
     [None, [2, 0, 1, 1, 0, 2, 2, 0, 1, 0, 0, 1], [7] * 9 + [-3, 10**12, 10**12], [4] * 12],

@@ -64,6 +64,13 @@ def test_the_projector_is_the_papers():
     assert simclr.Config() == simclr.Config(temperature=0.1, hidden_dim=2048, projection_dim=128)
 
 
+@pytest.mark.parametrize(("layers", "widths"), [(1, [(16, 12)]), (3, [(16, 24), (24, 24), (24, 12)])])
+def test_the_projector_of_version_2_has_a_layer_more(layers: int, widths: list[tuple[int, int]]):
+    linear = [layer for layer in make(projector_layers=layers).projector if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == widths
+    assert all(layer.bias is None for layer in linear)
+
+
 def test_the_views_go_through_as_one_batch_and_come_out_in_order(generator: torch.Generator):
     method, images = make(), batch(generator)
     one, two = method.embed(images)
@@ -109,7 +116,9 @@ def test_the_metrics_of_one_sample_a_rank_are_numbers(generator: torch.Generator
         make().loss((one, one), torch.zeros(()))
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"hidden_dim": 0}, {"projection_dim": 0}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"hidden_dim": 0}, {"projection_dim": 0}, {"projector_layers": 0}]
+)
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, float]):
     with pytest.raises(ConfigError, match="simclr needs"):
         simclr.Config(**options)  # pyright: ignore[reportArgumentType]

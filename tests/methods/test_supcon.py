@@ -54,7 +54,7 @@ def on_a_rank(x1: Tensor, x2: Tensor, label: Tensor, weight: Tensor) -> tuple[fl
     return distributed.mean_over_ranks(loss).item(), distributed.mean_over_ranks(cosine).item(), net.weight.grad
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("label", LABELS, ids=["labels", "one label", "each its own"])
 def test_ranks_give_l_out_over_the_whole_batch(
     world_size: int, label: list[int], ranks: RunOnRanks, generator: torch.Generator

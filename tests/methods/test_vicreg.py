@@ -76,7 +76,7 @@ def share_of(x1: Tensor, x2: Tensor, weight: Tensor, weights: Weights, planted: 
 
 
 @pytest.mark.parametrize("weights", [WEIGHTS, (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
-@pytest.mark.parametrize(("world_size", "num"), [(1, 6), (2, 6), (3, 6), (3, 3)])
+@pytest.mark.parametrize(("world_size", "num"), [(1, 6), (2, 6), (3, 3), pytest.param(3, 6, marks=pytest.mark.slow)])
 def test_ranks_give_the_full_batch_loss_and_gradient(
     world_size: int, num: int, weights: Weights, ranks: RunOnRanks, generator: torch.Generator
 ):
