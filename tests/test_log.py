@@ -287,6 +287,7 @@ def test_wandb_offline_crash_and_resume(tmp_path: Path) -> None:
     assert [line["time"] for line in lines] == pytest.approx([line["_timestamp"] for line in history], abs=0.1)
 
 
+@pytest.mark.slow
 def test_wandb_without_a_server_goes_on_offline(tmp_path: Path) -> None:
     with socket.socket() as silent:  # accepts and never answers: worse than refusing
         silent.bind(("127.0.0.1", 0))

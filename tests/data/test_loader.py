@@ -226,6 +226,7 @@ def spawned() -> Iterator[None]:
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("spawned")
 def test_spawned_workers(source: Source, backend: Backend) -> None:
     if backend == "dali":
