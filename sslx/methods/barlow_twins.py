@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslx import losses
 from sslx.data.batch import Batch
@@ -46,9 +46,8 @@ class Method(base.Method):
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        hidden = heads.mlp(encoder.dim, config.hidden_dim, config.hidden_dim)
-        last = nn.Linear(config.hidden_dim, config.projection_dim, bias=False)
-        self.projector = nn.Sequential(*hidden, nn.ReLU(inplace=True), last)
+        widths = config.hidden_dim, config.hidden_dim, config.projection_dim
+        self.projector = heads.mlp(encoder.dim, *widths, last_norm=False, last_bias=False)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Both views as one batch through encoder and projector: two (B, projection_dim) tensors."""

@@ -13,7 +13,10 @@ from sslx.encoders import Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Fields that all methods share; each method's own Config adds its name and numbers."""
+    """Fields that all methods share; each method's own Config adds its name and numbers.
+
+    Names of widths end in ``_dim``: ``sslx verify`` and the contract test make those small.
+    """
 
     name: str
     """What to train by: a file of sslx/methods."""
