@@ -3,13 +3,16 @@
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from sslx import checkpoint
 from sslx.errors import ConfigError, DataError, MissingInput
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 SMALL = 64  # pixels: inputs up to here keep their resolution through the stem
 
@@ -25,26 +28,43 @@ class Config:
     weights: str | None = None
     """timm (its own, downloaded), a run folder of sslx, or a .pt, .pth or .safetensors file; None: random."""
     layers: tuple[int, ...] = ()
-    """Blocks of each stage, for a ResNet smaller or larger than its name: --encoder.layers 1 1 1 1."""
+    """Blocks of each stage, for a ResNet smaller or larger than its name (1 1 1 1), or of a whole ViT (6)."""
     channels: tuple[int, ...] = ()
-    """Channels of each stage of such a ResNet (before a bottleneck's expansion)."""
+    """Channels of each stage of such a ResNet (before a bottleneck's expansion), or the width of a ViT."""
+    patch: int | None = None
+    """Side of a ViT's patches in pixels, where not its name's: 4 for images of 32 px."""
 
 
 class Encoder(nn.Module):
-    """A timm trunk with pooled features: (B, 3, H, W) -> (B, dim).  ``trunk`` keeps timm's parameter names."""
+    """A timm trunk with pooled features: (B, 3, H, W) -> (B, dim).  ``trunk`` keeps timm's parameter names.
 
-    def __init__(self, trunk: nn.Module, dim: int) -> None:
+    size: the side of the views it was built for, in pixels.
+    """
+
+    def __init__(self, trunk: nn.Module, dim: int, size: int) -> None:
         super().__init__()
-        self.trunk, self.dim = trunk, dim
+        self.trunk, self.dim, self.size = trunk, dim, size
 
     def forward(self, x: Tensor) -> Tensor:
         return self.trunk(x)
 
+    def vit(self, what: str) -> "VisionTransformer":
+        """The trunk, where it is a plain ViT with a class token; else ConfigError for ``what``, which needs one."""
+        from timm.models.vision_transformer import VisionTransformer
+
+        trunk = self.trunk
+        if not isinstance(trunk, VisionTransformer) or trunk.cls_token is None or trunk.num_prefix_tokens != 1:
+            raise ConfigError(
+                f"{what} needs a ViT with a class token, not {type(trunk).__name__}: take --encoder.name "
+                "vit_small_patch16_224 (--encoder.patch 4 for images of 32 px)"
+            )
+        return trunk
+
 
 def build(config: Config, size: int, *others: int) -> Encoder:
-    """The encoder for views of ``size`` pixels, which takes those of ``others`` pixels, the probes', too.
+    """The encoder for views of ``size`` pixels, which takes those of ``others``, small crops' and probes', too.
 
-    Raises ConfigError, MissingInput or DataError in one line.
+    A ViT interpolates its position embeddings for those.  Raises ConfigError, MissingInput or DataError in one line.
     """
     import timm  # here: it takes three seconds, and --help and a wrong flag need none of it
     from timm.models.resnet import ResNet
@@ -54,7 +74,10 @@ def build(config: Config, size: int, *others: int) -> Encoder:
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
         raise ConfigError(f"--encoder.name {config.name!r} is no timm model: {hint}")
     arguments: dict[str, Any] = {"pretrained": config.weights == "timm", "num_classes": 0}
-    arguments |= _resnet_arguments(config)
+    arguments |= _vit_arguments(config) if config.name.startswith("vit_") else _resnet_arguments(config)
+    sizes = dict.fromkeys((size, *others))
+    if config.name.startswith("vit_") and len(sizes) > 1:
+        arguments["dynamic_img_size"] = True
     try:
         try:
             trunk = timm.create_model(config.name, **arguments, img_size=size)
@@ -68,14 +91,32 @@ def build(config: Config, size: int, *others: int) -> Encoder:
         _small_stem(trunk)
     elif config.stem == "small":
         raise ConfigError(f"--encoder.stem small is for ResNets, and {config.name} is none: take auto or imagenet")
-    dims = [_dim(trunk, pixels, config.name) for pixels in dict.fromkeys((size, *others))]
-    encoder = Encoder(trunk, dims[0]).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    dims = [_dim(trunk, pixels, config.name) for pixels in sizes]
+    encoder = Encoder(trunk, dims[0], size).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if config.weights not in (None, "timm"):
         load_trunk(encoder, Path(config.weights), config.name)
     return encoder
 
 
+def _vit_arguments(config: Config) -> dict[str, int]:
+    given: dict[str, int] = {} if config.patch is None else {"patch_size": config.patch}
+    if any(len(numbers) > 1 for numbers in (config.layers, config.channels)):
+        raise ConfigError("a ViT has one stage: --encoder.layers and --encoder.channels take one number each")
+    for depth in config.layers:
+        given["depth"] = depth
+    for width in config.channels:
+        heads = max(1, width // 64)  # of 64 dimensions each, as in ViTs of all sizes (arXiv 2010.11929, table 1)
+        if width % (4 * heads):
+            raise ConfigError(f"a ViT's width is a multiple of 4 x its heads, one for each 64 of it, not {width}")
+        given |= {"embed_dim": width, "num_heads": heads}
+    if min(given.values(), default=1) < 1:
+        raise ConfigError("--encoder.patch, --encoder.layers and --encoder.channels must be at least 1")
+    return given
+
+
 def _resnet_arguments(config: Config) -> dict[str, list[int]]:
+    if config.patch is not None:
+        raise ConfigError(f"--encoder.patch is of ViTs, and {config.name} is none")
     given = {k: list(v) for k, v in (("layers", config.layers), ("channels", config.channels)) if v}
     if not given:
         return {}

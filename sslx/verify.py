@@ -15,14 +15,13 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sslx import config, distributed, methods, optim
+from sslx import cli, config, distributed, methods, optim
 from sslx.config import PretrainConfig, VerifyConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError
@@ -41,15 +40,22 @@ but for rounding, as the gradient of a bias before a batch norm, is nothing to c
 PARTS = ("loss", "gradients", "batch norm", "other state", "parameters")
 SETTINGS = [
     "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.size", "16", "--data.threads", "1",
-    "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "16", "16", "--batch-norm", "sync",
-    "--batch-size", str(BATCH_SIZE), "--augment.min-scale", "0.3", "--optim.lr", "0.1", "--optim.weight-decay", "1e-4",
-    "--optim.lr-scaling", "none", "--optim.warmup", "0", "--compile", "off",
+    "--batch-norm", "sync", "--batch-size", str(BATCH_SIZE), "--augment.min-scale", "0.3", "--compile", "off",
+    "--optim.lr", "0.1", "--optim.weight-decay", "1e-4", "--optim.lr-scaling", "none", "--optim.warmup", "0",
 ]  # fmt: skip
+ENCODERS = {
+    "resnet": ["--encoder.name", "resnet18", "--encoder.layers", *"1111", "--encoder.channels", "8", "8", "16", "16"],
+    "vit": ["--encoder.name", "vit_tiny_patch16_224", "--encoder.patch", "4", "--encoder.layers", "2",
+            "--encoder.channels", "16"],
+}  # fmt: skip
+"""Small encoders of each kind that a method may be for (``methods.encoders``)."""
 _FOLDER = "SSLX_VERIFY_FOLDER"
 _WIDEST = 16
 
 State = dict[str, list[dict[str, Tensor]]]
 """Of each of ``PARTS`` what there is after each step, by name; of the last two after the last step only."""
+Key = tuple[str, str, str, str]
+"""(method, encoder, precision, optimizer)."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,25 +93,45 @@ def _device(wanted: VerifyConfig) -> str:
 
 
 def _work(wanted: VerifyConfig, names: Sequence[str]) -> int:
-    """Be one rank: train each method a few steps and leave what came out in a file."""
+    """Be one rank: train each method a few steps and leave what came out in a file.
+
+    What fails on one process is put down, and left out on several; what fails on one of several ends them.
+    """
     ranks = distributed.init(wanted.device)
+    folder = Path(os.environ[_FOLDER])
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="TF32 acceleration")  # said by the flags below, which do not ask for it
-    found: dict[tuple[str, str, str], State | str] = {}
+    found: dict[Key, State | str] = {}
+    if ranks.world_size > 1:
+        found = {
+            key: state for key, state in torch.load(folder.parent / "1" / "0.pt").items() if isinstance(state, str)
+        }
     # oneDNN takes another algorithm for another batch size, whose fp32 rounding can push a ReLU over its kink.
     with torch.backends.mkldnn.flags(enabled=False):
-        for name, (precision, optimizer, steps) in itertools.product(names, RUNS):
-            flags = [*SETTINGS, "--method.name", name, "--precision", precision, "--optim.name", optimizer]
-            settings = config.load(flags)
+        for (name, encoder), (precision, optimizer, steps) in itertools.product(_pairs(names), RUNS):
+            key = name, encoder, precision, optimizer
+            if key in found:
+                continue
+            flags = [*SETTINGS, *ENCODERS[encoder], "--method.name", name]
+            settings = config.load([*flags, "--precision", precision, "--optim.name", optimizer])
             settings = dataclasses.replace(settings, method=narrow(settings.method))
             try:
-                found[name, precision, optimizer] = train(settings, ranks, steps)
+                found[key] = train(settings, ranks, steps)
             except Exception as error:  # of somebody's method: the others are still looked at
+                if launch.lost_peer(error):  # which says why
+                    return cli.EXIT_CRASH
                 traceback.print_exc()
-                found[name, precision, optimizer] = traceback.format_exception_only(error)[0].splitlines()[0]
-    torch.save(found, Path(os.environ[_FOLDER]) / f"{ranks.rank}.pt")
+                found[key] = words = traceback.format_exception_only(error)[0].splitlines()[0]
+                if ranks.world_size > 1:
+                    where = f"on rank {ranks.rank} of {ranks.world_size}, and not on one process"
+                    return cli.complain(f"{name} on a {encoder} failed {where}: {words}", cli.EXIT_CRASH)
+    torch.save(found, folder / f"{ranks.rank}.pt")
     distributed.shutdown()
     return 0
+
+
+def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, encoder) for name in names for encoder in methods.encoders(name)]
 
 
 def narrow(method: MethodConfig) -> MethodConfig:
@@ -164,18 +190,18 @@ def worst(
 def _report(wanted: VerifyConfig, names: Sequence[str], folder: Path) -> int:
     """The table, and what is behind each cell that is not right."""
     table = Table(title="largest error of W processes against one", title_justify="left")
-    for column in ("method", "ranks", "in", *PARTS, ""):
-        table.add_column(column, justify="left" if column in ("method", "in", "") else "right")
-    truth: dict[Any, State | str] = torch.load(folder / "1" / "0.pt")
+    for column in ("method", "encoder", "ranks", "in", *PARTS, ""):
+        table.add_column(column, justify="left" if column in ("method", "encoder", "in", "") else "right")
+    truth: dict[Key, State | str] = torch.load(folder / "1" / "0.pt")
     complaints: list[str] = []
-    for name in names:
+    for name, encoder in _pairs(names):
         for world_size in wanted.ranks:
             each = [torch.load(folder / str(world_size) / f"{rank}.pt") for rank in range(world_size)]
-            for key in [key for key in truth if key[0] == name]:
-                row, problem = _row([found[key] for found in each], truth[key], key[1])
-                where = f"{name}, {world_size} ranks, {key[1]} {key[2]}"
-                complaints += [f"{where}: {problem}"] if problem else []
-                table.add_row(name, str(world_size), f"{key[1]} {key[2]}", *row, "wrong" if problem else "ok")
+            for key in [key for key in truth if key[:2] == (name, encoder)]:
+                row, problem = _row([found[key] for found in each], truth[key], key[2])
+                run = f"{key[2]} {key[3]}"
+                complaints += [f"{name} on a {encoder}, {world_size} ranks, {run}: {problem}"] if problem else []
+                table.add_row(name, encoder, str(world_size), run, *row, "wrong" if problem else "ok")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     for complaint in complaints:
         sys.stdout.write(complaint + "\n")

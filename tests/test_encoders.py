@@ -202,8 +202,42 @@ def test_a_malicious_pickle_is_not_run(tmp_path: Path):
     assert proof.exists()  # it would have done it
 
 
+@pytest.mark.slow
 def test_a_trunk_of_one_size_is_refused_where_probes_have_another():
     build(small(), 24, 32)
     with pytest.raises(ConfigError) as error:
-        build(Config(name="vit_tiny_patch16_224"), 32, 48)
-    is_one_line(error, "vit_tiny_patch16_224 cannot take views of 48 px", "(48)", "--data.eval-size")
+        build(Config(name="swin_tiny_patch4_window7_224"), 224, 256)
+    is_one_line(error, "swin_tiny_patch4_window7_224 cannot take views of 256 px", "(256)", "--data.eval-size")
+
+
+def test_a_vit_of_other_patches_depth_and_width_takes_small_crops_too():
+    encoder = build(Config(name="vit_tiny_patch16_224", patch=4, layers=(3,), channels=(128,)), 32, 16, 48)
+    trunk = encoder.vit("a test")
+    assert (len(trunk.blocks), trunk.blocks[0].attn.num_heads, trunk.patch_embed.num_patches) == (3, 2, 64)
+    assert (encoder.dim, encoder.size) == (128, 32)
+    assert [encoder(torch.zeros(2, 3, size, size)).shape for size in (32, 16, 48)] == [(2, 128)] * 3
+    with pytest.raises(ConfigError) as error:
+        build(Config(name="vit_tiny_patch16_224", patch=4), 32, 18)
+    is_one_line(error, "vit_tiny_patch16_224 cannot take views of 18 px", "divisible by patch size (4)")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "vit_tiny_patch16_224", "layers": (1, 1, 1, 1)}, ["a ViT has one stage", "one number each"]),
+        ({"name": "vit_tiny_patch16_224", "channels": (196,)}, ["multiple of 4 x its heads", "not 196"]),
+        ({"name": "vit_tiny_patch16_224", "channels": (18,)}, ["multiple of 4", "not 18"]),
+        ({"name": "vit_tiny_patch16_224", "patch": 0}, ["--encoder.patch", "at least 1"]),
+        ({"name": "resnet18", "patch": 4}, ["--encoder.patch is of ViTs", "resnet18 is none"]),
+    ],
+)
+def test_a_shape_that_no_vit_has_is_one_line(options: dict[str, Any], words: list[str]):
+    with pytest.raises(ConfigError) as error:
+        build(Config(**options), 32)
+    is_one_line(error, *words)
+
+
+def test_a_method_that_needs_a_vit_says_so():
+    with pytest.raises(ConfigError) as error:
+        build(small(), 32).vit("mae")
+    is_one_line(error, "mae needs a ViT with a class token, not ResNet: take --encoder.name vit_small_patch16_224")

@@ -35,7 +35,7 @@ def test_every_method_is_the_same_at_any_world_size() -> None:
     assert "equivalent (tolerance 1e-10 in fp64, 1e-05 in fp32; fp32: one step)" in done.stdout
     for name in methods.available():
         rows = [line for line in done.stdout.splitlines() if line.startswith(f"│ {name} ")]
-        assert len(rows) == 6, done.stdout
+        assert len(rows) == 6 * len(methods.encoders(name)), done.stdout
         assert all(row.endswith("ok │") for row in rows)
 
 
@@ -54,8 +54,26 @@ def test_a_gradient_of_one_wth_is_found(tmp_path: Path) -> None:
     done = run(tree, "simclr", "--ranks", "2", "--device", "cpu")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "NOT equivalent" in done.stdout
-    assert "simclr, 2 ranks, fp32 sgd: gradients 5.0e-01 (" in done.stdout
+    assert "simclr on a resnet, 2 ranks, fp32 sgd: gradients 5.0e-01 (" in done.stdout
     assert "fp32 sgd: loss" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_method_that_fails_on_one_rank_only_is_named(tmp_path: Path) -> None:
+    tree = copy_of_the_package(tmp_path)
+    path = tree / "sslx" / "methods" / "simclr.py"
+    right = "        z1, z2 = embeddings\n"
+    assert path.read_text().count(right) == 1
+    path.write_text(path.read_text().replace(right, right + "        _fail()\n"))
+    with open(path, "a") as simclr:
+        simclr.write(
+            "\n\ndef _fail() -> None:\n    from sslx import distributed\n\n"
+            '    if distributed.rank() == 1:\n        raise RuntimeError("planted")\n'
+        )
+    done = run(tree, "simclr", "--ranks", "2", "--device", "cpu")
+    assert done.returncode == cli.EXIT_CRASH
+    said = "error: simclr on a resnet failed on rank 1 of 2, and not on one process: RuntimeError: planted"
+    assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [said]
 
 
 @pytest.mark.slow

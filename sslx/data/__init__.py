@@ -64,7 +64,11 @@ class Loader:
     Unreadable files are replaced by others, chosen as a function of the sample alone, so that step counts and
     all other samples stay as they were; ``bad`` holds them, index -> path.  A file is unreadable where the
     backend in use cannot decode it; both refuse what is missing, empty, cut or no image (``dali._decode``).
+
+    num_draws: random numbers for each sample that a batch brings to the method.
     """
+
+    num_draws = 0
 
     def __init__(
         self,
@@ -97,12 +101,20 @@ class Loader:
             self.close()
             raise StopIteration
         index = self.order.batch(self.delivered)
-        made = self._views(index)
+        made, draws = self._views(index), self._draws(index)
         self.delivered += 1
         labels = self.source.labels
         label = None if labels is None else torch.from_numpy(labels[self._substitute(index)])
         # DALI's buffers are reused once released; `to` copies only where dtype or device differ.
-        return Batch(made, label, torch.from_numpy(index)).to(self.device, self.dtype)
+        return Batch(made, label, torch.from_numpy(index), draws).to(self.device, self.dtype)
+
+    def _draws(self, index: Indices) -> Tensor | None:
+        if not self.num_draws:
+            return None
+        assert isinstance(self.order, Shuffled)
+        epoch = self.order.epoch(self.delivered)
+        drawn = rng.uniform(self.order.seed, "method", epoch, index, num=self.num_draws)
+        return torch.from_numpy(drawn.astype(np.float32)).clamp_(max=1 - 2.0**-24)  # the largest round to 1
 
     def _views(self, index: Indices) -> tuple[Tensor, ...]:
         while True:

@@ -5,6 +5,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from sslx.errors import ConfigError
 
@@ -24,3 +25,8 @@ def module(name: str) -> ModuleType:
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(f"--method.name {name!r} is unknown: {hint}choose from {', '.join(available())}")
     return import_module(f"sslx.methods.{name}")
+
+
+def encoders(name: str) -> tuple[Literal["resnet", "vit"], ...]:
+    """What the method is to be tested with: its module's ``ENCODERS``, else a ResNet."""
+    return getattr(module(name), "ENCODERS", ("resnet",))

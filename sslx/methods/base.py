@@ -1,6 +1,8 @@
 """What every method is: embed the views, compare the embeddings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 from sslx.data.batch import Batch
 from sslx.encoders import Encoder
+from sslx.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +41,32 @@ def spread(z: Tensor) -> Tensor:
     return unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5
 
 
+def features(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
+    """The features of V views (B, 3, H, W) as one (V*B, dim), one view after the other.
+
+    Neighbours of one size go through the encoder as one batch, so multi-crop takes one forward a size.
+    """
+    sizes = groupby(views, key=lambda view: view.shape[2:])
+    return torch.cat([encoder(torch.cat(list(same))) for _, same in sizes])
+
+
 class Method(nn.Module):
-    """A pretraining method around ``self.encoder``.  The loop and DDP call ``forward`` and nothing else in a step."""
+    """A pretraining method around ``self.encoder``.  The loop and DDP call ``forward`` and nothing else in a step.
+
+    num_draws: random numbers that it takes for each sample of a batch, as ``Batch.draws``.
+    """
 
     encoder: Encoder
+    num_draws: int = 0
+
+    def check(self, batch_size: int, labelled: bool) -> None:
+        """Raise ConfigError where the method cannot train; called once, before anything is loaded or written.
+
+        batch_size: samples of one loss, over all ranks.  labelled: whether the source has labels.
+        """
+        del labelled
+        if batch_size < 2:
+            raise ConfigError(f"batch norm and negatives need 2 samples or more, got a batch of {batch_size}")
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """The embeddings that the loss compares.  Everything with parameters runs here; it may be compiled."""
@@ -60,6 +85,14 @@ class Method(nn.Module):
 
     def after_step(self, progress: Tensor) -> None:
         """Called after each optimizer step: EMA updates."""
+
+    def picture(self, batch: Batch) -> tuple[tuple[str, Tensor], ...]:
+        """What ``sslx plot`` shows of the method on images as probes see them: titled columns (B, 3, H, W), normalised.
+
+        Empty where there is nothing to see but features.
+        """
+        del batch
+        return ()
 
     def param_groups(self) -> list[dict[str, Any]] | None:
         """Parameter groups with their own ``lr_scale`` or ``weight_decay``; None: one of all parameters."""

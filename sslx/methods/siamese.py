@@ -60,17 +60,21 @@ class Method(base.Method):
         dims = encoder.dim, config.hidden_dim, config.projection_dim
         self.projector = heads.mlp(*dims, last_norm=config.normalize)
 
+    def check(self, batch_size: int, labelled: bool) -> None:
+        """Besides what every method needs: labels, for pairs by labels."""
+        super().check(batch_size, labelled)
+        if self.config.pairs == "labels" and not labelled:
+            raise ConfigError("--method.pairs labels needs a source with labels, and this one has none: take views")
+
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Both views as one batch through encoder and projector: two (B, projection_dim) tensors.
 
         With ``pairs="labels"`` the labels come third, (B,) fp64: embeddings are floats that may require a gradient.
-        Raises ConfigError where there are none.
         """
         z1, z2 = self.projector(self.encoder(torch.cat(batch.views))).chunk(2)
         if self.config.pairs == "views":
             return z1, z2
-        if batch.label is None:
-            raise ConfigError("--method.pairs labels needs a source with labels, and this one has none: take views")
+        assert batch.label is not None
         return z1, z2, batch.label.double()
 
     def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002

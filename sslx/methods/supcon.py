@@ -48,13 +48,18 @@ class Method(base.Method):
         self.config, self.encoder = config, encoder
         self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.projection_dim)
 
+    def check(self, batch_size: int, labelled: bool) -> None:
+        """Besides what every method needs: labels."""
+        super().check(batch_size, labelled)
+        if not labelled:
+            raise ConfigError("supcon needs a source with labels, and this one has none: take simclr")
+
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Both views as one batch through encoder and projector: two (B, projection_dim) tensors; the labels.
 
-        The labels are (B,) fp64: embeddings are floats that may require a gradient.  Raises ConfigError without any.
+        The labels are (B,) fp64: embeddings are floats that may require a gradient.
         """
-        if batch.label is None:
-            raise ConfigError("supcon needs a source with labels, and this one has none: take simclr")
+        assert batch.label is not None
         z1, z2 = self.projector(self.encoder(torch.cat(batch.views))).chunk(2)
         return z1, z2, batch.label.double()
 

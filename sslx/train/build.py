@@ -1,6 +1,6 @@
 """From a config to everything that a step needs: loader, method, optimizer, on this rank's device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -68,10 +68,15 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
     source = sources.build(config.data, "pretrain", say=say)
     size = config.data.size or source.size
     file = methods.module(config.method.name)
+    specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
+    view = eval_view(config.data.eval_size or size)
+    sizes = size, *(spec.size for spec in specs), view.size
+    method = _method(config, file, sizes, ranks.device, parameters)
+    method.check(config.batch_size // config.accumulate, source.labels is not None)
     loader = data.training(
         config.data,
         source,
-        file.views(config.method, config.augment, size),
+        specs,
         batch_size=config.batch_size,
         accumulate=config.micro_batches,
         seed=config.seed,
@@ -82,8 +87,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
         dtype=autocast or parameters,
         say=say,
     )
-    view = eval_view(config.data.eval_size or size)
-    method = _method(config, file, (size, view.size), ranks.device, parameters)
+    loader.num_draws = method.num_draws
     steps_per_epoch = loader.batches_per_epoch // config.micro_batches
     return Parts(
         source,
@@ -113,7 +117,7 @@ def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype
 
 
 def _method(
-    config: PretrainConfig, file: ModuleType, sizes: tuple[int, int], device: torch.device, dtype: torch.dtype
+    config: PretrainConfig, file: ModuleType, sizes: Sequence[int], device: torch.device, dtype: torch.dtype
 ) -> Method:
     rng.seed_torch(config.seed)
     method: Method = file.Method(config.method, encoders.build(config.encoder, *sizes)).to(device, dtype)

@@ -64,13 +64,18 @@ def work(settings: PretrainConfig) -> int:
         except (BrokenPipeError, SystemExit):  # rich exits on the former
             return _fail(position, "nothing reads the output any more (a closed pipe): send it to a file", 141)
         except Exception as error:
-            if _LOST_PEER.search(str(error)):
+            if lost_peer(error):
                 time.sleep(1)  # the rank that failed speaks first
                 status = log.read_status(position.folder) if position.folder else None
                 told = status is not None and status.state == "failed"
                 return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
             traceback.print_exc()
             return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)
+
+
+def lost_peer(error: Exception) -> bool:
+    """Whether this is what a collective raises when another rank has ended."""
+    return _LOST_PEER.search(str(error)) is not None
 
 
 def _fail(position: Position, reason: str, code: int) -> int:

@@ -11,31 +11,43 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sslx import encoders, methods, optim, rng
 from sslx.data.batch import Batch
 from sslx.data.views import Augment, ViewSpec
+from sslx.errors import ConfigError
 from sslx.methods.base import Method
 from sslx.train.step import train_step
 from sslx.verify import narrow
 
 SIZE, NUM = 16, 8
 HERE = torch.device("cpu")
-pytestmark = pytest.mark.parametrize("name", methods.available())
+CASES = [(name, encoder) for name in methods.available() for encoder in methods.encoders(name)]
+pytestmark = pytest.mark.parametrize("name", [f"{name} {encoder}" for name, encoder in CASES])
+"""Of the method and its encoder, as "mae vit"."""
+ENCODERS = {
+    "resnet": encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16)),
+    "vit": encoders.Config(name="vit_tiny_patch16_224", patch=4, layers=(2,), channels=(16,)),
+}
+
+
+def module(name: str) -> Any:
+    return methods.module(name.split()[0])
 
 
 def views(name: str) -> tuple[ViewSpec, ...]:
-    file = methods.module(name)
+    file = module(name)
     return file.views(narrow(file.Config()), Augment(), SIZE)
 
 
 def make(name: str, seed: int = 0) -> tuple[Method, torch.optim.Optimizer]:
     rng.seed_torch(seed)
-    file = methods.module(name)
-    trunk = encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))
-    method: Method = file.Method(narrow(file.Config()), encoders.build(trunk, SIZE))
+    file, trunk = module(name), ENCODERS[name.split()[1]]
+    sizes = [spec.size for spec in views(name)]
+    method: Method = file.Method(narrow(file.Config()), encoders.build(trunk, SIZE, *sizes))
     return method, optim.build(optim.Config(name="sgd", lr=0.03), method, method.param_groups())
 
 
 def batch(name: str, generator: torch.Generator) -> Batch:
     made = tuple(torch.randn(NUM, 3, spec.size, spec.size, generator=generator) for spec in views(name))
-    return Batch(made, torch.arange(NUM) // 2, torch.arange(NUM))
+    draws = torch.rand(NUM, make(name)[0].num_draws, generator=generator)
+    return Batch(made, torch.arange(NUM) // 2, torch.arange(NUM), draws)
 
 
 def steps(method: Method, optimizer: Any, images: Batch, num: int, first: int = 0) -> list[Tensor]:
@@ -49,7 +61,7 @@ def steps(method: Method, optimizer: Any, images: Batch, num: int, first: int = 
 
 
 def test_its_config_names_it_and_its_views_are_of_the_asked_size(name: str):
-    assert methods.module(name).Config().name == name
+    assert module(name).Config().name == name.split()[0]
     assert max(spec.size for spec in views(name)) == SIZE
     assert all(spec.augment is not None for spec in views(name))
 
@@ -66,9 +78,7 @@ def test_a_step_gives_a_scalar_and_metrics_and_every_parameter_a_gradient(name: 
     step.loss.backward()
     unused = [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert not unused, "DDP would wait for them"
-    first = next(method.encoder.parameters()).grad
-    assert first is not None
-    assert first.abs().sum() > 0
+    assert sum(p.grad.abs().sum() for p in method.encoder.parameters() if p.grad is not None) > 0
 
 
 def test_it_learns_a_fixed_batch(name: str, generator: torch.Generator):
@@ -118,3 +128,9 @@ def test_a_step_never_waits_for_the_device(name: str, generator: torch.Generator
     with no_host_sync:
         train_step(method, [images], optimizer, progress, None)
         method.after_step(progress)
+
+
+def test_a_batch_of_one_is_refused_in_one_line(name: str):
+    method, _ = make(name)
+    with pytest.raises(ConfigError, match=r"^[^\n]*got a batch of 1$"):
+        method.check(1, labelled=True)
