@@ -243,26 +243,30 @@ def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
+    def forward(ctx: Any, x: Tensor, alike: bool, group: Group) -> Tensor:
+        ctx.group, ctx.alike = group, alike
         return sum_over_ranks(x, group)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor, None]:
-        return sum_over_ranks(grads[0], ctx.group), None
+    ) -> tuple[Tensor, None, None]:
+        if ctx.alike:
+            return grads[0] * world_size(ctx.group), None, None
+        return sum_over_ranks(grads[0], ctx.group), None, None
 
 
-def sum_over_ranks_grad(x: Tensor, group: Group = None) -> Tensor:
+def sum_over_ranks_grad(x: Tensor, group: Group = None, *, alike: bool = False) -> Tensor:
     """``sum_over_ranks`` with a gradient: each rank's x gets the sum over ranks of the gradients of their sums.
 
     So if every rank computes the full-batch loss from such sums, DDP's mean over ranks is the full-batch gradient.
+    alike: every rank makes the same of the sum and of nothing else, so the gradients are equal already, and the
+    backward sends nothing.
     """
     if world_size(group) == 1:
         return x
-    return cast(Tensor, _Sum.apply(x, group))
+    return cast(Tensor, _Sum.apply(x, alike, group))
 
 
 def mean_over_ranks(x: Tensor, group: Group = None) -> Tensor:

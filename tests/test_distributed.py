@@ -177,20 +177,21 @@ def test_gathers(world_size: int, ranks: RunOnRanks, generator: torch.Generator)
         assert torch.equal(grad, sum(range(1, world_size + 1)) * weights[4 * rank : 4 * rank + 4])
 
 
-def sums_with_a_gradient(values: Tensor) -> tuple[Tensor, Tensor]:
+def sums_with_a_gradient(values: Tensor, alike: bool) -> tuple[Tensor, Tensor]:
     leaf = values[distributed.rank()].clone().requires_grad_()
-    total = distributed.sum_over_ranks_grad(leaf)
+    total = distributed.sum_over_ranks_grad(leaf, alike=alike)
     total.pow(3).sum().backward()
     assert leaf.grad is not None
     return total.detach(), leaf.grad
 
 
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_sum_with_a_gradient(world_size: int, ranks: RunOnRanks, generator: torch.Generator) -> None:
+def test_a_sum_with_a_gradient(world_size: int, alike: bool, ranks: RunOnRanks, generator: torch.Generator) -> None:
     """Every rank takes the same function of the sum: the mean over ranks of x's gradients is that of one process."""
     values = torch.randn(world_size, 4, 3, dtype=torch.float64, generator=generator)
     total = values.sum(0)
-    for found, gradient in ranks(world_size, sums_with_a_gradient, values):
+    for found, gradient in ranks(world_size, sums_with_a_gradient, values, alike):
         torch.testing.assert_close(found, total)
         torch.testing.assert_close(gradient / world_size, 3 * total**2)
 

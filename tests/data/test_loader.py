@@ -18,7 +18,11 @@ from sslx.errors import ConfigError, DataError
 Backend = Literal["dali", "torchvision"]
 BACKENDS = ("dali", "torchvision")
 CPU = torch.device("cpu")
-SPECS = (ViewSpec(size=32, augment=Augment()), ViewSpec(size=24, augment=Augment(solarize=0.2, min_scale=0.3)))
+SPECS = (  # as multi-crop has them
+    ViewSpec(size=32, augment=Augment()),
+    ViewSpec(size=32, augment=Augment(solarize=0.2, min_scale=0.3)),
+    *(ViewSpec(size=size, augment=Augment(min_scale=0.05, max_scale=0.4)) for size in (16, 16, 8)),
+)
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -31,7 +35,9 @@ def train(source: Source, backend: Any, *, threads: int | None = None, **changes
     config = Config(backend=backend, threads=threads if threads is not None else int(backend == "dali"))
     arguments: dict[str, Any] = {"batch_size": 6, "seed": 3, "device": CPU, "dtype": torch.float32}
     specs = changes.pop("specs", SPECS)
-    return training(config, source, specs, **(arguments | changes))
+    loader = training(config, source, specs, **(arguments | changes))
+    loader.num_draws = 5
+    return loader
 
 
 def take(loader: Loader, number: int) -> list[Batch]:
@@ -45,7 +51,9 @@ def assert_equal(got: list[Batch], expected: list[Batch]) -> None:
         assert (a.label is None) == (b.label is None)
         assert a.label is None or torch.equal(a.label, b.label)  # pyright: ignore[reportArgumentType]
         assert len(a.views) == len(b.views)
-        for x, y in zip(a.views, b.views, strict=True):
+        assert a.draws is not None
+        assert b.draws is not None
+        for x, y in zip((*a.views, a.draws), (*b.views, b.draws), strict=True):
             assert torch.equal(x, y)
 
 
@@ -56,6 +64,7 @@ def joined(shares: list[Batch]) -> Batch:
         tuple(torch.cat(views) for views in zip(*(share.views for share in shares), strict=True)),
         torch.cat([share.label for share in shares]),  # pyright: ignore[reportArgumentType, reportCallIssue]
         torch.cat([share.index for share in shares]),
+        torch.cat([share.draws for share in shares]),  # pyright: ignore[reportArgumentType, reportCallIssue]
     )
 
 

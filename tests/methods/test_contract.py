@@ -1,11 +1,12 @@
 """What every method keeps to; the methods are found by their files."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslx import encoders, methods, optim, rng
@@ -128,6 +129,18 @@ def test_a_step_never_waits_for_the_device(name: str, generator: torch.Generator
     with no_host_sync:
         train_step(method, [images], optimizer, progress, None)
         method.after_step(progress)
+
+
+def test_norms_see_all_views_of_a_size_together(name: str, generator: torch.Generator):
+    """Not view by view (stable-pretraining #432), in heads and moving averages too."""
+    method, _ = make(name)
+    seen: list[int] = []
+    for part in method.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            part.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    method(batch(name, generator), torch.zeros(()))
+    fewest = min(Counter(spec.size for spec in views(name)).values())
+    assert min(seen, default=fewest * NUM) >= fewest * NUM
 
 
 def test_a_batch_of_one_is_refused_in_one_line(name: str):

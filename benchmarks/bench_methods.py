@@ -1,0 +1,160 @@
+"""Every method for the same three minutes on CIFAR-10, on 2 CPU cores: kNN and linear against the untrained encoder.
+
+    python benchmarks/bench_methods.py --root DIR            (DIR/train/CLASS/*, DIR/test/CLASS/*)
+    python benchmarks/bench_methods.py --table               what has been measured, as Markdown
+
+Each (method, seed) is a part: its recipe ``<method>_cifar10_cpu`` with as many steps as three minutes hold at the speed
+that a short run before it has.  Parts that the results file holds, with the recipe as it is now, are left out, so that
+a stopped benchmark goes on where it was.  All 26 parts take about two hours.  Fails where a method is not 3 points
+better in the linear probe than its untrained encoder (MAE: better by more than the seeds differ).
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sslx import config, measure, methods
+
+RESULTS = Path(__file__).parent / "results" / "methods.jsonl"
+SECONDS, MARGIN = 180.0, 0.03
+CALIBRATION_STEPS = 60
+EVAL_SIZE = 32  # pixels of the probes' view, the same for all
+Record = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="CIFAR-10 as folders of images")
+    parser.add_argument("--images", default="CIFAR-10 (JPEG q75)", help="what the images are, for the record")
+    parser.add_argument("--methods", nargs="+", default=list(methods.available()), choices=methods.available())
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of training, each")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    if not args.table:
+        if args.root is None:
+            parser.error("--root DIR says where the images are")
+        for seed in args.seeds:  # one seed of all methods first
+            for name in args.methods:
+                part(args, name, seed)
+    found = [record for record in recorded(args.results) if record["method"] in args.methods]
+    print(table(found))
+    return 0 if all(passes(name, of(found, name)) for name in {record["method"] for record in found}) else 1
+
+
+def part(args: argparse.Namespace, name: str, seed: int) -> None:
+    """Measure one method with one seed, unless that is done, and add it to the results."""
+    recipe = config.recipes()[f"{name}_cifar10_cpu"]
+    digest = hashlib.sha256(recipe.read_bytes()).hexdigest()[:12]
+    key = {"method": name, "seed": seed, "recipe_sha256": digest, "seconds": args.seconds, "images": args.images}
+    if any(record.items() >= key.items() for record in recorded(args.results)):
+        return
+    before = measure.stamp()["load_1min"]
+    speed, _ = pretrain(args, name, seed, CALIBRATION_STEPS)
+    batch_size = run_config(args)["batch_size"]
+    steps = max(CALIBRATION_STEPS, round(args.seconds * speed / batch_size))
+    speed, peak = pretrain(args, name, seed, steps)
+    encoder = run_config(args)["encoder"]
+    untrained = next(
+        (r["untrained"] for r in recorded(args.results) if r["seed"] == seed and r["encoder"] == encoder), None
+    )
+    scores = probe(args, baselines=untrained is None)
+    record = {"benchmark": "methods", **key, "recipe": recipe.stem, "encoder": encoder, "steps": steps}
+    record |= {"view_px": EVAL_SIZE}
+    record |= {"train_s": steps * batch_size / speed, "samples_per_s": speed, "peak_rss_bytes": peak}
+    record |= {"trained": scores["pretrained encoder"], "untrained": untrained or scores["untrained encoder"]}
+    measure.append(args.results, {**record, "load_before": before})
+
+
+def pretrain(args: argparse.Namespace, name: str, seed: int, steps: int) -> tuple[float, int]:
+    """(samples/s of all but the first log line, peak resident bytes) of a run in a process of its own."""
+    shutil.rmtree(args.runs / "bench_methods", ignore_errors=True)
+    command = [
+        sys.executable,
+        "-m",
+        "sslx",
+        "pretrain",
+        f"{name}_cifar10_cpu",
+        "--steps",
+        str(steps),
+        "--seed",
+        str(seed),
+    ]
+    command += ["--data.source", "folder", "--data.root", str(args.root), "--runs", str(args.runs)]
+    command += ["--name", "bench_methods", "--log.every", "10", "--data.eval-size", str(EVAL_SIZE)]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{name}: sslx pretrain ended with {process.returncode}")
+    lines = [json.loads(line) for line in (args.runs / "bench_methods" / "metrics.jsonl").read_text().splitlines()]
+    timed = [line for line in lines if "samples_per_s" in line]
+    first, last = timed[0], timed[-1]
+    batch_size = run_config(args)["batch_size"]
+    return (last["step"] - first["step"]) * batch_size / (last["time"] - first["time"]), usage.ru_maxrss * 1024
+
+
+def run_config(args: argparse.Namespace) -> Record:
+    return json.loads((args.runs / "bench_methods" / "config.json").read_text())
+
+
+def probe(args: argparse.Namespace, *, baselines: bool) -> dict[str, Record]:
+    """The kNN and linear accuracies by representation."""
+    run = args.runs / "bench_methods"
+    flags = ["--baselines" if baselines else "--no-baselines", "--probe.shots"]
+    subprocess.run([sys.executable, "-m", "sslx", "probe", str(run), *flags], check=True)
+    scores = json.loads((run / "probe.json").read_text())["scores"]
+    return {score["name"]: {"knn": score["knn"], "linear": score["linear"]} for score in scores}
+
+
+def recorded(path: Path) -> list[Record]:
+    """The results so far; of a part that was measured twice, the later."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = {(r["method"], r["seed"]): r for r in map(json.loads, lines) if r["benchmark"] == "methods"}
+    return list(found.values())
+
+
+def of(found: list[Record], name: str) -> list[Record]:
+    return [record for record in found if record["method"] == name]
+
+
+def passes(name: str, found: list[Record]) -> bool:
+    """Whether every seed is better than its untrained encoder by the margin."""
+    gains = [r["trained"]["linear"] - r["untrained"]["linear"] for r in found]
+    linear = [r["trained"]["linear"] for r in found]
+    margin = max(linear) - min(linear) if name == "mae" else MARGIN
+    return min(gains) > margin if name == "mae" else min(gains) >= margin
+
+
+def table(found: list[Record]) -> str:
+    """A Markdown table, a row a method, best linear probe first; means over seeds, and how far the seeds differ."""
+    rows = ["| method | kNN | linear | untrained encoder: kNN, linear | samples/s | peak memory |", "| --- " * 6 + "|"]
+
+    def percent(values: list[float]) -> str:
+        text = f"{100 * statistics.mean(values):.1f}"
+        return f"{text} ± {50 * (max(values) - min(values)):.1f}" if len(values) > 1 else text
+
+    def linear(name: str) -> float:
+        return statistics.mean(r["trained"]["linear"] for r in of(found, name))
+
+    for name in sorted({r["method"] for r in found}, key=linear, reverse=True):
+        mine = of(found, name)
+        cells = [percent([r["trained"][score] for r in mine]) for score in ("knn", "linear")]
+        cells.append(", ".join(percent([r["untrained"][score] for r in mine]) for score in ("knn", "linear")))
+        cells.append(f"{statistics.mean(r['samples_per_s'] for r in mine):,.0f}")
+        cells.append(f"{max(r['peak_rss_bytes'] for r in mine) / 2**30:.1f} GiB")
+        rows.append(f"| `{name}` | " + " | ".join(cells) + " |" + ("" if passes(name, mine) else " **fails**"))
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""What a run is built of: the same schedule at any world size, and what a method cannot train on refused at once."""
+
+import pytest
+import torch
+
+from sslx.config import load
+from sslx.distributed import Ranks
+from sslx.errors import ConfigError
+from sslx.train.build import build
+
+SMALL = ["--data.size", "16", "--encoder.layers", *"1111", "--encoder.channels", "8", "8", "8", "16"]
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def test_steps_and_learning_rates_are_functions_of_the_global_batch():
+    """solo-learn #262: a schedule that counts the steps of a rank is another one on several."""
+    config = load(["simclr_digits", *SMALL, "--batch-size", "96"])
+    made = [build(config, Ranks(0, size, 0, torch.device("cpu")), silent) for size in (1, 2, 3)]
+    steps = len(made[0].source) // 96
+    assert {(parts.peak_lr, parts.steps_per_epoch) for parts in made} == {(config.optim.lr * 96 / 256, steps)}
+    assert {parts.total_steps for parts in made} == {steps * config.epochs}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--method.name", "supcon", "--data.source", "folder"], "supcon needs a source with labels"),
+        (["--method.name", "siamese", "--method.pairs", "labels", "--data.source", "folder"], "take views"),
+        (["--batch-size", "1"], "2 samples or more, got a batch of 1"),
+        (["--batch-size", "4", "--accumulate", "4"], "2 samples or more, got a batch of 1"),
+    ],
+)
+def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(
+    flags: list[str], words: str, unlabelled: str
+):
+    config = load([*SMALL, "--data.source", "digits", "--data.root", unlabelled, *flags])
+    with pytest.raises(ConfigError, match=words) as error:
+        build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("flat")
+    for number in range(300):
+        Image.new("RGB", (16, 16), (number % 255, 0, 0)).save(folder / f"{number}.png")
+    return str(folder)
