@@ -150,6 +150,14 @@ def _dim(trunk: nn.Module, size: int, name: str) -> int:
     return features.shape[1]
 
 
+def takes(encoder: Encoder, size: int) -> bool:
+    """Whether the encoder, on the CPU, makes features of images of ``size`` pixels; a ViT of another size does not."""
+    try:
+        return _dim(encoder.trunk, size, type(encoder.trunk).__name__) == encoder.dim
+    except ConfigError:
+        return False
+
+
 def load_trunk(encoder: Encoder, path: Path, name: str) -> None:
     """Copy trunk weights from a file or an sslx run into the encoder; strict, all names and shapes must match."""
     if not path.exists():
