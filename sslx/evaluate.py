@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sslx import checkpoint, config, data, distributed, encoders, plot, probe, rng
+from sslx import checkpoint, config, data, distributed, encoders, methods, plot, probe, rng
 from sslx.config import PretrainConfig, ProbeConfig
 from sslx.data import sources
 from sslx.data.sources import Source
@@ -18,6 +18,7 @@ from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError
 from sslx.group_norm import group_norm
+from sslx.methods.base import Method
 from sslx.probe import Score, features
 from sslx.probe.features import Features
 
@@ -29,7 +30,7 @@ DIGITS_NOTE = (
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint: its config, its views' size, the probes' view, the encoder's weights, and its run folder."""
+    """A checkpoint: its config, its views' size, the probes' view, the method's weights, and its run folder."""
 
     settings: PretrainConfig
     size: int
@@ -45,20 +46,29 @@ class Trained:
         if self.settings.batch_norm == "group":
             group_norm(encoder)
         if trained:
-            checkpoint.load_weights(encoder, self.weights, f"checkpoint in {self.folder}")
+            weights = {k.removeprefix("encoder."): v for k, v in self.weights.items() if k.startswith("encoder.")}
+            checkpoint.load_weights(encoder, weights, f"checkpoint in {self.folder}")
         return encoder.to(device)
+
+    def method(self, device: torch.device) -> Method:
+        """The method, with the checkpoint's weights, in evaluation mode."""
+        encoder = self.encoder(trained=False, device=torch.device("cpu"))
+        method: Method = methods.module(self.settings.method.name).Method(self.settings.method, encoder)
+        if self.settings.batch_norm == "group":
+            group_norm(method)
+        checkpoint.load_weights(method, self.weights, f"checkpoint in {self.folder}")
+        return method.to(device).eval()
 
 
 def load(path: Path) -> Trained:
     """Read a run folder, a checkpoint directory or a state.pt."""
     state = checkpoint.load(path)
     view = ViewSpec(**state["eval_view"])
-    weights = {k.removeprefix("encoder."): v for k, v in state["method"].items() if k.startswith("encoder.")}
     folder = path.parent if path.name == "state.pt" else path
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent
     size = state.get("size", view.size)  # of the training views: the encoder's stem depends on it
-    return Trained(config.loads(state["config"]), size, view, weights, state["step"], folder)
+    return Trained(config.loads(state["config"]), size, view, state["method"], state["step"], folder)
 
 
 class _Bars:
@@ -170,8 +180,26 @@ def probe_main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _picture(trained: Trained, test: Source, seed: int, device: torch.device, path: Path) -> bool:
+    """Draw what the method shows of 8 test images, cut as for probes, of the training views' size; False: nothing."""
+    method, settings = trained.method(device), trained.settings
+    chosen = plot.subsample(len(test), None if test.labels is None else torch.from_numpy(test.labels), 8, seed)
+    view = replace(trained.view, size=trained.size)
+    alone = Ranks(0, 1, 0, device)
+    batch = next(_loader(settings.data, test.subset(chosen), view, len(chosen), alone, torch.float32))
+    drawn = torch.from_numpy(rng.uniform(seed, "picture", chosen, num=method.num_draws)).float()
+    rows = method.picture(replace(batch, draws=drawn.clamp_(max=1 - 2.0**-24).to(device)))
+    if rows:
+        title = f"{settings.name}: {settings.method.name} on test images"
+        plot.images(rows, view, path, title, f"step {trained.step:,}, {trained.size} px")
+    return bool(rows)
+
+
 def plot_main(argv: Sequence[str]) -> int:
-    """``sslx plot CHECKPOINT``: ``tsne.png`` and ``loss.png`` in the run folder."""
+    """``sslx plot CHECKPOINT``: ``tsne.png``, ``loss.png`` and, where the method shows something, ``method.png``.
+
+    All in the run folder.
+    """
     options = config.load_plot(argv, quiet=distributed.joined() not in (None, 0))
     ranks = distributed.init(options.device)
     trained = load(options.checkpoint)
@@ -205,6 +233,9 @@ def plot_main(argv: Sequence[str]) -> int:
                 seed=options.seed,
             )
         plot.loss_curve(trained.folder / "metrics.jsonl", trained.folder / "loss.png")
-        console.print(f"wrote {trained.folder / 'tsne.png'} and {trained.folder / 'loss.png'}", highlight=False)
+        written = [trained.folder / "tsne.png", trained.folder / "loss.png"]
+        if _picture(trained, test, options.seed, ranks.device, trained.folder / "method.png"):
+            written.append(trained.folder / "method.png")
+        console.print(f"wrote {', '.join(map(str, written))}", highlight=False)
     distributed.shutdown()
     return 0

@@ -1,7 +1,8 @@
-"""Pictures: a t-SNE map of the features, and the loss over training."""
+"""Pictures: a t-SNE map of the features, the loss over training, and what a method shows of images."""
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sslx import rng
+from sslx.data.views import ViewSpec
 from sslx.errors import DataError, MissingInput
 from sslx.probe.features import by_class
 
@@ -115,6 +117,31 @@ def loss_curve(metrics: Path, path: Path, *, title: str = "Pretraining loss") ->
         f"{len(step):,} points, last loss {loss[-1]:.4g} at step {step[-1]:,}",
         above=42 if with_epochs else 10,
     )
+    _save(figure, path)
+
+
+def images(rows: Sequence[tuple[str, Tensor]], view: ViewSpec, path: Path, title: str, subtitle: str) -> None:
+    """Write a PNG of rows of images, each with its name: the same B samples in every row, one below the other.
+
+    rows: of (B, 3, H, W) images, normalised with the view's mean and std; what is outside of [0, 1] then is cut off.
+    Small images are enlarged pixel by pixel.
+    """
+    gap, num = 0.06, len(rows[0][1])  # in images
+    figure, axes = _canvas(1.5 * num, 1.6 * len(rows))
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (view.mean, view.std))
+    for row, (_, samples) in enumerate(rows):
+        pixels = (samples.float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        for column, image in enumerate(pixels):
+            left, top = (1 + gap) * column, (1 + gap) * row
+            axes.imshow(image, extent=(left, left + 1, top + 1, top))
+    axes.set_xlim(0, (1 + gap) * num - gap)
+    axes.set_ylim((1 + gap) * len(rows) - gap, 0)
+    axes.set_xticks([])
+    axes.set_yticks([(1 + gap) * row + 0.5 for row in range(len(rows))], [name for name, _ in rows])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    _titles(axes, title, subtitle, above=10)
     _save(figure, path)
 
 

@@ -4,8 +4,10 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sslx import checkpoint, cli, evaluate
 from sslx.config import load_probe
@@ -90,11 +92,45 @@ def test_plot_draws_two_pictures(trained: Path, capsys: pytest.CaptureFixture[st
         width, height = struct.unpack(">II", head[16:24])
         assert head[:8] == b"\x89PNG\r\n\x1a\n"
         assert min(width, height) > 400
+    assert not (trained / "method.png").exists(), "SimCLR shows nothing of images"
+
+
+def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--steps",
+        "2",
+        "--batch-size",
+        "32",
+        "--data.size",
+        "16",
+        "--data.eval-size",
+        "24",
+        "--encoder.patch",
+        "4",
+    ]
+    assert cli.main(["pretrain", "mae_digits", *flags, "--runs", str(tmp_path), "--name", "run"]) == 0
+    assert cli.main(["plot", str(tmp_path / "run"), "--points", "50"]) == 0
+    assert "method.png" in capsys.readouterr().out
+    run, cpu = evaluate.load(tmp_path / "run"), torch.device("cpu")
+    test = sources.build(run.settings.data, "test")
+    again, other = tmp_path / "again.png", tmp_path / "other.png"
+    assert evaluate._picture(run, test, 0, cpu, again)
+    assert evaluate._picture(run, test, 1, cpu, other)
+    assert again.read_bytes() == (tmp_path / "run" / "method.png").read_bytes() != other.read_bytes()
+    with Image.open(again) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    gray = np.abs(pixels - 255 * np.array(run.view.mean)).max(-1) < 2
+    assert gray.sum() > 0.7 * 8 * 150**2, "three quarters of 8 images are masked"
+
+
+def test_the_method_of_a_checkpoint_has_its_weights(trained: Path) -> None:
+    run = evaluate.load(trained)
+    method = run.method(torch.device("cpu"))
+    torch.testing.assert_close(method.state_dict(), run.weights, rtol=0, atol=0)
+    assert not method.training
 
 
 def test_probe_needs_labels(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
-
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
         for i in range(4):

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslx import plot
+from sslx.data.views import ViewSpec
 from sslx.errors import DataError, MissingInput
 
 
@@ -136,3 +137,25 @@ def test_no_points_are_missing_input(text: str | None, tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match=r"metrics\.jsonl"):
         plot.loss_curve(path, tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
+
+
+def test_images_stand_in_titled_rows_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
+    """A red and a blue image of 2x2 pixels, and below each the same with one pixel of more than full green."""
+    view = ViewSpec(size=2)
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (view.mean, view.std))
+    plain = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])[:, :, None, None].repeat(1, 1, 2, 2)
+    dotted = plain.clone()
+    dotted[:, :, 0, 1] = torch.tensor([0, 9.0, 0])
+    rows = [(name, (images - mean) / std) for name, images in (("plain", plain), ("dotted", dotted))]
+    plot.images(rows, view, tmp_path / "new" / "rows.png", "title", "subtitle")
+    pixels = read(tmp_path / "new" / "rows.png")
+    colours = {"red": [255, 0, 0], "blue": [0, 0, 255], "green": [0, 255, 0]}
+    found = {name: np.argwhere(np.abs(pixels - colour).sum(-1) < 20) for name, colour in colours.items()}
+    red, blue, green = found.values()
+    assert len(green) > 2 * 80**2
+    assert len(red) == pytest.approx(7 * len(green) / 2, rel=0.05)
+    assert len(blue) == pytest.approx(7 * len(green) / 2, rel=0.05)
+    assert red[:, 1].max() < blue[:, 1].min(), "samples stand side by side"
+    assert green[:, 0].min() > (red[:, 0].min() + red[:, 0].max()) / 2, "the second row is below the first"
+    assert green[:, 1].max() == blue[:, 1].max(), "the dot is the upper right pixel of each"
+    assert num_pixels(pixels, "#22262b") > 300, "a title"

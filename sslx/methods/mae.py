@@ -1,0 +1,180 @@
+"""MAE (He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377).
+
+One view of each image, cut into patches of which most are masked.  A ViT encodes the visible ones; a small decoder
+predicts from them the pixels of the masked ones.  The paper augments by crop and flip: a recipe's business.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, ViewSpec
+from sslx.encoders import Encoder
+from sslx.errors import ConfigError
+from sslx.methods import base
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+ENCODERS = ("vit",)
+EPS = 1e-6
+"""Added to a patch's variance, which may be 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(base.MethodConfig):
+    """MAE's numbers; the defaults are the paper's for ImageNet (section 4)."""
+
+    name: Literal["mae"] = "mae"
+    mask_ratio: float = 0.75
+    """Share of the patches that are masked."""
+    decoder_dim: int = 512
+    """Width of the decoder, which has an attention head for each 32 of it."""
+    decoder_layers: int = 8
+    """Transformer blocks of the decoder."""
+    normalize_target: bool = True
+    """Predict pixels relative to their patch's mean and standard deviation (table 1d, better); off: as they are."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1 or min(self.decoder_dim, self.decoder_layers) < 1:
+            raise ConfigError("mae needs a mask_ratio in (0, 1), and decoder_dim and decoder_layers >= 1")
+        if self.decoder_dim % (4 * self.decoder_heads):
+            raise ConfigError(
+                "mae needs a decoder_dim that is a multiple of 4 x its heads, one for each 32 of it, not "
+                f"{self.decoder_dim}: take a multiple of 32"
+            )
+
+    @property
+    def decoder_heads(self) -> int:
+        """Attention heads of each block of the decoder: the paper's code has 16 for a width of 512."""
+        return max(1, self.decoder_dim // 32)
+
+
+def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
+    """One view."""
+    return (ViewSpec(size=size, augment=augment),)
+
+
+class Method(base.Method):
+    """A ViT, a decoder, and the squared error of the masked patches' pixels.
+
+    Deviations from the paper's code: the encoder keeps its initial weights and its learned position embeddings, where
+    the code has Xavier's weights and fixed sines and cosines.  They may be loaded ones, which these would undo, and so
+    the untrained encoder that probes compare with is the one that training starts from.  The decoder sees the tokens
+    in the order of the draws, each with the position embedding of its place: the code puts them in their places first,
+    which makes no difference to attention.
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__()
+        from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed  # here: see encoders.build
+        from timm.models.vision_transformer import Block
+
+        self.config, self.encoder = config, encoder
+        patches, dim = encoder.vit("mae").patch_embed, config.decoder_dim
+        self.patch, self.num_draws = patches.patch_size[0], patches.num_patches
+        self.num_visible = int(self.num_draws * (1 - config.mask_ratio))
+        if encoder.size % self.patch:
+            raise ConfigError(
+                f"mae needs a multiple of the patch's {self.patch} px, not views of {encoder.size} px: "
+                "set --data.size or --encoder.patch"
+            )
+        if self.num_visible in (0, self.num_draws):
+            raise ConfigError(
+                f"mae needs patches to see and patches to predict; of {self.num_draws}, mask_ratio "
+                f"{config.mask_ratio:g} leaves {self.num_visible} to see: set --method.mask-ratio or --encoder.patch"
+            )
+        self.decoder_embed = nn.Linear(encoder.dim, dim)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        blocks = [Block(dim, config.decoder_heads, qkv_bias=True) for _ in range(config.decoder_layers)]
+        self.decoder = nn.Sequential(*blocks, nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, 3 * self.patch**2))
+        for layer in (self.decoder_embed, *self.decoder.modules()):
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        fixed = F.pad(build_sincos2d_pos_embed(patches.grid_size, dim), (0, 0, 1, 0))  # 0 for the class token
+        self.register_buffer("positions", fixed[None], persistent=False)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The predictions and targets of the M masked patches, in the order of the draws: two (B, M, 3 * patch^2)."""
+        (view,) = batch.views
+        visible, masked = self._split(batch)
+        patches = patchify(view, self.patch).take_along_dim(masked - 1, 1)
+        mean, std = self._scale(patches)
+        return self._predict(view, visible, masked), (patches - mean) / std
+
+    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
+        """The mean squared error over all pixels of masked patches, the same number in every sample.
+
+        ``reconstruction_error``: relative to the targets' own mean square, so that 1 is what a prediction of 0 gives:
+        each patch's mean, or without ``normalize_target`` the mean colour of the data.
+        """
+        prediction, target = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in embeddings)
+        loss = F.mse_loss(prediction, target.detach())
+        with torch.no_grad():
+            error = loss / target.square().mean().clamp_min(EPS)
+        return base.Step(loss, {"reconstruction_error": error.float()})
+
+    @torch.no_grad()
+    def picture(self, batch: Batch) -> tuple[tuple[str, Tensor], ...]:
+        """The images, the patches that the encoder sees, and these with the predictions of all others.
+
+        Masked patches are grey: 0, the mean colour of the data.  With ``normalize_target`` the predictions get the mean
+        and the standard deviation of the true patch, which the model does not predict.
+        """
+        (view,) = batch.views
+        visible, masked = self._split(batch)
+        patches = patchify(view, self.patch)
+        mean, std = self._scale(patches.take_along_dim(masked - 1, 1))
+        places = (masked - 1).expand(-1, -1, patches.shape[2])
+        predicted = self._predict(view, visible, masked).to(patches.dtype) * std + mean
+        shown = patches, patches.scatter(1, places, 0.0), patches.scatter(1, places, predicted)
+        images = (F.fold(each.mT, view.shape[2:], self.patch, stride=self.patch) for each in shown)
+        return tuple(zip(("image", "masked", "reconstruction"), images, strict=True))
+
+    def _split(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The places of the class token (0) and the visible patches, and those of the masked ones: (B, ..., 1) each."""
+        assert batch.draws is not None
+        places = F.pad(1 + batch.draws.argsort(dim=1, stable=True), (1, 0))[..., None]
+        return places[:, : 1 + self.num_visible], places[:, 1 + self.num_visible :]
+
+    def _scale(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation of each of (B, M, P) patches that targets are relative to: (B, M, 1)."""
+        var, mean = torch.var_mean(patches, dim=2, keepdim=True)
+        if self.config.normalize_target:
+            return mean, (var + EPS).sqrt()
+        return torch.zeros_like(mean), torch.ones_like(var)
+
+    def _predict(self, view: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """What the decoder makes of the masked patches of (B, 3, H, W), from the visible ones: (B, M, 3 * patch^2)."""
+        seen = self.decoder_embed(encode(cast("VisionTransformer", self.encoder.trunk), view, visible))
+        tokens = torch.cat([seen, self.mask_token.expand(*masked.shape[:2], -1)], 1)
+        places = torch.cat([visible, masked], 1)
+        return self.decoder(tokens + self.positions.take_along_dim(places, 1))[:, visible.shape[1] :]
+
+
+def encode(trunk: "VisionTransformer", view: Tensor, places: Tensor) -> Tensor:
+    """The tokens that a ViT makes of (B, 3, H, W) images of its own size where it sees only those at ``places``.
+
+    places: (B, K, 1) int64, 0 the class token, 1 the first patch.  Returns (B, K, dim).
+    """
+    assert trunk.cls_token is not None
+    assert trunk.pos_embed is not None
+    patches = trunk.patch_embed(view).flatten(1, -2)  # (B, H, W, dim) where timm takes any size
+    tokens = torch.cat([trunk.cls_token.expand(len(view), -1, -1), patches], 1)
+    unplaced = tokens.shape[1] - trunk.pos_embed.shape[1]  # the class token, where only patches have positions
+    positions = F.pad(trunk.pos_embed, (0, 0, unplaced, 0))
+    tokens = trunk.pos_drop(tokens + positions).take_along_dim(places, 1)
+    return trunk.norm(trunk.blocks(trunk.norm_pre(tokens)))
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """(B, 3, H, W) -> the N square patches, row by row, (B, N, 3 * patch^2), channel-major; fp32, or fp64 of fp64."""
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    return F.unfold(images, patch, stride=patch).mT

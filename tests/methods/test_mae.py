@@ -1,0 +1,274 @@
+"""MAE: its loss by hand, patch by patch; masks that the encoder cannot see through; the picture."""
+
+import math
+from statistics import fmean, variance
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from sslx import encoders, rng
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, ViewSpec
+from sslx.errors import ConfigError
+from sslx.methods import mae
+
+SIZE, PATCH, GRID = 16, 4, 4
+NUM = GRID * GRID
+NOW = torch.zeros(())
+VIT = {"name": "vit_tiny_patch16_224", "patch": PATCH, "layers": (2,), "channels": (16,)}
+
+
+def build(*others: int, **options: Any) -> encoders.Encoder:
+    rng.seed_torch(0)
+    return encoders.build(encoders.Config(**{**VIT, **options}), SIZE, *others)
+
+
+def make(**options: Any) -> mae.Method:
+    """In fp64, with tokens that are no longer nearly the same."""
+    encoder = build()
+    method = mae.Method(mae.Config(**{"decoder_dim": 16, "decoder_layers": 2, **options}), encoder).double()
+    for token in (encoder.trunk.cls_token, encoder.trunk.pos_embed, method.mask_token):
+        token.data.normal_()
+    return method
+
+
+def batch(generator: torch.Generator, size: int = 3, dtype: torch.dtype = torch.float64) -> Batch:
+    images = torch.randn(size, 3, SIZE, SIZE, generator=generator, dtype=dtype) * 2 + 1
+    return Batch((images,), None, torch.arange(size), torch.rand(size, NUM, generator=generator))
+
+
+def pixels(images: Tensor, place: int) -> Tensor:
+    """The patch at a place of (..., 3, SIZE, SIZE), places counted row by row; writing to it writes to the images."""
+    row, column = divmod(place, GRID)
+    return images[..., PATCH * row : PATCH * (row + 1), PATCH * column : PATCH * (column + 1)]
+
+
+def places(draws: Tensor, num_visible: int = NUM // 4) -> tuple[list[int], list[int]]:
+    """The visible and the masked ones of a sample: the smallest draws are seen."""
+    order = sorted(range(NUM), key=lambda place: draws[place].item())
+    return sorted(order[:num_visible]), order[num_visible:]
+
+
+def by_hand(method: mae.Method, image: Tensor, draws: Tensor) -> float:
+    """The loss of one image (3, SIZE, SIZE), its tokens put back in their places before they are decoded."""
+    trunk = method.encoder.trunk
+    visible, masked = places(draws)
+    tokens = [trunk.cls_token[0, 0] + trunk.pos_embed[0, 0]]
+    for place in visible:
+        embedded = [(weight * pixels(image, place)).sum() for weight in trunk.patch_embed.proj.weight]
+        tokens.append(torch.stack(embedded) + trunk.patch_embed.proj.bias + trunk.pos_embed[0, 1 + place])
+    seen = method.decoder_embed(trunk.norm(trunk.blocks(torch.stack(tokens)[None])))[0]
+    whole = [seen[0], *[method.mask_token[0, 0]] * NUM]
+    for place, token in zip(visible, seen[1:], strict=True):
+        whole[1 + place] = token
+    predicted = method.decoder((torch.stack(whole) + method.positions[0])[None])[0, 1:]
+    errors: list[float] = []
+    for place in masked:
+        target = pixels(image, place).flatten().tolist()
+        if method.config.normalize_target:
+            mean, std = fmean(target), math.sqrt(variance(target) + 1e-6)
+            target = [(value - mean) / std for value in target]
+        errors.append(fmean((p - t) ** 2 for p, t in zip(predicted[place].tolist(), target, strict=True)))
+    return fmean(errors)
+
+
+def test_the_numbers_and_the_view_are_the_papers():
+    numbers = {"mask_ratio": 0.75, "decoder_dim": 512, "decoder_layers": 8, "normalize_target": True}
+    assert mae.Config() == mae.Config(**numbers)
+    assert mae.Config().decoder_heads == 16
+    assert mae.views(mae.Config(), Augment(jitter=0), 32) == (ViewSpec(size=32, augment=Augment(jitter=0)),)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_loss_is_the_mean_error_over_the_masked_patches_as_by_hand(normalize: bool, generator: torch.Generator):
+    method, images = make(normalize_target=normalize), batch(generator)
+    expected = fmean(by_hand(method, *sample) for sample in zip(images.views[0], images.draws, strict=True))
+    assert method(images, NOW).loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_patches_are_cut_row_by_row_and_in_fp32(generator: torch.Generator):
+    images = torch.randn(2, 3, SIZE, SIZE, generator=generator)
+    patches = mae.patchify(images.bfloat16(), PATCH)
+    assert (patches.shape, patches.dtype) == ((2, NUM, 48), torch.float32)
+    for place in range(NUM):
+        assert torch.equal(patches[:, place], pixels(images.bfloat16().float(), place).flatten(1))
+    assert torch.equal(mae.patchify(images, 1), images.flatten(2).mT)
+
+
+def test_the_decoders_positions_are_sines_and_cosines_of_row_and_column():
+    method = mae.Method(mae.Config(decoder_dim=16, decoder_layers=1), build())
+    assert method.positions.shape == (1, 1 + NUM, 16)
+    assert not method.positions[0, 0].any()
+    for place in range(NUM):
+        row, column = divmod(place, GRID)
+        angles = [where / 10000 ** (k / 4) for where in (row, column) for k in range(4)]
+        expected = [*map(math.sin, angles), *map(math.cos, angles)]
+        assert method.positions[0, 1 + place].tolist() == pytest.approx(expected, abs=1e-6)
+    assert "positions" not in method.state_dict()
+    assert not method.positions.requires_grad
+
+
+def test_the_decoder_starts_as_in_the_papers_code():
+    method = mae.Method(mae.Config(decoder_dim=64, decoder_layers=3), build())
+    assert [block.attn.num_heads for block in method.decoder[:3]] == [2] * 3
+    linear = [layer for layer in method.decoder.modules() if isinstance(layer, nn.Linear)]
+    assert [tuple(layer.weight.shape) for layer in linear] == [
+        *[(192, 64), (64, 64), (256, 64), (64, 256)] * 3,
+        (48, 64),
+    ]
+    for layer in (method.decoder_embed, *linear):
+        limit = math.sqrt(6 / sum(layer.weight.shape))
+        assert 0.97 * limit < layer.weight.abs().max() <= limit
+        assert layer.weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.1)
+        assert not layer.bias.any()
+    assert method.mask_token.std().item() == pytest.approx(0.02, rel=0.5)
+
+
+def test_the_encoders_weights_which_may_be_loaded_ones_stay_as_they_are():
+    encoder = build()
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    mae.Method(mae.Config(decoder_dim=16), encoder)
+    torch.testing.assert_close(encoder.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("others", [(), (24,)], ids=["one size", "any size"])
+def test_with_all_patches_the_encoder_makes_the_features_that_probes_read(
+    others: tuple[int, ...], generator: torch.Generator
+):
+    encoder = build(*others).double()
+    assert encoder.trunk.dynamic_img_size == bool(others)
+    (images,), draws = batch(generator).views, torch.rand(3, NUM, generator=generator)
+    every = torch.cat([torch.zeros(3, 1, dtype=torch.int64), 1 + draws.argsort(1)], 1)[..., None]
+    torch.testing.assert_close(mae.encode(encoder.trunk, images, every)[:, 0], encoder(images), rtol=0, atol=1e-12)
+
+
+def test_a_vit_whose_class_token_has_no_position_is_encoded_as_timm_does(generator: torch.Generator):
+    shape = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    trunk = VisionTransformer(**shape, no_embed_class=True, pre_norm=True).double()
+    (images,) = batch(generator).views
+    every = torch.arange(1 + NUM).expand(3, -1)[..., None]
+    torch.testing.assert_close(mae.encode(trunk, images, every), trunk.forward_features(images), rtol=0, atol=1e-12)
+
+
+def test_predictions_depend_on_visible_pixels_and_on_no_masked_one(generator: torch.Generator):
+    method, images = make(), batch(generator)
+    prediction, target = method.embed(images)
+    assert prediction.shape == target.shape == (3, 12, 48)
+    for place in range(NUM):
+        changed = images.views[0].clone()
+        pixels(changed, place).mul_(-1).add_(torch.linspace(0, 1, PATCH))
+        again, its_target = method.embed(Batch((changed,), None, images.index, images.draws))
+        for sample in range(3):
+            _, masked = places(images.draws[sample])
+            assert torch.equal(again[sample], prediction[sample]) == (place in masked)
+            differs = [not torch.equal(a, b) for a, b in zip(target[sample], its_target[sample], strict=True)]
+            assert differs == [other == place for other in masked]
+
+
+def test_the_other_samples_of_a_batch_do_not_matter(generator: torch.Generator):
+    method, images = make(), batch(generator)
+    whole = method.embed(images)
+    for i in range(3):
+        alone = method.embed(Batch((images.views[0][i : i + 1],), None, images.index[:1], images.draws[i : i + 1]))
+        torch.testing.assert_close(alone, tuple(z[i : i + 1] for z in whole), rtol=0, atol=1e-12)
+
+
+def gray(method: mae.Method, images: Batch) -> Tensor:
+    """(B, NUM): which patches the picture shows as masked."""
+    return mae.patchify(method.picture(images)[1][1], PATCH).abs().amax(2) == 0
+
+
+@pytest.mark.parametrize(("ratio", "num_masked"), [(0.75, 12), (0.5, 8), (0.6, 10), (0.9, 15), (0.01, 1)])
+def test_the_patches_with_the_largest_draws_are_masked(ratio: float, num_masked: int, generator: torch.Generator):
+    images = batch(generator)
+    for masks, draws in zip(gray(make(mask_ratio=ratio), images), images.draws, strict=True):
+        assert masks.nonzero().flatten().tolist() == sorted(places(draws, NUM - num_masked)[1])
+        assert masks.sum() == num_masked
+
+
+def test_masks_follow_from_the_draws_alone_and_every_patch_is_masked_as_often_as_any(generator: torch.Generator):
+    method, images = make(decoder_layers=1), batch(generator, size=1000)
+    masks = gray(method, images)
+    assert torch.equal(gray(method, Batch((images.views[0].flip(0),), None, images.index, images.draws)), masks)
+    assert len(masks.unique(dim=0)) > 600  # of the 1820 that there are
+    assert (masks.double().mean(0) - 0.75).abs().max() < 6 * math.sqrt(0.75 * 0.25 / 1000)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_picture_shows_visible_patches_as_they_are_and_predictions_in_their_places(
+    normalize: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    method, images = make(normalize_target=normalize), batch(generator)
+    (view,), (_, target) = images.views, method.embed(images)
+    (first, image), (_, masked), (last, reconstruction) = method.picture(images)
+    assert (first, last) == ("image", "reconstruction")
+    assert torch.equal(image, view)
+    for i in range(3):
+        for shown in (masked, reconstruction):
+            same = [place for place in range(NUM) if torch.equal(pixels(shown[i], place), pixels(view[i], place))]
+            assert same == places(images.draws[i])[0]
+    monkeypatch.setattr(method, "_predict", lambda *_: target)  # the best that it can do
+    torch.testing.assert_close(method.picture(images)[2][1], view)
+
+
+def test_the_reconstruction_error_is_one_where_nothing_but_the_mean_is_predicted(generator: torch.Generator):
+    _, target = make().embed(batch(generator))
+    target[0] = 0  # patches of one colour
+    step = make().loss((torch.zeros_like(target), target), NOW)
+    assert step.metrics["reconstruction_error"].item() == pytest.approx(1)
+    assert step.loss.item() == pytest.approx(target.square().mean().item())
+    assert make().loss((target, target), NOW).metrics["reconstruction_error"] == 0
+
+
+def test_no_gradient_reaches_the_targets(generator: torch.Generator):
+    leaves = torch.randn(2, 3, 12, 48, generator=generator).requires_grad_().unbind()  # as gradient caching makes them
+    gradients = torch.autograd.grad(make().loss(leaves, NOW).loss, leaves, allow_unused=True)
+    assert [g is None for g in gradients] == [False, True]
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_patches_of_one_colour_are_finite_in_bf16(patch: int, generator: torch.Generator):
+    """facebookresearch/mae#65: the variance of such patches is 0."""
+    method = mae.Method(mae.Config(decoder_dim=16, decoder_layers=1), build(patch=patch))
+    images = torch.randn(4, 3, 1, 1, generator=generator).expand(-1, -1, SIZE, SIZE).bfloat16()
+    draws = torch.rand(4, method.num_draws, generator=generator)
+    for view in (images, images[:, :1].expand(-1, 3, -1, -1), torch.zeros_like(images)):
+        with torch.autocast("cpu", torch.bfloat16):
+            step = method(Batch((view,), None, torch.arange(4), draws), NOW)
+        step.loss.backward()
+        assert step.loss.isfinite()
+        assert step.metrics["reconstruction_error"].isfinite()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
+def test_a_resnet_is_refused_in_one_line():
+    resnet = encoders.build(encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16)), SIZE)
+    with pytest.raises(ConfigError, match=r"^mae needs a ViT with a class token, not ResNet: [^\n]*$"):
+        mae.Method(mae.Config(), resnet)
+
+
+def test_views_that_are_no_whole_patches_or_too_few_are_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"^mae needs a multiple of the patch's 5 px, not views of 16 px: [^\n]*$"):
+        mae.Method(mae.Config(), build(patch=5))
+    with pytest.raises(ConfigError, match=r"^mae needs patches to see [^\n]* of 4, mask_ratio 0.8 leaves 0 [^\n]*$"):
+        mae.Method(mae.Config(mask_ratio=0.8), build(patch=8))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mask_ratio": 0.0},
+        {"mask_ratio": 1.0},
+        {"mask_ratio": math.nan},
+        {"decoder_layers": 0},
+        {"decoder_dim": 0},
+        {"decoder_dim": 18},
+        {"decoder_dim": 100},
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_in_one_line(wrong: dict[str, Any]):
+    with pytest.raises(ConfigError, match=r"^mae needs [^\n]*$"):
+        mae.Config(**wrong)
