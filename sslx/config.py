@@ -29,6 +29,7 @@ from sslx.log import Config as LogConfig
 from sslx.methods.base import MethodConfig
 from sslx.optim import Config as OptimConfig
 from sslx.probe import Config as ProbesConfig
+from sslx.probe.health import Config as HealthConfig
 from sslx.probe.online import Config as OnlineConfig
 
 Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"  # what TOML and JSON hold
@@ -77,6 +78,7 @@ class PretrainConfig:
     method: MethodConfig = field(default_factory=lambda: MethodConfig(name="simclr"))
     optim: OptimConfig = field(default_factory=OptimConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -39,3 +39,9 @@ class NonFiniteError(UserError):
     """The loss or a gradient is no longer a finite number."""
 
     exit_code = 76
+
+
+class CollapseError(UserError):
+    """The features or the embeddings of all images have become alike, and the run was to stop then."""
+
+    exit_code = 77

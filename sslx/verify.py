@@ -15,11 +15,13 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sslx import cli, config, distributed, methods, optim
 from sslx.config import PretrainConfig, VerifyConfig
@@ -34,19 +36,20 @@ BATCH_SIZE = 24
 RUNS = (("fp64", "sgd", 3), ("fp64", "lars", 3), ("fp32", "sgd", 1))
 """(precision, optimizer, steps) of what is compared."""
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-5}
-FLOOR = {"fp64": 1e-6, "fp32": 1e-2}
+FLOOR = {"fp64": 1e-4, "fp32": 1e-2}
 """A tensor's error is relative to itself, or to this share of all tensors together where it is smaller: what is zero
-but for rounding, as the gradient of a bias before a batch norm, is nothing to compare."""
+but for rounding, as the gradient of a bias before a batch norm, is nothing to compare.  With the tolerance that is
+1e-14 of all, what rounding leaves of such a gradient behind a ViT and two norms."""
 PARTS = ("loss", "gradients", "batch norm", "other state", "parameters")
 SETTINGS = [
-    "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.size", "16", "--data.threads", "1",
+    "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.size", "32", "--data.threads", "1",
     "--batch-norm", "sync", "--batch-size", str(BATCH_SIZE), "--augment.min-scale", "0.3", "--compile", "off",
     "--optim.lr", "0.1", "--optim.weight-decay", "1e-4", "--optim.lr-scaling", "none", "--optim.warmup", "0",
 ]  # fmt: skip
 ENCODERS = {
     "resnet": ["--encoder.name", "resnet18", "--encoder.layers", *"1111", "--encoder.channels", "8", "8", "16", "16"],
     "vit": ["--encoder.name", "vit_tiny_patch16_224", "--encoder.patch", "4", "--encoder.layers", "2",
-            "--encoder.channels", "16"],
+            "--encoder.channels", "64"],
 }  # fmt: skip
 """Small encoders of each kind that a method may be for (``methods.encoders``)."""
 _FOLDER = "SSLX_VERIFY_FOLDER"
@@ -116,7 +119,8 @@ def _work(wanted: VerifyConfig, names: Sequence[str]) -> int:
             settings = config.load([*flags, "--precision", precision, "--optim.name", optimizer])
             settings = dataclasses.replace(settings, method=narrow(settings.method))
             try:
-                found[key] = train(settings, ranks, steps)
+                with _InFP64():
+                    found[key] = train(settings, ranks, steps)
             except Exception as error:  # of somebody's method: the others are still looked at
                 if launch.lost_peer(error):  # which says why
                     return cli.EXIT_CRASH
@@ -128,6 +132,15 @@ def _work(wanted: VerifyConfig, names: Sequence[str]) -> int:
     torch.save(found, folder / f"{ranks.rank}.pt")
     distributed.shutdown()
     return 0
+
+
+class _InFP64(TorchFunctionMode):
+    """``float()`` leaves fp64 alone: timm interpolates a ViT's position embeddings by it, for crops of another size."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float and args[0].dtype == torch.float64:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -40,7 +40,7 @@ BUGS: dict[str, tuple[str, ...]] = {
         VERIFY,
     ),
     "lightly #1018: a queue holds one rank's samples": (
-        "methods/test_swav.py::test_the_queue",
+        "methods/test_swav.py::test_the_queue_holds_all_ranks_samples_in_their_order_and_makes_the_codes_once_full",
         VERIFY,
     ),
     "stable-pretraining #409: what the gather returns is dropped": (*LOSSES, "test_distributed.py::test_gathers"),

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sslx.errors import ConfigError
 
-_SHARED = ("__init__", "base", "heads", "ema")
+_SHARED = ("__init__", "base", "heads", "ema", "multicrop")
 
 
 @cache

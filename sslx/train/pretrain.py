@@ -6,17 +6,18 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from sslx import checkpoint, distributed, log, optim, schedules
+from sslx import distributed, log, optim, schedules
 from sslx.config import PretrainConfig, dump
+from sslx.data import Loader
 from sslx.distributed import Ranks
 from sslx.errors import NonFiniteError
+from sslx.probe.health import Health
 from sslx.train import run as runs
 from sslx.train.build import build, online_probe
 from sslx.train.signals import StopSignals
@@ -42,12 +43,10 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     run = runs.claim(config)
     position.folder, position.step, position.saved = run.folder, run.step, run.step
     runs.restore(run, config, parts)
-    probe = online_probe(config, ranks, parts)
+    probe, health = online_probe(config, ranks, parts), Health(config.health, parts.autocast)
     logger = log.Log(
         config.log, run.folder, ranks.is_main, parts.total_steps, run.step, run.id, {"config": dump(config)}
     )
-    if ranks.is_main:
-        log.write_status(run.folder, "running", run.step)
     progress = torch.zeros((), device=ranks.device)
     run_step = cached_step if config.grad_cache_chunks > 1 else train_step
     meter, agreement, clock = log.Meter(), distributed.StopFlag(), Clock(config.batch_size)
@@ -73,19 +72,21 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
             signal = agreement.agreed(stop.received)
             ended = done == parts.total_steps
             save = ended or signal or _due(config.checkpoint.every, done)
-            if save or done % config.log.every == 0 or done == run.step + 1:
-                means = meter.fetch(distributed.mean_over_ranks)  # the one wait for the device
-                _check_finite(means, position)
-                bad = float(distributed.sum_over_ranks(torch.tensor(float(len(parts.loader.bad)), device=ranks.device)))
-                means |= {"unreadable_images": bad} if bad else {}
-                logger.log(done, {**means, "lr": lr, "epoch": done / parts.steps_per_epoch, **clock.read()})
+            look = _due(config.health.every, done)
+            if save or look or done % config.log.every == 0 or done == run.step + 1:
+                numbers = _means(meter, parts.loader, ranks.device, position)
+                numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch, **clock.read()}
+                if look:
+                    numbers |= health.look(parts.method.encoder, batches)
+                    clock.restart()
+                logger.log(done, numbers)
+                if look and (warning := health.warning(done, numbers, position.saved)):
+                    logger.message(warning)
             if probe and (ended or _due(config.online.every * parts.steps_per_epoch, done)):
                 logger.log(done, {"knn": probe.accuracy(parts.method.encoder)})
                 clock.restart()
             if save:
-                if ranks.is_main:
-                    state = runs.snapshot(run, config, done, parts)
-                    checkpoint.save(run.folder, done, state, config.checkpoint.keep)
+                runs.save(run, config, done, parts)
                 position.saved = done
                 clock.restart()
             if signal:
@@ -103,12 +104,19 @@ def _warn(rank: int, line: str) -> None:
     sys.stderr.write(f"[rank {rank}] {line}\n")
 
 
-def _check_finite(means: Mapping[str, float], position: Position) -> None:
+def _means(meter: log.Meter, loader: Loader, device: torch.device, position: Position) -> dict[str, float]:
+    """The metrics since the last time, over all ranks, and their unreadable images: the one wait for the device.
+
+    NonFiniteError where the loss is no number.
+    """
+    means = meter.fetch(distributed.mean_over_ranks)
     if not math.isfinite(means["loss"]):
         raise NonFiniteError(
             f"the loss is {means['loss']} at step {position.step:,}: lower --optim.lr or take --precision fp32; "
             f"the last checkpoint, step {position.saved:,}, is from before"
         )
+    bad = float(distributed.sum_over_ranks(torch.tensor(float(len(loader.bad)), device=device)))
+    return means | ({"unreadable_images": bad} if bad else {})
 
 
 class Clock:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 # A resumed run may differ in these: where and how it runs, not what it computes.
 MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root", "data.test_root", "data.download",
-              "data.threads", "data.backend", "data.max_bad", "online", "checkpoint", "log")  # fmt: skip
+              "data.threads", "data.backend", "data.max_bad", "online", "health", "checkpoint", "log")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,20 @@ def on_main(decide: Callable[[], T]) -> T:
 
 
 def claim(settings: PretrainConfig) -> Run:
-    """Make the run folder, or resume the run in it.  Every rank calls this together.
+    """Make the run folder, or resume the run in it; status.json says "running" then.  Every rank calls this together.
 
     ConfigError for a folder that exists without ``--resume auto`` or holds a run of another config; DataError
     where none of its checkpoints is good.
     """
     folder = settings.runs / settings.name
     found, run_id, notes = on_main(lambda: _decide(settings, folder))
-    if found is None:
-        return Run(folder, run_id, None, notes)
-    state = checkpoint.load(found)
-    return Run(folder, state["run_id"], state, (*notes, f"resumed {folder} at step {state['step']:,}"))
+    run = Run(folder, run_id, None, notes)
+    if found is not None:
+        state = checkpoint.load(found)
+        run = Run(folder, state["run_id"], state, (*notes, f"resumed {folder} at step {state['step']:,}"))
+    if distributed.rank() == 0:
+        log.write_status(folder, "running", run.step)
+    return run
 
 
 def _decide(settings: PretrainConfig, folder: Path) -> tuple[Path | None, str, tuple[str, ...]]:
@@ -80,6 +83,12 @@ def _decide(settings: PretrainConfig, folder: Path) -> tuple[Path | None, str, t
     if newest is None:
         return None, log.new_run_id(), (f"{folder} has no checkpoint yet: starting at step 0",)
     return newest, "", tuple(problems)
+
+
+def save(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> None:
+    """Write a checkpoint, on rank 0; every rank may call this."""
+    if distributed.rank() == 0:
+        checkpoint.save(run.folder, step, snapshot(run, settings, step, parts), settings.checkpoint.keep)
 
 
 def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dict[str, object]:

@@ -1,0 +1,198 @@
+"""DINO (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", arXiv 2104.14294).
+
+Two global and some local views of each image.  A student (encoder and head) is to find for every view the distribution
+over prototypes that a teacher finds for each other global view.  The teacher is a moving average of the student; its
+outputs are centered, so that no prototype takes all samples, and sharpened, so that not all are alike.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslx import distributed, losses
+from sslx.data.batch import Batch
+from sslx.data.views import Augment, ViewSpec
+from sslx.encoders import Encoder
+from sslx.errors import ConfigError
+from sslx.methods import base, ema, heads, multicrop
+
+ENCODERS = ("resnet", "vit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(base.MethodConfig):
+    """DINO's numbers; the defaults are the paper's for 100 epochs of ImageNet."""
+
+    name: Literal["dino"] = "dino"
+    num_local: int = 8
+    """Local views of each image; 0: the two global ones alone, which then need a smaller augment.min_scale."""
+    local_size: int | None = None
+    """Their side in pixels; default: the nearest multiple of 8 to 96/224 of the global views' side."""
+    local_min_scale: float = 0.05
+    """Smallest share of the image's area that a local view covers."""
+    local_max_scale: float = 0.4
+    """Largest share of it.  Global views have the recipe's, whose augment.min_scale is 0.4 in the code."""
+    local_blur: float = 0.5
+    """Probability of blur in the local views."""
+    second_blur: float = 0.1
+    """Probability of blur in the second global view; the first has the recipe's, which is 1 in the code."""
+    second_solarize: float = 0.2
+    """Probability of solarization in the second global view; the others have the recipe's, which is 0 in the code."""
+    hidden_dim: int = 2048
+    """Width of the head's two hidden layers."""
+    bottleneck_dim: int = 256
+    """Width of the head's output that is compared with prototypes."""
+    output_dim: int = 65536
+    """Number of prototypes (K)."""
+    head_norm: bool = False
+    """Batch norm in the head's hidden layers; it keeps a small ResNet from collapsing (use_bn_in_head of the code)."""
+    student_temperature: float = 0.1
+    """Of the student's softmax (tau_s)."""
+    teacher_temperature: float = 0.07
+    """Of the teacher's softmax (tau_t), once it is warm."""
+    teacher_temperature_start: float = 0.04
+    """Of the teacher's softmax, at first."""
+    teacher_warmup: float = 0.3
+    """Share of training in which the teacher's temperature rises in a line; 30 of 100 epochs."""
+    teacher_momentum: float = 0.996
+    """Share of the teacher's weights that a step keeps, at first; it rises to 1 along half a cosine."""
+    center_momentum: float = 0.9
+    """Share of the center that a step keeps (m of equation 4)."""
+    freeze_last: float = 0.01
+    """Share of training in which the prototypes stay as they are; 1 of 100 epochs."""
+
+    def __post_init__(self) -> None:
+        numbers = self.num_local, self.local_size, self.local_min_scale, self.local_max_scale
+        multicrop.check(*numbers, method_name="dino")
+        if min(self.hidden_dim, self.bottleneck_dim) < 1 or self.output_dim < 2:
+            raise ConfigError("dino needs widths >= 1 and an output_dim >= 2")
+        temperatures = self.student_temperature, self.teacher_temperature, self.teacher_temperature_start
+        if not all(temperature > 0 for temperature in temperatures):
+            raise ConfigError("dino needs a student_temperature, teacher_temperature and teacher_temperature_start > 0")
+        for field in ("local_blur", "second_blur", "second_solarize", "teacher_warmup", "teacher_momentum",
+                      "center_momentum", "freeze_last"):  # fmt: skip
+            if not 0 <= getattr(self, field) <= 1:
+                raise ConfigError(f"dino needs a {field} in [0, 1], got {getattr(self, field)}")
+
+
+def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:
+    """Two global views, the second with its own blur and solarization, and the local ones."""
+    second = replace(augment, blur=config.second_blur, solarize=config.second_solarize)
+    small = config.num_local, config.local_size, config.local_min_scale, config.local_max_scale
+    local = multicrop.local_views(replace(augment, blur=config.local_blur), size, *small)
+    return ViewSpec(size=size, augment=augment), ViewSpec(size=size, augment=second), *local
+
+
+class Head(nn.Module):
+    """Three layers with GELU to a bottleneck, and its cosine with each prototype: (N, dim) -> (N, output_dim).
+
+    The prototypes are the code's weight-normalised last layer, whose gain stays 1: weight decay shortens them, but what
+    comes out depends on their directions only.
+
+    Deviation from the code: weights start with a standard deviation of 0.02 at 2048 inputs, as there, but with more at
+    fewer, in inverse proportion to the root; with 0.02 at 16, outputs are so short that the gradient through their
+    normalisation throws the head about.
+    """
+
+    def __init__(self, dim: int, config: Config) -> None:
+        super().__init__()
+        dims = dim, config.hidden_dim, config.hidden_dim, config.bottleneck_dim
+        self.mlp = heads.mlp(*dims, norm=config.head_norm, last_norm=False, gelu=True)
+        for name, parameter in self.mlp.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.trunc_normal_(parameter, std=0.02 * (2048 / parameter.shape[1]) ** 0.5)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        self.prototypes = nn.Linear(config.bottleneck_dim, config.output_dim, bias=False)
+
+    def forward(self, x: Tensor, frozen: Tensor | None = None) -> Tensor:
+        """Cosines in fp32 (fp64 for fp64), in autocast too: the teacher's are divided by a few hundredths.
+
+        frozen: (), whether the prototypes get no gradient; it is zero then, and not None, for which DDP waits.
+        """
+        z, weight = self.mlp(x), self.prototypes.weight
+        if frozen is not None:
+            weight = torch.where(frozen, weight.detach(), weight)
+        with torch.autocast(z.device.type, enabled=False):
+            return F.linear(F.normalize(z.to(weight.dtype), dim=1), F.normalize(weight, dim=1))
+
+
+class Method(base.Method):
+    """Student, teacher, center, and the cross-entropy of all pairs of different views.
+
+    Deviations from the paper's code: no gradient clipping, no stochastic depth and no schedule of the weight decay; the
+    teacher's temperature rises with each step, not each epoch; probes read the student's encoder, not the teacher's;
+    the center starts as the first batch's mean, not as zero, from which the code's comes there while its learning rate
+    is still near 0.  As in the code, batch norm takes its statistics over all views of one size, the head's over all.
+    """
+
+    center: Tensor
+    progress: Tensor
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.head = Head(encoder.dim, config)
+        self.teacher = ema.frozen_copy(nn.Sequential(self.encoder, self.head))
+        self.register_buffer("center", torch.zeros(1, config.output_dim))
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
+
+    def forward(self, batch: Batch, progress: Tensor, cotangents: tuple[Tensor, ...] | None = None) -> base.Step:
+        """As every method's; ``embed`` reads the progress from its buffer."""
+        self.progress.copy_(progress)
+        return super().forward(batch, progress, cotangents)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The student's logits of all views and the teacher's of the global ones: (B, output_dim) each."""
+        frozen = self.progress < self.config.freeze_last
+        student = self.head(base.features(self.encoder, batch.views), frozen)
+        with torch.no_grad():
+            teacher = self.teacher(torch.cat(batch.views[:2]))
+        return *student.chunk(len(batch.views)), *teacher.chunk(2)
+
+    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:
+        """Equation 3 with the mean over pairs; then, for the next step, the center's (equation 4), of all ranks.
+
+        ``teacher_entropy``: of the teacher's distributions, mean over samples, as a share of log K (1: collapse to the
+        uniform one).  ``prototype_entropy``: of their mean over this rank's samples (0: collapse to one prototype).
+        ``std``: spread of the student's logits of the first view.  ``teacher_temperature``: the step's;
+        ``teacher_momentum``: as the step's update will have it.
+        """
+        student, teacher = embeddings[:-2], torch.stack(embeddings[-2:]).detach()
+        teacher = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
+        temperature = self._temperature(progress)
+        mean = distributed.mean_over_ranks(teacher.mean((0, 1)))
+        center = torch.where(self.center.any(), self.center, mean)
+        self.center.copy_(center.lerp(mean, 1 - self.config.center_momentum))
+        targets = torch.softmax((teacher - center) / temperature, dim=-1)
+        loss = losses.self_distillation(student, targets.unbind(), self.config.student_temperature)
+        metrics = {
+            "teacher_entropy": _entropy(targets).mean(),
+            "prototype_entropy": _entropy(targets.mean((0, 1))),
+            "std": base.spread(student[0]),
+            "teacher_temperature": temperature.float(),
+            "teacher_momentum": self._momentum(progress).float(),
+        }
+        return base.Step(loss, metrics)
+
+    def after_step(self, progress: Tensor) -> None:
+        """The teacher follows the student."""
+        ema.update(self.teacher, nn.Sequential(self.encoder, self.head), self._momentum(progress))
+
+    def _temperature(self, progress: Tensor) -> Tensor:
+        config = self.config
+        warm = (progress / config.teacher_warmup).clamp(max=1) if config.teacher_warmup else torch.ones_like(progress)
+        rise = config.teacher_temperature - config.teacher_temperature_start
+        return config.teacher_temperature_start + rise * warm
+
+    def _momentum(self, progress: Tensor) -> Tensor:
+        return ema.cosine_momentum(self.config.teacher_momentum, progress)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """Of distributions (..., K) over prototypes, as a share of log K: (...), fp32."""
+    return torch.special.entr(p).sum(-1).float() / math.log(p.shape[-1])

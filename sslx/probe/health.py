@@ -1,0 +1,162 @@
+"""Health of an encoder while it trains, without labels: effective rank, spread, alignment, uniformity; collapse.
+
+A look takes a few images of the present step, so it needs no loader of its own and no second pass over the data.
+"""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslx import distributed
+from sslx.data.batch import Batch
+from sslx.errors import CollapseError, ConfigError
+from sslx.methods import base
+
+LEAST = {"feature_rank": 1.2, "feature_std": 0.02, "std": 0.5}
+"""Below one of these a run has collapsed.  Values of the digits recipes, from step 50 on:
+
+- ``feature_rank`` and ``feature_std``, of encoders that learn: 17 to 53 and 0.28 to 0.6 for ResNets, but 1.5 to 2.9 and
+  0.05 to 0.13 for small ViTs (MAE, DINO); of untrained ones at least 3 and 0.12.  Rotation at lr 30, whose features
+  no longer depend on the image: 1.0 and 0.0.
+- ``std``, the spread of the embeddings that a loss compares by their direction, as a method logs it (base.spread): 0.7
+  to 1 for SimCLR, BYOL, SimSiam, MoCo v3, SupCon, Barlow Twins and VICReg; 0.2 to 0.45 for SimSiam without its
+  stop-gradient, 0.003 without batch norm.  The features do not tell these: batch norm keeps each channel's variance
+  up, and the gradient of a collapsed loss is too small to change the encoder.  Methods with prototypes compare what is
+  left of a common direction: a low spread means nothing there, and they log theirs by another name.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Label-free health of the features during training: rank, std, alignment, uniformity."""
+
+    every: int = 200
+    """Steps between two looks, the first of which comes after as many; 0: none."""
+    samples: int = 512
+    """Images of a step to look at, at most, over all ranks."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What to do when the features or the embeddings collapse; stop ends the run with exit code 77."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.samples < 2:
+            raise ConfigError("health.every must be 0 or more, health.samples at least 2")
+
+
+def rank_me(x: Tensor) -> Tensor:
+    """The effective rank of features (N, D): the exponential of the entropy of their singular values' shares.
+
+    RankMe (arXiv 2210.02885, equations 1 and 2, epsilon 1e-7), of the features as they are, not centred.  (), fp64, in
+    [1, min(N, D)]: 1 where all point one way, k where they fill k directions evenly; NaN where one is not finite.  The
+    paper takes 25,600 images; fewer bound it by N and give a lower one, so compare only looks at equally many.
+    """
+    if not x.isfinite().all():
+        return torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+    x = x.double() if len(x) < x.shape[1] else x.double().T
+    singular = torch.linalg.eigvalsh(x @ x.T).clamp_min(0).sqrt()
+    shares = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
+    return torch.special.entr(shares).sum().exp()
+
+
+def alignment(x: Tensor, y: Tensor) -> Tensor:
+    """How far apart two views of an image are: the mean squared distance of rows of x and y (N, D), at length 1.
+
+    Wang & Isola (arXiv 2005.10242, section 4.1, alpha 2).  () in [0, 4]: 0 where the views are alike.
+    """
+    return (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean()
+
+
+def uniformity(x: Tensor) -> Tensor:
+    """How evenly features (N, D), at length 1, cover the sphere: the log of the mean Gaussian potential of two of them.
+
+    Wang & Isola (arXiv 2005.10242, section 4.1, t 2; as in their code, no row is a pair with itself).  () from 0, where
+    all are alike, down to about -4 where they are uniform in many dimensions.  N >= 2.
+    """
+    unit, pairs = F.normalize(x, dim=1), len(x) * (len(x) - 1) / 2
+    potentials = (4 * (unit @ unit.T - 1)).exp()  # exp(-2 d^2), with d^2 = 2 - 2 cos
+    return (potentials.triu(1).sum() / pairs).log()
+
+
+class Health:
+    """Looks at the features of a run now and then.  Every rank must call ``look`` together; all get the same numbers.
+
+    autocast: the dtype to autocast the encoder to, or None for full precision.
+    """
+
+    def __init__(self, config: Config, autocast: torch.dtype | None) -> None:
+        self._config, self._autocast = config, autocast
+        self._healthy, self._told = 0, False
+
+    def look(self, encoder: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+        """``feature_rank`` (RankMe), ``feature_std`` (base.spread), ``feature_alignment`` and ``feature_uniformity``.
+
+        Of the encoder's features, in evaluation mode, of the first samples of this rank's batches of the step: as many
+        on each rank, config.samples in all or what there is.  Alignment compares the first two views of one size or,
+        where there is but one view, the image and its mirror image.
+        """
+        share = max(1, self._config.samples // distributed.world_size())
+        pairs = [_two_views(batch, share) for batch in batches[: -(-share // len(batches[0]))]]
+        device = pairs[0][0].device
+        with (
+            _evaluating(encoder),
+            torch.no_grad(),
+            torch.autocast(device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None),
+        ):
+            x, y = (torch.cat([encoder(views) for views in same])[:share] for same in zip(*pairs, strict=True))
+        # One gather for both; in fp64, which the smallest singular values need.
+        x, y = distributed.all_gather(torch.cat([x, y], 1).double()).chunk(2, 1)
+        found = {
+            "feature_rank": rank_me(x),
+            "feature_std": base.spread(x),
+            "feature_alignment": alignment(x, y),
+            "feature_uniformity": uniformity(x),
+        }
+        numbers = torch.stack([value.double() for value in found.values()]).tolist()
+        return dict(zip(found, distributed.broadcast_object(numbers), strict=True))  # so that all decide alike
+
+    def warning(self, step: int, numbers: Mapping[str, float], saved: int) -> str:
+        """One line where one of ``LEAST`` is no longer reached, once until all are again; else an empty one.
+
+        numbers: of ``look``, and the method's own ``std`` where it has one.  saved: the step of the last checkpoint, 0:
+        there is none.  Raises CollapseError with that line where config.on_collapse is stop.
+        """
+        found = {name: numbers.get(name, math.inf) for name in LEAST}
+        low = [f"{name} {found[name]:.2g} is below {least}" for name, least in LEAST.items() if found[name] < least]
+        told, self._told = self._told, bool(low)
+        if not low:
+            self._healthy = step
+        if told or not low:
+            return ""
+        since = f"not yet at step {self._healthy:,}" if self._healthy else "at the first look"
+        line = (
+            f"collapse at step {step:,}, {since}: {', '.join(low)}: lower --optim.lr, take a larger --batch-size, or "
+            "check what keeps the method from collapse: its stop-gradient, loss weights, batch norm"
+        )
+        if self._config.on_collapse == "warn":
+            return line
+        when = "from before" if saved <= self._healthy else "perhaps from after"
+        last = f"the last checkpoint, step {saved:,}, is {when}" if saved else "there is no checkpoint"
+        raise CollapseError(f"{line}; {last}")
+
+
+def _two_views(batch: Batch, share: int) -> tuple[Tensor, Tensor]:
+    """Two views, of one size, of the first ``share`` samples."""
+    same = [view[:share] for view in batch.views if view.shape == batch.views[0].shape]
+    return (same[0], same[1]) if len(same) > 1 else (same[0], same[0].flip(3))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Generator[None]:
+    """In evaluation mode for a while; each submodule's mode is put back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -1,0 +1,343 @@
+"""DINO: its views and head, the loss against loops, the center at any world size, and what its teacher sees."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslx import distributed, encoders, optim, rng
+from sslx.data.batch import Batch
+from sslx.data.views import Augment
+from sslx.encoders import Encoder
+from sslx.errors import ConfigError
+from sslx.losses import self_distillation
+from sslx.methods import dino, multicrop
+from sslx.train.step import cached_step, train_step
+
+RunOnRanks = Callable[..., list[Any]]
+SIZE, K = 16, 10
+RESNET = encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))
+VIT = encoders.Config(name="vit_tiny_patch16_224", patch=4, layers=(2,), channels=(16,))
+
+
+def make(trunk: encoders.Config | None = None, **options: Any) -> dino.Method:
+    """In fp64; with an encoder that is none, for what looks at embeddings only."""
+    rng.seed_torch(0)
+    numbers: dict[str, Any] = {"hidden_dim": 24, "bottleneck_dim": 12, "output_dim": K, "num_local": 3, **options}
+    encoder = Encoder(nn.Identity(), 16, SIZE) if trunk is None else encoders.build(trunk, SIZE, SIZE // 2)
+    return dino.Method(dino.Config(**numbers), encoder).double()
+
+
+def batch(generator: torch.Generator, num_local: int = 3, size: int = 6) -> Batch:
+    pixels = [SIZE] * 2 + [SIZE // 2] * num_local
+    views = [torch.randn(size, 3, p, p, generator=generator, dtype=torch.float64) for p in pixels]
+    return Batch(tuple(views), None, torch.arange(size))
+
+
+def embeddings(generator: torch.Generator, num_views: int = 5, size: int = 4) -> list[Tensor]:
+    """Logits (size, K) of the student's views and of the teacher's two, in fp64."""
+    return list(torch.randn(num_views + 2, size, K, generator=generator, dtype=torch.float64))
+
+
+def now(progress: float) -> Tensor:
+    return torch.tensor(progress, dtype=torch.float64)
+
+
+def test_the_numbers_and_views_are_the_papers():
+    config = dino.Config(num_local=8, local_min_scale=0.05, local_max_scale=0.4, hidden_dim=2048, bottleneck_dim=256)
+    assert dino.Config() == config
+    assert (config.output_dim, config.student_temperature, config.center_momentum) == (65536, 0.1, 0.9)
+    assert (config.teacher_temperature_start, config.teacher_temperature, config.teacher_momentum) == (
+        0.04,
+        0.07,
+        0.996,
+    )
+    first, second, *local = dino.views(config, Augment(blur=1.0, min_scale=0.4), 224)
+    assert (first.size, first.augment) == (224, Augment(blur=1.0, min_scale=0.4))
+    assert (second.size, second.augment) == (224, Augment(blur=0.1, solarize=0.2, min_scale=0.4))
+    assert len(local) == 8
+    assert {(spec.size, spec.augment) for spec in local} == {(96, Augment(blur=0.5, min_scale=0.05, max_scale=0.4))}
+    assert len(dino.views(dino.Config(num_local=0), Augment(), 224)) == 2
+
+
+@pytest.mark.parametrize(("size", "local"), [(224, 96), (96, 40), (32, 16), (16, 8), (8, 8)])
+def test_local_views_keep_the_papers_share_of_the_size(size: int, local: int):
+    assert [spec.size for spec in multicrop.local_views(Augment(), size, 2, None, 0.1, 0.2)] == [local] * 2
+    assert [spec.size for spec in multicrop.local_views(Augment(), size, 1, 24, 0.1, 0.2)] == [24]
+
+
+def test_the_head_is_the_papers(generator: torch.Generator):
+    """Three layers with GELU, length 1, prototypes of length 1 without bias."""
+    head = make().head
+    assert [type(layer) for layer in head.mlp] == [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]
+    assert [tuple(p.shape) for p in head.parameters() if p.ndim > 1] == [(24, 16), (24, 24), (12, 24), (K, 12)]
+    assert head.prototypes.bias is None
+    assert all(layer.bias.abs().max() == 0 for layer in head.mlp if isinstance(layer, nn.Linear))
+    x = torch.randn(5, 16, generator=generator, dtype=torch.float64)
+    z, found = head.mlp(x), head(x)
+    for i in range(5):
+        for j, prototype in enumerate(head.prototypes.weight):
+            cosine = (z[i] @ prototype) / (z[i].norm() * prototype.norm())
+            assert found[i, j].item() == pytest.approx(cosine.item(), abs=1e-12)
+    with torch.no_grad():
+        head.prototypes.weight *= 0.1  # as weight decay does
+    torch.testing.assert_close(head(x), found)
+
+
+def test_the_head_has_batch_norm_if_so_asked():
+    head = make(head_norm=True).head
+    block = [nn.Linear, nn.BatchNorm1d, nn.GELU]
+    assert [type(layer) for layer in head.mlp] == [*block, *block, nn.Linear]
+    assert [layer.bias is None for layer in head.mlp if isinstance(layer, nn.Linear)] == [True, True, False]
+
+
+def test_the_heads_cosines_are_in_fp32_in_autocast_too(generator: torch.Generator):
+    method = make().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = method.head(torch.randn(5, 16, generator=generator))
+    assert logits.dtype == torch.float32
+    assert (logits - logits.bfloat16()).abs().max() > 0
+
+
+def distribution(logits: Sequence[Tensor], temperature: float, center: Sequence[float] | None = None) -> list[Tensor]:
+    """Softmax of one sample's logits, less the center's, each a scalar tensor."""
+    exponentials = [((x - c) / temperature).exp() for x, c in zip(logits, center or [0.0] * len(logits), strict=True)]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def by_loops(student: Sequence[Tensor], teacher: Sequence[Sequence[Sequence[Any]]], temperature: float) -> Tensor:
+    """Equation 3, pair by pair and sample by sample, divided by the number of both."""
+    terms: list[Tensor] = []
+    for t, targets in enumerate(teacher):
+        for v, logits in enumerate(student):
+            for target, sample in zip(targets, logits, strict=True):
+                predicted = distribution(sample.unbind(), temperature)
+                if v != t:
+                    terms.append(-sum((p * q.log() for p, q in zip(target, predicted, strict=True)), torch.zeros(())))
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize(("num_teacher", "num_views"), [(2, 2), (2, 4), (1, 3), (3, 3)])
+def test_self_distillation_is_the_mean_over_pairs_of_different_views(
+    num_teacher: int, num_views: int, generator: torch.Generator
+):
+    student = torch.randn(num_views, 3, K, generator=generator, dtype=torch.float64).requires_grad_()
+    teacher = torch.rand(num_teacher, 3, K, generator=generator, dtype=torch.float64).softmax(-1).requires_grad_()
+    loss = self_distillation(student.unbind(), teacher.unbind(), 0.3)
+    expected = by_loops(student.unbind(), teacher.detach().tolist(), 0.3)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    gradient, none = torch.autograd.grad(loss, (student, teacher), allow_unused=True)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0], rtol=1e-10, atol=1e-13)
+    assert none is None
+
+
+def test_self_distillation_is_in_fp32_in_autocast_too(generator: torch.Generator):
+    student = torch.randn(3, 8, 64, generator=generator).bfloat16()
+    teacher = torch.randn(2, 8, 64, generator=generator).softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = self_distillation(student.unbind(), teacher.unbind(), 0.1)
+    assert loss.dtype == torch.float32
+    expected = self_distillation(student.double().unbind(), teacher.double().unbind(), 0.1)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "what"),
+    [
+        ([(4, 3)], [(4, 3)], r"2 views or more.* got 1 and 1$"),
+        ([(4, 3)] * 2, [], r"got 2 and 0$"),
+        ([(4, 3)] * 2, [(4, 3)] * 3, r"got 2 and 3$"),
+        ([(4, 3)] * 2, [(4, 2)], r"one shape \(B, K\), got \(4, 3\), \(4, 3\), \(4, 2\)$"),
+        ([(4,)] * 2, [(4,)], r"one shape \(B, K\)"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(student: list[Any], teacher: list[Any], what: str):
+    with pytest.raises(ValueError, match=what) as raised:
+        self_distillation([torch.ones(shape) for shape in student], [torch.ones(shape) for shape in teacher])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": torch.int64}, {"temperature": 0.0}])
+def test_integers_and_a_temperature_of_zero_are_refused(wrong: dict[str, Any]):
+    views = [torch.ones(4, 3, dtype=wrong.get("dtype"))] * 2
+    with pytest.raises(ValueError, match="expected"):
+        self_distillation(views, views, wrong.get("temperature", 0.1))
+
+
+def test_the_loss_is_that_of_the_centered_and_sharpened_teacher(generator: torch.Generator):
+    method, inputs = make(student_temperature=0.5), embeddings(generator)
+    center = torch.randn(1, K, generator=generator, dtype=torch.float64)
+    method.center.copy_(center)
+    step = method.loss(tuple(inputs), now(0.15))  # half-way from 0.04 to 0.07
+    teacher = [[distribution(row.unbind(), 0.055, center[0].tolist()) for row in view] for view in inputs[-2:]]
+    assert step.loss.item() == pytest.approx(by_loops(inputs[:-2], teacher, 0.5).item(), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("progress", "options", "expected"),
+    [
+        (0.0, {}, 0.04),
+        (0.1, {}, 0.05),
+        (0.3, {}, 0.07),
+        (0.9, {}, 0.07),
+        (0.0, {"teacher_warmup": 0.0}, 0.07),
+        (1.0, {"teacher_warmup": 1.0, "teacher_temperature": 0.02}, 0.02),
+    ],
+)
+def test_the_teachers_temperature_rises_in_a_line(
+    progress: float, options: dict[str, Any], expected: float, generator: torch.Generator
+):
+    step = make(**options).loss(tuple(embeddings(generator)), now(progress))
+    assert step.metrics["teacher_temperature"].item() == pytest.approx(expected, abs=1e-8)
+
+
+def centers(steps: Sequence[Tensor], weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Each step's center, and the mean over ranks of the gradient of a factor, where each rank has a share."""
+    world_size, rank = distributed.world_size(), distributed.rank()
+    method, found, gradients = make(), list[Tensor](), list[Tensor]()
+    for inputs in steps:
+        leaf = weight.clone().requires_grad_()
+        *student, t1, t2 = (z.chunk(world_size)[rank] for z in inputs)
+        loss = method.loss((*(z * leaf for z in student), t1, t2), now(0.5)).loss
+        found.append(method.center.clone())
+        gradients.append(distributed.mean_over_ranks(torch.autograd.grad(loss, leaf)[0]))
+    return found, gradients
+
+
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_center_is_the_moving_average_over_all_ranks(
+    world_size: int, ranks: RunOnRanks, generator: torch.Generator
+):
+    steps = [torch.stack(embeddings(generator, num_views=3, size=6)) for _ in range(3)]
+    weight = torch.rand(K, generator=generator, dtype=torch.float64)
+    answers = ranks(world_size, centers, steps, weight)
+    center: list[float] = []
+    for number, inputs in enumerate(steps):
+        leaf = weight.clone().requires_grad_()
+        rows = [row for view in inputs[-2:].tolist() for row in view]
+        mean = [sum(row[k] for row in rows) / len(rows) for k in range(K)]
+        center = center or mean  # at the first step
+        teacher = [[distribution(row.unbind(), 0.07, center) for row in view] for view in inputs[-2:]]
+        (expected,) = torch.autograd.grad(by_loops([z * leaf for z in inputs[:-2]], teacher, 0.1), leaf)
+        center = [0.9 * c + 0.1 * m for c, m in zip(center, mean, strict=True)]
+        for found, gradients in answers:
+            torch.testing.assert_close(found[number][0], torch.tensor(center, dtype=torch.float64), rtol=0, atol=1e-12)
+            assert (gradients[number] - expected).norm() < 1e-10 * expected.norm()
+
+
+@pytest.mark.parametrize("trunk", [RESNET, VIT])
+def test_the_teacher_sees_global_views_only(trunk: encoders.Config, generator: torch.Generator):
+    method, images = make(trunk), batch(generator)
+    for parameter in method.teacher.parameters():
+        parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 10
+    method.eval()  # by running statistics, so that a view alone gives what it gives beside the others
+    others = Batch((*images.views[:2], *batch(generator).views[2:]), None, images.index)
+    *student, t1, t2 = method.embed(images)
+    *changed, u1, u2 = method.embed(others)
+    assert (len(student), t1.shape) == (5, (6, K))
+    torch.testing.assert_close([t1, t2], [u1, u2], rtol=0, atol=0)
+    for v, view in enumerate(images.views):
+        torch.testing.assert_close(student[v], method.head(method.encoder(view)))
+        assert torch.allclose(student[v], changed[v]) == (v < 2)
+    for view, t in zip(images.views, (t1, t2), strict=False):
+        torch.testing.assert_close(t, method.teacher[1](method.teacher[0](view)))
+        assert (t - method.head(method.encoder(view))).abs().max() > 1e-3
+
+
+def test_prototypes_stay_as_they_are_at_first(generator: torch.Generator):
+    method, images = make(RESNET, freeze_last=0.25), batch(generator)
+    for progress, frozen in ((0.0, True), (0.2, True), (0.25, False), (0.9, False), (0.1, True)):
+        method.zero_grad()
+        method(images, now(progress)).loss.backward()
+        gradient = method.head.prototypes.weight.grad
+        assert gradient is not None, "DDP would wait for it"
+        assert (gradient.abs().max() == 0) == frozen
+        others = [p.grad for part in (method.encoder, method.head.mlp) for p in part.parameters()]
+        assert all(g is not None and g.isfinite().all() for g in others)
+        assert sum(g.abs().sum() for g in others if g is not None) > 0
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5])
+def test_gradient_caching_gives_the_whole_batchs_gradient_and_center(progress: float, generator: torch.Generator):
+    """On a ViT, which has no batch norm (but timm's interpolation of position embeddings, in fp32)."""
+    images, found = batch(generator), list[tuple[list[Tensor | None], Tensor]]()
+    halves = [Batch(tuple(v[part] for v in images.views), None, images.index[part]) for part in (slice(2), slice(2, 6))]
+    for step, batches in ((train_step, [images]), (cached_step, halves)):
+        method = make(VIT)
+        step(method, batches, torch.optim.SGD(method.parameters(), 0.0), now(progress), None)
+        found.append(([p.grad for p in method.parameters()], method.center))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
+
+
+def test_the_teacher_follows_the_student_and_gets_no_gradient(generator: torch.Generator):
+    method = make(RESNET, teacher_momentum=0.9)
+    student, teacher = [*method.encoder.parameters(), *method.head.parameters()], list(method.teacher.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(teacher, student, strict=True))
+    optimizer = optim.build(optim.Config(name="sgd"), method, method.param_groups())
+    optim.set_lr(optimizer, 0.1)
+    method(batch(generator), now(0.5)).loss.backward()
+    optimizer.step()
+    assert all(p.grad is None and not p.requires_grad for p in teacher)
+    progress = torch.rand((), generator=generator, dtype=torch.float64)
+    momentum = 1 - (1 - 0.9) * (math.cos(math.pi * progress.item()) + 1) / 2
+    before = copy.deepcopy(teacher)
+    method.after_step(progress)
+    for new, old, ahead in zip(teacher, before, student, strict=True):
+        torch.testing.assert_close(new, momentum * old + (1 - momentum) * ahead.detach(), rtol=0, atol=1e-14)
+    assert any((new - old).abs().max() > 1e-6 for new, old in zip(teacher, before, strict=True))
+    leaves = [z.requires_grad_() for z in embeddings(generator)]  # as gradient caching makes them
+    gradients = torch.autograd.grad(method.loss(tuple(leaves), now(0)).loss, leaves, allow_unused=True)
+    assert [g is None for g in gradients] == [False] * 5 + [True] * 2
+
+
+def test_entropies_tell_both_collapses(generator: torch.Generator):
+    """All samples on one prototype, all on all alike, and each on its own."""
+    student, one = embeddings(generator, size=K)[:5], torch.zeros(K, K, dtype=torch.float64)
+    one[:, 0] = 10
+    own = 10 * torch.eye(K, dtype=torch.float64)
+    for teacher, expected in ((one, (0, 0)), (torch.zeros_like(one), (1, 1)), (own, (0, 1))):
+        method = make()
+        method.center.fill_(1)  # there is one, and it is no prototype's
+        metrics = method.loss((*student, teacher, teacher), now(0)).metrics
+        found = metrics["teacher_entropy"].item(), metrics["prototype_entropy"].item()
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_std_is_of_the_students_views(generator: torch.Generator):
+    *student, t1, t2 = embeddings(generator, size=256)
+    same = [z[:1].expand_as(z) for z in student]
+    assert make().loss((*student, t1, t2), now(0)).metrics["std"] == pytest.approx(1, abs=0.1)
+    assert make().loss((*same, t1, t2), now(0)).metrics["std"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_local": -1},
+        {"local_size": 0},
+        {"local_min_scale": 0.0},
+        {"local_min_scale": 0.5},
+        {"local_max_scale": 1.5},
+        {"local_max_scale": math.nan},
+        {"hidden_dim": 0},
+        {"bottleneck_dim": 0},
+        {"output_dim": 1},
+        {"student_temperature": 0.0},
+        {"teacher_temperature": math.nan},
+        {"teacher_temperature_start": -0.1},
+        {"teacher_warmup": 1.1},
+        {"teacher_momentum": -0.1},
+        {"center_momentum": 1.1},
+        {"freeze_last": math.nan},
+        {"second_blur": 1.5},
+        {"local_blur": -0.1},
+        {"second_solarize": 2.0},
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]):
+    with pytest.raises(ConfigError, match=r"^dino needs [^\n]*$"):
+        dino.Config(**wrong)
