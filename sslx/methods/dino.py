@@ -159,7 +159,7 @@ class Method(base.Method):
 
         ``teacher_entropy``: of the teacher's distributions, mean over samples, as a share of log K (1: collapse to the
         uniform one).  ``prototype_entropy``: of their mean over this rank's samples (0: collapse to one prototype).
-        ``std``: spread of the student's logits of the first view.  ``teacher_temperature``: the step's;
+        ``logit_std``: spread of the student's logits of the first view.  ``teacher_temperature``: the step's;
         ``teacher_momentum``: as the step's update will have it.
         """
         student, teacher = embeddings[:-2], torch.stack(embeddings[-2:]).detach()
@@ -173,7 +173,7 @@ class Method(base.Method):
         metrics = {
             "teacher_entropy": _entropy(targets).mean(),
             "prototype_entropy": _entropy(targets.mean((0, 1))),
-            "std": base.spread(student[0]),
+            "logit_std": base.spread(student[0]),
             "teacher_temperature": temperature.float(),
             "teacher_momentum": self._momentum(progress).float(),
         }

@@ -133,8 +133,8 @@ class Method(base.Method):
 
         Deviation from equation 6, with the paper's code: the mean over pairs of views, not their sum.
         ``prototype_entropy``: entropy of the mean prediction of this rank's views, of log K (0: all take one
-        prototype).  ``code_entropy``: mean entropy of codes, of log K (0: hard, 1: uniform).  ``std``: spread of the
-        first view's embeddings (0: collapse).
+        prototype).  ``code_entropy``: mean entropy of codes, of log K (0: hard, 1: uniform).  ``projection_std``:
+        spread of the first view's embeddings (0: collapse).
         """
         z1, z2, *scores = embeddings
         distributed.check_same(len(z1), "batch size of SwAV")
@@ -148,7 +148,7 @@ class Method(base.Method):
         loss = torch.stack([-(codes[i] * predictions[v]).sum(1).mean() for i, v in pairs]).mean()
         mean_prediction = torch.stack(predictions).detach().exp().mean((0, 1))
         entropies = {"prototype_entropy": _entropy(mean_prediction), "code_entropy": _entropy(codes).mean()}
-        return base.Step(loss, {**entropies, "std": base.spread(z1)})
+        return base.Step(loss, {**entropies, "projection_std": base.spread(z1)})
 
     @torch.no_grad()
     def after_step(self, progress: Tensor) -> None:  # noqa: ARG002

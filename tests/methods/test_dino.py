@@ -310,8 +310,8 @@ def test_entropies_tell_both_collapses(generator: torch.Generator):
 def test_std_is_of_the_students_views(generator: torch.Generator):
     *student, t1, t2 = embeddings(generator, size=256)
     same = [z[:1].expand_as(z) for z in student]
-    assert make().loss((*student, t1, t2), now(0)).metrics["std"] == pytest.approx(1, abs=0.1)
-    assert make().loss((*same, t1, t2), now(0)).metrics["std"] < 1e-3
+    assert make().loss((*student, t1, t2), now(0)).metrics["logit_std"] == pytest.approx(1, abs=0.1)
+    assert make().loss((*same, t1, t2), now(0)).metrics["logit_std"] < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,10 @@ def test_the_metrics_tell_collapse(generator: torch.Generator):
     z = unit(1, 1, DIM, generator=generator).expand(4, 64, DIM)
     collapsed = method.loss(embedded(method, z), now(1)).metrics
     spread = method.loss(embedded(method, unit(4, 64, DIM, generator=generator)), now(1)).metrics
-    assert collapsed["std"] < 1e-3
+    assert collapsed["projection_std"] < 1e-3
     assert collapsed["code_entropy"] == pytest.approx(1)  # one point: Sinkhorn-Knopp can only share it out
     assert collapsed["prototype_entropy"] < spread["prototype_entropy"] - 0.1
-    assert spread["std"] > 0.8
+    assert spread["projection_std"] > 0.8
 
 
 def steps_on_a_rank(

@@ -155,7 +155,7 @@ def look_at(x: Tensor) -> dict[str, float]:
 def test_features_that_are_alike_or_on_a_line_have_collapsed_and_random_ones_not(generator: torch.Generator):
     random = torch.randn(64, 12, dtype=torch.float64, generator=generator)
     positive = random.relu() + 0.1  # as after ReLU and pooling: all cosines are far above 0
-    constant = positive[:1] + 1e-3 * random
+    constant = positive[:1] + 1e-4 * random
     line = random[:, :1] * random[:1]
     for x, name in ((random, ""), (positive, ""), (constant, "feature_std"), (line, "feature_rank")):
         said = Health(Config(), None).warning(200, look_at(x), 0)

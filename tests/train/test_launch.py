@@ -88,14 +88,11 @@ def test_a_mistake_is_one_line_and_a_code(here: Run, tmp_path: Path, flags: str,
     assert not (tmp_path / "r").exists()  # nothing is claimed for a run that cannot start
 
 
-def test_a_batch_of_one_has_no_negatives(here: Run, tmp_path: Path):
+def test_a_batch_of_one_is_refused_before_a_run_folder_is_made(here: Run, tmp_path: Path):
     code, err = here("--batch-size", "1")
     assert code == 64
-    is_one_line(err, "no negatives", "2 samples")
-    status = log.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.step) == ("failed", 0)
-    assert "no negatives" in status.reason
+    is_one_line(err, "negatives", "2 samples", "got a batch of 1")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_loss_that_is_no_number_ends_the_run(here: Run, tmp_path: Path):

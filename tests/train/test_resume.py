@@ -78,6 +78,7 @@ def _equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+@pytest.mark.slow
 def test_resumed_on_another_world_size_sees_the_samples_that_were_left(ranks, tmp_path: Path) -> None:
     """In fp64 with sync BN the weights depend on the samples alone: any other sample would show."""
     flags = ["--precision", "fp64", "--batch-norm", "sync"]
