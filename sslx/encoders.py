@@ -141,7 +141,8 @@ def _dim(trunk: nn.Module, size: int, name: str) -> int:
             features = trunk.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
-            f"{name} cannot take views of {size} px: {_first_line(error)}; set --data.size or --data.eval-size"
+            f"{name} cannot take views of {size} px: {_first_line(error)}; set --data.size, --data.eval-size or "
+            "the size of local crops"
         ) from error
     finally:
         trunk.train(was)

@@ -148,9 +148,11 @@ def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def narrow(method: MethodConfig) -> MethodConfig:
-    """The method's config with every width (a field that ends in ``_dim``) of 16 at most."""
-    widths = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name.endswith("_dim")}
-    return dataclasses.replace(method, **{name: min(width, _WIDEST) for name, width in widths.items()})
+    """The method's config with every width (a field that ends in ``_dim``) of 16 at most, and a queue where it can."""
+    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    changes = {name: min(width, _WIDEST) for name, width in fields.items() if name.endswith("_dim")}
+    changes |= {"queue_size": BATCH_SIZE} if "queue_size" in fields else {}
+    return dataclasses.replace(method, **changes)
 
 
 def train(settings: PretrainConfig, ranks: Ranks, steps: int) -> State:

@@ -18,7 +18,7 @@ from sslx.errors import ConfigError
 class MethodConfig:
     """Fields that all methods share; each method's own Config adds its name and numbers.
 
-    Names of widths end in ``_dim``: ``sslx verify`` and the contract test make those small.
+    Names of widths end in ``_dim``, and a queue's is ``queue_size``: ``sslx verify`` and the contract test set those.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """Frozen features of a whole split: extraction over ranks, the raw-pixel baseline, draws of labelled rows."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,6 @@ def extract(
     autocast: the dtype to autocast to, or None for float32 throughout.
     Raises NonFiniteError, on all ranks, if a feature is not finite.
     """
-    modes = [(module, module.training) for module in encoder.modules()]
 
     # Around the encoder only: tensors that a loader makes and keeps must stay usable by autograd.
     def embed(view: Tensor) -> Tensor:
@@ -63,12 +63,20 @@ def extract(
         ):
             return encoder(view if autocast is not None else view.float())
 
-    encoder.eval()
-    try:
+    with evaluating(encoder):
         return _collect(embed, batches, num_samples, progress)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Generator[None]:
+    """In evaluation mode for a while; each submodule's mode is put back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for part, mode in modes:
+            part.training = mode
 
 
 def pixels(batches: Iterable[Batch], *, num_samples: int, progress: Progress = silent) -> Features:

@@ -4,8 +4,7 @@ A look takes a few images of the present step, so it needs no loader of its own 
 """
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +16,7 @@ from sslx import distributed
 from sslx.data.batch import Batch
 from sslx.errors import CollapseError, ConfigError
 from sslx.methods import base
+from sslx.probe.features import evaluating
 
 LEAST = {"feature_rank": 1.05, "feature_std": 0.005, "std": 0.5}
 """Below one of these a run has collapsed.  Values of the digits recipes, from step 40 on:
@@ -103,7 +103,7 @@ class Health:
         pairs = [_two_views(batch, share) for batch in batches[: -(-share // len(batches[0]))]]
         device = pairs[0][0].device
         with (
-            _evaluating(encoder),
+            evaluating(encoder),
             torch.no_grad(),
             torch.autocast(device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None),
         ):
@@ -148,15 +148,3 @@ def _two_views(batch: Batch, share: int) -> tuple[Tensor, Tensor]:
     """Two views, of one size, of the first ``share`` samples."""
     same = [view[:share] for view in batch.views if view.shape == batch.views[0].shape]
     return (same[0], same[1]) if len(same) > 1 else (same[0], same[0].flip(3))
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Generator[None]:
-    """In evaluation mode for a while; each submodule's mode is put back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
