@@ -29,6 +29,7 @@ def copy_of_the_package(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # 190 s on two quiet cores
 def test_every_method_is_the_same_at_any_world_size() -> None:
     done = run(ROOT, "--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -54,10 +54,16 @@ class Method(nn.Module):
     """A pretraining method around ``self.encoder``.  The loop and DDP call ``forward`` and nothing else in a step.
 
     num_draws: random numbers that it takes for each sample of a batch, as ``Batch.draws``.
+    progress: () in [0, 1], that of the present step, for an ``embed`` that depends on it; in no checkpoint.
     """
 
     encoder: Encoder
     num_draws: int = 0
+    progress: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
 
     def check(self, batch_size: int, labelled: bool) -> None:
         """Raise ConfigError where the method cannot train; called once, before anything is loaded or written.
@@ -78,6 +84,7 @@ class Method(nn.Module):
 
     def forward(self, batch: Batch, progress: Tensor, cotangents: tuple[Tensor, ...] | None = None) -> Step:
         """``loss`` of ``embed``; given gradients of the embeddings, a scalar with just those (gradient caching)."""
+        self.progress.copy_(progress)
         embeddings = self.embed(batch)
         if cotangents is None:
             return self.loss(embeddings, progress)
@@ -87,7 +94,7 @@ class Method(nn.Module):
         """Called after each optimizer step: EMA updates."""
 
     def picture(self, batch: Batch) -> tuple[tuple[str, Tensor], ...]:
-        """What ``sslx plot`` shows of the method on images as probes see them: titled columns (B, 3, H, W), normalised.
+        """What ``sslx plot`` shows of the method on unaugmented images: titled rows of (B, 3, H, W), normalised.
 
         Empty where there is nothing to see but features.
         """

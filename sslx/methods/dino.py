@@ -131,7 +131,6 @@ class Method(base.Method):
     """
 
     center: Tensor
-    progress: Tensor
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__()
@@ -139,12 +138,6 @@ class Method(base.Method):
         self.head = Head(encoder.dim, config)
         self.teacher = ema.frozen_copy(nn.Sequential(self.encoder, self.head))
         self.register_buffer("center", torch.zeros(1, config.output_dim))
-        self.register_buffer("progress", torch.zeros(()), persistent=False)
-
-    def forward(self, batch: Batch, progress: Tensor, cotangents: tuple[Tensor, ...] | None = None) -> base.Step:
-        """As every method's; ``embed`` reads the progress from its buffer."""
-        self.progress.copy_(progress)
-        return super().forward(batch, progress, cotangents)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """The student's logits of all views and the teacher's of the global ones: (B, output_dim) each."""

@@ -87,7 +87,6 @@ class Method(base.Method):
     """
 
     queue: Tensor
-    progress: Tensor
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__()
@@ -95,7 +94,6 @@ class Method(base.Method):
         self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.projection_dim, last_norm=False)
         self.prototypes = nn.Linear(config.projection_dim, config.num_prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(2, config.queue_size, config.projection_dim))
-        self.register_buffer("progress", torch.zeros(()), persistent=False)
         self.after_step(self.progress)
 
     def check(self, batch_size: int, labelled: bool) -> None:
@@ -108,11 +106,6 @@ class Method(base.Method):
                 f"swav's queue holds whole batches of {batch_size}, got --method.queue-size {size}: take "
                 f"{f'{least} or ' if least else ''}{least + batch_size}"
             )
-
-    def forward(self, batch: Batch, progress: Tensor, cotangents: tuple[Tensor, ...] | None = None) -> base.Step:
-        """As every method's; ``embed`` learns from it whether prototypes are frozen."""
-        self.progress.copy_(progress)
-        return super().forward(batch, progress, cotangents)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Embeddings (B, projection_dim) of both global views, without gradient, and scores (B, K) of all views.
