@@ -17,6 +17,10 @@ COMMANDS = {
     "probe": ("sslx.evaluate:probe_main", "kNN, linear and few-label accuracy of a run's features"),
     "plot": ("sslx.evaluate:plot_main", "t-SNE picture and loss curve of a run"),
     "verify": ("sslx.verify:main", "whether W processes train as one does: sslx verify simclr"),
+    "submit": ("sslx.cluster:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
+    "jobs": ("sslx.jobs:main", "how every run under a folder stands"),
+    "logs": ("sslx.jobs:logs_main", "what the job of a run has printed"),
+    "cancel": ("sslx.jobs:cancel_main", "save a checkpoint of a submitted run and end its job"),
     "doctor": ("sslx.doctor:main", "what this machine has, and what is missing"),
 }
 EXIT_CRASH = 70

@@ -7,6 +7,7 @@ once and the later flag wins.  So there is one parser, one error path and one ru
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Literal, TypeAlias
 import tyro
 
 from sslx import __version__, methods
+from sslx.allocation import Config as AllocationConfig
 from sslx.checkpoint import Config as CheckpointConfig
 from sslx.data import Config as DataConfig
 from sslx.data.views import Augment
@@ -31,6 +33,10 @@ from sslx.optim import Config as OptimConfig
 from sslx.probe import Config as ProbesConfig
 from sslx.probe.health import Config as HealthConfig
 from sslx.probe.online import Config as OnlineConfig
+
+# A resumed run may differ in these: where and how it runs, not what it computes.
+MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root", "data.test_root", "data.download",
+              "data.threads", "data.backend", "data.max_bad", "online", "health", "checkpoint", "log")  # fmt: skip
 
 Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"  # what TOML and JSON hold
 
@@ -224,6 +230,53 @@ def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:
     return _parse(VerifyConfig, list(argv), "sslx verify", VerifyConfig(), quiet)
 
 
+def load_submit(argv: Sequence[str]) -> tuple[AllocationConfig, list[str]]:
+    """``[--flags] -- RECIPE [--flags]``: the settings of the job, and the arguments of ``sslx pretrain``."""
+    split = list(argv).index("--") if "--" in argv else len(argv)
+    flags = [part for a in argv[:split] for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    chosen = ([after for before, after in pairwise(flags) if before == "--profile"] or [""])[-1]
+    profile = list(_flags(_read(_profile(chosen)))) if chosen else []
+    wanted = _parse(AllocationConfig, [*profile, *flags], "sslx submit", AllocationConfig(), False)
+    if not argv[split + 1 :]:
+        raise ConfigError("what to submit stands behind --, as in: sslx submit --nodes 2 -- simclr_cifar10 --seed 1")
+    return wanted, list(argv[split + 1 :])
+
+
+def _profile(given: str) -> Path:
+    there = {path.stem: path for path in (Path(__file__).parents[1] / "slurm" / "profiles").glob("*.toml")}
+    path = there.get(given, Path(given))
+    if not path.is_file():
+        names = f"there are {', '.join(sorted(there))}, or " if there else ""
+        raise MissingInput(f"no profile {given!r}: {names}give the path of a .toml")
+    return path
+
+
+def sweep(path: Path, argv: Sequence[str]) -> list[PretrainConfig]:
+    """The runs of a sweep, each named after what it changes.
+
+    path: a .toml whose table ``grid`` has a list of values for each flag, without its dashes (all combinations are
+    run), and whose tables ``run`` have one value for each.  argv: what all runs have in common.
+    """
+    tree = _read(path) if path.is_file() else None
+    if tree is None:
+        raise MissingInput(f"sweep {path} does not exist")
+    grid, tables = tree.pop("grid", {}), tree.pop("run", [{}])
+    if tree or not isinstance(grid, dict) or not all(isinstance(values, list) for _, values in _leaves(grid)):
+        raise ConfigError(f"{path}: expected a table [grid] of lists, tables [[run]], and nothing else")
+    names = [name for name, _ in _leaves(grid)]
+    found: list[PretrainConfig] = []
+    for table in tables:
+        for values in itertools.product(*(values for _, values in _leaves(grid))):
+            changes = dict(_leaves(table)) | dict(zip(names, values, strict=True))
+            flags = [flag for name, value in changes.items() for flag in _flags({name: value})]
+            run = load([*argv, *flags])
+            suffix = "-".join(f"{name.rpartition('.')[2]}={value}" for name, value in changes.items())
+            found.append(dataclasses.replace(run, name=f"{run.name}-{suffix}" if suffix else run.name))
+    if len({run.name for run in found}) < len(found):
+        raise ConfigError(f"{path}: two runs change the same: they would share a folder")
+    return found
+
+
 def _parse(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> Any:
     """One object from flags.  A UserError of a constructor passes; else SystemExit, after help or tyro's words."""
     for loud in (False, True):  # silent first: tyro would frame a constructor's ValueError and hide its type
@@ -271,3 +324,18 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def check_resumable(settings: PretrainConfig, folder: Path) -> None:
+    """Raise ConfigError where the folder holds a run that these settings do not go on with."""
+    saved = folder / "config.json"
+    if not saved.exists():
+        return
+    if settings.resume != "auto":
+        raise ConfigError(f"run {folder} exists: go on with --resume auto, or start another one with --name NAME")
+    changed = differences(settings, loads(saved.read_text()), MAY_DIFFER)
+    if changed:
+        raise ConfigError(
+            f"run {folder} was started with another config ({'; '.join(changed[:4])}"
+            f"{'; ...' if len(changed) > 4 else ''}): use the same, or another --name"
+        )

@@ -1,4 +1,4 @@
-"""What a run tells: metrics averaged on the device, and the sinks: terminal, metrics.jsonl, wandb, status.
+"""What a run tells: metrics averaged on the device, and the sinks: terminal, metrics.jsonl, wandb.
 
 ``metrics.jsonl`` in the run folder is the truth; the terminal and wandb are views of it.  The metrics that
 the terminal words in its own way are epoch, loss, lr, samples_per_s and data_wait (the share of the time
@@ -13,9 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from rich.console import Console, Group, RenderableType
@@ -27,9 +27,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from sslx.errors import ConfigError, DataError, StorageError
+from sslx import outcome
+from sslx.errors import ConfigError, StorageError
 
-State = Literal["running", "done", "preempted", "failed"]
 Tell = Callable[[str], None]
 
 
@@ -197,7 +197,7 @@ class JSONL:
             text = path.read_bytes()
             kept = b"".join(line for line in text.splitlines(keepends=True) if _is_up_to(line, start_step))
             if kept != text:
-                _replace(path, kept)
+                outcome.replace(path, kept)
         self._file = open(path, "a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -343,53 +343,6 @@ class Log:
         self.close(exit_code=0 if kind is None else 1)
 
 
-@dataclass(frozen=True)
-class Status:
-    """How a run stands: what ``status.json`` holds.  time: Unix, in seconds."""
-
-    state: State
-    step: int
-    reason: str
-    time: float
-
-
-def write_status(folder: Path, state: State, step: int, reason: str = "") -> None:
-    """Replace ``status.json`` in the run folder atomically.  StorageError where that fails."""
-    status = Status(state, step, reason, round(time.time(), 3))
-    path = folder / "status.json"
-    try:
-        _replace(path, (json.dumps(asdict(status), indent=2) + "\n").encode())
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}: free or mount the disk") from error
-
-
-def read_status(folder: Path) -> Status | None:
-    """The status of a run, None where it has none yet.  DataError where the file is not one."""
-    path = folder / "status.json"
-    try:
-        status = Status(**json.loads(path.read_bytes()))
-        if status.state not in get_args(State):
-            raise ValueError(status.state)
-        return status
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is no status that sslx wrote: delete it to go on without") from error
-
-
 def new_run_id() -> str:
     """Twelve hex digits that no other run has: not part of the experiment, so not from ``rng``."""
     return secrets.token_hex(6)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside and rename, so that a reader or a kill meets the old or the new file, never a half."""
-    temp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temp, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temp.replace(path)
-    finally:
-        temp.unlink(missing_ok=True)

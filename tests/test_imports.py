@@ -17,7 +17,8 @@ LEAVES = ("errors", "rng", "schedules", "distributed")
 """Anyone may import these; they import no other part."""
 
 ARROW = (
-    ("checkpoint", "log", "sync_bn", "group_norm"),
+    ("outcome", "allocation"),
+    ("checkpoint", "log", "sync_bn", "group_norm", "requeue", "jobs"),
     ("data",),
     ("encoders", "losses", "optim"),
     ("methods",),
@@ -25,8 +26,8 @@ ARROW = (
     ("plot",),
     ("config",),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing
-    ("train", "evaluate", "doctor", "measure", "cluster"),
-    ("verify",),
+    ("train", "evaluate", "doctor", "measure"),
+    ("verify", "cluster"),
     ("__main__",),
 )
 """The parts of sslx, each of which imports leaves and earlier ones only; those of one row not one another."""

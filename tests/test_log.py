@@ -20,7 +20,7 @@ from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslx import log
-from sslx.errors import ConfigError, DataError, StorageError
+from sslx.errors import ConfigError, StorageError
 
 METRICS = {"epoch": 0.61, "loss": 5.1234, "lr": 0.24, "samples_per_s": 812.3, "data_wait": 0.03}
 
@@ -302,23 +302,6 @@ def test_wandb_without_a_server_goes_on_offline(tmp_path: Path) -> None:
     ((run_id, _, _, history),) = offline_runs(tmp_path)
     assert run_id == "0123456789ab"
     assert [line["_step"] for line in history] == [20, 40, 60, 80]
-
-
-def test_status(tmp_path: Path) -> None:
-    assert log.read_status(tmp_path) is None
-    log.write_status(tmp_path, "running", 0)
-    log.write_status(tmp_path, "preempted", 120, "SIGTERM")
-    status = log.read_status(tmp_path)
-    assert status is not None
-    assert (status.state, status.step, status.reason) == ("preempted", 120, "SIGTERM")
-    assert abs(status.time - time.time()) < 5
-    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
-    for text in ("", "[]", "{}", '{"state": "odd", "step": 1, "reason": "", "time": 0}'):
-        (tmp_path / "status.json").write_text(text)
-        with pytest.raises(DataError, match=r"status\.json is no status"):
-            log.read_status(tmp_path)
-    with pytest.raises(StorageError, match="cannot write"):
-        log.write_status(tmp_path / "no folder", "done", 1)
 
 
 def test_run_ids_and_config() -> None:

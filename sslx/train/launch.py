@@ -10,25 +10,30 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from types import FrameType
 
 import torch
 
-from sslx import cli, config, distributed, log
+from sslx import cli, config, distributed, outcome
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, UserError
 from sslx.train.pretrain import Position, pretrain
-from sslx.train.signals import STOPPING, StopSignals, exit_code
+from sslx.train.signals import STOPPING, StopSignals, exit_code, give_up_s
 
 _LOST_PEER = re.compile(r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Join the ranks that torchrun or Slurm started, or start them; returns the exit code."""
+def main(argv: Sequence[str], stop: StopSignals | None = None) -> int:
+    """Join the ranks that torchrun or Slurm started, or start them; returns the exit code.
+
+    stop: entered already, by a job that listened before it imported all this.
+    """
     rank = distributed.joined()
     settings = config.load(argv, quiet=rank not in (None, 0))
     if rank is not None:
-        return work(settings)
+        return work(settings, stop)
     gpus = torch.cuda.device_count() if settings.device != "cpu" else 0
     ranks = settings.ranks or max(1, gpus)
     if settings.batch_size % (ranks * settings.micro_batches):  # before anything is started
@@ -37,19 +42,22 @@ def main(argv: Sequence[str]) -> int:
             f"batch size {settings.batch_size} must be divisible by ranks x micro-batches = {ranks} x "
             f"{settings.micro_batches}: take --batch-size {max(1, settings.batch_size // share) * share}"
         )
-    return work(settings) if ranks == 1 else start(argv, ranks)
+    return work(settings, stop) if ranks == 1 else start(argv, ranks)
 
 
-def work(settings: PretrainConfig) -> int:
+def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
     """Be one rank: train, and leave ``status.json`` and an exit code behind."""
     position = Position()
-    with StopSignals() as stop:
+    with nullcontext(listening) if listening else StopSignals(give_up_s()) as stop:
+        stop.on_give_up = partial(_give_up, position, stop)
         try:
             received = pretrain(settings, distributed.init(settings.device), stop, position)
             code = exit_code(received) if received else 0
             if distributed.rank() == 0 and position.folder:
-                reason = signal.Signals(received).name if received else ""
-                log.write_status(position.folder, "preempted" if received else "done", position.step, reason)
+                state, reason = ("preempted", signal.Signals(received).name) if received else ("done", "")
+                outcome.write_status(position.folder, state, position.step, reason, code)
+            if received:  # rank 0 saves, and whoever starts the ranks ends them all once one has left
+                distributed.barrier()
             distributed.shutdown()
             return code
         except UserError as error:
@@ -66,11 +74,19 @@ def work(settings: PretrainConfig) -> int:
         except Exception as error:
             if lost_peer(error):
                 time.sleep(1)  # the rank that failed speaks first
-                status = log.read_status(position.folder) if position.folder else None
+                status = outcome.read_status(position.folder) if position.folder else None
                 told = status is not None and status.state == "failed"
                 return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
             traceback.print_exc()
             return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)
+
+
+def _give_up(position: Position, stop: StopSignals) -> None:
+    """Called by a thread: a rank hangs, and this one waits for it."""
+    reason = f"{signal.Signals(stop.received).name}; no step ended in {give_up_s():g} s"
+    sys.stderr.write(f"rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0}: {reason}: giving up\n")
+    if distributed.rank() == 0 and position.folder:
+        outcome.write_status(position.folder, "preempted", position.saved, reason, 75)
 
 
 def lost_peer(error: Exception) -> bool:
@@ -80,7 +96,7 @@ def lost_peer(error: Exception) -> bool:
 
 def _fail(position: Position, reason: str, code: int) -> int:
     if position.folder:
-        log.write_status(position.folder, "failed", position.step, reason)
+        outcome.write_status(position.folder, "failed", position.step, reason, code)
     return cli.complain(reason, code)
 
 

@@ -69,7 +69,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
             clock.steps += 1
 
             # What comes now and then; all ranks decide alike, so that collectives meet.
-            signal = agreement.agreed(stop.received)
+            signal = stop.heed(agreement.agreed(stop.received))
             ended = done == parts.total_steps
             save = ended or signal or _due(config.checkpoint.every, done)
             look = _due(config.health.every, done)

@@ -5,16 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import checkpoint, config, distributed, log
+from sslx import checkpoint, config, distributed, log, outcome
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, DataError, UserError
 from sslx.train.build import Parts
 
 T = TypeVar("T")
-
-# A resumed run may differ in these: where and how it runs, not what it computes.
-MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root", "data.test_root", "data.download",
-              "data.threads", "data.backend", "data.max_bad", "online", "health", "checkpoint", "log")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def claim(settings: PretrainConfig) -> Run:
         state = checkpoint.load(found)
         run = Run(folder, state["run_id"], state, (*notes, f"resumed {folder} at step {state['step']:,}"))
     if distributed.rank() == 0:
-        log.write_status(folder, "running", run.step)
+        outcome.write_status(folder, "running", run.step)
     return run
 
 
@@ -67,21 +63,16 @@ def _decide(settings: PretrainConfig, folder: Path) -> tuple[Path | None, str, t
     if not saved.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            saved.write_text(config.dump(settings))
+            (folder / "run_id").write_text(log.new_run_id())
+            outcome.replace(saved, config.dump(settings).encode())
         except OSError as error:
             raise ConfigError(f"cannot write the run folder {folder}: {error.strerror}; set --runs") from error
-        return None, log.new_run_id(), ()
-    if settings.resume != "auto":
-        raise ConfigError(f"run {folder} exists: go on with --resume auto, or start another one with --name NAME")
-    changed = config.differences(settings, config.loads(saved.read_text()), MAY_DIFFER)
-    if changed:
-        raise ConfigError(
-            f"run {folder} was started with another config ({'; '.join(changed[:4])}"
-            f"{'; ...' if len(changed) > 4 else ''}): use the same, or another --name"
-        )
+        return None, (folder / "run_id").read_text(), ()
+    config.check_resumable(settings, folder)
     newest, problems = checkpoint.newest(folder)
     if newest is None:
-        return None, log.new_run_id(), (f"{folder} has no checkpoint yet: starting at step 0",)
+        run_id = (folder / "run_id").read_text()  # one wandb run, however often it starts before its first save
+        return None, run_id, (f"{folder} has no checkpoint yet: starting at step 0",)
     return newest, "", tuple(problems)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from processes import LONG, TINY, children, is_one_line, metrics, outside, started, until, until_training
-from sslx import checkpoint, log
+from sslx import checkpoint, outcome
 
 Run = Callable[..., tuple[int, str]]
 
@@ -23,14 +23,14 @@ def test_sigterm_saves_and_a_resumed_run_finishes(here: Run, tmp_path: Path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 75
     assert (tmp_path / "err").read_text() == ""
-    status = log.read_status(tmp_path / "r")
+    status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGTERM")
     assert 2 <= status.step < 80
     assert checkpoint.load(tmp_path / "r")["step"] == status.step
     assert metrics(tmp_path / "r")[-1]["step"] == status.step
     assert here(*steps, "--resume", "auto") == (0, "")
-    status = log.read_status(tmp_path / "r")
+    status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.step) == ("done", 80)
     assert [line["step"] for line in metrics(tmp_path / "r")] == list(range(1, 81))
@@ -44,7 +44,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path: Path, ranks: int):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     assert (tmp_path / "err").read_text() == ""
-    status = log.read_status(tmp_path / "r")
+    status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGINT")
     assert checkpoint.load(tmp_path / "r")["step"] == status.step
@@ -81,7 +81,7 @@ def test_an_output_that_nothing_reads_ends_the_run_and_its_status_says_so(tmp_pa
         process.stdout.close()
         assert process.wait(30) == 141
         is_one_line(process.stderr.read(), "nothing reads the output")
-    status = log.read_status(tmp_path / "r")
+    status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, "closed pipe" in status.reason) == ("failed", True)
 
@@ -100,7 +100,7 @@ def test_killing_one_of_two_ranks_ends_the_job_with_one_line(tmp_path: Path):
         assert time.monotonic() - start < 15
     assert code == 137
     is_one_line((tmp_path / "err").read_text(), "another rank ended")
-    status = log.read_status(tmp_path / "r")
+    status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("failed", "another rank ended, without a word")
 
@@ -123,7 +123,7 @@ def test_two_ranks_are_preempted_together_and_resume(tmp_path: Path):
         until_training(tmp_path, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 75
-    status = log.read_status(tmp_path / "r")
+    status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGTERM")
     code, out, err = outside(tmp_path, *steps, "--resume", "auto")

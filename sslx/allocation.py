@@ -1,0 +1,102 @@
+"""What a job asks of a cluster: nodes, GPUs, time, and all that a site wants named."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sslx.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Submit a pretraining run to a cluster, where it goes on by itself after every preemption.
+
+    sslx submit [FLAGS] -- RECIPE [FLAGS OF sslx pretrain]
+    """
+
+    cluster: Literal["slurm", "local", "debug"] = "slurm"
+    """local: in the background of this machine.  debug: here and now."""
+    profile: str = ""
+    """A cluster's settings: a name in slurm/profiles or the path of a .toml; flags win over it."""
+    nodes: int = 1
+    """Machines."""
+    gpus_per_node: int = 0
+    """GPUs of each machine, one rank on each; 0: train on CPUs."""
+    ranks_per_node: int | None = None
+    """Processes on each machine; default: one a GPU, or one."""
+    cpus_per_rank: int | None = None
+    """Cores of each process, which the loader shares; default: the cluster's."""
+    mem_gb: float | None = None
+    """Memory of each machine; default: the cluster's."""
+    time: str = "24:00:00"
+    """Time limit as Slurm writes it: MINUTES, H:MM:SS or D-HH:MM:SS; the run is requeued when it is over."""
+    signal_delay_s: int = 120
+    """How long before the limit Slurm asks the run to save; it may ask up to 60 s earlier still."""
+    give_up_s: float = 40.0
+    """How long a stopping run waits for a hanging rank before it goes back to its newest checkpoint."""
+    partition: str = ""
+    """Slurm partition; default: the cluster's."""
+    account: str = ""
+    """Slurm account."""
+    qos: str = ""
+    """Slurm quality of service."""
+    constraint: str = ""
+    """Slurm features that nodes must have."""
+    reservation: str = ""
+    """Slurm reservation."""
+    container: str = ""
+    """Image for srun --container-image (pyxis)."""
+    mounts: str = ""
+    """For srun --container-mounts: SOURCE:TARGET[,...]."""
+    python: str = ""
+    """Command that runs Python on the nodes; default: this Python."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that the batch script runs first."""
+    interface: str = ""
+    """Network interface of NCCL and gloo; default: the one that leads to the other nodes."""
+    sbatch: tuple[str, ...] = ()
+    """More options of sbatch, as exclusive or mail-type=END."""
+    array: Path | None = None
+    """A sweep as one job array, a run folder each: a .toml with [grid] lists, [[run]] tables, or both."""
+    at_once: int = 256
+    """Runs of an array that may run at the same time."""
+    dry_run: bool = False
+    """Print the batch script and submit nothing."""
+
+    def __post_init__(self) -> None:
+        counts = {"nodes": self.nodes, "ranks-per-node": self.ranks, "cpus-per-rank": self.cpus_per_rank or 1}
+        counts |= {"at-once": self.at_once, "signal-delay-s": self.signal_delay_s}
+        for flag, value in counts.items():
+            if value < 1:
+                raise ConfigError(f"--{flag} must be at least 1, not {value}")
+        if self.gpus_per_node and self.ranks > self.gpus_per_node:
+            raise ConfigError(f"--ranks-per-node {self.ranks} needs as many GPUs, not {self.gpus_per_node}")
+        if self.minutes * 60 <= self.signal_delay_s:
+            raise ConfigError(
+                f"--time {self.time} must be longer than --signal-delay-s {self.signal_delay_s} (seconds), in which a "
+                "run saves before the limit"
+            )
+        if not 0 < self.give_up_s < self.signal_delay_s:
+            raise ConfigError(f"--give-up-s must be between 0 and --signal-delay-s {self.signal_delay_s}")
+
+    @property
+    def ranks(self) -> int:
+        """Processes on each machine."""
+        return max(1, self.gpus_per_node) if self.ranks_per_node is None else self.ranks_per_node
+
+    @property
+    def minutes(self) -> int:
+        """The time limit, rounded up."""
+        found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", self.time)
+        if not found:
+            raise ConfigError(f"--time must be MINUTES, H:MM:SS or D-HH:MM:SS, not {self.time!r}")
+        days, *rest = found.groups()
+        parts = [int(part) for part in rest if part is not None]
+        if days is not None:  # D-HH[:MM[:SS]]
+            seconds = 86_400 * int(days) + sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+        else:  # MM, MM:SS or HH:MM:SS
+            units = ((60,), (60, 1), (3600, 60, 1))[len(parts) - 1]
+            seconds = sum(part * unit for part, unit in zip(parts, units, strict=True))
+        return math.ceil(seconds / 60)

@@ -1,0 +1,93 @@
+"""What a batch script asks when its step has ended: ``python -m sslx.requeue RUN CODE`` requeues the job or ends it.
+
+A run that was stopped and saved, or that crashed, starts again from its newest checkpoint.  One that cannot go on by
+itself (a wrong flag, missing images, a loss that is no number) does not, nor one that three starts have not taken any
+further.  The batch script asks, not a rank: it outlives a killed or hung rank, and a requeue cannot end it midway.
+Imports nothing heavy.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslx import outcome
+from sslx.errors import UserError
+
+SAVED, NO_PROGRESS, CANCELLED = 75, 93, 130
+FINAL = (0, 64, 65, 66, 74, 76, 77, 130)
+"""Exit codes after which a new start would end alike; ``sslx.errors`` lists them."""
+MAX_STARTS = 3
+"""Starts that may end at the same checkpoint before the job is given up."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """``FOLDER CODE [STARTED]``: folder of the run, or of an array's jobs with a ``runs.json``; the step's exit code.
+
+    STARTED (Unix, s): an older status.json is not of this start.  SSLX_ENDED_BY_SLURM=1 in the environment: Slurm told
+    the batch script too to end (scancel, the time limit, its own requeue), so what comes next is Slurm's to say.
+    Returns the exit code of the job.
+    """
+    folder, code = run_folder(Path(argv[0])), int(argv[1])
+    status = outcome.read_status(folder)
+    if status and status.state != "running" and status.time >= float(argv[2] if len(argv) > 2 else 0):
+        code = status.code or code  # torchrun and srun have codes of their own
+        reason = status.reason
+    else:
+        reason = f"exit code {code}"
+    cancelled = folder / "cancel"
+    if cancelled.exists():
+        cancelled.unlink(missing_ok=True)
+        reason = "sslx cancel"
+    if code == 0:
+        return 0
+    job = os.environ.get("SLURM_JOB_ID", str(os.getpid()))
+    step = outcome.newest_step(folder)
+    outcome.add_stop(folder, outcome.Stop(time=round(time.time(), 3), job=job, code=code, step=step, reason=reason))
+    if reason == "sslx cancel":
+        return CANCELLED
+    if os.environ.get("SSLX_ENDED_BY_SLURM") == "1" or code in FINAL:
+        return code
+    if not moves(outcome.read_stops(folder)):
+        why = f"{MAX_STARTS} starts ended at step {step:,}, the last with: {reason}"
+        outcome.write_status(folder, "failed", step, why, NO_PROGRESS)
+        sys.stderr.write(f"error: {why}: not started again\n")
+        return NO_PROGRESS
+    sys.stderr.write(f"{reason}: requeueing, to go on at step {step:,}\n")
+    return requeue(job) if "SLURM_JOB_ID" in os.environ else SAVED
+
+
+def moves(stops: Sequence[outcome.Stop]) -> bool:
+    """Whether the last MAX_STARTS starts have brought at least one new checkpoint."""
+    last = stops[-MAX_STARTS:]
+    before = stops[-MAX_STARTS - 1].step if len(stops) > MAX_STARTS else 0
+    return len(last) < MAX_STARTS or last[-1].step > before
+
+
+def requeue(job: str) -> int:
+    """``scontrol requeue``; 75 also where Slurm was first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue's own, which else may end scontrol: inherited by it
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(f"scontrol requeue {job}: {done.stderr.strip()}\n")
+    return SAVED
+
+
+def run_folder(folder: Path) -> Path:
+    """The run of this job: the folder itself, or that of the array's task."""
+    runs = folder / "runs.json"
+    if not runs.exists():
+        return folder
+    return Path(json.loads(runs.read_text())[int(os.environ["SLURM_ARRAY_TASK_ID"])])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)

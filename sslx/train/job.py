@@ -1,0 +1,112 @@
+"""What a submitted job runs on each of its nodes: one rank under Slurm, or all of them on this machine.
+
+Small and pickled by reference.  Listens to signals before it imports anything heavy.
+"""
+
+import fcntl
+import hashlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from sslx import __version__, requeue
+from sslx.train.signals import StopSignals, give_up_s
+
+_LOCAL_REQUEUE = 144  # submitit.local's word for: start me again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run to be submitted.
+
+    folder: the run's, absolute, with the config as JSON in ``job/config.json``.  code: ``code_version()`` where it was
+    submitted.  main: ``module:function`` that takes flags and signals.
+    """
+
+    folder: str
+    code: str
+    main: str = "sslx.train.launch:main"
+
+    def __call__(self) -> int:
+        """Train; ends the process with the run's exit code where that is not 0."""
+        with StopSignals(give_up_s()) as stop:  # over submitit's handlers, which leave SIGTERM alone
+            prepare(os.environ)
+            if os.environ.get("SLURM_PROCID", "0") == "0" and (now := code_version()) != self.code:
+                sys.stdout.write(f"note: the code has changed since the job was submitted: {self.code} -> {now}\n")
+            module, function = self.main.split(":")
+            config = str(Path(self.folder) / "job" / "config.json")
+            code = getattr(import_module(module), function)([config, "--resume", "auto"], stop)
+        if code and "SLURM_JOB_ID" not in os.environ:  # under Slurm the batch script asks
+            code = requeue.main([self.folder, str(code)])
+            code = _LOCAL_REQUEUE if code == requeue.SAVED else code
+        if code:
+            sys.exit(code)
+        return code
+
+
+def prepare(environ: MutableMapping[str, str]) -> None:
+    """Threads for this rank's share of the cores; the network interface that leads to the other nodes.
+
+    Leaves alone what is set.  Under Slurm only: on one machine the launcher does it.
+    """
+    environ["TTY_COMPATIBLE"] = "0"  # srun --unbuffered is a terminal to its tasks: rich would draw in the log
+    if "SLURM_STEP_ID" not in environ:
+        return
+    tasks = int(environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0])
+    share = environ.get("SLURM_CPUS_PER_TASK") or max(1, len(os.sched_getaffinity(0)) // tasks)
+    environ.setdefault("OMP_NUM_THREADS", str(share))
+    others = other_nodes(environ)
+    if others and (found := interface_to(others[0])):
+        environ.setdefault("GLOO_SOCKET_IFNAME", found)
+        environ.setdefault("NCCL_SOCKET_IFNAME", found)
+
+
+def other_nodes(environ: MutableMapping[str, str]) -> list[str]:
+    """The job's nodes without this one, in Slurm's order."""
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
+    asked = ["scontrol", "show", "hostnames", nodes]  # expands n[03-05,9] by itself, without the controller
+    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split() if nodes else []
+    return [name for name in found if name != environ.get("SLURMD_NODENAME", socket.gethostname())]
+
+
+def interface_to(host: str) -> str:
+    """The network interface that packets to this host leave by; "" where it cannot be found out.
+
+    Many machines have several, and gloo takes the one of its own name's address: 127.0.1.1 on Debian.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        try:
+            udp.connect((host, 9))  # sends nothing
+            source = udp.getsockname()[0]
+        except OSError:
+            return ""
+        for _, name in socket.if_nameindex():
+            try:
+                request = struct.pack("256s", name.encode()[:15])
+                address = fcntl.ioctl(udp.fileno(), 0x8915, request)[20:24]  # SIOCGIFADDR
+            except OSError:  # it has no address
+                continue
+            if socket.inet_ntoa(address) == source:
+                return name
+    return ""
+
+
+def code_version() -> str:
+    """Version, git commit where there is one, and a digest of the source files of sslx and its kernels."""
+    roots = [Path(__file__).parents[1], Path(str(import_module("sslx_kernels").__file__)).parent]
+    digest = hashlib.sha256()
+    for root in roots:
+        for path in sorted(root.rglob("*.py")) + sorted(root.rglob("*.toml")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    asked = ["git", "-C", str(roots[0]), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        commit = ""
+    return " ".join(filter(None, [__version__, commit, digest.hexdigest()[:12]]))

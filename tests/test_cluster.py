@@ -1,0 +1,123 @@
+"""``sslx submit`` up to the queue, and on this machine without one; tests/slurm has the real one."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from processes import TINY, until
+from sslx import cli, cluster, config, jobs, outcome
+from sslx.allocation import Config
+from sslx.errors import ConfigError, MissingInput
+
+
+def flags(runs: Path, *more: str) -> list[str]:
+    return [*TINY, "--runs", str(runs), "--name", "r", *more]
+
+
+def test_sweeps(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        '[grid]\nseed = [0, 1]\n[[run]]\n"optim.lr" = 0.1\n[[run]]\nbatch_size = 32\n[run.method]\ntemperature=0.5'
+    )
+    runs = config.sweep(path, flags(tmp_path))
+    assert [run.name for run in runs] == [
+        "r-lr=0.1-seed=0", "r-lr=0.1-seed=1",
+        "r-batch_size=32-temperature=0.5-seed=0", "r-batch_size=32-temperature=0.5-seed=1",
+    ]  # fmt: skip
+    assert [(run.seed, run.optim.lr, run.batch_size) for run in runs][:2] == [(0, 0.1, 16), (1, 0.1, 16)]
+    assert [run.batch_size for run in runs][2:] == [32, 32]
+    path.write_text("[grid]\nseed = 1\n")
+    with pytest.raises(ConfigError, match=r"expected a table \[grid\] of lists"):
+        config.sweep(path, flags(tmp_path))
+    path.write_text("[grid]\nseed = [1, 1]\n")
+    with pytest.raises(ConfigError, match="two runs change the same"):
+        config.sweep(path, flags(tmp_path))
+    with pytest.raises(MissingInput, match=r"sweep .* does not exist"):
+        config.sweep(tmp_path / "no.toml", flags(tmp_path))
+
+
+def test_profiles_come_before_flags(tmp_path: Path) -> None:
+    path = tmp_path / "here.toml"
+    path.write_text('partition = "p"\nnodes = 4\nsbatch = ["exclusive"]\n')
+    wanted, rest = config.load_submit(["--profile", str(path), "--nodes=2", "--", "simclr_digits", "--seed", "1"])
+    assert (wanted.partition, wanted.nodes, wanted.sbatch) == ("p", 2, ("exclusive",))
+    assert rest == ["simclr_digits", "--seed", "1"]
+    for profile in ("local_cluster", "eight_gpus"):
+        assert config.load_submit(["--profile", profile, "--", "simclr_digits"])[0].time
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["--cluster", "local"], 64, "stands behind --"),
+        (
+            ["--profile", "nowhere", "--", "simclr_digits"],
+            66,
+            "no profile 'nowhere': there are eight_gpus, local_cluster",
+        ),
+        (["--cluster", "local", "--nodes", "2", "--", "simclr_digits"], 64, "need --cluster slurm, not local"),
+        (["--cluster", "local", "--ranks-per-node", "3", "--", *TINY], 64, "take --batch-size 15"),
+        (["--cluster", "local", "--", "simclr_digit"], 66, "did you mean simclr_digits?"),
+        (["--cluster", "local", "--time", "1", "--", *TINY], 64, "must be longer than --signal-delay-s"),
+    ],
+)
+def test_mistakes_are_one_line(
+    argv: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["submit", *argv]) == code
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert words in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingInput, match=r"no Slurm on this machine .* or take --cluster local"):
+        cluster.check(Config(), [config.load(flags(tmp_path))], {})
+
+
+def test_a_run_that_a_live_job_owns_is_refused(tmp_path: Path) -> None:
+    run = config.load(flags(tmp_path))
+    (tmp_path / "r").mkdir()
+    job = outcome.Job(cluster="slurm", id="12", log="", code="", submitted=0.0)
+    outcome.write_job(tmp_path / "r", job)
+    with pytest.raises(ConfigError, match=r"belongs to job 12, which is waiting \(Priority\): end it with"):
+        cluster.check(Config(cluster="local"), [run], {"12": ("PENDING", "Priority")})
+    cluster.check(Config(cluster="local"), [run], {})
+
+
+@pytest.mark.slow
+def test_a_job_of_this_machine_is_listed_cancelled_and_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["submit", "--cluster", "local", "--", *flags(tmp_path, "--steps", "3000", "--checkpoint.every", "0")]
+    started = time.monotonic()
+    assert cli.main(argv) == 0
+    run = tmp_path / "r"
+    assert f"sslx logs -f {run}" in capfd.readouterr().out
+    until(lambda: jobs.last_metrics(run).get("step", 0) >= 2, "step 2")
+    assert cli.main(argv) == 64
+    assert "which is running: end it with" in capfd.readouterr().err
+    assert cli.main(["jobs", str(tmp_path)]) == 0
+    assert "running" in capfd.readouterr().out
+    assert cli.main(["cancel", str(run)]) == 0
+    assert "can go on at step" in capfd.readouterr().out
+    status = outcome.read_status(run)
+    assert status is not None
+    assert status.state == "preempted"
+    assert outcome.read_stops(run)[-1].reason == "sslx cancel"
+    assert cli.main([*argv, "--resume", "auto"]) == 0
+    until(lambda: (s := outcome.read_status(run)) is not None and s.state == "done", "the end")
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 3001))
+    assert time.monotonic() - started < 200

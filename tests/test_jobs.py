@@ -1,0 +1,117 @@
+"""``sslx jobs``, ``sslx logs`` and ``sslx cancel`` of runs in folders; with a queue in tests/slurm."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sslx import cli, jobs, outcome
+
+SLURM = outcome.Job(cluster="slurm", id="12", log="/nowhere/12.log", code="0.1.0", submitted=0.0)
+
+
+def a_run(folder: Path, job: outcome.Job | None = None) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    if job:
+        outcome.write_job(folder, job)
+    return folder
+
+
+def test_a_table_of_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = a_run(tmp_path / "a")
+    lines = [{"step": step, "time": 0, "samples_per_s": 1000.4 + step} for step in (1, 2, 1200)]
+    (here / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1300, "ti')
+    outcome.write_status(here, "preempted", 1200, "SIGTERM", 75)
+    (here / "checkpoints" / "step_1200").mkdir(parents=True)
+    a_run(tmp_path / "sweep" / "b")
+    (tmp_path / "not a run").mkdir()
+    assert cli.main(["jobs", str(tmp_path)]) == 0
+    head, a, b = capsys.readouterr().out.splitlines()
+    assert head.split() == "run job state step samples/s checkpoint starts last stop".split()
+    for word in ("a ", " - ", "preempted", "1,200", "2,200", "step 1,200, ", "SIGTERM"):
+        assert word in a
+    for word in ("sweep/b", "starting", "none"):
+        assert word in b
+
+
+def test_a_row_of_a_job(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "b", SLURM)
+    outcome.write_status(run, "running", 7)
+    outcome.add_stop(run, outcome.Stop(time=0.0, job="12", code=75, step=0, reason="SIGUSR2"))
+    queue = {"12": ("RUNNING", "None")}
+    assert jobs.row(run, queue) == ["12 (slurm)", "running", "7", "-", "none", "2", "SIGUSR2"]
+
+
+def test_states(tmp_path: Path) -> None:
+    status = {name: outcome.Status(name, 1, "", 0.0, code) for name, code in (("running", 0), ("failed", 70))}
+    waiting = {"12": ("PENDING", "Resources")}
+    assert jobs.state(None, None, {}) == "starting"
+    assert jobs.state(None, status["running"], waiting) == "running"
+    assert jobs.state(SLURM, status["running"], waiting) == "waiting (Resources)"
+    assert jobs.state(SLURM, status["running"], {}) == "lost: no job is running it"
+    assert jobs.state(SLURM, None, {}) == "lost: the job ended before it began"
+    assert jobs.state(SLURM, status["failed"], {}) == "failed (70)"
+    assert jobs.state(SLURM, None, {"12": ("COMPLETING", "None")}) == "ending"
+    assert not list(tmp_path.iterdir())
+
+
+def test_logs_are_the_last_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "12.log"
+    run = a_run(tmp_path / "r", outcome.Job(cluster="slurm", id="12", log=str(log), code="", submitted=0.0))
+    assert cli.main(["logs", str(run)]) == 0
+    assert "job 12 has printed nothing yet: it has ended" in capfd.readouterr().err
+    log.write_text("".join(f"line {i}\n" for i in range(100)))
+    assert cli.main(["logs", str(run), "-n", "3"]) == 0
+    assert capfd.readouterr().out == "line 97\nline 98\nline 99\n"
+
+
+def test_following_shows_what_comes(tmp_path: Path) -> None:
+    log = tmp_path / "12.log"
+    run = a_run(tmp_path / "r", outcome.Job(cluster="slurm", id="12", log=str(log), code="", submitted=0.0))
+    log.write_text("first\n")
+    argv = [sys.executable, "-m", "sslx", "logs", "-f", str(run)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "first\n"
+        with open(log, "a") as file:
+            file.write("second\n")
+        assert process.stdout.readline() == "second\n"
+        process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["jobs", "nowhere"], "no folder nowhere"),
+        (["logs", "nowhere"], "no run folder nowhere"),
+        (["cancel", "nowhere"], "no run folder nowhere"),
+    ],
+)
+def test_what_is_not_there(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 66
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {words}")
+    assert said.count("\n") == 1
+
+
+def test_a_run_without_a_job_and_a_job_that_has_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cancel", str(a_run(tmp_path / "r"))]) == 66
+    assert "was not submitted as a job" in capsys.readouterr().err
+    gone = outcome.Job(cluster="local", id=str(2**22 + 1), log="", code="", submitted=0.0)
+    assert cli.main(["cancel", str(a_run(tmp_path / "s", gone))]) == 64
+    assert "has ended already" in capsys.readouterr().err
+    assert not (tmp_path / "s" / "cancel").exists()
+
+
+def test_listing_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, sslx.jobs, sslx.requeue, sslx.train.job; print([m for m in ('torch', 'tyro') if m in sys.modules])"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert time.perf_counter() - started < 20

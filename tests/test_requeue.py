@@ -1,0 +1,100 @@
+"""When a job starts again: decided from exit code, status.json and stops.jsonl."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from sslx import outcome, requeue
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SSLX_ENDED_BY_SLURM"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def saved(run: Path, step: int) -> None:
+    (run / "checkpoints" / f"step_{step}").mkdir(parents=True)
+
+
+def asked(run: Path, code: int) -> int:
+    return requeue.main([str(run), str(code), "0"])
+
+
+def test_a_finished_run_leaves_no_stop(run: Path) -> None:
+    outcome.write_status(run, "done", 10)
+    assert asked(run, 0) == 0
+    assert outcome.read_stops(run) == []
+
+
+@pytest.mark.parametrize("code", [64, 65, 66, 74, 76, 77, 130])
+def test_what_would_end_alike_is_not_started_again(run: Path, code: int) -> None:
+    assert asked(run, code) == code
+    (stop,) = outcome.read_stops(run)
+    assert (stop.code, stop.reason) == (code, f"exit code {code}")
+
+
+@pytest.mark.parametrize("code", [75, 70, 1, 137, 143])
+def test_a_preempted_or_crashed_run_is(run: Path, code: int) -> None:
+    assert asked(run, code) == requeue.SAVED
+
+
+def test_the_runs_own_word_wins_over_what_torchrun_and_srun_return(run: Path) -> None:
+    outcome.write_status(run, "failed", 3, "the loss is nan", 76)
+    assert asked(run, 1) == 76
+    outcome.write_status(run, "preempted", 3, "SIGTERM", 75)
+    assert asked(run, 1) == 75
+    assert [stop.reason for stop in outcome.read_stops(run)] == ["the loss is nan", "SIGTERM"]
+
+
+def test_a_status_of_an_earlier_start_says_nothing(run: Path) -> None:
+    outcome.write_status(run, "failed", 3, "the loss is nan", 76)
+    assert requeue.main([str(run), "137", str(time.time() + 5)]) == requeue.SAVED
+    outcome.write_status(run, "running", 3)
+    assert asked(run, 137) == requeue.SAVED
+    assert [stop.reason for stop in outcome.read_stops(run)] == ["exit code 137"] * 2
+
+
+def test_three_starts_without_a_new_checkpoint_are_enough(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [asked(run, 70) for _ in range(3)] == [75, 75, 93]
+    status = outcome.read_status(run)
+    assert status is not None
+    assert (status.state, status.code) == ("failed", 93)
+    assert "3 starts ended at step 0" in status.reason
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: 3 starts ended at step 0")
+
+
+def test_each_new_checkpoint_gives_three_more(run: Path) -> None:
+    found: list[int] = []
+    for step in (0, 0, 10, 10, 20, 20, 20, 20):
+        if step and not (run / "checkpoints" / f"step_{step}").exists():
+            saved(run, step)
+        (run / "status.json").unlink(missing_ok=True)
+        found.append(asked(run, 70))
+    assert found == [75, 75, 75, 75, 75, 75, 75, 93]
+
+
+def test_what_the_user_cancelled_ends_once(run: Path) -> None:
+    (run / "cancel").touch()
+    outcome.write_status(run, "preempted", 5, "SIGUSR2", 75)
+    assert asked(run, 75) == requeue.CANCELLED
+    assert outcome.read_stops(run)[-1].reason == "sslx cancel"
+    assert asked(run, 75) == requeue.SAVED
+
+
+def test_what_slurm_ends_itself_is_left_to_slurm(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSLX_ENDED_BY_SLURM", "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "0")  # a requeue would complain
+    assert [asked(run, 75) for _ in range(5)] == [75] * 5
+
+
+def test_an_arrays_task_is_the_run_at_its_place(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    (run / "a").mkdir()
+    (run / "b").mkdir()
+    (run / "runs.json").write_text(f'["{run / "a"}", "{run / "b"}"]')
+    assert asked(run, 64) == 64
+    assert outcome.read_stops(run / "a") == []
+    assert outcome.read_stops(run / "b")[-1].code == 64
