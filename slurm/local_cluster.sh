@@ -6,12 +6,12 @@
 #   bash slurm/local_cluster.sh cut n2 | heal n2 | throttle 200mbit | throttle off      (--netns: a network for each node)
 # Partitions: debug (default), low, and high, which preempts low.  --user-signal: Slurm preempts by a job's own --signal.
 # Everything is under $SSLX_CLUSTER (default /tmp/sslx-cluster), but for lines in /etc/hosts, which `stop` takes out.
-# $SSLX_CLUSTER_PORT (default 16900): the first of its ports, so that two clusters can be up at once.
+# $SSLX_CLUSTER_PORT (default 16900): the first of its ports.
 set -euo pipefail
 dir=${SSLX_CLUSTER:-/tmp/sslx-cluster}
 port=${SSLX_CLUSTER_PORT:-16900}
 nodes=2 netns=0 user_signal=0
-bridge=sslxbr network=10.78.0 mark="# sslx local cluster $dir"
+bridge=sslxbr network=10.78.0 mark="# sslx local cluster"
 export SLURM_CONF=$dir/slurm.conf
 if [[ -f $dir/settings ]]; then . "$dir/settings"; fi
 
@@ -125,11 +125,15 @@ remove_network() {
   ip link del "$bridge" 2>/dev/null || true
 }
 
-# submitit takes MASTER_ADDR from the node list, so the nodes' names must resolve.
+# The nodes' names must resolve; lines of clusters that are no more go.
 write_hosts() {
-  local kept name
-  kept=$(grep -vF "$mark" /etc/hosts || true)
-  { echo "$kept"; for name in "$@"; do echo "$(address "$name") $name $mark"; done; } >"$dir/hosts"
+  local line name
+  {
+    while IFS= read -r line; do
+      [[ $line == *"$mark"* && ( $line == *"$mark $dir" || ! -f ${line##* }/settings ) ]] || echo "$line"
+    done </etc/hosts
+    for name in "$@"; do echo "$(address "$name") $name $mark $dir"; done
+  } >"$dir/hosts"
   cat "$dir/hosts" >/etc/hosts # not mv: in a container /etc/hosts is a mount
 }
 
@@ -146,6 +150,7 @@ start() {
     shift
   done
   install_packages
+  trap stop EXIT # of whatever is half up
   mkdir -p "$dir"/{munge,state,run,log}
   local name
   for name in $(names); do mkdir -p "$dir/spool/$name"; done
@@ -168,6 +173,7 @@ start() {
   done
   for _ in $(seq 150); do # idle, not idle*: a node that has not answered would make the first srun wait
     if [[ $(sinfo -h -N -p debug -o %T 2>/dev/null | grep -cx idle) == "$nodes" ]]; then
+      trap - EXIT
       echo "up: $(names | tr '\n' ' ')in $dir; for this shell: eval \"\$(bash slurm/local_cluster.sh env)\"" >&2
       return
     fi
@@ -178,12 +184,13 @@ start() {
 }
 
 stop() {
-  [[ -f $SLURM_CONF ]] || { echo "not up: $dir" >&2; return; }
+  [[ -f $dir/settings ]] || { echo "not up: $dir" >&2; return; }
   local name pid process
   if pid_in "$dir/run/slurmctld.pid" >/dev/null; then
     scancel --quiet $(squeue -h -o %A | sort -u) 2>/dev/null || true
     for _ in $(seq 100); do [[ -z $(squeue -h 2>/dev/null) ]] && break; sleep 0.1; done
   fi
+  trap - EXIT
   for name in $(names | sed 's/^/slurmd-/') slurmctld munged; do
     if pid=$(pid_in "$dir/run/$name.pid"); then end_process "$pid"; fi
   done

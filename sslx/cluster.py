@@ -41,8 +41,9 @@ def main(argv: Sequence[str]) -> int:
     for run in runs:
         (_folder(run) / "job").mkdir(parents=True, exist_ok=True)
         (_folder(run) / "cancel").unlink(missing_ok=True)
-        outcome.replace(_folder(run) / "job" / "config.json", config.dump(run).encode())
+        outcome.replace(_folder(run) / "job" / "recipe.json", config.dump(run).encode())
     if wanted.array:
+        folder.mkdir(exist_ok=True)
         outcome.replace(folder / "runs.json", json.dumps([str(_folder(run)) for run in runs]).encode())
     todo = [Job(folder=str(_folder(run)), code=code) for run in runs]
     submitted = submit(executor, todo, wanted)

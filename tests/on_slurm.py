@@ -2,11 +2,15 @@
 
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 import sslx
@@ -49,6 +53,16 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.script("stop")
         del os.environ["SLURM_CONF"]
+
+
+@contextmanager
+def started(*flags: str) -> Iterator[Cluster]:
+    """A cluster in a fresh folder; skips the test where there can be none."""
+    if os.geteuid() or not shutil.which("slurmctld"):
+        pytest.skip("needs root and slurmctld: bash tests/run.sh --slurm")
+    folder = Path(tempfile.mkdtemp(prefix="sslx-cluster-"))  # munge wants every parent open to all: no tmp_path
+    with Cluster(folder, 17_000, *flags) as up:
+        yield up
 
 
 def slurm(*argv: str) -> str:
@@ -129,3 +143,12 @@ class Run:
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Bitwise."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def is_undisturbed(run: Run, reference: dict[str, torch.Tensor], repeated: int = 0) -> None:
+    """It is done, with the weights of the reference, and has repeated so many steps at most."""
+    status = run.finish()
+    assert (status.state, status.step) == ("done", STEPS), run.log
+    run.is_complete()
+    assert equal(run.weights(), reference)
+    assert run.repeated() <= repeated, run.log

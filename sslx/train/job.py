@@ -25,7 +25,7 @@ _LOCAL_REQUEUE = 144  # submitit.local's word for: start me again
 class Job:
     """A run to be submitted.
 
-    folder: the run's, absolute, with the config as JSON in ``job/config.json``.  code: ``code_version()`` where it was
+    folder: the run's, absolute, with the config as JSON in ``job/recipe.json``.  code: ``code_version()`` where it was
     submitted.  main: ``module:function`` that takes flags and signals.
     """
 
@@ -40,8 +40,8 @@ class Job:
             if os.environ.get("SLURM_PROCID", "0") == "0" and (now := code_version()) != self.code:
                 sys.stdout.write(f"note: the code has changed since the job was submitted: {self.code} -> {now}\n")
             module, function = self.main.split(":")
-            config = str(Path(self.folder) / "job" / "config.json")
-            code = getattr(import_module(module), function)([config, "--resume", "auto"], stop)
+            recipe = str(Path(self.folder) / "job" / "recipe.json")
+            code = getattr(import_module(module), function)([recipe, "--resume", "auto"], stop)
         if code and "SLURM_JOB_ID" not in os.environ:  # under Slurm the batch script asks
             code = requeue.main([self.folder, str(code)])
             code = _LOCAL_REQUEUE if code == requeue.SAVED else code

@@ -75,7 +75,7 @@ def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
             if lost_peer(error):
                 time.sleep(1)  # the rank that failed speaks first
                 status = outcome.read_status(position.folder) if position.folder else None
-                told = status is not None and status.state == "failed"
+                told = status is not None and status.state != "running"
                 return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
             traceback.print_exc()
             return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from sslx import schedules
 from sslx.data.order import Sequential, Shuffled
 from sslx.errors import ConfigError
 
@@ -101,3 +102,24 @@ def test_sequential_covers_each_sample_once(world_size: int, num_samples: int) -
         assert order.epoch(order.num_batches) == 0
         seen += [int(i) for batch in batches for i in batch]
     assert sorted(seen) == list(range(num_samples))
+
+
+def test_256_ranks_see_every_sample_once_however_often_they_are_stopped() -> None:
+    """128 nodes' worth of ranks and more: two epochs, restarted at odd steps, once on half of the ranks."""
+    num_samples, batch_size, seed = 40_960, 4_096, 7
+    steps = 2 * num_samples // batch_size
+    seen = np.zeros((2, num_samples), np.int64)
+    lrs: list[float] = []
+    step = 0
+    for stop, world_size in ((3, 256), (4, 256), (11, 128), (steps, 256)):  # each start knows its step and no more
+        ranks = [
+            Shuffled(num_samples=num_samples, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        for t in range(step, stop):
+            for order in ranks:
+                np.add.at(seen[order.epoch(t)], order.batch(t), 1)
+            lrs.append(schedules.warmup_cosine((t + 0.5) / steps, warmup=0.1))
+        step = stop
+    assert (seen == 1).all()
+    assert lrs == [schedules.warmup_cosine((t + 0.5) / steps, warmup=0.1) for t in range(steps)]

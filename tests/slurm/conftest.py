@@ -1,32 +1,26 @@
 """The cluster, and the weights that no interruption may change."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-from on_slurm import STEPS, Cluster, submitted
+from on_slurm import SMALL, Cluster, started
+from processes import outside
+from sslx import checkpoint
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    if os.geteuid() or not shutil.which("slurmctld"):
-        pytest.skip("needs root and slurmctld: bash tests/run.sh --slurm")
-    folder = Path(tempfile.mkdtemp(prefix="sslx-cluster-"))  # munge wants every parent open to all: no tmp_path
-    with Cluster(folder, 17_000) as up:
+    """Two virtual nodes."""
+    with started() as up:
         yield up
 
 
 @pytest.fixture(scope="session")
-def reference(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The weights of an undisturbed run."""
-    del cluster
-    run = submitted(tmp_path_factory.mktemp("runs"))
-    status = run.finish()
-    assert (status.state, status.step) == ("done", STEPS), run.log
-    run.is_complete()
-    return run.weights()
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of an undisturbed run, on two ranks without Slurm."""
+    folder = tmp_path_factory.mktemp("reference")
+    code, out, err = outside(folder, *SMALL, "--ranks", "2")
+    assert code == 0, out + err
+    return checkpoint.load(folder / "r")["method"]
