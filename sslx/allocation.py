@@ -11,7 +11,7 @@ from sslx.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Submit a pretraining run to a cluster, where it goes on by itself after every preemption.
+    """Submit a pretraining run to a cluster, where it requeues itself when preempted.
 
     sslx submit [FLAGS] -- RECIPE [FLAGS OF sslx pretrain]
     """

@@ -30,6 +30,10 @@ def main(argv: Sequence[str]) -> int:
     """Submit, and say where what is; returns as soon as the job is queued (debug: when it has ended)."""
     wanted, arguments = config.load_submit(argv)
     runs = config.sweep(wanted.array, arguments) if wanted.array else [config.load(arguments)]
+    if any(run.ranks for run in runs):
+        raise ConfigError(
+            "the job says how many ranks there are: --nodes and --ranks-per-node before the --, no --ranks"
+        )
     runs = [dataclasses.replace(run, runs=run.runs.absolute(), ranks=wanted.ranks) for run in runs]
     check(wanted, runs, jobs.queued() if wanted.cluster == "slurm" else {})
     folder = runs[0].runs / f"{config.load(arguments).name}-array" if wanted.array else _folder(runs[0])

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     folder, code = run_folder(Path(argv[0])), int(argv[1])
     status = outcome.read_status(folder)
     if status and status.state != "running" and status.time >= float(argv[2] if len(argv) > 2 else 0):
-        code = status.code or code  # torchrun and srun have codes of their own
+        code = 0 if status.state == "done" else status.code or code  # torchrun and srun have codes of their own
         reason = status.reason
     else:
         reason = f"exit code {code}"

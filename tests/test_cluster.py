@@ -60,6 +60,7 @@ def test_profiles_come_before_flags(tmp_path: Path) -> None:
         (["--cluster", "local", "--nodes", "2", "--", "simclr_digits"], 64, "need --cluster slurm, not local"),
         (["--cluster", "local", "--ranks-per-node", "3", "--", *TINY], 64, "take --batch-size 15"),
         (["--cluster", "local", "--", "simclr_digit"], 66, "did you mean simclr_digits?"),
+        (["--cluster", "local", "--", *TINY, "--ranks", "2"], 64, "--ranks-per-node before the --, no --ranks"),
         (["--cluster", "local", "--time", "1", "--", *TINY], 64, "must be longer than --signal-delay-s"),
     ],
 )

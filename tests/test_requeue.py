@@ -49,6 +49,11 @@ def test_the_runs_own_word_wins_over_what_torchrun_and_srun_return(run: Path) ->
     assert [stop.reason for stop in outcome.read_stops(run)] == ["the loss is nan", "SIGTERM"]
 
 
+def test_a_run_that_is_done_is_done_even_if_its_processes_end_badly(run: Path) -> None:
+    outcome.write_status(run, "done", 10)
+    assert asked(run, 134) == 0
+
+
 def test_a_status_of_an_earlier_start_says_nothing(run: Path) -> None:
     outcome.write_status(run, "failed", 3, "the loss is nan", 76)
     assert requeue.main([str(run), "137", str(time.time() + 5)]) == requeue.SAVED

@@ -106,7 +106,7 @@ def test_sequential_covers_each_sample_once(world_size: int, num_samples: int) -
 
 def test_256_ranks_see_every_sample_once_however_often_they_are_stopped() -> None:
     """128 nodes' worth of ranks and more: two epochs, restarted at odd steps, once on half of the ranks."""
-    num_samples, batch_size, seed = 40_960, 4_096, 7
+    num_samples, batch_size, seed = 10_240, 1_024, 7
     steps = 2 * num_samples // batch_size
     seen = np.zeros((2, num_samples), np.int64)
     lrs: list[float] = []

@@ -24,7 +24,7 @@ Weights = dict[str, torch.Tensor]
 def test_a_run_that_meets_everything_has_the_weights_of_one_that_meets_nothing(
     tmp_path: Path, reference: Weights
 ) -> None:
-    """S1, S2, S4, S5 and S6, one after the other, on one run.
+    """S1, S2, S5 and S6, one after the other, on one run.
 
     Signals and preemption repeat no step.  What leaves no time to save repeats those since the last save.
     """
@@ -37,9 +37,10 @@ def test_a_run_that_meets_everything_has_the_weights_of_one_that_meets_nothing(
 
     run.until_step(5)
     before = run.step
+    run.signal("TERM")
     run.signal("USR2")
     first = stop(0)
-    assert (first.code, first.reason) == (75, "SIGUSR2")
+    assert (first.code, first.reason) == (75, "SIGTERM")
     assert first.step >= before
 
     run.until_step(first.step + 5)
@@ -52,29 +53,20 @@ def test_a_run_that_meets_everything_has_the_weights_of_one_that_meets_nothing(
     run.until_step(preempted.step + 5)
     assert run.repeated() == 0
 
-    before = run.step
-    slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    failed = stop(2)
-    until(lambda: run.state.startswith("waiting"), "requeue")  # the node comes back by itself: ReturnToService=2
-    run.until_step(before + 12)
-    assert run.repeated() <= 10
-    assert failed.step >= before - 10
-
-    repeated = run.repeated()
     os.kill(run.rank(1), signal.SIGKILL)
-    killed = stop(3)
+    killed = stop(2)
+    assert killed.code in (70, 137)
     run.until_step(killed.step + 12)
-    assert run.repeated() - repeated <= 10 + 1  # a step may be trained and not yet told
 
     os.kill(run.rank(1), signal.SIGSTOP)
     time.sleep(0.5)
     run.signal("USR2")
-    assert stop(4).reason == "SIGUSR2; no step ended in 6 s"
-    is_undisturbed(run, reference, repeated=3 * 10)
-    assert len(outcome.read_stops(run.folder)) == 5
+    assert stop(3).reason == "SIGUSR2; no step ended in 6 s"
+    is_undisturbed(run, reference, repeated=2 * 11)
+    assert len(outcome.read_stops(run.folder)) == 4
 
 
-def test_s3_the_time_limit_is_no_end(tmp_path: Path) -> None:
+def test_s3_the_time_limit_is_no_end_and_cancelling_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Slurm looks at limits every 30 s, and asks up to 60 s early."""
     allocation = [*ALLOCATION, "--time", "1", "--signal-delay-s", "40"]
     run = submitted(tmp_path, "--steps", "100000", "--checkpoint.every", "0", allocation=allocation)
@@ -83,7 +75,14 @@ def test_s3_the_time_limit_is_no_end(tmp_path: Path) -> None:
     assert (stop.code, stop.reason) == (75, "SIGUSR2")
     run.until_step(stop.step + 5)
     assert run.repeated() == 0
+    capfd.readouterr()
     assert cli.main(["cancel", str(run.folder)]) == 0
+    saved = outcome.newest_step(run.folder)
+    assert saved >= stop.step + 5
+    assert f"can go on at step {saved}" in capfd.readouterr().out
+    time.sleep(1)
+    assert not run.state
+    assert "Restarts=1" in slurm("scontrol", "show", "job", run.job.id, "-o")
 
 
 def test_s7_torchrun_without_submitit_is_preempted_too(
@@ -94,7 +93,7 @@ def test_s7_torchrun_without_submitit_is_preempted_too(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     asked = ["sbatch", "--parsable", "--nodes", "2", "--partition", "low", "--cpus-per-task", "1", "--output"]
-    job = slurm(*asked, f"{tmp_path}/job.log", "slurm/pretrain.sbatch", *SMALL, "--checkpoint.every", "0")
+    job = slurm(*asked, f"{tmp_path}/job.log", "slurm/pretrain.sbatch", *SMALL, "--log.wandb", "offline")
     record = outcome.Job(cluster="slurm", id=job, log=f"{tmp_path}/job.log", code="", submitted=0.0)
     run = Run(tmp_path / "r", record)
     run.until_step(20)
@@ -102,6 +101,8 @@ def test_s7_torchrun_without_submitit_is_preempted_too(
     is_undisturbed(run, reference)
     (stop,) = outcome.read_stops(run.folder)
     assert (stop.code, stop.reason, stop.step >= 20) == (75, "SIGUSR2", True)
+    assert len(list((run.folder / "wandb").glob("offline-run-*"))) == 2
+    assert len({path.name.split("-")[-1] for path in (run.folder / "wandb").glob("offline-run-*")}) == 1
 
 
 def test_s8_one_run_of_an_array_is_requeued_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -140,25 +141,12 @@ def test_s8_one_run_of_an_array_is_requeued_alone(tmp_path: Path, capfd: pytest.
 def test_a_job_that_gets_nowhere_ends_after_three_starts(tmp_path: Path) -> None:
     run = submitted(tmp_path, allocation=[*ALLOCATION, "--python", "/bin/false"])
     until(lambda: not run.state, "the end", 90)
-    assert [stop.code for stop in outcome.read_stops(run.folder)] == [1, 1, 1]
+    assert {stop.code for stop in outcome.read_stops(run.folder)} <= {1, 143}  # 143: ended because the other ended
+    assert len(outcome.read_stops(run.folder)) == 3
     status = outcome.read_status(run.folder)
     assert status is not None
     assert (status.state, status.code) == ("failed", 93)
     assert "error: 3 starts ended at step 0" in run.log
-
-
-def test_cancelling_saves_and_is_not_requeued(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run = submitted(tmp_path, "--steps", "100000", "--checkpoint.every", "0")
-    run.until_step(5)
-    capfd.readouterr()
-    assert cli.main(["cancel", str(run.folder)]) == 0
-    said = capfd.readouterr()
-    saved = outcome.newest_step(run.folder)
-    assert saved >= 5
-    assert f"can go on at step {saved}" in said.out
-    time.sleep(1)
-    assert not run.state
-    assert slurm("scontrol", "show", "job", run.job.id, "-o").count("Requeue=1 Restarts=0")
 
 
 def test_slurms_own_words_about_a_wrong_partition(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

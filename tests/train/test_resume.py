@@ -32,6 +32,9 @@ class StopAt:
     def received(self) -> int:
         return int(signal.SIGTERM) if self.position.step >= self.step else 0
 
+    def heed(self, agreed: int) -> int:
+        return agreed
+
 
 def run(folder: str, stop_at: int, flags: list[str]) -> int:
     """Start or resume the run and stop it at a step; returns the step that it reached."""

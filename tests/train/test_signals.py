@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sslx.train.signals import STOPPING, StopSignals, exit_code
+from sslx.train.signals import STOPPING, StopSignals, exit_code, give_up_s
 
 
 def send(number: signal.Signals, stop: StopSignals) -> None:
@@ -93,3 +93,48 @@ def test_it_works_while_the_main_thread_is_in_native_code_and_a_second_ctrl_c_en
 def test_ctrl_c_ends_with_130_and_a_preemption_with_75():
     assert exit_code(signal.SIGINT) == 130
     assert exit_code(signal.SIGTERM) == exit_code(signal.SIGUSR2) == 75
+
+
+def test_a_run_that_cannot_agree_is_given_up_and_says_so_first():
+    stuck = (
+        "import ctypes\n"
+        "from sslx.train.signals import StopSignals\n"
+        "with StopSignals(give_up_s=0.3) as stop:\n"
+        "    stop.on_give_up = lambda: print('giving up', stop.received, flush=True)\n"
+        "    print('ready', flush=True)\n"
+        "    libc = ctypes.CDLL(None)\n"
+        "    while True: libc.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", stuck], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR2)
+        assert process.stdout.readline() == f"giving up {signal.SIGUSR2.value}\n"
+        assert process.wait(5) == 75
+
+
+def test_a_run_that_has_agreed_may_take_its_time():
+    with StopSignals(give_up_s=0.1) as stop:
+        stop.on_give_up = lambda: os._exit(1)
+        send(signal.SIGTERM, stop)
+        assert stop.heed(0) == 0
+        assert stop.heed(stop.received) == signal.SIGTERM
+        time.sleep(0.3)
+    with StopSignals(give_up_s=0.1) as stop:  # ended by itself before the time was up
+        stop.on_give_up = lambda: os._exit(1)
+        send(signal.SIGTERM, stop)
+    time.sleep(0.3)
+
+
+def test_ctrl_c_gives_up_nothing():
+    with StopSignals(give_up_s=0.05) as stop:
+        stop.on_give_up = lambda: os._exit(1)
+        send(signal.SIGINT, stop)
+        time.sleep(0.2)
+
+
+def test_only_a_cluster_is_in_a_hurry(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SSLX_GIVE_UP_S", raising=False)
+    assert give_up_s() == float("inf")
+    monkeypatch.setenv("SSLX_GIVE_UP_S", "40")
+    assert give_up_s() == 40

@@ -1,0 +1,105 @@
+"""What a submitted job does on its node, without one: its environment, its code's version, its end."""
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import TINY
+from sslx import config, outcome
+from sslx.train import job
+from sslx.train.job import Job
+
+
+def written(folder: Path, *flags: str) -> Path:
+    """A run folder as ``sslx submit`` leaves it."""
+    run = config.load([*TINY, "--runs", str(folder), "--name", "r", *flags])
+    (folder / "r" / "job").mkdir(parents=True)
+    (folder / "r" / "job" / "recipe.json").write_text(config.dump(run))
+    return folder / "r"
+
+
+def run_as_a_process(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    script = f"from sslx.train.job import Job; Job(folder={str(folder)!r}, code={code!r})()"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environ, check=False
+    )
+
+
+def test_a_job_is_small_and_pickled_by_reference(tmp_path: Path) -> None:
+    text = pickle.dumps(Job(folder=str(tmp_path), code="0.1.0 abc def"))
+    assert len(text) < 500
+    assert pickle.loads(text) == Job(folder=str(tmp_path), code="0.1.0 abc def")
+
+
+def test_the_code_version_changes_with_the_code() -> None:
+    version = job.code_version()
+    assert version == job.code_version()
+    digest = version.split()[-1]
+    path = Path(job.__file__).with_name("changed_by_a_test.py")
+    path.write_text("# another file\n")
+    try:
+        assert job.code_version().split()[-1] != digest
+    finally:
+        path.unlink()
+
+
+@pytest.mark.slow
+def test_a_restart_with_other_code_says_so_and_one_with_the_same_does_not(tmp_path: Path) -> None:
+    done = run_as_a_process(written(tmp_path), "0.0.9 1234567 0123456789ab")
+    assert done.returncode == 0, done.stderr
+    said = "note: the code has changed since the job was submitted: 0.0.9 1234567 0123456789ab -> "
+    assert done.stdout.splitlines()[0] == said + job.code_version()
+    assert "step 2/2" in done.stdout
+    again = run_as_a_process(tmp_path / "r", job.code_version())
+    assert again.returncode == 0, again.stderr
+    assert "note:" not in again.stdout
+    assert outcome.read_stops(tmp_path / "r") == []
+
+
+@pytest.mark.slow
+def test_without_slurm_the_job_itself_asks_whether_to_start_again(tmp_path: Path) -> None:
+    """144 is what submitit's local executor starts again for."""
+    folder = written(tmp_path, "--steps", "1000000", "--checkpoint.every", "0")
+    script = f"from sslx.train.job import Job; Job(folder={str(folder)!r}, code='')()"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step    2/"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+        assert process.wait(20) == 144
+    (stop,) = outcome.read_stops(folder)
+    assert (stop.code, stop.reason, stop.step >= 2) == (75, "SIGTERM", True)
+    wrong = written(tmp_path / "wrong", "--data.source", "folder", "--data.backend", "dali", "--data.root", "/nowhere")
+    assert run_as_a_process(wrong, "").returncode == 66
+    assert outcome.read_stops(wrong)[-1].code == 66
+
+
+def test_the_interface_is_the_one_that_packets_leave_by() -> None:
+    assert job.interface_to("127.0.0.1") == "lo"
+    assert job.interface_to("no.such.host.invalid") == ""
+    names = {name for _, name in socket.if_nameindex()}
+    assert job.interface_to("198.51.100.1") in names | {""}
+
+
+def test_threads_are_the_tasks_share_and_what_is_set_stays() -> None:
+    cores = len(os.sched_getaffinity(0))
+    environ = {"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    job.prepare(environ)
+    assert environ["OMP_NUM_THREADS"] == str(cores)
+    environ = {"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "6"}
+    job.prepare(environ)
+    assert environ["OMP_NUM_THREADS"] == "6"
+    environ |= {"OMP_NUM_THREADS": "3"}
+    job.prepare(environ)
+    assert environ["OMP_NUM_THREADS"] == "3"
+    environ = {"OTHER": "1"}
+    job.prepare(environ)
+    assert environ.keys() == {"OTHER", "TTY_COMPATIBLE"}
