@@ -19,7 +19,7 @@ from sslx import outcome
 from sslx.errors import UserError
 
 SAVED, NO_PROGRESS, CANCELLED = 75, 93, 130
-FINAL = (0, 64, 65, 66, 74, 76, 77, 130)
+FINAL = (0, 64, 65, 66, 74, 76, 77, 130, 141)
 """Exit codes after which a new start would end alike; ``sslx.errors`` lists them."""
 MAX_STARTS = 3
 """Starts that may end at the same checkpoint before the job is given up."""

@@ -29,7 +29,7 @@ def test_a_finished_run_leaves_no_stop(run: Path) -> None:
     assert outcome.read_stops(run) == []
 
 
-@pytest.mark.parametrize("code", [64, 65, 66, 74, 76, 77, 130])
+@pytest.mark.parametrize("code", [64, 65, 66, 74, 76, 77, 130, 141])
 def test_what_would_end_alike_is_not_started_again(run: Path, code: int) -> None:
     assert asked(run, code) == code
     (stop,) = outcome.read_stops(run)

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 Weights = dict[str, torch.Tensor]
 
 
+@pytest.mark.timeout(600)
 def test_a_run_that_meets_everything_has_the_weights_of_one_that_meets_nothing(
     tmp_path: Path, reference: Weights
 ) -> None:

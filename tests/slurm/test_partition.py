@@ -23,6 +23,7 @@ def nodes(run: Run) -> str:
     return slurm("scontrol", "show", "job", run.job.id, "-o").split(" NodeList=")[1].split()[0]
 
 
+@pytest.mark.timeout(600)
 def test_s2_and_s4_a_preempted_run_leaves_a_node_behind_that_is_cut_off(
     networks: Cluster, tmp_path: Path, reference: dict[str, torch.Tensor]
 ) -> None:
