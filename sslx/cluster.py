@@ -34,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             "the job says how many ranks there are: --nodes and --ranks-per-node before the --, no --ranks"
         )
+    if len(runs) == 1:  # of which submitit makes no array
+        wanted = dataclasses.replace(wanted, array=None)
     runs = [dataclasses.replace(run, runs=run.runs.absolute(), ranks=wanted.ranks) for run in runs]
     check(wanted, runs, jobs.queued() if wanted.cluster == "slurm" else {})
     folder = runs[0].runs / f"{config.load(arguments).name}-array" if wanted.array else _folder(runs[0])
@@ -68,8 +70,8 @@ def check(wanted: AllocationConfig, runs: Sequence[PretrainConfig], queue: jobs.
         raise MissingInput(
             "no Slurm on this machine (sbatch is not in PATH): submit on a login node, or take --cluster local"
         )
-    if wanted.cluster != "slurm" and (wanted.nodes > 1 or wanted.array):
-        raise ConfigError(f"--nodes and --array need --cluster slurm, not {wanted.cluster}")
+    if wanted.cluster != "slurm" and (wanted.nodes > 1 or wanted.array or wanted.dry_run):
+        raise ConfigError(f"--nodes, --array and --dry-run need --cluster slurm, not {wanted.cluster}")
     for run in runs:
         share = wanted.nodes * wanted.ranks * run.micro_batches
         if run.batch_size % share:

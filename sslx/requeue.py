@@ -1,4 +1,4 @@
-"""What a batch script asks when its step has ended: ``python -m sslx.requeue RUN CODE`` requeues the job or ends it.
+"""What a batch script asks when its step has ended, by ``python -m sslx.requeue``: to requeue the job, or to end it.
 
 A run that was stopped and saved, or that crashed, starts again from its newest checkpoint.  One that cannot go on by
 itself (a wrong flag, missing images, a loss that is no number) does not, nor one that three starts have not taken any
@@ -26,7 +26,7 @@ MAX_STARTS = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """``FOLDER CODE [STARTED]``: folder of the run, or of an array's jobs with a ``runs.json``; the step's exit code.
+    """``FOLDER CODE STARTED``: folder of the run, or of an array's jobs with a ``runs.json``; the step's exit code.
 
     STARTED (Unix, s): an older status.json is not of this start.  SSLX_ENDED_BY_SLURM=1 in the environment: Slurm told
     the batch script too to end (scancel, the time limit, its own requeue), so what comes next is Slurm's to say.
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """
     folder, code = run_folder(Path(argv[0])), int(argv[1])
     status = outcome.read_status(folder)
-    if status and status.state != "running" and status.time >= float(argv[2] if len(argv) > 2 else 0):
+    if status and status.state != "running" and status.time >= float(argv[2]):
         code = 0 if status.state == "done" else status.code or code  # torchrun and srun have codes of their own
         reason = status.reason
     else:

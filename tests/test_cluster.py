@@ -57,7 +57,11 @@ def test_profiles_come_before_flags(tmp_path: Path) -> None:
             66,
             "no profile 'nowhere': there are eight_gpus, local_cluster",
         ),
-        (["--cluster", "local", "--nodes", "2", "--", "simclr_digits"], 64, "need --cluster slurm, not local"),
+        (
+            ["--cluster", "local", "--nodes", "2", "--", "simclr_digits"],
+            64,
+            "--nodes, --array and --dry-run need --cluster slurm, not local",
+        ),
         (["--cluster", "local", "--ranks-per-node", "3", "--", *TINY], 64, "take --batch-size 15"),
         (["--cluster", "local", "--", "simclr_digit"], 66, "did you mean simclr_digits?"),
         (["--cluster", "local", "--", *TINY, "--ranks", "2"], 64, "--ranks-per-node before the --, no --ranks"),

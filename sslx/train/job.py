@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -35,6 +36,7 @@ class Job:
 
     def __call__(self) -> int:
         """Train; ends the process with the run's exit code where that is not 0."""
+        started = time.time()
         with StopSignals(give_up_s()) as stop:  # over submitit's handlers, which leave SIGTERM alone
             prepare(os.environ)
             if os.environ.get("SLURM_PROCID", "0") == "0" and (now := code_version()) != self.code:
@@ -43,7 +45,7 @@ class Job:
             recipe = str(Path(self.folder) / "job" / "recipe.json")
             code = getattr(import_module(module), function)([recipe, "--resume", "auto"], stop)
         if code and "SLURM_JOB_ID" not in os.environ:  # under Slurm the batch script asks
-            code = requeue.main([self.folder, str(code)])
+            code = requeue.main([self.folder, str(code), str(started)])
             code = _LOCAL_REQUEUE if code == requeue.SAVED else code
         if code:
             sys.exit(code)

@@ -51,3 +51,12 @@ def test_a_sweep_is_one_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "#SBATCH --array=0-5%4\n" in script
     assert f"#SBATCH --output={tmp_path}/r-array/%A_%a.log\n" in script
     assert f"-m sslx.requeue {tmp_path}/r-array" in script
+
+
+def test_a_sweep_of_one_run_is_no_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sweep.toml"
+    path.write_text("[grid]\nseed = [3]\n")
+    assert cli.main(["submit", "--dry-run", "--array", str(path), "--", *flags(tmp_path)]) == 0
+    script = capsys.readouterr().out
+    assert "--array" not in script
+    assert f"-m sslx.requeue {tmp_path}/r-seed=3 " in script

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -16,6 +18,15 @@ def send(number: signal.Signals, stop: StopSignals) -> None:
     deadline = time.monotonic() + 5
     while not stop.received and time.monotonic() < deadline:
         time.sleep(0.001)
+
+
+@contextmanager
+def once_ready(code: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
+    """A process that runs this code and has said "ready", and what reads its next line."""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process, process.stdout.readline
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -78,12 +89,10 @@ def test_it_works_while_the_main_thread_is_in_native_code_and_a_second_ctrl_c_en
         "    libc = ctypes.CDLL(None)\n"
         "    while True: end = libc.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", native], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with once_ready(native) as (process, line):
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == f"received {signal.SIGINT.value}\n"
+        assert line() == f"received {signal.SIGINT.value}\n"
         time.sleep(1.1)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
@@ -105,11 +114,9 @@ def test_a_run_that_cannot_agree_is_given_up_and_says_so_first():
         "    libc = ctypes.CDLL(None)\n"
         "    while True: libc.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", stuck], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with once_ready(stuck) as (process, line):
         process.send_signal(signal.SIGUSR2)
-        assert process.stdout.readline() == f"giving up {signal.SIGUSR2.value}\n"
+        assert line() == f"giving up {signal.SIGUSR2.value}\n"
         assert process.wait(5) == 75
 
 
