@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=0, help="default: 256 at 32 px, 64 at 224")
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0, help="of a window")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -184,7 +185,7 @@ def main() -> None:
             "batch_size": batch_size,
             "images": args.root.name,
         }
-        measure.append(RESULTS, {**record, "samples_per_s": found, "ratio_to_fastest": ratios})
+        measure.append(args.results, {**record, "samples_per_s": found, "ratio_to_fastest": ratios})
 
 
 if __name__ == "__main__":

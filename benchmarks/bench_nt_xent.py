@@ -14,7 +14,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,26 +72,8 @@ def error(loss: Loss, z1: Tensor, z2: Tensor, truth: tuple[float, Tensor]) -> tu
 
 
 def timed(call: Callable[[], object], device: torch.device, seconds: float) -> Callable[[], float]:
-    """A window: milliseconds a call over at least ``seconds``, after a call that pays for what the last arm freed."""
-
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def window() -> float:
-        call()
-        finish()
-        calls, spent, many = 0, 0.0, 1
-        while spent < seconds:
-            start = time.perf_counter()
-            for _ in range(many):
-                call()
-            finish()
-            spent, calls = spent + time.perf_counter() - start, calls + many
-            many = min(many * 2, 100) if device.type == "cuda" else 1  # a GPU's queue is kept full
-        return spent / calls * 1e3
-
-    return window
+    """A window: calls a second, after a call that pays for what the last arm freed."""
+    return measure.window(call, device, seconds, before=call)
 
 
 def replay(loss: Loss, z1: Tensor, z2: Tensor) -> Callable[[], object]:
@@ -106,13 +87,6 @@ def replay(loss: Loss, z1: Tensor, z2: Tensor) -> Callable[[], object]:
     with torch.cuda.graph(graph):
         run(loss, z1, z2)
     return graph.replay
-
-
-def products(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
-    """(a product of the square matrices at which the device is about fastest, its operations)."""
-    side = 8192 if device.type == "cuda" else 4096
-    a, b, out = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(3))
-    return lambda: torch.mm(a, b, out=out), 2.0 * side**3
 
 
 def peak_mib(arm: str, batch_size: int, dim: int, temperature: float) -> float:
@@ -130,12 +104,11 @@ def print_peak(arm: str, batch_size: int, dim: int, temperature: float) -> None:
         run(loss, *embeddings(64, dim, cpu, torch.float32))
     z1, z2 = embeddings(batch_size, dim, cpu, torch.float32)
     z1.grad, z2.grad = torch.ones_like(z1), torch.ones_like(z2)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of imports, would hide all that follows
+    measure.reset_peak(cpu)  # of imports, which would hide all that follows
     if arm:
         for _ in range(2):
             run(loss, z1, z2)
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(int(peak.split()[1]) / 1024)
+    print(measure.peak_bytes(cpu) / 2**20)
 
 
 def gpu_peak_mib(loss: Loss, z1: Tensor, z2: Tensor) -> float:
@@ -153,7 +126,7 @@ def compare(
     """A line for each arm, printed too."""
     z1, z2 = embeddings(batch_size, args.dim, device, dtype)
     truth = exact(z1, z2, args.temperature)
-    product, operations = products(device, dtype)
+    product, operations = measure.product(device, dtype, 8192 if device.type == "cuda" else 4096)
     windows = {"matrix rate": timed(product, device, min(args.seconds, 1.0))}
     errors, peaks = {}, {}
     for name, loss in arms(args.temperature, device, not args.no_compile).items():
@@ -170,14 +143,14 @@ def compare(
             except RuntimeError as failure:
                 print(f"{name}: not a CUDA graph ({str(failure).splitlines()[0]})")
     found = measure.take_turns(windows, args.windows)
-    rates = [operations / ms / 1e6 for ms in found.pop("matrix rate")]
-    count = 5 * (2 * batch_size) ** 2 * args.dim / 1e6
+    rates = [operations * calls_per_s / 1e9 for calls_per_s in found.pop("matrix rate")]
+    count = 5 * (2 * batch_size) ** 2 * args.dim / 1e9
     print(f"\nB = {batch_size}, D = {args.dim}, {dtype}: ms forward and backward, n = {args.windows}", end="; ")
     print(f"matrix products at {measure.spread(rates)['median']:.0f} GFLOP/s")
     lines: list[dict[str, Any]] = []
     for name, values in found.items():
-        ms = measure.spread(values)
-        share = measure.spread([count / value / rate for value, rate in zip(values, rates, strict=True)])
+        ms = measure.spread([1e3 / calls_per_s for calls_per_s in values])
+        share = measure.spread([count * calls / rate for calls, rate in zip(values, rates, strict=True)])
         plain = name.removesuffix(", replayed")
         loss_error, gradient_error = errors[plain]
         print(
@@ -203,6 +176,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--no-compile", action="store_true", help="leave dense torch.compile out")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--no-record", action="store_true", help="print only")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -218,7 +192,7 @@ def main() -> None:
     for batch_size in args.batch_sizes:
         for line in compare(batch_size, args, device, dtype):
             if not args.no_record:
-                measure.append(RESULTS, {**common, **line})
+                measure.append(args.results, {**common, **line})
     if device.type == "cuda":
         return
     for batch_size in args.memory_at:
@@ -229,7 +203,7 @@ def main() -> None:
             f"B = {batch_size}: {mib:.0f} MiB over a process without the loss" + (f" (limit {limit})" if limit else "")
         )
         if not args.no_record:
-            measure.append(RESULTS, {**common, "batch_size": batch_size, "arm": "sslx", "peak_mib": round(mib, 1)})
+            measure.append(args.results, {**common, "batch_size": batch_size, "arm": "sslx", "peak_mib": round(mib, 1)})
 
 
 if __name__ == "__main__":

@@ -1,14 +1,39 @@
 #!/usr/bin/env bash
-# Every figure of the README on this machine: bash benchmarks/run_cpu.sh CIFAR10_FOLDER PHOTO_FOLDER
+# The README's figures, on this machine:
+#   bash benchmarks/run_cpu.sh --quick CIFAR10 PHOTOS    throughput and memory, under 40 minutes on 2 cores
+#   bash benchmarks/run_cpu.sh CIFAR10 PHOTOS            and accuracies, 5 hours more, as parts: started again it goes on
+# CIFAR10: a folder with train/CLASS/* and test/CLASS/*.  PHOTOS: a folder of photos.  Both end with the READMEs written.
 set -euo pipefail
+quick=0
+if [[ ${1:-} == --quick ]]; then quick=1; shift; fi
+if (($# != 2)); then sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 64; fi
+cifar=$(realpath "$1") photos=$(realpath "$2") start=$SECONDS failed=()
 cd "$(dirname "$0")/.."
-cifar=${1:?folder with train/CLASS/* and test/CLASS/*} photos=${2:?folder of photos}
-python=.venv/bin/python
-$python benchmarks/bench_quickstart.py
-$python benchmarks/bench_startup.py
-$python benchmarks/bench_parity.py --root "$cifar/test" --size 32
-$python benchmarks/bench_parity.py --root "$photos" --size 224
-$python benchmarks/bench_loader.py --root "$cifar/train" --size 32
-$python benchmarks/bench_loader.py --root "$photos" --size 224
-$python benchmarks/bench_nt_xent.py
-$python benchmarks/bench_cifar10.py --root "$cifar"
+.venv/bin/python -c 'import lightly' 2>/dev/null || { echo "error: the peers are missing: .venv/bin/pip install -e '.[bench]'" >&2; exit 69; }
+images=(--data.source folder --data.root "$cifar")
+
+run() {  # a benchmark that misses its limit does not keep the others from running
+  echo "== $* ($(((SECONDS - start) / 60)) min)"
+  .venv/bin/python "benchmarks/$@" || failed+=("$1")
+}
+
+run bench_harness.py
+run bench_startup.py
+run bench_loader.py --root "$cifar/train" --size 32
+run bench_loader.py --root "$photos" --size 224
+run bench_nt_xent.py
+run bench_step.py simclr_cifar10_cpu "${images[@]}" --images "CIFAR-10 (JPEG q75)" --picture benchmarks/results/roofline.svg
+run bench_peers.py --root "$cifar" --windows 3
+run bench_scaling.py simclr_cifar10_cpu --data.source synthetic --data.backend synthetic
+if ((!quick)); then
+  run bench_quickstart.py
+  run bench_parity.py --root "$cifar/test" --size 32
+  run bench_parity.py --root "$photos" --size 224
+  run bench_cifar10.py --root "$cifar"
+  run bench_accuracy.py simclr_cifar10_cpu "${images[@]}" --linear-at-least 0.60
+  run bench_methods.py --root "$cifar"
+  run bench_time_to_accuracy.py --root "$cifar"
+fi
+.venv/bin/python benchmarks/report.py
+echo "took $(((SECONDS - start) / 60)) minutes"
+if ((${#failed[@]})); then echo "missed their limits: ${failed[*]}" >&2; exit 1; fi

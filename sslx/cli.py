@@ -2,6 +2,7 @@
 
 import ctypes
 import difflib
+import gc
 import hashlib
 import os
 import sys
@@ -17,6 +18,7 @@ COMMANDS = {
     "probe": ("sslx.evaluate:probe_main", "kNN, linear and few-label accuracy of a run's features"),
     "plot": ("sslx.evaluate:plot_main", "t-SNE picture and loss curve of a run"),
     "verify": ("sslx.verify:main", "whether W processes train as one does: sslx verify simclr"),
+    "bench": ("sslx.bench:main", "what limits a recipe on this machine, and what would help"),
     "submit": ("sslx.cluster:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
     "jobs": ("sslx.jobs:main", "how every run under a folder stands"),
     "logs": ("sslx.jobs:logs_main", "what the job of a run has printed"),
@@ -64,19 +66,27 @@ def _main(argv: list[str]) -> int:
 
 def run(target: str, argv: Sequence[str]) -> int:
     """Call ``module:function`` and turn what a user can cause into one line and an exit code."""
-    _keep_freed_memory()
+    keep_freed_memory()
     module, function = target.split(":")
     try:
-        return getattr(import_module(module), function)(list(argv))
+        gc.disable()  # what an import makes stays: to look for garbage in it takes a fifth of the import's time
+        loaded = import_module(module)
+        gc.freeze()
+        gc.enable()
+        return getattr(loaded, function)(list(argv))
     except UserError as error:
         return complain(str(error), error.exit_code)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
     except SystemExit as error:  # tyro: 0 after --help, 2 after a wrong flag, which it has explained
         return 64 if error.code == 2 else int(error.code or 0)
+    finally:
+        gc.enable()
+        if "triton" in sys.modules:  # it reports what the exit leaves as leaked; for the rest, not to look is faster
+            gc.unfreeze()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc reuse the memory of freed tensors instead of giving it back to the kernel after every use.
 
     Large tensors are otherwise mapped, faulted in page by page and unmapped in each step: on 2 CPU cores that

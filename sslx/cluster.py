@@ -6,6 +6,7 @@ submitit writes the batch script and its folder of pickles; ranks, signals and r
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import shlex
@@ -37,8 +38,9 @@ def main(argv: Sequence[str]) -> int:
     if len(runs) == 1:  # of which submitit makes no array
         wanted = dataclasses.replace(wanted, array=None)
     runs = [dataclasses.replace(run, runs=run.runs.absolute(), ranks=wanted.ranks) for run in runs]
-    check(wanted, runs, jobs.queued() if wanted.cluster == "slurm" else {})
-    folder = runs[0].runs / f"{config.load(arguments).name}-array" if wanted.array else _folder(runs[0])
+    asks = wanted.cluster == "slurm" or any(jobs.is_on_slurm(_folder(run)) for run in runs)
+    check(wanted, runs, jobs.queued() if asks else {})
+    folder = _array_folder(config.load(arguments).name, runs) if wanted.array else _folder(runs[0])
     executor = prepared(wanted, folder, runs)
     if wanted.dry_run:
         sys.stdout.write(batch_script(executor, len(runs)) + "\n")
@@ -175,6 +177,12 @@ def submit(executor: submitit.AutoExecutor, todo: Sequence[Job], wanted: Allocat
     except FailedJobError as error:
         words = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"Slurm refused the job: {'; '.join(words)}") from error
+
+
+def _array_folder(name: str, runs: Sequence[PretrainConfig]) -> Path:
+    """Of an array's pickles and logs: another for every other list of runs, whose tasks read it while they live."""
+    names = "\n".join(run.name for run in runs)
+    return runs[0].runs / f"{name}-array-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
 
 def _folder(run: PretrainConfig) -> Path:

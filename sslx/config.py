@@ -261,8 +261,9 @@ def sweep(path: Path, argv: Sequence[str]) -> list[PretrainConfig]:
     if tree is None:
         raise MissingInput(f"sweep {path} does not exist")
     grid, tables = tree.pop("grid", {}), tree.pop("run", [{}])
-    if tree or not isinstance(grid, dict) or not all(isinstance(values, list) for _, values in _leaves(grid)):
-        raise ConfigError(f"{path}: expected a table [grid] of lists, tables [[run]], and nothing else")
+    lists = isinstance(grid, dict) and all(isinstance(values, list) and values for _, values in _leaves(grid))
+    if tree or not lists or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{path}: expected a table [grid] of lists that hold something, tables [[run]], nothing else")
     names = [name for name, _ in _leaves(grid)]
     found: list[PretrainConfig] = []
     for table in tables:
@@ -272,6 +273,8 @@ def sweep(path: Path, argv: Sequence[str]) -> list[PretrainConfig]:
             run = load([*argv, *flags])
             suffix = "-".join(f"{name.rpartition('.')[2]}={value}" for name, value in changes.items())
             found.append(dataclasses.replace(run, name=f"{run.name}-{suffix}" if suffix else run.name))
+    if not found:
+        raise ConfigError(f"{path}: no run in it")
     if len({run.name for run in found}) < len(found):
         raise ConfigError(f"{path}: two runs change the same: they would share a folder")
     return found

@@ -20,7 +20,7 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from sslx import outcome
+from sslx import outcome, requeue
 from sslx.errors import ConfigError, MissingInput
 
 Queue: TypeAlias = "dict[str, tuple[str, str]]"
@@ -48,7 +48,11 @@ def main(argv: Sequence[str]) -> int:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "job", "state", "step", "samples/s", "checkpoint", "starts", "last stop"):
         table.add_column(column, justify="right" if column in ("step", "samples/s", "starts") else "left")
-    queue = queued() if any(is_on_slurm(run) for run in runs) else {}
+    queue: Queue = {}
+    try:
+        queue = queued() if any(is_on_slurm(run) for run in runs) else {}
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
     for run in runs:
         table.add_row(run.relative_to(folder).as_posix() if run != folder else run.name, *row(run, queue))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
@@ -100,13 +104,13 @@ def state(job: outcome.Job | None, status: outcome.Status | None, queue: Queue) 
 
 
 def queued() -> Queue:
-    """All one's own jobs; none without Slurm."""
+    """All one's own jobs; none without Slurm.  ConfigError where Slurm does not answer."""
     if not shutil.which("squeue"):
         return {}
     asked = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%r"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.stderr.write(f"Slurm does not answer: {done.stderr.strip()}\n")
+        raise ConfigError(f"Slurm does not answer: {_one_line(done.stderr)}")
     lines = [line.split("|") for line in done.stdout.splitlines()]
     return {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
 
@@ -158,12 +162,34 @@ def logs_main(argv: Sequence[str]) -> int:
     wanted = parser.parse_args(argv)
     job = _job(wanted.run)
     if not Path(job.log).exists():
-        sys.stderr.write(f"job {job.id} has printed nothing yet: {now(job) or 'it has ended'}\n")
+        doing = _now_or("nobody knows, Slurm does not answer", job) or "it has ended"
+        sys.stderr.write(f"job {job.id} has printed nothing yet: {doing}\n")
         if not wanted.follow:
             return 0
     sys.stdout.flush()
     follow = ["-F"] if wanted.follow else []
     return subprocess.run(["tail", "-q", "-n", str(wanted.lines), *follow, job.log], check=False).returncode
+
+
+def claim(folder: Path, code: str) -> str:
+    """Make this batch job the run's owner, as slurm/pretrain.sbatch does before it starts anything.
+
+    code: of sslx, as it is now; returns a note for the log where the job was begun with another one, else "".  Raises
+    ConfigError where another job that has not ended owns the run.
+    """
+    job, owner = requeue.job_id(), outcome.read_job(folder)
+    if owner and owner.id == job:
+        return f"note: the code has changed since the job began: {owner.code} -> {code}\n" if owner.code != code else ""
+    if owner and (state := now(owner)):
+        raise ConfigError(f"run {folder} belongs to job {owner.id}, which is {state}: take another NAME, or cancel it")
+    log = ""
+    if shutil.which("scontrol"):
+        asked = ["scontrol", "show", "job", job]
+        lines = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+        log = next((word.removeprefix("StdOut=") for word in lines if word.startswith("StdOut=")), "")
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome.write_job(folder, outcome.Job(cluster="slurm", id=job, log=log, code=code, submitted=time.time()))
+    return ""
 
 
 def cancel_main(argv: Sequence[str]) -> int:
@@ -178,12 +204,17 @@ def cancel_main(argv: Sequence[str]) -> int:
     if not before:
         raise ConfigError(f"job {job.id} of {run} has ended already")
     (run / "cancel").touch()  # what the batch script reads: do not requeue
-    if before != "running":
-        return _end(job, run, f"cancelled job {job.id}, which was {before}")
-    _signal(job)
+    try:
+        if before != "running":
+            return _end(job, run, f"cancelled job {job.id}, which was {before}")
+        _signal(job)
+    except (subprocess.CalledProcessError, OSError) as error:
+        (run / "cancel").unlink(missing_ok=True)
+        why = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        raise ConfigError(f"job {job.id} cannot be ended: {_one_line(why)}") from error
     sys.stderr.write(f"asked job {job.id} to save and end\n")
     deadline = time.monotonic() + wanted.wait_s
-    while found := now(job):
+    while found := _now_or(before, job):
         if found != before:
             sys.stderr.write(f"job {job.id}: {found}\n")
             before = found
@@ -194,16 +225,32 @@ def cancel_main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _now_or(before: str, job: outcome.Job) -> str:
+    """``now``, or what was last seen where Slurm does not answer."""
+    try:
+        return now(job)
+    except ConfigError:
+        return before
+
+
+def _scancel(*arguments: str) -> None:
+    subprocess.run(["scancel", *arguments], check=True, capture_output=True, text=True)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _signal(job: outcome.Job) -> None:
     if job.cluster == "slurm":
-        subprocess.run(["scancel", "--signal", "USR2", job.id], check=True)
+        _scancel("--signal", "USR2", job.id)
     else:
         os.kill(int(job.id), signal.SIGTERM)  # submitit's controller hands it on
 
 
 def _end(job: outcome.Job, run: Path, words: str) -> int:
     if job.cluster == "slurm":
-        subprocess.run(["scancel", job.id], check=True)
+        _scancel(job.id)
     else:
         os.kill(int(job.id), signal.SIGINT)  # it ends its tasks
     (run / "cancel").unlink(missing_ok=True)

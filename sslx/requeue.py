@@ -45,14 +45,15 @@ def main(argv: Sequence[str]) -> int:
         reason = "sslx cancel"
     if code == 0:
         return 0
-    job = os.environ.get("SLURM_JOB_ID", str(os.getpid()))
+    job = job_id()
     step = outcome.newest_step(folder)
     outcome.add_stop(folder, outcome.Stop(time=round(time.time(), 3), job=job, code=code, step=step, reason=reason))
     if reason == "sslx cancel":
         return CANCELLED
     if os.environ.get("SSLX_ENDED_BY_SLURM") == "1" or code in FINAL:
         return code
-    if not moves(outcome.read_stops(folder)):
+    submitted = outcome.read_job(folder)
+    if not moves(outcome.read_stops(folder), submitted.submitted if submitted else 0.0):
         why = f"{MAX_STARTS} starts ended at step {step:,}, the last with: {reason}"
         outcome.write_status(folder, "failed", step, why, NO_PROGRESS)
         sys.stderr.write(f"error: {why}: not started again\n")
@@ -61,11 +62,24 @@ def main(argv: Sequence[str]) -> int:
     return requeue(job) if "SLURM_JOB_ID" in os.environ else SAVED
 
 
-def moves(stops: Sequence[outcome.Stop]) -> bool:
-    """Whether the last MAX_STARTS starts have brought at least one new checkpoint."""
-    last = stops[-MAX_STARTS:]
-    before = stops[-MAX_STARTS - 1].step if len(stops) > MAX_STARTS else 0
-    return len(last) < MAX_STARTS or last[-1].step > before
+def moves(stops: Sequence[outcome.Stop], since: float) -> bool:
+    """Whether the last MAX_STARTS starts have brought at least one new checkpoint.
+
+    since: when the job was submitted (Unix, s): the starts of earlier jobs do not count.
+    """
+    earlier = [stop for stop in stops if stop.time < since]
+    own = stops[len(earlier) :]
+    before = [*earlier, *own[:-MAX_STARTS]]
+    return len(own) < MAX_STARTS or own[-1].step > (before[-1].step if before else 0)
+
+
+def job_id() -> str:
+    """Slurm's of this job, of an array's task as 123_4; this process's number without Slurm.
+
+    One task of every array has the whole array's number as its own: to requeue that would requeue all of them.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", str(os.getpid()))
 
 
 def requeue(job: str) -> int:

@@ -298,6 +298,7 @@ print(kills, temps, last)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_a_good_checkpoint(tmp_path: Path) -> None:
     waits = [f"{0.01 + 0.1 * wait:.4f}" for wait in rng.uniform(0, "waits", num=25)[0]]
     command = [sys.executable, "-c", KILL, str(tmp_path), *waits]
@@ -332,6 +333,7 @@ checkpoint.save(run, 2, {"weight": torch.ones(8)}, keep=2)
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -361,12 +363,7 @@ class Net(nn.Module):
 def test_weights_load_through_wrappers() -> None:
     state = Net().state_dict()
     compiled = cast(nn.Module, torch.compile(Net()))
-    for old, new in (
-        ("", ""),
-        ("", "module."),
-        ("", "_orig_mod.module."),
-        ("encoder.", "encoder._orig_mod."),
-    ):
+    for old, new in (("", ""), ("", "module."), ("", "_orig_mod.module."), ("encoder.", "encoder._orig_mod.")):
         given = {key.replace(old, new, 1): value for key, value in state.items()}
         for target in (Net(), compiled, nn.DataParallel(Net())):
             checkpoint.load_weights(target, given, "weights")

@@ -28,8 +28,12 @@ def test_sweeps(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [(run.seed, run.optim.lr, run.batch_size) for run in runs][:2] == [(0, 0.1, 16), (1, 0.1, 16)]
     assert [run.batch_size for run in runs][2:] == [32, 32]
-    path.write_text("[grid]\nseed = 1\n")
-    with pytest.raises(ConfigError, match=r"expected a table \[grid\] of lists"):
+    for wrong in ("[grid]\nseed = 1\n", "[grid]\nseed = []\n", "[run]\nseed = 1\n", "run = 3\n", "run = [3]\n"):
+        path.write_text(wrong)
+        with pytest.raises(ConfigError, match=r"expected a table \[grid\] of lists"):
+            config.sweep(path, flags(tmp_path))
+    path.write_text("run = []\n")
+    with pytest.raises(ConfigError, match="no run in it"):
         config.sweep(path, flags(tmp_path))
     path.write_text("[grid]\nseed = [1, 1]\n")
     with pytest.raises(ConfigError, match="two runs change the same"):

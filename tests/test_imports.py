@@ -13,12 +13,13 @@ CODE = sorted(p for top in ("sslx", "kernels", "launch", "benchmarks", "slurm") 
 SSLX = [path for path in CODE if path.is_relative_to(ROOT / "sslx")]
 FILES = CODE + sorted((ROOT / "tests").rglob("*.py"))
 
-LEAVES = ("errors", "rng", "schedules", "distributed")
+LEAVES = ("errors", "rng", "schedules", "distributed", "cores")
 """Anyone may import these; they import no other part."""
 
 ARROW = (
     ("outcome", "allocation"),
-    ("checkpoint", "log", "sync_bn", "group_norm", "requeue", "jobs"),
+    ("requeue",),
+    ("checkpoint", "log", "sync_bn", "group_norm", "jobs"),
     ("data",),
     ("encoders", "losses", "optim"),
     ("methods",),
@@ -27,7 +28,7 @@ ARROW = (
     ("config",),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing
     ("train", "evaluate", "doctor", "measure"),
-    ("verify", "cluster"),
+    ("verify", "cluster", "bench", "operators"),
     ("__main__",),
 )
 """The parts of sslx, each of which imports leaves and earlier ones only; those of one row not one another."""

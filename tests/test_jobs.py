@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sslx import cli, jobs, outcome
+from sslx.errors import ConfigError
 
 SLURM = outcome.Job(cluster="slurm", id="12", log="/nowhere/12.log", code="0.1.0", submitted=0.0)
 
@@ -63,7 +64,7 @@ def test_logs_are_the_last_lines(tmp_path: Path, capfd: pytest.CaptureFixture[st
     log = tmp_path / "12.log"
     run = a_run(tmp_path / "r", outcome.Job(cluster="slurm", id="12", log=str(log), code="", submitted=0.0))
     assert cli.main(["logs", str(run)]) == 0
-    assert "job 12 has printed nothing yet: it has ended" in capfd.readouterr().err
+    assert "job 12 has printed nothing yet: " in capfd.readouterr().err
     log.write_text("".join(f"line {i}\n" for i in range(100)))
     assert cli.main(["logs", str(run), "-n", "3"]) == 0
     assert capfd.readouterr().out == "line 97\nline 98\nline 99\n"
@@ -115,3 +116,26 @@ def test_listing_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert time.perf_counter() - started < 20
+
+
+def test_a_batch_job_claims_its_run_and_another_ones_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "999999")
+    assert jobs.claim(tmp_path / "r", "0.1.0 abc") == ""
+    job = outcome.read_job(tmp_path / "r")
+    assert job is not None
+    assert (job.cluster, job.id, job.code) == ("slurm", "999999", "0.1.0 abc")
+    assert jobs.claim(tmp_path / "r", "0.1.0 abc") == ""  # requeued
+    assert "0.1.0 abc -> 0.1.0 xyz" in jobs.claim(tmp_path / "r", "0.1.0 xyz")
+    assert outcome.read_job(tmp_path / "r") == job
+    code = [sys.executable, "-c", "import time; time.sleep(60)", "submitit"]  # as its controller's command line says
+    with subprocess.Popen(code) as other:
+        owner = outcome.Job(cluster="local", id=str(other.pid), log="", code="", submitted=0.0)
+        outcome.write_job(tmp_path / "r", owner)
+        time.sleep(0.2)
+        with pytest.raises(ConfigError, match=f"belongs to job {other.pid}, which is running"):
+            jobs.claim(tmp_path / "r", "0.1.0 abc")
+        other.kill()

@@ -1,9 +1,15 @@
 """The benchmark harness: spreads, turns and records."""
 
 import json
+import time
 from pathlib import Path
 
+import pytest
+import torch
+
 from sslx import measure
+
+CPU = torch.device("cpu")
 
 
 def test_spread_on_numbers_by_hand() -> None:
@@ -31,3 +37,53 @@ def test_a_record_says_where_it_was_measured(tmp_path: Path) -> None:
     assert lines[0]["cores"] >= 1
     assert lines[0]["versions"]["torch"]
     assert len(lines[0]["commit"]) >= 7
+
+
+def test_a_window_counts_calls_a_second_over_at_least_its_time() -> None:
+    calls: list[float] = []
+    prepared: list[int] = []
+
+    def call() -> None:
+        calls.append(time.perf_counter())
+        time.sleep(0.01)
+
+    rate = measure.window(call, CPU, 0.1, lambda: prepared.append(len(calls)))
+    rate()
+    first = len(calls)
+    found = rate()
+    assert 50 < found < 101  # a sleep of 10 ms takes longer, never less
+    assert 0.1 * found <= len(calls) - first <= 11
+    assert prepared == [0, first]
+
+
+def test_a_long_call_is_timed_twice_at_least() -> None:
+    calls: list[int] = []
+    rate = measure.window(lambda: calls.append(time.sleep(0.02) or 1), CPU, 0.001)
+    rate()
+    before = len(calls)
+    rate()
+    assert len(calls) - before == 2
+
+
+def test_figures_of_two_machines_are_not_compared() -> None:
+    here = measure.stamp()
+    measure.comparable([here, measure.stamp()])
+    other = {**here, "cores": here["cores"] + 1}
+    with pytest.raises(ValueError, match=r"two machines cannot be compared: cores is \d+ at .* and \d+ at"):
+        measure.comparable([here, other])
+
+
+def test_noise_is_the_spread_of_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([9.0, *range(90, 111)])  # the first is a warm-up; of 21, the 5th is 94 and the 17th 106
+    monkeypatch.setattr(measure, "window", lambda *_: lambda: next(rates))
+    lines: list[str] = []
+    assert measure.warn_of_noise(CPU, lines.append) == pytest.approx(12 / 100)
+    assert "varies by 12 %" in lines[0]
+
+
+def test_the_peak_holds_what_was_freed() -> None:
+    measure.reset_peak(CPU)
+    before = measure.peak_bytes(CPU)
+    freed = torch.ones(2**25)
+    del freed
+    assert 2**27 * 0.9 < measure.peak_bytes(CPU) - before < 2**27 * 1.5

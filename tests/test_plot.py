@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_tsne_without_labels_has_one_colour(tmp_path: Path) -> None:
     assert num_pixels(pixels, plot.PALETTE[1], plot.OPACITY) == 0
 
 
-@pytest.mark.parametrize("classes", [15, 30])
+@pytest.mark.parametrize("classes", [15, pytest.param(30, marks=pytest.mark.slow)])
 def test_tsne_of_many_classes_has_many_colours(classes: int, tmp_path: Path) -> None:
     x, label = clusters(classes)
     plot.tsne(x, label, None, tmp_path / "map.png", "title")
@@ -159,3 +160,35 @@ def test_images_stand_in_titled_rows_enlarged_pixel_by_pixel(tmp_path: Path) -> 
     assert green[:, 0].min() > (red[:, 0].min() + red[:, 0].max()) / 2, "the second row is below the first"
     assert green[:, 1].max() == blue[:, 1].max(), "the dot is the upper right pixel of each"
     assert num_pixels(pixels, "#22262b") > 300, "a title"
+
+
+def texts(path: Path) -> list[str]:
+    """What is written in an SVG."""
+    root = ElementTree.parse(path).getroot()
+    return ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_bars_are_as_long_as_their_values_and_ours_is_coloured(tmp_path: Path) -> None:
+    rows = [("sslx", 3000.0, 2900.0, 3100.0), ("other", 1000.0, 900.0, 1100.0)]
+    plot.bars(rows, tmp_path / "bars.png", "Title", "subtitle", ours="sslx")
+    pixels = read(tmp_path / "bars.png")
+    gray = num_pixels(pixels, "#c3c8d0")
+    assert num_pixels(pixels, plot.PALETTE[0]) == pytest.approx(3 * gray, rel=0.1)
+    plot.bars(rows, tmp_path / "bars.svg", "Title", "subtitle", line=("limit", 2000.0))
+    assert {"sslx", "other", "3,000", "1,000", "Title", "subtitle", "limit"} <= set(texts(tmp_path / "bars.svg"))
+
+
+def test_curves_have_a_colour_each_and_the_same_data_give_the_same_file(tmp_path: Path) -> None:
+    series = [("strong", [(1.0, 10.0, 9.0, 11.0), (2.0, 18.0, 17.0, 19.0)]), ("weak", [(1.0, 10.0, 9.0, 11.0)])]
+    for name in ("one.svg", "two.svg", "one.png"):
+        plot.curves(series, tmp_path / name, "Title", "subtitle", x="ranks", y="samples/s", powers_of_2=True)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert {"strong", "weak", "ranks", "samples/s", "1", "2"} <= set(texts(tmp_path / "one.svg"))
+    pixels = read(tmp_path / "one.png")
+    assert num_pixels(pixels, plot.PALETTE[0]) > 2 * num_pixels(pixels, plot.PALETTE[1]) > 0
+
+
+def test_a_roofline_has_its_operators_below_the_roof(tmp_path: Path) -> None:
+    points = [("mm", 0.7, 50.0, 8e11), ("add_", 0.3, 0.1, 1e9)]
+    plot.roofline(points, 1e12, 2e10, tmp_path / "roof.svg", "a recipe")
+    assert {"mm, 70 %", "add_, 30 %", "a recipe"} <= set(texts(tmp_path / "roof.svg"))

@@ -10,7 +10,7 @@ from sslx import outcome, requeue
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SSLX_ENDED_BY_SLURM"):
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SSLX_ENDED_BY_SLURM"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -79,6 +79,28 @@ def test_each_new_checkpoint_gives_three_more(run: Path) -> None:
         (run / "status.json").unlink(missing_ok=True)
         found.append(asked(run, 70))
     assert found == [75, 75, 75, 75, 75, 75, 75, 93]
+
+
+def test_a_job_submitted_again_has_three_starts_of_its_own(run: Path) -> None:
+    assert [asked(run, 70) for _ in range(3)] == [75, 75, 93]
+    time.sleep(0.01)
+    again = outcome.Job(cluster="slurm", id="2", log="", code="", submitted=time.time())
+    outcome.write_job(run, again)
+    (run / "status.json").unlink()
+    found: list[int] = []
+    for _ in range(3):
+        time.sleep(0.01)
+        found.append(asked(run, 70))
+    assert found == [75, 75, 93]
+
+
+def test_an_arrays_task_is_requeued_by_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")  # as of an array's last task
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert requeue.job_id() == "17_2"
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
+    assert requeue.job_id() == "17"
 
 
 def test_what_the_user_cancelled_ends_once(run: Path) -> None:

@@ -1,6 +1,5 @@
 """Loaders: source -> decode and augment on the device -> Batch, restartable at any batch, at any world size."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslx import rng
+from sslx import cores, rng
 from sslx.data import sources
 from sslx.data.batch import Batch
 from sslx.data.order import Order, Sequential, Shuffled
@@ -31,8 +30,8 @@ class Config(sources.Config):
     """Side of the training views in pixels; default: what suits the source (digits and CIFAR 32, folder 224)."""
     eval_size: int | None = None
     """Side of the probes' views in pixels; default: the same as size."""
-    backend: Literal["auto", "dali", "torchvision", "synthetic"] = "auto"
-    """auto: DALI where it is installed.  synthetic: one fixed batch from memory, to measure everything else."""
+    backend: Literal["auto", "dali", "torchvision", "resident", "synthetic"] = "auto"
+    """auto: DALI if installed.  resident: decoded once, kept in memory.  synthetic: one batch for ever, to measure."""
     threads: int | None = None
     """Loader threads (DALI) or processes (torchvision) a rank; default: the machine's cores / ranks on it."""
     max_bad: float = 0.01
@@ -198,7 +197,7 @@ def _replace(stand_in: dict[int, int], index: Indices) -> Indices:
 
 
 def _threads(config: Config, local_world_size: int) -> int:
-    return config.threads if config.threads is not None else max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    return config.threads if config.threads is not None else cores.share(local_world_size)
 
 
 def _backend(
@@ -210,6 +209,7 @@ def _backend(
     per_rank: int,
     local_world_size: int,
     device: torch.device,
+    say: Callable[[str], None],
 ) -> Backend:
     name = config.backend
     if name == "auto":
@@ -219,6 +219,10 @@ def _backend(
 
         return Synthetic(specs, seed=seed, max_per_rank=per_rank, device=device)
     threads = _threads(config, local_world_size)
+    if name == "resident":
+        from sslx.data.resident import Resident
+
+        return Resident(source, specs, seed=seed, device=device, num_threads=threads, say=say)
     if name == "torchvision":
         from sslx.data.torchvision import TorchVision
 
@@ -265,6 +269,7 @@ def training(
         per_rank=order.per_rank,
         local_world_size=local_world_size,
         device=device,
+        say=say,
     )
     return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say)
 
@@ -293,5 +298,6 @@ def evaluation(
         per_rank=batch_size,
         local_world_size=local_world_size,
         device=device,
+        say=say,
     )
     return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say)

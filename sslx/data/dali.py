@@ -138,7 +138,8 @@ class Dali:
 
     def _images(self, index: npt.NDArray[np.int64]) -> Any:
         if self.source.pixels is not None:
-            return self.source.pixels[index]
+            images = self.source.pixels[index]
+            return list(images) if images.dtype == object else images
         assert self.source.paths is not None
         return [np.frombuffer(self.source.paths[int(i)].encode(), dtype=np.uint8) for i in index]
 

@@ -21,8 +21,9 @@ NAMES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "stl10", "fold
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Images by index: either ``paths`` of encoded files or ``pixels`` (N, H, W, 3) uint8, never both.
+    """Images by index: either ``paths`` of encoded files or ``pixels``, never both.
 
+    pixels: (N, H, W, 3) uint8, or, where sizes differ, an array of N such arrays without the first dimension.
     labels: (N,) int64 or None.  classes: their names.  size: side of the views that suit it, in pixels.
     """
 
@@ -31,7 +32,7 @@ class Source:
     labels: npt.NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
     paths: Sequence[str] | None = field(default=None, repr=False)
-    pixels: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
+    pixels: npt.NDArray[Any] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         images = self.paths if self.paths is not None else self.pixels

@@ -24,6 +24,15 @@ class MethodConfig:
     name: str
     """What to train by: a file of sslx/methods."""
 
+    def check(self, batch_size: int, labelled: bool) -> None:
+        """Raise ConfigError where the method cannot train; called before anything but the source is built.
+
+        batch_size: samples of one loss, over all ranks.  labelled: whether the source has labels.
+        """
+        del labelled
+        if batch_size < 2:
+            raise ConfigError(f"batch norm and negatives need 2 samples or more, got a batch of {batch_size}")
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -36,8 +45,10 @@ class Step:
 @torch.no_grad()
 def spread(z: Tensor) -> Tensor:
     """How far apart this rank's embeddings (B, D) point: their standard deviation a dimension, at length 1, times
-    sqrt(D).  (), fp32: 1 where they are uniform on the sphere, 0 where they have collapsed to a point."""
+    sqrt(D).  (), fp32: 1 where they are uniform on the sphere, 0 where they have collapsed to a point, nan of one."""
     unit = F.normalize(z.float(), dim=1)
+    if len(unit) < 2:
+        return unit.new_full((), torch.nan)
     return unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5
 
 
@@ -64,15 +75,6 @@ class Method(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("progress", torch.zeros(()), persistent=False)
-
-    def check(self, batch_size: int, labelled: bool) -> None:
-        """Raise ConfigError where the method cannot train; called once, before anything is loaded or written.
-
-        batch_size: samples of one loss, over all ranks.  labelled: whether the source has labels.
-        """
-        del labelled
-        if batch_size < 2:
-            raise ConfigError(f"batch norm and negatives need 2 samples or more, got a batch of {batch_size}")
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """The embeddings that the loss compares.  Everything with parameters runs here; it may be compiled."""

@@ -71,7 +71,7 @@ class Config(base.MethodConfig):
         if min(self.hidden_dim, self.bottleneck_dim) < 1 or self.output_dim < 2:
             raise ConfigError("dino needs widths >= 1 and an output_dim >= 2")
         temperatures = self.student_temperature, self.teacher_temperature, self.teacher_temperature_start
-        if not all(temperature > 0 for temperature in temperatures):
+        if not all(0 < temperature < math.inf for temperature in temperatures):
             raise ConfigError("dino needs a student_temperature, teacher_temperature and teacher_temperature_start > 0")
         for field in ("local_blur", "second_blur", "second_solarize", "teacher_warmup", "teacher_momentum",
                       "center_momentum", "freeze_last"):  # fmt: skip

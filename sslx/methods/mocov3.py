@@ -5,6 +5,7 @@ projector, a moving average of the former, make a key of each.  A query finds th
 those of the whole batch (algorithm 1).
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -43,7 +44,9 @@ class Config(base.MethodConfig):
     """Probability of solarization in the second view; the first has the recipe's, which is 0 in the code."""
 
     def __post_init__(self) -> None:
-        if min(self.hidden_dim, self.projection_dim) < 1 or not (self.temperature > 0 and 0 <= self.momentum <= 1):
+        if min(self.hidden_dim, self.projection_dim) < 1 or not (
+            0 < self.temperature < math.inf and 0 <= self.momentum <= 1
+        ):
             raise ConfigError("mocov3 needs a temperature > 0, a momentum in [0, 1] and widths >= 1")
         if not (0 <= self.second_blur <= 1 and 0 <= self.second_solarize <= 1):
             raise ConfigError("mocov3 needs probabilities second_blur and second_solarize in [0, 1]")
@@ -63,7 +66,7 @@ class Method(base.Method):
 
     Deviations from the paper's code: batch norm takes its statistics over both views together; a ViT's position
     embeddings are timm's, learned ones, not fixed sines and cosines; its patch projection is frozen as timm, or the
-    weights that were loaded, made it, not drawn anew.
+    weights that were loaded, made it, not drawn anew; weight decay leaves biases and norms alone, with AdamW too.
     """
 
     def __init__(self, config: Config, encoder: Encoder) -> None:

@@ -8,6 +8,7 @@ dimensions.  The paper finds similar pairs by distance in the input, by known tr
 all pairs of a data set; here each step has one similar and one dissimilar pair for each sample of its batch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,8 +42,18 @@ class Config(base.MethodConfig):
     """Width of the embeddings that are compared."""
 
     def __post_init__(self) -> None:
-        if self.margin <= 0 or min(self.hidden_dim, self.projection_dim) < 1:
+        if not 0 < self.margin < math.inf or min(self.hidden_dim, self.projection_dim) < 1:
             raise ConfigError("siamese needs a margin > 0 and widths >= 1")
+        if self.normalize and self.margin > 2:
+            raise ConfigError(
+                f"embeddings of length 1 are at most 2 apart: take --method.margin 2 or less, not {self.margin}"
+            )
+
+    def check(self, batch_size: int, labelled: bool) -> None:
+        """Besides what every method needs: labels, for pairs by labels."""
+        super().check(batch_size, labelled)
+        if self.pairs == "labels" and not labelled:
+            raise ConfigError("--method.pairs labels needs a source with labels, and this one has none: take views")
 
 
 def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
@@ -59,12 +70,6 @@ class Method(base.Method):
         # A last BN spreads the embeddings, but fixes their scale, which unnormalised ones learn from the margin.
         dims = encoder.dim, config.hidden_dim, config.projection_dim
         self.projector = heads.mlp(*dims, last_norm=config.normalize)
-
-    def check(self, batch_size: int, labelled: bool) -> None:
-        """Besides what every method needs: labels, for pairs by labels."""
-        super().check(batch_size, labelled)
-        if self.config.pairs == "labels" and not labelled:
-            raise ConfigError("--method.pairs labels needs a source with labels, and this one has none: take views")
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Both views as one batch through encoder and projector: two (B, projection_dim) tensors.

@@ -4,6 +4,7 @@ Two views of each image; the encoder's features go through a projector; NT-Xent 
 views of an image together and pushes all other views of the batch, of all ranks, apart.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,7 @@ class Config(base.MethodConfig):
     """Width of the embeddings that are compared."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or min(self.hidden_dim, self.projection_dim, self.projector_layers) < 1:
+        if not 0 < self.temperature < math.inf or min(self.hidden_dim, self.projection_dim, self.projector_layers) < 1:
             raise ConfigError("simclr needs a temperature > 0, widths >= 1 and projector_layers >= 1")
 
 

@@ -4,6 +4,7 @@ As SimCLR, but with labels: an embedding's positives are all views of its label 
 equation 2).  The projector is SimCLR's; the paper's has no BN.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,8 +32,14 @@ class Config(base.MethodConfig):
     """Width of the embeddings that are compared."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or min(self.hidden_dim, self.projection_dim) < 1:
+        if not 0 < self.temperature < math.inf or min(self.hidden_dim, self.projection_dim) < 1:
             raise ConfigError("supcon needs a temperature > 0 and widths >= 1")
+
+    def check(self, batch_size: int, labelled: bool) -> None:
+        """Besides what every method needs: labels."""
+        super().check(batch_size, labelled)
+        if not labelled:
+            raise ConfigError("supcon needs a source with labels, and this one has none: take simclr")
 
 
 def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
@@ -47,12 +54,6 @@ class Method(base.Method):
         super().__init__()
         self.config, self.encoder = config, encoder
         self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.projection_dim)
-
-    def check(self, batch_size: int, labelled: bool) -> None:
-        """Besides what every method needs: labels."""
-        super().check(batch_size, labelled)
-        if not labelled:
-            raise ConfigError("supcon needs a source with labels, and this one has none: take simclr")
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Both views as one batch through encoder and projector: two (B, projection_dim) tensors; the labels.

@@ -57,12 +57,25 @@ class Config(base.MethodConfig):
 
     def __post_init__(self) -> None:
         multicrop.check(self.num_local, self.local_size, self.local_min_scale, self.local_max_scale, self.name)
-        if not (self.temperature > 0 and self.epsilon >= MIN_EPSILON and self.sinkhorn_steps >= 1):
+        if not (
+            0 < self.temperature < math.inf and MIN_EPSILON <= self.epsilon < math.inf and self.sinkhorn_steps >= 1
+        ):
             raise ConfigError(f"swav needs a temperature > 0, epsilon >= {MIN_EPSILON} and sinkhorn_steps >= 1")
         if min(self.hidden_dim, self.projection_dim) < 1 or self.num_prototypes < 2 or self.queue_size < 0:
             raise ConfigError("swav needs widths >= 1, num_prototypes >= 2 and queue_size >= 0")
         if not (0 <= self.queue_start <= 1 and 0 <= self.freeze_prototypes <= 1):
             raise ConfigError("swav needs shares of training queue_start and freeze_prototypes in [0, 1]")
+
+    def check(self, batch_size: int, labelled: bool) -> None:
+        """Besides what every method needs: a queue of whole batches, which all ranks can share out."""
+        super().check(batch_size, labelled)
+        size = self.queue_size
+        if size % batch_size:
+            least = size // batch_size * batch_size
+            raise ConfigError(
+                f"swav's queue holds whole batches of {batch_size}, got --method.queue-size {size}: take "
+                f"{f'{least} or ' if least else ''}{least + batch_size}"
+            )
 
 
 def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:
@@ -95,17 +108,6 @@ class Method(base.Method):
         self.prototypes = nn.Linear(config.projection_dim, config.num_prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(2, config.queue_size, config.projection_dim))
         self.after_step(self.progress)
-
-    def check(self, batch_size: int, labelled: bool) -> None:
-        """Besides what every method needs: a queue of whole batches, which all ranks can share out."""
-        super().check(batch_size, labelled)
-        size = self.config.queue_size
-        if size % batch_size:
-            least = size // batch_size * batch_size
-            raise ConfigError(
-                f"swav's queue holds whole batches of {batch_size}, got --method.queue-size {size}: take "
-                f"{f'{least} or ' if least else ''}{least + batch_size}"
-            )
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Embeddings (B, projection_dim) of both global views, without gradient, and scores (B, K) of all views.

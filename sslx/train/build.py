@@ -66,13 +66,13 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
     parameters, autocast = precision(config, ranks.device)
     torch.backends.cudnn.benchmark = True
     source = sources.build(config.data, "pretrain", say=say)
+    config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
     size = config.data.size or source.size
     file = methods.module(config.method.name)
     specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
     view = eval_view(config.data.eval_size or size)
     sizes = size, *(spec.size for spec in specs), view.size
     method = _method(config, file, sizes, ranks.device, parameters)
-    method.check(config.batch_size // config.accumulate, source.labels is not None)
     loader = data.training(
         config.data,
         source,

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from sslx import __version__, requeue
+from sslx import __version__, cli, cores, jobs, requeue
+from sslx.errors import ConfigError, UserError
 from sslx.train.signals import StopSignals, give_up_s
 
 _LOCAL_REQUEUE = 144  # submitit.local's word for: start me again
@@ -43,7 +44,12 @@ class Job:
                 sys.stdout.write(f"note: the code has changed since the job was submitted: {self.code} -> {now}\n")
             module, function = self.main.split(":")
             recipe = str(Path(self.folder) / "job" / "recipe.json")
-            code = getattr(import_module(module), function)([recipe, "--resume", "auto"], stop)
+            try:
+                code = getattr(import_module(module), function)([recipe, "--resume", "auto"], stop)
+            except UserError as error:
+                code = cli.complain(str(error), error.exit_code)
+            except SystemExit as end:  # a recipe that this version of sslx cannot read: by tyro, in its own words
+                code = ConfigError.exit_code if end.code == 2 else int(end.code or 0)
         if code and "SLURM_JOB_ID" not in os.environ:  # under Slurm the batch script asks
             code = requeue.main([self.folder, str(code), str(started)])
             code = _LOCAL_REQUEUE if code == requeue.SAVED else code
@@ -61,8 +67,7 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     if "SLURM_STEP_ID" not in environ:
         return
     tasks = int(environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0])
-    share = environ.get("SLURM_CPUS_PER_TASK") or max(1, len(os.sched_getaffinity(0)) // tasks)
-    environ.setdefault("OMP_NUM_THREADS", str(share))
+    environ.setdefault("OMP_NUM_THREADS", environ.get("SLURM_CPUS_PER_TASK") or str(cores.share(tasks)))
     others = other_nodes(environ)
     if others and (found := interface_to(others[0])):
         environ.setdefault("GLOO_SOCKET_IFNAME", found)
@@ -112,3 +117,11 @@ def code_version() -> str:
     except OSError:
         commit = ""
     return " ".join(filter(None, [__version__, commit, digest.hexdigest()[:12]]))
+
+
+if __name__ == "__main__":  # of slurm/pretrain.sbatch, before it starts the ranks
+    try:
+        sys.stdout.write(jobs.claim(Path(sys.argv[1]), code_version()))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)

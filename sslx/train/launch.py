@@ -16,7 +16,7 @@ from types import FrameType
 
 import torch
 
-from sslx import cli, config, distributed, outcome
+from sslx import cli, config, cores, distributed, outcome
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, UserError
 from sslx.train.pretrain import Position, pretrain
@@ -108,7 +108,7 @@ def start(argv: Sequence[str], ranks: int, subcommand: str = "pretrain") -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    threads = str(cores.share(ranks))
     shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
     command = [sys.executable, "-m", "sslx", subcommand, *argv]

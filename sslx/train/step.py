@@ -54,6 +54,7 @@ def cached_step(
     optimizer.zero_grad(set_to_none=True)
     method = unwrap(model)
     assert isinstance(method, Method)
+    method.progress.copy_(progress)
     buffers = [buffer.clone() for buffer in method.buffers()]
     generators = list[list[Tensor]]()  # the second time dropout must drop the same
     embedded = list[tuple[Tensor, ...]]()

@@ -21,6 +21,7 @@ HTML = b"<!DOCTYPE html><html><head><title>404 Not Found</title></head><body>not
 DAMAGE = ("half", "twenty bytes", "no end", "empty", "page", "flipped", "gone")
 KINDS = [(kind, suffix) for kind in DAMAGE for suffix in (".jpg", ".png")]
 KINDS.remove(("flipped", ".jpg"))  # a JPEG with wrong bytes is a picture with wrong pixels
+all_backends = pytest.mark.parametrize("backend", ["dali", "torchvision", "resident"])
 both_backends = pytest.mark.parametrize("backend", ["dali", "torchvision"])
 
 
@@ -73,7 +74,7 @@ def paths(source: Source) -> list[str]:
     return list(source.paths)
 
 
-@both_backends
+@all_backends
 @pytest.mark.parametrize(("kind", "suffix"), KINDS)
 def test_every_damage_is_found(source: Source, backend: Backend, kind: str, suffix: str) -> None:
     number = [path.endswith(suffix) for path in paths(source)].index(True, 5)
@@ -125,7 +126,7 @@ def test_all_other_samples_stay_as_they_were(source: Source) -> None:
             assert ((x - y).abs() * 255 * 0.225).mean((1, 2, 3)).max() < 5  # parity has the sharp bounds
 
 
-@both_backends
+@all_backends
 def test_other_world_sizes_and_restarts_take_the_same_stand_ins(source: Source, backend: Backend) -> None:
     for number in (2, 7, 15):
         damage(paths(source)[number], "half")
@@ -179,7 +180,7 @@ def test_a_file_that_vanishes_under_a_running_stream(source: Source, backend: Ba
     assert read_from(batches[-1]).get(5, read_from(batches[-2]).get(5)) != 5
 
 
-@both_backends
+@all_backends
 def test_evaluation_replaces_them_too(source: Source, backend: Backend) -> None:
     config = Config(backend=backend, threads=int(backend == "dali"), max_bad=0.1)
     arguments: dict[str, Any] = {"batch_size": 4, "device": CPU, "dtype": torch.float32}
@@ -199,7 +200,7 @@ def test_evaluation_replaces_them_too(source: Source, backend: Backend) -> None:
     assert found == {9: paths(source)[9], 25: paths(source)[25]}
 
 
-@both_backends
+@all_backends
 def test_too_many_end_the_run(source: Source, backend: Backend) -> None:
     for number in (4, 11, 17):
         damage(paths(source)[number], "twenty bytes")
@@ -214,7 +215,7 @@ def test_too_many_end_the_run(source: Source, backend: Backend) -> None:
     assert sorted(loader.bad) == [4, 11, 17]
 
 
-@both_backends
+@all_backends
 def test_nothing_left_to_read_ends_the_run(source: Source, backend: Backend) -> None:
     few = source.subset(np.arange(3))
     for path in paths(few):

@@ -1,4 +1,4 @@
-"""Loaders: the same batches at every world size and after every restart, on both backends."""
+"""Loaders: the same batches at every world size and after every restart, on all backends."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec, eval_view
 from sslx.errors import ConfigError, DataError
 
-Backend = Literal["dali", "torchvision"]
-BACKENDS = ("dali", "torchvision")
+Backend = Literal["dali", "torchvision", "resident"]
+BACKENDS = ("dali", "torchvision", "resident")
 CPU = torch.device("cpu")
 SPECS = (  # as multi-crop has them
     ViewSpec(size=32, augment=Augment()),

@@ -110,6 +110,7 @@ def test_256_ranks_see_every_sample_once_however_often_they_are_stopped() -> Non
     steps = 2 * num_samples // batch_size
     seen = np.zeros((2, num_samples), np.int64)
     lrs: list[float] = []
+    taken: list[int] = []
     step = 0
     for stop, world_size in ((3, 256), (4, 256), (11, 128), (steps, 256)):  # each start knows its step and no more
         ranks = [
@@ -119,7 +120,11 @@ def test_256_ranks_see_every_sample_once_however_often_they_are_stopped() -> Non
         for t in range(step, stop):
             for order in ranks:
                 np.add.at(seen[order.epoch(t)], order.batch(t), 1)
+            taken.append(t)
             lrs.append(schedules.warmup_cosine((t + 0.5) / steps, warmup=0.1))
         step = stop
     assert (seen == 1).all()
-    assert lrs == [schedules.warmup_cosine((t + 0.5) / steps, warmup=0.1) for t in range(steps)]
+    assert taken == list(range(steps))
+    peak = steps // 10
+    assert lrs[:peak] == sorted(lrs[:peak])
+    assert lrs[peak:] == sorted(lrs[peak:], reverse=True)

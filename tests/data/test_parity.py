@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sslx.data.dali import Dali
 from sslx.data.order import Sequential
+from sslx.data.resident import Resident
 from sslx.data.sources import Source
 from sslx.data.torchvision import TorchVision, read
 from sslx.data.views import Augment, ViewSpec
@@ -51,10 +52,12 @@ def spec_of(size: int, recipe: Augment | None, **more: float) -> ViewSpec:
     return ViewSpec(size=size, augment=recipe, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255), **more)
 
 
-def views_of(kind: type[Dali] | type[TorchVision], source: Source, spec: ViewSpec) -> Tensor:
+def views_of(kind: type[Dali] | type[TorchVision] | type[Resident], source: Source, spec: ViewSpec) -> Tensor:
     number = len(source)
     if kind is Dali:
         backend = Dali(source, [spec], seed=5, max_per_rank=number, device=CPU, num_threads=1)
+    elif kind is Resident:
+        backend = Resident(source, [spec], seed=5, device=CPU, num_threads=1)
     else:
         backend = TorchVision(source, [spec], seed=5, device=CPU, num_threads=0)
     (view,) = next(backend.stream(Sequential(num_samples=number, per_rank=number), 0, lambda index: index))
@@ -194,6 +197,41 @@ def test_the_evaluation_view(varied: Source, side: int, center: float) -> None:
     assert difference.mean((1, 2, 3)).max() < 1.5
     other = views_of(TorchVision, varied, spec_of(side, None, center=center - 0.05))
     assert (other - torchvision).abs().mean() > 2
+
+
+# ---- resident: torchvision's own filters, so that the borders agree too
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("side", SIDES)
+def test_resident_crops_are_torchvisions_to_its_rounding(varied: Source, side: int, interpolation: Any) -> None:
+    spec = spec_of(side, augment(flip=0.5, interpolation=interpolation))
+    difference = (views_of(Resident, varied, spec) - views_of(TorchVision, varied, spec)).abs()
+    assert difference.max() <= 1.2  # it rounds after each direction
+    assert difference.mean() < 0.35
+
+
+@pytest.mark.parametrize("center", [1.0, 0.875])
+def test_resident_evaluation_views_are_torchvisions_to_its_rounding(varied: Source, center: float) -> None:
+    spec = spec_of(32, None, center=center)
+    difference = (views_of(Resident, varied, spec) - views_of(TorchVision, varied, spec)).abs()
+    assert difference.max() <= 1.01
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_resident_operation(square: Source, operation: str) -> None:
+    changes, mean, largest = OPERATIONS[operation]
+    spec = spec_of(square.size, augment(min_scale=1.0, max_ratio=1.0, **changes))
+    difference = (views_of(Resident, square, spec) - views_of(TorchVision, square, spec)).abs()
+    assert difference.mean() <= mean + 1e-4
+    assert difference.max() <= largest + 0.8  # torchvision cuts off to whole levels, here nothing is rounded
+
+
+def test_everything_resident_but_hue(varied: Source) -> None:
+    spec = spec_of(32, augment(**ALL))
+    difference = (views_of(Resident, varied, spec) - views_of(TorchVision, varied, spec)).abs()
+    assert difference.mean() < 1.5
+    assert difference.mean((1, 2, 3)).max() < 5
 
 
 # ---- decoding

@@ -54,7 +54,7 @@ def loss_and_gradients(x1: Tensor, x2: Tensor, weight: Tensor) -> tuple[float, T
     return distributed.mean_over_ranks(loss).item(), net.weight.grad, net.temperature.grad
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_give_the_full_batch_loss_and_gradients(
     world_size: int, ranks: RunOnRanks, generator: torch.Generator
 ) -> None:
@@ -141,7 +141,7 @@ def compiled(z1: Tensor, z2: Tensor, weight: Tensor) -> tuple[int, list[float], 
     return counter.frame_count, *found
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_compiled_step_holds_it_whole_and_compiles_once(
     ranks: RunOnRanks, generator: torch.Generator, world_size: int
 ) -> None:

@@ -143,7 +143,15 @@ def test_norms_see_all_views_of_a_size_together(name: str, generator: torch.Gene
     assert min(seen, default=fewest * NUM) >= fewest * NUM
 
 
+def test_views_of_a_size_go_through_the_encoder_at_once(name: str, generator: torch.Generator):
+    method, _ = make(name)
+    forwards: list[int] = []
+    method.encoder.register_forward_hook(lambda *_: forwards.append(1))
+    method(batch(name, generator), torch.zeros(()))
+    assert len(forwards) <= len({spec.size for spec in views(name)})
+
+
 def test_a_batch_of_one_is_refused_in_one_line(name: str):
     method, _ = make(name)
     with pytest.raises(ConfigError, match=r"^[^\n]*got a batch of 1$"):
-        method.check(1, labelled=True)
+        method.config.check(1, labelled=True)

@@ -131,7 +131,7 @@ def test_the_method_compares_what_it_embeds(normalize: bool, generator: torch.Ge
     expected = by_loops(z[:6], z[6:], label, 1.2).item()
     assert method(batch, NOW).loss.item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ConfigError, match="needs a source with labels") as raised:
-        method.check(6, labelled=False)
+        method.config.check(6, labelled=False)
     assert "\n" not in str(raised.value)
 
 

@@ -1,16 +1,18 @@
 """SimCLR: its views, its projector, its loss against the kernels' definition, its metrics."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sslx import encoders, methods, rng
 from sslx.data.batch import Batch
 from sslx.data.views import Augment, eval_view
 from sslx.errors import ConfigError
-from sslx.methods import simclr
+from sslx.methods import base, simclr
 from sslx_kernels.nt_xent.reference import nt_xent as reference
 
 SIZE = 16
@@ -109,15 +111,25 @@ def test_metrics_say_how_alike_positives_are_and_how_spread_all_are(generator: t
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_metrics_of_one_sample_a_rank_are_numbers(generator: torch.Generator):
+def test_one_sample_has_no_negatives_and_no_spread(generator: torch.Generator):
     """The loss may have its negatives on other ranks; here it has none and says so."""
     one = torch.randn(1, 12, generator=generator)
     with pytest.raises(ConfigError, match="no negatives"):
         make().loss((one, one), torch.zeros(()))
+    assert base.spread(one).isnan()  # 0 would be taken for a collapse
+    assert base.spread(torch.cat([one, -one])) == pytest.approx(12**0.5 * float(F.normalize(one).abs().mean()))
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0.0}, {"hidden_dim": 0}, {"projection_dim": 0}, {"projector_layers": 0}]
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"hidden_dim": 0},
+        {"projection_dim": 0},
+        {"projector_layers": 0},
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, float]):
     with pytest.raises(ConfigError, match="simclr needs"):

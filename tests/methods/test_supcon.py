@@ -98,7 +98,7 @@ def test_the_method_compares_what_it_embeds(generator: torch.Generator):
     assert step.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert step.metrics["alignment"].item() == pytest.approx(alignment, abs=1e-5)
     with pytest.raises(ConfigError, match="supcon needs a source with labels") as raised:
-        method.check(6, labelled=False)
+        method.config.check(6, labelled=False)
     assert "\n" not in str(raised.value)
 
 

@@ -224,10 +224,10 @@ def test_gradient_caching_gives_the_whole_batchs_step_and_fills_the_queue_once(g
 
 @pytest.mark.parametrize(("size", "take"), [(100, "96 or 144"), (20, "48")])
 def test_a_queue_of_no_whole_batches_is_refused_in_one_line(size: int, take: str):
-    make(queue_size=96).check(48, labelled=False)
-    make(queue_size=0).check(48, labelled=False)
+    make(queue_size=96).config.check(48, labelled=False)
+    make(queue_size=0).config.check(48, labelled=False)
     with pytest.raises(ConfigError, match=rf"^swav's queue [^\n]* of 48, got [^\n]* {size}: take {take}$"):
-        make(queue_size=size).check(48, labelled=False)
+        make(queue_size=size).config.check(48, labelled=False)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])

@@ -1,5 +1,6 @@
 """What ``sslx submit`` hands to a real Slurm, and what it says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,8 @@ def test_a_sweep_is_one_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert cli.main(["submit", "--dry-run", "--at-once", "4", "--array", str(path), "--", *flags(tmp_path)]) == 0
     script = capsys.readouterr().out
     assert "#SBATCH --array=0-5%4\n" in script
-    assert f"#SBATCH --output={tmp_path}/r-array/%A_%a.log\n" in script
-    assert f"-m sslx.requeue {tmp_path}/r-array" in script
+    assert re.search(rf"#SBATCH --output={tmp_path}/r-array-[0-9a-f]{{8}}/%A_%a.log\n", script)
+    assert f"-m sslx.requeue {tmp_path}/r-array-" in script
 
 
 def test_a_sweep_of_one_run_is_no_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sslx import encoders
 from sslx.config import load
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError
@@ -34,19 +35,21 @@ def test_steps_and_learning_rates_are_functions_of_the_global_batch():
     ],
 )
 def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(
-    flags: list[str], words: str, unlabelled: str
+    flags: list[str], words: str, unlabelled: str, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(encoders, "build", lambda *_: pytest.fail("an encoder was built"))
     config = load([*SMALL, "--data.source", "digits", "--data.root", unlabelled, *flags])
     with pytest.raises(ConfigError, match=words) as error:
         build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
     assert "\n" not in str(error.value)
 
 
-@pytest.fixture
-def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture(params=[".", "photos"])
+def unlabelled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("flat")
+    (folder / request.param).mkdir(exist_ok=True)  # one subfolder is no class
     for number in range(300):
-        Image.new("RGB", (16, 16), (number % 255, 0, 0)).save(folder / f"{number}.png")
+        Image.new("RGB", (16, 16), (number % 255, 0, 0)).save(folder / request.param / f"{number}.png")
     return str(folder)

@@ -1,0 +1,122 @@
+"""The same SimCLR job by sslx, lightly and a plain torchvision script: samples/s and memory, in turns.
+
+    python benchmarks/bench_peers.py --root DIR             (CIFAR-10 as images in folders; 20 minutes)
+    python benchmarks/bench_peers.py --root DIR --encoders "small resnet" --windows 3
+
+Data, encoder, batch, augmentation and loss are the same (``peers.py``).  Every window is a process of its own, so that
+nobody inherits caches or threads; the clock runs after the warm-up.  lightly runs as its example does, and tuned by
+hand: bf16, channels-last, one and two loader processes, of which the faster counts.  Memory is the peak of the whole
+tree of processes, shared pages counted once (PSS).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sslx import measure
+
+RESULTS = Path(__file__).parent / "results" / "peers.jsonl"
+ARMS = {
+    "sslx": ["sslx", "--workers", "2"],
+    "lightly, as its example": ["lightly", "--workers", "2"],
+    "lightly, tuned, 1 worker": ["lightly", "--tuned", "--workers", "1"],
+    "lightly, tuned, 2 workers": ["lightly", "--tuned", "--workers", "2"],
+    "plain script": ["plain", "--workers", "2"],
+}
+LIMITS = {"resnet18": {"default": 2.5, "tuned": 1.0}, "small resnet": {"tuned": 1.3}}
+"""What sslx's samples/s over lightly's must reach."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--images", default="CIFAR-10 (JPEG q75)", help="what the images are, for the record")
+    parser.add_argument("--encoders", nargs="+", default=list(LIMITS), choices=list(LIMITS))
+    parser.add_argument("--windows", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a window")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    args = parser.parse_args()
+    passed = True
+    for encoder in args.encoders:
+        peaks = {name: list[int]() for name in ARMS}
+        flags = ["--root", str(args.root), "--encoder", encoder, "--seconds", str(args.seconds)]
+        arms = {name: arm([*argv, *flags], peaks[name]) for name, argv in ARMS.items()}
+        values = measure.take_turns(arms, args.windows, warm_up=0)  # every window is a process of its own
+        rates = {name: measure.spread(found) for name, found in values.items()}
+        record: dict[str, Any] = {"benchmark": "peers", "encoder": encoder, "size_px": 32, "images": args.images}
+        record |= {"samples_per_s": rates, "peak_bytes": {name: max(found) for name, found in peaks.items()}}
+        record |= {"ratio": ratios(values)}
+        print(f"\n{encoder}, 32 px, samples/s of n = {args.windows} processes, in turns")
+        for name, found in rates.items():
+            print(
+                f"  {name:26} {found['median']:8,.0f}  ({found['p20']:,.0f} to {found['p80']:,.0f})"
+                f"  {record['peak_bytes'][name] / 2**30:.2f} GiB"
+            )
+        for against, ratio in record["ratio"].items():
+            limit = LIMITS[encoder].get(against)
+            print(f"  sslx / lightly {against}: {ratio['median']:.2f} ({ratio['p20']:.2f} to {ratio['p80']:.2f})"
+                  + (f", at least {limit}" if limit else ""))  # fmt: skip
+            passed &= limit is None or ratio["median"] >= limit
+        passed &= record["peak_bytes"]["sslx"] <= min(record["peak_bytes"][n] for n in ARMS if n.startswith("lightly"))
+        if not args.no_record:
+            measure.append(args.results, record)
+    return 0 if passed else 1
+
+
+def ratios(values: dict[str, list[float]]) -> dict[str, dict[str, float | int]]:
+    """sslx's samples/s over lightly's, window by window: beside its example, and beside the best of its settings."""
+    best = [max(row) for row in zip(*(found for name, found in values.items() if "tuned" in name), strict=True)]
+    others = {"default": values["lightly, as its example"], "tuned": best}
+    return {
+        name: measure.spread([a / b for a, b in zip(values["sslx"], other, strict=True)])
+        for name, other in others.items()
+    }
+
+
+def arm(argv: list[str], peaks: list[int]) -> Callable[[], float]:
+    """A window: the samples/s that a process of ``peers.py`` prints; the peak of its memory goes to ``peaks``."""
+
+    def window() -> float:
+        command = [sys.executable, str(Path(__file__).with_name("peers.py")), *argv]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        done, peak = threading.Event(), [0]
+
+        def watch() -> None:
+            while not done.wait(2.0):
+                peak[0] = max(peak[0], tree_bytes(process.pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            out, _ = process.communicate()
+        finally:
+            process.kill()  # nothing where it has ended
+            done.set()
+            watcher.join()
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        peaks.append(peak[0])
+        return float(json.loads(out.splitlines()[-1])["samples_per_s"])
+
+    return window
+
+
+def tree_bytes(pid: int) -> int:
+    """Resident memory of a process and its children, shared pages counted once between them; 0 of what is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (OSError, ProcessLookupError):
+        return 0
+    own = next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return own + sum(tree_bytes(int(child)) for child in children)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

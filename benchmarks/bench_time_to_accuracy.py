@@ -1,0 +1,124 @@
+"""Linear-probe accuracy over wall time: sslx beside lightly and beside the script that tutorials start from.
+
+    python benchmarks/bench_time_to_accuracy.py --root DIR      (DIR/train/CLASS/*, DIR/test/CLASS/*; 100 minutes)
+
+plain: three convolutions, torchvision's transforms, Adam (``peers.py``), looked at again and again during half an hour.
+lightly: tuned (bf16, channels-last), with the encoder of sslx's recipe.  sslx: ``simclr_cifar10_cpu`` in runs of their
+own of so many minutes each, whose schedules end there.  Time counts from the start of the command.  All encoders are
+probed by the same probes on the same 32 px views.  Parts that the results file has are left out.  Fails where sslx
+needs more than ``LIMIT_S`` for what the plain script reaches at its end.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import bench_methods
+import peers
+import torch
+from torch import nn
+
+from sslx import data, measure, probe
+from sslx.data import sources
+from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
+from sslx.probe import features
+
+RESULTS = Path(__file__).parent / "results" / "time_to_accuracy.jsonl"
+PEERS = {
+    "plain": (["plain", "--encoder", "cnn", "--workers", "2"], "cnn"),
+    "lightly": (["lightly", "--tuned", "--encoder", "small resnet", "--workers", "2"], "small resnet"),
+}
+MARKS_S = (120, 360, 600, 1200, 1800)
+SSLX_S = (120, 240, 360)
+LIMIT_S = 360
+Record = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="CIFAR-10 as folders of images")
+    parser.add_argument("--images", default="CIFAR-10 (JPEG q75)", help="what the images are, for the record")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--marks-s", type=float, nargs="+", default=MARKS_S)
+    parser.add_argument("--sslx-s", type=float, nargs="+", default=SSLX_S)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    for name in PEERS:
+        if not of(args, name):
+            curve(args, name)
+    missing = [seconds for seconds in args.sslx_s if seconds not in {r["budget_s"] for r in of(args, "sslx")}]
+    for seconds in missing:
+        ours(args, seconds)
+    for name in (*PEERS, "sslx"):
+        print(name, *(f"{r['train_s']:.0f} s: {100 * r['linear']:.1f} %" for r in of(args, name)), sep="  ")
+    goal = of(args, "plain")[-1]["linear"]
+    return 0 if any(r["linear"] >= goal and r["train_s"] <= LIMIT_S for r in of(args, "sslx")) else 1
+
+
+def of(args: argparse.Namespace, peer: str) -> list[Record]:
+    lines = args.results.read_text().splitlines() if args.results.exists() else []
+    return [r for r in map(json.loads, lines) if r["peer"] == peer and r["images"] == args.images]
+
+
+def write(args: argparse.Namespace, peer: str, **figures: Any) -> None:
+    record = {"benchmark": "time_to_accuracy", "peer": peer, "images": args.images, "view_px": peers.SIZE, **figures}
+    measure.append(args.results, record)
+
+
+def curve(args: argparse.Namespace, name: str) -> None:
+    """One run of a peer, probed at every mark, after its end."""
+    argv, shape = PEERS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(peers.__file__)), *argv, "--root", str(args.root), "--out", folder]
+        command += ["--save-at", *map(str, args.marks_s), "--since", str(time.time())]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found: list[Record] = []
+        for mark, line in zip(args.marks_s, map(json.loads, out.splitlines()), strict=True):
+            encoder = peers.encoder_of(shape)
+            encoder.load_state_dict(torch.load(Path(folder) / f"{name}_{mark:.0f}.pt"))
+            part = {"budget_s": mark, "train_s": line["at_s"], "samples": line["samples"], "encoder": shape}
+            found.append(part | score(args, encoder))
+    for part in found:  # all or none: a curve that stops half-way would be taken for a whole one
+        write(args, name, **part)
+
+
+def score(args: argparse.Namespace, encoder: nn.Module) -> dict[str, float | None]:
+    """kNN and linear accuracy of an encoder, by sslx's probes."""
+    settings = data.Config(source="folder", root=args.root)
+    train = sources.build(settings, "train")
+    test = sources.build(settings, "test", classes=train.classes)
+    view = eval_view(peers.SIZE, IMAGENET_MEAN, IMAGENET_STD)
+    cpu = torch.device("cpu")
+    made = [
+        features.extract(
+            encoder,
+            data.evaluation(settings, split, view, batch_size=256, device=cpu, dtype=torch.float32),
+            num_samples=len(split),
+        )
+        for split in (train, test)
+    ]
+    found = probe.evaluate(probe.Config(shots=()), made[0], made[1], "encoder", len(train.classes or ()))
+    return {"knn": found.knn, "linear": found.linear}
+
+
+def ours(args: argparse.Namespace, seconds: float) -> None:
+    """A run of sslx that ends after about so long, by the speed of a short one before."""
+    start = time.perf_counter()
+    speed, _ = bench_methods.pretrain(args, "simclr", 0, bench_methods.CALIBRATION_STEPS)
+    batch_size = bench_methods.run_config(args)["batch_size"]
+    overhead = time.perf_counter() - start - bench_methods.CALIBRATION_STEPS * batch_size / speed
+    steps = round((0.97 * seconds - overhead) * speed / batch_size)
+    start = time.perf_counter()
+    bench_methods.pretrain(args, "simclr", 0, steps)
+    spent = time.perf_counter() - start
+    scores = bench_methods.probe(args, baselines=False)["pretrained encoder"]
+    write(args, "sslx", budget_s=seconds, train_s=spent, samples=steps * batch_size, encoder="small resnet", **scores)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""READMEs say what the results do, and a figure that does not is found."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import report
+
+from sslx import plot
+
+
+def test_every_figure_between_marks_is_that_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_changed_figure_is_found_and_mended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    original = report.READMES[0].read_text()
+    changed = tmp_path / "README.md"
+    line = next(line for line in original.splitlines() if line.startswith("| pretrained encoder |"))
+    changed.write_text(original.replace(line, line.replace("| pretrained encoder | ", "| pretrained encoder | 1")))
+    assert changed.read_text() != original
+    monkeypatch.setattr(report, "READMES", [changed])
+    assert report.main(["--check"]) == 1
+    assert report.main([]) == 0
+    assert changed.read_text() == original
+
+
+def test_the_newest_line_of_a_key_counts_and_machines_do_not_mix(tmp_path: Path) -> None:
+    lines = [
+        {"size": 1, "value": 1, "cores": 2},
+        {"size": 2, "value": 2, "cores": 2},
+        {"size": 1, "value": 3, "cores": 2},
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [r["value"] for r in report.newest("x", "size", folder=tmp_path)] == [3, 2]
+    assert [r["value"] for r in report.newest("x", folder=tmp_path, size=2)] == [2]
+    path.write_text(path.read_text() + json.dumps({"size": 3, "value": 4, "cores": 16}) + "\n")
+    with pytest.raises(ValueError, match=r"cores is 2 .* and 16"):
+        report.newest("x", "size", folder=tmp_path)
+    with pytest.raises(ValueError, match=r"no line of results/x\.jsonl has"):
+        report.newest("x", folder=tmp_path, size=9)
+
+
+def test_a_picture_is_drawn_anew_when_what_it_shows_changes_and_only_then(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [("sslx", 3.0, 2.5, 3.5), ("other", 1.0, 0.9, 1.2)]
+    monkeypatch.setitem(report.PICTURES, "x", lambda: partial(plot.bars, list(rows), title="a title", subtitle=""))
+    path = tmp_path / "x.svg"
+    assert report.stale("x", tmp_path, check=True)
+    assert not path.exists()
+    assert report.stale("x", tmp_path, check=False)
+    first = path.read_text()
+    assert not report.stale("x", tmp_path, check=True)
+    rows[1] = ("other", 1.0, 0.8, 1.2)
+    assert report.stale("x", tmp_path, check=True)
+    assert path.read_text() == first
+    assert report.stale("x", tmp_path, check=False)
+    assert path.read_text() != first

@@ -1,0 +1,65 @@
+"""What bench_scaling.py counts, beside torch's own count and bytes worked out by hand."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def counts(folder: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    from sslx import distributed
+
+    sys.path.insert(0, folder)
+    import bench_scaling
+
+    ranks = distributed.init("cpu")
+    wrapped = distributed.wrap(nn.Linear(100, 50), device=ranks.device, sync_bn=False)
+    x = torch.randn(8, 100)
+
+    def step() -> None:
+        z = wrapped(x)
+        (distributed.all_gather_grad(z).square().sum() + distributed.sum_over_ranks(z.detach()).sum()).backward()
+
+    step()
+    found = bench_scaling.counted(step, ranks)
+    with CommDebugMode() as theirs:
+        step()
+    return found, {str(kind): calls for kind, calls in theirs.get_comm_counts().items()}
+
+
+def inside(folder: str) -> list[dict[str, Any]]:
+    from sslx import distributed, losses
+
+    sys.path.insert(0, folder)
+    import bench_scaling
+
+    ranks = distributed.init("cpu")
+    z1, z2 = (torch.randn(8, 50, requires_grad=True) for _ in range(2))
+    return bench_scaling.counted(lambda: losses.nt_xent(z1, z2, 0.5).backward(), ranks)
+
+
+def test_what_the_loss_gathers_within_its_operator_counts(ranks: Callable[..., Any]) -> None:
+    for found in ranks(2, inside, str(BENCHMARKS)):
+        (gathered,) = (kind["nbytes"] for kind in found if "gather" in kind["name"])
+        embeddings = 4 * 2 * 16 * 50
+        assert embeddings <= gathered < 1.1 * embeddings  # and a few numbers a row
+
+
+def test_calls_are_torchs_own_count_and_bytes_those_of_whole_buffers(ranks: Callable[..., Any]) -> None:
+    for found, theirs in ranks(2, counts, str(BENCHMARKS)):
+        calls = {kind["name"]: kind["calls"] for kind in found}
+        assert calls == {name.partition(".")[2]: n for name, n in theirs.items() if n}
+        nbytes = {kind["name"]: kind["nbytes"] for kind in found}
+        everyone = 4 * 2 * 8 * 50
+        assert nbytes == {
+            "allreduce_": 4 * (101 * 50 + 8 * 50),
+            "_allgather_base_": everyone,
+            "_reduce_scatter_base_": everyone,
+        }

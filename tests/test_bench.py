@@ -1,0 +1,103 @@
+"""``sslx bench``: the arms do what they are named after, the limit is named, and what may help is tried."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslx import bench, config, measure
+from sslx.data import sources
+from sslx.distributed import Ranks, init
+
+TINY = (
+    "--data.source synthetic --data.num-synthetic 64 --data.size 16 --encoder.layers 1 1 1 1 "
+    "--encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
+    "--batch-size 16 --device cpu --precision fp32 --compile off"
+).split()
+FOUND = {"end to end": 90.0, "step alone": 100.0, "loader alone": 400.0, "augmentation alone": 500.0}
+
+
+@pytest.fixture
+def ranks() -> Ranks:
+    return init("cpu")
+
+
+def test_the_arms_run_and_leave_the_weights_alone(ranks: Ranks) -> None:
+    recipe = bench.Recipe(config.load(TINY), ranks, window_s=0.05)
+    before = [p.clone() for p in recipe.parts.method.parameters()]
+    found = measure.take_turns(recipe.arms(), 2)
+    assert tuple(found) == bench.ARMS
+    assert all(len(values) == 2 and min(values) > 0 for values in found.values())
+    assert all(map(torch.equal, before, recipe.parts.method.parameters()))
+    assert 0 <= recipe.data_wait(2) <= 1
+    assert recipe.views == 2
+    assert recipe.flops() > 1e6
+    recipe.close()
+
+
+def test_flops_of_a_step_by_hand(ranks: Ranks) -> None:
+    settings = config.load([*TINY, "--method.hidden-dim", "32"])
+    wide, narrow = (bench.Recipe(s, ranks) for s in (settings, config.load(TINY)))
+    rows, features, out = 2 * 16, 8, 8  # both views; of a two-layer head only the hidden width differs
+    expected = 3 * 2 * rows * (32 - 16) * (features + out)  # forward, and two products backward
+    assert wide.flops() - narrow.flops() == expected
+
+
+@pytest.mark.parametrize("backend", ["dali", "torchvision"])
+def test_decoded_images_of_many_sizes_go_through_the_loader(tmp_path: Path, ranks: Ranks, backend: str) -> None:
+    for i in range(20):
+        pixels = np.random.default_rng(i).integers(0, 255, (20 + i, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
+    flags = [*TINY, "--data.source", "folder", "--data.root", str(tmp_path), "--data.backend", backend]
+    settings = config.load([*flags, "--data.threads", "0" if backend == "torchvision" else "1"])
+    source = sources.build(settings.data, "pretrain")
+    held = bench.decoded(source, 32)
+    assert len(held) == 32
+    assert held.paths is None
+    assert held.pixels is not None
+    assert np.array_equal(held.pixels[0], np.asarray(Image.open(tmp_path / "00.png")))
+    assert held.pixels[21] is held.pixels[1]
+    recipe = bench.Recipe(settings, ranks, window_s=0.02)
+    assert recipe.arms()["augmentation alone"]() > 0
+
+
+def test_the_limit_is_the_slower_part_or_both() -> None:
+    assert bench.limit(FOUND) == "the training step: the run reaches 90 % of what it does alone"
+    assert bench.limit(FOUND | {"loader alone": 91.0}).startswith("the loader: the run reaches 99 %")
+    assert "compete for the same cores" in bench.limit(FOUND | {"end to end": 60.0})
+
+
+def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    settings = config.load([*TINY, "--data.threads", "2", "--data.backend", "torchvision"])
+    gpu = dataclasses.replace(ranks, device=torch.device("cuda"))
+    starving = {**FOUND, "loader alone": 50.0}
+    assert list(bench.candidates(settings, ranks, starving, small=True)) == [
+        "--data.backend resident",
+        "--data.threads 4",
+        "--data.backend auto",
+    ]
+    tried = ["--data.backend resident", "--data.threads 1", "--precision bf16"]
+    assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
+    assert list(bench.candidates(settings, ranks, FOUND, small=False)) == tried[1:]
+    fast = ["--precision bf16", "--compile on", "--batch-size 32"]
+    assert list(bench.candidates(settings, gpu, FOUND, small=True)) == fast
+    tried = bench.candidates(settings, gpu, FOUND, small=True)["--batch-size 32"]
+    assert config.differences(tried, settings) == ["--batch-size 16 -> 32"]
+
+
+@pytest.mark.slow
+def test_the_command_says_what_limits_a_recipe_and_what_to_take() -> None:
+    command = [sys.executable, "-m", "sslx", "bench", *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "end to end" in done.stdout
+    assert "limit: " in done.stdout
+    assert "keep the settings" in done.stdout or "take --" in done.stdout
+    assert len([line for line in done.stdout.splitlines() if line.startswith("tried ")]) >= 1
