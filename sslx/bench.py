@@ -20,7 +20,7 @@ from sslx.data.sources import Source
 from sslx.data.torchvision import read
 from sslx.distributed import Ranks
 from sslx.errors import UserError
-from sslx.train.build import Parts, build
+from sslx.train.build import Parts, build, fast_bf16
 from sslx.train.step import cached_step, train_step
 
 ARMS = ("end to end", "step alone", "loader alone", "augmentation alone")
@@ -227,9 +227,10 @@ def candidates(
     if found["step alone"] < found["loader alone"] / LIMITING:
         if not cuda and threads > 1:
             tries["--data.threads 1"] = replace(settings, data=replace(settings.data, threads=1))
-        if settings.precision in ("fp32", "fp64"):
+        half = cuda or fast_bf16(ranks.device)
+        if half and settings.precision in ("fp32", "fp64"):
             tries["--precision bf16"] = replace(settings, precision="bf16")
-        elif not cuda:  # small products are not worth their casts everywhere
+        elif half and not cuda:  # small products are not worth their casts everywhere
             tries["--precision fp32"] = replace(settings, precision="fp32")
         if cuda and settings.compile == "off":
             tries["--compile on"] = replace(settings, compile="on")

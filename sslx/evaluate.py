@@ -236,6 +236,6 @@ def plot_main(argv: Sequence[str]) -> int:
         written = [trained.folder / "tsne.png", trained.folder / "loss.png"]
         if _picture(trained, test, options.seed, ranks.device, trained.folder / "method.png"):
             written.append(trained.folder / "method.png")
-        console.print(f"wrote {', '.join(map(str, written))}", highlight=False)
+        console.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
     distributed.shutdown()
     return 0

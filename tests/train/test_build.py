@@ -7,7 +7,7 @@ from sslx import encoders
 from sslx.config import load
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError
-from sslx.train.build import build
+from sslx.train.build import build, precision
 
 SMALL = ["--data.size", "16", "--encoder.layers", *"1111", "--encoder.channels", "8", "8", "8", "16"]
 
@@ -42,6 +42,24 @@ def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(
     with pytest.raises(ConfigError, match=words) as error:
         build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bf16_is_taken_where_it_is_fast_and_refused_where_it_is_wrong(
+    bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bf16)
+    cpu, half = torch.device("cpu"), (torch.float32, torch.bfloat16)
+    assert precision(load(["simclr_digits"]), cpu) == (half if amx else (torch.float32, None))
+    asked = load(["simclr_digits", "--precision", "bf16"])
+    if bf16 and not amx:
+        with pytest.raises(ConfigError, match="without AMX is slower than fp32"):
+            precision(asked, cpu)
+    else:
+        assert precision(asked, cpu) == half
+    assert precision(load(["simclr_digits", "--precision", "fp32"]), cpu) == (torch.float32, None)
 
 
 @pytest.fixture(params=[".", "photos"])
