@@ -34,8 +34,10 @@ SCALING = {"strong": "the batch shared (strong)", "weak": "a whole batch each (w
 Record = dict[str, Any]
 
 
-def newest(benchmark: str, *key: str, folder: Path = HERE / "results", **wanted: Any) -> list[Record]:
-    """The last record of each value of ``key``, in the order in which they came; of one machine, or ValueError.
+def newest(
+    benchmark: str, *key: str, folder: Path = HERE / "results", timed: bool = True, **wanted: Any
+) -> list[Record]:
+    """The last record of each value of ``key``, in their order.  ``timed``: of one machine, else ValueError.
 
     Of a figure, as "?ms", it counts whether a record has it.
     """
@@ -44,7 +46,8 @@ def newest(benchmark: str, *key: str, folder: Path = HERE / "results", **wanted:
     found = {tuple(name[1:] in r if name[0] == "?" else str(r.get(name)) for name in key): r for r in records}
     if not found:
         raise ValueError(f"no line of results/{benchmark}.jsonl has {wanted}: run its benchmark")
-    measure.comparable(found.values())
+    if timed:
+        measure.comparable(found.values())
     return list(found.values())
 
 
@@ -139,7 +142,9 @@ def nt_xent() -> str:
 
 
 def methods() -> str:
-    return bench_methods.table(newest("methods", "method", "seed")) + "\n"
+    found = newest("methods", "method", "seed", timed=False)  # as many steps on any machine
+    measure.comparable(record for record in found if record["seed"] == 0)  # whose speeds are shown
+    return bench_methods.table(found) + "\n"
 
 
 def slurm() -> str:
@@ -235,7 +240,7 @@ def peers_picture() -> partial[None]:
 
 
 def methods_picture() -> partial[None]:
-    found = newest("methods", "method", "seed")
+    found = newest("methods", "method", "seed", timed=False)
     by_name = {record["method"]: [100 * r["trained"]["linear"] for r in bench_methods.of(found, record["method"])]
                for record in found}  # fmt: skip
     rows = [(name, statistics.mean(v), min(v), max(v)) for name, v in by_name.items()]
@@ -295,7 +300,7 @@ def written(path: Path, text: str) -> str:
 
 def score(recipe: str) -> str:
     """What a recipe reached on CIFAR-10 (JPEG q75) in three minutes on 2 CPU cores, as a line of its header."""
-    found = [record for record in newest("methods", "method", "seed") if record["recipe"] == recipe]
+    found = [record for record in newest("methods", "method", "seed", timed=False) if record["recipe"] == recipe]
     means = [100 * statistics.mean(record[encoder][probe] for record in found)
              for encoder in ("trained", "untrained") for probe in ("knn", "linear")]  # fmt: skip
     return "# Score: kNN {:.1f} %, linear {:.1f} % (untrained: {:.1f}, {:.1f}), ".format(*means) + (

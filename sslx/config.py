@@ -73,7 +73,7 @@ class PretrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
-    """bf16: autocast, with losses, normalisation and statistics in fp32; auto: bf16 where it is faster (GPUs that have it, AMX)."""
+    """bf16: autocast, with losses, normalisation, statistics in fp32; auto: bf16 on GPUs and CPUs (AMX) fast in it."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for encoder and heads; auto: on GPUs only (a CPU compile costs minutes)."""
     batch_norm: Literal["local", "sync", "group"] = "local"

@@ -68,6 +68,14 @@ def children(parent: int) -> list[int]:
     return sorted(found)
 
 
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or waits for its parent to take note."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def is_one_line(err: str, *words: str) -> None:
     """stderr is one line that says ``error:`` and these words."""
     assert err.startswith("error: "), err

@@ -2,12 +2,16 @@
 # The tests: bash tests/run.sh [--install-only | --slow | --slurm | --gpu] [pytest options].  Without any, the fast tier.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tier="not slow and not gpu and not slurm"
+tier="not slow and not gpu and not slurm" side_by_side=1
 case "${1:-}" in
   --install-only) exec bash launch/quickstart.sh --install-only --test ;;
   --slow) tier="slow and not gpu and not slurm"; shift ;;
-  --slurm) tier="slurm"; shift; bash slurm/local_cluster.sh install ;;
-  --gpu) tier="gpu"; shift ;;
+  --slurm) tier="slurm" side_by_side=0; shift; bash slurm/local_cluster.sh install ;;
+  --gpu) tier="gpu" side_by_side=0; shift ;;
 esac
 bash launch/quickstart.sh --install-only --test
+if ((side_by_side)); then  # a process a core, of one thread: more would wait for each other
+  export OMP_NUM_THREADS=1
+  set -- -n "$(($(nproc) < 4 ? $(nproc) : 4))" --dist worksteal "$@"
+fi
 exec .venv/bin/python -m pytest -m "$tier" "$@"
