@@ -4,8 +4,9 @@
     python benchmarks/bench_accuracy.py simclr_cifar10 --seeds 0 --data.source folder --data.root DIR
 
 Flags that are not this script's are those of ``sslx pretrain``.  Each seed is a part: one that the results file has,
-with the same settings, is left out, and a run that was stopped goes on.  Fails where a part trains for longer than
---limit-s, or where the mean of a probe's accuracies stays under its --at-least.
+with the same settings and precision, is left out, and a run that was stopped goes on: its time is the sum of its
+starts'.  Fails where a part trains for longer than --limit-s, or where the mean of a probe's accuracies stays under its
+--at-least.
 """
 
 import argparse
@@ -18,7 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sslx import config, measure
+import torch
+
+from sslx import config, measure, outcome
+from sslx.train.build import precision
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.jsonl"
 Record = dict[str, Any]
@@ -39,8 +43,9 @@ def main() -> int:
     for record in parts:
         knn, linear = (100 * pretrained(record)[key] for key in ("knn", "linear"))
         print(f"{record['recipe']}, seed {record['seed']}: kNN {knn:.1f} %, linear {linear:.1f} %,", end=" ")
-        print(f"trained in {record['train_s']:.0f} s" if record["train_s"] else "in several starts")
-    slowest = max(record["train_s"] or 0.0 for record in parts)
+        print(f"trained in {record['train_s']:.0f} s, {record['starts']} start{'s' * (record['starts'] > 1)}")
+    measure.comparable(parts)
+    slowest = max(record["train_s"] for record in parts)
     print(f"{slowest:.0f} s at most (limit {args.limit_s:.0f})")
     passed = slowest <= args.limit_s
     for probe, goal in (("knn", args.knn_at_least), ("linear", args.linear_at_least)):
@@ -62,23 +67,48 @@ def part(args: argparse.Namespace, flags: list[str], seed: int) -> Record:
     run = settings.runs / f"accuracy_{settings.name}_{settings_sha256}_{seed}"
     flags = [*flags, "--seed", str(seed), "--name", run.name, "--resume", "auto"]
     key: Record = {"recipe": settings.name, "settings_sha256": settings_sha256, "images": args.images, "seed": seed}
+    gpu = torch.cuda.is_available() and settings.device != "cpu"
+    parameters, autocast = precision(settings, torch.device("cuda" if gpu else "cpu"))
+    key["precision"] = str(autocast or parameters).removeprefix("torch.")
     lines = args.results.read_text().splitlines() if args.results.exists() else []
     done = [record for record in map(json.loads, lines) if record.items() >= key.items()]
     if done:
         return done[-1]
-    sslx, resumed = [sys.executable, "-m", "sslx"], run.exists()
-    before, start = measure.stamp()["load_1min"], time.perf_counter()
-    subprocess.run([*sslx, "pretrain", *flags], check=True)
-    train_s = None if resumed else time.perf_counter() - start
+    sslx, before = [sys.executable, "-m", "sslx"], measure.stamp()["load_1min"]
+    starts = run.with_name(f"{run.name}.starts")  # beside it: a run's folder is not there before its first start
+    starts.parent.mkdir(parents=True, exist_ok=True)
+    if finished_s(run) is None:
+        with starts.open("a") as file:
+            file.write(f"{time.time()}\n")
+        subprocess.run([*sslx, "pretrain", *flags], check=True)
     subprocess.run([*sslx, "probe", str(run)], check=True)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    begun = [float(line) for line in starts.read_text().splitlines()]
+    seen = [*(line["time"] for line in metrics), finished_s(run) or 0.0]
     rates = [line["samples_per_s"] for line in metrics if "samples_per_s" in line]
     found = json.loads((run / "probe.json").read_text())
-    record = {"benchmark": "accuracy", **key, "method": settings.method.name, "train_s": train_s}
+    record = {"benchmark": "accuracy", **key, "method": settings.method.name, "starts": len(begun)}
+    record |= {"train_s": train_s(begun, seen), "config": json.loads((run / "config.json").read_text())}
     record |= {"samples": found["step"] * settings.batch_size, "samples_per_s": measure.spread(rates)}
     record |= {"load_before": before, **found}
     measure.append(args.results, record)
     return record
+
+
+def finished_s(run: Path) -> float | None:
+    """When a run came to its end (Unix, s)."""
+    status = outcome.read_status(run)
+    return status.time if status is not None and status.state == "done" else None
+
+
+def train_s(begun: list[float], seen: list[float]) -> float:
+    """Seconds of training, start-up included: from each start to when it was last seen (a line of its log, or its end).
+
+    What a stopped start did after the checkpoint that the next one went on from is no line of the log any more.
+    """
+    ends = [*begun[1:], float("inf")]
+    of_each = [[when for when in seen if start <= when < end] for start, end in zip(begun, ends, strict=True)]
+    return sum(max(times) - start for start, times in zip(begun, of_each, strict=True) if times)
 
 
 def digest(settings: config.PretrainConfig) -> str:

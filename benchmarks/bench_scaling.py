@@ -73,6 +73,7 @@ def work(args: argparse.Namespace, flags: list[str]) -> None:
     windows = [slowest(lambda: [recipe.step() for _ in range(args.window_steps)], ranks) / args.window_steps
                for _ in range(args.windows)][1:]  # fmt: skip
     found: dict[str, Any] = {"step_s": windows, "batch_size": settings.batch_size}
+    found |= {"precision": str(recipe.matrix_dtype()).removeprefix("torch."), "threads": torch.get_num_threads()}
     found |= {"collectives": collectives(recipe, ranks, args.window_steps), "network": network(ranks)}
     if ranks.is_main:
         print(json.dumps(found))
@@ -125,7 +126,8 @@ def network(ranks: Ranks) -> dict[str, float]:
 
 def compare(args: argparse.Namespace, flags: list[str]) -> None:
     """Take turns, print and record."""
-    name = config.load(flags).name
+    settings = config.load(flags)
+    whole = json.loads(config.dump(settings))
     for kind in ("strong", "weak"):
         runs: dict[int, list[dict[str, Any]]] = {size: [] for size in args.world_sizes}
         for _ in range(args.rounds):
@@ -133,10 +135,11 @@ def compare(args: argparse.Namespace, flags: list[str]) -> None:
                 runs[size].append(launched(args, kind, size, flags))
         alone = runs.get(1)
         for size, found in runs.items():
-            record: dict[str, Any] = {"benchmark": "scaling", "recipe": name, "kind": kind, "world_size": size}
+            record: dict[str, Any] = {"benchmark": "scaling", "recipe": settings.name, "kind": kind, "world_size": size}
             record |= {"step_s": measure.spread([s for run in found for s in run["step_s"]])}
             record |= {key: found[-1][key] for key in ("batch_size", "collectives", "network")}
-            record |= {"device": "cuda" if torch.cuda.is_available() else "cpu"}
+            record |= {"device": "cuda" if torch.cuda.is_available() else "cpu", "config": whole}
+            record |= {"precision": found[-1]["precision"], "threads_a_rank": found[-1]["threads"]}
             if alone and size > 1:
                 alone_s = measure.spread([s for run in alone for s in run["step_s"]])["median"]
                 record |= predicted(record, alone_s, size)
@@ -196,7 +199,9 @@ def extrapolate(args: argparse.Namespace) -> None:
     if not found or not args.compute_ms:
         raise SystemExit("--extrapolate needs --compute-ms, and a measurement on two ranks: run this without it first")
     record = found[-1]
-    print(f"EXTRAPOLATION, not a measurement: {record['recipe']}, {args.compute_ms:g} ms a step of one GPU, DGX H200s")
+    print(
+        f"EXTRAPOLATION, not a measurement: from {record['recipe']} on {record['device']}, {args.compute_ms:g} ms a step of one GPU, DGX H200s"
+    )
     print(f"a rank's batch: {record['batch_size'] // record['world_size']}; efficiency: compute / step, upper bounds")
     print(f"{'GPUs':>6} {'collectives, ms':>16} {'efficiency':>18}")
     for size in WORLD_SIZES:

@@ -9,6 +9,7 @@ convolutions that the step calls; MFU is theirs over the rate of large square pr
 """
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def main() -> None:
     record: dict[str, Any] = {"benchmark": "step", "recipe": settings.name, "images": args.images, "noise": noise}
     record |= {key: getattr(settings, key) for key in ("batch_size", "compile", "batch_norm")}
     record |= {"method": settings.method.name, "encoder": asdict(settings.encoder), "device": ranks.device.type}
+    record |= {"config": json.loads(config.dump(settings)), "threads": torch.get_num_threads()}
     record |= {"precision": str(recipe.matrix_dtype()).removeprefix("torch."), "views": recipe.views}
     record |= {"size_px": recipe.batches[0].views[0].shape[-1], "samples_per_s": arms, "flops_per_sample": flops}
     record |= {"matrix_flops_per_s": rate, "memory_bytes_per_s": bandwidth, "data_wait": recipe.data_wait(5)}

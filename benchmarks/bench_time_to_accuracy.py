@@ -3,10 +3,11 @@
     python benchmarks/bench_time_to_accuracy.py --root DIR      (DIR/train/CLASS/*, DIR/test/CLASS/*; 100 minutes)
 
 plain: three convolutions, torchvision's transforms, Adam (``peers.py``), looked at again and again during half an hour.
-lightly: tuned (bf16, channels-last), with the encoder of sslx's recipe.  sslx: ``simclr_cifar10_cpu`` in runs of their
-own of so many minutes each, whose schedules end there.  Time counts from the start of the command.  All encoders are
-probed by the same probes on the same 32 px views.  Parts that the results file has are left out.  Fails where sslx
-needs more than ``LIMIT_S`` for what the plain script reaches at its end.
+lightly: tuned (channels-last; bf16 on AMX), with the encoder of sslx's recipe, otherwise its example's settings.  sslx:
+``simclr_cifar10_cpu`` in runs of their own of so many minutes each, whose schedules end there.  Time counts from the
+start of the command.  All encoders are probed by the same probes on the same 32 px views.  Parts that the results file
+has of this machine are left out.  Fails where sslx needs more than ``LIMIT_S`` for what the plain script reaches at its
+end.
 """
 
 import argparse
@@ -62,11 +63,13 @@ def main() -> int:
 
 def of(args: argparse.Namespace, peer: str) -> list[Record]:
     lines = args.results.read_text().splitlines() if args.results.exists() else []
-    return [r for r in map(json.loads, lines) if r["peer"] == peer and r["images"] == args.images]
+    here = {key: value for key, value in measure.stamp().items() if key in measure.MACHINE}
+    return [r for r in map(json.loads, lines) if r.items() >= (here | {"peer": peer, "images": args.images}).items()]
 
 
 def write(args: argparse.Namespace, peer: str, **figures: Any) -> None:
     record = {"benchmark": "time_to_accuracy", "peer": peer, "images": args.images, "view_px": peers.SIZE, **figures}
+    record |= {"precision": peers.PRECISION if peer != "plain" else "float32"}
     measure.append(args.results, record)
 
 
@@ -117,7 +120,8 @@ def ours(args: argparse.Namespace, seconds: float) -> None:
     bench_methods.pretrain(args, "simclr", 0, steps)
     spent = time.perf_counter() - start
     scores = bench_methods.probe(args, baselines=False)["pretrained encoder"]
-    write(args, "sslx", budget_s=seconds, train_s=spent, samples=steps * batch_size, encoder="small resnet", **scores)
+    write(args, "sslx", budget_s=seconds, train_s=spent, samples=steps * batch_size, encoder="small resnet",
+          config=bench_methods.run_config(args), **scores)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 Parts that are done are left out, so that a machine that is lent for minutes at a time gets through all of them; a part
 that trains resumes its run.  What a part measured is in OUT/PART.jsonl, what it printed in OUT/PART.log, how it ended
 in OUT/PART.json; checkpoints stay in --runs.  Without a GPU it prints what it would run.  Without DALI the loaders are
-torchvision's.
+torchvision's; CIFAR-10 is held in the GPU's memory either way.  wandb, submitit and lightly are not needed, tyro, timm
+and rich are, and pytest for the tests.
 """
 
 import argparse
@@ -18,15 +19,19 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sslx import measure
-
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a copy that is not installed
+
+from sslx import data, measure  # noqa: E402
+
+GPU_TESTS = ("tests/kernels/test_operator.py", "tests/test_distributed.py", "tests/train/test_launch.py")
+"""Named, since pytest would import the others too, with what they need."""
 LIMIT_S = 470
 SMALL = (
     "--encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
@@ -48,9 +53,9 @@ class Part:
 def parts(args: argparse.Namespace) -> list[Part]:
     """All parts, the ones that others' figures rest on first."""
     small = SMALL if args.small else []
-    backend = [] if find_spec("nvidia.dali") else ["--data.backend", "torchvision"]
+    backend = [] if data.has_dali() else ["--data.backend", "torchvision"]
     windows = ["--windows", "2", "--seconds", "0.2"] if args.small else []
-    cifar = ["--data.source", "folder", "--data.root", str(args.cifar), *backend, *small]
+    cifar = ["--data.source", "folder", "--data.root", str(args.cifar), "--data.backend", "resident", *small]
     photos = ["--data.source", "folder", "--data.root", str(args.photos), *backend, *small]
     memory = ["--data.source", "synthetic", "--data.backend", "synthetic", *small]
     step = [sys.executable, str(HERE / "bench_step.py"), *windows]
@@ -63,11 +68,16 @@ def parts(args: argparse.Namespace) -> list[Part]:
     def goal(knn: str) -> list[str]:
         return [] if args.small else ["--knn-at-least", knn]
 
-    python = [sys.executable, "-m"]
+    python, tests = [sys.executable, "-m"], [str(ROOT / path) for path in GPU_TESTS]
+    loss = [sys.executable, str(HERE / "bench_nt_xent.py")]
     trained = [sys.executable, str(HERE / "bench_accuracy.py"), "--seeds", "0", "--limit-s", "480"]
     found = [
-        Part("tests", (*python, "pytest", "-q", "-m", "gpu", *(["--collect-only"] if args.small else [])), results=""),
-        Part("nt_xent", (sys.executable, str(HERE / "bench_nt_xent.py"), *windows, *_small_loss(args))),
+        Part(
+            "tests",
+            (*python, "pytest", "-q", *(["--collect-only"] if args.small else ["-m", "gpu"]), *tests),
+            results="",
+        ),
+        Part("nt_xent", (*loss, *(windows or ["--seconds", "0.5"]), *_small_loss(args))),
         Part("step_32px", (*step, "simclr_cifar10", *memory, *(_size(32) if not small else []))),
         Part("step_224px", (*step, *resnet50, *memory, *(_size(224) if not small else []))),
         Part("loader_32px", (*step, "simclr_cifar10", *cifar), "cifar"),
@@ -80,6 +90,11 @@ def parts(args: argparse.Namespace) -> list[Part]:
         scaling = [sys.executable, str(HERE / "bench_scaling.py"), *sizes, "simclr_imagenet"]
         found.append(Part("scaling", (*scaling, "--batch-size", "512", *memory)))
     return [part for part in found if not args.parts or part.name in args.parts]
+
+
+def absolute(path: str) -> Path:
+    """Of a path given where the suite was started: its parts run in the repository."""
+    return Path(path).resolve()
 
 
 def _size(pixels: int) -> list[str]:
@@ -110,7 +125,11 @@ def run(part: Part, out: Path, limit_s: float) -> dict[str, Any]:
         command[2:2] = [part.results, str(results)]
     start = time.perf_counter()
     with (out / f"{part.name}.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+        environ = os.environ | {"PYTHONPATH": paths.rstrip(os.pathsep)}
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environ, cwd=ROOT
+        )
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -128,10 +147,10 @@ def run(part: Part, out: Path, limit_s: float) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar", type=Path, help="CIFAR-10 as images in class folders")
-    parser.add_argument("--photos", type=Path, help="photos, in class folders or not")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--cifar", type=absolute, help="CIFAR-10 as images in class folders")
+    parser.add_argument("--photos", type=absolute, help="photos, in class folders or not")
+    parser.add_argument("--out", type=absolute, default=HERE / "results" / "gpu")
+    parser.add_argument("--runs", type=absolute, default=absolute("runs"))
     parser.add_argument("--parts", nargs="+", default=[], help="only these")
     parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="of a part")
     parser.add_argument("--list", action="store_true", help="run nothing")

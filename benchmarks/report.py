@@ -89,10 +89,10 @@ def cifar10() -> str:
 
 
 def startup() -> str:
-    one, two = (newest("startup")[0]["seconds"][ranks]["median"] for ranks in "12")
+    one, two = (newest("startup")[0]["seconds"][ranks] for ranks in "12")
     return prose(
-        f"From the command to the first training step it takes {one:.1f} s on one rank and {two:.1f} s on two (medians "
-        "of 5)."
+        f"From the command to the first training step it takes {one['median']:.1f} s on one rank and "
+        f"{two['median']:.1f} s on two (medians of {one['n']})."
     )
 
 
@@ -179,7 +179,7 @@ def accuracy() -> str:
         return [names.get(name, name), *(cell([score[k] for score in scores]) for k in ("knn", "linear")), *shots]
 
     head = [f"{found[0]['images']}, test accuracy, %", "kNN", "linear", "1 label a class", "5 labels a class"]
-    times = [record["train_s"] for record in found if record["train_s"]]  # none of a run that was stopped between
+    times = [record["train_s"] for record in found]
     return table(head, [row(*item) for item in by_name.items()]) + prose(
         f"Means of {len(found)} seeds, ± half their range; trained in {min(times):.0f} to {max(times):.0f} s."
     )
@@ -203,10 +203,13 @@ def step() -> str:
 def peers() -> str:
     found = newest("peers", "encoder")
     head = ["samples/s, peak memory", *(record["encoder"] for record in found)]
-    rows = [
-        [arm, *(f"{spread(r['samples_per_s'][arm])}, {r['peak_bytes'][arm] / 2**30:.2f} GiB" for r in found)]
-        for arm in found[0]["samples_per_s"]
-    ]
+
+    def cell(record: Record, arm: str) -> str:
+        rates = record["samples_per_s"]
+        return f"{spread(rates[arm])}, {record['peak_bytes'][arm] / 2**30:.2f} GiB" if arm in rates else ""
+
+    arms = dict.fromkeys(arm for record in found for arm in record["samples_per_s"])
+    rows = [[arm, *(cell(record, arm) for record in found)] for arm in arms]
     for against, label in (("default", "sslx / lightly's example"), ("tuned", "sslx / lightly's best")):
         rows.append([f"**{label}**", *(f"**{spread(r['ratio'][against], 2)}**" for r in found)])
     return table(head, rows)
@@ -256,7 +259,7 @@ def methods_picture() -> partial[None]:
 
 def time_to_accuracy_picture() -> partial[None]:
     found = sorted(newest("time_to_accuracy", "peer", "budget_s"), key=lambda record: record["train_s"])
-    names = {"sslx": "sslx", "lightly": "lightly, tuned, same encoder", "plain": "plain script"}
+    names = {"sslx": "sslx", "lightly": "lightly, tuned, its example's recipe", "plain": "plain script"}
     series = [
         (label, [(r["train_s"] / 60, *(3 * (100 * r["linear"],))) for r in found if r["peer"] == peer])
         for peer, label in names.items()

@@ -19,13 +19,15 @@ import torch
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "timm", "lightly")
 MACHINE = ("cpu", "cores", "gpu", "power_cap_w")
 """What two records must share before one may be compared with the other."""
+CHANGED = ("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)benchmarks/results")
 WINDOWS = 11
 """Enough that the medians of two runs of the same differ by less than p20 to p80 in 19 of 20 (bench_harness.py)."""
 NOISY = 0.05
 
 
 def stamp() -> dict[str, Any]:
-    """Hardware, versions and commit: what a figure is worthless without."""
+    """Hardware, versions and commit: what a figure is worthless without.  None for what a copy without git lacks."""
+    commit = _git("rev-parse", "--short", "HEAD") or None
     versions: dict[str, str] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -38,8 +40,8 @@ def stamp() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         **_gpu(),
         "versions": versions,
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)benchmarks/results")),
+        "commit": commit,
+        "dirty": None if commit is None else bool(_git(*CHANGED)),
         "load_1min": round(os.getloadavg()[0], 2),
     }
 

@@ -196,6 +196,11 @@ def _replace(stand_in: dict[int, int], index: Indices) -> Indices:
     return np.array([stand_in.get(int(i), int(i)) for i in index], dtype=np.int64) if stand_in else index
 
 
+def has_dali() -> bool:
+    """Whether DALI is installed; of ``nvidia.dali`` alone find_spec raises where there is no ``nvidia``."""
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+
+
 def _threads(config: Config, local_world_size: int) -> int:
     return config.threads if config.threads is not None else cores.share(local_world_size)
 
@@ -213,7 +218,7 @@ def _backend(
 ) -> Backend:
     name = config.backend
     if name == "auto":
-        name = "dali" if find_spec("nvidia.dali") is not None else "torchvision"
+        name = "dali" if has_dali() else "torchvision"
     if name == "synthetic":
         from sslx.data.synthetic import Synthetic
 
@@ -227,7 +232,7 @@ def _backend(
         from sslx.data.torchvision import TorchVision
 
         return TorchVision(source, specs, seed=seed, device=device, num_threads=threads)
-    if find_spec("nvidia.dali") is None:
+    if not has_dali():
         raise ConfigError(
             "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
             "or take --data.backend torchvision"

@@ -251,7 +251,7 @@ def test_the_rank_that_meets_unreadable_images_names_them_and_all_end(tmp_path: 
 @pytest.mark.gpu
 def test_out_of_gpu_memory_is_one_line(here: Run, tmp_path: Path):
     huge = "--device cuda --data.size 224 --encoder.name wide_resnet101_2 --encoder.layers --encoder.channels"
-    code, err = here(*huge.split(), "--data.num-synthetic", "65536", "--batch-size", "65536", "--compile", "off")
+    code, err = here(*huge.split(), "--data.num-synthetic", "4096", "--batch-size", "4096", "--compile", "off")
     assert code == 64
     is_one_line(err, "out of GPU memory", "--batch-size", "--accumulate")
     status = outcome.read_status(tmp_path / "r")
