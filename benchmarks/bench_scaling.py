@@ -199,10 +199,8 @@ def extrapolate(args: argparse.Namespace) -> None:
     if not found or not args.compute_ms:
         raise SystemExit("--extrapolate needs --compute-ms, and a measurement on two ranks: run this without it first")
     record = found[-1]
-    print(
-    print(f"EXTRAPOLATION, not a measurement: the collectives of {record['recipe']} on {record['device']}, on DGX H200s,")
-    print(f"beside {args.compute_ms:g} ms a step of one GPU")
-    )
+    source = f"the collectives of {record['recipe']} on {record['device']}"
+    print(f"EXTRAPOLATION, not a measurement: {source}, on DGX H200s, beside {args.compute_ms:g} ms a step of one GPU")
     print(f"a rank's batch: {record['batch_size'] // record['world_size']}; efficiency: compute / step, upper bounds")
     print(f"{'GPUs':>6} {'collectives, ms':>16} {'efficiency':>18}")
     for size in WORLD_SIZES:
