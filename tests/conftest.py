@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-COLLECTIVE_S = 40.0
+COLLECTIVE_S = 120.0
 """After this long in one collective a rank gives up by itself."""
 
 
 class RunOnRanks(Protocol):
     def __call__(
-        self, world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 60.0
+        self, world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 200.0
     ) -> list[Any]: ...
 
 
@@ -133,7 +133,7 @@ def ranks() -> Iterator[RunOnRanks]:
     """
     pools: dict[int, _Pool] = {}
 
-    def run(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 60.0) -> list[Any]:
+    def run(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 200.0) -> list[Any]:
         if world_size not in pools:
             pools[world_size] = _Pool(world_size)
         try:

@@ -35,14 +35,14 @@ def started(folder: Path, *flags: str | Path) -> Iterator[subprocess.Popen[str]]
         process.wait()
 
 
-def outside(folder: Path, *flags: str | Path, timeout_s: float = 120) -> tuple[int, str, str]:
+def outside(folder: Path, *flags: str | Path, timeout_s: float = 240) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a run in processes of its own."""
     with started(folder, *flags) as process:
         process.wait(timeout_s)
     return process.returncode, (folder / "out").read_text(), (folder / "err").read_text()
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 90) -> float:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 240) -> float:
     """Wait; returns the seconds it took."""
     start = time.monotonic()
     while not condition():

@@ -99,7 +99,7 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_the_command_says_what_limits_a_recipe_and_what_to_take() -> None:
     command = [sys.executable, "-m", "sslx", "bench", *TINY]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stderr
     assert "end to end" in done.stdout
     assert "limit: " in done.stdout

@@ -300,7 +300,7 @@ print(kills, temps, last)
 
 @pytest.mark.slow
 def test_a_killed_save_leaves_a_good_checkpoint(tmp_path: Path) -> None:
-    waits = [f"{0.01 + 0.1 * wait:.4f}" for wait in rng.uniform(0, "waits", num=25)[0]]
+    waits = [f"{0.01 + 0.2 * wait:.4f}" for wait in rng.uniform(0, "waits", num=25)[0]]
     command = [sys.executable, "-c", KILL, str(tmp_path), *waits]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """``sslx submit`` up to the queue, and on this machine without one; tests/slurm has the real one."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -109,8 +108,7 @@ def test_a_run_that_a_live_job_owns_is_refused(tmp_path: Path) -> None:
 def test_a_job_of_this_machine_is_listed_cancelled_and_goes_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["submit", "--cluster", "local", "--", *flags(tmp_path, "--steps", "400", "--checkpoint.every", "0")]
-    started = time.monotonic()
+    argv = ["submit", "--cluster", "local", "--", *flags(tmp_path, "--steps", "1500", "--checkpoint.every", "0")]
     assert cli.main(argv) == 0
     run = tmp_path / "r"
     assert f"sslx logs -f {run}" in capfd.readouterr().out
@@ -126,7 +124,6 @@ def test_a_job_of_this_machine_is_listed_cancelled_and_goes_on(
     assert status.state == "preempted"
     assert outcome.read_stops(run)[-1].reason == "sslx cancel"
     assert cli.main([*argv, "--resume", "auto"]) == 0
-    until(lambda: (s := outcome.read_status(run)) is not None and s.state == "done", "the end", 150)
+    until(lambda: (s := outcome.read_status(run)) is not None and s.state == "done", "the end")
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 401))
-    assert time.monotonic() - started < 200
+    assert steps == list(range(1, 1501))

@@ -128,7 +128,7 @@ def _start(command: list[str], **environ: str) -> subprocess.Popen[str]:
 
 def _finish(process: subprocess.Popen[str]) -> None:
     try:
-        assert process.wait(60) == 0, process.stderr and process.stderr.read()
+        assert process.wait(200) == 0, process.stderr and process.stderr.read()
     finally:
         process.kill()
         process.communicate()

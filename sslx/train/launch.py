@@ -100,17 +100,28 @@ def _fail(position: Position, reason: str, code: int) -> int:
     return cli.complain(reason, code)
 
 
+def _free_port() -> int:
+    """A port below the ephemeral ones, which nobody is given in the seconds until rank 0 listens on it."""
+    first = os.getpid()
+    for number in range(first, first + 1_000):
+        port = 12_000 + number % 20_000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise ConfigError("1,000 ports from 12,000 on are taken: end what listens there, or start the ranks by torchrun")
+
+
 def start(argv: Sequence[str], ranks: int, subcommand: str = "pretrain") -> int:
     """Run ``sslx`` with this subcommand once a rank, on this machine; returns the first failing rank's code, or 0.
 
     Each rank is a process group of its own, so that a Ctrl-C reaches it once, through this process.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     threads = str(cores.share(ranks))
     shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    shared |= {"MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
     command = [sys.executable, "-m", "sslx", subcommand, *argv]
     parent = os.getpid()
     children = [

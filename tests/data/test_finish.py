@@ -53,8 +53,8 @@ def test_a_batch_is_the_sum_of_its_definitions(size: int, generator: torch.Gener
     for row in range(12):
         want = torch.from_numpy(expected(spec, drawn, image[row].numpy(), row)).permute(2, 0, 1)
         difference = (got[row] - want).abs()
-        # A value within a rounding of 128 may be solarized in one and not in the other: at most one pixel in 1,000.
-        assert (difference > 1e-4).float().mean() < 1e-3
+        # A value within a rounding of 128 may be solarized in one and not in the other: a pixel, or one in 1,000.
+        assert (difference > 1e-4).sum() <= max(3, difference.numel() // 1000)
         assert drawn.solarize[row] or difference.max() < 1e-4
 
 

@@ -82,8 +82,8 @@ def test_a_step_gives_a_scalar_and_metrics_and_every_parameter_a_gradient(name: 
     assert sum(p.grad.abs().sum() for p in method.encoder.parameters() if p.grad is not None) > 0
 
 
-def test_it_learns_a_fixed_batch(name: str, generator: torch.Generator):
-    losses = torch.stack(steps(*make(name), batch(name, generator), 40))
+def test_it_learns_a_fixed_batch(name: str):
+    losses = torch.stack(steps(*make(name), batch(name, torch.Generator().manual_seed(5)), 40))
     assert losses.isfinite().all()
     assert losses[-5:].mean() < losses[:2].mean() - 0.1 * (losses[:2].mean() - losses.min())
     assert losses[-5:].mean() < losses[0]

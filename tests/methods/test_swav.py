@@ -119,7 +119,7 @@ def test_the_loss_and_its_metrics_are_the_papers_sums(num_views: int, generator:
 
 def test_the_metrics_tell_collapse(generator: torch.Generator):
     method = make()
-    z = unit(1, 1, DIM, generator=generator).expand(4, 64, DIM)
+    z = method.prototypes.weight.detach()[:1].expand(4, 64, DIM)  # all at a prototype
     collapsed = method.loss(embedded(method, z), now(1)).metrics
     spread = method.loss(embedded(method, unit(4, 64, DIM, generator=generator)), now(1)).metrics
     assert collapsed["projection_std"] < 1e-3

@@ -17,23 +17,23 @@ Run = Callable[..., tuple[int, str]]
 
 
 def test_sigterm_saves_and_a_resumed_run_finishes(here: Run, tmp_path: Path):
-    steps = ["--steps", "80", "--checkpoint.every", "0", "--optim.lr", "0.01"]
+    steps = ["--steps", "200", "--checkpoint.every", "0", "--optim.lr", "0.01"]
     with started(tmp_path, *steps) as process:
         until_training(tmp_path, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 75
+        assert process.wait(100) == 75
     assert (tmp_path / "err").read_text() == ""
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGTERM")
-    assert 2 <= status.step < 80
+    assert 2 <= status.step < 200
     assert checkpoint.load(tmp_path / "r")["step"] == status.step
     assert metrics(tmp_path / "r")[-1]["step"] == status.step
     assert here(*steps, "--resume", "auto") == (0, "")
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
-    assert (status.state, status.step) == ("done", 80)
-    assert [line["step"] for line in metrics(tmp_path / "r")] == list(range(1, 81))
+    assert (status.state, status.step) == ("done", 200)
+    assert [line["step"] for line in metrics(tmp_path / "r")] == list(range(1, 201))
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path: Path, ranks: int):
     with started(tmp_path, *LONG, "--ranks", str(ranks)) as process:
         until_training(tmp_path, process)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(100) == 130
     assert (tmp_path / "err").read_text() == ""
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
@@ -59,11 +59,11 @@ def test_a_second_ctrl_c_ends_a_long_step_at_once(tmp_path: Path, ranks: int):
         until(lambda: "1 steps of 4096" in (tmp_path / "out").read_text(), "start")
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        time.sleep(1.3)
+        time.sleep(3)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         start = time.monotonic()
-        assert process.wait(20) == 130
+        assert process.wait(100) == 130
         assert time.monotonic() - start < 10
         until(lambda: not children(process.pid), "end of the ranks", 5)
     assert "Traceback" not in (tmp_path / "err").read_text()
@@ -79,7 +79,7 @@ def test_an_output_that_nothing_reads_ends_the_run_and_its_status_says_so(tmp_pa
         assert process.stderr is not None
         assert process.stdout.readline().startswith("synthetic: ")
         process.stdout.close()
-        assert process.wait(30) == 141
+        assert process.wait(100) == 141
         is_one_line(process.stderr.read(), "nothing reads the output")
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
@@ -95,7 +95,7 @@ def test_killing_one_of_two_ranks_ends_the_job_with_one_line(tmp_path: Path):
         ranks = children(process.pid)
         assert len(ranks) == 2
         os.kill(ranks[1], signal.SIGKILL)
-        code = process.wait(30)
+        code = process.wait(100)
     assert code == 137
     is_one_line((tmp_path / "err").read_text(), "another rank ended")
     status = outcome.read_status(tmp_path / "r")
@@ -120,7 +120,7 @@ def test_two_ranks_are_preempted_together_and_resume(tmp_path: Path):
     with started(tmp_path, *steps) as process:
         until_training(tmp_path, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 75
+        assert process.wait(100) == 75
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGTERM")

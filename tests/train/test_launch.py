@@ -209,7 +209,7 @@ def test_a_mistake_on_two_ranks_is_one_line_too(here: Run, tmp_path: Path, flags
     start = time.monotonic()
     came, _, err = outside(tmp_path, "--ranks", "2", *flags.format(tmp=tmp_path).split())
     assert came == code, err
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 200, "a collective's timeout is 600 s"
     is_one_line(err, *words)
 
 

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from processes import until
 from sslx.train.signals import STOPPING, StopSignals, exit_code, give_up_s
 
 
@@ -72,8 +74,7 @@ def test_entering_again_and_again_leaves_no_descriptor_open():
     for _ in range(20):
         with StopSignals():
             pass
-    time.sleep(0.1)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    until(lambda: len(os.listdir("/proc/self/fd")) <= before, "the last thread's end", 5)
 
 
 def test_it_works_while_the_main_thread_is_in_native_code_and_a_second_ctrl_c_ends_it():
@@ -96,7 +97,7 @@ def test_it_works_while_the_main_thread_is_in_native_code_and_a_second_ctrl_c_en
         time.sleep(1.1)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(5) == 130
+        assert process.wait(60) == 130
 
 
 def test_ctrl_c_ends_with_130_and_a_preemption_with_75():
@@ -117,20 +118,23 @@ def test_a_run_that_cannot_agree_is_given_up_and_says_so_first():
     with once_ready(stuck) as (process, line):
         process.send_signal(signal.SIGUSR2)
         assert line() == f"giving up {signal.SIGUSR2.value}\n"
-        assert process.wait(5) == 75
+        assert process.wait(60) == 75
 
 
 def test_a_run_that_has_agreed_may_take_its_time():
-    with StopSignals(give_up_s=0.1) as stop:
-        stop.on_give_up = lambda: os._exit(1)
+    def waiting() -> bool:
+        return any(thread.name == "give up" for thread in threading.enumerate())
+
+    with StopSignals(give_up_s=60) as stop:
         send(signal.SIGTERM, stop)
         assert stop.heed(0) == 0
+        until(waiting, "the thread that would give up", 5)
         assert stop.heed(stop.received) == signal.SIGTERM
-        time.sleep(0.3)
-    with StopSignals(give_up_s=0.1) as stop:  # ended by itself before the time was up
-        stop.on_give_up = lambda: os._exit(1)
+        until(lambda: not waiting(), "its end", 5)
+    with StopSignals(give_up_s=60) as stop:  # ended by itself before the time was up
         send(signal.SIGTERM, stop)
-    time.sleep(0.3)
+        until(waiting, "the thread that would give up", 5)
+    until(lambda: not waiting(), "its end", 5)
 
 
 def test_ctrl_c_gives_up_nothing():
