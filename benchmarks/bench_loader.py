@@ -11,6 +11,7 @@ import argparse
 import gc
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -84,6 +85,9 @@ def torchvision_on_pil(size: int, augment: Augment) -> Twice:
 
 def lightly_recipe(size: int, augment: Augment) -> Callable[[Any], Any]:
     """lightly's own SimCLRTransform at the same strengths."""
+    warnings.filterwarnings(
+        "ignore", "The function `to_tensor"
+    )  # torchvision's, of what lightly calls, in every worker
     simclr = import_module("lightly.transforms.simclr_transform")  # in the bench extra, which type checks do without
     return simclr.SimCLRTransform(
         input_size=size,

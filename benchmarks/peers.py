@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -92,6 +93,9 @@ def encoder_of(name: str) -> Any:
 
 def lightly(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
     """lightly's parts in its example's loop; gives (encoder, samples trained on) after each step."""
+    warnings.filterwarnings(
+        "ignore", "The function `to_tensor"
+    )  # torchvision's, of what lightly calls, in every worker
     make, heads, losses = (
         import_module(f"lightly.{name}") for name in ("transforms.simclr_transform", "models.modules.heads", "loss")
     )
