@@ -85,9 +85,7 @@ def torchvision_on_pil(size: int, augment: Augment) -> Twice:
 
 def lightly_recipe(size: int, augment: Augment) -> Callable[[Any], Any]:
     """lightly's own SimCLRTransform at the same strengths."""
-    warnings.filterwarnings(
-        "ignore", "The function `to_tensor"
-    )  # torchvision's, of what lightly calls, in every worker
+    warnings.filterwarnings("ignore", "The function `to_tensor")  # torchvision says so in every worker
     simclr = import_module("lightly.transforms.simclr_transform")  # in the bench extra, which type checks do without
     return simclr.SimCLRTransform(
         input_size=size,

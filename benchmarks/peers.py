@@ -93,9 +93,7 @@ def encoder_of(name: str) -> Any:
 
 def lightly(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
     """lightly's parts in its example's loop; gives (encoder, samples trained on) after each step."""
-    warnings.filterwarnings(
-        "ignore", "The function `to_tensor"
-    )  # torchvision's, of what lightly calls, in every worker
+    warnings.filterwarnings("ignore", "The function `to_tensor")  # torchvision says so in every worker
     make, heads, losses = (
         import_module(f"lightly.{name}") for name in ("transforms.simclr_transform", "models.modules.heads", "loss")
     )
