@@ -11,6 +11,7 @@ convolutions that the step calls; MFU is theirs over the rate of large square pr
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=measure.WINDOWS)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
     parser.add_argument("--images", default="", help="what the images are, for the record")
-    parser.add_argument("--picture", type=Path, help="write a roofline as a PNG")
+    parser.add_argument("--picture", type=Path, help="write a roofline, as PNG or SVG")
     parser.add_argument("--trace", type=Path, help="write torch's profile of three steps, for chrome://tracing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--no-record", action="store_true", help="print only")
@@ -61,7 +62,7 @@ def main() -> None:
     record |= {"operators": [asdict(cost) for cost in costs[:TOP]], "operators_s": sum(c.seconds for c in costs)}
     show(record, medians)
     if args.picture:
-        draw(record, args.picture)
+        roofline(record)(path=args.picture)
     if args.trace:
         trace(recipe, args.trace)
     if not args.no_record:
@@ -92,15 +93,15 @@ def show(record: dict[str, Any], medians: dict[str, float]) -> None:
         )
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
-    """The roofline of the operators that take longest."""
+def roofline(record: dict[str, Any]) -> partial[None]:
+    """The picture of the operators that take longest; takes its ``path``."""
     points = [
         (cost["name"], cost["seconds"] / record["operators_s"], cost["flops"] / cost["nbytes"],
          cost["flops"] / cost["seconds"])
         for cost in record["operators"] if cost["nbytes"] and cost["flops"] and not cost["name"].startswith("sslx")
     ]  # fmt: skip
     title = f"{record['recipe']}: the operators of a step"
-    plot.roofline(points, record["matrix_flops_per_s"], record["memory_bytes_per_s"], path, title)
+    return partial(plot.roofline, points, record["matrix_flops_per_s"], record["memory_bytes_per_s"], title=title)
 
 
 def trace(recipe: Recipe, path: Path) -> None:

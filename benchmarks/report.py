@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_methods
+import bench_step
 
 from sslx import measure, plot
 
@@ -257,6 +258,10 @@ def methods_picture() -> partial[None]:
     )
 
 
+def roofline_picture() -> partial[None]:
+    return bench_step.roofline(newest("step", recipe="simclr_cifar10_cpu")[0])
+
+
 def time_to_accuracy_picture() -> partial[None]:
     found = sorted(newest("time_to_accuracy", "peer", "budget_s"), key=lambda record: record["train_s"])
     names = {"sslx": "sslx", "lightly": "lightly, tuned, its example's recipe", "plain": "plain script"}
@@ -291,6 +296,7 @@ PICTURES: dict[str, Callable[[], partial[None]]] = {
     "methods": methods_picture,
     "time_to_accuracy": time_to_accuracy_picture,
     "scaling": scaling_picture,
+    "roofline": roofline_picture,
 }
 
 

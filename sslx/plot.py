@@ -148,7 +148,7 @@ def images(rows: Sequence[tuple[str, Tensor]], view: ViewSpec, path: Path, title
 def roofline(
     points: Sequence[tuple[str, float, float, float]], peak: float, bandwidth: float, path: Path, title: str
 ) -> None:
-    """Write a PNG of a roofline (Williams, Waterman and Patterson, CACM 2009): what each operator reaches of the roof.
+    """Write a roofline (Williams, Waterman and Patterson, CACM 2009): what each operator reaches of the roof.
 
     points: (name, share of the time in [0, 1], FLOP/byte, FLOP/s).  peak: FLOP/s.  bandwidth: bytes/s.
     """
