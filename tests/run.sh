@@ -11,7 +11,7 @@ case "${1:-}" in
 esac
 bash launch/quickstart.sh --install-only --test
 if ((side_by_side)); then  # a process a core, of one thread: more would wait for each other
-  export OMP_NUM_THREADS=1
   set -- -n "$(($(nproc) < 4 ? $(nproc) : 4))" --dist worksteal "$@"
+  export OMP_NUM_THREADS=1 # after nproc, which heeds it
 fi
 exec .venv/bin/python -m pytest -m "$tier" "$@"

@@ -83,10 +83,10 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
         "--data.threads 4",
         "--data.backend auto",
     ]
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: False)
     tried = ["--data.backend resident", "--data.threads 1"]
     assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: True)
     tried.append("--precision bf16")
     assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
     assert list(bench.candidates(settings, ranks, FOUND, small=False)) == tried[1:]

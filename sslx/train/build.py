@@ -6,6 +6,7 @@ from types import ModuleType
 
 import torch
 from torch import nn
+from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
 from sslx import data, distributed, encoders, methods, optim, rng, sync_bn
 from sslx.config import PretrainConfig
@@ -111,7 +112,7 @@ def fast_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    return _is_amx_tile_supported()
 
 
 def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
@@ -123,7 +124,7 @@ def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype
     choice, fast = config.precision, fast_bf16(device)
     if choice == "auto":
         choice = "bf16" if fast else "fp32"
-    if choice == "bf16" and not fast and device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # pyright: ignore[reportPrivateUsage]
+    if choice == "bf16" and not fast and device.type == "cpu" and _is_avx512_bf16_supported():
         raise ConfigError(
             "--precision bf16 on a CPU without AMX is slower than fp32, and its gradients of small convolutions can be "
             "garbage (oneDNN): take fp32 or auto"

@@ -49,8 +49,8 @@ def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(
 def test_bf16_is_taken_where_it_is_fast_and_refused_where_it_is_wrong(
     bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("sslx.train.build._is_avx512_bf16_supported", lambda: bf16)
     cpu, half = torch.device("cpu"), (torch.float32, torch.bfloat16)
     assert precision(load(["simclr_digits"]), cpu) == (half if amx else (torch.float32, None))
     asked = load(["simclr_digits", "--precision", "bf16"])
