@@ -293,6 +293,7 @@ def test_wandb_without_a_server_goes_on_offline(tmp_path: Path) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        (tmp_path / "before").mkdir()
         begun = time.monotonic()
         wandb_run(tmp_path / "before", "offline")
         offline = time.monotonic() - begun
