@@ -103,7 +103,7 @@ class Run:
     def _gone(self) -> bool:
         return time.time() - self.submitted > 3 and not self.state
 
-    def finish(self, timeout_s: float = 120) -> outcome.Status:
+    def finish(self, timeout_s: float = 300) -> outcome.Status:
         """Wait until Slurm has no such job any more; returns the run's status."""
         deadline = time.monotonic() + timeout_s
         while self.state:

@@ -85,9 +85,9 @@ def test_s3_the_time_limit_is_no_end(tmp_path: Path, reference: Weights) -> None
 
     until(stopped, "the limit", 90)
     is_undisturbed(run, reference)
-    (stop,) = outcome.read_stops(run.folder)
-    assert (stop.code, stop.reason) == (75, "SIGUSR2")
-    assert 5 <= stop.step < STEPS
+    stops = outcome.read_stops(run.folder)  # a slow machine comes to its limit again
+    assert {(stop.code, stop.reason) for stop in stops} == {(75, "SIGUSR2")}
+    assert 5 <= stops[0].step <= stops[-1].step < STEPS
 
 
 def is_pending(pid: int, number: signal.Signals) -> bool:
