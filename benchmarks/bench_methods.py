@@ -18,6 +18,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def part(args: argparse.Namespace, name: str, seed: int) -> None:
     measure.append(args.results, {**record, "load_before": before})
 
 
-def pretrain(args: argparse.Namespace, name: str, seed: int, steps: int) -> tuple[float, int]:
+def pretrain(args: argparse.Namespace, name: str, seed: int, steps: int, compiled: str = "off") -> tuple[float, int]:
     """(samples/s of all but the first log line, peak resident bytes) of a run in a process of its own."""
     shutil.rmtree(args.runs / "bench_methods", ignore_errors=True)
     command = [
@@ -103,10 +104,20 @@ def pretrain(args: argparse.Namespace, name: str, seed: int, steps: int) -> tupl
         str(seed),
     ]
     command += ["--data.source", "folder", "--data.root", str(args.root), "--runs", str(args.runs)]
-    command += ["--name", "bench_methods", "--log.every", "10", "--data.eval-size", str(EVAL_SIZE)]
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    command += [
+        "--name",
+        "bench_methods",
+        "--log.every",
+        "10",
+        "--data.eval-size",
+        str(EVAL_SIZE),
+        "--compile",
+        compiled,
+    ]
+    with tempfile.TemporaryDirectory() as cache:  # compiled anew, as in a first run
+        process = subprocess.Popen(command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache})
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{name}: sslx pretrain ended with {process.returncode}")
     lines = [json.loads(line) for line in (args.runs / "bench_methods" / "metrics.jsonl").read_text().splitlines()]

@@ -5,9 +5,9 @@
 
 Data, encoder, batch, augmentation and loss are the same (``peers.py``).  Every window is a process of its own, so that
 nobody inherits caches or threads; the clock runs after the warm-up.  lightly runs as its example does (fp32), and tuned
-by hand: channels-last, bf16 where it is faster (AMX), one and two loader processes, of which the faster counts.
-sslx keeps freed memory (``sslx.cli.keep_freed_memory``), as its command does.  Memory is the peak of the whole tree of
-processes, shared pages counted once (PSS), looked at twice a second.  plain: see ``peers.py``, three convolutions.
+by hand as sslx is: channels-last, compiled, bf16 where it is faster (AMX), one and two loader processes, of which the
+faster counts.  Memory is the peak of the whole tree of processes, shared pages counted once (PSS), looked at ten times
+a second.  plain: see ``peers.py``, three convolutions.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def arm(argv: list[str], peaks: list[int]) -> Callable[[], float]:
         done, peak = threading.Event(), [0]
 
         def watch() -> None:
-            while not done.wait(0.5):
+            while not done.wait(0.1):
                 peak[0] = max(peak[0], tree_bytes(process.pid))
 
         watcher = threading.Thread(target=watch)

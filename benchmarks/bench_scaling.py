@@ -28,7 +28,7 @@ import torch
 from scaling_model import H200, WORLD_SIZES, Collective, Network, grown, of_shares, step
 from torch.profiler import ProfilerActivity, profile
 
-from sslx import cli, config, distributed, measure, operators
+from sslx import config, distributed, measure, operators
 from sslx.bench import Recipe
 from sslx.distributed import Ranks
 
@@ -64,7 +64,6 @@ def work(args: argparse.Namespace, flags: list[str]) -> None:
     """Be one rank; the first prints what all measured."""
     settings = config.load(flags)
     ranks = distributed.init(settings.device)
-    cli.keep_freed_memory()
     if ranks.device.type == "cpu":
         torch.set_num_threads(1)
     if args.worker == "weak":

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sslx import cli, config, distributed, measure, operators, plot
+from sslx import config, distributed, measure, operators, plot
 from sslx.bench import Recipe, limit
 
 RESULTS = Path(__file__).parent / "results" / "step.jsonl"
@@ -40,7 +40,6 @@ def main() -> None:
     args, flags = parser.parse_known_args()
     settings = config.load(flags)
     ranks = distributed.init(settings.device)
-    cli.keep_freed_memory()
     noise = measure.warn_of_noise(ranks.device, print)
     recipe = Recipe(settings, ranks, args.seconds)
     rate, bandwidth = measure.matrix_rate(ranks.device, recipe.matrix_dtype()), measure.memory_rate(ranks.device)

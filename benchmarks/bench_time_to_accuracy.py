@@ -3,15 +3,16 @@
     python benchmarks/bench_time_to_accuracy.py --root DIR      (DIR/train/CLASS/*, DIR/test/CLASS/*; 100 minutes)
 
 plain: three convolutions, torchvision's transforms, Adam (``peers.py``), looked at again and again during half an hour.
-lightly: tuned (channels-last; bf16 on AMX), with the encoder of sslx's recipe, otherwise its example's settings.  sslx:
-``simclr_cifar10_cpu`` in runs of their own of so many minutes each, whose schedules end there.  Time counts from the
-start of the command.  All encoders are probed by the same probes on the same 32 px views.  Parts that the results file
+lightly: tuned (channels-last, compiled, bf16 on AMX), with the encoder of sslx's recipe, otherwise its example's
+settings.  sslx: ``simclr_cifar10_cpu`` in runs of their own of so many minutes each, whose schedules end there.  Time
+counts from the start of the command; nothing compiled is kept from run to run.  All encoders are probed by the same probes on the same 32 px views.  Parts that the results file
 has of this machine are left out.  Fails where sslx needs more than ``LIMIT_S`` for what the plain script reaches at its
 end.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -76,10 +77,12 @@ def write(args: argparse.Namespace, peer: str, **figures: Any) -> None:
 def curve(args: argparse.Namespace, name: str) -> None:
     """One run of a peer, probed at every mark, after its end."""
     argv, shape = PEERS[name]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         command = [sys.executable, str(Path(peers.__file__)), *argv, "--root", str(args.root), "--out", folder]
         command += ["--save-at", *map(str, args.marks_s), "--since", str(time.time())]
-        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        out = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+        ).stdout
         found: list[Record] = []
         for mark, line in zip(args.marks_s, map(json.loads, out.splitlines()), strict=True):
             encoder = peers.encoder_of(shape)
@@ -112,12 +115,12 @@ def score(args: argparse.Namespace, encoder: nn.Module) -> dict[str, float | Non
 def ours(args: argparse.Namespace, seconds: float) -> None:
     """A run of sslx that ends after about so long, by the speed of a short one before."""
     start = time.perf_counter()
-    speed, _ = bench_methods.pretrain(args, "simclr", 0, bench_methods.CALIBRATION_STEPS)
+    speed, _ = bench_methods.pretrain(args, "simclr", 0, bench_methods.CALIBRATION_STEPS, "on")
     batch_size = bench_methods.run_config(args)["batch_size"]
     overhead = time.perf_counter() - start - bench_methods.CALIBRATION_STEPS * batch_size / speed
     steps = round((0.97 * seconds - overhead) * speed / batch_size)
     start = time.perf_counter()
-    bench_methods.pretrain(args, "simclr", 0, steps)
+    bench_methods.pretrain(args, "simclr", 0, steps, "on")
     spent = time.perf_counter() - start
     scores = bench_methods.probe(args, baselines=False)["pretrained encoder"]
     write(args, "sslx", budget_s=seconds, train_s=spent, samples=steps * batch_size, encoder="small resnet",

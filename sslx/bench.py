@@ -20,7 +20,7 @@ from sslx.data.sources import Source
 from sslx.data.torchvision import read
 from sslx.distributed import Ranks
 from sslx.errors import UserError
-from sslx.train.build import Parts, build, fast_bf16
+from sslx.train.build import Parts, build, compiles, cpp_compiler, fast_bf16
 from sslx.train.step import cached_step, train_step
 
 ARMS = ("end to end", "step alone", "loader alone", "augmentation alone")
@@ -232,7 +232,7 @@ def candidates(
             tries["--precision bf16"] = replace(settings, precision="bf16")
         elif half and not cuda:  # small products are not worth their casts everywhere
             tries["--precision fp32"] = replace(settings, precision="fp32")
-        if cuda and settings.compile == "off":
+        if not compiles(settings, ranks.device) and (cuda or cpp_compiler()):
             tries["--compile on"] = replace(settings, compile="on")
         if cuda:
             tries[f"--batch-size {2 * settings.batch_size}"] = replace(settings, batch_size=2 * settings.batch_size)
@@ -243,7 +243,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure the arms, name the limit, try what may help; 0."""
     if "--help" in argv or "-h" in argv:
         sys.stdout.write(
-            "usage: sslx bench RECIPE [OPTIONS]: about two minutes; with the options of sslx pretrain:\n\n"
+            "usage: sslx bench RECIPE [OPTIONS]: two to three minutes; with the options of sslx pretrain:\n\n"
         )
     settings = config.load(argv)
     ranks = distributed.init(settings.device)

@@ -1,6 +1,5 @@
 """The ``sslx`` command: one list of subcommands, and what an error looks like."""
 
-import ctypes
 import difflib
 import gc
 import hashlib
@@ -66,7 +65,6 @@ def _main(argv: list[str]) -> int:
 
 def run(target: str, argv: Sequence[str]) -> int:
     """Call ``module:function`` and turn what a user can cause into one line and an exit code."""
-    keep_freed_memory()
     module, function = target.split(":")
     try:
         gc.disable()  # what an import makes stays: to look for garbage in it takes a fifth of the import's time
@@ -84,17 +82,6 @@ def run(target: str, argv: Sequence[str]) -> int:
         gc.enable()
         if "triton" in sys.modules:  # it reports what the exit leaves as leaked; for the rest, not to look is faster
             gc.unfreeze()
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse the memory of freed tensors instead of giving it back to the kernel after every use.
-
-    Large tensors are otherwise mapped, faulted in page by page and unmapped in each step: on 2 CPU cores that
-    took half of a ResNet's step.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: nothing is mapped on its own
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
 def complain(message: str, code: int) -> int:

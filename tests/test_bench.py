@@ -84,10 +84,14 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
         "--data.backend auto",
     ]
     monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
     tried = ["--data.backend resident", "--data.threads 1"]
     assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
+    monkeypatch.setenv("CXX", sys.executable)  # any program that there is
+    tried.append("--compile on")
+    assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
     monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: True)
-    tried.append("--precision bf16")
+    tried.insert(2, "--precision bf16")
     assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
     assert list(bench.candidates(settings, ranks, FOUND, small=False)) == tried[1:]
     fast = ["--precision bf16", "--compile on", "--batch-size 32"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslx import distributed, rng
+from sslx import distributed, memory, rng
 from sslx.data.batch import Batch
 from sslx.errors import NonFiniteError
 
@@ -108,6 +108,7 @@ def _collect(
     done = 0
     for batch in batches:
         x.append(embed(batch.views[0]).float().cpu())
+        memory.keep_freed()
         index.append(batch.index.cpu())
         if batch.label is not None:
             label.append(batch.label.cpu())

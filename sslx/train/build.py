@@ -1,5 +1,8 @@
 """From a config to everything that a step needs: loader, method, optimizer, on this rank's device."""
 
+import logging
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -50,6 +53,7 @@ class Parts:
             f"{self.total_steps:,} steps of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
             f"{config.optim.name}, peak lr {self.peak_lr:.4g}",
             *self._cached_batch_norm(config),
+            *(["compiling in the first step, which may take a minute"] if compiles(config, ranks.device) else []),
         ]
 
     def _cached_batch_norm(self, config: PretrainConfig) -> list[str]:
@@ -143,9 +147,23 @@ def _method(
         sync_bn.sync_batch_norm(method)
     if config.batch_norm == "group":
         group_norm(method)
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+    if compiles(config, device):
+        if device.type == "cpu" and not cpp_compiler():
+            raise ConfigError("--compile on needs a C++ compiler on the CPU: apt install g++, or take --compile off")
+        if device.type == "cpu":  # else a machine that has CUDA's toolkit hears that it has no GPU
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         method.embed = torch.compile(method.embed)
     return method
+
+
+def compiles(config: PretrainConfig, device: torch.device) -> bool:
+    """Whether encoder and heads are compiled there."""
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+
+
+def cpp_compiler() -> str | None:
+    """The path of the compiler that Inductor calls for CPUs, None where there is none."""
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts) -> OnlineProbe | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sslx import memory
 from sslx.data.batch import Batch
 from sslx.distributed import unwrap
 from sslx.methods.base import Method, Step
@@ -35,6 +36,7 @@ def train_step(
         losses.append(step.loss.detach())
         metrics = step.metrics
     optimizer.step()
+    memory.keep_freed()
     return {"loss": torch.stack(losses).mean(), **metrics}
 
 
@@ -77,6 +79,7 @@ def cached_step(
                 again: Step = model(batch, progress, tuple(parts[number] for parts in cotangents))
             again.loss.backward()
     optimizer.step()
+    memory.keep_freed()
     return {"loss": step.loss.detach(), **step.metrics}
 
 

@@ -71,3 +71,10 @@ def unlabelled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     for number in range(300):
         Image.new("RGB", (16, 16), (number % 255, 0, 0)).save(folder / request.param / f"{number}.png")
     return str(folder)
+
+
+def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = load(["simclr_digits", *SMALL, "--compile", "on"])
+    with pytest.raises(ConfigError, match="apt install g\\+\\+, or take --compile off"):
+        build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
