@@ -92,28 +92,10 @@ def part(args: argparse.Namespace, name: str, seed: int) -> None:
 def pretrain(args: argparse.Namespace, name: str, seed: int, steps: int, compiled: str = "off") -> tuple[float, int]:
     """(samples/s of all but the first log line, peak resident bytes) of a run in a process of its own."""
     shutil.rmtree(args.runs / "bench_methods", ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "sslx",
-        "pretrain",
-        f"{name}_cifar10_cpu",
-        "--steps",
-        str(steps),
-        "--seed",
-        str(seed),
-    ]
-    command += ["--data.source", "folder", "--data.root", str(args.root), "--runs", str(args.runs)]
-    command += [
-        "--name",
-        "bench_methods",
-        "--log.every",
-        "10",
-        "--data.eval-size",
-        str(EVAL_SIZE),
-        "--compile",
-        compiled,
-    ]
+    command = [sys.executable, "-m", "sslx", "pretrain", f"{name}_cifar10_cpu", "--steps", str(steps)]
+    command += ["--seed", str(seed), "--data.source", "folder", "--data.root", str(args.root)]
+    command += ["--data.eval-size", str(EVAL_SIZE), "--compile", compiled, "--log.every", "10"]
+    command += ["--runs", str(args.runs), "--name", "bench_methods"]
     with tempfile.TemporaryDirectory() as cache:  # compiled anew, as in a first run
         process = subprocess.Popen(command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache})
         _, status, usage = os.wait4(process.pid, 0)

@@ -6,12 +6,13 @@
 Data, encoder, batch, augmentation and loss are the same (``peers.py``).  Every window is a process of its own, so that
 nobody inherits caches or threads; the clock runs after the warm-up.  lightly runs as its example does (fp32), and tuned
 by hand as sslx is: channels-last, compiled, bf16 where it is faster (AMX), one and two loader processes, of which the
-faster counts.  Memory is the peak of the whole tree of processes, shared pages counted once (PSS), looked at ten times
-a second.  plain: see ``peers.py``, three convolutions.
+faster counts.  Memory is the sum of the peaks of a job's processes, shared pages counted once.  plain: see
+``peers.py``, three convolutions.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -99,7 +100,7 @@ def arm(argv: list[str], peaks: list[int]) -> Callable[[], float]:
         done, peak = threading.Event(), [0]
 
         def watch() -> None:
-            while not done.wait(0.1):
+            while not done.wait(0.5):
                 peak[0] = max(peak[0], tree_bytes(process.pid))
 
         watcher = threading.Thread(target=watch)
@@ -121,13 +122,17 @@ def arm(argv: list[str], peaks: list[int]) -> Callable[[], float]:
 
 
 def tree_bytes(pid: int) -> int:
-    """Resident memory of a process and its children, shared pages counted once between them; 0 of what is gone."""
+    """Peak memory so far of a process and its children; 0 of what is gone.
+
+    The kernel keeps each one's peak of resident memory; from it goes what others share with the process now.
+    """
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        text = "".join(Path(f"/proc/{pid}/{name}").read_text() for name in ("smaps_rollup", "status"))
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (OSError, ProcessLookupError):
         return 0
-    own = next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    kib = {key: int(value) for key, value in re.findall(r"^(VmHWM|Rss|Pss):\s+(\d+) kB$", text, re.MULTILINE)}
+    own = 1024 * (kib["VmHWM"] - kib["Rss"] + kib["Pss"]) if len(kib) == 3 else 0  # 0: it ends just now
     return own + sum(tree_bytes(int(child)) for child in children)
 
 

@@ -5,9 +5,9 @@
 plain: three convolutions, torchvision's transforms, Adam (``peers.py``), looked at again and again during half an hour.
 lightly: tuned (channels-last, compiled, bf16 on AMX), with the encoder of sslx's recipe, otherwise its example's
 settings.  sslx: ``simclr_cifar10_cpu`` in runs of their own of so many minutes each, whose schedules end there.  Time
-counts from the start of the command; nothing compiled is kept from run to run.  All encoders are probed by the same probes on the same 32 px views.  Parts that the results file
-has of this machine are left out.  Fails where sslx needs more than ``LIMIT_S`` for what the plain script reaches at its
-end.
+counts from the start of the command; nothing compiled is kept from run to run.  All encoders are probed by the same
+probes on the same 32 px views.  Parts that the results file has of this machine are left out.  Fails where sslx needs
+more than ``LIMIT_S`` for what the plain script reaches at its end.
 """
 
 import argparse
@@ -80,9 +80,8 @@ def curve(args: argparse.Namespace, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         command = [sys.executable, str(Path(peers.__file__)), *argv, "--root", str(args.root), "--out", folder]
         command += ["--save-at", *map(str, args.marks_s), "--since", str(time.time())]
-        out = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
-        ).stdout
+        here = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=here).stdout
         found: list[Record] = []
         for mark, line in zip(args.marks_s, map(json.loads, out.splitlines()), strict=True):
             encoder = peers.encoder_of(shape)
