@@ -5,8 +5,8 @@
     python benchmarks/bench_scaling.py --extrapolate --compute-ms 120
 
 Flags that are not this script's are those of ``sslx pretrain``.  strong: the recipe's batch is shared; weak: each rank
-has all of it.  Ranks take turns with more ranks, window by window, in processes of torchrun; on CPUs each computes with
-one thread.  A step is that of a run, on a batch in memory; the slowest rank counts.  Bytes and calls are counted as the
+has all of it.  All numbers of ranks and both kinds take turns, in processes of torchrun; on CPUs each rank has one
+thread.  A step is that of a run, on a batch in memory; the slowest rank counts.  Bytes and calls are counted as the
 operators are called, seconds by torch's profiler, where they may overlap with computation.  The model
 (scaling_model.py) gets this machine's latency and bandwidth from two all-reduces; its error stands beside each
 measurement.
@@ -33,6 +33,7 @@ from sslx.bench import Recipe
 from sslx.distributed import Ranks
 
 RESULTS = Path(__file__).parent / "results" / "scaling.jsonl"
+KINDS = "strong", "weak"
 SMALL, LARGE = 2, 2**23  # float32 elements of the all-reduces that give latency and bandwidth
 
 
@@ -96,7 +97,9 @@ def collectives(recipe: Recipe, ranks: Ranks, steps: int) -> list[dict[str, Any]
         for event in trace.key_averages()
         if event.key.startswith(("gloo:", "nccl"))
     }
-    return [*counted(recipe.step, ranks), {"name": "seconds", "by_kind": spent}]
+    with recipe.eager():
+        calls = counted(recipe.step, ranks)
+    return [*calls, {"name": "seconds", "by_kind": spent}]
 
 
 def counted(step: Callable[[], object], ranks: Ranks) -> list[dict[str, Any]]:
@@ -127,13 +130,16 @@ def compare(args: argparse.Namespace, flags: list[str]) -> None:
     """Take turns, print and record."""
     settings = config.load(flags)
     whole = json.loads(config.dump(settings))
-    for kind in ("strong", "weak"):
-        runs: dict[int, list[dict[str, Any]]] = {size: [] for size in args.world_sizes}
-        for _ in range(args.rounds):
-            for size in args.world_sizes:
-                runs[size].append(launched(args, kind, size, flags))
-        alone = runs.get(1)
-        for size, found in runs.items():
+    sizes: list[int] = args.world_sizes
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {(kind, size): [] for kind in KINDS for size in sizes}
+    for _ in range(args.rounds):
+        for size in sizes:
+            for kind in KINDS if size > 1 else KINDS[:1]:  # one rank: the same job
+                runs[kind, size].append(launched(args, kind, size, flags))
+    for kind in KINDS:
+        alone = runs.get((KINDS[0], 1))
+        for size in sizes:
+            found = runs[kind, size] or runs[KINDS[0], size]
             record: dict[str, Any] = {"benchmark": "scaling", "recipe": settings.name, "kind": kind, "world_size": size}
             record |= {"step_s": measure.spread([s for run in found for s in run["step_s"]])}
             record |= {key: found[-1][key] for key in ("batch_size", "collectives", "network")}

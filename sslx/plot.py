@@ -233,6 +233,7 @@ def curves(
         every = sorted({point[0] for _, points in series for point in points})
         axes.set_xscale("log", base=2)
         axes.set_xticks(every, [f"{value:g}" for value in every])
+        axes.set_ylim(bottom=0)  # a ratio is what such a curve is looked at for
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
