@@ -5,7 +5,8 @@
 
 Flags that are not this script's are those of ``sslx pretrain``.  In turns: a run end to end, the step alone (a batch in
 memory), the loader alone, the augmentation alone (decoded images in memory).  FLOPs are counted from the products and
-convolutions that the step calls; MFU is theirs over the rate of large square products, measured here.
+convolutions that the step calls; MFU is theirs over the rate of large square products, measured here.  The operators
+are timed one by one, uncompiled.
 """
 
 import argparse
@@ -82,7 +83,7 @@ def show(record: dict[str, Any], medians: dict[str, float]) -> None:
         f"limit: {limit(medians)}\n{record['flops_per_sample'] / 1e9:.2f} GFLOP a sample; products at "
         f"{record['matrix_flops_per_s'] / 1e12:.2f} TFLOP/s, memory at {record['memory_bytes_per_s'] / 1e9:.0f} GB/s; "
         f"waits for data {100 * record['data_wait']:.0f} % of the time; peak memory {record['peak_bytes'] / 2**30:.2f} "
-        f"GiB\nwhere {1e3 * record['operators_s']:.0f} ms of a step go, each operator waited for:"
+        f"GiB\nwhere {1e3 * record['operators_s']:.0f} ms of a step go, uncompiled, each operator waited for:"
     )
     for cost in record["operators"]:
         print(
@@ -99,7 +100,7 @@ def roofline(record: dict[str, Any]) -> partial[None]:
          cost["flops"] / cost["seconds"])
         for cost in record["operators"] if cost["nbytes"] and cost["flops"] and not cost["name"].startswith("sslx")
     ]  # fmt: skip
-    title = f"{record['recipe']}: the operators of a step"
+    title = f"{record['recipe']}: the operators of a step, uncompiled"
     return partial(plot.roofline, points, record["matrix_flops_per_s"], record["memory_bytes_per_s"], title=title)
 
 
