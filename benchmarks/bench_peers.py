@@ -4,10 +4,11 @@
     python benchmarks/bench_peers.py --root DIR --encoders "small resnet" --windows 3
 
 Data, encoder, batch, augmentation and loss are the same (``peers.py``).  Every window is a process of its own, so that
-nobody inherits caches or threads; the clock runs after the warm-up.  lightly runs as its example does (fp32), and tuned
-by hand as sslx is: channels-last, compiled, bf16 where it is faster (AMX), one and two loader processes, of which the
-faster counts.  Memory is the sum of the peaks of a job's processes, shared pages counted once.  plain: see
-``peers.py``, three convolutions.
+nobody inherits memory or threads, only what was compiled before; the clock runs after the warm-up.  lightly runs as its
+example does (fp32), and tuned by hand as sslx is: channels-last, compiled, bf16 where it is faster (AMX), one and two
+loader processes, of which the faster counts; only sslx keeps freed memory (``sslx.memory``).  Memory is the most that
+the living processes of a job have had together, each at its peak, shared pages counted once.  plain: see ``peers.py``,
+three convolutions.
 """
 
 import argparse
@@ -128,7 +129,7 @@ def tree_bytes(pid: int) -> int:
     """
     try:
         text = "".join(Path(f"/proc/{pid}/{name}").read_text() for name in ("smaps_rollup", "status"))
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = [pid for task in Path(f"/proc/{pid}/task").glob("*/children") for pid in task.read_text().split()]
     except (OSError, ProcessLookupError):
         return 0
     kib = {key: int(value) for key, value in re.findall(r"^(VmHWM|Rss|Pss):\s+(\d+) kB$", text, re.MULTILINE)}

@@ -6,7 +6,8 @@ trains, and prints a JSON line with the samples/s of ``--seconds`` after a warm-
 it trains on and leaves its encoder behind after so many seconds from its start.  ``bench_peers.py`` calls this.
 
 lightly: as its documentation's example trains (torch's DataLoader, SimCLRTransform, SimCLRProjectionHead, NTXentLoss,
-SGD); --tuned adds what sslx trains with: channels-last, torch.compile, and bf16 where the CPU is fast in it (AMX).
+SGD); --tuned adds what sslx sets in torch: channels-last, torch.compile, and bf16 where the CPU is fast in it (AMX).
+That sslx keeps freed memory (``sslx.memory``) is its own doing.
 plain: the script that tutorials start from, a loop over torchvision's transforms with an N x N cross-entropy, here with
 the sample itself left out of its negatives.
 """
@@ -14,7 +15,6 @@ the sample itself left out of its negatives.
 import argparse
 import itertools
 import json
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from sslx import config, distributed, encoders, optim, rng
+from sslx import compiler, config, distributed, encoders, optim, rng
 from sslx.bench import Recipe
 from sslx.data import sources
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD
@@ -143,7 +143,7 @@ def training(
     """The loop of both peers."""
     model = nn.Sequential(encoder, head)
     if tuned:
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no GPU
+        compiler.for_cpu()
         model.compile()
     layout = torch.channels_last if tuned else torch.contiguous_format  # sslx's encoders come in channels_last
     for weight in model.parameters():
@@ -210,8 +210,9 @@ def main() -> None:
             torch.save(encoder.state_dict(), args.out / f"{args.peer}_{mark:.0f}.pt")
             print(json.dumps({"at_s": time.time() - started, "samples": samples}), flush=True)
         return
+    next(steps)  # which may compile
     begun = time.perf_counter()
-    for number in range(WARM_UP):
+    for number in range(WARM_UP - 1):
         _, samples = next(steps)
         if number and time.perf_counter() - begun > WARM_UP_S:
             break

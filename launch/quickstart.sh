@@ -31,7 +31,7 @@ if [ ! -x .venv/bin/python ] && ! "$python" -c 'import ensurepip, venv' 2>/dev/n
   echo "error: $python has no venv module: apt-get install python3-venv" >&2
   exit 69
 fi
-command -v g++ >/dev/null || echo "note: no C++ compiler; torch.compile on the CPU needs one: apt-get install g++" >&2
+command -v "${CXX:-g++}" >/dev/null || echo "note: no C++ compiler; torch.compile on the CPU needs one: apt-get install g++ python3-dev" >&2
 
 # What is installed is what pyproject.toml asked for: its digest marks the environment as complete.
 stamp=".venv/.sslx$extra"

@@ -75,7 +75,7 @@ class PretrainConfig:
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     """bf16: autocast, with losses, normalisation, statistics in fp32; auto: bf16 on GPUs and CPUs (AMX) fast in it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for encoder and heads; auto: on GPUs (on a CPU it costs a minute at first)."""
+    """torch.compile for encoder and heads; auto: on GPUs (on a CPU it costs half a minute at first)."""
     batch_norm: Literal["local", "sync", "group"] = "local"
     """Statistics of one rank, or of all together, so that W ranks train as one; group: none, group norm instead."""
     data: DataConfig = field(default_factory=DataConfig)

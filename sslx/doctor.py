@@ -11,6 +11,8 @@ from importlib import metadata
 from rich.console import Console
 from rich.table import Table
 
+from sslx import compiler
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -58,7 +60,7 @@ def findings() -> list[tuple[str, str]]:
     else:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         rows.append(("gpu", ", ".join(names) or f"driver for CUDA {cuda}, but torch sees no GPU"))
-    rows.append(("compiler", shutil.which("g++") or "none: apt install g++ (torch.compile on the CPU needs it)"))
+    rows.append(("compiler", compiler.cpp() or f"none: {compiler.INSTALL} (torch.compile on the CPU needs it)"))
     rows.append(("slurm", shutil.which("sbatch") or "none: jobs run on this machine"))
     return rows
 

@@ -107,7 +107,7 @@ class Terminal:
         self.console = console or Console()
         self._total, self._step = total_steps, start_step
         self._metrics: dict[str, float] = {}
-        self._times = deque([(time.monotonic(), start_step)], maxlen=20)
+        self._times = deque[tuple[float, int]](maxlen=20)  # from the first step's end on: it may compile
         self._start_s = time.monotonic()
         self._spinner = Spinner("dots", style="cyan")
         self._live: Live | None = None
@@ -157,9 +157,11 @@ class Terminal:
 
     def _eta(self) -> str:
         """Time left at the pace of the last log lines."""
-        (since, first), (now, last) = self._times[0], self._times[-1]
-        if last <= first:
+        if self._step >= self._total:
+            return "0:00"
+        if not self._times or self._times[0][1] >= self._times[-1][1]:
             return "-:--"
+        (since, first), (now, last) = self._times[0], self._times[-1]
         return clock((self._total - last) * (now - since) / (last - first))
 
 

@@ -87,7 +87,7 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
     monkeypatch.setenv("CXX", "no-such-compiler")
     tried = ["--data.backend resident", "--data.threads 1"]
     assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
-    monkeypatch.setenv("CXX", sys.executable)  # any program that there is
+    monkeypatch.setenv("CXX", f"{sys.executable} --flag")  # any program that there is
     tried.append("--compile on")
     assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
     monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: True)

@@ -77,17 +77,19 @@ def plain(text: str) -> list[str]:
 def test_lines_where_there_is_no_terminal() -> None:
     file = io.StringIO()
     terminal = log.Terminal(3900, 100, Console(file=file, force_terminal=False))
+    terminal.log(101, {})  # an hour, for all that the next steps tell
     time.sleep(0.04)
     terminal.message("resumed from step 100 [not markup] :smile:")
     terminal.log(120, METRICS)
     terminal.log(3900, {**METRICS, "loss": float("nan"), "lr": 1e-5, "knn/accuracy": 0.91234, "std": 1.0})
     terminal.close()
-    lines = file.getvalue().splitlines()
+    first, *lines = file.getvalue().splitlines()
+    assert first == "step  101/3900  ETA -:--"
     assert lines[0] == "resumed from step 100 [not markup] :smile:"
     fields = "epoch 0.61  loss 5.123  lr 0.240  812 samples/s  data 3 %"
     assert re.fullmatch(rf"step  120/3900  {fields}  ETA (\d+:\d\d)", lines[1])
     minutes, seconds = map(int, lines[1].split("ETA ")[1].split(":"))
-    assert 60 * minutes + seconds >= 0.04 / 20 * 3780 - 1
+    assert 60 * minutes + seconds >= 0.04 / 19 * 3780 - 1
     assert lines[2] == (
         "step 3900/3900  epoch 0.61  loss nan  lr 1.00e-05  812 samples/s  data 3 %  "
         "knn/accuracy 0.9123  std 1  ETA 0:00"

@@ -1,8 +1,5 @@
 """From a config to everything that a step needs: loader, method, optimizer, on this rank's device."""
 
-import logging
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -11,7 +8,7 @@ import torch
 from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
-from sslx import data, distributed, encoders, methods, optim, rng, sync_bn
+from sslx import compiler, data, distributed, encoders, methods, optim, rng, sync_bn
 from sslx.config import PretrainConfig
 from sslx.data import Loader, sources
 from sslx.data.sources import Source
@@ -53,7 +50,7 @@ class Parts:
             f"{self.total_steps:,} steps of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
             f"{config.optim.name}, peak lr {self.peak_lr:.4g}",
             *self._cached_batch_norm(config),
-            *(["compiling in the first step, which may take a minute"] if compiles(config, ranks.device) else []),
+            *["compiles in the first step, half a minute on a CPU the first time"] * compiles(config, ranks.device),
         ]
 
     def _cached_batch_norm(self, config: PretrainConfig) -> list[str]:
@@ -148,10 +145,10 @@ def _method(
     if config.batch_norm == "group":
         group_norm(method)
     if compiles(config, device):
-        if device.type == "cpu" and not cpp_compiler():
-            raise ConfigError("--compile on needs a C++ compiler on the CPU: apt install g++, or take --compile off")
-        if device.type == "cpu":  # else a machine that has CUDA's toolkit hears that it has no GPU
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        if device.type == "cpu":
+            if not compiler.cpp():
+                raise ConfigError(f"--compile on needs a C++ compiler: {compiler.INSTALL}, or take --compile off")
+            compiler.for_cpu()
         method.embed = torch.compile(method.embed)
     return method
 
@@ -159,11 +156,6 @@ def _method(
 def compiles(config: PretrainConfig, device: torch.device) -> bool:
     """Whether encoder and heads are compiled there."""
     return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
-
-
-def cpp_compiler() -> str | None:
-    """The path of the compiler that Inductor calls for CPUs, None where there is none."""
-    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts) -> OnlineProbe | None:

@@ -77,6 +77,12 @@ def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
                 status = outcome.read_status(position.folder) if position.folder else None
                 told = status is not None and status.state != "running"
                 return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
+            if stop.received and position.step == position.saved:  # Ctrl-C ends the compiler too, in the first step
+                code = exit_code(stop.received)
+                if distributed.rank() == 0 and position.folder:
+                    reason = signal.Signals(stop.received).name
+                    outcome.write_status(position.folder, "preempted", position.step, reason, code)
+                return code
             traceback.print_exc()
             return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)
 

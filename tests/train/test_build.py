@@ -76,5 +76,5 @@ def unlabelled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     config = load(["simclr_digits", *SMALL, "--compile", "on"])
-    with pytest.raises(ConfigError, match="apt install g\\+\\+, or take --compile off"):
+    with pytest.raises(ConfigError, match="or take --compile off"):
         build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)

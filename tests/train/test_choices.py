@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from sslx import checkpoint, cli, evaluate
+from sslx import checkpoint, cli, compiler, evaluate
 
 TINY = (
     "simclr_digits --data.size 16 --data.threads 1 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 "
@@ -22,13 +23,21 @@ def losses(runs: Path, name: str, *flags: str) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
-def test_a_compiled_method_trains_as_an_eager_one_does(tmp_path: Path) -> None:
+@pytest.mark.skipif(compiler.cpp() is None, reason="Inductor needs a C++ compiler")
+def test_compiled_ranks_train_as_eager_ones_do_and_resume_bit_for_bit(tmp_path: Path) -> None:
     """In fp64: in fp32 a single value may round to the other side of a ReLU, a tenth of so small a net's gradient."""
-    eager, compiled = (losses(tmp_path, choice, "--compile", choice, "--steps", "4") for choice in ("off", "on"))
+    flags = ("--steps", "4", "--ranks", "2", "--checkpoint.every", "2")
+    eager, compiled = (losses(tmp_path, choice, "--compile", choice, *flags) for choice in ("off", "on"))
     assert len(eager) == 4
     assert compiled == pytest.approx(eager, rel=1e-9)
     evaluate.load(tmp_path / "on")  # the names of its weights are an eager one's
+    last, _ = checkpoint.newest(tmp_path / "on")
+    assert last is not None
+    weights = checkpoint.load(last)["method"]
+    shutil.rmtree(last)  # as if killed before the last step
+    assert losses(tmp_path, "on", "--compile", "on", *flags, "--resume", "auto") == compiled
+    again = checkpoint.load(tmp_path / "on")["method"]
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from processes import LONG, TINY, children, is_one_line, metrics, outside, started, until, until_training
-from sslx import checkpoint, outcome
+from sslx import checkpoint, compiler, outcome
 
 Run = Callable[..., tuple[int, str]]
 
@@ -48,6 +48,22 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path: Path, ranks: int):
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGINT")
     assert checkpoint.load(tmp_path / "r")["step"] == status.step
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler.cpp() is None, reason="Inductor needs a C++ compiler")
+def test_ctrl_c_in_the_first_step_also_ends_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A terminal's Ctrl-C reaches g++ as well, whose failure is no error then."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with started(tmp_path, *LONG, "--compile", "on") as process:
+        look = ["pgrep", "--pgroup", str(process.pid), "cc1plus"]
+        until(lambda: subprocess.run(look, stdout=subprocess.DEVNULL, check=False).returncode == 0, "g++")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(100) == 130
+    assert (tmp_path / "err").read_text() == ""
+    status = outcome.read_status(tmp_path / "r")
+    assert status is not None
+    assert (status.state, status.reason) == ("preempted", "SIGINT")
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """One optimizer step: accumulation, and nothing in it that waits for the device."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
 import torch
 
-from sslx import data, distributed, encoders, methods, optim, rng
+from sslx import data, distributed, encoders, memory, methods, optim, rng
 from sslx.config import load
 from sslx.data import sources
 from sslx.data.batch import Batch
@@ -18,6 +19,7 @@ FLAGS = [
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "8", "8",
     "--method.hidden-dim", "8", "--method.projection-dim", "8", "--data.backend", "torchvision", "--data.threads", "0",
 ]  # fmt: skip
+FROZEN = ["--optim.name", "sgd", "--optim.lr", "1e-30"]
 
 
 def build(flags: list[str], dtype: torch.dtype) -> tuple[Method, torch.optim.Optimizer, list[Batch]]:
@@ -50,6 +52,15 @@ def test_nothing_waits_for_the_device(name: str, no_host_sync: AbstractContextMa
     assert all(changed)
 
 
+@pytest.mark.parametrize("step", [train_step, cached_step])
+def test_freed_memory_is_kept_from_the_first_step_on(step: Callable[..., object]) -> None:
+    memory.keep_freed.cache_clear()
+    method, optimizer, batches = build(FROZEN, torch.float32)
+    for calls in (1, 1):
+        step(method, batches, optimizer, torch.zeros(()), None)
+        assert memory.keep_freed.cache_info().misses == calls
+
+
 def test_accumulated_gradients_are_the_mean_of_the_micro_batches() -> None:
     method, optimizer, batches = build(["--optim.name", "sgd", "--optim.lr", "1e-30"], torch.float64)
     both = train_step(method, batches, optimizer, torch.zeros(()), None)
@@ -62,9 +73,6 @@ def test_accumulated_gradients_are_the_mean_of_the_micro_batches() -> None:
     torch.testing.assert_close(both["loss"], torch.stack(losses).mean())
     for mine, first, second in zip(found, *single, strict=True):
         torch.testing.assert_close(mine, (first + second) / 2, rtol=1e-9, atol=1e-12)
-
-
-FROZEN = ["--optim.name", "sgd", "--optim.lr", "1e-30"]
 
 
 def whole(batches: list[Batch]) -> Batch:
