@@ -157,9 +157,8 @@ def launched(args: argparse.Namespace, kind: str, size: int, flags: list[str]) -
     """One torchrun of this script's ``work``."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), __file__]
     command += ["--worker", kind, "--window-steps", str(args.window_steps), "--windows", str(args.windows), *flags]
-    out = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    here = os.environ | {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99"}  # the profiler looks for GPUs aloud
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=here)
     return json.loads(out.stdout.splitlines()[-1])
 
 

@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sslx import config, distributed, measure, operators, plot
-from sslx.bench import Recipe, limit
+from sslx.bench import Recipe, gain, limit
 
 RESULTS = Path(__file__).parent / "results" / "step.jsonl"
 TOP = 8
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--images", default="", help="what the images are, for the record")
     parser.add_argument("--picture", type=Path, help="write a roofline, as PNG or SVG")
     parser.add_argument("--trace", type=Path, help="write torch's profile of three steps, for chrome://tracing")
+    parser.add_argument("--beside", default="", help="flags, such as '--compile off': a run with them too, in turns")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args, flags = parser.parse_known_args()
@@ -60,6 +61,10 @@ def main() -> None:
     with recipe.eager():
         costs = operators.costs(recipe.step, ranks.device)
     record |= {"operators": [asdict(cost) for cost in costs[:TOP]], "operators_s": sum(c.seconds for c in costs)}
+    recipe.close()
+    if args.beside:
+        other = config.load([*flags, *args.beside.split()])
+        record |= {"beside": {"flags": args.beside, "samples_per_s_ratio": gain(settings, other, ranks)}}
     show(record, medians)
     if args.picture:
         roofline(record)(path=args.picture)
@@ -85,6 +90,9 @@ def show(record: dict[str, Any], medians: dict[str, float]) -> None:
         f"waits for data {100 * record['data_wait']:.0f} % of the time; peak memory {record['peak_bytes'] / 2**30:.2f} "
         f"GiB\nwhere {1e3 * record['operators_s']:.0f} ms of a step go, uncompiled, each operator waited for:"
     )
+    if found := record.get("beside"):
+        ratio = found["samples_per_s_ratio"]
+        print(f"with {found['flags']}: {ratio['median']:.2f} x ({ratio['p20']:.2f} to {ratio['p80']:.2f}) end to end")
     for cost in record["operators"]:
         print(
             f"  {cost['name']:36} {100 * cost['seconds'] / record['operators_s']:4.0f} %  {cost['calls']:5} calls"

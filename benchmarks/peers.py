@@ -37,7 +37,7 @@ from sslx.train.build import fast_bf16
 
 BATCH_SIZE, SIZE, TEMPERATURE = 128, 32, 0.2
 LR, WEIGHT_DECAY = 0.06, 5e-4
-WARM_UP, WARM_UP_S = 6, 10.0  # steps, more than a loader makes in advance; or two that have taken so long
+WARM_UP, WARM_UP_S = 6, 6.0  # steps, more than a loader makes in advance; or two that have taken so long
 PRECISION = "bfloat16" if fast_bf16(torch.device("cpu")) else "float32"
 """What sslx takes by itself on this CPU, and the tuned peers too."""
 SHAPES = {

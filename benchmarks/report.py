@@ -188,16 +188,20 @@ def accuracy() -> str:
 
 def step() -> str:
     record = newest("step", recipe="simclr_cifar10_cpu")[0]
+    beside = record.get("beside")
     rows = [
         [name, spread(found), f"{found['median'] * record['views']:,.0f}",
          f"{100 * record['mfu'][name]:.0f} %" if name in record["mfu"] else ""]
         for name, found in record["samples_per_s"].items()
     ]  # fmt: skip
     return table([f"`{record['recipe']}`, batch {record['batch_size']}", "samples/s", "views/s", "MFU"], rows) + prose(
+        f"{record['views']} views of {record['size_px']} px, {record['precision']}"
+        f"{', compiled' if record['compile'] == 'on' else ''}, on {record['cores']} cores of {record['cpu']}. "
         f"A run waits for data {100 * record['data_wait']:.0f} % of the time and takes "
         f"{record['peak_bytes'] / 2**30:.2f} GiB at its peak. MFU: the step's products and convolutions over the "
         f"{record['matrix_flops_per_s'] / 1e12:.2f} TFLOP/s that this machine reaches in large {record['precision']} "
         "products."
+        + (f" Uncompiled it reaches {spread(beside['samples_per_s_ratio'], 2)} of it end to end." if beside else "")
     )
 
 
@@ -213,7 +217,14 @@ def peers() -> str:
     rows = [[arm, *(cell(record, arm) for record in found)] for arm in arms]
     for against, label in (("default", "sslx / lightly's example"), ("tuned", "sslx / lightly's best")):
         rows.append([f"**{label}**", *(f"**{spread(r['ratio'][against], 2)}**" for r in found)])
-    return table(head, rows)
+    lightly = [min(peak for arm, peak in r["peak_bytes"].items() if arm.startswith("lightly")) for r in found]
+    shares = ", ".join(
+        f"{r['peak_bytes']['sslx'] / least:.2f} of it ({r['encoder']})" for r, least in zip(found, lightly, strict=True)
+    )
+    return table(head, rows) + prose(
+        f"On {found[0]['cores']} cores of {found[0]['cpu']}, {found[0]['tuned_precision']}. Beside the lightly that "
+        f"takes least memory, sslx takes {shares}."
+    )
 
 
 def harness() -> str:

@@ -22,7 +22,7 @@ run bench_startup.py --runs 3
 run bench_loader.py --root "$cifar/train" --size 32 --seconds 4 --windows 3
 run bench_loader.py --root "$photos" --size 224 --seconds 4 --batch-size 32 --windows 3
 run bench_nt_xent.py --seconds 1 --windows 3
-run bench_step.py simclr_cifar10_cpu "${images[@]}" --windows 5 --images "CIFAR-10 (JPEG q75)"
+run bench_step.py simclr_cifar10_cpu "${images[@]}" --windows 5 --beside "--compile off" --images "CIFAR-10 (JPEG q75)"
 run bench_peers.py --root "$cifar" --windows 3 --seconds 8
 run bench_scaling.py --rounds 2 --window-steps 5 --windows 3 simclr_cifar10_cpu --data.source synthetic --data.backend synthetic
 if ((!quick)); then

@@ -254,7 +254,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(f"one of {devices} ranks, with its share of the batch, {settings.batch_size}")
     found, source = _measure(settings, ranks, console)
     tries = candidates(settings, ranks, found, small=fit_into_memory(source))
-    gains = {flags: _gain(settings, other, ranks, flags, console) for flags, other in tries.items()}
+    gains = {flags: _tried(settings, other, ranks, flags, console) for flags, other in tries.items()}
     useful = [flags for flags, gain in gains.items() if gain >= WORTH]
     if useful:
         console.print(f"[bold]take {' '.join(useful)}[/]")
@@ -297,17 +297,22 @@ def _measure(settings: PretrainConfig, ranks: Ranks, console: Console) -> tuple[
     return medians, recipe.parts.source
 
 
-def _gain(settings: PretrainConfig, other: PretrainConfig, ranks: Ranks, flags: str, console: Console) -> float:
-    """Samples/s of a run with other settings over that of one with these, measured in turns; 0 where it cannot run."""
+def gain(settings: PretrainConfig, other: PretrainConfig, ranks: Ranks) -> dict[str, float | int]:
+    """The spread of the samples/s of a run with other settings over that of one with these, measured in turns."""
+    recipes = Recipe(settings, ranks), Recipe(other, ranks)
+    arms = {str(number): recipe.arms()["end to end"] for number, recipe in enumerate(recipes)}
+    values = measure.take_turns(arms, TRY_WINDOWS)
+    for recipe in recipes:
+        recipe.close()
+    return measure.spread([b / a for a, b in zip(*values.values(), strict=True)])
+
+
+def _tried(settings: PretrainConfig, other: PretrainConfig, ranks: Ranks, flags: str, console: Console) -> float:
+    """The median gain of other settings, which is printed; 0 where they cannot run."""
     try:
-        recipes = {"as is": Recipe(settings, ranks), flags: Recipe(other, ranks)}
-        arms = {name: recipe.arms()["end to end"] for name, recipe in recipes.items()}
-        values = measure.take_turns(arms, TRY_WINDOWS)
+        found = gain(settings, other, ranks)
     except (RuntimeError, UserError) as error:  # also of memory: OutOfMemoryError is a RuntimeError
         console.print(f"tried {flags}: cannot run ({str(error).splitlines()[0]})", markup=False)
         return 0.0
-    ratios = measure.spread([b / a for a, b in zip(values["as is"], values[flags], strict=True)])
-    console.print(f"tried {flags}: {ratios['median']:.2f} x the samples/s ({ratios['p20']:.2f} to {ratios['p80']:.2f})")
-    for recipe in recipes.values():
-        recipe.close()
-    return float(ratios["median"])
+    console.print(f"tried {flags}: {found['median']:.2f} x the samples/s ({found['p20']:.2f} to {found['p80']:.2f})")
+    return float(found["median"])
