@@ -64,7 +64,9 @@ def main() -> None:
     recipe.close()
     if args.beside:
         other = config.load([*flags, *args.beside.split()])
-        record |= {"beside": {"flags": args.beside, "samples_per_s_ratio": gain(settings, other, ranks)}}
+        record |= {
+            "beside": {"flags": args.beside, "samples_per_s_ratio": gain(settings, other, ranks, 2 * args.windows)}
+        }
     show(record, medians)
     if args.picture:
         roofline(record)(path=args.picture)

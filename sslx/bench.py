@@ -297,11 +297,13 @@ def _measure(settings: PretrainConfig, ranks: Ranks, console: Console) -> tuple[
     return medians, recipe.parts.source
 
 
-def gain(settings: PretrainConfig, other: PretrainConfig, ranks: Ranks) -> dict[str, float | int]:
+def gain(
+    settings: PretrainConfig, other: PretrainConfig, ranks: Ranks, windows: int = TRY_WINDOWS
+) -> dict[str, float | int]:
     """The spread of the samples/s of a run with other settings over that of one with these, measured in turns."""
     recipes = Recipe(settings, ranks), Recipe(other, ranks)
     arms = {str(number): recipe.arms()["end to end"] for number, recipe in enumerate(recipes)}
-    values = measure.take_turns(arms, TRY_WINDOWS)
+    values = measure.take_turns(arms, windows)
     for recipe in recipes:
         recipe.close()
     return measure.spread([b / a for a, b in zip(*values.values(), strict=True)])
