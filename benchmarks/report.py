@@ -201,7 +201,11 @@ def step() -> str:
         f"{record['peak_bytes'] / 2**30:.2f} GiB at its peak. MFU: the step's products and convolutions over the "
         f"{record['matrix_flops_per_s'] / 1e12:.2f} TFLOP/s that this machine reaches in large {record['precision']} "
         "products."
-        + (f" Uncompiled it reaches {spread(beside['samples_per_s_ratio'], 2)} of it end to end." if beside else "")
+        + (
+            f" Uncompiled, a run makes {spread(beside['samples_per_s_ratio'], 2)} times as many samples/s."
+            if beside
+            else ""
+        )
     )
 
 
