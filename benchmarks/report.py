@@ -255,7 +255,7 @@ def peers_picture() -> partial[None]:
     record = newest("peers", encoder="resnet18")[0]
     rows = [(arm, s["median"], s["p20"], s["p80"]) for arm, s in record["samples_per_s"].items()]
     subtitle = "SimCLR, ResNet-18, 32 px, 2 CPU cores, samples/s: median, 20th to 80th percentile"
-    return partial(plot.bars, rows, title="The same job by three frameworks", subtitle=subtitle, ours="sslx")
+    return partial(plot.bars, rows, title="The same job by sslx and lightly", subtitle=subtitle, ours="sslx")
 
 
 def methods_picture() -> partial[None]:
