@@ -1,6 +1,6 @@
 """The same SimCLR job by sslx, lightly and a plain torchvision script: samples/s and memory, in turns.
 
-    python benchmarks/bench_peers.py --root DIR             (CIFAR-10 as images in folders; 25 minutes)
+    python benchmarks/bench_peers.py --root DIR             (CIFAR-10 as images in folders; 30 minutes)
     python benchmarks/bench_peers.py --root DIR --encoders "small resnet" --windows 3
 
 Data, encoder, batch, augmentation and loss are the same (``peers.py``).  Every window is a process of its own, so that
@@ -129,7 +129,7 @@ def tree_bytes(pid: int) -> int:
     """
     try:
         text = "".join(Path(f"/proc/{pid}/{name}").read_text() for name in ("smaps_rollup", "status"))
-        children = [pid for task in Path(f"/proc/{pid}/task").glob("*/children") for pid in task.read_text().split()]
+        children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
     except (OSError, ProcessLookupError):
         return 0
     kib = {key: int(value) for key, value in re.findall(r"^(VmHWM|Rss|Pss):\s+(\d+) kB$", text, re.MULTILINE)}
