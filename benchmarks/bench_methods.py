@@ -18,7 +18,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,12 @@ def part(args: argparse.Namespace, name: str, seed: int) -> None:
     key["seed"] = seed
     before = measure.stamp()["load_1min"]
     steps = next(iter(done.values()), 0)
-    speed, peak = pretrain(args, name, seed, steps or CALIBRATION_STEPS)
+    speed, peak = pretrain(args, recipe.stem, seed, steps or CALIBRATION_STEPS)
     batch_size, encoder = run_config(args)["batch_size"], run_config(args)["encoder"]
     for _ in range(0 if done else 2):
         if abs(steps * batch_size / speed - args.seconds) > TOLERANCE * args.seconds:
             steps = max(CALIBRATION_STEPS, round(args.seconds * speed / batch_size))
-            speed, peak = pretrain(args, name, seed, steps)
+            speed, peak = pretrain(args, recipe.stem, seed, steps)
     untrained = next(
         (
             r["untrained"]
@@ -90,19 +89,17 @@ def part(args: argparse.Namespace, name: str, seed: int) -> None:
     measure.append(args.results, {**record, "load_before": before})
 
 
-def pretrain(args: argparse.Namespace, name: str, seed: int, steps: int, compiled: str = "off") -> tuple[float, int]:
-    """(samples/s of all but the first log line, peak resident bytes) of a run in a process of its own."""
+def pretrain(args: argparse.Namespace, recipe: str, seed: int, steps: int) -> tuple[float, int]:
+    """(samples/s of all but the first log line, peak resident bytes) of a run in a process of its own, uncompiled."""
     shutil.rmtree(args.runs / "bench_methods", ignore_errors=True)
-    command = [sys.executable, "-m", "sslx", "pretrain", f"{name}_cifar10_cpu", "--steps", str(steps)]
-    command += ["--seed", str(seed), "--data.source", "folder", "--data.root", str(args.root)]
-    command += ["--data.eval-size", str(EVAL_SIZE), "--compile", compiled, "--log.every", "10"]
-    command += ["--runs", str(args.runs), "--name", "bench_methods"]
-    with tempfile.TemporaryDirectory() as cache:  # compiled anew, as in a first run
-        process = subprocess.Popen(command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache})
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    command = [sys.executable, "-m", "sslx", "pretrain", recipe, "--steps", str(steps), "--seed", str(seed)]
+    command += ["--data.source", "folder", "--data.root", str(args.root), "--data.eval-size", str(EVAL_SIZE)]
+    command += ["--compile", "off", "--log.every", "10", "--runs", str(args.runs), "--name", "bench_methods"]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{name}: sslx pretrain ended with {process.returncode}")
+        raise SystemExit(f"{recipe}: sslx pretrain ended with {process.returncode}")
     lines = [json.loads(line) for line in (args.runs / "bench_methods" / "metrics.jsonl").read_text().splitlines()]
     timed = [line for line in lines if "samples_per_s" in line]
     first, last = timed[0], timed[-1]

@@ -68,25 +68,37 @@ def spread(found: dict[str, float], digits: int = 0) -> str:
     return f"{found['median']:,.{digits}f} ({found['p20']:,.{digits}f} to {found['p80']:,.{digits}f})"
 
 
-def _probes(record: Record, first: str, names: dict[str, str]) -> str:
-    def row(score: Record) -> list[str]:
-        name: str = score["name"]
-        shots = [f"{100 * s['mean']:.1f} ± {100 * s['std']:.1f}" for s in score["low_shot"].values()]
-        return [names.get(name, name), *(f"{100 * score[k]:.1f}" for k in ("knn", "linear")), *shots]
+def probes(found: list[Record], first: str, names: dict[str, str]) -> str:
+    """Accuracies by all probes: of one run, 1 and 5 labels ± the standard deviation of their draws, or of several,
+    means ± half the runs' range."""
+    by_name: dict[str, list[Record]] = {}
+    for score in (score for record in found for score in record["scores"]):
+        by_name.setdefault(score["name"], []).append(score)
+
+    def cell(values: list[float], apart: float | None = None) -> str:
+        apart = (max(values) - min(values)) / 2 if apart is None else apart
+        return f"{100 * statistics.mean(values):.1f}" + (f" ± {100 * apart:.1f}" if apart else "")
+
+    def shot(few: list[Record]) -> str:
+        return cell([each["mean"] for each in few], few[0]["std"] if len(few) == 1 else None)
+
+    def row(name: str, scores: list[Record]) -> list[str]:
+        shots = [shot([score["low_shot"][labels] for score in scores]) for labels in scores[0]["low_shot"]]
+        return [names.get(name, name), *(cell([score[k] for score in scores]) for k in ("knn", "linear")), *shots]
 
     head = [first, "kNN", "linear", "1 label a class", "5 labels a class"]
-    return table(head, [row(score) for score in record["scores"]])
+    return table(head, [row(*item) for item in by_name.items()])
 
 
 def quickstart() -> str:
-    return _probes(newest("quickstart")[0], "test accuracy, %", {})
+    return probes(newest("quickstart"), "test accuracy, %", {})
 
 
 def cifar10() -> str:
     record = newest("cifar10")[0]
     name = f"pretrained encoder (`{record['recipe']}`, {record['train_s']:.0f} s)"
     names = {"pretrained encoder": name, "raw pixels": "raw pixels (averaged to 16x16)"}
-    return _probes(record, f"{record['images']}, test accuracy, %", names)
+    return probes([record], f"{record['images']}, test accuracy, %", names)
 
 
 def startup() -> str:
@@ -163,26 +175,14 @@ def slurm() -> str:
 
 def accuracy() -> str:
     found = newest("accuracy", "seed", recipe="simclr_cifar10_cpu", method="simclr")
-    by_name: dict[str, list[Record]] = {}
-    for score in (score for record in found for score in record["scores"]):
-        by_name.setdefault(score["name"], []).append(score)
-
-    def cell(values: list[float]) -> str:
-        apart = f" ± {100 * (max(values) - min(values)) / 2:.1f}" if max(values) > min(values) else ""
-        return f"{100 * statistics.mean(values):.1f}{apart}"
-
-    def row(name: str, scores: list[Record]) -> list[str]:
-        shots = [cell([score["low_shot"][shot]["mean"] for score in scores]) for shot in scores[0]["low_shot"]]
-        names = {
-            "raw pixels": "raw pixels (averaged to 16x16)",
-            "pretrained encoder": "pretrained encoder (`simclr_cifar10_cpu`)",
-        }
-        return [names.get(name, name), *(cell([score[k] for score in scores]) for k in ("knn", "linear")), *shots]
-
-    head = [f"{found[0]['images']}, test accuracy, %", "kNN", "linear", "1 label a class", "5 labels a class"]
+    names = {
+        "raw pixels": "raw pixels (averaged to 16x16)",
+        "pretrained encoder": "pretrained encoder (`simclr_cifar10_cpu`)",
+    }
     times = [record["train_s"] for record in found]
-    return table(head, [row(*item) for item in by_name.items()]) + prose(
-        f"Means of {len(found)} seeds, ± half their range; trained in {min(times):.0f} to {max(times):.0f} s."
+    return probes(found, f"{found[0]['images']}, test accuracy, %", names) + prose(
+        f"Means of {len(found)} seeds, ± half their range; trained in {min(times):.0f} to {max(times):.0f} s, in "
+        f"{found[0]['precision']}, on {found[0]['cores']} cores of {found[0]['cpu']}."
     )
 
 

@@ -23,8 +23,9 @@ class Config:
 
     name: str = "resnet18"
     """Any timm model: resnet18, resnet50, vit_small_patch16_224, ...; timm.list_models() lists them."""
-    stem: Literal["auto", "imagenet", "small"] = "auto"
-    """small: a 3x3 stem of stride 1 without max-pool (ResNets only); auto: small for views up to 64 px."""
+    stem: Literal["auto", "imagenet", "small", "narrow"] = "auto"
+    """small: a 3x3 stem of stride 1 without max-pool (ResNets only); narrow: one as wide as --encoder.channels' first
+    stage instead of 64; auto: small for views up to 64 px."""
     weights: str | None = None
     """timm (its own, downloaded), a run folder of sslx, or a .pt, .pth or .safetensors file; None: random."""
     layers: tuple[int, ...] = ()
@@ -87,10 +88,12 @@ def build(config: Config, size: int, *others: int) -> Encoder:
         what = f"{config.name} with timm's weights" if config.weights == "timm" else config.name
         raise ConfigError(f"cannot build {what} for {size} px: {_first_line(error)}") from error
     stem = config.stem if config.stem != "auto" else ("small" if size <= SMALL else "imagenet")
-    if stem == "small" and isinstance(trunk, ResNet):
+    if stem in ("small", "narrow") and isinstance(trunk, ResNet):
         _small_stem(trunk)
-    elif config.stem == "small":
-        raise ConfigError(f"--encoder.stem small is for ResNets, and {config.name} is none: take auto or imagenet")
+    elif config.stem in ("small", "narrow"):
+        raise ConfigError(
+            f"--encoder.stem {config.stem} is for ResNets, and {config.name} is none: take auto or imagenet"
+        )
     dims = [_dim(trunk, pixels, config.name) for pixels in sizes]
     encoder = Encoder(trunk, dims[0], size).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if config.weights not in (None, "timm"):
@@ -114,7 +117,7 @@ def _vit_arguments(config: Config) -> dict[str, int]:
     return given
 
 
-def _resnet_arguments(config: Config) -> dict[str, list[int]]:
+def _resnet_arguments(config: Config) -> dict[str, Any]:
     if config.patch is not None:
         raise ConfigError(f"--encoder.patch is of ViTs, and {config.name} is none")
     given = {k: list(v) for k, v in (("layers", config.layers), ("channels", config.channels)) if v}
@@ -124,6 +127,10 @@ def _resnet_arguments(config: Config) -> dict[str, list[int]]:
         raise ConfigError(f"--encoder.{next(iter(given))} shapes a ResNet, and {config.name} is none")
     if any(len(numbers) != 4 or min(numbers) < 1 for numbers in given.values()):
         raise ConfigError("a ResNet has 4 stages: --encoder.layers and --encoder.channels take 4 numbers >= 1 each")
+    if (
+        config.stem == "narrow"
+    ):  # of timm's stems only the deep ones have a width; _small_stem replaces the convolutions
+        return {**given, "stem_type": "deep", "stem_width": given.get("channels", [64])[0] // 2}
     return given
 
 

@@ -72,6 +72,7 @@ def test_small_views_keep_their_resolution_through_the_stem(name: str):
         (96, {}, False),
         (32, {"stem": "imagenet"}, False),
         (96, {"stem": "small"}, True),
+        (96, {"stem": "narrow"}, True),
     ]:
         trunk: Any = build(Config(name=name, **SMALL, **options), size).trunk
         x = torch.zeros(1, 3, size, size)
@@ -90,6 +91,18 @@ def test_a_resnet_of_other_layers_and_channels():
     assert [len(stage) for stage in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)] == [1, 2, 1, 1]
     assert encoder.dim == 24
     assert build(Config(name="resnet50", layers=(1, 1, 1, 1), channels=(4, 4, 4, 8)), 32).dim == 32
+
+
+def test_a_narrow_stem_is_as_wide_as_the_first_stage():
+    shape: dict[str, Any] = {"name": "resnet18", "layers": (1, 1, 1, 1), "channels": (12, 16, 16, 24)}
+    widths: dict[str, int] = {}
+    for stem in ("small", "narrow"):
+        trunk: Any = build(Config(**shape, stem=stem), 32).trunk
+        widths[stem] = trunk.conv1.out_channels
+        assert (trunk.layer1[0].downsample is None) == (stem == "narrow")
+    assert widths == {"small": 64, "narrow": 12}
+    usual: Any = build(Config(name="resnet18", stem="narrow"), 32).trunk
+    assert usual.conv1.out_channels == 64
 
 
 def test_the_weights_are_a_function_of_the_seed():

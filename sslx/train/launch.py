@@ -52,10 +52,7 @@ def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
         stop.on_give_up = partial(_give_up, position, stop)
         try:
             received = pretrain(settings, distributed.init(settings.device), stop, position)
-            code = exit_code(received) if received else 0
-            if distributed.rank() == 0 and position.folder:
-                state, reason = ("preempted", signal.Signals(received).name) if received else ("done", "")
-                outcome.write_status(position.folder, state, position.step, reason, code)
+            code = _end(position, received)
             if received:  # rank 0 saves, and whoever starts the ranks ends them all once one has left
                 distributed.barrier()
             distributed.shutdown()
@@ -78,13 +75,18 @@ def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
                 told = status is not None and status.state != "running"
                 return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
             if stop.received and position.step == position.saved:  # Ctrl-C ends the compiler too, in the first step
-                code = exit_code(stop.received)
-                if distributed.rank() == 0 and position.folder:
-                    reason = signal.Signals(stop.received).name
-                    outcome.write_status(position.folder, "preempted", position.step, reason, code)
-                return code
+                return _end(position, stop.received)
             traceback.print_exc()
             return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)
+
+
+def _end(position: Position, received: int | None) -> int:
+    """Leave behind that the run is done, or saved after a signal; returns the exit code."""
+    code = exit_code(received) if received else 0
+    if distributed.rank() == 0 and position.folder:
+        state, reason = ("preempted", signal.Signals(received).name) if received else ("done", "")
+        outcome.write_status(position.folder, state, position.step, reason, code)
+    return code
 
 
 def _give_up(position: Position, stop: StopSignals) -> None:
