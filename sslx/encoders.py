@@ -24,8 +24,7 @@ class Config:
     name: str = "resnet18"
     """Any timm model: resnet18, resnet50, vit_small_patch16_224, ...; timm.list_models() lists them."""
     stem: Literal["auto", "imagenet", "small", "narrow"] = "auto"
-    """small: a 3x3 stem of stride 1 without max-pool (ResNets only); narrow: one as wide as --encoder.channels' first
-    stage instead of 64; auto: small for views up to 64 px."""
+    """small: 3x3, stride 1, no max-pool; narrow: so, and as wide as the first stage; auto: small up to 64 px."""
     weights: str | None = None
     """timm (its own, downloaded), a run folder of sslx, or a .pt, .pth or .safetensors file; None: random."""
     layers: tuple[int, ...] = ()
