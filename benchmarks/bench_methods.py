@@ -57,10 +57,7 @@ def main() -> int:
 def part(args: argparse.Namespace, name: str, seed: int) -> None:
     """Measure one method with one seed, unless that is done, and add it to the results."""
     recipe = config.recipes()[f"{name}_cifar10_cpu"]
-    wanted = {key: value for key, value in tomllib.loads(recipe.read_text()).items() if key != "compile"}
-    settings = json.dumps(wanted, sort_keys=True)  # without its comments, and all run uncompiled
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    key = {"method": name, "recipe_sha256": digest, "seconds": args.seconds, "images": args.images}
+    key = {"method": name, "recipe_sha256": digest(recipe), "seconds": args.seconds, "images": args.images}
     done = {r["seed"]: r["steps"] for r in recorded(args.results) if r.items() >= key.items()}
     if seed in done:
         return
@@ -87,6 +84,12 @@ def part(args: argparse.Namespace, name: str, seed: int) -> None:
     record |= {"train_s": steps * batch_size / speed, "samples_per_s": speed, "peak_rss_bytes": peak}
     record |= {"trained": scores["pretrained encoder"], "untrained": untrained or scores["untrained encoder"]}
     measure.append(args.results, {**record, "load_before": before})
+
+
+def digest(recipe: Path) -> str:
+    """Of a recipe without its comments; all run uncompiled."""
+    wanted = {key: value for key, value in tomllib.loads(recipe.read_text()).items() if key != "compile"}
+    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def pretrain(args: argparse.Namespace, recipe: str, seed: int, steps: int) -> tuple[float, int]:

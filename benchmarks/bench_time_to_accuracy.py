@@ -25,7 +25,7 @@ import peers
 import torch
 from torch import nn
 
-from sslx import data, measure, probe
+from sslx import config, data, measure, probe
 from sslx.data import sources
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
 from sslx.probe import features
@@ -65,8 +65,13 @@ def main() -> int:
 
 def of(args: argparse.Namespace, peer: str) -> list[Record]:
     lines = args.results.read_text().splitlines() if args.results.exists() else []
-    here = {key: value for key, value in measure.stamp().items() if key in measure.MACHINE}
-    return [r for r in map(json.loads, lines) if r.items() >= (here | {"peer": peer, "images": args.images}).items()]
+    key = {key: value for key, value in measure.stamp().items() if key in measure.MACHINE}
+    key |= {"peer": peer, "images": args.images} | (recipe() if peer == "sslx" else {})
+    return [record for record in map(json.loads, lines) if record.items() >= key.items()]
+
+
+def recipe() -> Record:
+    return {"recipe": RECIPE, "recipe_sha256": bench_methods.digest(config.recipes()[RECIPE])}
 
 
 def write(args: argparse.Namespace, peer: str, **figures: Any) -> None:
@@ -124,7 +129,7 @@ def ours(args: argparse.Namespace, seconds: float) -> None:
     spent = time.perf_counter() - start
     scores = bench_methods.probe(args, baselines=False)["pretrained encoder"]
     write(args, "sslx", budget_s=seconds, train_s=spent, samples=steps * batch_size, encoder="narrow resnet",
-          recipe=RECIPE, config=bench_methods.run_config(args), **scores)  # fmt: skip
+          config=bench_methods.run_config(args), **recipe(), **scores)  # fmt: skip
 
 
 if __name__ == "__main__":
