@@ -92,13 +92,18 @@ def digest(recipe: Path) -> str:
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def pretrain(args: argparse.Namespace, recipe: str, seed: int, steps: int) -> tuple[float, int]:
-    """(samples/s of all but the first log line, peak resident bytes) of a run in a process of its own, uncompiled."""
+def pretrain(
+    args: argparse.Namespace, recipe: str, seed: int, steps: int, compile: str = "off", cache: str = ""
+) -> tuple[float, int]:
+    """(samples/s of all but the first log line, peak resident bytes) of a run in a process of its own.
+
+    cache: a folder for what is compiled, instead of the user's.
+    """
     shutil.rmtree(args.runs / "bench_methods", ignore_errors=True)
     command = [sys.executable, "-m", "sslx", "pretrain", recipe, "--steps", str(steps), "--seed", str(seed)]
     command += ["--data.source", "folder", "--data.root", str(args.root), "--data.eval-size", str(EVAL_SIZE)]
-    command += ["--compile", "off", "--log.every", "10", "--runs", str(args.runs), "--name", "bench_methods"]
-    process = subprocess.Popen(command)
+    command += ["--compile", compile, "--log.every", "10", "--runs", str(args.runs), "--name", "bench_methods"]
+    process = subprocess.Popen(command, env=os.environ | ({"TORCHINDUCTOR_CACHE_DIR": cache} if cache else {}))
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -54,9 +54,9 @@ def main() -> int:
     for name in PEERS:
         if not of(args, name):
             curve(args, name)
-    missing = [seconds for seconds in args.sslx_s if seconds not in {r["budget_s"] for r in of(args, "sslx")}]
-    for seconds in missing:
-        ours(args, seconds)
+    missing = set(args.sslx_s) - {r["budget_s"] for r in of(args, "sslx")}
+    if missing:
+        ours(args, sorted(missing))
     for name in (*PEERS, "sslx"):
         print(name, *(f"{r['train_s']:.0f} s: {100 * r['linear']:.1f} %" for r in of(args, name)), sep="  ")
     goal = of(args, "plain")[-1]["linear"]
@@ -117,19 +117,28 @@ def score(args: argparse.Namespace, encoder: nn.Module) -> dict[str, float | Non
     return {"knn": found.knn, "linear": found.linear}
 
 
-def ours(args: argparse.Namespace, seconds: float) -> None:
-    """A run of sslx that ends after about so long, by the speed of a short one before."""
-    start = time.perf_counter()
-    speed, _ = bench_methods.pretrain(args, RECIPE, 0, bench_methods.CALIBRATION_STEPS)
+def ours(args: argparse.Namespace, budgets_s: list[float]) -> None:
+    """A run of sslx for each budget, which ends after about so long by the speed of a short one before."""
+    speed, overhead = trained(args, bench_methods.CALIBRATION_STEPS)
     batch_size = bench_methods.run_config(args)["batch_size"]
-    overhead = time.perf_counter() - start - bench_methods.CALIBRATION_STEPS * batch_size / speed
-    steps = round((0.97 * seconds - overhead) * speed / batch_size)
+    for seconds in budgets_s:
+        steps = round((0.97 * seconds - overhead) * speed / batch_size)
+        if steps < 1:
+            raise SystemExit(f"no step in {seconds:.0f} s: starting and compiling take {overhead:.0f} s here")
+        start = time.perf_counter()
+        trained(args, steps)
+        spent = time.perf_counter() - start
+        scores = bench_methods.probe(args, baselines=False)["pretrained encoder"]
+        write(args, "sslx", budget_s=seconds, train_s=spent, samples=steps * batch_size, encoder="narrow resnet",
+              config=bench_methods.run_config(args), **recipe(), **scores)  # fmt: skip
+
+
+def trained(args: argparse.Namespace, steps: int) -> tuple[float, float]:
+    """(samples/s, seconds around the steps) of a run that compiles anew."""
     start = time.perf_counter()
-    bench_methods.pretrain(args, RECIPE, 0, steps)
-    spent = time.perf_counter() - start
-    scores = bench_methods.probe(args, baselines=False)["pretrained encoder"]
-    write(args, "sslx", budget_s=seconds, train_s=spent, samples=steps * batch_size, encoder="narrow resnet",
-          config=bench_methods.run_config(args), **recipe(), **scores)  # fmt: skip
+    with tempfile.TemporaryDirectory() as cache:
+        speed, _ = bench_methods.pretrain(args, RECIPE, 0, steps, compile="on", cache=cache)
+    return speed, time.perf_counter() - start - steps * bench_methods.run_config(args)["batch_size"] / speed
 
 
 if __name__ == "__main__":
