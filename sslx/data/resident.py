@@ -9,32 +9,34 @@ and torchvision: a triangle, or Keys' cubic (IEEE TASSP 29, 1981) with a = -0.5,
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sslx import distributed
 from sslx.data import views
 from sslx.data.finish import finish
 from sslx.data.order import Order
 from sslx.data.sources import Source
-from sslx.data.torchvision import read
+from sslx.data.torchvision import one_thread, read
 from sslx.data.views import Draw, ViewSpec
 from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
 _SAY_EVERY_S = 3.0
 _SHARE = 0.5  # of the memory
+_CHUNK = 32  # images that a worker hands over at once
 _LUMA = (0.299, 0.587, 0.114)
 
 
 class Resident:
     """Batches of views, made from images in memory.
 
-    specs: one per view.  device: of the images and the views.  num_threads: that decode, at the start.
+    specs: one per view.  device: of the images and the views.  num_threads: processes that decode, at the start.
     """
 
     def __init__(
@@ -96,36 +98,66 @@ class Resident:
         return self._pixels
 
     def _decode(self) -> list[Tensor | None]:
-        """Every image, None where it cannot be read.  ConfigError where all together are too many."""
+        """Every image, None where it cannot be read.  ConfigError where all together are too many.
+
+        By processes: of 32 px JPEGs, two threads decode fewer in a second than one does (Python's lock).
+        """
         count = len(self.source)
         host = _memory(torch.device("cpu")) / 2 / distributed.local_world_size()  # decoded, and put together
         most = _SHARE * min(_memory(self.device), host)
         decoded: list[Tensor | None] = []
-        said = time.monotonic()
-        with ThreadPoolExecutor(max(1, self.num_threads)) as pool:
-            for i, image in enumerate(pool.map(self._one, range(count))):
-                decoded.append(image)
+        largest, said = np.zeros(2, dtype=np.int64), time.monotonic()
+        loader = DataLoader(
+            _Chunks(self.source),
+            batch_size=None,
+            num_workers=0 if self.source.pixels is not None else self.num_threads,
+            collate_fn=_as_it_is,
+            worker_init_fn=one_thread,
+        )
+        for chunk in loader:
+            for image in chunk:
+                i = len(decoded)
                 self._bad[i] = image is None
                 self._sides[i] = (0, 0) if image is None else image.shape[1:]
-                needed = (
-                    3 * count * int(self._sides[: i + 1].max(axis=0).prod()) if i % 64 == 0 or i == count - 1 else 0
+                largest = np.maximum(largest, self._sides[i])
+                decoded.append(None if image is None else torch.from_numpy(image))
+            needed = 3 * count * int(largest.prod())
+            if needed > most:
+                raise ConfigError(
+                    f"{count:,} images of up to {'x'.join(map(str, largest))} px would take "
+                    f"{needed / 2**30:.1f} GiB, more than half of the memory: take --data.backend auto"
                 )
-                if needed > most:
-                    pool.shutdown(cancel_futures=True)
-                    raise ConfigError(
-                        f"{count:,} images of up to {'x'.join(map(str, self._sides.max(axis=0)))} px would take "
-                        f"{needed / 2**30:.1f} GiB, more than half of the memory: take --data.backend auto"
-                    )
-                if time.monotonic() - said > _SAY_EVERY_S:
-                    self.say(f"decoded {i + 1:,} of {count:,} images into memory")
-                    said = time.monotonic()
+            if time.monotonic() - said > _SAY_EVERY_S:
+                self.say(f"decoded {len(decoded):,} of {count:,} images into memory")
+                said = time.monotonic()
         return decoded
 
-    def _one(self, index: int) -> Tensor | None:
+
+class _Chunks(torch.utils.data.Dataset[list[Pixels | None]]):
+    """The images in their order, _CHUNK at a time: (3, H, W) uint8 each, None where one cannot be read.
+
+    Arrays, which go through a pipe: tensors would take shared memory, of which containers have 64 MB.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // _CHUNK)
+
+    def __getitem__(self, number: int) -> list[Pixels | None]:
+        start = number * _CHUNK
+        return [self._one(i) for i in range(start, min(start + _CHUNK, len(self.source)))]
+
+    def _one(self, index: int) -> Pixels | None:
         try:
-            return read(self.source, index)
+            return read(self.source, index).numpy()
         except RuntimeError:
             return None
+
+
+def _as_it_is(chunk: list[Pixels | None]) -> list[Pixels | None]:
+    return chunk
 
 
 def _memory(device: torch.device) -> int:

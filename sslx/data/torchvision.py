@@ -127,7 +127,8 @@ class _Numbers(torch.utils.data.Sampler[int]):
             t += 1
 
 
-def _one_thread(_: int) -> None:
+def one_thread(_: int) -> None:
+    """What a worker process starts with."""
     torch.set_num_threads(1)
 
 
@@ -158,7 +159,7 @@ class TorchVision:
             batch_size=None,
             sampler=_Numbers(order, start),
             num_workers=self.num_threads,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             pin_memory=self.device.type == "cuda",
         )
         scale = [torch.tensor([255 * s for s in spec.std]) for spec in self.specs]
