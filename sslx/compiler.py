@@ -19,6 +19,9 @@ def cpp() -> str | None:
 
 
 def for_cpu() -> None:
-    """Before torch.compile on a CPU: no processes for Triton's kernels, no warning that a CUDA toolkit has no GPU."""
-    os.environ.setdefault("TORCH_WARM_POOL", "0")  # they would hold 80 MB, and compete for the cores
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    """Before torch.compile on a CPU: what costs time or memory there and is of no use."""
+    os.environ.setdefault("TORCH_WARM_POOL", "0")  # Triton's processes: 80 MB each, and they compete for the cores
+    # Six programs, built one after the other to learn whether the compiler knows the CPU's instructions: 10 s.  One
+    # that is new enough for torch's own headers (C++20) knows them.
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA toolkit without a GPU

@@ -28,7 +28,7 @@ class Config:
     weights: str | None = None
     """timm (its own, downloaded), a run folder of sslx, or a .pt, .pth or .safetensors file; None: random."""
     layers: tuple[int, ...] = ()
-    """Blocks of each stage, for a ResNet smaller or larger than its name (1 1 1 1), or of a whole ViT (6)."""
+    """Blocks of each stage, for a ResNet other than its name's (1 1 1 1; 0: no such stage), or of a whole ViT (6)."""
     channels: tuple[int, ...] = ()
     """Channels of each stage of such a ResNet (before a bottleneck's expansion), or the width of a ViT."""
     patch: int | None = None
@@ -124,8 +124,12 @@ def _resnet_arguments(config: Config) -> dict[str, Any]:
         return {}
     if not config.name.startswith("resnet") or config.name.startswith("resnetv2"):
         raise ConfigError(f"--encoder.{next(iter(given))} shapes a ResNet, and {config.name} is none")
-    if any(len(numbers) != 4 or min(numbers) < 1 for numbers in given.values()):
-        raise ConfigError("a ResNet has 4 stages: --encoder.layers and --encoder.channels take 4 numbers >= 1 each")
+    four = all(len(numbers) == 4 and min(numbers) >= 0 and numbers[-1] > 0 for numbers in given.values())
+    if not four or 0 in config.channels:
+        raise ConfigError(
+            "a ResNet has 4 stages: --encoder.layers and --encoder.channels take 4 numbers >= 1 each "
+            "(layers of 0: a stage less, but not the last)"
+        )
     if (
         config.stem == "narrow"
     ):  # of timm's stems only the deep ones have a width; _small_stem replaces the convolutions

@@ -93,6 +93,20 @@ def test_a_resnet_of_other_layers_and_channels():
     assert build(Config(name="resnet50", layers=(1, 1, 1, 1), channels=(4, 4, 4, 8)), 32).dim == 32
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"), [("resnet18", (0, 1, 1, 1)), ("resnet18", (1, 0, 0, 1)), ("resnet50", (0, 1, 1, 1))]
+)
+def test_a_resnet_without_a_stage_trains_what_is_left(name: str, layers: tuple[int, ...]):
+    encoder = build(Config(name=name, layers=layers, channels=(8, 8, 12, 16)), 32)
+    whole = build(Config(name=name, layers=(1, 1, 1, 1), channels=(8, 8, 12, 16)), 32)
+    assert encoder.dim == whole.dim
+    assert sum(p.numel() for p in encoder.parameters()) < sum(p.numel() for p in whole.parameters())
+    features = encoder(torch.randn(2, 3, 32, 32))
+    assert features.shape == (2, encoder.dim)
+    features.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
 def test_a_narrow_stem_is_as_wide_as_the_first_stage():
     shape: dict[str, Any] = {"name": "resnet18", "layers": (1, 1, 1, 1), "channels": (12, 16, 16, 24)}
     widths: dict[str, int] = {}
@@ -121,6 +135,9 @@ def test_the_weights_are_a_function_of_the_seed():
         ({"name": "zzzzzz"}, 32, ["no timm model", "timm.list_models()"]),
         ({"name": "resnet18", "layers": (1, 1)}, 32, ["4 stages", "--encoder.layers"]),
         ({"name": "resnet18", "channels": (8, 8, 8, 0)}, 32, ["4 stages", ">= 1"]),
+        ({"name": "resnet18", "channels": (0, 8, 8, 8)}, 32, ["4 stages", ">= 1"]),
+        ({"name": "resnet18", "layers": (1, 1, 1, 0)}, 32, ["4 stages", "not the last"]),
+        ({"name": "resnet18", "layers": (-1, 1, 1, 1)}, 32, ["4 stages", ">= 1"]),
         ({"name": "convnext_atto", "layers": (1, 1, 1, 1)}, 32, ["--encoder.layers", "convnext_atto is none"]),
         ({"name": "convnext_atto", "stem": "small"}, 32, ["--encoder.stem small", "convnext_atto is none"]),
         ({"name": "vit_tiny_patch16_224"}, 8, ["vit_tiny_patch16_224", "8 px"]),
