@@ -3,11 +3,12 @@
     python benchmarks/bench_time_to_accuracy.py --root DIR      (DIR/train/CLASS/*, DIR/test/CLASS/*; 100 minutes)
 
 plain: three convolutions, torchvision's transforms, Adam (``peers.py``), looked at again and again during half an hour.
-lightly: tuned (channels-last, compiled, bf16 on AMX), with the encoder of sslx's recipe, otherwise its example's
-settings.  sslx: ``simclr_cifar10_6min`` in runs of their own of so many minutes each, whose schedules end there.  Time
-counts from the start of the command; nothing compiled is kept from run to run.  All encoders are probed by the same
-probes on the same 32 px views.  Parts that the results file has of this machine are left out.  Fails where sslx needs
-more than ``LIMIT_S`` for what the plain script reaches at its end.
+lightly: tuned (channels-last, compiled, bf16 on AMX), with the small ResNet of ``simclr_cifar10_cpu``, otherwise its
+example's settings.  sslx: ``simclr_cifar10_6min`` in runs of their own of so many minutes each, whose schedules end
+there.  Time counts from the start of the command; no compiled model is kept from run to run (the header that Inductor
+precompiles once on a machine is).  All encoders are probed by the same probes on the same 32 px views.  Parts that the
+results file has of this machine are left out.  Fails where sslx needs more than ``LIMIT_S`` for what the plain script
+reaches at its end.
 """
 
 import argparse
