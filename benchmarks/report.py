@@ -94,13 +94,6 @@ def quickstart() -> str:
     return probes(newest("quickstart"), "test accuracy, %", {})
 
 
-def cifar10() -> str:
-    record = newest("cifar10")[0]
-    name = f"pretrained encoder (`{record['recipe']}`, {record['train_s']:.0f} s)"
-    names = {"pretrained encoder": name, "raw pixels": "raw pixels (averaged to 16x16)"}
-    return probes([record], f"{record['images']}, test accuracy, %", names)
-
-
 def startup() -> str:
     one, two = (newest("startup")[0]["seconds"][ranks] for ranks in "12")
     return prose(
@@ -174,10 +167,10 @@ def slurm() -> str:
 
 
 def accuracy() -> str:
-    found = newest("accuracy", "seed", recipe="simclr_cifar10_cpu", method="simclr")
+    found = newest("accuracy", "seed", recipe="simclr_cifar10_6min")
     names = {
         "raw pixels": "raw pixels (averaged to 16x16)",
-        "pretrained encoder": "pretrained encoder (`simclr_cifar10_cpu`)",
+        "pretrained encoder": "pretrained encoder (`simclr_cifar10_6min`)",
     }
     times = [record["train_s"] for record in found]
     return probes(found, f"{found[0]['images']}, test accuracy, %", names) + prose(
@@ -303,7 +296,7 @@ def scaling_picture() -> partial[None]:
 
 FIGURES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (quickstart, cifar10, accuracy, startup, parity, loader, nt_xent, methods, slurm, step, peers,
+    for function in (quickstart, accuracy, startup, parity, loader, nt_xent, methods, slurm, step, peers,
                      harness, time_to_accuracy)
 }  # fmt: skip
 PICTURES: dict[str, Callable[[], partial[None]]] = {
