@@ -62,7 +62,8 @@ def main() -> int:
         values = measure.take_turns(arms, args.windows, warm_up=0)  # every window is a process of its own
         rates = {name: measure.spread(found) for name, found in values.items()}
         record: dict[str, Any] = {"benchmark": "peers", "encoder": encoder, "size_px": 32, "images": args.images}
-        record |= {"samples_per_s": rates, "peak_bytes": {name: max(found[1:] or found) for name, found in peaks.items()}}
+        peak_bytes = {name: max(found[1:] or found) for name, found in peaks.items()}
+        record |= {"samples_per_s": rates, "peak_bytes": peak_bytes}
         record |= {"ratio": ratios(values), "batch_size": peers.BATCH_SIZE, "tuned_precision": peers.PRECISION}
         record |= {"window_s": args.seconds, "commands": wanted, "noise": noise}
         print(f"\n{encoder}, 32 px, samples/s of n = {args.windows} processes, in turns")
