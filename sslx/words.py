@@ -7,8 +7,8 @@ import unicodedata
 def shown(name: str | os.PathLike[str]) -> str:
     """A path or another name from outside as one printable line, whatever bytes it holds.
 
-    Bytes that are not UTF-8 are shown as ``\\xff``, control characters, line breaks and marks that turn the direction of
-    text as ``\\n`` or ``\\u202e``; all else stays as it is.  Brackets stay too: print it without markup.
+    Bytes that are not UTF-8 are shown as ``\\xff``, control characters, line breaks and marks that turn the direction
+    of text as ``\\n`` or ``\\u202e``; all else stays as it is.  Brackets stay too: print it without markup.
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     if text.isprintable():
