@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sslx.words import shown
+from sslx.words import one_line, shown
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,22 @@ def test_any_name_is_one_printable_line(name: bytes, line: str) -> None:
     assert shown(Path(os.fsdecode(name))) == line
     assert len(line.splitlines()) == 1
     shown(os.fsdecode(name)).encode("utf-8")  # no half of a surrogate pair is left that a terminal could not take
+
+
+def test_half_a_character_other_spaces_and_joiners() -> None:
+    assert shown("a\ud800\udcff") == r"a\ud800\udcff"
+    for text in ("a\u3000b", "\U0001f469\u200d\U0001f52c", "C:\\new"):
+        assert shown(text) == text
+    assert shown(b"\x00\xff") == r"\x00\xff"
+
+
+def test_the_middle_of_what_is_too_long_is_left_out() -> None:
+    line = shown("a" * 50_000 + "b" * 50_000)
+    assert (len(line), line[:100], line[-100:]) == (399, "a" * 100, "b" * 100)
+    assert " ... " in line
+    assert shown("x" * 400) == "x" * 400
+
+
+def test_a_message_of_several_lines_is_one() -> None:
+    assert one_line("first\n\n  second\tthird\x1b[0m\n") == r"first second third\x1b[0m"
+    assert len(one_line("word\n" * 1_000_000)) < 500

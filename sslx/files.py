@@ -1,0 +1,135 @@
+"""Files of text: reading what others wrote, replacing our own, and what a path means.  UTF-8 under every locale.
+
+What is read is bounded in size and in nesting before a parser sees it, so no file costs more than a moment.  Reading
+raises OSError or ValueError; ``reason`` words both in one line.
+"""
+
+import json
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any, cast
+
+from sslx.errors import ConfigError
+from sslx.words import one_line
+
+MAX_BYTES = 1 << 20
+"""Of a file that is read as a whole: recipes, profiles and records have a few thousand."""
+MAX_NESTING = 16
+"""Of tables and lists, and of the parts of a dotted key."""
+
+_TOKEN = re.compile(
+    r'(?P<word>"""(?:[^\\]|\\.)*?(?:"""|\Z)|\'\'\'.*?(?:\'\'\'|\Z)|"(?:[^"\\\n]|\\.)*+(?:"|\n|\Z)|'
+    r"'[^'\n]*+(?:'|\n|\Z)|[\w+-]++)|(?P<comment>\#[^\n]*+)|(?P<open>[\[{])|(?P<close>[\]}])|(?P<dot>\.)|[^ \t]",
+    re.DOTALL,
+)  # of TOML, and so of JSON; linear in time, whatever is not closed
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """All of a regular file.  ValueError where it is none or is larger than ``max_bytes``, OSError from the system."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is not a regular file")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # to open a pipe would wait for a writer
+
+
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    """UTF-8 text, with or without a byte order mark.  Raises as ``read_bytes``, and ValueError for another encoding."""
+    return decoded(read_bytes(path, max_bytes))
+
+
+def decoded(data: bytes) -> str:
+    """UTF-8 text without its byte order mark.  ValueError for another encoding and for NUL characters."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16: save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start:,} is not UTF-8: save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError("it has NUL characters: it is no text")
+    return text
+
+
+def parse_json(data: str | bytes) -> dict[str, Any]:
+    """The object in a JSON text.  ValueError for anything else, or for more than MAX_NESTING levels."""
+    text = decoded(data) if isinstance(data, bytes) else data
+    _check_nesting(text)
+    tree: Any = json.loads(text)
+    if not isinstance(tree, dict):
+        raise ValueError(f"expected an object of names and values, got {_kind(tree)}")
+    return cast("dict[str, Any]", tree)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text.  ValueError for anything else, or for more than MAX_NESTING levels."""
+    _check_nesting(text)
+    return tomllib.loads(text)
+
+
+def _kind(tree: Any) -> str:
+    return {list: "a list", str: "a string", type(None): "null"}.get(type(tree), "a number")
+
+
+def _check_nesting(text: str) -> None:
+    """Raise ValueError where tables, lists or dotted keys are too deep for the parsers, which recurse."""
+    if text.count("[") + text.count("{") <= MAX_NESTING and text.count(".") <= MAX_NESTING:
+        return
+    depth = dots = 0
+    for token in _TOKEN.finditer(text):
+        if token.lastgroup == "dot":
+            dots += 1
+        elif token.lastgroup != "word":
+            dots = 0
+            depth += {"open": 1, "close": -1}.get(token.lastgroup or "", 0)
+        if max(depth, dots) > MAX_NESTING:
+            raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read or written, in one line without its path."""
+    return one_line((error.strerror if isinstance(error, OSError) else None) or error or type(error).__name__)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write beside and rename, so that a reader or a kill meets the old or the new file, never a half."""
+    temp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temp, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with ``~`` and ``~user`` as their home directories.  ConfigError where there is none for ``~``."""
+    text = os.path.expanduser(os.fspath(path))
+    if text == "~" or text.startswith("~/"):
+        raise ConfigError(f"{one_line(text)}: this user has no home directory: set HOME, or write the path out")
+    return Path(text)
+
+
+def as_argument(text: str) -> str:
+    """Text from a UTF-8 file as the system would have passed it as an argument, so that paths in it are its bytes.
+
+    Changes nothing in a UTF-8 locale.  ValueError for half a character or NUL, which no argument can hold.
+    """
+    try:
+        argument = os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{one_line(text)!r} has half a character") from error
+    if "\0" in argument:
+        raise ValueError(f"{one_line(text)!r} has a NUL character")
+    return argument
