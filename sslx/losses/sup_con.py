@@ -3,6 +3,9 @@
 Both losses have the same denominators and differ in the positives alone.  So this one is NT-Xent plus, for each
 embedding, its cosine with its other view less the mean one with all of its positives, over the temperature.  The mean
 needs no matrix: the sum over a label is a product with the sum of that label's unit embeddings.
+
+Where classes have formed, the gradients of the two parts nearly cancel, so both are computed and added in fp32: of two
+gradients that are each rounded to bf16 first, a sum can be 40 % off.
 """
 
 import torch
@@ -21,7 +24,11 @@ def sup_con(
 
         loss_i = log sum_{j != i} exp(s_ij / T) - mean over positives p of s_ip / T
 
-    z1, z2, temperature, group, impl: as in ``nt_xent``, which does the rows of this rank against all columns.
+    The published code multiplies this loss by the temperature (google-research/supcon) or by temperature / 0.07
+    (HobbitLong/SupContrast): for the same steps of SGD, multiply a learning rate copied from there by the same.
+
+    z1, z2, temperature, group, impl: as in ``nt_xent``, which does the rows of this rank against all columns; they are
+      taken to fp32 first, so that "fused", which computes with bf16 and fp16, is refused.
     label: (B,) int64, of this rank's samples; any numbers.
     Returns (the mean over this rank's 2B embeddings, the mean cosine of their positives without gradient), scalars.
     The loss's mean over ranks is the full-batch loss; the mean over ranks of every parameter gradient is the
@@ -30,9 +37,10 @@ def sup_con(
     """
     if label.shape != z1.shape[:1] or label.dtype != torch.int64:
         raise ValueError(f"expected a label ({len(z1)},) int64, got {tuple(label.shape)} {label.dtype}")
-    with_one_positive = nt_xent(z1, z2, temperature, group, impl)
     dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
-    u1, u2 = F.normalize(z1.to(dtype), dim=1), F.normalize(z2.to(dtype), dim=1)
+    z1, z2 = z1.to(dtype), z2.to(dtype)  # once, so that their gradients are added in it
+    with_one_positive = nt_xent(z1, z2, temperature, group, impl)
+    u1, u2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     labels = distributed.all_gather(label, group)
     ordered = labels.sort().values
     # A label's number is where it begins among the ordered ones: torch.unique would wait for the device.

@@ -47,6 +47,24 @@ def test_sup_con_in_fp32_is_that_of_fp64(generator: torch.Generator, temperature
     assert (found[0][1] - found[1][1]).norm() < 3e-5 * found[1][1].norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spread", [1.0, 0.3, 0.1])
+def test_half_precision_costs_sup_cons_gradient_one_rounding(
+    dtype: torch.dtype, spread: float, generator: torch.Generator
+) -> None:
+    label = torch.arange(300) % 10
+    centres = torch.randn(10, 64, generator=generator)
+    z = (centres[label] + spread * torch.randn(300, 64, generator=generator)).to(dtype)
+    found: list[Tensor] = []
+    for leaf, impl in ((z.clone(), "auto"), (z.double(), "reference")):
+        loss = sup_con(leaf.requires_grad_(), label, 10, 0.1, impl)
+        found.append(torch.autograd.grad(loss, leaf)[0].double())
+    rounding = (found[1].to(dtype).double() - found[1]).norm()
+    assert (found[0] - found[1]).norm() < 1.2 * rounding + 5e-4 * found[1].norm()
+    with pytest.raises(ValueError, match=r"impl='fused' "):
+        sup_con(z, label, 10, 0.1, "fused")
+
+
 def test_sup_con_with_two_views_a_class_is_nt_xent(generator: torch.Generator) -> None:
     z = torch.randn(10, 4, generator=generator, dtype=torch.float64)
     own = torch.arange(10)

@@ -81,6 +81,37 @@ def test_in_fp32_it_is_that_of_fp64(temperature: float, generator: torch.Generat
     assert (found[0][1] - found[1][1]).norm() < 1e-4 * found[1][1].norm()
 
 
+def on_a_matrix(z1: Tensor, z2: Tensor, label: Tensor, temperature: float) -> Tensor:
+    """Equation 2 on the matrix of all similarities, in fp64."""
+    u = nn.functional.normalize(torch.cat([z1, z2]).double(), dim=1)
+    same = label.repeat(2)[:, None] == label.repeat(2)
+    same.fill_diagonal_(False)
+    s = (u @ u.T / temperature).fill_diagonal_(-torch.inf)
+    return (s.logsumexp(1) - s.masked_fill(~same, 0).sum(1) / same.sum(1)).mean()
+
+
+def errors_of_gradient(z: Tensor, label: Tensor, temperature: float) -> tuple[float, float]:
+    """Of the gradient of z (2, B, D), and of the true one when it is only rounded, as shares of the true one."""
+    exact, ours = z.double().requires_grad_(), z.clone().requires_grad_()
+    (truth,) = torch.autograd.grad(on_a_matrix(*exact, label, temperature), exact)
+    (found,) = torch.autograd.grad(losses.sup_con(*ours, label, temperature)[0], ours)
+    assert found.dtype == z.dtype
+    return tuple(float((x.double() - truth).norm() / truth.norm()) for x in (found, truth.to(z.dtype)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spread", [1.0, 0.3, 0.1])
+def test_half_precision_costs_the_gradient_one_rounding_also_where_classes_have_formed(
+    dtype: torch.dtype, spread: float, generator: torch.Generator
+):
+    """The gradients of its two parts nearly cancel there: rounded before they are added, they were 42 % off."""
+    label = torch.arange(256) % 10
+    centres = torch.randn(10, 64, generator=generator)
+    z = (centres[label] + spread * torch.randn(2, 256, 64, generator=generator)).to(dtype)
+    error, rounding = errors_of_gradient(z, label, 0.1)
+    assert error < 1.2 * rounding + 5e-4
+
+
 def make(**options: Any) -> supcon.Method:
     trunk = encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))
     config = dataclasses.replace(supcon.Config(hidden_dim=24, projection_dim=12), **options)

@@ -27,15 +27,17 @@ def sup_con(z: Tensor, label: Tensor, num_classes: int, temperature: float | Ten
         loss_i = log sum_{j != i} exp(s_ij / T) - mean over positives p of s_ip / T
 
     z: (N, D), raw.  label: (N,) int64 in [0, num_classes).  Returns the mean over the rows that have a positive.
-    The positives need no matrix: the sum of s_ip over a class is a product with the sum of its unit rows.
+    The positives need no matrix: the sum of s_ip over a class is a product with the sum of its unit rows.  Where
+    classes have formed, their gradient and the denominators' nearly cancel: both are computed and added in fp32 (fp64
+    for fp64), and rounded once, to z's dtype.  impl: "fused", which computes with bf16 and fp16, is refused.
     Raises ValueError as ``nt_xent`` does.
     """
     if z.ndim != 2 or label.shape != z.shape[:1] or label.dtype != torch.int64:
         got = f"{tuple(z.shape)} and {tuple(label.shape)} {label.dtype}"
         raise ValueError(f"expected z (N, D) and a label (N,) int64, got {got}")
-    t, shift_free = prepare_temperature(temperature, len(z), z)
-    chosen = choose(impl, z)
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    t, shift_free = prepare_temperature(temperature, len(wide), wide)
+    chosen = choose(impl, wide)
     with torch.autocast(z.device.type, enabled=False):
         u = wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True, dtype=torch.float64).clamp_min(EPS).to(
             wide.dtype
@@ -44,7 +46,7 @@ def sup_con(z: Tensor, label: Tensor, num_classes: int, temperature: float | Ten
             logits = (u @ u.T / t).fill_diagonal_(-torch.inf)
             log_sums = logits.logsumexp(1)
         else:
-            log_sums = _log_sums(z, t, shift_free, chosen)[0]
+            log_sums = _log_sums(wide, t, shift_free, chosen)[0]
         sums = u.new_zeros(num_classes, u.shape[1]).index_put((label,), u, accumulate=True)
         others = F.one_hot(label, num_classes).sum(0)[label] - 1
         aligned = torch.linalg.vecdot(u, sums[label] - u) / t
