@@ -103,6 +103,10 @@ class Method(nn.Module):
         del batch
         return ()
 
+    def late_parameters(self) -> Sequence[Tensor]:
+        """Parameters that are frozen at first, by a gradient of zeros: AdamW starts to count when they thaw."""
+        return ()
+
     def param_groups(self) -> list[dict[str, Any]] | None:
         """Parameter groups with their own ``lr_scale`` or ``weight_decay``; None: one of all parameters."""
         return None

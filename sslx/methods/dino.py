@@ -6,6 +6,7 @@ outputs are centered, so that no prototype takes all samples, and sharpened, so 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -171,6 +172,10 @@ class Method(base.Method):
             "teacher_momentum": self._momentum(progress).float(),
         }
         return base.Step(loss, metrics)
+
+    def late_parameters(self) -> Sequence[Tensor]:
+        """The prototypes, which are frozen at first."""
+        return (self.head.prototypes.weight,)
 
     def after_step(self, progress: Tensor) -> None:
         """The teacher follows the student."""

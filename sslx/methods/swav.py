@@ -6,6 +6,7 @@ prototypes alike; all other views predict these.  There are no negatives.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,7 +96,8 @@ class Method(base.Method):
     share of it to Sinkhorn-Knopp, so that none counts twice.
 
     Deviations from the paper's code: the queue is filled from the first step, not from ``queue_start``; the first
-    layer of the projector has no bias, which the norm after it would remove.  As in the code, batch norm takes its
+    layer of the projector has no bias, which the norm after it would remove; LARS leaves biases and norms as SGD steps
+    them, without weight decay, where the code's LARC adapts and decays them too.  As in the code, batch norm takes its
     statistics over all views of one size, the projector's over all views.
     """
 
@@ -144,6 +146,10 @@ class Method(base.Method):
         mean_prediction = torch.stack(predictions).detach().exp().mean((0, 1))
         entropies = {"prototype_entropy": _entropy(mean_prediction), "code_entropy": _entropy(codes).mean()}
         return base.Step(loss, {**entropies, "projection_std": base.spread(z1)})
+
+    def late_parameters(self) -> Sequence[Tensor]:
+        """The prototypes, which are frozen at first."""
+        return (self.prototypes.weight,)
 
     @torch.no_grad()
     def after_step(self, progress: Tensor) -> None:  # noqa: ARG002

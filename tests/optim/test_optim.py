@@ -53,6 +53,39 @@ def test_training_lowers_the_loss_and_resumes(name: Any, generator: torch.Genera
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[index][key]))
 
 
+class Thawing(nn.Module):
+    """Two weights, of which the second one's gradient is zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.ones(3, 2, dtype=torch.float64)) for _ in range(2))
+
+    def late_parameters(self) -> tuple[nn.Parameter, ...]:
+        return (self.second,)
+
+
+def test_adamw_counts_a_late_parameters_steps_from_its_first_gradient_on(
+    no_host_sync: Any, generator: torch.Generator
+) -> None:
+    """As published code, whose frozen parameters have no gradient at all; not as torch's, which counts from step 1."""
+    gradients = torch.randn(12, 2, 3, 2, dtype=torch.float64, generator=generator)
+    config = Config(name="adamw", lr=0.1, weight_decay=0.0)
+    ours, published, plain = (Thawing() for _ in range(3))
+    theirs = torch.optim.AdamW(plain.parameters(), 0.1, weight_decay=0.0)
+    optimizers = build(config, ours), torch.optim.AdamW(published.parameters(), 0.1, weight_decay=0.0), theirs
+    for step, gradient in enumerate(gradients):
+        for net, absent in ((ours, False), (published, True), (plain, False)):
+            net.first.grad = gradient[0].clone()
+            net.second.grad = gradient[1].clone() if step >= 5 else None if absent else torch.zeros(3, 2).double()
+        with no_host_sync:
+            optimizers[0].step()
+        for optimizer in optimizers[1:]:
+            optimizer.step()
+        torch.testing.assert_close(ours.first, published.first)
+        torch.testing.assert_close(ours.second, published.second)
+    assert (plain.second - published.second).norm() > 0.1 * (published.second - 1).norm()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_brings_nothing_to_the_host(name: Any, no_host_sync: Any) -> None:
     net = make()
