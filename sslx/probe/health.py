@@ -75,10 +75,12 @@ def uniformity(x: Tensor) -> Tensor:
     """How evenly features (N, D), at length 1, cover the sphere: the log of the mean Gaussian potential of two of them.
 
     Wang & Isola (arXiv 2005.10242, section 4.1, t 2; as in their code, no row is a pair with itself).  () from 0, where
-    all are alike, down to about -4 where they are uniform in many dimensions.  N >= 2.
+    all are alike, also where all are zero, down to about -4 where they are uniform in many dimensions.  N >= 2.
     """
     unit, pairs = F.normalize(x, dim=1), len(x) * (len(x) - 1) / 2
-    potentials = (4 * (unit @ unit.T - 1)).exp()  # exp(-2 d^2), with d^2 = 2 - 2 cos
+    square = unit.square().sum(1)  # 1, or 0 of a row of zeros: 2 - 2 cos would be 2 between two of those
+    distances = square[:, None] + square - 2 * unit @ unit.T  # squared
+    potentials = (-2 * distances).exp()
     return (potentials.triu(1).sum() / pairs).log()
 
 

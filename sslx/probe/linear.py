@@ -58,12 +58,14 @@ def fit(x: Tensor, label: Tensor, num_classes: int, c: float, *, start: Tensor |
     """Weights (D + 1, num_classes), the last row the bias, that minimise mean cross-entropy + |W|² / (2·c·N).
 
     x: (N, D), columns of mean about 0; label: (N,) int64; start: weights to begin at.  This is scikit-learn's
-    ``LogisticRegression(C=c)`` with the bias not regularised, as a test holds.  Correlated features (raw
-    pixels, a collapsed encoder) make the problem ill-conditioned, so L-BFGS runs on V, W = P·V, where P is the
-    inverse root of the Hessian at W = 0, about xᵀx / (classes·N) + 1 / (c·N): on 50,000 × 768 raw pixels it ends
-    after 16 to 30 steps at the optimum; on W itself it was 3e-3 above it after a thousand.
+    ``LogisticRegression(C=c)`` with the bias not regularised, as a test holds.  For two classes scikit-learn has one
+    vector w in place of two, which are w/2 and -w/2 here and half as large in |W|²: it counts twice then.
+
+    Correlated features (raw pixels, a collapsed encoder) make the problem ill-conditioned, so L-BFGS runs on V, W =
+    P·V, where P is the inverse root of the Hessian at W = 0, about xᵀx / (classes·N) + 1 / (c·N): on 50,000 × 768 raw
+    pixels it ends after 16 to 30 steps at the optimum; on W itself it was 3e-3 above it after a thousand.
     """
-    decay = 1 / (2 * c * len(x))
+    decay = (2 if num_classes == 2 else 1) / (2 * c * len(x))
     variance, axes = torch.linalg.eigh(x.T @ x / len(x))
     root = (variance.clamp_min(0) / num_classes + 2 * decay).sqrt()
     begin = x.new_zeros(x.shape[1] + 1, num_classes)

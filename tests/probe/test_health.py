@@ -90,6 +90,14 @@ def test_the_rank_of_what_is_no_feature():
     assert health.rank_me(torch.tensor([[1.0, math.nan], [0.0, 1.0]])).isnan()
 
 
+def test_zeros_are_all_alike():
+    for x in (torch.zeros(64, 16), torch.ones(64, 16)):
+        assert health.uniformity(x).item() == pytest.approx(0, abs=1e-6)
+    half = torch.cat([torch.zeros(32, 16), torch.eye(16)[:1].expand(32, 16)]).double()
+    pairs = [math.exp(-2 * distance(a, b)) for i, a in enumerate(half.tolist()) for b in half.tolist()[:i]]
+    assert health.uniformity(half).item() == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-10)
+
+
 def of_this_rank(x: Tensor, y: Tensor, samples: int) -> dict[str, float]:
     """A look at this rank's share, in two micro-batches."""
     share = [v.chunk(distributed.world_size())[distributed.rank()] for v in (x, y)]

@@ -47,6 +47,17 @@ def test_fit_is_the_logistic_regression_of_scikit_learn(c: float) -> None:
     assert same.double().mean() > 0.995
 
 
+@pytest.mark.parametrize("c", [1e-3, 1.0, 10.0])
+def test_with_two_classes_too(c: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    label = torch.arange(400) % 2
+    x, _, _ = linear.standardise(torch.randn(400, 10, generator=generator) + 0.6 * label[:, None])
+    weight = linear.fit(x, label, 2, c).double()
+    theirs = LogisticRegression(C=c, tol=1e-12, max_iter=10_000).fit(x.double().numpy(), label.numpy())
+    expected = torch.from_numpy(np.concatenate([theirs.coef_[0], theirs.intercept_]))
+    torch.testing.assert_close(weight[:, 1] - weight[:, 0], expected, rtol=0, atol=1e-3 * float(expected.norm()))
+
+
 @pytest.mark.parametrize("c", [1e-3, 10.0])
 @pytest.mark.parametrize("warm", [False, True])
 def test_fit_reaches_the_optimum_on_features_that_are_nearly_one_direction(c: float, warm: bool) -> None:
