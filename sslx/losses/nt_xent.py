@@ -36,6 +36,8 @@ def nt_xent(
     group: the ranks whose embeddings are the negatives; None for all.
     impl: which kernel (``sslx_kernels.nt_xent``); "auto" takes the fastest one for the input, "reference" the
       definition, in memory of 2B × 2BW.
+    The mean is the paper's; its code (google-research/simclr) adds the means of both directions, twice this loss.  With
+    LARS that changes nothing for weights, while biases and norms, which it does not adapt, take half the code's step.
     Returns the mean over this rank's 2B embeddings, a scalar.  Its mean over ranks is the full-batch loss;
     the mean over ranks of every parameter gradient, temperature's too, is the full-batch gradient, provided that
     all ranks weigh their loss alike.

@@ -20,7 +20,11 @@ from sslx.methods import base, heads
 
 @dataclass(frozen=True, kw_only=True)
 class Config(base.MethodConfig):
-    """The numbers of Barlow Twins; the defaults are the paper's for ImageNet."""
+    """The numbers of Barlow Twins; the defaults are the paper's for ImageNet.
+
+    The gradient is that of the whole batch; the paper's code has it divided by the number of GPUs.  With LARS, which
+    adapts weights, that changes biases and norms alone: the paper gives those a learning rate of 0.0048 beside 0.2.
+    """
 
     name: Literal["barlow_twins"] = "barlow_twins"
     off_diagonal_weight: float = 0.0051
@@ -41,7 +45,11 @@ def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]: 
 
 
 class Method(base.Method):
-    """Encoder, projector and the loss of the cross-correlation."""
+    """Encoder, projector and the loss of the cross-correlation.
+
+    Deviations from the paper's code: batch norm takes its statistics over both views together; biases and norms have
+    the learning rate of the weights.
+    """
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__()

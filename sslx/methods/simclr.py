@@ -22,7 +22,11 @@ from sslx.methods import base, heads
 
 @dataclass(frozen=True, kw_only=True)
 class Config(base.MethodConfig):
-    """SimCLR's numbers; the defaults are the paper's for ImageNet."""
+    """SimCLR's numbers; the defaults are the paper's for ImageNet.
+
+    The loss is the paper's mean over all 2N views; its code sums two means, which is twice that: SGD at a learning rate
+    copied from there takes half the step (with LARS only biases and norms do).
+    """
 
     name: Literal["simclr"] = "simclr"
     temperature: float = 0.1

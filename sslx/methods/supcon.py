@@ -21,7 +21,11 @@ from sslx.methods import base, heads
 
 @dataclass(frozen=True, kw_only=True)
 class Config(base.MethodConfig):
-    """SupCon's numbers; the defaults are the paper's for ImageNet."""
+    """SupCon's numbers; the defaults are the paper's for ImageNet.
+
+    The loss is equation 2.  The published code multiplies it by the temperature (TensorFlow) or by temperature / 0.07
+    (PyTorch): multiply a learning rate of SGD that is copied from there by the same.
+    """
 
     name: Literal["supcon"] = "supcon"
     temperature: float = 0.1

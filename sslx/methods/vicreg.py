@@ -48,7 +48,10 @@ def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]: 
 
 
 class Method(base.Method):
-    """Encoder, expander and the loss of variance, invariance and covariance."""
+    """Encoder, expander and the loss of variance, invariance and covariance.
+
+    Deviation from the paper's code: batch norm takes its statistics over both views together.
+    """
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__()

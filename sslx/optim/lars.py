@@ -17,7 +17,8 @@ class LARS(torch.optim.Optimizer):
 
     Groups with ``adapt=False`` have ratio 1 (SimCLR: biases and norms, there without decay too).  The ratio
     is over |gradient + weight_decay * p|, as in SimCLR's code and unlike the paper's |gradient| +
-    weight_decay * |p|.  The learning rate is inside the momentum, as in both, unlike torch's SGD.
+    weight_decay * |p|.  The learning rate is inside the momentum, as in both, unlike torch's SGD and the code of
+    BYOL, SwAV, Barlow Twins, VICReg and MoCo v3: the same at a constant rate, and some ten steps later in a warm-up.
     Norms are in fp32 at least; a step brings nothing to the host.
     """
 
