@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sslx.errors import ConfigError
-from sslx.optim.adamw import AdamW
+from sslx.optim.adamw import adamw
 from sslx.optim.groups import split
 from sslx.optim.lars import LARS
 
@@ -56,7 +56,7 @@ def build(config: Config, module: nn.Module, groups: Iterable[dict[str, Any]] | 
 
     groups: a method's ``param_groups()``, or None for one of all parameters.  A group may have ``lr_scale``,
       a factor of the learning rate, and its own ``weight_decay``.  Each is cut in two by ``groups.split``.
-    The module may have ``late_parameters()``, those that are frozen at first (methods.base, AdamW).
+    The module may have ``late_parameters()``, those that are frozen at first (``methods.base``, ``adamw``).
     """
     halves = split(module, groups)
     decay = config.weight_decay
@@ -67,7 +67,7 @@ def build(config: Config, module: nn.Module, groups: Iterable[dict[str, Any]] | 
             return torch.optim.SGD(halves, config.lr, momentum=config.momentum, weight_decay=decay, foreach=True)
         case "adamw":
             late = getattr(module, "late_parameters", tuple)()
-            return AdamW(halves, config.lr, betas=config.betas, weight_decay=decay, late=late)
+            return adamw(halves, config.lr, betas=config.betas, weight_decay=decay, late=late)
 
 
 def peak_lr(config: Config, batch_size: int) -> float:
