@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 
-from sslx import __version__
+from sslx import __version__, streams
 from sslx.errors import UserError
 
 COMMANDS = {
@@ -40,12 +40,13 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code (sslx.errors lists them)."""
+    streams.make_safe()
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `sslx ... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.drop_unread()
         return 141
 
 
@@ -77,6 +78,8 @@ def run(target: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return complain("interrupted", 130)
     except SystemExit as error:  # tyro: 0 after --help, 2 after a wrong flag, which it has explained
+        if isinstance(error.__context__, BrokenPipeError):  # rich
+            return 141
         return 64 if error.code == 2 else int(error.code or 0)
     finally:
         gc.enable()

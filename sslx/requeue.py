@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslx import outcome
+from sslx import outcome, streams
 from sslx.errors import UserError
 
 SAVED, NO_PROGRESS, CANCELLED = 75, 93, 130
@@ -100,6 +100,7 @@ def run_folder(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
+    streams.make_safe()
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

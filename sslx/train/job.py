@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from sslx import __version__, cli, cores, jobs, requeue
+from sslx import __version__, cli, cores, jobs, requeue, streams
 from sslx.errors import ConfigError, UserError
 from sslx.train.signals import StopSignals, give_up_s
 
@@ -38,6 +38,7 @@ class Job:
     def __call__(self) -> int:
         """Train; ends the process with the run's exit code where that is not 0."""
         started = time.time()
+        streams.make_safe()
         with StopSignals(give_up_s()) as stop:  # over submitit's handlers, which leave SIGTERM alone
             prepare(os.environ)
             if os.environ.get("SLURM_PROCID", "0") == "0" and (now := code_version()) != self.code:
@@ -120,6 +121,7 @@ def code_version() -> str:
 
 
 if __name__ == "__main__":  # of slurm/pretrain.sbatch, before it starts the ranks
+    streams.make_safe()
     try:
         sys.stdout.write(jobs.claim(Path(sys.argv[1]), code_version()))
     except UserError as error:
