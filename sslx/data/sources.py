@@ -1,7 +1,6 @@
 """Sources: what to read.  A Source is a list of images, encoded files or decoded pixels, with labels if any."""
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx import rng
-from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.data.listing import silent
+from sslx.data.splits import Choice
+from sslx.errors import ConfigError, MissingInput
+from sslx.words import shown
 
 Split = Literal["pretrain", "train", "test"]
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _TORCHVISION = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 32, "stl10": 96}  # name -> default view size
+_CLASSES_TOLD = 5
 NAMES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "stl10", "folder", "synthetic"]
 
 
@@ -25,6 +27,7 @@ class Source:
 
     pixels: (N, H, W, 3) uint8, or, where sizes differ, an array of N such arrays without the first dimension.
     labels: (N,) int64 or None.  classes: their names.  size: side of the views that suit it, in pixels.
+    root: what all paths begin with.  unlabeled: why there are no labels.  notes: what a user should know, a line each.
     """
 
     name: str
@@ -33,6 +36,9 @@ class Source:
     classes: tuple[str, ...] | None = None
     paths: Sequence[str] | None = field(default=None, repr=False)
     pixels: npt.NDArray[Any] | None = field(default=None, repr=False)
+    root: str = ""
+    unlabeled: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         images = self.paths if self.paths is not None else self.pixels
@@ -50,8 +56,11 @@ class Source:
 
     def describe(self) -> str:
         """One line for the user: what was found."""
-        kinds = f"{len(self.classes)} classes" if self.classes else "unlabelled"
-        return f"{self.name}: {len(self):,} images, {kinds}"
+        kinds = "unlabeled" + (f": {self.unlabeled}" if self.unlabeled else "")
+        if self.classes:
+            names = ", ".join(self.classes[:_CLASSES_TOLD]) + ", ..." * (len(self.classes) > _CLASSES_TOLD)
+            kinds = f"{_plural(len(self.classes), 'class', 'classes')} ({names})"
+        return f"{self.name}: {_plural(len(self), 'image', 'images')}, {kinds}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +72,9 @@ class Config:
     root: Path | None = None
     """Folder of the images (folder) or of the downloaded data set (cifar10, ...; default ~/.cache/sslx)."""
     test_root: Path | None = None
-    """Folder of the images to test probes on; default: the test/ (or val/) subfolder of root."""
+    """Folder of the images to test probes on; default: the subfolder of root named test, val or the like."""
+    splits: Choice = "auto"
+    """Subfolders named train, test, val, ...: splits where that is safe (auto), always (folders), never (none)."""
     download: bool = False
     """Download the data set where it is missing."""
     num_synthetic: int = 4096
@@ -74,20 +85,29 @@ def build(
     config: Config,
     split: Split,
     *,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = silent,
     classes: Sequence[str] | None = None,
 ) -> Source:
     """The images of a split: ``pretrain`` (with unlabelled ones where there are any), ``train`` or ``test``.
 
-    classes: the training split's, so that a folder's test split gets the same numbers.  Raises MissingInput,
-    DataError or ConfigError, each in one line that names the folder and the flag.
+    classes: the training split's, so that a folder's test split gets the same numbers; its images of other classes
+    are left out.  say: gets a line now and then while files are listed.  Raises MissingInput, DataError or
+    ConfigError, each in one line that names the folder and the flag.
     """
+    if config.source in ("digits", "synthetic") and (config.root or config.test_root):
+        flag, folder = ("--data.root", config.root) if config.root else ("--data.test-root", config.test_root)
+        raise ConfigError(
+            f"{flag} {shown(folder or '')} is not read by --data.source {config.source}: take --data.source folder for "
+            "your own images"
+        )
     if config.source == "digits":
         return _digits(split)
     if config.source == "synthetic":
         return _synthetic(config.num_synthetic, split)
     if config.source == "folder":
-        return _folder(config, split, say, classes)
+        from sslx.data import folder
+
+        return folder.read(config, split, say, classes)
     return _torchvision(config, split)
 
 
@@ -156,64 +176,8 @@ def _torchvision(config: Config, split: Split) -> Source:
     return Source(name, _TORCHVISION[name], known, None if known is None else tuple(found.classes), pixels=pixels)
 
 
-def _folder(config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None) -> Source:
-    """Image files below a folder; the first level of subfolders, if images lie only in such, are the classes."""
-    if config.root is None:
-        raise ConfigError("--data.source folder needs --data.root FOLDER, the folder of your images")
-    root = config.root.expanduser()
-    held_out: list[Path] = []  # never trained on: what a probe would take as the test split
-    if not root.is_dir():
-        parent = next((p for p in root.parents if p.is_dir()), Path("/"))
-        raise MissingInput(f"data folder {root} does not exist (nearest that does: {parent}): check --data.root")
-    if split == "test":
-        candidates = [config.test_root.expanduser()] if config.test_root else [root / "test", root / "val"]
-        root = next((c for c in candidates if c.is_dir()), None)
-        if root is None:
-            raise MissingInput(f"no test images: {candidates[0]} does not exist; give the folder with --data.test-root")
-    elif (root / "train").is_dir():
-        root = root / "train"
-    else:
-        held_out = [root / "test", root / "val"]
-    flag = "--data.test-root" if split == "test" and config.test_root else "--data.root"
-    paths = _list_images(root, flag, say, held_out)
-    first = [os.path.relpath(path, root).split(os.sep) for path in paths]
-    if any(len(parts) == 1 for parts in first):
-        return Source(str(root), 224, paths=paths)
-    names = tuple(sorted({parts[0] for parts in first}))
-    if classes is not None:
-        unknown = [name for name in names if name not in classes]
-        if unknown:
-            raise DataError(f"{root} has the class {unknown[0]!r}, which the training images have not")
-        names = tuple(classes)
-    number = {name: i for i, name in enumerate(names)}
-    labels = np.array([number[parts[0]] for parts in first], dtype=np.int64)
-    return Source(str(root), 224, labels, names, paths=paths)
-
-
-def _list_images(root: Path, flag: str, say: Callable[[str], None], held_out: Sequence[Path]) -> list[str]:
-    """All image files below root but outside ``held_out``, sorted, following links; tells its count every 2 s."""
-    paths: list[str] = []
-    others: list[str] = []
-    told = time.monotonic()
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # a link back up would never end
-            folders.clear()
-            continue
-        seen.add(real)
-        inside = (name for name in folders if Path(folder, name) not in held_out)
-        folders[:] = sorted(name for name in inside if not name.startswith("."))
-        for name in names:
-            if not name.startswith("."):
-                (paths if name.lower().endswith(EXTENSIONS) else others).append(os.path.join(folder, name))
-        if time.monotonic() - told > 2:
-            told = time.monotonic()
-            say(f"listing {root}: {len(paths):,} images so far")
-    if not paths:
-        came = f"{len(others):,} other files, the first {others[0]}" if others else "nothing"
-        expected = ", ".join(EXTENSIONS)
-        raise MissingInput(f"no images below {root}: expected {expected}; found {came}: check {flag}")
-    return sorted(paths)
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,164 @@
+"""The source of a user's own images: files below a folder, with its subfolders as classes."""
+
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sslx.data import splits
+from sslx.data.listing import EXTENSIONS, Listing
+from sslx.data.sources import Config, Source, Split
+from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.words import shown
+
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")
+_DATA_SETS = {  # folders of torchvision's data sets, and the source that reads them
+    "cifar-10-batches-py": "cifar10",
+    "cifar-100-python": "cifar100",
+    "FashionMNIST": "fashion_mnist",
+    "stl10_binary": "stl10",
+}
+
+
+def read(config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None) -> Source:
+    """Image files below a folder; the first level of subfolders, if images lie only in such, are the classes."""
+    if config.root is None:
+        raise ConfigError("--data.source folder needs --data.root FOLDER, the folder of your images")
+    root = _checked(config.root, "--data.root")
+    test_root = None if config.test_root is None else _checked(config.test_root, "--data.test-root")
+    layout = splits.find(root, config.splits, test_root)
+    if split == "test":
+        if test_root is not None:
+            return _listed(test_root, "--data.test-root", (), say, classes, split)
+        if not layout.test:
+            raise MissingInput(
+                f"no test images: {shown(root)} has no folder named test, val, validation or the like with images in "
+                "it: give the folder with --data.test-root"
+            )
+        return _listed(layout.test[0], "--data.root", (), say, classes, split)
+    source = _listed(layout.train, "--data.root", layout.held_out, say, classes, split, look=config.splits != "none")
+    return replace(source, notes=(*layout.notes, *source.notes))
+
+
+def _listed(
+    root: Path,
+    flag: str,
+    held_out: Sequence[Path],
+    say: Callable[[str], None],
+    classes: Sequence[str] | None,
+    split: Split,
+    *,
+    look: bool = False,
+) -> Source:
+    """The images below a folder, with what is to be said of them.  look: refuse splits further down."""
+    listing = Listing(root, held_out, say)
+    paths = sorted(listing)
+    left_out = listing.left_out()
+    if not paths:
+        found = f"not taken: {left_out}" if left_out else "found nothing"
+        raise MissingInput(
+            f"no images below {shown(root)}: expected {', '.join(EXTENSIONS)}; {found}: {_hint(root)}check {flag}"
+        )
+    notes = [f"{split} images, not taken: {left_out}" if split == "test" else f"not taken: {left_out}"] * bool(left_out)
+    if look and (deeper := splits.refuse_deeper(root, listing.folders)):
+        notes.append(deeper)
+    source = Source(shown(root), 224, paths=paths, root=listing.root, notes=tuple(notes))
+    return _labeled(source, listing, classes)
+
+
+def _labeled(source: Source, listing: Listing, classes: Sequence[str] | None) -> Source:
+    """The source with its class folders as labels, where all images lie in such."""
+    assert source.paths is not None
+    start = len(source.root)
+    tops = [path[start : path.rfind("/")].partition("/")[0] for path in source.paths]  # "" right in the root
+    if loose := tops.count(""):
+        first = shown(source.paths[tops.index("")][start:])
+        beside = f"{loose:,} images such as {first} lie" if loose > 1 else f"{first} lies"
+        why = "no class folders" if loose == len(tops) else f"{beside} beside the folders"
+        return replace(source, unlabeled=why)
+    names = sorted(set(tops))
+    known = {name: i for i, name in enumerate(names)}
+    if classes is not None:
+        known = {name: classes.index(shown(name)) if shown(name) in classes else -1 for name in names}
+    labels = np.array([known[top] for top in tops], dtype=np.int64)
+    source = replace(
+        source,
+        labels=labels,
+        classes=tuple(classes or map(shown, names)),
+        notes=(*source.notes, *_on_classes(listing, names)),
+    )
+    unknown = [shown(name) for name in names if known[name] < 0]
+    return _without_unknown(source, unknown) if unknown else source
+
+
+def _on_classes(listing: Listing, names: Sequence[str]) -> list[str]:
+    """What a user may not know of the class folders."""
+    notes: list[str] = []
+    filled = set(names)
+    if empty := sorted(f for f in listing.folders if f.count("/") == 1 and f[:-1] not in filled):
+        notes.append(f"no class, since no image lies in it: {shown(empty[0])}" + _and_more(len(empty) - 1))
+    if len(names) == 1 and any(f.count("/") == 2 for f in listing.folders):
+        notes.append(
+            f"all images lie in {shown(names[0])}/, so there is one class: give {shown(listing.root + names[0])} to "
+            "have the folders in it as classes"
+        )
+    return notes
+
+
+def _and_more(count: int) -> str:
+    return f" and {count:,} more" if count > 0 else ""
+
+
+def _without_unknown(source: Source, unknown: Sequence[str]) -> Source:
+    """A test split without the images of classes that training lacks.  DataError where nothing is left."""
+    assert source.labels is not None
+    kept = np.flatnonzero(source.labels >= 0)
+    which = f"'{unknown[0]}'{_and_more(len(unknown) - 1)}"
+    if not len(kept):
+        raise DataError(
+            f"the test images below {source.name} have no class of the training images: theirs is {which}, "
+            f"training's are {', '.join((source.classes or ())[:5])}: check --data.test-root"
+        )
+    note = f"{len(source) - len(kept):,} test images are left out: the training images lack their class, {which}"
+    return replace(source.subset(kept), notes=(*source.notes, note))
+
+
+def _checked(path: Path, flag: str) -> Path:
+    """The folder, with ~ expanded.  MissingInput or DataError, in one line that says what it is instead."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise MissingInput(f"{flag} {shown(path)} is an address, not a folder: download the images, give their folder")
+    folder = path.expanduser()
+    try:
+        if stat.S_ISDIR(os.stat(folder).st_mode):
+            return folder
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(folder):
+            link = shown(os.readlink(folder))
+            raise MissingInput(f"{flag} {shown(folder)} is a link to {link}, which does not exist") from None
+        nearest = shown(next((p for p in folder.parents if os.path.isdir(p)), Path("/")))
+        raise MissingInput(
+            f"data folder {shown(folder)} does not exist (nearest that does: {nearest}): check {flag}"
+        ) from None
+    except (OSError, ValueError) as error:  # may not be entered, is too long, holds a null byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise MissingInput(f"data folder {shown(folder)} cannot be read ({reason}): check {flag}") from error
+    suffix = folder.suffix.lower()
+    what, advice = "a file", "give the folder of your images"
+    if suffix in _ARCHIVES:
+        what, advice = "an archive", "unpack it and give the folder of the images"
+    elif suffix in _TABLES:
+        what, advice = "a table or list", "give the folder of the images themselves"
+    elif suffix in EXTENSIONS:
+        what, advice = "one image", "give the folder that holds your images"
+    raise DataError(f"{flag} {shown(folder)} is {what}, not a folder: {advice}")
+
+
+def _hint(root: Path) -> str:
+    """What else the folder is, where it is a data set that torchvision reads."""
+    name = next((name for folder, name in _DATA_SETS.items() if (root / folder).is_dir()), "")
+    return f"it holds {name}, which --data.source {name} reads; " if name else ""

@@ -1,0 +1,143 @@
+"""The image files below a folder, and a word on everything else that lies there.
+
+The walk follows links, but reads no folder twice; it leaves out what is hidden, what other programs keep there
+(thumbnails, recycle bins), and the run folders of sslx itself, whose pictures are no data.
+"""
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from sslx.words import shown
+
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw")
+_SYSTEM = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found")
+_FIRST_WORD_S, _NEXT_WORD_S = 1.0, 3.0
+_KINDS_TOLD = 6
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+class Listing:
+    """The images below ``root``, found as it is iterated over; ``skipped`` fills up meanwhile.
+
+    held_out: folders whose images are left out, however a link may lead there.  say: gets a line on how far the walk
+    has come, the first one after a second.  skipped: reason -> (how many, an example).
+    """
+
+    def __init__(self, root: Path, held_out: Collection[Path] = (), say: Callable[[str], None] = silent) -> None:
+        self.root, self._say = os.path.join(root, ""), say
+        self._held_out = tuple(os.path.realpath(folder) for folder in held_out)
+        self.skipped: dict[str, tuple[int, str]] = {}
+        self.folders: list[str] = []
+        """All folders that were read, relative to the root, with a slash at their end but for the root: ""."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Paths of images, in no order to rely on, each beginning with ``root``."""
+        seen: set[str] = set()
+        stack = [("", os.path.realpath(self.root))]  # a folder below the root, and where it really is
+        num, started = 0, time.monotonic()
+        next_word = started + _FIRST_WORD_S
+        while stack:
+            below, real = stack.pop()
+            if real in seen:  # a link back up would never end
+                self._skip("folder read already, under another name", below)
+                continue
+            if self._is_held_out(real):
+                self._skip("held-out folder", below)
+                continue
+            seen.add(real)
+            self.folders.append(below)
+            images, inner = self._read(below, real)
+            yield from images
+            stack += inner
+            num += len(images)
+            if time.monotonic() > next_word:
+                next_word = time.monotonic() + _NEXT_WORD_S
+                self._say(f"listing {shown(self.root)}: {num:,} images so far")
+
+    def read_one(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """The images right in the root, and its subfolders, the last one by name first."""
+        return self._read("", os.path.realpath(self.root))
+
+    def _read(self, below: str, real: str) -> tuple[list[str], list[tuple[str, str]]]:
+        """The images right in a folder, and its subfolders, the last one by name first."""
+        folder = self.root + below
+        try:
+            with os.scandir(folder) as entries:
+                found = list(entries)
+        except OSError as error:
+            self._skip(f"folder that cannot be read ({error.strerror})", below or ".")
+            return [], []
+        if _is_run({entry.name for entry in found}):
+            self._skip("run folder of sslx", below or ".")
+            return [], []
+        images: list[str] = []
+        inner: list[tuple[str, str]] = []
+        for entry in found:
+            name = entry.name
+            if name[0] == ".":
+                self._skip("hidden", below + name)
+            elif _is_folder(entry):
+                if name.lower() in _SYSTEM:
+                    self._skip("folder of another program", below + name)
+                else:
+                    there = os.path.realpath(entry.path) if entry.is_symlink() else f"{real.rstrip('/')}/{name}"
+                    inner.append((f"{below}{name}/", there))
+            elif not name.lower().endswith(EXTENSIONS):
+                self._skip(os.path.splitext(name)[1].lower() or "without a suffix", below + name)
+            elif not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):  # a pipe: to open it takes for ever
+                self._skip("no regular file", below + name)
+            else:
+                images.append(folder + name)
+        return images, sorted(inner, reverse=True)
+
+    def _is_held_out(self, real: str) -> bool:
+        return any(real == folder or real.startswith(folder + "/") for folder in self._held_out)
+
+    def _skip(self, reason: str, example: str) -> None:
+        count, first = self.skipped.get(reason, (0, example))
+        self.skipped[reason] = count + 1, min(first, example)
+
+    def left_out(self) -> str:
+        """One line on what is below the root and was not taken, image files of other kinds first; "" for nothing."""
+        order = sorted(self.skipped, key=lambda reason: (reason not in _OTHER_IMAGES, -self.skipped[reason][0], reason))
+        words: list[str] = []
+        for reason in order[:_KINDS_TOLD]:
+            count, example = self.skipped[reason]
+            words.append(f"{count:,} {reason} ({'such as ' if count > 1 else ''}{shown(example)})")
+        rest = sum(self.skipped[reason][0] for reason in order[_KINDS_TOLD:])
+        return ", ".join([*words, *[f"{rest:,} of other kinds"] * (rest > 0)])
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or through a folder that may not be entered
+        return False
+
+
+def _is_run(names: Collection[str]) -> bool:
+    """Whether a folder with these names in it is a run folder of sslx."""
+    return "config.json" in names and ("run_id" in names or "status.json" in names)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image below the folder."""
+    return next(iter(Listing(folder)), None) is not None
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders right in a folder, sorted, that may hold images; see ``has_images``."""
+    _, inner = Listing(folder).read_one()
+    return [folder / below for below, _ in reversed(inner)]
+
+
+def loose_image(folder: Path) -> str:
+    """The name of an image that lies right in the folder, the first one; "" where there is none."""
+    images, _ = Listing(folder).read_one()
+    return os.path.basename(min(images, default=""))
