@@ -35,8 +35,9 @@ from sslx.probe.health import Config as HealthConfig
 from sslx.probe.online import Config as OnlineConfig
 
 # A resumed run may differ in these: where and how it runs, not what it computes.
-MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root", "data.test_root", "data.download",
-              "data.threads", "data.backend", "data.max_bad", "online", "health", "checkpoint", "log")  # fmt: skip
+MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root", "data.test_root", "data.splits",
+              "data.download", "data.threads", "data.backend", "data.max_bad", "online", "health", "checkpoint",
+              "log")  # fmt: skip
 
 Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"  # what TOML and JSON hold
 
@@ -204,7 +205,7 @@ def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
     from_files = [flag for path in paths for flag in _flags(_read(path))]
     if paths and paths[-1].suffix == ".toml":
         from_files += ["--name", paths[-1].stem]
-    args = from_files + flags
+    args = _with_folder(from_files + flags, DataConfig())
     chosen = ([after for before, after in pairwise(args) if before == "--method.name"] or ["simclr"])[-1]
     default = PretrainConfig(method=methods.module(chosen).Config())
     prog = "sslx pretrain" + " [RECIPE ...]" * ("--help" in args or "-h" in args)
@@ -214,10 +215,21 @@ def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
     return config
 
 
+def _with_folder(args: list[str], default: DataConfig) -> list[str]:
+    """The flags, with the source ``folder`` where a root is given and neither a flag nor a recipe names a source.
+
+    A recipe's source stays: ``simclr_cifar10 --data.root DIR`` reads CIFAR-10 there.  digits and synthetic, which a
+    default may be, read no folder.
+    """
+    taken = default.source not in ("digits", "synthetic") or "--data.source" in args
+    return args if taken or "--data.root" not in args else [*args, "--data.source", "folder"]
+
+
 def load_probe(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bool = False) -> ProbeConfig:
     """``CHECKPOINT [--flags]`` of ``sslx probe``; ``data``: the run's, whose fields the flags replace."""
     default = ProbeConfig(checkpoint=tyro.MISSING, data=data or DataConfig())
-    return _parse(ProbeConfig, list(argv), "sslx probe", default, quiet)
+    flags = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    return _parse(ProbeConfig, _with_folder(flags, default.data), "sslx probe", default, quiet)
 
 
 def load_plot(argv: Sequence[str], *, quiet: bool = False) -> PlotConfig:

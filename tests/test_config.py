@@ -174,7 +174,7 @@ def test_unknown_recipes_and_methods_suggest(tmp_path: Path):
 
 def test_differences_are_in_flag_notation():
     ours = load(["--optim.lr", "0.1", "--steps", "3", "--name", "a", "--data.root", "/x", "--batch-norm", "sync"])
-    theirs = load(["--encoder.layers", "1", "1", "1", "1", "--name", "b"])
+    theirs = load(["--data.source", "folder", "--encoder.layers", "1", "1", "1", "1", "--name", "b"])
     assert differences(ours, theirs) == [
         "--batch-norm local -> sync",
         "--data.root None -> /x",
@@ -188,6 +188,33 @@ def test_differences_are_in_flag_notation():
         "--steps None -> 3",
     ]
     assert differences(ours, loads(dump(ours))) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "source"),
+    [
+        (["--data.root", "/x"], "folder"),
+        (["--data.root=/x", "--epochs", "3"], "folder"),
+        (["--data.root", "/x", "--data.source", "digits"], "digits"),
+        (["--data.source=stl10", "--data.root", "/x"], "stl10"),
+        (["simclr_cifar10", "--data.root", "/x"], "cifar10"),
+        (["simclr_imagenet", "--data.root", "/x"], "folder"),
+        (["--data.test-root", "/x"], "digits"),
+        ([], "digits"),
+    ],
+)
+def test_a_root_alone_is_a_folder_of_images(args: list[str], source: str):
+    """And one beside a recipe's source is that source's."""
+    loaded = load(args)
+    assert loaded.data.source == source
+    assert loads(dump(loaded)) == loaded
+
+
+def test_a_root_alone_is_a_folder_of_images_to_probe_on_too():
+    digits, cifar = load([]).data, load(["simclr_cifar10"]).data
+    assert config.load_probe(["runs/a", "--data.root=/x"], digits).data.source == "folder"
+    assert config.load_probe(["runs/a", "--data.root", "/x"], cifar).data.source == "cifar10"
+    assert config.load_probe(["runs/a"], digits).data.source == "digits"
 
 
 def test_probing_flags_replace_fields_of_the_runs_images():

@@ -1,10 +1,10 @@
 """Loaders: source -> decode and augment on the device -> Batch, restartable at any batch, at any world size."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslx import cores, rng
-from sslx.data import sources
+from sslx.data import identity, sources
 from sslx.data.batch import Batch
 from sslx.data.order import Order, Sequential, Shuffled
 from sslx.data.sources import Source
@@ -165,8 +165,8 @@ class Loader:
         """Stop the backend's threads; the next batch starts them again where they were."""
         self._stream = None
 
-    def state_dict(self) -> dict[str, int]:
-        """Where training is: epoch, and samples of it already delivered on all ranks together."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is: epoch, samples of it already delivered on all ranks together, and of which images."""
         assert isinstance(self.order, Shuffled)
         epoch, within = divmod(self.delivered, self.order.num_batches)
         samples = within * self.order.batch_size // self.order.accumulate
@@ -175,14 +175,29 @@ class Loader:
             "epoch": epoch,
             "position": samples,
             "num_samples": self.order.num_samples,
+            "images": self._identity,
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the samples that ``state`` counts, at this loader's world size and batch size."""
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return identity.of(self.source)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the samples that ``state`` counts, at this loader's world size and batch size.
+
+        DataError, with the difference, where the source holds other images than those.
+        """
         assert isinstance(self.order, Shuffled)
-        if (came := len(self.source)) != state["num_samples"]:
+        before, now = state["num_samples"], len(self.source)
+        difference = ""
+        if "images" in state:
+            difference = identity.difference(state["images"], self.source, self._identity)
+        elif before == now:
+            self.say("the checkpoint is of a version that did not note which images it was trained on: not compared")
+        if difference or before != now:
+            counts = f"{before:,} images, the source now has {now:,}" if before != now else "other images"
             raise DataError(
-                f"the checkpoint was trained on {state['num_samples']:,} images, the source now has {came:,}: "
+                f"the checkpoint was trained on {counts}{f' ({difference})' if difference else ''}: "
                 "restore the images, or start a new run with --encoder.weights"
             )
         micro = self.order.batch_size // self.order.accumulate

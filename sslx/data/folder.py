@@ -13,6 +13,7 @@ from sslx.data import splits
 from sslx.data.listing import EXTENSIONS, Listing
 from sslx.data.sources import Config, Source, Split
 from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.files import expanded
 from sslx.words import shown
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -82,14 +83,14 @@ def _labeled(source: Source, listing: Listing, classes: Sequence[str] | None) ->
         why = "no class folders" if loose == len(tops) else f"{beside} beside the folders"
         return replace(source, unlabeled=why)
     names = sorted(set(tops))
-    known = {name: i for i, name in enumerate(names)}
-    if classes is not None:
-        known = {name: classes.index(shown(name)) if shown(name) in classes else -1 for name in names}
+    printable = {name: shown(name, limit=len(name) * 10) for name in names}
+    number = {name: i for i, name in enumerate(classes or printable.values())}
+    known = {name: number.get(printable[name], -1) for name in names}
     labels = np.array([known[top] for top in tops], dtype=np.int64)
     source = replace(
         source,
         labels=labels,
-        classes=tuple(classes or map(shown, names)),
+        classes=tuple(number),
         notes=(*source.notes, *_on_classes(listing, names)),
     )
     unknown = [shown(name) for name in names if known[name] < 0]
@@ -132,7 +133,7 @@ def _checked(path: Path, flag: str) -> Path:
     """The folder, with ~ expanded.  MissingInput or DataError, in one line that says what it is instead."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
         raise MissingInput(f"{flag} {shown(path)} is an address, not a folder: download the images, give their folder")
-    folder = path.expanduser()
+    folder = expanded(path)
     try:
         if stat.S_ISDIR(os.stat(folder).st_mode):
             return folder

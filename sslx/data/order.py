@@ -38,10 +38,15 @@ class Shuffled:
                 f"{self.world_size} x {self.accumulate}: take --batch-size {max(1, self.batch_size // share) * share}"
             )
         if self.num_samples < self.batch_size:
-            fits = self.num_samples // share * share
-            advice = f"take --batch-size {fits} or less" if fits else f"this run needs at least {share}"
+            fits, least = self.num_samples // share * share, 2 * share  # one image has none to be told apart from
+            if fits < least:
+                raise ConfigError(
+                    f"the source has {self.num_samples:,} image{'s' * (self.num_samples != 1)}, too few to train on: "
+                    f"a batch of this run needs {least} or more (check --data.root)"
+                )
             raise ConfigError(
-                f"batch size {self.batch_size} is more than the {self.num_samples} images of the source: {advice}"
+                f"batch size {self.batch_size} is more than the {self.num_samples} images of the source: "
+                f"take --batch-size {fits} or less"
             )
 
     @property

@@ -13,6 +13,7 @@ from sslx import rng
 from sslx.data.listing import silent
 from sslx.data.splits import Choice
 from sslx.errors import ConfigError, MissingInput
+from sslx.files import expanded
 from sslx.words import shown
 
 Split = Literal["pretrain", "train", "test"]
@@ -149,7 +150,7 @@ def _torchvision(config: Config, split: Split) -> Source:
     from torchvision import datasets
 
     name = config.source
-    root = config.root or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sslx"
+    root = expanded(config.root or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sslx"))
     train = split != "test"
     parts = {"pretrain": "train+unlabeled", "train": "train", "test": "test"}
     make: dict[str, Callable[[], Any]] = {
@@ -162,9 +163,9 @@ def _torchvision(config: Config, split: Split) -> Source:
         found = make[name]()
     except (RuntimeError, OSError) as error:
         if config.download:
-            raise MissingInput(f"{name} could not be downloaded to {root}: {_first_line(error)}") from error
+            raise MissingInput(f"{name} could not be downloaded to {shown(root)}: {_first_line(error)}") from error
         raise MissingInput(
-            f"{name} not found under {root}: give its folder with --data.root, or --data.download to fetch it"
+            f"{name} not found under {shown(root)}: give its folder with --data.root, or --data.download to fetch it"
         ) from error
     pixels = np.asarray(found.data)
     if name == "stl10":

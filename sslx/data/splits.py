@@ -88,9 +88,7 @@ def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
             "to train on them"
         )
     train = trains[0] if trains else base
-    notes = [f"training images: {_names(trains)} in {shown(base)}"] if trains else []
-    if held_out:
-        notes += [f"held out, not trained on: {_names(held_out)} in {shown(base)}"]
+    notes = [f"held out, not trained on: {_names(held_out)} in {shown(base)}"] if held_out else []
     if trains and beside:
         notes += [f"not trained on: {beside}, beside {_names(trains)} (--data.splits folders)"]
     return Layout(train, (*others, *held_out), test, tuple(notes))

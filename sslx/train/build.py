@@ -14,7 +14,7 @@ from sslx.data import Loader, sources
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
-from sslx.errors import ConfigError, MissingInput
+from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.group_norm import group_norm, has_batch_norm
 from sslx.methods.base import Method
 from sslx.probe.online import OnlineProbe
@@ -44,14 +44,21 @@ class Parts:
         kind = str(self.dtype).removeprefix("torch.")
         size = config.data.size or self.source.size
         return [
-            self.source.describe(),
             f"{config.method.name} on {config.encoder.name}, {size} px, {kind}, "
             f"{ranks.world_size} x {ranks.device.type}",
             f"{self.total_steps:,} steps of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
             f"{config.optim.name}, peak lr {self.peak_lr:.4g}",
+            *self._incomplete_batch(config),
             *self._cached_batch_norm(config),
             *["compiles in the first step, half a minute on a CPU the first time"] * compiles(config, ranks.device),
         ]
+
+    def _incomplete_batch(self, config: PretrainConfig) -> list[str]:
+        num_images = len(self.source)
+        left = num_images - self.steps_per_epoch * config.batch_size
+        if left * 10 < num_images:
+            return []
+        return [f"{left:,} of {num_images:,} images, others each time, are left out of an epoch: they fill no batch"]
 
     def _cached_batch_norm(self, config: PretrainConfig) -> list[str]:
         if config.grad_cache_chunks == 1 or not has_batch_norm(self.method):
@@ -68,6 +75,8 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
     parameters, autocast = precision(config, ranks.device)
     torch.backends.cudnn.benchmark = True
     source = sources.build(config.data, "pretrain", say=say)
+    for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
+        say(line)
     config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
     size = config.data.size or source.size
     file = methods.module(config.method.name)
@@ -158,15 +167,21 @@ def compiles(config: PretrainConfig, device: torch.device) -> bool:
     return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
 
 
-def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts) -> OnlineProbe | None:
-    """The online probe, or None where there are no labels or none is asked for."""
+def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callable[[str], None]) -> OnlineProbe | None:
+    """The online probe, or None where there are no labels or none is asked for.
+
+    Pretraining needs no test split: where there is none, or none of these classes, ``say`` is told so.
+    """
     source = parts.source
     if not config.online.every or source.labels is None or len(source.classes or ()) < 2:
         return None
     try:
-        test = sources.build(config.data, "test", classes=source.classes)
-    except MissingInput:
-        test = None
+        test = sources.build(config.data, "test", say=say, classes=source.classes)
+        lines = (f"to probe on: {test.describe()}", *test.notes)
+    except (MissingInput, DataError) as error:
+        test, lines = None, (f"{error}; the online probe holds out training images",)
+    for line in lines:
+        say(line)
 
     def evaluation(split: Source) -> Loader:
         return data.evaluation(

@@ -15,6 +15,7 @@ import torch
 from sslx import distributed, log, optim, schedules
 from sslx.config import PretrainConfig, dump
 from sslx.data import Loader
+from sslx.data.listing import silent
 from sslx.distributed import Ranks
 from sslx.errors import NonFiniteError
 from sslx.probe.health import Health
@@ -38,12 +39,14 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
     Every rank calls this; ``position`` is kept up to date.  UserErrors where a user can mend what is wrong.
     """
-    waiting: list[str] = []  # lines for the terminal, which is not up yet
-    parts = build(config, ranks, waiting.append)
+    say = _print if ranks.is_main else silent
+    parts = build(config, ranks, say)
+    for line in parts.plan(config, ranks):  # before the run folder is there: what is wrong can still be mended
+        say(line)
+    probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.autocast)
     run = runs.claim(config)
     position.folder, position.step, position.saved = run.folder, run.step, run.step
     runs.restore(run, config, parts)
-    probe, health = online_probe(config, ranks, parts), Health(config.health, parts.autocast)
     logger = log.Log(
         config.log, run.folder, ranks.is_main, parts.total_steps, run.step, run.id, {"config": dump(config)}
     )
@@ -53,7 +56,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     signal = 0
 
     with logger:
-        for line in (*waiting, *parts.plan(config, ranks), *run.notes):  # before the first step, which may take long
+        for line in run.notes:  # before the first step, which may take long
             logger.message(line)
         parts.loader.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
         for step in range(run.step, parts.total_steps):
@@ -97,6 +100,12 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
 def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
+
+
+def _print(line: str) -> None:
+    """What is known before the display is up."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _warn(rank: int, line: str) -> None:

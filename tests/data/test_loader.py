@@ -83,6 +83,11 @@ def test_micro_batches_together_make_the_batches_of_one(source: Source, backend:
     assert_equal([joined(micro[2 * step : 2 * step + 2]) for step in range(5)], expected)
 
 
+def place(loader: Loader) -> dict[str, int]:
+    """Where the loader is, without which images it reads."""
+    return {key: value for key, value in loader.state_dict().items() if key != "images"}
+
+
 def test_a_restart_goes_on_bit_identically(source: Source, backend: Backend) -> None:
     uninterrupted = take(train(source, backend), 10)
     for position in (1, 3, 4, 6):  # within an epoch, before its last batch, at its end, in the next one
@@ -94,7 +99,7 @@ def test_a_restart_goes_on_bit_identically(source: Source, backend: Backend) -> 
         third = train(source, backend)
         third.load_state_dict(second.state_dict())
         assert_equal(take(third, 2), uninterrupted[position + 2 : position + 4])
-    assert first.state_dict() == {"seed": 3, "epoch": 1, "position": 12, "num_samples": 26}
+    assert place(first) == {"seed": 3, "epoch": 1, "position": 12, "num_samples": 26}
 
 
 @pytest.mark.parametrize(("before", "after", "accumulate"), [(2, 3, 1), (3, 1, 2), (1, 2, 3)])
@@ -106,7 +111,9 @@ def test_a_restart_on_another_number_of_ranks_goes_on_with_the_samples_left(
     for loader in stopped:
         take(loader, 3)
     states = [loader.state_dict() for loader in stopped]
-    assert states == [{"seed": 3, "epoch": 0, "position": 18, "num_samples": 26}] * before
+    assert [place(loader) for loader in stopped] == [
+        {"seed": 3, "epoch": 0, "position": 18, "num_samples": 26}
+    ] * before
     resumed = [train(source, backend, rank=rank, world_size=after, accumulate=accumulate) for rank in range(after)]
     for loader in resumed:
         loader.load_state_dict(states[0])
@@ -119,7 +126,9 @@ def test_a_state_of_another_run_is_refused(source: Source, backend: Backend) -> 
     loader = train(source, backend)
     take(loader, 1)
     state = loader.state_dict()
-    with pytest.raises(DataError, match=r"trained on 26 images, the source now has 20: restore the images") as caught:
+    with pytest.raises(
+        DataError, match=r"trained on 26 images, the source now has 20 .*: restore the images"
+    ) as caught:
         train(source.subset(np.arange(20)), backend).load_state_dict(state)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="another seed or batch size"):

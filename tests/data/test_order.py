@@ -85,8 +85,10 @@ def test_a_batch_larger_than_the_source_names_the_largest_that_fits() -> None:
     with pytest.raises(ConfigError, match=r"128 is more than the 50 images .*--batch-size 48 or less"):
         Shuffled(num_samples=50, batch_size=128, seed=0, world_size=4)
     assert Shuffled(num_samples=50, batch_size=48, seed=0, world_size=4).num_batches == 1
-    with pytest.raises(ConfigError, match=r"more than the 3 images .*needs at least 4"):
+    with pytest.raises(ConfigError, match=r"the source has 3 images, too few to train on: .* needs 8 or more"):
         Shuffled(num_samples=3, batch_size=4, seed=0, world_size=4)
+    with pytest.raises(ConfigError, match=r"the source has 1 image, too few to train on: .* needs 2 or more"):
+        Shuffled(num_samples=1, batch_size=64, seed=0)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3, 22, 24])

@@ -105,19 +105,19 @@ def test_class_folders(make: Make) -> None:
     np.testing.assert_array_equal(source.labels, [0, 0, 1, 1])
     assert source.labels is not None
     assert source.labels.dtype == np.int64
-    assert source.describe() == f"{root}: 4 images, 2 classes"
+    assert source.describe() == f"{root}: 4 images, 2 classes (cat, dog)"
     part = source.subset(np.array([3, 0]))
     assert names(part, root) == ["dog/2.JPG", "cat/deep/er/y.PNG"]
     np.testing.assert_array_equal(part.labels, [1, 0])
 
 
-def test_images_right_in_the_folder_are_unlabelled(make: Make) -> None:
+def test_images_right_in_the_folder_are_unlabeled(make: Make) -> None:
     root = make("b.jpg", "a.png", "sub/c.jpg")
     source = build(Config(source="folder", root=root), "pretrain")
     assert names(source, root) == ["a.png", "b.jpg", "sub/c.jpg"]
     assert source.labels is None
     assert source.classes is None
-    assert "3 images, unlabelled" in source.describe()
+    assert "3 images, unlabeled: 2 images such as a.png lie beside the folders" in source.describe()
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
@@ -154,7 +154,7 @@ def test_a_test_root_of_its_own(make: Make, tmp_path: Path) -> None:
     one_line(caught, str(tmp_path / "nowhere"), "--data.test-root")
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=root), "test")
-    one_line(caught, str(root / "test"), "--data.test-root")
+    one_line(caught, str(root), "no folder named test", "--data.test-root")
 
 
 def test_a_test_class_that_training_has_not(make: Make) -> None:
@@ -179,7 +179,7 @@ def test_folders_that_are_not_there_or_hold_nothing(make: Make, tmp_path: Path) 
     texts = make("../texts/readme.txt", "../texts/notes/a.md").parent / "texts"
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=texts), "train")
-    one_line(caught, str(texts), "2 other files", "readme.txt", "--data.root")
+    one_line(caught, str(texts), "1 .md (notes/a.md), 1 .txt (readme.txt)", "--data.root")
     with pytest.raises(ConfigError) as config_error:
         build(Config(source="folder"), "train")
     one_line(config_error, "--data.root")
