@@ -28,8 +28,8 @@ def test_steps_and_learning_rates_are_functions_of_the_global_batch():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--method.name", "supcon", "--data.source", "folder"], "supcon needs a source with labels"),
-        (["--method.name", "siamese", "--method.pairs", "labels", "--data.source", "folder"], "take views"),
+        (["--method.name", "supcon"], "supcon needs a source with labels"),
+        (["--method.name", "siamese", "--method.pairs", "labels"], "take views"),
         (["--batch-size", "1"], "2 samples or more, got a batch of 1"),
         (["--batch-size", "4", "--accumulate", "4"], "2 samples or more, got a batch of 1"),
     ],
@@ -38,7 +38,7 @@ def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(
     flags: list[str], words: str, unlabelled: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(encoders, "build", lambda *_: pytest.fail("an encoder was built"))
-    config = load([*SMALL, "--data.source", "digits", "--data.root", unlabelled, *flags])
+    config = load([*SMALL, "--data.root", unlabelled, *flags])
     with pytest.raises(ConfigError, match=words) as error:
         build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
     assert "\n" not in str(error.value)
