@@ -71,7 +71,10 @@ class Parts:
 
 
 def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> Parts:
-    """Build it all, the same on every rank.  UserErrors where a user can mend what is wrong."""
+    """Build it all, the same on every rank; ``say`` gets what was found and what is about to happen, a line each.
+
+    UserErrors where a user can mend what is wrong.
+    """
     parameters, autocast = precision(config, ranks.device)
     torch.backends.cudnn.benchmark = True
     source = sources.build(config.data, "pretrain", say=say)
@@ -100,7 +103,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
     )
     loader.num_draws = method.num_draws
     steps_per_epoch = loader.batches_per_epoch // config.micro_batches
-    return Parts(
+    parts = Parts(
         source,
         loader,
         view,
@@ -113,6 +116,9 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
         steps_per_epoch,
         config.steps or config.epochs * steps_per_epoch,
     )
+    for line in parts.plan(config, ranks):
+        say(line)
+    return parts
 
 
 def fast_bf16(device: torch.device) -> bool:

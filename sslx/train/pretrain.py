@@ -40,9 +40,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     Every rank calls this; ``position`` is kept up to date.  UserErrors where a user can mend what is wrong.
     """
     say = _print if ranks.is_main else silent
-    parts = build(config, ranks, say)
-    for line in parts.plan(config, ranks):  # before the run folder is there: what is wrong can still be mended
-        say(line)
+    parts = build(config, ranks, say)  # says what is about to happen before the run folder is there
     probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.autocast)
     run = runs.claim(config)
     position.folder, position.step, position.saved = run.folder, run.step, run.step
