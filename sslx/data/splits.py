@@ -15,6 +15,7 @@ from sslx.errors import ConfigError
 from sslx.words import shown
 
 Kind = Literal["train", "test", "val"]
+KINDS: tuple[Kind, ...] = ("train", "test", "val")
 Choice = Literal["auto", "folders", "none"]
 _FILLER = r"(?:set|split|data|images?|imgs?|\d{1,4})"
 _NAMED = re.compile(
@@ -29,7 +30,7 @@ _NAMED = re.compile(
 def kind_of(name: str) -> Kind | None:
     """Which split a folder of this name usually is: Train, train2017, test_set, valid, ...; None for no split."""
     match = _NAMED.fullmatch(name)
-    return match.lastgroup if match else None  # pyright: ignore[reportReturnType]
+    return next((kind for kind in KINDS if match[kind]), None) if match else None
 
 
 @dataclass(frozen=True)
