@@ -20,7 +20,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, jobs, outcome
+from sslx import config, files, jobs, outcome
 from sslx.allocation import Config as AllocationConfig
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, MissingInput
@@ -49,10 +49,10 @@ def main(argv: Sequence[str]) -> int:
     for run in runs:
         (_folder(run) / "job").mkdir(parents=True, exist_ok=True)
         (_folder(run) / "cancel").unlink(missing_ok=True)
-        outcome.replace(_folder(run) / "job" / "recipe.json", config.dump(run).encode())
+        files.replace(_folder(run) / "job" / "recipe.json", config.dump(run).encode())
     if wanted.array:
         folder.mkdir(exist_ok=True)
-        outcome.replace(folder / "runs.json", json.dumps([str(_folder(run)) for run in runs]).encode())
+        files.replace(folder / "runs.json", json.dumps([str(_folder(run)) for run in runs]).encode())
     todo = [Job(folder=str(_folder(run)), code=code) for run in runs]
     submitted = submit(executor, todo, wanted)
     for run, job in zip(runs, submitted, strict=True):

@@ -29,7 +29,7 @@ _TOKEN = re.compile(
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """All of a regular file.  ValueError where it is none or is larger than ``max_bytes``, OSError from the system."""
-    with open(path, "rb", opener=_without_waiting) as file:
+    with open(path, "rb", opener=without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("it is not a regular file")
         data = file.read(max_bytes + 1)
@@ -38,8 +38,9 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     return data
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # to open a pipe would wait for a writer
+def without_waiting(path: str, flags: int) -> int:
+    """An ``opener`` that does not wait for the writer of a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
@@ -63,6 +64,8 @@ def decoded(data: bytes) -> str:
 def parse_json(data: str | bytes) -> dict[str, Any]:
     """The object in a JSON text.  ValueError for anything else, or for more than MAX_NESTING levels."""
     text = decoded(data) if isinstance(data, bytes) else data
+    if not text.strip():
+        raise ValueError("it is empty")
     _check_nesting(text)
     tree: Any = json.loads(text)
     if not isinstance(tree, dict):

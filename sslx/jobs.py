@@ -4,8 +4,7 @@ Imports nothing heavy, needs no ``sacct``, and also shows runs that no cluster s
 """
 
 import argparse
-import getpass
-import json
+import math
 import os
 import shutil
 import signal
@@ -19,12 +18,16 @@ from typing import TypeAlias
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from sslx import outcome, requeue
-from sslx.errors import ConfigError, MissingInput
+from sslx import files, outcome, requeue
+from sslx.errors import ConfigError, DataError, MissingInput, StorageError
+from sslx.words import one_line, shown
 
 Queue: TypeAlias = "dict[str, tuple[str, str]]"
 """(state, why it waits) of the jobs that Slurm has not ended, by id."""
+ASK_S = 100.0
+"""How long a command of Slurm's may take; Slurm's own limit for most messages is 10 s, times some retries."""
 _STATES = {
     "PENDING": "waiting",
     "RUNNING": "running",
@@ -37,13 +40,13 @@ _STATES = {
 def main(argv: Sequence[str]) -> int:
     """A table of all runs under a folder."""
     parser = argparse.ArgumentParser(prog="sslx jobs", description="How every run under a folder stands.")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="a run, or a folder of runs (runs)")
-    folder: Path = parser.parse_args(argv).folder
-    if not folder.is_dir():
-        raise MissingInput(f"no folder {folder}: give that of your runs, as: sslx jobs runs")
+    parser.add_argument("folder", nargs="?", default="runs", help="a run, or a folder of runs (runs)")
+    folder = files.expanded(parser.parse_args(argv).folder)
+    if not os.path.isdir(folder):
+        raise MissingInput(f"no folder {shown(folder)}: give that of your runs, as: sslx jobs runs")
     runs = sorted(path for path in (folder, *folder.glob("*"), *folder.glob("*/*")) if is_run(path))
     if not runs:
-        sys.stdout.write(f"no runs in {folder}\n")
+        sys.stdout.write(f"no runs in {shown(folder)}\n")
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "job", "state", "step", "samples/s", "checkpoint", "starts", "last stop"):
@@ -54,41 +57,53 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
     for run in runs:
-        table.add_row(run.relative_to(folder).as_posix() if run != folder else run.name, *row(run, queue))
+        name = run.relative_to(folder).as_posix() if run != folder else run.name
+        table.add_row(*(Text(shown(cell, 200)) for cell in (name, *_row(run, queue))))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     return 0
 
 
 def is_run(folder: Path) -> bool:
     """Whether a run was started or submitted in this folder."""
-    return any((folder / name).is_file() for name in ("config.json", "job.json"))
+    return any(os.path.isfile(folder / name) for name in ("config.json", "job.json"))
 
 
 def is_on_slurm(run: Path) -> bool:
-    """Whether its job is one of Slurm's."""
-    job = outcome.read_job(run)
+    """Whether its job is one of Slurm's, as far as its record can be read."""
+    try:
+        job = outcome.read_job(run)
+    except DataError:
+        return False
     return job is not None and job.cluster == "slurm"
+
+
+def _row(run: Path, queue: Queue) -> list[str]:
+    """``row``, or what says that this run's records are damaged: the others are listed all the same."""
+    try:
+        return row(run, queue)
+    except (DataError, OSError) as error:
+        return ["-", "damaged", "-", "-", "-", "-", files.reason(error).removeprefix(f"{shown(run)}/")]
 
 
 def row(run: Path, queue: Queue) -> list[str]:
     """job, state, step, samples/s, checkpoint, starts and last stop of a run."""
     job, status, stops = outcome.read_job(run), outcome.read_status(run), outcome.read_stops(run)
-    metrics = last_metrics(run)
+    metrics = outcome.last_metrics(run / "metrics.jsonl")
     step = max(status.step if status else 0, int(metrics.get("step", 0)))
     saved = outcome.newest_step(run)
     age = ""
     with suppress(OSError):
         age = f", {_ago(time.time() - (run / 'checkpoints' / f'step_{saved}').stat().st_mtime)}"
-    speed = metrics.get("samples_per_s")
+    speed = metrics.get("samples_per_s", math.nan)
     last = stops[-1].reason if stops else (status.reason if status and status.state != "running" else "")
     return [
         f"{job.id} ({job.cluster})" if job else "-",
         state(job, status, queue),
         f"{step:,}",
-        f"{speed:,.0f}" if speed is not None else "-",
+        f"{speed:,.0f}" if math.isfinite(speed) else "-",
         f"step {saved:,}{age}" if saved else "none",
         str(len(stops) + 1 if status else 0),
-        last or "-",
+        one_line(last) or "-",
     ]
 
 
@@ -107,10 +122,9 @@ def queued() -> Queue:
     """All one's own jobs; none without Slurm.  ConfigError where Slurm does not answer."""
     if not shutil.which("squeue"):
         return {}
-    asked = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%r"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    done = _asked("squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i|%T|%r")
     if done.returncode:
-        raise ConfigError(f"Slurm does not answer: {_one_line(done.stderr)}")
+        raise ConfigError(f"Slurm does not answer: {one_line(done.stderr)}")
     lines = [line.split("|") for line in done.stdout.splitlines()]
     return {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
 
@@ -132,20 +146,6 @@ def now(job: outcome.Job) -> str:
     return live(job, queued() if job.cluster == "slurm" else {})
 
 
-def last_metrics(run: Path) -> dict[str, float]:
-    """The last whole line of metrics.jsonl, {} without one."""
-    try:
-        with open(run / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 16_384))
-            lines = file.read().splitlines(keepends=True)
-    except OSError:
-        return {}
-    whole = [line for line in lines if line.endswith(b"\n")]
-    with suppress(ValueError, IndexError):
-        return json.loads(whole[-1])
-    return {}
-
-
 def _ago(seconds: float) -> str:
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
@@ -156,19 +156,21 @@ def _ago(seconds: float) -> str:
 def logs_main(argv: Sequence[str]) -> int:
     """The last lines that a run's job has printed, and those to come."""
     parser = argparse.ArgumentParser(prog="sslx logs", description="What the job of a run has printed.")
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", help="a run folder")
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it prints more, until Ctrl-C")
     parser.add_argument("-n", "--lines", type=int, default=50, help="lines to show first (50)")
     wanted = parser.parse_args(argv)
-    job = _job(wanted.run)
-    if not Path(job.log).exists():
+    job = _job(files.expanded(wanted.run))
+    if not os.path.isfile(job.log):
         doing = _now_or("nobody knows, Slurm does not answer", job) or "it has ended"
         sys.stderr.write(f"job {job.id} has printed nothing yet: {doing}\n")
         if not wanted.follow:
             return 0
+    if wanted.lines < 0:
+        raise ConfigError(f"--lines must be at least 0, not {wanted.lines}")
     sys.stdout.flush()
     follow = ["-F"] if wanted.follow else []
-    return subprocess.run(["tail", "-q", "-n", str(wanted.lines), *follow, job.log], check=False).returncode
+    return subprocess.run(["tail", "-q", "-n", str(wanted.lines), *follow, "--", job.log], check=False).returncode
 
 
 def claim(folder: Path, code: str) -> str:
@@ -181,11 +183,12 @@ def claim(folder: Path, code: str) -> str:
     if owner and owner.id == job:
         return f"note: the code has changed since the job began: {owner.code} -> {code}\n" if owner.code != code else ""
     if owner and (state := now(owner)):
-        raise ConfigError(f"run {folder} belongs to job {owner.id}, which is {state}: take another NAME, or cancel it")
+        raise ConfigError(
+            f"run {shown(folder)} belongs to job {owner.id}, which is {state}: take another NAME, or cancel it"
+        )
     log = ""
     if shutil.which("scontrol"):
-        asked = ["scontrol", "show", "job", job]
-        lines = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+        lines = _asked("scontrol", "show", "job", job).stdout.split()
         log = next((word.removeprefix("StdOut=") for word in lines if word.startswith("StdOut=")), "")
     folder.mkdir(parents=True, exist_ok=True)
     outcome.write_job(folder, outcome.Job(cluster="slurm", id=job, log=log, code=code, submitted=time.time()))
@@ -195,15 +198,20 @@ def claim(folder: Path, code: str) -> str:
 def cancel_main(argv: Sequence[str]) -> int:
     """Have a run save a checkpoint and end, without being requeued."""
     parser = argparse.ArgumentParser(prog="sslx cancel", description="Save a checkpoint of a run and end its job.")
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", help="a run folder")
     parser.add_argument("--wait-s", type=float, default=120.0, help="seconds to wait for the checkpoint (120)")
     wanted = parser.parse_args(argv)
-    run: Path = wanted.run
+    if not 0 <= wanted.wait_s < math.inf:
+        raise ConfigError(f"--wait-s must be a number of seconds, not {wanted.wait_s}")
+    run = files.expanded(wanted.run)
     job = _job(run)
     before = now(job)
     if not before:
-        raise ConfigError(f"job {job.id} of {run} has ended already")
-    (run / "cancel").touch()  # what the batch script reads: do not requeue
+        raise ConfigError(f"job {job.id} of {shown(run)} has ended already")
+    try:
+        (run / "cancel").touch()  # what the batch script reads: do not requeue
+    except OSError as error:
+        raise StorageError(f"cannot write {shown(run / 'cancel')}: {files.reason(error)}") from error
     try:
         if before != "running":
             return _end(job, run, f"cancelled job {job.id}, which was {before}")
@@ -211,7 +219,7 @@ def cancel_main(argv: Sequence[str]) -> int:
     except (subprocess.CalledProcessError, OSError) as error:
         (run / "cancel").unlink(missing_ok=True)
         why = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-        raise ConfigError(f"job {job.id} cannot be ended: {_one_line(why)}") from error
+        raise ConfigError(f"job {job.id} cannot be ended: {one_line(why)}") from error
     sys.stderr.write(f"asked job {job.id} to save and end\n")
     deadline = time.monotonic() + wanted.wait_s
     while found := _now_or(before, job):
@@ -221,7 +229,9 @@ def cancel_main(argv: Sequence[str]) -> int:
         if time.monotonic() > deadline:
             return _end(job, run, f"job {job.id} did not end in {wanted.wait_s:g} s: ended it without a new checkpoint")
         time.sleep(0.5)
-    sys.stdout.write(f"job {job.id} ended; {run} can go on at step {outcome.newest_step(run):,} with --resume auto\n")
+    sys.stdout.write(
+        f"job {job.id} ended; {shown(run)} can go on at step {outcome.newest_step(run):,} with --resume auto\n"
+    )
     return 0
 
 
@@ -234,11 +244,17 @@ def _now_or(before: str, job: outcome.Job) -> str:
 
 
 def _scancel(*arguments: str) -> None:
-    subprocess.run(["scancel", *arguments], check=True, capture_output=True, text=True)
+    _asked("scancel", *arguments).check_returncode()
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _asked(*command: str) -> subprocess.CompletedProcess[str]:
+    """What a command of Slurm's has printed.  ConfigError where it takes longer than ASK_S."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=ASK_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"Slurm does not answer: {command[0]} took more than {ASK_S:g} s") from error
 
 
 def _signal(job: outcome.Job) -> None:
@@ -259,9 +275,9 @@ def _end(job: outcome.Job, run: Path, words: str) -> int:
 
 
 def _job(run: Path) -> outcome.Job:
-    if not run.is_dir():
-        raise MissingInput(f"no run folder {run}: sslx jobs lists those there are")
+    if not os.path.isdir(run):
+        raise MissingInput(f"no run folder {shown(run)}: sslx jobs lists those there are")
     job = outcome.read_job(run)
     if job is None:
-        raise MissingInput(f"{run} was not submitted as a job: its lines are in {run / 'metrics.jsonl'}")
+        raise MissingInput(f"{shown(run)} was not submitted as a job: its lines are in {shown(run / 'metrics.jsonl')}")
     return job

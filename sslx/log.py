@@ -27,8 +27,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from sslx import outcome
+from sslx import files, outcome
 from sslx.errors import ConfigError, StorageError
+from sslx.words import shown
 
 Tell = Callable[[str], None]
 
@@ -199,7 +200,7 @@ class JSONL:
             text = path.read_bytes()
             kept = b"".join(line for line in text.splitlines(keepends=True) if _is_up_to(line, start_step))
             if kept != text:
-                outcome.replace(path, kept)
+                files.replace(path, kept)
         self._file = open(path, "a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -217,10 +218,8 @@ class JSONL:
 
 
 def _is_up_to(line: bytes, step: int) -> bool:
-    try:
-        return line.endswith(b"\n") and json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False
+    metrics = outcome.metrics_of(line)
+    return metrics is not None and metrics["step"] <= step
 
 
 class WandB:
@@ -253,10 +252,9 @@ class WandB:
                 sync = f"`wandb sync {Path(self._run.dir).parent}`"
                 tell(f"wandb: {_first_line(error)}: logging offline, {sync} sends it later")
             self._run.define_metric("*", step_metric="step")
-            for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                past: dict[str, Any] = json.loads(line)
-                step, values = past.pop("step"), {"_timestamp": past.pop("time"), **past}
-                self.log(step, {name: math.nan if v is None else v for name, v in values.items()})
+            for past in outcome.read_metrics(folder / "metrics.jsonl"):
+                step, time_s = int(past.pop("step")), past.pop("time", math.nan)
+                self.log(step, past | ({"_timestamp": time_s} if math.isfinite(time_s) else {}))
         except Exception as error:
             self._give_up(error)
 
@@ -280,7 +278,7 @@ class WandB:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    return shown(str(error).partition("\n")[0]) or type(error).__name__
 
 
 class Log:
@@ -313,7 +311,7 @@ class Log:
         try:
             self._jsonl = JSONL(path, start_step, self.message)
         except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}: free or mount the disk") from error
+            raise StorageError(f"cannot write {shown(path)}: {error.strerror}: free or mount the disk") from error
         self._terminal = Terminal(total_steps, start_step, console)
         if config.wandb != "off":
             self._wandb = WandB(config, folder, run_id, run_config, self.message)

@@ -1,6 +1,5 @@
 """Pictures: a t-SNE map of the features, the loss over training, what a method shows of images, and measurements."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslx import rng
+from sslx import outcome, rng
 from sslx.data.views import ViewSpec
 from sslx.errors import DataError, MissingInput
 from sslx.probe.features import by_class
@@ -270,17 +269,8 @@ def _map(x: npt.NDArray[np.float64], seed: int) -> tuple[npt.NDArray[np.float64]
 
 
 def _points(metrics: Path) -> dict[int, dict[str, float]]:
-    points: dict[int, dict[str, float]] = {}
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            values = {k: float(record[k]) for k in ("loss", "lr", "epoch") if record.get(k) is not None}
-            step = int(record["step"])
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-        if math.isfinite(values.get("loss", math.nan)):
-            points[step] = values
-    return points
+    lines = outcome.read_metrics(metrics)
+    return {int(line["step"]): line for line in lines if math.isfinite(line.get("loss", math.nan))}
 
 
 def _median(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:

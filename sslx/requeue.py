@@ -12,11 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from sslx import outcome, streams
-from sslx.errors import UserError
+from sslx import files, outcome, streams
+from sslx.errors import DataError, UserError
+from sslx.words import one_line, shown
+
+Record = TypeVar("Record", outcome.Status, outcome.Job)
 
 SAVED, NO_PROGRESS, CANCELLED = 75, 93, 130
 FINAL = (0, 64, 65, 66, 74, 76, 77, 130, 141)
@@ -33,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     Returns the exit code of the job.
     """
     folder, code = run_folder(Path(argv[0])), int(argv[1])
-    status = outcome.read_status(folder)
+    status = _readable(outcome.read_status, folder)
     if status and status.state != "running" and status.time >= float(argv[2]):
         code = 0 if status.state == "done" else status.code or code  # torchrun and srun have codes of their own
         reason = status.reason
@@ -52,13 +56,13 @@ def main(argv: Sequence[str]) -> int:
         return CANCELLED
     if os.environ.get("SSLX_ENDED_BY_SLURM") == "1" or code in FINAL:
         return code
-    submitted = outcome.read_job(folder)
+    submitted = _readable(outcome.read_job, folder)
     if not moves(outcome.read_stops(folder), submitted.submitted if submitted else 0.0):
         why = f"{MAX_STARTS} starts ended at step {step:,}, the last with: {reason}"
         outcome.write_status(folder, "failed", step, why, NO_PROGRESS)
-        sys.stderr.write(f"error: {why}: not started again\n")
+        sys.stderr.write(f"error: {one_line(why)}: not started again\n")
         return NO_PROGRESS
-    sys.stderr.write(f"{reason}: requeueing, to go on at step {step:,}\n")
+    sys.stderr.write(f"{one_line(reason)}: requeueing, to go on at step {step:,}\n")
     return requeue(job) if "SLURM_JOB_ID" in os.environ else SAVED
 
 
@@ -85,18 +89,33 @@ def job_id() -> str:
 def requeue(job: str) -> int:
     """``scontrol requeue``; 75 also where Slurm was first."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue's own, which else may end scontrol: inherited by it
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["scontrol", "requeue", job], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
-        sys.stderr.write(f"scontrol requeue {job}: {done.stderr.strip()}\n")
+        sys.stderr.write(f"scontrol requeue {job}: {one_line(done.stderr)}\n")
     return SAVED
 
 
 def run_folder(folder: Path) -> Path:
-    """The run of this job: the folder itself, or that of the array's task."""
+    """The run of this job: the folder itself, or that of the array's task.  DataError where that cannot be told."""
     runs = folder / "runs.json"
     if not runs.exists():
         return folder
-    return Path(json.loads(runs.read_text())[int(os.environ["SLURM_ARRAY_TASK_ID"])])
+    try:
+        names: Any = json.loads(files.read_text(runs, max_bytes=1 << 26))
+        return Path(names[int(os.environ["SLURM_ARRAY_TASK_ID"])])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(f"{shown(runs)} does not name the run of this task of the array: submit it again") from error
+
+
+def _readable(read: Callable[[Path], Record | None], folder: Path) -> Record | None:
+    """A record of the run, None also where it is damaged: the exit code says enough."""
+    try:
+        return read(folder)
+    except DataError as error:
+        sys.stderr.write(f"{error}\n")
+        return None
 
 
 if __name__ == "__main__":

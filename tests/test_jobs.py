@@ -10,6 +10,7 @@ import pytest
 
 from sslx import cli, jobs, outcome
 from sslx.errors import ConfigError
+from sslx.words import shown
 
 SLURM = outcome.Job(cluster="slurm", id="12", log="/nowhere/12.log", code="0.1.0", submitted=0.0)
 
@@ -39,6 +40,89 @@ def test_a_table_of_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert word in b
 
 
+def put(run: Path, name: str, data: bytes | None) -> None:
+    if data is None:
+        (run / name).mkdir()
+    else:
+        (run / name).write_bytes(data)
+
+
+STATUS = {"state": "failed", "step": 1, "reason": "", "time": 0.5, "code": 70}
+JOB = {"cluster": "slurm", "id": "12", "log": "", "code": "", "submitted": 0.0}
+DEEP = b"[" * 100_000 + b"]" * 100_000
+DAMAGED = {
+    "status.json": (b"", b"{}", b"[]", DEEP, b"\xff\0", None, json.dumps(STATUS | {"step": "1"}).encode()),
+    "job.json": (b"", DEEP, None, json.dumps(JOB | {"id": "-1"}).encode()),
+    "stops.jsonl": (None,),
+    "metrics.jsonl": (None,),
+}
+ODD = {
+    "status.json": (
+        json.dumps(STATUS | {"reason": "[/x] [bold]a\n\n\x1b[31mb \u202e " + "c" * 5000}).encode(),
+        json.dumps(STATUS | {"code": 10**15, "step": 10**15}).encode(),
+    ),
+    "stops.jsonl": (b"\xff\n\0", DEEP, b"[]\n", b'{"time": 1}\n', b'\n{"step": "a"}\n'),
+    "metrics.jsonl": (
+        b"[1]\n", DEEP + b"\n", b'{"step": "a"}\n', b'{"step": 1e400}\n', b'{"step": 1, "samples_per_s": "x"}\n',
+        b'{"step": 1, "samples_per_s": 1e400}\n', b'{"step": 1, "samples_per_s": 1e308}\n', b"\xff\xfe\n",
+    ),
+    "config.json": (b"", DEEP, b"\xff"),
+}  # fmt: skip
+
+
+def test_damaged_runs_are_a_row_each_and_end_no_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = a_run(tmp_path / "good", SLURM)
+    outcome.write_status(good, "done", 7)
+    for kinds, word in ((DAMAGED, "damaged"), (ODD, "odd")):
+        for name, contents in kinds.items():
+            for number, data in enumerate(contents):
+                put(a_run(tmp_path / f"{word}-{number}-{name}"), name, data)
+    assert cli.main(["jobs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if not line.startswith(" ")}
+    assert len(rows) == 2 + sum(map(len, DAMAGED.values())) + sum(map(len, ODD.values()))
+    assert "done" in rows["good"]
+    for name, row in rows.items():
+        assert ("damaged" in row.split()[1:3]) == name.startswith("damaged"), row
+    assert "[/x] [bold]a \\x1b[31mb \\u202e" in " ".join(" ".join(lines).split())
+
+
+@pytest.mark.parametrize("name", ["a[b]", "[/x]", "[bold]x", "new\nline", "\x1b[31mred", "caf\udce9", ":cat:", "-f"])
+def test_any_name_of_a_run_is_text(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = a_run(tmp_path / name, outcome.Job(cluster="slurm", id="12", log=str(tmp_path / name), code="", submitted=0))
+    assert cli.main(["jobs", str(tmp_path)]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert row.startswith(shown(name) + " ")
+    assert head.split()[0] == "run"
+    assert cli.main(["logs", str(run)]) == 0
+    assert capsys.readouterr().err.count("\n") == 1
+    assert cli.main(["cancel", str(run)]) == 64
+    assert capsys.readouterr().err == f"error: job 12 of {shown(run)} has ended already\n"
+
+
+def test_a_crafted_job_signals_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """kill(-1) is everybody; a log is opened by tail, and not read as a flag of it."""
+    run = a_run(tmp_path / "r")
+    for number in ("-1", "0", "1", "1 2", "../1", "--help"):
+        (run / "job.json").write_text(json.dumps(JOB | {"cluster": "local", "id": number}))
+        code = cli.main(["cancel", str(run)])
+        assert code == (64 if number.isdecimal() else 65)
+        assert capsys.readouterr().err.count("\n") == 1
+    (run / "job.json").write_text(json.dumps(JOB | {"log": "--help"}))
+    (tmp_path / "--help").write_text("a line\n")
+    done = subprocess.run([sys.executable, "-m", "sslx", "logs", "r"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "a line\n")
+
+
+@pytest.mark.parametrize(
+    "flags", [["cancel", "r", "--wait-s", "nan"], ["logs", "r", "-n", "-3"], ["logs", "r", "-n", "x"]]
+)
+def test_odd_numbers_are_refused(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    a_run(tmp_path / "r", outcome.Job(cluster="slurm", id="12", log=__file__, code="", submitted=0))
+    assert cli.main(flags) == 64
+
+
 def test_a_row_of_a_job(tmp_path: Path) -> None:
     run = a_run(tmp_path / "b", SLURM)
     outcome.write_status(run, "running", 7)
@@ -48,7 +132,10 @@ def test_a_row_of_a_job(tmp_path: Path) -> None:
 
 
 def test_states(tmp_path: Path) -> None:
-    status = {name: outcome.Status(name, 1, "", 0.0, code) for name, code in (("running", 0), ("failed", 70))}
+    status = {
+        "running": outcome.Status("running", 1, "", 0.0, 0),
+        "failed": outcome.Status("failed", 1, "", 0.0, 70),
+    }
     waiting = {"12": ("PENDING", "Resources")}
     assert jobs.state(None, None, {}) == "starting"
     assert jobs.state(None, status["running"], waiting) == "running"

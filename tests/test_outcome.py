@@ -1,5 +1,7 @@
 """status.json, job.json and stops.jsonl of a run folder."""
 
+import json
+import math
 import time
 from pathlib import Path
 
@@ -7,6 +9,15 @@ import pytest
 
 from sslx import outcome
 from sslx.errors import DataError, StorageError
+
+WRONG_STATUS = [
+    ("state", "odd"), ("state", []), ("step", "1"), ("step", -1), ("step", 1.5), ("step", True), ("step", 10**400),
+    ("reason", None), ("reason", ["a"]), ("time", float("inf")), ("time", "now"), ("code", {}), ("other", 1),
+]  # fmt: skip
+WRONG_JOB = [
+    ("cluster", "other"), ("id", 1), ("id", "-1"), ("id", "1; ls"), ("id", "../1"), ("id", "1\n"), ("log", ["/a"]),
+    ("log", "/a\0"), ("code", 1), ("submitted", float("nan")),
+]  # fmt: skip
 
 
 def test_status(tmp_path: Path) -> None:
@@ -19,7 +30,9 @@ def test_status(tmp_path: Path) -> None:
     assert (status.state, status.step, status.reason) == ("preempted", 120, "SIGTERM")
     assert before <= status.time <= time.time()
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
-    for text in ("", "[]", "{}", '{"state": "odd", "step": 1, "reason": "", "time": 0}'):
+    right = {"state": "done", "step": 1, "reason": "", "time": 0.5, "code": 0}
+    wrong = [right | {name: value} for name, value in WRONG_STATUS]
+    for text in ("", "[]", "{}", "\0", "[" * 100_000, '{"a":' * 100_000, *map(json.dumps, wrong)):
         (tmp_path / "status.json").write_text(text)
         with pytest.raises(DataError, match=r"status\.json is no status"):
             outcome.read_status(tmp_path)
@@ -32,9 +45,11 @@ def test_job(tmp_path: Path) -> None:
     job = outcome.Job(cluster="slurm", id="12_3", log="/runs/a/job/12_3.log", code="0.1.0 abc", submitted=1.5)
     outcome.write_job(tmp_path, job)
     assert outcome.read_job(tmp_path) == job
-    (tmp_path / "job.json").write_text("{}")
-    with pytest.raises(DataError, match=r"job\.json is no job"):
-        outcome.read_job(tmp_path)
+    right = json.loads((tmp_path / "job.json").read_text())
+    for wrong in [{}, *(right | {name: value} for name, value in WRONG_JOB)]:
+        (tmp_path / "job.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=r"job\.json is no job"):
+            outcome.read_job(tmp_path)
     with pytest.raises(StorageError, match="cannot write"):
         outcome.write_job(tmp_path / "no folder", job)
 
@@ -49,6 +64,48 @@ def test_stops_are_added_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     assert outcome.read_stops(tmp_path) == stops
     with pytest.raises(StorageError, match="cannot write"):
         outcome.add_stop(tmp_path / "no folder", stops[0])
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\x00\n", b"[]\n", b"[" * 100_000 + b"\n", b'{"time": 1}\n', b"\n" * 3, b"x" * 200_000]
+)
+def test_damaged_lines_among_stops_are_left_out(tmp_path: Path, damage: bytes) -> None:
+    stop = outcome.Stop(time=1.0, job="12", code=75, step=1, reason="SIGTERM")
+    outcome.add_stop(tmp_path, stop)
+    line = (tmp_path / "stops.jsonl").read_bytes()
+    wrong = [json.dumps(json.loads(line) | {name: []}).encode() + b"\n" for name in ("time", "job", "code", "reason")]
+    (tmp_path / "stops.jsonl").write_bytes(line + b"".join(wrong) + damage.rstrip() + b"\n" + line)
+    assert outcome.read_stops(tmp_path) == [stop, stop]
+
+
+METRICS = [
+    (b'{"step": 3, "loss": 0.5, "n": 2}', {"step": 3, "loss": 0.5, "n": 2}),
+    (b'{"step": 3, "loss": null, "a": "text", "b": [1], "c": true, "d": {}}', {"step": 3, "loss": math.nan}),
+    (b'{"step": 3, "loss": Infinity, "lr": -1e400}', {"step": 3, "loss": math.nan, "lr": math.nan}),
+    *((line, None) for line in (
+        b"[1]", b"", b"{", b"{}", b'"step"', b'{"step": "3"}', b'{"step": 1e400}', b'{"step": -1}', b'{"step": 1.5}',
+        b'{"step": true}', b'{"step": null}', b'{"step": [3]}', b'\xff{"step": 3}',
+        b'{"step": 3, "a": ' + b"[" * 100_000,
+        b'{"step": ' + b"9" * 400 + b"}", b'{"step": 3, "a": "' + b"x" * 100_000 + b'"}',
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "metrics"), METRICS)
+def test_a_line_of_metrics(tmp_path: Path, line: bytes, metrics: dict[str, float] | None) -> None:
+    good = b'{"step": 1, "loss": 2.0}\n'
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(good + line + b"\n" + good + line)  # the last one is not finished
+    read = [{"step": 1, "loss": 2.0}, *([metrics] if metrics else []), {"step": 1, "loss": 2.0}]
+    assert repr(list(outcome.read_metrics(path))) == repr(read)  # nan is not equal to itself
+    path.write_bytes(good + line + b"\n")
+    assert repr(outcome.last_metrics(path)) == repr(metrics or ({} if len(line) > 2**16 else {"step": 1, "loss": 2.0}))
+
+
+def test_metrics_that_are_not_there_and_that_cannot_be_read(tmp_path: Path) -> None:
+    assert (list(outcome.read_metrics(tmp_path / "a")), outcome.last_metrics(tmp_path / "a")) == ([], {})
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        list(outcome.read_metrics(tmp_path))
 
 
 def test_newest_step_is_the_largest_number(tmp_path: Path) -> None:

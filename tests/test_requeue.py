@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sslx import outcome, requeue
+from sslx.errors import DataError
 
 
 @pytest.fixture
@@ -125,3 +126,21 @@ def test_an_arrays_task_is_the_run_at_its_place(run: Path, monkeypatch: pytest.M
     assert asked(run, 64) == 64
     assert outcome.read_stops(run / "a") == []
     assert outcome.read_stops(run / "b")[-1].code == 64
+
+
+@pytest.mark.parametrize("name", ["status.json", "job.json", "stops.jsonl"])
+@pytest.mark.parametrize("data", [b"", b"[" * 100_000, b"\xff\0\n", b'{"state": 1, "id": []}\n'])
+def test_damaged_records_do_not_keep_a_run_from_starting_again(run: Path, name: str, data: bytes) -> None:
+    (run / name).write_bytes(data)
+    saved(run, 10)
+    assert asked(run, 137) == requeue.SAVED
+    assert asked(run, 66) == 66
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 100_000, '["a"]', "{}", "[1, 2, 3]"])
+def test_a_damaged_list_of_an_arrays_runs_is_one_line(run: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "runs.json").write_text(text)
+    for task in ("1", "x"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        with pytest.raises(DataError, match="does not name the run of this task"):
+            requeue.run_folder(run)
