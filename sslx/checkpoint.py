@@ -13,8 +13,7 @@ import os
 import pickle
 import re
 import shutil
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,15 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
+from sslx import files
+from sslx import state as states
 from sslx.errors import ConfigError, DataError, MissingInput, StorageError
+from sslx.words import one_line
 
 FORMAT = 1
 _NAME = re.compile(r"step_(0|[1-9]\d*)(\.old)?")
 _FILES = ("state.pt", "manifest.json")
-_PLAIN = (int, float, bool, str, type(None), Tensor, nn.Parameter)
+_TEMP = re.compile(r"\.step_\d+(\.old)?\.tmp-\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +54,12 @@ def save(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:
 
     folder: the run folder; made if it is not there.
     state: tensors, numbers, strings, None, and dicts, lists and tuples of them: what can be loaded safely.
-    Returns the checkpoint's directory.  A kill at any moment leaves the newest good checkpoint in place.
+    Returns the checkpoint's directory: ``step_N.old`` where a folder that sslx did not write has the name.
+    A kill at any moment leaves the newest good checkpoint in place.  Only what sslx wrote is deleted or renamed.
     StorageError where the disk does not take it: nothing of the failed checkpoint stays, older ones do.
     """
     assert keep >= 1
-    assert (foreign := _foreign(state, "state")) is None, foreign
+    assert (foreign := states.foreign(state, "state")) is None, foreign
     place = folder / "checkpoints"
     target, temp = place / f"step_{step}", place / f".step_{step}.tmp-{os.getpid()}"
     try:
@@ -66,13 +69,17 @@ def save(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:
         _write(temp, step, state)
         _verified(temp).close()
         old = place / f"{target.name}.old"
-        if target.exists():
+        if _is_ours(target):
             target.rename(old)  # newest() knows the name: a kill between the two renames loses nothing
+        elif os.path.lexists(target):
+            _discard(old)
+            target = old
         temp.rename(target)
         _sync(place)
-        _discard(old)
+        if target != old:
+            _discard(old)
     except BaseException as error:
-        shutil.rmtree(temp, ignore_errors=True)
+        _delete(temp)
         cause = _os_error(error)
         if cause is None and not isinstance(error, DataError):
             raise
@@ -82,30 +89,36 @@ def save(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:
             f"{_free_bytes(folder)} bytes free: free some space or a quota, or keep fewer checkpoints"
         ) from error
     # Newer ones were left by a damaged or abandoned continuation: they neither count nor are ours to delete.
-    for _, path in [entry for entry in _found(place) if entry[0] <= step][keep:]:
+    for path in [path for number, path in _found(place) if number <= step and _is_ours(path)][keep:]:
         _discard(path)
     return target
 
 
-def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load(path: Path, map_location: str | torch.device = "cpu", needs: Sequence[str] = ()) -> dict[str, Any]:
     """The state of a checkpoint, verified and loaded without running anything in it.
 
     path: a checkpoint directory, the ``state.pt`` in it, or a run folder (its newest good checkpoint; what is
       skipped goes to the log ``sslx.checkpoint`` as warnings).
-    MissingInput where there is no checkpoint, DataError where it is damaged or holds more than plain data.
+    needs: parts that the state must have, each of the kind that sslx writes: ``state.RESUME`` or ``state.VIEW``.
+    MissingInput where there is no checkpoint, DataError where it is damaged, lacks a part or holds more than plain
+    data.
     """
     folder = path.parent if path.name == "state.pt" else path
     is_run = not _NAME.fullmatch(folder.name) and not any((folder / name).exists() for name in _FILES)
     if is_run and folder.is_dir():
-        good, skipped = newest(folder)
+        good, skipped = newest(folder, needs)
         for line in skipped:
             logging.getLogger(__name__).warning(line)
         folder = good or folder / "checkpoints"
     if not folder.is_dir() or folder.name == "checkpoints":
         raise MissingInput(f"no checkpoint at {path}: give a run folder, a step_N directory or its state.pt")
+    return _loaded(folder, map_location, needs)
+
+
+def _loaded(folder: Path, map_location: str | torch.device, needs: Sequence[str]) -> dict[str, Any]:
     with _verified(folder) as file:
         try:
-            return torch.load(file, map_location=map_location, weights_only=True)
+            state = torch.load(file, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             reason = re.search(r"unsupported \w+ \S+", str(error), re.IGNORECASE)
             raise DataError(
@@ -117,25 +130,45 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise DataError(f"checkpoint {folder} cannot be loaded ({reason}): use one that sslx wrote") from error
+    checked = states.check(state, needs, f"checkpoint {folder}")
+    named = _NAME.fullmatch(folder.name)
+    if named and "step" in needs and checked["step"] != int(named[1]):
+        raise DataError(f"checkpoint {folder} is not one that sslx wrote: its state is of step {checked['step']:,}")
+    return checked
 
 
-def newest(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest good checkpoint of a run folder, by step number, and a line for each damaged one skipped.
+def newest(run: Path, needs: Sequence[str] = ()) -> tuple[Path | None, list[str]]:
+    """The newest good checkpoint of a run folder, by step number, and a line for each one skipped.
 
+    needs: as for ``load``; what has them is good only where all its numbers are finite, too.
     (None, []) where the run has none yet; DataError where it has some and none is good, since starting afresh
-    would silently throw the run away.
+    would silently throw the run away.  A folder of such a name with nothing in it that sslx writes is skipped, too.
     """
     place = run / "checkpoints"
     problems: list[str] = []
+    damaged = False
     for _, path in _found(place):
         try:
-            _verified(path).close()
+            _check_good(path, needs)
             return path, [f"{problem}: using {path.name}" for problem in problems]
         except DataError as error:
             problems.append(str(error))
-    if problems:
+            damaged |= any(os.path.lexists(path / name) for name in _FILES)
+    if damaged:
         raise DataError(f"no good checkpoint in {place}: {'; '.join(problems)}: restore one, or start another run")
-    return None, []
+    return None, [f"{problem}: sslx did not write it" for problem in problems]
+
+
+def _check_good(folder: Path, needs: Sequence[str]) -> None:
+    """Raise DataError where a checkpoint is damaged or is not what ``needs`` asks for."""
+    if not needs:
+        _verified(folder).close()
+    elif bad := states.not_finite(
+        {name: part for name, part in _loaded(folder, "cpu", needs).items() if name in needs}
+    ):
+        raise DataError(
+            f"checkpoint {folder} holds numbers that are not finite, in {len(bad)} of its tensors, such as {bad[0]}"
+        )
 
 
 def load_weights(
@@ -221,7 +254,7 @@ def _verified(folder: Path) -> BinaryIO:
     """
     name = "manifest.json"
     try:
-        manifest = json.loads((folder / name).read_bytes())
+        manifest = files.parse_json(files.read_bytes(folder / name))
         step, expected = manifest["step"], manifest["files"]["state.pt"]
         named = _NAME.fullmatch(folder.name)
         if manifest["format"] != FORMAT:
@@ -244,7 +277,7 @@ def _verified(folder: Path) -> BinaryIO:
         reason = error.strerror
     except (ValueError, KeyError, TypeError):
         reason = "not as written"
-    raise DataError(f"checkpoint {folder.name} is damaged ({name}: {reason})")
+    raise DataError(one_line(f"checkpoint {folder.name} is damaged ({name}: {reason})"))
 
 
 def _found(place: Path) -> list[tuple[int, Path]]:
@@ -262,24 +295,48 @@ def _found(place: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), path) for match, path in named if path.is_dir()]
 
 
+def _is_ours(folder: Path) -> bool:
+    """Whether sslx wrote a ``step_N``: a real folder, with a manifest of that step, and with nothing else in it."""
+    try:
+        manifest = files.parse_json(files.read_bytes(folder / "manifest.json"))
+        named = _NAME.fullmatch(folder.name)
+        return (
+            named is not None
+            and manifest["step"] == int(named[1])
+            and not folder.is_symlink()
+            and {path.name for path in folder.iterdir()} <= {*manifest["files"], "manifest.json"}
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _clean(place: Path) -> None:
     """Remove or finish what a killed save left behind."""
     for stale in place.glob(".step_*.tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+        if _TEMP.fullmatch(stale.name):
+            _delete(stale)
     for old in place.glob("step_*.old"):
         target = old.with_suffix("")
-        if target.exists():
-            _discard(old)
-        elif _NAME.fullmatch(old.name):
+        if _is_ours(old) and not os.path.lexists(target):
             old.rename(target)
+        elif _is_ours(target):
+            _discard(old)
 
 
 def _discard(folder: Path) -> None:
-    """Delete a checkpoint: under a temporary name, so that a kill halfway leaves no damaged one."""
+    """Delete a checkpoint of ours: under a temporary name, so that a kill halfway leaves no damaged one."""
     doomed = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     with suppress(OSError):
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        if _is_ours(folder):
+            folder.rename(doomed)
+            _delete(doomed)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a temporary folder, unless it holds anything that sslx does not write."""
+    with suppress(OSError):
+        if not folder.is_symlink() and {path.name for path in folder.iterdir()} <= set(_FILES):
+            shutil.rmtree(folder)
 
 
 def _sync(folder: Path) -> None:
@@ -289,22 +346,6 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _foreign(value: object, name: str) -> str | None:
-    """What in a state cannot be loaded with weights_only=True, by name; None where all can."""
-    if type(value) in (dict, OrderedDict):
-        items = cast(dict[object, object], value)
-        bad = [f"{name}: key {key!r} is no string or int" for key in items if type(key) not in (str, int)]
-        found = (_foreign(item, f"{name}[{key!r}]") for key, item in items.items())
-        return next(iter(bad), None) or next(filter(None, found), None)
-    if type(value) in (list, tuple):
-        found = (_foreign(item, f"{name}[{i}]") for i, item in enumerate(cast(list[object], value)))
-        return next(filter(None, found), None)
-    if type(value) in _PLAIN:
-        return None
-    kind = type(value).__qualname__
-    return f"{name} is a {kind}: a state holds tensors, numbers, strings, None, dicts, lists and tuples"
 
 
 def _num_bytes(value: object) -> int:

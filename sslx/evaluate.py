@@ -21,6 +21,8 @@ from sslx.group_norm import group_norm
 from sslx.methods.base import Method
 from sslx.probe import Score, features
 from sslx.probe.features import Features
+from sslx.state import VIEW
+from sslx.words import one_line
 
 DIGITS_NOTE = (
     "Raw pixels do well here because the digits are 8x8 pixels, centred and of one size: two images of a digit "
@@ -62,8 +64,11 @@ class Trained:
 
 def load(path: Path) -> Trained:
     """Read a run folder, a checkpoint directory or a state.pt."""
-    state = checkpoint.load(path)
-    view = ViewSpec(**state["eval_view"])
+    state = checkpoint.load(path, needs=VIEW)
+    try:
+        view = ViewSpec(**state["eval_view"])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"checkpoint {path} is not one that sslx wrote: its 'eval_view': {one_line(error)}") from error
     folder = path.parent if path.name == "state.pt" else path
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent
