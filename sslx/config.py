@@ -36,8 +36,8 @@ from sslx.probe.online import Config as OnlineConfig
 
 # A resumed run may differ in these: where and how it runs, not what it computes.
 MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root", "data.test_root", "data.splits",
-              "data.download", "data.threads", "data.backend", "data.max_bad", "online", "health", "checkpoint",
-              "log")  # fmt: skip
+              "data.download", "data.threads", "data.backend", "data.max_bad", "on_nonfinite", "skip_steps", "online",
+              "health", "checkpoint", "log")  # fmt: skip
 
 Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"  # what TOML and JSON hold
 
@@ -79,6 +79,11 @@ class PretrainConfig:
     """torch.compile for encoder and heads; auto: on GPUs (on a CPU it costs half a minute at first)."""
     batch_norm: Literal["local", "sync", "group"] = "local"
     """Statistics of one rank, or of all together, so that W ranks train as one; group: none, group norm instead."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do at a step whose loss or gradient is not finite, which is never taken.  stop: end with exit code 76.
+    skip: go on without it, or, after too many in a row, from the last checkpoint; stop if it is the same from there."""
+    skip_steps: int = 10
+    """Steps in a row that --on-nonfinite skip leaves out; at one more it goes back to the last checkpoint."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: Augment = field(default_factory=Augment)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -95,10 +100,17 @@ class PretrainConfig:
                 raise ConfigError(f"--{flag} must be at least 1, not {value}")
         if min(self.accumulate, self.grad_cache_chunks, 1 if self.ranks is None else self.ranks) < 1:
             raise ConfigError("--accumulate, --grad-cache-chunks and --ranks must be at least 1")
+        if self.skip_steps < 1:
+            raise ConfigError(f"--skip-steps must be at least 1, not {self.skip_steps}: --on-nonfinite stop skips none")
         if self.accumulate > 1 and self.grad_cache_chunks > 1:
             raise ConfigError("--accumulate and --grad-cache-chunks both cut the batch: give one of them")
         if Path(self.name).name != self.name:
             raise ConfigError(f"--name {self.name!r} must be a folder name without slashes; --runs says where")
+
+    @property
+    def may_skip(self) -> int:
+        """Steps in a row that may be left out because they are not finite."""
+        return self.skip_steps if self.on_nonfinite == "skip" else 0
 
     @property
     def micro_batches(self) -> int:

@@ -93,7 +93,8 @@ class Method(nn.Module):
         return Step(torch.stack([(e * c).sum() for e, c in zip(embeddings, cotangents, strict=True)]).sum())
 
     def after_step(self, progress: Tensor) -> None:
-        """Called after each optimizer step: EMA updates."""
+        """Called after each optimizer step: EMA updates.  With a progress of 1, after a step that was not taken because
+        it was not finite, it changes nothing: there a moving average's momentum is 1."""
 
     def picture(self, batch: Batch) -> tuple[tuple[str, Tensor], ...]:
         """What ``sslx plot`` shows of the method on unaugmented images: titled rows of (B, 3, H, W), normalised.

@@ -152,9 +152,10 @@ class Method(base.Method):
         return (self.prototypes.weight,)
 
     @torch.no_grad()
-    def after_step(self, progress: Tensor) -> None:  # noqa: ARG002
+    def after_step(self, progress: Tensor) -> None:
         """Prototypes of length 1."""
-        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+        weight = self.prototypes.weight
+        weight.copy_(torch.where(progress < 1, F.normalize(weight, dim=1), weight))
 
     def _codes(self, scores: Tensor, progress: Tensor) -> Tensor:
         """Codes (2, B, K) of the global views' scores, with this rank's share of the queue once it is in use."""

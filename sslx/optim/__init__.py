@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sslx.errors import ConfigError
+from sslx.errors import ConfigError, DataError
 from sslx.optim.adamw import adamw
-from sslx.optim.groups import split
+from sslx.optim.groups import Groups, split
 from sslx.optim.lars import LARS
 
-__all__ = ["LARS", "Config", "build", "peak_lr", "set_lr"]
+__all__ = ["LARS", "Config", "build", "load_state", "peak_lr", "set_lr"]
+
+
+_STATE: dict[type, set[str]] = {
+    LARS: {"velocity"},
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +71,19 @@ def build(config: Config, module: nn.Module, groups: Iterable[dict[str, Any]] | 
         case "lars":
             return LARS(halves, config.lr, momentum=config.momentum, weight_decay=decay, trust=config.trust)
         case "sgd":
-            return torch.optim.SGD(halves, config.lr, momentum=config.momentum, weight_decay=decay, foreach=True)
+            return _sgd(halves, config.lr, momentum=config.momentum, weight_decay=decay)
         case "adamw":
             late = getattr(module, "late_parameters", tuple)()
             return adamw(halves, config.lr, betas=config.betas, weight_decay=decay, late=late)
+
+
+def _sgd(params: Groups, lr: float, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """torch's fused SGD, which can leave a step out on the device (``train.finite``), from its first step on."""
+    optimizer = torch.optim.SGD(params, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    if momentum:  # torch takes the first step's from memory that it has not written to where that step is left out
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def peak_lr(config: Config, batch_size: int) -> float:
@@ -80,3 +96,23 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every group: lr times the group's ``lr_scale``, if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], what: str) -> None:
+    """Put back what ``optimizer.state_dict()`` gave, but for the groups' settings, which are the config's.
+
+    what: where it is from, for the message.  DataError where it is of other parameters or of another optimizer.
+    """
+    own = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    expected = _STATE[type(optimizer)]
+    fits = [group["params"] for group in saved["param_groups"]] == [group["params"] for group in own["param_groups"]]
+    for number, state in saved["state"].items():
+        fits = fits and number < len(parameters) and state.keys() in (expected, set[str]())
+        fits = fits and all(
+            isinstance(value, Tensor) and value.shape in (parameters[number].shape, torch.Size())
+            for value in state.values()
+        )
+    if not fits:
+        raise DataError(f"{what} has another optimizer's state, or of other parameters: take another checkpoint")
+    optimizer.load_state_dict({"state": own["state"] | saved["state"], "param_groups": own["param_groups"]})

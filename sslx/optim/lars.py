@@ -19,7 +19,8 @@ class LARS(torch.optim.Optimizer):
     is over |gradient + weight_decay * p|, as in SimCLR's code and unlike the paper's |gradient| +
     weight_decay * |p|.  The learning rate is inside the momentum, as in both, unlike torch's SGD and the code of
     BYOL, SwAV, Barlow Twins, VICReg and MoCo v3: the same at a constant rate, and some ten steps later in a warm-up.
-    Norms are in fp32 at least; a step brings nothing to the host.
+    Norms are in fp32 at least; a step brings nothing to the host.  Where ``found_inf``, () fp32 on the device, is 1,
+    nothing changes, as with torch's fused optimizers.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class LARS(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
         super().__init__(params, {**defaults, "adapt": True})
+        self._step_supports_amp_scaling = True  # as torch's fused optimizers: a step is none where found_inf is 1
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -60,9 +62,21 @@ class LARS(torch.optim.Optimizer):
         directions = list(foreach._foreach_add(gradients, params, alpha=group["weight_decay"]))
         if group["adapt"]:
             foreach._foreach_mul_(directions, _ratios(params, directions, group["trust"]))
-        foreach._foreach_mul_(velocities, group["momentum"])
-        foreach._foreach_add_(velocities, directions, alpha=group["lr"])
-        foreach._foreach_sub_(params, velocities)
+        foreach._foreach_mul_(directions, group["lr"])
+        # velocities = momentum * velocities + directions; params -= velocities
+        foreach._fused_sgd_(
+            params,
+            directions,
+            velocities,
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=1.0,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+            found_inf=getattr(self, "found_inf", None),
+        )
 
 
 def _ratios(params: list[Tensor], directions: list[Tensor], trust: float) -> list[Tensor]:

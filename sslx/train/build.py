@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
-from sslx import compiler, data, distributed, encoders, methods, optim, rng, sync_bn
+from sslx import compiler, data, distributed, encoders, methods, optim, rng, state, sync_bn
 from sslx.config import PretrainConfig
 from sslx.data import Loader, sources
 from sslx.data.sources import Source
@@ -154,7 +154,13 @@ def _method(
     config: PretrainConfig, file: ModuleType, sizes: Sequence[int], device: torch.device, dtype: torch.dtype
 ) -> Method:
     rng.seed_torch(config.seed)
-    method: Method = file.Method(config.method, encoders.build(config.encoder, *sizes)).to(device, dtype)
+    encoder = encoders.build(config.encoder, *sizes)
+    if bad := state.not_finite(encoder.state_dict()):
+        raise DataError(
+            f"--encoder.weights {config.encoder.weights} holds numbers that are not finite, in {len(bad)} tensors, "
+            f"such as {bad[0]}: take other weights"
+        )
+    method: Method = file.Method(config.method, encoder).to(device, dtype)
     if config.batch_norm == "sync":
         sync_bn.sync_batch_norm(method)
     if config.batch_norm == "group":

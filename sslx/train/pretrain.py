@@ -3,12 +3,12 @@
 ``sslx pretrain RECIPE`` (launch.py) starts the ranks; each of them runs ``pretrain``.
 """
 
-import math
 import sys
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,8 +19,10 @@ from sslx.data.listing import silent
 from sslx.distributed import Ranks
 from sslx.errors import NonFiniteError
 from sslx.probe.health import Health
+from sslx.probe.online import OnlineProbe
+from sslx.train import finite
 from sslx.train import run as runs
-from sslx.train.build import build, online_probe
+from sslx.train.build import Parts, build, online_probe
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
 
@@ -34,6 +36,15 @@ class Position:
     saved: int = 0
 
 
+class Setup(NamedTuple):
+    """What a run keeps when it goes back to a checkpoint; flags that are on their way then arrive afterwards."""
+
+    parts: Parts
+    probe: OnlineProbe | None
+    health: Health
+    agreement: distributed.StopFlag
+
+
 def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: Position) -> int:
     """Train to the end or to a stopping signal; returns the signal's number, 0 when done.
 
@@ -42,15 +53,40 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     say = _print if ranks.is_main else silent
     parts = build(config, ranks, say)  # says what is about to happen before the run folder is there
     probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.autocast)
+    setup = Setup(parts, probe, health, distributed.StopFlag())
     run = runs.claim(config)
     position.folder, position.step, position.saved = run.folder, run.step, run.step
-    runs.restore(run, config, parts)
-    logger = log.Log(
-        config.log, run.folder, ranks.is_main, parts.total_steps, run.step, run.id, {"config": dump(config)}
+    gone_back_to = 0
+    while True:
+        runs.restore(run, config, parts)
+        try:
+            return _train(config, ranks, stop, position, setup, run)
+        except finite.NotFinite as reason:  # on all ranks
+            if config.on_nonfinite == "stop" or position.saved in (0, gone_back_to):
+                raise NonFiniteError(_advice(str(reason), config, position)) from None
+            run = runs.go_back(run, str(reason))
+            gone_back_to = position.step = position.saved = run.step
+
+
+def _advice(reason: str, config: PretrainConfig, position: Position) -> str:
+    """The last line of a run that is not finite: why, what to change, and what is left."""
+    skip = ", or go on with --on-nonfinite skip" if config.on_nonfinite == "stop" else ""
+    left = (
+        f"the last checkpoint, step {position.saved:,}, is from before" if position.saved else "there is no checkpoint"
     )
+    return f"{reason}: lower --optim.lr or take --precision fp32{skip}; {left}"
+
+
+def _train(
+    config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: Position, setup: Setup, run: runs.Run
+) -> int:
+    """Train from where the run stands to the end or to a signal; finite.NotFinite, on all ranks, where it cannot."""
+    parts, probe, health, agreement = setup
+    logger = _log(config, ranks, parts, run)
     progress = torch.zeros((), device=ranks.device)
     run_step = cached_step if config.grad_cache_chunks > 1 else train_step
-    meter, agreement, clock = log.Meter(), distributed.StopFlag(), Clock(config.batch_size)
+    meter, clock = log.Meter(), Clock(config.batch_size)
+    watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.paths)
     signal = 0
 
     with logger:
@@ -58,14 +94,12 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
             logger.message(line)
         parts.loader.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
         for step in range(run.step, parts.total_steps):
-            share = (step + 0.5) / parts.total_steps
-            lr = parts.peak_lr * schedules.warmup_cosine(share, warmup=config.optim.warmup)
-            optim.set_lr(parts.optimizer, lr)
-            progress.fill_(share)
+            lr = _schedule(step, config, parts, progress)
             with clock.waiting():
                 batches = [next(parts.loader) for _ in range(config.micro_batches)]
-            meter.add(run_step(parts.model, batches, parts.optimizer, progress, parts.autocast))
-            parts.method.after_step(progress)
+            metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
+            parts.method.after_step(finite.standing(progress, metrics["taken"]))
+            meter.add(finite.counted(metrics))
             position.step = done = step + 1
             clock.steps += 1
 
@@ -74,8 +108,11 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
             ended = done == parts.total_steps
             save = ended or signal or _due(config.checkpoint.every, done)
             look = _due(config.health.every, done)
-            if save or look or done % config.log.every == 0 or done == run.step + 1:
-                numbers = _means(meter, parts.loader, ranks.device, position)
+            tell = save or look or done % config.log.every == 0 or done == run.step + 1
+            watch.add(done, metrics, batches)
+            watch.look(logger.message, now=bool(tell))
+            if tell:
+                numbers = _means(meter, parts.loader, ranks.device, watch)
                 numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch, **clock.read()}
                 if look:
                     numbers |= health.look(parts.method.encoder, batches)
@@ -96,6 +133,20 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     return signal
 
 
+def _log(config: PretrainConfig, ranks: Ranks, parts: Parts, run: runs.Run) -> log.Log:
+    settings = {"config": dump(config)}
+    return log.Log(config.log, run.folder, ranks.is_main, parts.total_steps, run.step, run.id, settings)
+
+
+def _schedule(step: int, config: PretrainConfig, parts: Parts, progress: torch.Tensor) -> float:
+    """Set the learning rate and the progress of a step; returns the former."""
+    share = (step + 0.5) / parts.total_steps
+    lr = parts.peak_lr * schedules.warmup_cosine(share, warmup=config.optim.warmup)
+    optim.set_lr(parts.optimizer, lr)
+    progress.fill_(share)
+    return lr
+
+
 def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
 
@@ -111,19 +162,12 @@ def _warn(rank: int, line: str) -> None:
     sys.stderr.write(f"[rank {rank}] {line}\n")
 
 
-def _means(meter: log.Meter, loader: Loader, device: torch.device, position: Position) -> dict[str, float]:
-    """The metrics since the last time, over all ranks, and their unreadable images: the one wait for the device.
-
-    NonFiniteError where the loss is no number.
-    """
-    means = meter.fetch(distributed.mean_over_ranks)
-    if not math.isfinite(means["loss"]):
-        raise NonFiniteError(
-            f"the loss is {means['loss']} at step {position.step:,}: lower --optim.lr or take --precision fp32; "
-            f"the last checkpoint, step {position.saved:,}, is from before"
-        )
+def _means(meter: log.Meter, loader: Loader, device: torch.device, watch: finite.Watch) -> dict[str, float]:
+    """The metrics since the last time, over all ranks, their unreadable images and steps that were not taken."""
+    means = finite.means(meter.fetch(distributed.mean_over_ranks))
     bad = float(distributed.sum_over_ranks(torch.tensor(float(len(loader.bad)), device=device)))
-    return means | ({"unreadable_images": bad} if bad else {})
+    counts = {"unreadable_images": bad, "skipped_steps": float(watch.skipped)}
+    return means | {name: count for name, count in counts.items() if count}
 
 
 class Clock:

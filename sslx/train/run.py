@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import checkpoint, config, distributed, log, outcome
+from sslx import checkpoint, config, distributed, log, optim, outcome, state
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, DataError, UserError
+from sslx.train import finite
 from sslx.train.build import Parts
 
 T = TypeVar("T")
@@ -51,8 +52,8 @@ def claim(settings: PretrainConfig) -> Run:
     found, run_id, notes = on_main(lambda: _decide(settings, folder))
     run = Run(folder, run_id, None, notes)
     if found is not None:
-        state = checkpoint.load(found)
-        run = Run(folder, state["run_id"], state, (*notes, f"resumed {folder} at step {state['step']:,}"))
+        loaded = checkpoint.load(found, needs=state.RESUME)
+        run = Run(folder, loaded["run_id"], loaded, (*notes, f"resumed {folder} at step {loaded['step']:,}"))
     if distributed.rank() == 0:
         outcome.write_status(folder, "running", run.step)
     return run
@@ -69,15 +70,35 @@ def _decide(settings: PretrainConfig, folder: Path) -> tuple[Path | None, str, t
             raise ConfigError(f"cannot write the run folder {folder}: {error.strerror}; set --runs") from error
         return None, (folder / "run_id").read_text(), ()
     config.check_resumable(settings, folder)
-    newest, problems = checkpoint.newest(folder)
+    newest, problems = checkpoint.newest(folder, state.RESUME)
     if newest is None:
         run_id = (folder / "run_id").read_text()  # one wandb run, however often it starts before its first save
-        return None, run_id, (f"{folder} has no checkpoint yet: starting at step 0",)
+        return None, run_id, (*problems, f"{folder} has no checkpoint yet: starting at step 0")
     return newest, "", tuple(problems)
 
 
+def go_back(run: Run, reason: str) -> Run:
+    """The run at its newest good checkpoint, for a reason that the notes say.  Every rank calls this together.
+
+    DataError where none is good.
+    """
+    found, problems = on_main(lambda: checkpoint.newest(run.folder, state.RESUME))
+    if found is None:
+        raise DataError(f"the checkpoints of {run.folder} are gone: nothing is left to go back to")
+    loaded = checkpoint.load(found, needs=state.RESUME)
+    notes = (f"{reason}: back to the checkpoint of step {loaded['step']:,}", *problems)
+    return Run(run.folder, run.id, loaded, notes)
+
+
 def save(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> None:
-    """Write a checkpoint, on rank 0; every rank may call this."""
+    """Write a checkpoint, on rank 0, if what is to be saved is finite on every rank.  Every rank calls this together.
+
+    finite.NotFinite, on all ranks, where it is not; nothing is written then.
+    """
+    trained = {"method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()}
+    named = [name for names in distributed.gather_objects(state.not_finite(trained)) for name in names]
+    if named:
+        raise finite.NotFinite(f"what is to be saved at step {step:,} is not finite ({named[0]}): it is not saved")
     if distributed.rank() == 0:
         checkpoint.save(run.folder, step, snapshot(run, settings, step, parts), settings.checkpoint.keep)
 
@@ -109,8 +130,5 @@ def restore(run: Run, settings: PretrainConfig, parts: Parts) -> None:
         expected=settings.encoder.name,
         found=before.encoder.name,
     )
-    try:
-        parts.optimizer.load_state_dict(run.state["optimizer"])
-    except ValueError as error:
-        raise DataError(f"checkpoint of {run.folder} has another optimizer's state: {error}") from error
+    optim.load_state(parts.optimizer, run.state["optimizer"], f"checkpoint of {run.folder}")
     parts.loader.load_state_dict(run.state["loader"])

@@ -11,6 +11,7 @@ from sslx import memory
 from sslx.data.batch import Batch
 from sslx.distributed import unwrap
 from sslx.methods.base import Method, Step
+from sslx.train import finite
 
 
 def train_step(
@@ -23,9 +24,11 @@ def train_step(
     """Forward and backward of each micro-batch, then one update.  Nothing here waits for the device.
 
     model: a Method, or DDP around one.  batches: one per accumulation step.  progress: () on the device.
-    Returns the mean ``loss`` and the last micro-batch's metrics, detached, on the device.
+    Returns the mean ``loss`` and the last micro-batch's metrics, detached, and ``taken``, () bool, all on the device:
+    whether loss and gradients were finite on all ranks; if not, parameters, optimizer and buffers stay as they were.
     """
     optimizer.zero_grad(set_to_none=True)
+    before = finite.Buffers(unwrap(model))
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     for number, batch in enumerate(batches):
@@ -35,9 +38,8 @@ def train_step(
             (step.loss / len(batches)).backward()
         losses.append(step.loss.detach())
         metrics = step.metrics
-    optimizer.step()
-    memory.keep_freed()
-    return {"loss": torch.stack(losses).mean(), **metrics}
+    loss = torch.stack(losses).mean()
+    return {"loss": loss, **metrics, "taken": _update(optimizer, loss, before)}
 
 
 def cached_step(
@@ -57,15 +59,14 @@ def cached_step(
     method = unwrap(model)
     assert isinstance(method, Method)
     method.progress.copy_(progress)
-    buffers = [buffer.clone() for buffer in method.buffers()]
+    before = finite.Buffers(method)
     generators = list[list[Tensor]]()  # the second time dropout must drop the same
     embedded = list[tuple[Tensor, ...]]()
     with torch.no_grad(), _autocast(progress, autocast):
         for batch in batches:
             generators.append(_generators(progress.device))
             embedded.append(method.embed(batch))
-    for buffer, before in zip(method.buffers(), buffers, strict=True):
-        buffer.copy_(before)  # running statistics move once a step, in the second pass
+    before.put_back()  # running statistics move once a step, in the second pass
     whole = tuple(torch.cat(parts).requires_grad_() for parts in zip(*embedded, strict=True))
     with _autocast(progress, autocast):
         step = method.loss(whole, progress)
@@ -78,9 +79,18 @@ def cached_step(
             with _autocast(progress, autocast):
                 again: Step = model(batch, progress, tuple(parts[number] for parts in cotangents))
             again.loss.backward()
-    optimizer.step()
+    loss = step.loss.detach()
+    return {"loss": loss, **step.metrics, "taken": _update(optimizer, loss, before)}
+
+
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor, before: finite.Buffers) -> Tensor:
+    """Take the step or leave no trace of it; whether it was taken, () bool on the device."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    taken = finite.agreed(loss, [p.grad for p in parameters if p.grad is not None])
+    finite.step_if(taken, optimizer)
+    before.put_back(unless=taken)
     memory.keep_freed()
-    return {"loss": step.loss.detach(), **step.metrics}
+    return taken
 
 
 def _averaged_if(model: nn.Module, last: bool) -> AbstractContextManager[object]:

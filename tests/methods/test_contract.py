@@ -14,6 +14,7 @@ from sslx.data.batch import Batch
 from sslx.data.views import Augment, ViewSpec
 from sslx.errors import ConfigError
 from sslx.methods.base import Method
+from sslx.train import finite
 from sslx.train.step import train_step
 from sslx.verify import narrow
 
@@ -132,6 +133,27 @@ def test_a_step_never_waits_for_the_device(name: str, generator: torch.Generator
     with no_host_sync:
         train_step(method, [images], optimizer, progress, None)
         method.after_step(progress)
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace(name: str, generator: torch.Generator):
+    """Not in weights, running statistics, center, queue, moving average or optimizer, as the first step or later."""
+    (method, optimizer), (never, other) = make(name), make(name)
+    progress = torch.tensor(0.3)
+
+    def taken(method: Method, optimizer: Any, images: Batch) -> bool:
+        rng.seed_torch(1)
+        found = train_step(method, [images], optimizer, progress, None)["taken"]
+        method.after_step(finite.standing(progress, found))
+        return bool(found)
+
+    good, bad = batch(name, generator), batch(name, generator)
+    bad.views[0][3] = torch.inf
+    for _ in range(2):
+        assert not taken(method, optimizer, bad)
+        assert taken(method, optimizer, good)
+        assert taken(never, other, good)
+        for mine, theirs in ((method, never), (optimizer, other)):
+            torch.testing.assert_close(mine.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
 def test_norms_see_all_views_of_a_size_together(name: str, generator: torch.Generator):

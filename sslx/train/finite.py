@@ -1,0 +1,157 @@
+"""What is not a finite number is neither stepped nor saved: decided on the device, by all ranks together.
+
+A step whose loss or gradient is not finite on any rank leaves everything as it was: parameters and optimizer (which
+read ``found_inf``), buffers (``Buffers``), moving averages (``Standing``).  The host learns of it when it waits for
+the device anyway (``Watch``).
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sslx import distributed
+from sslx.data.batch import Batch
+
+foreach: Any = torch  # its multi-tensor functions have no public names
+EVERY = 20
+"""Steps after which the host asks a GPU at the latest, whatever is logged."""
+
+
+class NotFinite(Exception):
+    """The run cannot go on from here; raised on all ranks at the same step.  Its text says what is not finite."""
+
+
+@torch.no_grad()
+def agreed(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """Whether a step may be taken: the loss and the norm of every gradient are finite, on all ranks.
+
+    Returns () bool, on the device, the same on all ranks; one all-reduce of a number, and nothing waits for it.
+    """
+    norms = torch.stack([loss.detach(), *foreach._foreach_norm(gradients)])
+    bad = (~norms.isfinite()).any()
+    return distributed.sum_over_ranks(bad.float()) == 0
+
+
+def step_if(taken: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's step where ``taken`` is true, nothing where it is not; decided on the device.
+
+    ``found_inf`` is how torch's GradScaler tells fused optimizers the same, and how it tells LARS.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):  # all that optim.build makes
+        cast(Any, optimizer).found_inf = (~taken).float()
+    optimizer.step()
+
+
+class Buffers:
+    """A module's buffers as they are now, to be put back: one copy for each dtype, whatever their number."""
+
+    @torch.no_grad()
+    def __init__(self, module: nn.Module) -> None:
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            kinds.setdefault(buffer.dtype, []).append(buffer)
+        self._kinds = [(buffers, _flat(buffers)) for buffers in kinds.values()]
+
+    @torch.no_grad()
+    def put_back(self, unless: Tensor | None = None) -> None:
+        """Make the buffers what they were, unless ``unless``, () bool on their device, is true."""
+        for buffers, before in self._kinds:
+            flat = before if unless is None else torch.where(unless, _flat(buffers), before)
+            parts = flat.split([buffer.numel() for buffer in buffers])
+            foreach._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(parts, buffers, strict=True)])
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def standing(progress: Tensor, taken: Tensor) -> Tensor:
+    """The progress to give to ``Method.after_step``: 1 after a step that was not taken, at which it changes nothing."""
+    return torch.where(taken, progress, 1.0)
+
+
+def counted(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A step's metrics for a sum over steps: 0 where it was not taken, and ``taken`` the number that was."""
+    names = list(metrics)
+    values = torch.stack([metrics[name].double() for name in names])
+    return dict(zip(names, torch.where(metrics["taken"], values, 0.0).unbind(), strict=True))
+
+
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """Means over the steps that were taken, from those of ``counted`` over all steps; nan where none was."""
+    share = sums.pop("taken")
+    return {name: value / share if share else math.nan for name, value in sums.items()}
+
+
+@dataclass(frozen=True)
+class _Step:
+    number: int
+    flags: Tensor  # (2,) on the device: taken, loss
+    index: Tensor  # of this rank's samples
+
+
+class Watch:
+    """Which steps were not taken, and whether too many in a row.
+
+    limit: so many in a row are skipped; one more raises NotFinite.  folder: the run's, for ``nonfinite.jsonl``.
+    names: of the samples, by index, where they have any.
+    """
+
+    def __init__(self, limit: int, folder: Path, device: torch.device, names: Sequence[str] | None) -> None:
+        self._limit, self._folder, self._names = limit, folder, names
+        self._every = 1 if device.type == "cpu" else EVERY
+        self._steps: list[_Step] = []
+        self._in_row = 0
+        self.skipped = 0
+
+    def add(self, number: int, metrics: dict[str, Tensor], batches: Sequence[Batch]) -> None:
+        """Remember a step's verdict and samples, without waiting for either."""
+        flags = torch.stack([metrics["taken"].double(), metrics["loss"].double()])
+        self._steps.append(_Step(number, flags, torch.cat([batch.index for batch in batches])))
+
+    def look(self, say: Callable[[str], None], *, now: bool) -> None:
+        """Ask the device, now or once it has been long enough; every rank calls this together.
+
+        Names the samples of each step that was not taken in ``nonfinite.jsonl`` and says a line of it.  NotFinite where
+        they are too many in a row.
+        """
+        if not now and len(self._steps) < self._every:
+            return
+        steps, self._steps = self._steps, []
+        verdicts: list[tuple[float, float]] = torch.stack([step.flags for step in steps]).tolist()  # sync point
+        for step, (taken, loss) in zip(steps, verdicts, strict=True):
+            if taken:
+                self._in_row = 0
+                continue
+            self._in_row += 1
+            self.skipped += 1
+            what = self._record(step, loss)
+            if self._in_row > self._limit:
+                row = f", as in the {self._limit} steps before" if self._limit else ""
+                raise NotFinite(f"{what} at step {step.number:,}{row} (samples in {self._path})")
+            say(f"{what} at step {step.number:,}, which is skipped (samples in {self._path})")
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / "nonfinite.jsonl"
+
+    def _record(self, step: _Step, loss: float) -> str:
+        """Write down each rank's loss and samples, on rank 0; what is not finite, in words."""
+        index: list[int] = step.index.tolist()
+        names = {"names": [str(self._names[i]) for i in index]} if self._names is not None else {}
+        mine = {"step": step.number, "rank": distributed.rank(), "loss": str(loss), "samples": index, **names}
+        lines = distributed.gather_objects(mine)
+        if distributed.rank() == 0:
+            with suppress(OSError), open(self._path, "a", encoding="utf-8") as file:  # a help, not worth the run
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        bad = [line for line in lines if not math.isfinite(float(line["loss"]))]
+        if not bad:
+            return "the gradient is not finite"
+        return f"the loss is {bad[0]['loss']}" + (f" on rank {bad[0]['rank']}" if len(lines) > 1 else "")
