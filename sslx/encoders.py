@@ -1,15 +1,16 @@
 """Encoders: any timm trunk by name, without its classifier, in channels_last."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sslx import checkpoint
-from sslx.errors import ConfigError, DataError, MissingInput
+from sslx import weights
+from sslx.errors import ConfigError
+from sslx.group_norm import group_norm
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -27,6 +28,8 @@ class Config:
     """small: 3x3, stride 1, no max-pool; narrow: so, and as wide as the first stage; auto: small up to 64 px."""
     weights: str | None = None
     """timm (its own, downloaded), a run folder of sslx, or a .pt, .pth or .safetensors file; None: random."""
+    weights_part: str | None = None
+    """Where in the file the encoder is, where that holds several: teacher, encoder_q, ..."""
     layers: tuple[int, ...] = ()
     """Blocks of each stage, for a ResNet other than its name's (1 1 1 1; 0: no such stage), or of a whole ViT (6)."""
     channels: tuple[int, ...] = ()
@@ -61,10 +64,18 @@ class Encoder(nn.Module):
         return trunk
 
 
-def build(config: Config, size: int, *others: int) -> Encoder:
+def build(
+    config: Config,
+    size: int,
+    *others: int,
+    norm: Literal["batch", "group"] = "batch",
+    say: Callable[[str], None] = lambda _: None,
+) -> Encoder:
     """The encoder for views of ``size`` pixels, which takes those of ``others``, small crops' and probes', too.
 
-    A ViT interpolates its position embeddings for those.  Raises ConfigError, MissingInput or DataError in one line.
+    A ViT interpolates its position embeddings for those.  norm: "group" puts group norms in the place of batch norms,
+    before weights are loaded.  say: told what was loaded from a file.
+    Raises ConfigError, MissingInput or DataError in one line.
     """
     import timm  # here: it takes three seconds, and --help and a wrong flag need none of it
     from timm.models.resnet import ResNet
@@ -74,9 +85,10 @@ def build(config: Config, size: int, *others: int) -> Encoder:
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
         raise ConfigError(f"--encoder.name {config.name!r} is no timm model: {hint}")
     arguments: dict[str, Any] = {"pretrained": config.weights == "timm", "num_classes": 0}
-    arguments |= _vit_arguments(config) if config.name.startswith("vit_") else _resnet_arguments(config)
+    vit = is_plain_vit(config.name)
+    arguments |= _vit_arguments(config) if vit else _resnet_arguments(config)
     sizes = dict.fromkeys((size, *others))
-    if config.name.startswith("vit_") and len(sizes) > 1:
+    if vit and len(sizes) > 1:
         arguments["dynamic_img_size"] = True
     try:
         try:
@@ -93,11 +105,20 @@ def build(config: Config, size: int, *others: int) -> Encoder:
         raise ConfigError(
             f"--encoder.stem {config.stem} is for ResNets, and {config.name} is none: take auto or imagenet"
         )
+    if norm == "group":
+        trunk = group_norm(trunk)
     dims = [_dim(trunk, pixels, config.name) for pixels in sizes]
     encoder = Encoder(trunk, dims[0], size).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if config.weights not in (None, "timm"):
-        load_trunk(encoder, Path(config.weights), config.name)
+    if config.weights is not None and config.weights != "timm":
+        say(weights.load(encoder.trunk, config.weights, config.name, config.weights_part))
     return encoder
+
+
+def is_plain_vit(name: str) -> bool:
+    """Whether a timm model's patches, depth, width and image sizes can be set: of its vit_* and deit_*."""
+    from timm.models import is_model_in_modules  # here: see build
+
+    return is_model_in_modules(name.partition(".")[0], ["vision_transformer", "deit"])
 
 
 def _vit_arguments(config: Config) -> dict[str, int]:
@@ -118,7 +139,7 @@ def _vit_arguments(config: Config) -> dict[str, int]:
 
 def _resnet_arguments(config: Config) -> dict[str, Any]:
     if config.patch is not None:
-        raise ConfigError(f"--encoder.patch is of ViTs, and {config.name} is none")
+        raise ConfigError(f"--encoder.patch is of timm's vit_* and deit_* models, and {config.name} is none of those")
     given = {k: list(v) for k, v in (("layers", config.layers), ("channels", config.channels)) if v}
     if not given:
         return {}
@@ -145,7 +166,13 @@ def _small_stem(resnet: Any) -> None:
 
 
 def _dim(trunk: nn.Module, size: int, name: str) -> int:
+    """The length of an image's features, by trying; ConfigError where the trunk does not take all of the image."""
     was = trunk.training
+    handles = [
+        module.register_forward_pre_hook(_refuse_a_border)
+        for module in trunk.modules()
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3
+    ]
     try:
         with torch.no_grad():
             features = trunk.eval()(torch.zeros(1, 3, size, size))
@@ -156,9 +183,23 @@ def _dim(trunk: nn.Module, size: int, name: str) -> int:
         ) from error
     finally:
         trunk.train(was)
+        for handle in handles:
+            handle.remove()
     if features.ndim != 2:
         raise ConfigError(f"{name} gives features of shape {tuple(features.shape)}, not one vector an image")
     return features.shape[1]
+
+
+def _refuse_a_border(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Before a convolution of the image: patches that do not overlap must fill it, or its border is never looked at."""
+    assert isinstance(module, nn.Conv2d)
+    for side, kernel, stride, padding in zip(
+        inputs[0].shape[2:], module.kernel_size, module.stride, module.padding, strict=False
+    ):
+        if kernel == stride > 1 and padding == 0 and side % stride:
+            least = side // stride * stride
+            nearest = " or ".join(str(pixels) for pixels in (least, least + stride) if pixels)
+            raise ValueError(f"its patches of {stride} px leave {side - least} px at the border unseen, take {nearest}")
 
 
 def takes(encoder: Encoder, size: int) -> bool:
@@ -167,37 +208,6 @@ def takes(encoder: Encoder, size: int) -> bool:
         return _dim(encoder.trunk, size, type(encoder.trunk).__name__) == encoder.dim
     except ConfigError:
         return False
-
-
-def load_trunk(encoder: Encoder, path: Path, name: str) -> None:
-    """Copy trunk weights from a file or an sslx run into the encoder; strict, all names and shapes must match."""
-    if not path.exists():
-        raise MissingInput(f"--encoder.weights {path} does not exist (or say 'timm' for timm's own weights)")
-    if path.is_dir() or (path.parent / "manifest.json").is_file():
-        state = checkpoint.load(path)["method"]
-        state = {key.removeprefix("encoder."): v for key, v in state.items() if key.startswith("encoder.")}
-    else:
-        state = _read_weights(path)
-    state = {key.removeprefix("trunk."): value for key, value in state.items()}
-    own, classifier = encoder.trunk.state_dict(), ("fc.", "head.", "classifier.")
-    state = {key: value for key, value in state.items() if key in own or not key.startswith(classifier)}
-    checkpoint.load_weights(encoder.trunk, state, f"--encoder.weights {path} for {name}")
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle and safetensors raise anything
-        raise DataError(f"{path} is no file of weights that can be trusted: {_first_line(error)}") from error
-    for key in ("state_dict", "model"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"{path} holds no weights: expected a dict of tensors by name, or one under 'state_dict'")
-    return cast(dict[str, Tensor], state)
 
 
 def _first_line(error: BaseException) -> str:

@@ -44,9 +44,9 @@ class Trained:
     def encoder(self, *, trained: bool, device: torch.device) -> encoders.Encoder:
         """The encoder, with the checkpoint's weights or as it was initialised at the start of the run."""
         rng.seed_torch(self.settings.seed)
-        encoder = encoders.build(replace(self.settings.encoder, weights=None), self.size, self.view.size)
-        if self.settings.batch_norm == "group":
-            group_norm(encoder)
+        norm = "group" if self.settings.batch_norm == "group" else "batch"
+        trunk = replace(self.settings.encoder, weights=None)
+        encoder = encoders.build(trunk, self.size, self.view.size, norm=norm)
         if trained:
             weights = {k.removeprefix("encoder."): v for k, v in self.weights.items() if k.startswith("encoder.")}
             checkpoint.load_weights(encoder, weights, f"checkpoint in {self.folder}")

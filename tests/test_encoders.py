@@ -258,7 +258,7 @@ def test_a_vit_of_other_patches_depth_and_width_takes_small_crops_too():
         ({"name": "vit_tiny_patch16_224", "channels": (196,)}, ["multiple of 4 x its heads", "not 196"]),
         ({"name": "vit_tiny_patch16_224", "channels": (18,)}, ["multiple of 4", "not 18"]),
         ({"name": "vit_tiny_patch16_224", "patch": 0}, ["--encoder.patch", "at least 1"]),
-        ({"name": "resnet18", "patch": 4}, ["--encoder.patch is of ViTs", "resnet18 is none"]),
+        ({"name": "resnet18", "patch": 4}, ["--encoder.patch is of timm's vit_* and deit_*", "resnet18 is none"]),
     ],
 )
 def test_a_shape_that_no_vit_has_is_one_line(options: dict[str, Any], words: list[str]):

@@ -20,7 +20,7 @@ ARROW = (
     ("outcome", "allocation", "state"),
     ("requeue",),
     ("checkpoint", "log", "sync_bn", "group_norm", "jobs"),
-    ("data",),
+    ("data", "weights"),
     ("encoders", "losses", "optim"),
     ("methods",),
     ("probe",),

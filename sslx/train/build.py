@@ -1,8 +1,7 @@
 """From a config to everything that a step needs: loader, method, optimizer, on this rank's device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import ModuleType
 
 import torch
 from torch import nn
@@ -70,10 +69,11 @@ class Parts:
         ]
 
 
-def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> Parts:
+def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, initial_weights: bool = True) -> Parts:
     """Build it all, the same on every rank; ``say`` gets what was found and what is about to happen, a line each.
 
-    UserErrors where a user can mend what is wrong.
+    initial_weights: whether to load --encoder.weights; False for a run that goes on from a checkpoint, which needs no
+    file of others any more.  UserErrors where a user can mend what is wrong.
     """
     parameters, autocast = precision(config, ranks.device)
     torch.backends.cudnn.benchmark = True
@@ -86,7 +86,16 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None]) -> P
     specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
     view = eval_view(config.data.eval_size or size)
     sizes = size, *(spec.size for spec in specs), view.size
-    method = _method(config, file, sizes, ranks.device, parameters)
+    trunk = config.encoder if initial_weights else replace(config.encoder, weights=None)
+    norm = "group" if config.batch_norm == "group" else "batch"
+    rng.seed_torch(config.seed)
+    encoder = encoders.build(trunk, *sizes, norm=norm, say=say)
+    if bad := state.not_finite(encoder.state_dict()):
+        raise DataError(
+            f"--encoder.weights {config.encoder.weights} holds numbers that are not finite, in {len(bad)} tensors, "
+            f"such as {bad[0]}: take other weights"
+        )
+    method = _method(config, file.Method(config.method, encoder), ranks.device, parameters)
     loader = data.training(
         config.data,
         source,
@@ -150,17 +159,9 @@ def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype
     return torch.float64 if choice == "fp64" else torch.float32, None
 
 
-def _method(
-    config: PretrainConfig, file: ModuleType, sizes: Sequence[int], device: torch.device, dtype: torch.dtype
-) -> Method:
-    rng.seed_torch(config.seed)
-    encoder = encoders.build(config.encoder, *sizes)
-    if bad := state.not_finite(encoder.state_dict()):
-        raise DataError(
-            f"--encoder.weights {config.encoder.weights} holds numbers that are not finite, in {len(bad)} tensors, "
-            f"such as {bad[0]}: take other weights"
-        )
-    method: Method = file.Method(config.method, encoder).to(device, dtype)
+def _method(config: PretrainConfig, method: Method, device: torch.device, dtype: torch.dtype) -> Method:
+    """The method where and as it is trained: device, dtype, norms, compiled."""
+    method = method.to(device, dtype)
     if config.batch_norm == "sync":
         sync_bn.sync_batch_norm(method)
     if config.batch_norm == "group":

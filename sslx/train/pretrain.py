@@ -51,7 +51,9 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     Every rank calls this; ``position`` is kept up to date.  UserErrors where a user can mend what is wrong.
     """
     say = _print if ranks.is_main else silent
-    parts = build(config, ranks, say)  # says what is about to happen before the run folder is there
+    resumes = runs.on_main(lambda: runs.resumes(config))
+    # Says what is about to happen before the run folder is there.
+    parts = build(config, ranks, say, initial_weights=not resumes)
     probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.autocast)
     setup = Setup(parts, probe, health, distributed.StopFlag())
     run = runs.claim(config)

@@ -42,6 +42,12 @@ def on_main(decide: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]
 
 
+def resumes(settings: PretrainConfig) -> bool:
+    """Whether this start will go on from a checkpoint, as far as names tell: what is needed before it is claimed."""
+    folder = settings.runs / settings.name
+    return settings.resume == "auto" and (folder / "config.json").exists() and outcome.newest_step(folder) > 0
+
+
 def claim(settings: PretrainConfig) -> Run:
     """Make the run folder, or resume the run in it; status.json says "running" then.  Every rank calls this together.
 
