@@ -262,8 +262,9 @@ def read(path: Path) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]):  # settings, plain objects
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # Settings are plain objects.  A file and not its path: torch takes a path's suffix at its word.
+        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]), open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # pickle and safetensors raise anything
