@@ -1,8 +1,9 @@
 """``sslx probe`` and ``sslx plot``: a checkpoint's encoder, and what its frozen features are worth and look like."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sslx import checkpoint, config, data, distributed, encoders, methods, plot, probe, rng
 from sslx.config import PretrainConfig, ProbeConfig
 from sslx.data import sources
+from sslx.data.listing import silent
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
@@ -92,15 +94,28 @@ class _Bars:
         self.display.update(self._tasks[name], completed=done, total=total)
 
 
-def _splits(settings: data.Config) -> tuple[Source, Source]:
-    train = sources.build(settings, "train")
-    test = sources.build(settings, "test", classes=train.classes)
-    if train.labels is None or test.labels is None:
-        raise DataError(
-            f"probes need labels, and {train.name} has none: give class folders with --data.source folder "
-            "--data.root TRAIN --data.test-root TEST, or another labelled source"
-        )
+def _splits(settings: data.Config, say: Callable[[str], None]) -> tuple[Source, Source]:
+    """Both splits to probe on, told of to ``say`` as ``sslx pretrain`` tells of its images."""
+    train = sources.build(settings, "train", say=say)
+    test = sources.build(settings, "test", say=say, classes=train.classes)
+    for split, source in (("training", train), ("test", test)):
+        for line in (f"{split} split: {source.describe()}", *source.notes):
+            say(line)
     return train, test
+
+
+def _check_labels(train: Source, test: Source) -> None:
+    bare = next((source for source in (train, test) if source.labels is None), None)
+    if bare is not None:
+        raise DataError(
+            f"probes need labels, and {bare.name} has none ({bare.unlabeled}): give class folders with "
+            "--data.source folder --data.root TRAIN --data.test-root TEST, or another labeled source"
+        )
+
+
+def _say(console: Console, ranks: Ranks) -> Callable[[str], None]:
+    """Prints a line on rank 0, as it is."""
+    return partial(console.print, markup=False, highlight=False, soft_wrap=True) if ranks.is_main else silent
 
 
 def _loader(
@@ -127,7 +142,8 @@ def scores(
     trained: Trained, settings: data.Config, options: ProbeConfig, ranks: Ranks, console: Console
 ) -> list[Score]:
     """Probe the pretrained encoder and, if asked, raw pixels and the untrained encoder, on the same splits."""
-    train, test = _splits(settings)
+    train, test = _splits(settings, _say(console, ranks))
+    _check_labels(train, test)
     device, autocast = ranks.device, _autocast(ranks.device)
     found: list[Score] = []
     bars = _Bars(console, ranks.is_main)
@@ -209,8 +225,7 @@ def plot_main(argv: Sequence[str]) -> int:
     ranks = distributed.init(options.device)
     trained = load(options.checkpoint)
     settings, console = trained.settings.data, Console()
-    train = sources.build(settings, "train")
-    test = sources.build(settings, "test", classes=train.classes)
+    train, test = _splits(settings, _say(console, ranks))
     bars = _Bars(console, ranks.is_main)
     with bars.display:
         bars.stage = "picture"

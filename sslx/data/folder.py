@@ -101,6 +101,7 @@ def _on_classes(listing: Listing, names: Sequence[str]) -> list[str]:
     """What a user may not know of the class folders."""
     notes: list[str] = []
     filled = set(names)
+    filled |= {run.partition("/")[0] for run in listing.runs}
     if empty := sorted(f for f in listing.folders if f.count("/") == 1 and f[:-1] not in filled):
         notes.append(f"no class, since no image lies in it: {shown(empty[0])}" + _and_more(len(empty) - 1))
     if len(names) == 1 and any(f.count("/") == 2 for f in listing.folders):

@@ -49,7 +49,7 @@ def of(source: Source) -> dict[str, Any]:
 
 def difference(before: Mapping[str, Any], source: Source, now: Mapping[str, Any]) -> str:
     """How the source, whose identity is ``now``, differs from the one of ``before``, in words; "" where it does not."""
-    if before["digest"] != now["digest"]:
+    if before.get("digest") != now["digest"]:
         paths: tuple[Tensor | None, Tensor | None] = before.get("paths"), now.get("paths")
         if source.paths is None or paths[0] is None or paths[1] is None:
             return "other images, or other labels"
@@ -61,21 +61,20 @@ def difference(before: Mapping[str, Any], source: Source, now: Mapping[str, Any]
     if not len(changed):
         return ""
     first = _name(source, int(_spread(len(source))[changed[0]]))
-    return f"{len(changed):,} of {len(here):,} files that were looked into have another content, the first {first}"
+    return f"{len(changed):,} of {len(here):,} files that were compared have another content, the first one {first}"
 
 
 def _of_paths(before: Any, now: Any, source: Source) -> str:
     added, num_gone = np.flatnonzero(~np.isin(now, before)), int((~np.isin(before, now)).sum())
-    words: list[str] = []
     if len(added):
-        are = "files are" if len(added) > 1 else "file is"
-        words.append(f"{len(added):,} {are} new, the first {_name(source, int(added[0]))}")
+        gone = f", {num_gone:,} gone" if num_gone else ""
+        return f"{len(added):,} new{gone}, the first new one {_name(source, int(added[0]))}"
     if num_gone:
         same = min(len(before), len(now))
         first = int(np.argmax(np.append(before[:same] != now[:same], True)))
-        place = f"the first one after {_name(source, first - 1)}" if first else "the first one at the beginning"
-        words.append(f"{num_gone:,} {'are' if num_gone > 1 else 'is'} gone, {place}")
-    return " and ".join(words) or "the same files have other labels"
+        place = f"after {_name(source, first - 1)}" if first else "before all others"
+        return f"{num_gone:,} gone, the first one {place}"
+    return "the same files have other labels"
 
 
 def _name(source: Source, i: int) -> str:

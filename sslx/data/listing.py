@@ -35,6 +35,8 @@ class Listing:
         self.skipped: dict[str, tuple[int, str]] = {}
         self.folders: list[str] = []
         """All folders that were read, relative to the root, with a slash at their end but for the root: ""."""
+        self.runs: list[str] = []
+        """Those among them that are run folders of sslx."""
 
     def __iter__(self) -> Iterator[str]:
         """Paths of images, in no order to rely on, each beginning with ``root``."""
@@ -45,10 +47,9 @@ class Listing:
         while stack:
             below, real = stack.pop()
             if real in seen:  # a link back up would never end
-                self._skip("folder read already, under another name", below)
+                self._skip("folders read already, under another name", below)
                 continue
             if self._is_held_out(real):
-                self._skip("held-out folder", below)
                 continue
             seen.add(real)
             self.folders.append(below)
@@ -71,10 +72,11 @@ class Listing:
             with os.scandir(folder) as entries:
                 found = list(entries)
         except OSError as error:
-            self._skip(f"folder that cannot be read ({error.strerror})", below or ".")
+            self._skip(f"folders that cannot be read ({error.strerror})", below or ".")
             return [], []
         if _is_run({entry.name for entry in found}):
-            self._skip("run folder of sslx", below or ".")
+            self._skip("run folders of sslx", below or ".")
+            self.runs.append(below)
             return [], []
         images: list[str] = []
         inner: list[tuple[str, str]] = []
@@ -84,14 +86,14 @@ class Listing:
                 self._skip("hidden", below + name)
             elif _is_folder(entry):
                 if name.lower() in _SYSTEM:
-                    self._skip("folder of another program", below + name)
+                    self._skip("folders of other programs", below + name)
                 else:
                     there = os.path.realpath(entry.path) if entry.is_symlink() else f"{real.rstrip('/')}/{name}"
                     inner.append((f"{below}{name}/", there))
             elif not name.lower().endswith(EXTENSIONS):
                 self._skip(os.path.splitext(name)[1].lower() or "without a suffix", below + name)
             elif not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):  # a pipe: to open it takes for ever
-                self._skip("no regular file", below + name)
+                self._skip("no regular files", below + name)
             else:
                 images.append(folder + name)
         return images, sorted(inner, reverse=True)
@@ -109,9 +111,9 @@ class Listing:
         words: list[str] = []
         for reason in order[:_KINDS_TOLD]:
             count, example = self.skipped[reason]
-            words.append(f"{count:,} {reason} ({'such as ' if count > 1 else ''}{shown(example)})")
+            words.append(f"{reason}: {count:,} ({'such as ' if count > 1 else ''}{shown(example)})")
         rest = sum(self.skipped[reason][0] for reason in order[_KINDS_TOLD:])
-        return ", ".join([*words, *[f"{rest:,} of other kinds"] * (rest > 0)])
+        return "; ".join([*words, *[f"of other kinds: {rest:,}"] * (rest > 0)])
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

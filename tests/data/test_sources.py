@@ -179,7 +179,7 @@ def test_folders_that_are_not_there_or_hold_nothing(make: Make, tmp_path: Path) 
     texts = make("../texts/readme.txt", "../texts/notes/a.md").parent / "texts"
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=texts), "train")
-    one_line(caught, str(texts), "1 .md (notes/a.md), 1 .txt (readme.txt)", "--data.root")
+    one_line(caught, str(texts), ".md: 1 (notes/a.md); .txt: 1 (readme.txt)", "--data.root")
     with pytest.raises(ConfigError) as config_error:
         build(Config(source="folder"), "train")
     one_line(config_error, "--data.root")
