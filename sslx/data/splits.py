@@ -67,12 +67,12 @@ def find(root: Path, choice: Choice = "auto", test_root: Path | None = None) -> 
 
 
 def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
-    base, trains, held_out = _base(root)
-    held_out = [folder for folder in held_out if not any(os.path.samefile(folder, train) for train in trains)]
+    base, trains, named = _base(root)
+    held_out = [folder for folder in named if not any(os.path.samefile(folder, train) for train in trains)]
     if not trains and not held_out:
         return Layout(root, others, others)
     test = (*others, *sorted(held_out, key=lambda folder: (bool(loose_image(folder)), kind_of(folder.name) != "test")))
-    beside = _beside(base, {*trains, *held_out, *others})
+    beside = _beside(base, {*trains, *named, *others})
     if len(trains) > 1:
         raise ConfigError(
             f"{_names(trains)} in {shown(base)} both look like the training split: give one as --data.root, or take "
@@ -90,6 +90,8 @@ def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
         )
     train = trains[0] if trains else base
     notes = [f"held out, not trained on: {_names(held_out)} in {shown(base)}"] if held_out else []
+    if len(held_out) < len(named):
+        notes += [f"no test split, but the training images by another name: {_names(set(named) - set(held_out))}"]
     if trains and beside:
         notes += [f"not trained on: {beside}, beside {_names(trains)} (--data.splits folders)"]
     return Layout(train, (*others, *held_out), test, tuple(notes))

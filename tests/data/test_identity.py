@@ -1,0 +1,162 @@
+"""A checkpoint knows which images it was trained on: others are refused with the difference, moved ones are not."""
+
+import io
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslx.data import Config, Loader, identity, training
+from sslx.data.sources import Source, build
+from sslx.data.views import Augment, ViewSpec
+from sslx.errors import DataError
+
+SPECS = (ViewSpec(size=8, augment=Augment()),)
+NUM = 150  # more than are looked into
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 files in two class folders, not to be written to."""
+    root = tmp_path_factory.mktemp("identity") / "images"
+    rng = np.random.default_rng()
+    for i in range(NUM):
+        path = root / ("cat", "dog")[i % 2] / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def copy(images: Path, tmp_path: Path) -> Path:
+    """The same images elsewhere."""
+    shutil.copytree(images, tmp_path / "elsewhere")
+    return tmp_path / "elsewhere"
+
+
+def source(root: Path) -> Source:
+    return build(Config(source="folder", root=root), "pretrain")
+
+
+def loader(source: Source, say: Callable[[str], None] = lambda _: None) -> Loader:
+    device = torch.device("cpu")
+    return training(
+        Config(backend="synthetic"), source, SPECS, batch_size=10, seed=1, device=device, dtype=torch.float32, say=say
+    )
+
+
+def saved(source: Source) -> dict[str, Any]:
+    """The loader's state, as a checkpoint brings it back."""
+    first = loader(source)
+    next(first)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    assert len(file.getvalue()) < 5_000 + 5 * len(source)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def refused(state: dict[str, Any], source: Source, *words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        loader(source).load_state_dict(state)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for part in (*words, "restore the images, or start a new run with --encoder.weights"):
+        assert part in message, message
+
+
+def test_the_same_images_elsewhere_go_on(images: Path, copy: Path) -> None:
+    resumed = loader(source(copy))
+    resumed.load_state_dict(saved(source(images)))
+    assert resumed.delivered == 1
+    copy.rename(copy.with_name("train"))
+    resumed.load_state_dict(saved(source(copy.parent)))
+    (copy.with_name("train") / "cat" / "notes.txt").write_text("no image")
+    resumed.load_state_dict(saved(source(images)))
+
+
+def test_other_images_of_the_same_number_are_refused(images: Path, copy: Path) -> None:
+    state = saved(source(images))
+    for path in sorted(copy.rglob("*.png")):
+        path.rename(path.with_name(f"new{path.name}"))
+    refused(state, source(copy), "trained on other images", "150 new, 150 gone, the first new one cat/new000.png")
+
+
+@pytest.mark.parametrize("number", [0, 1, 77, NUM - 1])
+def test_one_image_that_is_not_the_same_is_found(images: Path, copy: Path, number: int) -> None:
+    state = saved(source(images))
+    order = [os.path.relpath(path, copy) for path in source(copy).paths or ()]
+    path = copy / order[number]
+    other = copy / ("dog" if order[number].startswith("cat") else "cat")
+    moved = path.rename(other / path.name)
+    refused(
+        state, source(copy), "trained on other images", f"1 new, 1 gone, the first new one {other.name}/{path.name}"
+    )
+    path.write_bytes(moved.read_bytes())
+    refused(state, source(copy), "150 images, the source now has 151", f"1 new, the first new one {other.name}/")
+    moved.unlink()
+    loader(source(copy)).load_state_dict(state)
+    path.unlink()
+    place = f"after {order[number - 1]}" if number else "before all others"
+    refused(state, source(copy), "150 images, the source now has 149", f"1 gone, the first one {place}")
+
+
+def test_other_images_under_the_same_names_are_refused(images: Path, copy: Path) -> None:
+    state = saved(source(images))
+    for path in copy.rglob("*.png"):
+        Image.open(path).rotate(180).save(path)
+    refused(state, source(copy), "trained on other images", "64 of 64 files that were compared", "cat/000.png")
+
+
+def test_a_file_that_cannot_be_read_for_now_is_not_another_one(images: Path, copy: Path) -> None:
+    state, path = saved(source(images)), copy / "cat" / "000.png"
+    path.unlink()
+    path.symlink_to("gone")  # as a mount that is not there
+    loader(source(copy)).load_state_dict(state)
+    refused({**state, "num_samples": 151}, source(copy), "151 images, the source now has 150")
+
+
+def test_labels_belong_to_the_images(images: Path) -> None:
+    labeled = source(images)
+    assert labeled.labels is not None
+    state = saved(labeled)
+    refused(state, replace(labeled, labels=1 - labeled.labels), "trained on other images", "other labels")
+    refused(state, replace(labeled, labels=None, classes=None), "other labels")
+
+
+def test_images_in_memory(images: Path) -> None:
+    digits = build(Config(), "pretrain")
+    state = saved(digits)
+    loader(build(Config(), "pretrain")).load_state_dict(state)
+    assert digits.pixels is not None
+    assert digits.labels is not None
+    refused(state, replace(digits, pixels=255 - digits.pixels), "trained on other images")
+    refused(state, replace(digits, labels=np.roll(digits.labels, 1)), "trained on other images")
+    refused(state, source(images), f"{len(digits):,} images, the source now has 150")
+
+
+def test_a_checkpoint_that_did_not_note_its_images_goes_on_with_a_word(images: Path) -> None:
+    state = saved(source(images))
+    del state["images"]
+    lines: list[str] = []
+    loader(source(images), lines.append).load_state_dict(state)
+    assert len(lines) == 1
+    assert "did not note which images" in lines[0]
+    refused({**state, "num_samples": 151}, source(images), "151 images, the source now has 150")
+
+
+def test_the_identity_is_a_function_of_names_labels_and_contents(images: Path, copy: Path) -> None:
+    one, two = identity.of(source(images)), identity.of(source(copy))
+    assert one["digest"] == two["digest"]
+    assert torch.equal(one["paths"], two["paths"])
+    assert torch.equal(one["contents"], two["contents"])
+    assert len(one["paths"]) == NUM
+    assert len(one["contents"]) == 64
+    assert identity.difference(one, source(copy), two) == ""

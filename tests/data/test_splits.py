@@ -1,0 +1,303 @@
+"""Which images are trained on and which are held out, by the names of folders: nothing lost or mixed up in silence."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslx.data.sources import Config, Source, build
+from sslx.data.splits import kind_of
+from sslx.errors import ConfigError, DataError, MissingInput
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """``make("a/1.png", ...)`` -> a folder that holds these files."""
+
+    def files(*names: str) -> Path:
+        for name in names:
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4, 3), len(name), dtype=np.uint8)).save(path, format="PNG")
+        return tmp_path / "images"
+
+    return files
+
+
+def trained_on(root: Path, **settings: Any) -> Source:
+    return build(Config(source="folder", root=root, **settings), "pretrain")
+
+
+def names(source: Source, root: Path) -> list[str]:
+    return [os.path.relpath(path, root) for path in source.paths or ()]
+
+
+def refused(root: Path, error: type[Exception], *parts: str, **settings: Any) -> None:
+    with pytest.raises(error) as caught:
+        trained_on(root, **settings)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("kind", "spelled"),
+    [
+        (
+            "train",
+            "train Train TRAIN training Training train2017 train_set training_set train_images images_train trainval",
+        ),
+        ("test", "test Test TEST testing test2019 test_set testset test-images"),
+        ("val", "val Val valid VALID validation Validation dev eval evaluation val2017 holdout held_out Held-Out"),
+        (
+            None,
+            "cat trains trainer testament value validity developer evaluate 2017 set bus contest pretrain my_test_x",
+        ),
+    ],
+)
+def test_the_usual_names_of_splits(kind: str | None, spelled: str) -> None:
+    assert {name: kind_of(name) for name in spelled.split()} == dict.fromkeys(spelled.split(), kind)
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("Train", "Test"),
+        ("training", "validation"),
+        ("train", "valid"),
+        ("TRAIN", "VAL"),
+        ("train2017", "val2017"),
+        ("training_set", "test_set"),
+        ("data/train", "data/dev"),
+        ("images/train", "images/val"),
+    ],
+)
+def test_splits_by_any_usual_name(make: Make, train: str, held_out: str) -> None:
+    root = make(*(f"{split}/{label}/{i}.png" for split in (train, held_out) for label in ("cat", "dog") for i in "01"))
+    (root / "labels" / "train").mkdir(parents=True)
+    (root / "labels" / "train" / "0.txt").write_text("0 0.5 0.5 1 1")
+    source = trained_on(root)
+    assert names(source, root) == [f"{train}/{label}/{i}.png" for label in ("cat", "dog") for i in "01"]
+    assert source.classes == ("cat", "dog")
+    assert any("held out" in note and f"{Path(held_out).name}/" in note for note in source.notes)
+    test = build(Config(source="folder", root=root), "test", classes=source.classes)
+    assert names(test, root) == [f"{held_out}/{label}/{i}.png" for label in ("cat", "dog") for i in "01"]
+    np.testing.assert_array_equal(test.labels, source.labels)
+
+
+def test_a_class_named_train_is_asked_about(make: Make) -> None:
+    every = ["bus/1.png", "car/1.png", "train/1.png", "train/2.png"]
+    root = make(*every)
+    refused(root, ConfigError, str(root), "train/", "bus/ and car/", "--data.splits folders", "--data.splits none")
+    source = trained_on(root, splits="none")
+    assert names(source, root) == every
+    assert source.classes == ("bus", "car", "train")
+    source = trained_on(root, splits="folders")
+    assert names(source, root) == every[2:]
+    assert any("not trained on" in note and "bus/ and car/" in note for note in source.notes)
+
+
+def test_images_beside_the_splits_are_asked_about(make: Make) -> None:
+    root = make("train/cat/1.png", "test/cat/2.png", "preview.png")
+    refused(root, ConfigError, "train/", "images such as preview.png", "--data.splits folders")
+    assert names(trained_on(root, splits="folders"), root) == ["train/cat/1.png"]
+
+
+def test_held_out_images_alone_are_not_trained_on_unasked(make: Make) -> None:
+    root = make("Test/cat/1.png", "Test/dog/2.png")
+    (root / "train").mkdir()
+    refused(root, ConfigError, "Test/", "held out", "--data.splits none")
+    assert len(trained_on(root, splits="none")) == 2
+
+
+def test_two_training_splits_are_asked_about(make: Make) -> None:
+    root = make("train2014/1.png", "train2017/2.png", "val2017/3.png")
+    refused(root, ConfigError, "train2014/ and train2017/", "--data.root")
+    assert names(trained_on(root / "train2014"), root) == ["train2014/1.png"]
+
+
+@pytest.mark.parametrize("deep", ["", "parts/"])
+def test_splits_within_class_folders_are_asked_about(make: Make, deep: str) -> None:
+    root = make("one/1.png", f"bottle/{deep}train/2.png", f"bottle/{deep}test/3.png", "cable/4.png")
+    refused(root, ConfigError, f"bottle/{deep}test", "--data.splits none", str(root / "bottle" / deep))
+    assert len(trained_on(root, splits="none")) == 4
+    assert names(trained_on(root / "bottle"), root) == [f"bottle/{deep}train/2.png"]
+
+
+def test_a_held_out_name_further_down_is_told(make: Make) -> None:
+    root = make("cat/1.png", "dog/test/2.png")
+    source = trained_on(root)
+    assert names(source, root) == ["cat/1.png", "dog/test/2.png"]
+    assert "trained on, although named like held-out images: dog/test" in source.notes
+
+
+def test_the_labeled_test_split_is_probed_on(make: Make) -> None:
+    root = make("train/cat/1.png", "test/2.png", "val/cat/3.png")
+    test = build(Config(source="folder", root=root), "test", classes=("cat",))
+    assert names(test, root) == ["val/cat/3.png"]
+    assert names(trained_on(root), root) == ["train/cat/1.png"]
+
+
+@pytest.mark.parametrize("splits", ["auto", "none", "folders"])
+def test_a_named_test_split_is_never_trained_on(make: Make, splits: Any) -> None:
+    root = make("cat/1.png", "dog/2.png", "extra/cat/3.png", "extra/dog/4.png")
+    settings = {"test_root": root / "extra", "splits": splits}
+    assert names(trained_on(root, **settings), root) == ["cat/1.png", "dog/2.png"]
+    refused(root, ConfigError, "--data.test-root", str(root), test_root=root, splits=splits)
+    refused(root / "cat", ConfigError, "--data.test-root", "holds the training images", test_root=root, splits=splits)
+
+
+def test_no_link_leads_to_held_out_images(make: Make) -> None:
+    root = make("train/cat/1.png", "test/cat/2.png", "test/dog/3.png")
+    (root / "train" / "dog").symlink_to(root / "test" / "dog")
+    (root / "train" / "more").symlink_to("../test")
+    assert names(trained_on(root), root) == ["train/cat/1.png"]
+    other = make("../elsewhere/train/cat/1.png").parent / "elsewhere"
+    (other / "test").symlink_to(other / "train")
+    assert names(trained_on(other), other) == ["train/cat/1.png"]
+    assert "no test split, but the training images by another name: test/" in trained_on(other).notes
+    with pytest.raises(MissingInput, match=r"--data\.test-root"):
+        build(Config(source="folder", root=other), "test")
+
+
+# ---- what is said of the rest
+
+
+def notes(source: Source) -> str:
+    return "\n".join(source.notes)
+
+
+def test_a_stray_image_that_turns_labels_off_is_told(make: Make) -> None:
+    source = trained_on(make("cat/1.png", "dog/2.png", "stray.png"))
+    assert source.labels is None
+    assert source.describe().endswith("3 images, unlabeled: stray.png lies beside the folders")
+    assert trained_on(make() / "cat").describe().endswith("1 image, unlabeled: no class folders")
+
+
+def test_files_that_are_not_taken_are_told_with_the_reason(make: Make) -> None:
+    root = make("cat/1.png", "cat/2.jfif", "cat/3.JPE", "cat/a.gif", "dog/b.gif", "dog/c.heic", "dog/d", "dog/._e.png")
+    make("@eaDir/1.png", "cat/@eaDir/2.png", "__MACOSX/3.png", ".thumbs/4.png")
+    (root / "none").mkdir()
+    os.mkfifo(root / "cat" / "pipe.png")
+    source = trained_on(root)
+    assert names(source, root) == ["cat/1.png", "cat/2.jfif", "cat/3.JPE"]
+    told = next(note for note in source.notes if note.startswith("not taken: ")).removeprefix("not taken: ").split("; ")
+    assert told == [
+        ".gif: 2 (such as cat/a.gif)",
+        ".heic: 1 (dog/c.heic)",
+        "folders of other programs: 3 (such as @eaDir)",
+        "hidden: 2 (such as .thumbs)",
+        "no regular files: 1 (cat/pipe.png)",
+        "without a suffix: 1 (dog/d)",
+    ]
+    assert "no class, since no image lies in it: dog/ and 1 more" in source.notes
+
+
+def test_one_folder_of_folders_is_told(make: Make) -> None:
+    root = make("photos/cat/1.png", "photos/dog/2.png")
+    assert f"one class: give {root / 'photos'}" in notes(trained_on(root))
+    assert trained_on(make() / "photos").classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("marker", ["run_id", "status.json"])
+def test_run_folders_of_sslx_are_no_images(make: Make, marker: str) -> None:
+    root = make("cat/1.png", "dog/2.png", "runs/a/tsne.png", "runs/b/deep/x.png", "cat/config.json.png")
+    for run in ("a", "b"):
+        (root / "runs" / run / "config.json").write_text("{}")
+        (root / "runs" / run / marker).write_text("x")
+    (root / "cat" / "config.json").write_text("{}")  # alone it is anyone's
+    source = trained_on(root)
+    assert names(source, root) == ["cat/1.png", "cat/config.json.png", "dog/2.png"]
+    assert source.classes == ("cat", "dog")
+    assert "run folders of sslx: 2 (such as runs/a/)" in notes(source)
+    refused(root / "runs" / "a", Exception, "no images", "run folders of sslx")
+
+
+def test_names_of_any_bytes_are_read_and_shown_in_one_line(make: Make) -> None:
+    root = make(os.fsdecode(b"caf\xe9/1.png"), "new\nline/2.png", "[red]x/3.png", "x/\u202eodd.gif")
+    source = trained_on(root)
+    assert source.classes == ("[red]x", r"caf\xe9", r"new\nline")
+    np.testing.assert_array_equal(source.labels, [0, 1, 2])
+    for line in (source.describe(), *source.notes):
+        line.encode()
+        assert line.isprintable()
+    test = build(Config(source="folder", root=root, test_root=root / "new\nline"), "test")
+    assert test.describe().isprintable()
+
+
+# ---- test images that training knows nothing of
+
+
+def test_test_images_of_classes_that_training_lacks_are_left_out_and_told(make: Make) -> None:
+    root = make("train/cat/1.png", "train/dog/2.png", "test/dog/3.png", "test/cat/4.png", "test/wolf/5.png")
+    make("test/wolf/6.png", "test/aardvark/7.png")
+    train = trained_on(root)
+    test = build(Config(source="folder", root=root), "test", classes=train.classes)
+    assert names(test, root) == ["test/cat/4.png", "test/dog/3.png"]
+    np.testing.assert_array_equal(test.labels, [0, 1])
+    assert "3 test images are left out: the training images lack their class, 'aardvark' and 1 more" in test.notes
+    with pytest.raises(DataError, match=r"no class of the training images: theirs is 'aardvark' and 3 more"):
+        build(Config(source="folder", root=root), "test", classes=("cow",))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("images.zip", ("an archive", "unpack it")),
+        ("images.tar.gz", ("an archive", "unpack it")),
+        ("list.csv", ("a table", "folder of the images")),
+        ("a.jpeg", ("one image", "folder that holds")),
+        ("noext", ("a file", "folder of your images")),
+    ],
+)
+@pytest.mark.parametrize("flag", ["root", "test_root"])
+def test_a_root_that_is_no_folder_is_named(make: Make, name: str, words: Sequence[str], flag: str) -> None:
+    root = make("cat/1.png")
+    (root / name).write_bytes(b"x")
+    settings = {"root": root, flag: root / name}
+    refused(settings.pop("root"), DataError, f"--data.{flag.replace('_', '-')}", name, *words, **settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("https://example.org/images", "is an address"),
+        ("s3://bucket/images", "is an address"),
+        ("x" * 300, "File name too long"),
+        ("a\0b", r"a\x00b"),
+        ("link", "is a link to gone, which does not exist"),
+    ],
+)
+def test_a_root_that_cannot_be_is_named(tmp_path: Path, path: str, words: str) -> None:
+    os.symlink("gone", tmp_path / "link")
+    refused(Path(path) if ":/" in path else tmp_path / path, Exception, words)
+
+
+def test_a_data_set_of_torchvision_is_recognized(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"x")
+    refused(tmp_path, Exception, "no images", "--data.source cifar10")
+
+
+@pytest.mark.parametrize("source", ["digits", "synthetic"])
+@pytest.mark.parametrize("flag", ["root", "test_root"])
+def test_a_folder_that_the_source_does_not_read_is_refused(source: Any, flag: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"source": source, flag: tmp_path}
+    with pytest.raises(ConfigError, match=r"--data\.source folder"):
+        build(Config(**settings), "pretrain")
+
+
+def test_a_long_listing_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslx.data.listing._FIRST_WORD_S", -1.0)
+    lines: list[str] = []
+    root = make("cat/1.png", "dog/2.png")
+    build(Config(source="folder", root=root), "pretrain", say=lines.append)
+    assert lines
+    assert all(line.startswith(f"listing {root}/: ") for line in lines)
