@@ -1,7 +1,7 @@
 """The table of faults: what was done to real processes, and the tests that do it again.
 
-``tests/run.sh --faults`` runs it.  As a pytest plugin (``-p faults``) it runs just these tests and appends a line for each
-row to ``benchmarks/results/faults.jsonl``: whether it held, and the figures that its tests record with pytest's
+``tests/run.sh --faults`` runs it.  As a pytest plugin (``-p faults``) it runs just these tests and appends a line for
+each row to ``benchmarks/results/faults.jsonl``: whether it held, and the figures that its tests record with pytest's
 ``record_property("figure", ...)``.
 """
 
