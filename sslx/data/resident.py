@@ -1,7 +1,7 @@
 """Data sets that fit into memory: decoded once, kept as uint8 on the views' device, cropped there in batches.
 
 Nothing is read or decoded in training, so that a GPU needs no loader threads and no decoder beside it.  A crop and its
-antialiased resize are linear in the pixels, down and across: two batched products with each sample's own filters, which
+antialiased resize are linear in the pixels, down and across: sums of rows with each sample's own filters, which
 are zero outside of its box, so that images of several sizes stand in one padded tensor.  The filters are those of PIL
 and torchvision: a triangle, or Keys' cubic (IEEE TASSP 29, 1981) with a = -0.5, stretched where a crop is shrunk.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sslx import distributed
-from sslx.data import views
+from sslx.data import row_sums, views
 from sslx.data.finish import finish
 from sslx.data.order import Order
 from sslx.data.sources import Source
@@ -170,40 +170,71 @@ def _memory(device: torch.device) -> int:
 def crop(spec: ViewSpec, drawn: Draw | None, images: Tensor, sides: Indices) -> Tensor:
     """(N, 3, H, W) float32 in [0, 255] -> (N, size, size, 3): box, resize, flip, brightness and contrast.
 
-    drawn: the samples' parameters, None for the evaluation view.  sides: (N, 2) height and width of each image.
+    drawn: the samples' parameters, None for the evaluation view.  sides: (N, 2) height and width of each image.  Each
+    sample's crop is the same to the last bit whatever else is in its batch.
     """
-    top, left, bottom, right = views.boxes(spec, drawn, sides[:, 0], sides[:, 1]).T
+    box = views.boxes(spec, drawn, sides[:, 0], sides[:, 1])
+    out = images.new_empty((len(images), 3, spec.size, spec.size))
+    for part in row_sums.parts(images, images[0].numel()):
+        _crop(spec, drawn, part, images[part], box[part], out[part])
+    return out.permute(0, 2, 3, 1)
+
+
+def _crop(spec: ViewSpec, drawn: Draw | None, part: slice, images: Tensor, box: Indices, out: Tensor) -> None:
+    """``crop`` of a part of the batch, whose rows in ``drawn`` these are, into ``out``: (N, 3, size, size)."""
     cubic = spec.augment is not None and drawn is not None and spec.augment.interpolation == "bicubic"
-    rows = filters(top, bottom, images.shape[2], spec.size, cubic, images.device)
-    columns = filters(left, right, images.shape[3], spec.size, cubic, images.device)
-    if drawn is not None and drawn.flip.any():
-        columns = torch.where(_column(drawn.flip > 0, images), columns.flip(1), columns)
-    pixels = images @ columns[:, None].mT
-    if cubic:
-        pixels = pixels.clamp_(0, 255)  # it overshoots, each way
-    pixels = rows[:, None] @ pixels
-    if cubic:
-        pixels = pixels.clamp_(0, 255)
-    if drawn is not None and (drawn.brightness != 1).any():
-        pixels = (pixels * _column(drawn.brightness, images)[..., None]).clamp_(0, 255)
-    if drawn is not None and (drawn.contrast != 1).any():
-        red, green, blue = pixels.mean((2, 3)).unbind(1)
-        gray = (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None, None, None]
-        pixels = gray.lerp(pixels, _column(drawn.contrast, images)[..., None]).clamp_(0, 255)
-    return pixels.permute(0, 2, 3, 1).contiguous()
+    flip = np.zeros((2, len(box)), dtype=bool)  # (left to right, top to bottom)
+    if drawn is not None:
+        flip[0] = drawn.flip[part] > 0
+    index, weight = filters(box[:, [1, 0]].T, box[:, [3, 2]].T, flip, spec.size, cubic, images.device)
+    pixels = row_sums.filtered(images.mT, index[0], weight[0]).clamp_(0, 255)  # a cubic overshoots, each way
+    torch.clamp(row_sums.filtered(pixels.mT, index[1], weight[1]), 0, 255, out=out)
+    # What is left as it is, is so to the last bit beside others that are changed: times 1, plus 0, clamped before.
+    if drawn is not None and (drawn.brightness[part] != 1).any():
+        out.mul_(_column(drawn.brightness[part], images)[..., None]).clamp_(0, 255)
+    if drawn is not None and (drawn.contrast[part] != 1).any():
+        contrast = _column(drawn.contrast[part], images)[..., None]
+        gray = _gray(out) * (1 - contrast)
+        out.mul_(contrast).add_(gray).clamp_(0, 255)
 
 
-def filters(start: Indices, stop: Indices, side: int, size: int, cubic: bool, device: torch.device) -> Tensor:
-    """(N, size, side) float32: the shares of a line's pixels start to stop - 1 in each of ``size`` new ones."""
-    ends = torch.from_numpy(np.stack([start, stop]).astype(np.float32)).to(device, non_blocking=True)
-    first, last = ends[0, :, None, None], ends[1, :, None, None]
+def _gray(pixels: Tensor) -> Tensor:
+    """(N, 3, H, W) in [0, 255] -> (N, 1, 1, 1): the mean luma of each.
+
+    Of lumas rounded to 2^-16, which fp64 adds without any error: so the order, which depends on the batch on a GPU,
+    makes no difference.
+    """
+    red, green, blue = pixels.unbind(1)
+    luma = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+    sums = luma.mul_(2.0**16).round_().sum((1, 2), dtype=torch.float64)
+    return (sums / (2.0**16 * luma[0].numel())).float()[:, None, None, None]
+
+
+def filters(
+    start: Indices, stop: Indices, flip: npt.NDArray[np.bool_], size: int, cubic: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which of a line's pixels start to stop - 1 count in each of ``size`` new ones, and with what shares.
+
+    start, stop: (...) of any shape.  flip: (...), whether the new ones stand in the reverse order.  Returns
+    (..., size, T) int64 in [start, stop) and (..., size, T) float32, with T for the longest line: shares beyond are 0.
+    """
+    radius = 2 if cubic else 1
+    terms = int(2 * radius * max(1.0, float((stop - start).max()) / size) + 0.75) + 1
+    values = torch.from_numpy(np.stack([start, stop, flip]).astype(np.float32)).to(device, non_blocking=True)
+    first, last, turned = values[..., None].unbind(0)
     step = (last - first) / size
-    center = first + (torch.arange(size, device=device)[:, None] + 0.5) * step
-    pixel = torch.arange(side, device=device) + 0.5
-    x = (pixel - center).abs() / step.clamp(min=1)
+    place = torch.arange(size, device=device) + 0.5
+    center = (first + torch.where(turned > 0, size - place, place) * step)[..., None]
+    stretch = step.clamp(min=1)[..., None]
+    pixel = (center - radius * stretch).floor() + torch.arange(terms, device=device) + 0.5
+    x = (pixel - center).abs() / stretch
     weight = _keys(x) if cubic else (1 - x).clamp_(min=0)
-    weight = weight * ((pixel > first) & (pixel < last))
-    return weight / weight.sum(2, keepdim=True)
+    weight = weight * ((pixel > first[..., None]) & (pixel < last[..., None]))
+    total = weight[..., 0]
+    for term in weight.unbind(-1)[1:]:  # one after another, so that zeros, as many as the batch needs, change nothing
+        total = total + term
+    inside = torch.minimum(torch.maximum(pixel, first[..., None]), last[..., None] - 1)
+    return inside.long(), weight / total[..., None]
 
 
 def _keys(x: Tensor) -> Tensor:

@@ -1,15 +1,20 @@
 """Colours, blur, solarize and normalisation of a batch, against fp64 sums written out in numpy."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
 
-from sslx.data import finish, views
+from kit import batches, instruction_sets
+from sslx.data import finish, row_sums, views
 from sslx.data.views import Augment, Draw, ViewSpec
 
-SIZES = (8, 33, 56, 57, 113, 224)  # below, at and beside a tile of the blur; odd numbers of pixels
+SIZES = (8, 33, 56, 57, 113, 224)
 RECIPE = Augment(blur=0.5, solarize=0.3, gray=0.3)
 
 
@@ -58,18 +63,39 @@ def test_a_batch_is_the_sum_of_its_definitions(size: int, generator: torch.Gener
         assert drawn.solarize[row] or difference.max() < 1e-4
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_a_sample_does_not_depend_on_its_neighbours(
-    size: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the last bit, whatever is finished at a time: W ranks train as one does."""
-    spec, drawn, image = batch(size, 20, generator)
-    whole = finish.finish(spec, drawn, image)
-    monkeypatch.setattr(finish, "_CACHED", 1)
-    torch.testing.assert_close(finish.finish(spec, drawn, image), whole, rtol=0, atol=0)
-    for rows in (slice(3, 4), slice(0, 20, 2)):
-        some = Draw(**{name: value[rows] for name, value in vars(drawn).items()})
-        torch.testing.assert_close(finish.finish(spec, some, image[rows]), whole[rows], rtol=0, atol=0)
+@pytest.mark.parametrize("size", [8, 9, 33, 113])
+def test_a_view_does_not_depend_on_its_batch(size: int) -> None:
+    """To the last bit, whatever is finished or cropped beside it, and by how many threads: W ranks train as one does.
+
+    Products by a BLAS fail here at 8 and 9 px, and on some CPUs at 113.
+    """
+    assert list(batches.differences(size, 5 if size > 50 else 9, np.random.default_rng())) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", instruction_sets.NAMES)
+def test_nor_with_other_instructions(isa: str) -> None:
+    if isa not in instruction_sets.supported():
+        pytest.skip(f"this CPU cannot imitate {isa}")
+    seed = str(np.random.default_rng().integers(2**31))
+    sizes = ("8", "11", "16", "31", "32", "64", "96", "113", "224")
+    run = [sys.executable, batches.__file__, seed, *sizes]
+    environment = os.environ | instruction_sets.environment(isa)
+    ended = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    capability, *differences = ended.stdout.splitlines()
+    assert capability.lower() == instruction_sets.environment(isa)["ATEN_CPU_CAPABILITY"]
+    assert differences == [], f"seed {seed}"
+
+
+def test_sums_of_rows_are_products(generator: torch.Generator) -> None:
+    planes = torch.rand(4, 3, 6, 7, generator=generator)
+    weight = torch.rand(4, 5, 2, generator=generator)
+    index = torch.randint(0, 6, (4, 5, 2), generator=generator)
+    matrix = torch.zeros(4, 5, 6).scatter_add_(2, index, weight)
+    torch.testing.assert_close(row_sums.filtered(planes, index, weight), matrix[:, None] @ planes)
+    mix = torch.randn(4, 3, 3, generator=generator)
+    torch.testing.assert_close(row_sums.mixed(planes, mix), torch.einsum("nij,njhw->nihw", mix, planes))
 
 
 def test_the_evaluation_view_is_only_normalised(generator: torch.Generator) -> None:
