@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sslx.data import splits
-from sslx.data.listing import EXTENSIONS, Listing
+from sslx.data.listing import EXTENSIONS, Listing, look
 from sslx.data.sources import Config, Source, Split
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.files import expanded
@@ -37,9 +37,12 @@ def read(config: Config, split: Split, say: Callable[[str], None], classes: Sequ
         if test_root is not None:
             return _listed(test_root, "--data.test-root", (), say, classes, split)
         if not layout.test:
+            kinds = splits.kinds_of([folder.name for folder in look(root.absolute().parent)[0]])
+            beside = next((name for name, kind in sorted(kinds.items()) if kind != "train" and name != root.name), "")
+            hint = f" (beside it is {shown(beside)})" if beside and kinds.get(root.name) == "train" else ""
             raise MissingInput(
                 f"no test images: {shown(root)} has no folder named test, val, validation or the like with images in "
-                "it: give the folder with --data.test-root"
+                f"it{hint}: give the folder with --data.test-root"
             )
         return _listed(layout.test[0], "--data.root", (), say, classes, split)
     source = _listed(layout.train, "--data.root", layout.held_out, say, classes, split, look=config.splits != "none")

@@ -4,9 +4,11 @@ The walk follows links, but reads no folder twice; it leaves out what is hidden,
 (thumbnails, recycle bins), and the run folders of sslx itself, whose pictures are no data.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from sslx.words import shown
@@ -14,6 +16,8 @@ from sslx.words import shown
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw")
 _SYSTEM = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found")
+_RUN_FILES = {"config.json", "run_id", "status.json"}
+"""The first and one of the others: a run folder of sslx."""
 _FIRST_WORD_S, _NEXT_WORD_S = 1.0, 3.0
 _KINDS_TOLD = 6
 
@@ -68,35 +72,40 @@ class Listing:
     def _read(self, below: str, real: str) -> tuple[list[str], list[tuple[str, str]]]:
         """The images right in a folder, and its subfolders, the last one by name first."""
         folder = self.root + below
+        images: list[str] = []
+        inner: list[tuple[str, str]] = []
+        skipped: list[tuple[str, str]] = []
+        of_run: set[str] = set()
         try:
             with os.scandir(folder) as entries:
-                found = list(entries)
+                for entry in entries:
+                    name = entry.name
+                    if name[0] == ".":
+                        skipped.append(("hidden", name))
+                    elif _is_folder(entry):
+                        if name.lower() in _SYSTEM:
+                            skipped.append(("folders of other programs", name))
+                        else:
+                            there = os.path.realpath(entry.path) if entry.is_symlink() else f"{real.rstrip('/')}/{name}"
+                            inner.append((f"{below}{name}/", there))
+                    elif not name.lower().endswith(EXTENSIONS):
+                        skipped.append((os.path.splitext(name)[1].lower() or "without a suffix", name))
+                        of_run |= {name} & _RUN_FILES
+                    elif entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                        images.append(folder + name)
+                    else:  # a pipe: to open it takes for ever
+                        skipped.append(("no regular files", name))
         except OSError as error:
             self._skip(f"folders that cannot be read ({error.strerror})", below or ".")
             return [], []
-        if _is_run({entry.name for entry in found}):
+        if "config.json" in of_run and len(of_run) > 1:
             self._skip("run folders of sslx", below or ".")
             self.runs.append(below)
             return [], []
-        images: list[str] = []
-        inner: list[tuple[str, str]] = []
-        for entry in found:
-            name = entry.name
-            if name[0] == ".":
-                self._skip("hidden", below + name)
-            elif _is_folder(entry):
-                if name.lower() in _SYSTEM:
-                    self._skip("folders of other programs", below + name)
-                else:
-                    there = os.path.realpath(entry.path) if entry.is_symlink() else f"{real.rstrip('/')}/{name}"
-                    inner.append((f"{below}{name}/", there))
-            elif not name.lower().endswith(EXTENSIONS):
-                self._skip(os.path.splitext(name)[1].lower() or "without a suffix", below + name)
-            elif not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):  # a pipe: to open it takes for ever
-                self._skip("no regular files", below + name)
-            else:
-                images.append(folder + name)
-        return images, sorted(inner, reverse=True)
+        for reason, name in skipped:
+            self._skip(reason, below + name)
+        inner.sort(reverse=True)
+        return images, inner
 
     def _is_held_out(self, real: str) -> bool:
         return any(real == folder or real.startswith(folder + "/") for folder in self._held_out)
@@ -123,23 +132,20 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _is_run(names: Collection[str]) -> bool:
-    """Whether a folder with these names in it is a run folder of sslx."""
-    return "config.json" in names and ("run_id" in names or "status.json" in names)
-
-
 def has_images(folder: Path) -> bool:
-    """Whether there is an image below the folder."""
+    """Whether there is an image below the folder; mostly the first few names in it tell."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        names = [entry.name for entry in itertools.islice(entries, 64) if not entry.is_dir()]
+        if not (folder / "config.json").exists() and any(_is_image(name) for name in names):
+            return True
     return next(iter(Listing(folder)), None) is not None
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """The folders right in a folder, sorted, that may hold images; see ``has_images``."""
-    _, inner = Listing(folder).read_one()
-    return [folder / below for below, _ in reversed(inner)]
+def look(folder: Path) -> tuple[list[Path], str]:
+    """The folders right in a folder, sorted, that may hold images, and the name of an image right in it, or ""."""
+    images, inner = Listing(folder).read_one()
+    return [folder / below for below, _ in reversed(inner)], os.path.basename(min(images, default=""))
 
 
-def loose_image(folder: Path) -> str:
-    """The name of an image that lies right in the folder, the first one; "" where there is none."""
-    images, _ = Listing(folder).read_one()
-    return os.path.basename(min(images, default=""))
+def _is_image(name: str) -> bool:
+    return name[0] != "." and name.lower().endswith(EXTENSIONS)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sslx.data.listing import has_images, loose_image, subfolders
+from sslx.data.listing import has_images, look
 from sslx.errors import ConfigError
 from sslx.words import shown
 
@@ -18,18 +18,35 @@ Kind = Literal["train", "test", "val"]
 KINDS: tuple[Kind, ...] = ("train", "test", "val")
 Choice = Literal["auto", "folders", "none"]
 _FILLER = r"(?:set|split|data|images?|imgs?|\d{1,4})"
-_NAMED = re.compile(
-    rf"(?:{_FILLER}[-_ ])?"  # images_val
-    r"(?:(?P<train>train(?:[-_ ]?val)?|training)|(?P<test>test|testing)"
+_WORDS = (
+    r"(?:(?P<train>train(?:[-_ ]?val)?|training|trn)|(?P<test>test|testing|tst)"
     r"|(?P<val>val|valid|validation|dev|development|eval|evaluation|holdout|held[-_ ]?out))"
-    rf"(?:[-_ ]?{_FILLER})*",  # train2017, test_set
-    re.IGNORECASE,
 )
+_NAMED = re.compile(rf"(?:{_FILLER}[-_ ])?{_WORDS}(?:[-_ ]?{_FILLER})*", re.IGNORECASE)  # images_val, train2017
+_WITHIN = re.compile(rf"(?:.*[-_. ])?{_WORDS}(?:[-_. ].*)?", re.IGNORECASE)  # of a pair, such as a_train and a_test
 
 
 def kind_of(name: str) -> Kind | None:
     """Which split a folder of this name usually is: Train, train2017, test_set, valid, ...; None for no split."""
-    match = _NAMED.fullmatch(name)
+    return _kind(_NAMED.fullmatch(name))
+
+
+def kinds_of(names: Collection[str]) -> dict[str, Kind]:
+    """The splits among folders that lie side by side, by their usual names or by pairs such as a_train and a_test."""
+    kinds: dict[str, Kind] = {name: kind for name in names if (kind := kind_of(name))}
+    pairs: dict[str, dict[str, Kind]] = {}
+    for name in names:
+        match = _WITHIN.fullmatch(name) if name not in kinds else None
+        if match and (kind := _kind(match)):
+            start, end = match.span(kind)
+            pairs.setdefault(f"{name[:start]}/{name[end:]}".lower(), {})[name] = kind
+    for pair in pairs.values():
+        if "train" in pair.values() and len(set(pair.values())) > 1:
+            kinds |= pair
+    return kinds
+
+
+def _kind(match: re.Match[str] | None) -> Kind | None:
     return next((kind for kind in KINDS if match[kind]), None) if match else None
 
 
@@ -67,12 +84,10 @@ def find(root: Path, choice: Choice = "auto", test_root: Path | None = None) -> 
 
 
 def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
-    base, trains, named = _base(root)
+    base, trains, named, beside = _base(root, others)
     held_out = [folder for folder in named if not any(os.path.samefile(folder, train) for train in trains)]
     if not trains and not held_out:
         return Layout(root, others, others)
-    test = (*others, *sorted(held_out, key=lambda folder: (bool(loose_image(folder)), kind_of(folder.name) != "test")))
-    beside = _beside(base, {*trains, *named, *others})
     if len(trains) > 1:
         raise ConfigError(
             f"{_names(trains)} in {shown(base)} both look like the training split: give one as --data.root, or take "
@@ -88,29 +103,37 @@ def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
             f"all images below {shown(base)} lie in {_names(held_out)}, which looks held out: take --data.splits none "
             "to train on them"
         )
-    train = trains[0] if trains else base
     notes = [f"held out, not trained on: {_names(held_out)} in {shown(base)}"] if held_out else []
     if len(held_out) < len(named):
         notes += [f"no test split, but the training images by another name: {_names(set(named) - set(held_out))}"]
     if trains and beside:
         notes += [f"not trained on: {beside}, beside {_names(trains)} (--data.splits folders)"]
-    return Layout(train, (*others, *held_out), test, tuple(notes))
+    return Layout(trains[0] if trains else base, (*others, *held_out), (*others, *held_out), tuple(notes))
 
 
-def _base(root: Path) -> tuple[Path, list[Path], list[Path]]:
-    """The folder that holds the splits, and those: the root, or the only folder with images down from it."""
-    base = root
+def _base(root: Path, others: Collection[Path]) -> tuple[Path, list[Path], list[Path], str]:
+    """The folder that holds the splits: the root, or the only folder with images down from it, but for ``others``.
+
+    Then the training splits in it, the held-out ones, those to probe on first, and what else in it holds images.
+    """
+    base, known = root, {os.path.realpath(folder) for folder in others}
     while True:
-        folders = subfolders(base)
-        named = [(kind_of(folder.name), folder) for folder in folders]
-        splits = [(kind, folder) for kind, folder in named if kind and has_images(folder)]
+        folders, loose = look(base)
+        kinds = kinds_of([folder.name for folder in folders])
+        splits = [folder for folder in folders if folder.name in kinds and has_images(folder)]
+        rest = [folder for folder in folders if folder not in splits and os.path.realpath(folder) not in known]
+        filled = _first_two(rest) if splits or not loose else []
         if splits:
-            trains = [folder for kind, folder in splits if kind == "train"]
-            return base, trains, [folder for kind, folder in splits if kind != "train"]
-        only = _first_two(folders) if not loose_image(base) else []
-        if len(only) != 1:
-            return root, [], []
-        base = only[0]
+            trains = [folder for folder in splits if kinds[folder.name] == "train"]
+            held_out = [folder for folder in splits if folder not in trains]
+            held_out.sort(
+                key=lambda folder: (bool(look(folder)[1]), kinds[folder.name] != "test")
+            )  # labeled ones first
+            beside = [f"images in {_names(filled)}"] * bool(filled) + [f"images such as {shown(loose)}"] * bool(loose)
+            return base, trains, held_out, " and ".join(beside)
+        if loose or len(filled) != 1:
+            return root, [], [], ""
+        base = filled[0]
 
 
 def _first_two(folders: Collection[Path]) -> list[Path]:
@@ -119,29 +142,27 @@ def _first_two(folders: Collection[Path]) -> list[Path]:
     return [folder for folder, _ in zip(filled, range(2), strict=False)]
 
 
-def _beside(base: Path, known: Collection[Path]) -> str:
-    """What else holds images, in words; "" for nothing."""
-    filled = _first_two([folder for folder in subfolders(base) if folder not in known])
-    words = [f"images in {_names(filled)}"] if filled else []
-    if image := loose_image(base):
-        words.append(f"images such as {shown(image)}")
-    return " and ".join(words)
-
-
 def refuse_deeper(root: Path, folders: Collection[str]) -> str:
     """Raise ConfigError where a folder further down holds a training and a held-out split.
 
     folders: all below the root, relative, with a slash at their end.  Returns a line on those that are named like
     held-out images without a training split beside them, "" where there are none.
     """
-    kinds = {path: kind for path in map(Path, folders) if (kind := kind_of(path.name))}
-    held_out = [path for path, kind in kinds.items() if kind != "train" and has_images(root / path)]
-    for path in held_out:
-        if any(kind == "train" and other.parent == path.parent for other, kind in kinds.items()):
+    inside: dict[str, list[str]] = {}
+    for folder in folders:
+        parent, _, name = folder.rstrip("/").rpartition("/")
+        inside.setdefault(parent, []).append(name)
+    held_out: list[str] = []
+    for parent, names in inside.items():
+        kinds = kinds_of(names)
+        named = [os.path.join(parent, name) for name in names if kinds.get(name, "train") != "train"]
+        filled = [folder for folder in named if has_images(root / folder)]
+        if filled and "train" in kinds.values():
             raise ConfigError(
-                f"{shown(path)} in {shown(root)} looks held out, beside a training split: give "
-                f"{shown(root / path.parent)} as --data.root, or take --data.splits none to train on all of it"
+                f"{shown(filled[0])} in {shown(root)} looks held out, beside a training split: give "
+                f"{shown(root / parent)} as --data.root, or take --data.splits none to train on all of it"
             )
+        held_out += filled
     more = f" and {len(held_out) - 1:,} more" if len(held_out) > 1 else ""
     return f"trained on, although named like held-out images: {shown(held_out[0])}{more}" if held_out else ""
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sslx.data.sources import Config, Source, build
-from sslx.data.splits import kind_of
+from sslx.data.splits import kind_of, kinds_of
 from sslx.errors import ConfigError, DataError, MissingInput
 
 Make = Callable[..., Path]
@@ -77,6 +77,9 @@ def test_the_usual_names_of_splits(kind: str | None, spelled: str) -> None:
         ("training_set", "test_set"),
         ("data/train", "data/dev"),
         ("images/train", "images/val"),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+        ("Dogs-Train", "dogs-test"),
+        ("deep/down/trn", "deep/down/tst"),
     ],
 )
 def test_splits_by_any_usual_name(make: Make, train: str, held_out: str) -> None:
@@ -90,6 +93,18 @@ def test_splits_by_any_usual_name(make: Make, train: str, held_out: str) -> None
     test = build(Config(source="folder", root=root), "test", classes=source.classes)
     assert names(test, root) == [f"{held_out}/{label}/{i}.png" for label in ("cat", "dog") for i in "01"]
     np.testing.assert_array_equal(test.labels, source.labels)
+
+
+def test_a_name_that_only_holds_such_a_word_is_a_class(make: Make) -> None:
+    every = [f"{name}/1.png" for name in ("crash_test", "express_train", "steam_train", "stress_test")]
+    assert kinds_of([name.partition("/")[0] for name in every]) == {}
+    assert names(trained_on(make(*every)), make()) == every
+
+
+def test_a_test_split_beside_the_root_is_named(make: Make) -> None:
+    root = make("train/cat/1.png", "valid/cat/2.png") / "train"
+    with pytest.raises(MissingInput, match=r"\(beside it is valid\): give the folder with --data\.test-root"):
+        build(Config(source="folder", root=root), "test")
 
 
 def test_a_class_named_train_is_asked_about(make: Make) -> None:
