@@ -339,10 +339,15 @@ def loads(text: str) -> PretrainConfig:
 
 def differences(ours: PretrainConfig, theirs: PretrainConfig, ignore: Sequence[str] = ()) -> list[str]:
     """``flag: theirs -> ours`` for every field that differs, in flag notation; ``ignore`` names prefixes."""
-    a, b = (dict(_leaves(json.loads(dump(c)))) for c in (ours, theirs))
+    a, b = leaves(ours), leaves(theirs)
     changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
     kept = [key for key in changed if not any(key == i or key.startswith(i + ".") for i in ignore)]
     return [f"--{key.replace('_', '-')} {b.get(key)} -> {a.get(key)}" for key in kept]
+
+
+def leaves(settings: PretrainConfig) -> dict[str, Any]:
+    """Every field by its dotted name, as JSON holds it."""
+    return dict(_leaves(json.loads(dump(settings))))
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

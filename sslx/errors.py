@@ -29,6 +29,15 @@ class MissingInput(UserError):
     exit_code = 66
 
 
+class RanksError(UserError):
+    """A rank that did not come, does not answer or left the others waiting, or whose weights are no longer theirs.
+
+    A new start may go better.
+    """
+
+    exit_code = 70
+
+
 class StorageError(UserError):
     """A checkpoint or log that could not be written."""
 

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from sslx import files, outcome, requeue
 from sslx.errors import ConfigError, DataError, MissingInput, StorageError
+from sslx.runs import lock as locks
 from sslx.words import one_line, shown
 
 Queue: TypeAlias = "dict[str, tuple[str, str]]"
@@ -98,7 +99,7 @@ def row(run: Path, queue: Queue) -> list[str]:
     last = stops[-1].reason if stops else (status.reason if status and status.state != "running" else "")
     return [
         f"{job.id} ({job.cluster})" if job else "-",
-        state(job, status, queue),
+        state(job, status, queue, owned=bool((owner := locks.look(run)) and owner[1])),
         f"{step:,}",
         f"{speed:,.0f}" if math.isfinite(speed) else "-",
         f"step {saved:,}{age}" if saved else "none",
@@ -107,14 +108,19 @@ def row(run: Path, queue: Queue) -> list[str]:
     ]
 
 
-def state(job: outcome.Job | None, status: outcome.Status | None, queue: Queue) -> str:
-    """What a run is doing, in a word or two: Slurm's state while the job is in its queue, else that of its end."""
+def state(job: outcome.Job | None, status: outcome.Status | None, queue: Queue, *, owned: bool = True) -> str:
+    """What a run is doing, in a word or two: Slurm's state while the job is in its queue, else that of its end.
+
+    owned: whether a living process owns the run folder.
+    """
     if job and (found := live(job, queue)):
         return found
     if status is None:
         return "lost: the job ended before it began" if job else "starting"
     if status.state == "running" and job:
         return "lost: no job is running it"
+    if status.state == "running" and not owned:
+        return "lost: its process is gone"
     return f"{status.state} ({status.code})" if status.state == "failed" else status.state
 
 

@@ -101,6 +101,10 @@ _WORDED: dict[str, Callable[[float], str]] = {
 }
 
 
+_UNSAID = ("slowest_rank", "slowest_rank_s", "other_ranks_s")
+"""Metrics that the terminal leaves out: a line says so where one rank keeps the others waiting."""
+
+
 class Terminal:
     """A live display of two or three lines on a terminal; elsewhere (a file, Slurm) a line each time."""
 
@@ -184,7 +188,7 @@ def _worded(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _named(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:.4g}" for name, value in metrics.items() if name not in _WORDED]
+    return [f"{name} {value:.4g}" for name, value in metrics.items() if name not in _WORDED and name not in _UNSAID]
 
 
 class JSONL:

@@ -17,7 +17,7 @@ LEAVES = ("errors", "words", "files", "streams", "rng", "schedules", "distribute
 """Anyone may import these; they import no other part."""
 
 ARROW = (
-    ("outcome", "allocation", "state"),
+    ("outcome", "allocation", "state", "runs"),
     ("requeue",),
     ("checkpoint", "log", "sync_bn", "group_norm", "jobs"),
     ("data", "weights"),

@@ -17,6 +17,7 @@ from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.group_norm import group_norm, has_batch_norm
 from sslx.methods.base import Method
 from sslx.probe.online import OnlineProbe
+from sslx.train import agree
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     )
     loader.num_draws = method.num_draws
     steps_per_epoch = loader.batches_per_epoch // config.micro_batches
+    total_steps = config.steps or config.epochs * steps_per_epoch
+    numbers = {"the precision": autocast or parameters, "the number of steps": f"{total_steps:,}"}
+    agree.on_parts(loader, method, numbers)
     parts = Parts(
         source,
         loader,
@@ -123,7 +127,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         autocast,
         optim.peak_lr(config.optim, config.batch_size),
         steps_per_epoch,
-        config.steps or config.epochs * steps_per_epoch,
+        total_steps,
     )
     for line in parts.plan(config, ranks):
         say(line)

@@ -78,14 +78,17 @@ def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
                 return _end(position, stop.received)
             traceback.print_exc()
             return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)
+        finally:
+            if position.lock:
+                position.lock.release()
 
 
 def _end(position: Position, received: int | None) -> int:
     """Leave behind that the run is done, or saved after a signal; returns the exit code."""
     code = exit_code(received) if received else 0
-    if distributed.rank() == 0 and position.folder:
+    if distributed.rank() == 0 and (folder := position.owned):
         state, reason = ("preempted", signal.Signals(received).name) if received else ("done", "")
-        outcome.write_status(position.folder, state, position.step, reason, code)
+        outcome.write_status(folder, state, position.step, reason, code)
     return code
 
 
@@ -93,8 +96,8 @@ def _give_up(position: Position, stop: StopSignals) -> None:
     """Called by a thread: a rank hangs, and this one waits for it."""
     reason = f"{signal.Signals(stop.received).name}; no step ended in {give_up_s():g} s"
     sys.stderr.write(f"rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0}: {reason}: giving up\n")
-    if distributed.rank() == 0 and position.folder:
-        outcome.write_status(position.folder, "preempted", position.saved, reason, 75)
+    if distributed.rank() == 0 and position.owned:
+        outcome.write_status(position.owned, "preempted", position.saved, reason, 75)
 
 
 def lost_peer(error: Exception) -> bool:
@@ -103,8 +106,8 @@ def lost_peer(error: Exception) -> bool:
 
 
 def _fail(position: Position, reason: str, code: int) -> int:
-    if position.folder:
-        outcome.write_status(position.folder, "failed", position.step, reason, code)
+    if folder := position.owned:  # what is another run's by now, or was deleted, gets no status from here
+        outcome.write_status(folder, "failed", position.step, reason, code)
     return cli.complain(reason, code)
 
 

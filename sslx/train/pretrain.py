@@ -4,7 +4,6 @@
 """
 
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,20 +19,31 @@ from sslx.distributed import Ranks
 from sslx.errors import NonFiniteError
 from sslx.probe.health import Health
 from sslx.probe.online import OnlineProbe
-from sslx.train import finite
+from sslx.runs.lock import Lock
+from sslx.train import agree, finite
 from sslx.train import run as runs
 from sslx.train.build import Parts, build, online_probe
+from sslx.train.clock import Clock, watch_waits
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
 
 
 @dataclass
 class Position:
-    """How far a run has come, for whoever reports its end: its folder once claimed, its last step, its last save."""
+    """How far a run has come, for whoever reports its end: its folder once claimed, its last step, its last save.
+
+    lock: the claim on the folder, which whoever reports the end releases after that.
+    """
 
     folder: Path | None = None
+    lock: Lock | None = None
     step: int = 0
     saved: int = 0
+
+    @property
+    def owned(self) -> Path | None:
+        """The run folder while it is there and this run's."""
+        return self.folder if self.lock and self.lock.is_valid else None
 
 
 class Setup(NamedTuple):
@@ -43,6 +53,7 @@ class Setup(NamedTuple):
     probe: OnlineProbe | None
     health: Health
     agreement: distributed.StopFlag
+    peers: agree.Peers
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: Position) -> int:
@@ -50,17 +61,20 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
     Every rank calls this; ``position`` is kept up to date.  UserErrors where a user can mend what is wrong.
     """
+    peers = agree.on_start(config, ranks.device)
     say = _print if ranks.is_main else silent
     resumes = runs.on_main(lambda: runs.resumes(config))
     # Says what is about to happen before the run folder is there.
     parts = build(config, ranks, say, initial_weights=not resumes)
     probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.autocast)
-    setup = Setup(parts, probe, health, distributed.StopFlag())
+    setup = Setup(parts, probe, health, distributed.StopFlag(), peers)
+    watch_waits(parts.model)
     run = runs.claim(config)
-    position.folder, position.step, position.saved = run.folder, run.step, run.step
+    position.folder, position.lock, position.step, position.saved = run.folder, run.lock, run.step, run.step
     gone_back_to = 0
     while True:
         runs.restore(run, config, parts)
+        agree.on_weights(parts.method, parts.optimizer, run.step, peers, say)
         try:
             return _train(config, ranks, stop, position, setup, run)
         except finite.NotFinite as reason:  # on all ranks
@@ -83,11 +97,11 @@ def _train(
     config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: Position, setup: Setup, run: runs.Run
 ) -> int:
     """Train from where the run stands to the end or to a signal; finite.NotFinite, on all ranks, where it cannot."""
-    parts, probe, health, agreement = setup
+    parts, probe, health, agreement, peers = setup
     logger = _log(config, ranks, parts, run)
     progress = torch.zeros((), device=ranks.device)
     run_step = cached_step if config.grad_cache_chunks > 1 else train_step
-    meter, clock = log.Meter(), Clock(config.batch_size)
+    meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts)
     watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.paths)
     signal = 0
 
@@ -114,8 +128,11 @@ def _train(
             watch.add(done, metrics, batches)
             watch.look(logger.message, now=bool(tell))
             if tell:
+                clock.arrive()
                 numbers = _means(meter, parts.loader, ranks.device, watch)
-                numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch, **clock.read()}
+                numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch}
+                numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
+                runs.check(run, clock.lost)
                 if look:
                     numbers |= health.look(parts.method.encoder, batches)
                     clock.restart()
@@ -126,6 +143,7 @@ def _train(
                 logger.log(done, {"knn": probe.accuracy(parts.method.encoder)})
                 clock.restart()
             if save:
+                agree.on_weights(parts.method, parts.optimizer, done, peers, logger.message)
                 runs.save(run, config, done, parts)
                 position.saved = done
                 clock.restart()
@@ -170,31 +188,3 @@ def _means(meter: log.Meter, loader: Loader, device: torch.device, watch: finite
     bad = float(distributed.sum_over_ranks(torch.tensor(float(len(loader.bad)), device=device)))
     counts = {"unreadable_images": bad, "skipped_steps": float(watch.skipped)}
     return means | {name: count for name, count in counts.items() if count}
-
-
-class Clock:
-    """Throughput since the last reading, and the share of the time spent waiting for data."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self.restart()
-
-    def restart(self) -> None:
-        """Leave out what came since the last reading: a probe, a checkpoint."""
-        self._since, self._waited, self.steps = time.perf_counter(), 0.0, 0
-
-    def waiting(self) -> "Clock":
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._waited += time.perf_counter() - self._entered
-
-    def read(self) -> dict[str, float]:
-        """``samples_per_s`` over all ranks and ``data_wait`` in [0, 1], then start again."""
-        spent = time.perf_counter() - self._since
-        found = {"samples_per_s": self.steps * self._batch_size / spent, "data_wait": self._waited / spent}
-        self.restart()
-        return found

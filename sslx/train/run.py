@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 from sslx import checkpoint, config, distributed, log, optim, outcome, state
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, DataError, UserError
+from sslx.runs import lock as locks
+from sslx.runs.lock import Lock
 from sslx.train import finite
 from sslx.train.build import Parts
 
@@ -16,9 +18,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """A claimed run folder: where to start, and the state to start from (None: afresh)."""
+    """A claimed run folder: its lock, where to start, and the state to start from (None: afresh)."""
 
     folder: Path
+    lock: Lock
     id: str
     state: dict[str, Any] | None
     notes: tuple[str, ...] = ()
@@ -49,38 +52,68 @@ def resumes(settings: PretrainConfig) -> bool:
 
 
 def claim(settings: PretrainConfig) -> Run:
-    """Make the run folder, or resume the run in it; status.json says "running" then.  Every rank calls this together.
+    """Own the run folder: make it, or resume the run in it; status.json says "running" then.  Every rank calls this.
 
-    ConfigError for a folder that exists without ``--resume auto`` or holds a run of another config; DataError
-    where none of its checkpoints is good.
+    ConfigError for a folder that another process owns, that exists without ``--resume auto`` or that holds a run of
+    another config; DataError where none of its checkpoints is good.
     """
     folder = settings.runs / settings.name
-    found, run_id, notes = on_main(lambda: _decide(settings, folder))
-    run = Run(folder, run_id, None, notes)
-    if found is not None:
-        loaded = checkpoint.load(found, needs=state.RESUME)
-        run = Run(folder, loaded["run_id"], loaded, (*notes, f"resumed {folder} at step {loaded['step']:,}"))
-    if distributed.rank() == 0:
-        outcome.write_status(folder, "running", run.step)
-    return run
+    held: list[Lock] = []  # on rank 0
+    try:
+        found, token, run_id, notes = on_main(lambda: _decide(settings, folder, held))
+        run = Run(folder, held[0] if held else Lock(folder, token), run_id, None, notes)
+        if found is not None:
+            loaded = checkpoint.load(found, needs=state.RESUME)
+            notes = (*notes, f"resumed {folder} at step {loaded['step']:,}")
+            run = Run(folder, run.lock, loaded["run_id"], loaded, notes)
+        if distributed.rank() == 0:
+            outcome.write_status(folder, "running", run.step)
+        return run
+    except BaseException:
+        for lock in held:
+            lock.release()
+        raise
 
 
-def _decide(settings: PretrainConfig, folder: Path) -> tuple[Path | None, str, tuple[str, ...]]:
-    saved = folder / "config.json"
-    if not saved.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "run_id").write_text(log.new_run_id())
+def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[Path | None, str, str, tuple[str, ...]]:
+    """(checkpoint to go on from, the lock's token, wandb's id, notes); the lock itself goes to ``held``."""
+    saved, id_file = folder / "config.json", folder / "run_id"
+    if saved.exists() and settings.resume != "auto":
+        if (owner := locks.look(folder)) and owner[1]:
+            raise locks.refuse(folder, owner[0])
+        config.check_resumable(settings, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.append(locks.acquire(folder))
+        if not saved.exists():
+            id_file.write_text(log.new_run_id())
             outcome.replace(saved, config.dump(settings).encode())
-        except OSError as error:
-            raise ConfigError(f"cannot write the run folder {folder}: {error.strerror}; set --runs") from error
-        return None, (folder / "run_id").read_text(), ()
+            return None, held[0].token, id_file.read_text(), ()
+    except OSError as error:
+        raise ConfigError(f"cannot write the run folder {folder}: {error.strerror}; set --runs") from error
     config.check_resumable(settings, folder)
     newest, problems = checkpoint.newest(folder, state.RESUME)
     if newest is None:
-        run_id = (folder / "run_id").read_text()  # one wandb run, however often it starts before its first save
-        return None, run_id, (*problems, f"{folder} has no checkpoint yet: starting at step 0")
-    return newest, "", tuple(problems)
+        run_id = id_file.read_text()  # one wandb run, however often it starts before its first save
+        return (
+            None,
+            held[0].token,
+            run_id,
+            (
+                *problems,
+                f"{folder} has no checkpoint yet: starting at step 0",
+            ),
+        )
+    return newest, held[0].token, "", tuple(problems)
+
+
+def check(run: Run, lost: bool) -> None:
+    """Raise StorageError on all ranks where the folder is gone or no longer this run's.
+
+    lost: what rank 0 saw of it, on all ranks, which call this together.
+    """
+    if lost:
+        on_main(run.lock.check)
 
 
 def go_back(run: Run, reason: str) -> Run:
@@ -93,7 +126,7 @@ def go_back(run: Run, reason: str) -> Run:
         raise DataError(f"the checkpoints of {run.folder} are gone: nothing is left to go back to")
     loaded = checkpoint.load(found, needs=state.RESUME)
     notes = (f"{reason}: back to the checkpoint of step {loaded['step']:,}", *problems)
-    return Run(run.folder, run.id, loaded, notes)
+    return Run(run.folder, run.lock, run.id, loaded, notes)
 
 
 def save(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> None:

@@ -1,0 +1,132 @@
+"""Where a run's time goes, rank by rank: throughput, the wait for data, and the rank that the others wait for.
+
+In lockstep every rank takes equally long for a step, so what tells a straggler is the time of its own: all of a step
+but what it spends waiting for other ranks.  That wait is measured on the host, in the collectives of ``distributed``
+and in DDP's; nothing here waits for a device.  On GPUs a host runs ahead of its device, so a rank whose GPU alone is
+slow is not told from the others.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslx import distributed
+
+RATIO, SHARE = 1.5, 0.1
+"""A straggler's own time is so many times the others', and the difference such a share of the step."""
+NAMED_AFTER_S, AGAIN_AFTER_S = 5.0, 600.0
+"""Seconds for which a rank is the straggler before it is named, and until it is named again."""
+
+
+class Clock:
+    """Throughput since the last reading, the share of the time spent waiting for data, and the slowest rank.
+
+    hosts: of all ranks.  lost: what rank 0 said in the last reading.
+    """
+
+    def __init__(self, batch_size: int, hosts: Sequence[str]) -> None:
+        self._batch_size, self._hosts = batch_size, hosts
+        self.lost = False
+        self._streak: tuple[int, float] = (-1, 0.0)
+        self._named: dict[int, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what came since the last reading: a probe, a checkpoint."""
+        self._since, self._loading, self.steps = time.perf_counter(), 0.0, 0
+        self._blocked, self._arrived = distributed.blocked_s(), self._since
+
+    def waiting(self) -> "Clock":
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._loading += time.perf_counter() - self._entered
+
+    def arrive(self) -> None:
+        """The steps to be read are over; what comes until then, as a wait for the device, is nobody's own time."""
+        self._arrived = time.perf_counter()
+        self._own = self._arrived - self._since - self._loading - (distributed.blocked_s() - self._blocked)
+
+    def read(self, say: Callable[[str], None], lost: bool = False) -> dict[str, float]:
+        """Numbers of all ranks since the last reading, then start again.  To be called by every rank together.
+
+        ``samples_per_s`` over all ranks; ``data_wait`` in [0, 1] of the rank that waits longest for data.  On several
+        ranks also ``slowest_rank``, ``slowest_rank_s`` and ``other_ranks_s``: seconds a step of its own, its wait for
+        data included, and the median of those of the others.  say: prints a line about a straggler, now and then.
+        lost: passed on from rank 0 to all.
+        """
+        spent, steps = time.perf_counter() - self._since, max(1, self.steps)
+        every = distributed.gather_numbers([self._loading, max(0.0, self._own), float(lost)])
+        self.lost = bool(every[0][2])
+        numbers = {
+            "samples_per_s": self.steps * self._batch_size / spent,
+            "data_wait": min(1.0, max(loading for loading, _, _ in every) / spent),
+        }
+        if len(every) > 1:
+            own = [(loading + computing) / steps for loading, computing, _ in every]
+            slowest = max(range(len(own)), key=own.__getitem__)
+            others = statistics.median_low(own[:slowest] + own[slowest + 1 :])
+            numbers |= {"slowest_rank": slowest, "slowest_rank_s": own[slowest], "other_ranks_s": others}
+            if self._persists(slowest, own[slowest], others, spent, spent / steps):
+                say(self._remark(slowest, own[slowest], others, every[slowest][0] / steps))
+        self.restart()
+        return numbers
+
+    def _persists(self, rank: int, own_s: float, others_s: float, spent_s: float, step_s: float) -> bool:
+        """Whether a rank has kept the others waiting for a while, and it is time to say so."""
+        is_slow = own_s > RATIO * others_s and own_s - others_s > SHARE * step_s
+        before_s = self._streak[1] if self._streak[0] == rank else 0.0
+        self._streak = (rank, before_s + spent_s if is_slow else 0.0)
+        now = time.monotonic()
+        if self._streak[1] < NAMED_AFTER_S or now < self._named.get(rank, -AGAIN_AFTER_S) + AGAIN_AFTER_S:
+            return False
+        self._named[rank] = now
+        return True
+
+    def _remark(self, rank: int, own_s: float, others_s: float, loading_s: float) -> str:
+        cause = "little of it waiting for data: see what else runs on that machine"
+        if loading_s > (own_s - others_s) / 2:
+            cause = f"{loading_s:.3g} s of it waiting for data: its disk is slow, or --data.threads too few"
+        return (
+            f"rank {rank} on {self._hosts[rank]} keeps the others waiting: its own part of a step takes {own_s:.3g} s, "
+            f"theirs {others_s:.3g} s; {cause}"
+        )
+
+
+def watch_waits(model: nn.Module) -> None:
+    """Count as waiting for other ranks what DDP does of it: for rank 0's buffers, and for the others' gradients.
+
+    Does nothing to a module that is not in DDP, nor to any number.
+    """
+    if (inner := distributed.unwrap(model)) is model:
+        return
+    entered = 0.0
+
+    def enter(*_: Any) -> None:
+        nonlocal entered
+        entered = time.perf_counter()
+
+    def inside(*_: Any) -> None:
+        distributed.add_blocked(time.perf_counter() - entered)
+
+    def after_forward(_: nn.Module, __: Any, step: Any) -> None:
+        step.loss.register_hook(backward_begins)
+
+    def backward_begins(_: torch.Tensor) -> None:
+        queue(own_gradients_done)  # before DDP's, which waits for all buckets: they are called in turn
+
+    def own_gradients_done() -> None:
+        began = time.perf_counter()
+        queue(lambda: distributed.add_blocked(time.perf_counter() - began))
+
+    queue: Callable[[Callable[[], None]], None] = vars(torch.autograd.Variable)["_execution_engine"].queue_callback
+    model.register_forward_pre_hook(enter)
+    inner.register_forward_pre_hook(inside)
+    model.register_forward_hook(after_forward)

@@ -1,0 +1,255 @@
+"""Ranks that were started differently, and a rank whose weights drift away, are named; all ends in one line."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from processes import TINY, is_one_line
+from sslx import checkpoint, distributed, methods, outcome, verify
+from sslx.config import load
+from sslx.data.sources import Source
+from sslx.errors import ConfigError, RanksError
+from sslx.train import agree
+from sslx.train.pretrain import Position, pretrain
+
+PEERS = agree.Peers(("a", "b", "a"), True)
+ALONE = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+
+# ``sslx pretrain`` whose rank 1 does something of its own in step 15, before the step.
+HARMED = """
+import sys, torch, os
+from sslx import cli, distributed
+from sslx.train import pretrain as loop
+calls, train_step = 0, loop.train_step
+def harmed(model, batches, optimizer, progress, autocast):
+    global calls
+    calls += 1
+    if calls == 15 and os.environ["RANK"] == "1":
+        with torch.no_grad():
+            {harm}
+    return train_step(model, batches, optimizer, progress, autocast)
+loop.train_step = harmed
+sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
+"""
+
+
+def started_by_hand(
+    folder: Path, flags: dict[int, list[str]], code: str = "", world_size: int = 2, port: int = 0
+) -> tuple[list[int], list[str], float]:
+    """(exit codes, stderrs, seconds) of ranks that are started one by one, each with flags of its own."""
+    head = [sys.executable, "-c", code] if code else [sys.executable, "-m", "sslx", "pretrain"]
+    shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or 20_000 + os.getpid() % 9_000)}
+    start = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [*head, *TINY, "--runs", str(folder), "--name", "r", "--optim.lr", "0.01", *flags.get(rank, [])],
+            env=ALONE | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        said = [process.communicate(timeout=200)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said, time.monotonic() - start
+
+
+def error_lines(said: list[str]) -> str:
+    return "".join(line for text in said for line in text.splitlines(keepends=True) if "rror" in line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--seed", "1"], ["--seed is 0 on rank 0 (", ") and 1 on rank 1 ("]),
+        (["--optim.lr", "0.5"], ["--optim.lr is 0.01 on rank 0", "0.5 on rank 1"]),
+        (["--checkpoint.every", "7"], ["--checkpoint.every is 1000 on rank 0", "7 on rank 1"]),
+        (["--log.every", "3"], ["--log.every is 1 on rank 0", "3 on rank 1"]),
+        (["--encoder.channels", "8", "8", "8", "16"], ["--encoder.channels is [8, 8, 8, 8] on rank 0"]),
+        (["--method.name", "byol"], ["--method.name", '"byol" on rank 1']),
+    ],
+)
+def test_a_rank_with_another_setting_is_refused(tmp_path: Path, flags: list[str], words: list[str]) -> None:
+    codes, said, seconds = started_by_hand(tmp_path, {1: flags})
+    assert codes == [64, 64], said
+    is_one_line(error_lines(said), "the ranks of this run differ: ", *words, "start all ranks by the same command")
+    assert seconds < 100, "a collective's timeout is 600 s"
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_with_other_code_is_refused(tmp_path: Path) -> None:
+    code = """if True:
+        import os, sys
+        from sslx import cli
+        from sslx.train import agree
+        if os.environ["RANK"] == "1":
+            agree.source_digest = lambda: "0123456789ab"
+        sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
+    """
+    codes, said, _ = started_by_hand(tmp_path, {}, code)
+    assert codes == [64, 64], said
+    is_one_line(error_lines(said), "sslx is ", " 0123456789ab on rank 1", "the same installation")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_weight_that_drifts_away_is_noticed_at_the_next_save(tmp_path: Path, world_size: int) -> None:
+    flags = {r: ["--steps", "60", "--checkpoint.every", "10", "--batch-size", "18"] for r in range(world_size)}
+    harm = "next(model.module.parameters())[0, 0, 0, 0] += 1e-3"
+    codes, said, _ = started_by_hand(tmp_path, flags, HARMED.format(harm=harm), world_size)
+    assert codes == [70] * world_size, said
+    words = ["encoder.", "conv1.weight of rank 1 (", "is no longer that of the other ranks at step 20", "is not saved"]
+    is_one_line(error_lines(said), *words, "--resume auto")
+    assert checkpoint.load(tmp_path / "r")["step"] == 10
+    status = outcome.read_status(tmp_path / "r")
+    assert status is not None
+    assert (status.state, status.code) == ("failed", 70)
+
+
+# ---------------------------------------------------------------- on ranks that stay up
+
+
+def differing(facts: list[dict[str, str]]) -> str:
+    try:
+        agree.check(facts[distributed.rank()], "mend it")
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_what_differs_is_said_on_all_ranks(ranks: Any) -> None:
+    assert ranks(3, differing, [{"a": "1", "b": "2"}] * 3) == ["", "", ""]
+    said = ranks(3, differing, [{"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "1"}])
+    assert len(set(said)) == 1
+    host = os.uname().nodename
+    what = f"b is 2 on rank 0 ({host}) and 3 on rank 1 ({host}) and nothing on rank 2 ({host})"
+    assert said[0] == f"the ranks of this run differ: {what}: mend it"
+    many = [{f"f{i}": str(rank) for i in range(9)} for rank in range(2)]
+    assert "; and 6 more: mend it" in ranks(2, differing, many)[0]
+
+
+def parts_differ(changes: list[dict[str, Any]]) -> str:
+    mine: dict[str, Any] = {"pixels": np.zeros((9, 4, 4, 3), np.uint8), "labels": np.arange(9), "width": 3}
+    mine |= changes[distributed.rank()]
+    source = Source("s", 4, mine["labels"], paths=mine.get("paths"), pixels=mine["pixels"])
+    try:
+        agree.on_parts(source, nn.Linear(2, mine["width"]), {"steps": 5})
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 4}, "parameter weight is (3, 2) torch.float32 on rank 0"),
+        ({"labels": np.arange(9)[::-1]}, "the images (digest) is "),
+        ({"pixels": np.ones((9, 4, 4, 3), np.uint8)}, "the images (digest) is "),
+        ({"pixels": np.zeros((10, 4, 4, 3), np.uint8), "labels": np.arange(10)}, "the number of images is 9 on rank 0"),
+        ({"pixels": None, "paths": [f"/a/{i}.png" for i in range(9)]}, "the images (digest) is "),
+    ],
+)
+def test_other_images_or_parameters_are_refused(ranks: Any, change: dict[str, Any], words: str) -> None:
+    assert ranks(2, parts_differ, [{}, {}]) == ["", ""]
+    for said in ranks(2, parts_differ, [{}, change]):
+        assert words in said
+
+
+def test_roots_may_differ(ranks: Any) -> None:
+    paths = [{"pixels": None, "paths": [f"{root}/a/{i}.png" for i in range(9)]} for root in ("/x", "/y/z")]
+    assert ranks(2, parts_differ, paths) == ["", ""]
+
+
+def drift(harm: str, alike: bool) -> str:
+    """What is said of a model whose state one rank has changed so."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last), nn.BatchNorm2d(4), nn.Linear(5, 5))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model[2](torch.ones(5)).sum().backward()
+    optimizer.step()
+    model[1].running_mean.fill_(distributed.rank())  # each rank's own
+    if distributed.rank() == 1:
+        with torch.no_grad():
+            exec(harm, {"model": model, "optimizer": optimizer, "torch": torch})
+    said: list[str] = []
+    try:
+        agree.on_weights(model, optimizer, 7, agree.Peers(PEERS.hosts, alike), said.append)
+    except RanksError as error:
+        said.append(f"error: {error}")
+    return "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [
+        ("", ""),
+        ("model[0].weight[0, 0, 0, 1] += 1e-7", "0.weight"),
+        ("model[0].weight.neg_()", "0.weight"),
+        ("model[2].bias[4] = torch.nan", "2.bias"),
+        ("model[1].num_batches_tracked += 1", "1.num_batches_tracked"),
+        ("optimizer.state[model[2].weight]['exp_avg'][0, 0] *= 2", "2.weight's exp_avg"),
+        ("optimizer.state[model[2].weight]['step'] += 1", "2.weight's step"),
+        ("model[2].double(); optimizer.state.clear()", "2.weight"),
+    ],
+)
+def test_drift_is_named(ranks: Any, harm: str, name: str) -> None:
+    for world_size in (2, 3):
+        for said in ranks(world_size, drift, harm, True):
+            assert said.startswith(f"error: {name} of rank 1 (b) is no longer that of") if name else said == ""
+    for said in ranks(2, drift, harm, False):
+        assert said.startswith(f"{name} of rank 1 (b) is no longer, to the last bit") if name else said == ""
+
+
+def nan_of_another_sign() -> str:
+    model = nn.Linear(2, 2)
+    bits = torch.tensor([0x7FC00000, -0x400000, 0, -(2**31)] if distributed.rank() else [-0x400000, 0x7FC00000, 0, 0])
+    model.weight.data = bits.to(torch.int32).view(torch.float32).reshape(2, 2)
+    model.bias.data.zero_()
+    said: list[str] = []
+    agree.on_weights(model, torch.optim.SGD(model.parameters()), 7, PEERS, said.append)
+    return "".join(said)
+
+
+def test_nan_is_nan_and_zero_is_zero(ranks: Any) -> None:
+    assert ranks(2, nan_of_another_sign) == ["", ""]
+
+
+class _Never:
+    received = 0
+
+    def heed(self, agreed: int) -> int:
+        return agreed
+
+
+def trained(folder: str, name: str, encoder: str, batch_norm: str) -> int:
+    torch.set_num_threads(1)
+    flags = [*verify.SETTINGS, *verify.ENCODERS[encoder], "--method.name", name, "--batch-norm", batch_norm]
+    flags += ["--data.size", verify.SIZE["fp32"], "--precision", "fp32", "--steps", "4", "--checkpoint.every", "2"]
+    settings = load([*flags, "--online.every", "0", "--runs", folder, "--name", name])
+    settings = dataclasses.replace(settings, method=verify.narrow(settings.method))
+    position = Position()
+    pretrain(settings, distributed.init("cpu"), _Never(), position)  # pyright: ignore[reportArgumentType]
+    return position.saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_norm", ["local", "sync"])
+@pytest.mark.parametrize(("method", "encoder"), [(m, e) for m in methods.available() for e in methods.encoders(m)])
+def test_no_method_drifts_by_itself(ranks: Any, tmp_path: Path, method: str, encoder: str, batch_norm: str) -> None:
+    assert ranks(3, trained, str(tmp_path), method, encoder, batch_norm) == [4, 4, 4]

@@ -1,0 +1,102 @@
+"""Throughput, the wait for data and the straggler: on gloo ranks of which one is slow in a known place."""
+
+import math
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sslx import distributed
+from sslx.methods.base import Step
+from sslx.train.clock import AGAIN_AFTER_S, NAMED_AFTER_S, Clock, watch_waits
+
+SLOW_S = 0.15
+
+
+class Slow(nn.Module):
+    """A model whose forward sleeps, with a batch norm's buffers and a gather as a contrastive loss has it."""
+
+    def __init__(self, sleep_s: float) -> None:
+        super().__init__()
+        self.norm, self.sleep_s = nn.BatchNorm1d(16), sleep_s
+
+    def forward(self, x: torch.Tensor) -> Step:
+        time.sleep(self.sleep_s)
+        z = self.norm(x)
+        return Step((z @ distributed.all_gather(z).T).square().mean())
+
+
+def measured(where: str, slow_rank: int, steps: int, readings: int) -> list[tuple[dict[str, float], str]]:
+    """What a Clock says of ranks of which one sleeps in every step, in the loader, the forward or after the step."""
+    torch.manual_seed(0)
+    late_s = SLOW_S if distributed.rank() == slow_rank else 0.0
+    model = Slow(late_s if where == "forward" else 0.0)
+    wrapped = distributed.wrap(model, device=torch.device("cpu"), sync_bn=False)
+    watch_waits(wrapped)
+    clock, flag = Clock(8, [f"host{rank}" for rank in range(distributed.world_size())]), distributed.StopFlag()
+    said: list[tuple[dict[str, float], str]] = []
+    for _ in range(readings):
+        for _ in range(steps):
+            with clock.waiting():
+                time.sleep(late_s if where == "loader" else 0.0)
+            wrapped(torch.randn(4, 16)).loss.backward()
+            time.sleep(late_s if where == "after" else 0.0)
+            clock.steps += 1
+            flag.agreed(0)
+        clock.arrive()
+        distributed.sum_over_ranks(torch.ones(1))
+        remarks: list[str] = []
+        numbers = clock.read(remarks.append)
+        said.append((numbers, "".join(remarks)))
+    flag.finish()
+    return said
+
+
+@pytest.mark.parametrize("where", ["loader", "forward", "after"])
+@pytest.mark.parametrize(
+    ("world_size", "slow_rank"),
+    [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(3, 1, marks=pytest.mark.slow)],
+)
+def test_the_slow_rank_is_found_wherever_it_is_slow(ranks: Any, where: str, world_size: int, slow_rank: int) -> None:
+    for readings in ranks(world_size, measured, where, slow_rank, 3, 2):
+        numbers, _ = readings[1]
+        assert numbers["slowest_rank"] == slow_rank
+        assert numbers["slowest_rank_s"] > SLOW_S
+        assert numbers["other_ranks_s"] < numbers["slowest_rank_s"] - SLOW_S / 2
+        assert numbers["samples_per_s"] < 8 / SLOW_S
+        data_s = numbers["data_wait"] * 8 / numbers["samples_per_s"]
+        assert data_s > 0.9 * SLOW_S if where == "loader" else data_s < SLOW_S / 2
+
+
+@pytest.mark.slow
+def test_a_straggler_is_named_once_with_the_cause(ranks: Any) -> None:
+    steps = math.ceil(NAMED_AFTER_S / SLOW_S / 4)
+    for where, cause in (("loader", "waiting for data: its disk or --data.threads"), ("after", "see what else runs")):
+        for readings in ranks(2, measured, where, 1, steps, 7):
+            remarks = [remark for _, remark in readings if remark]
+            assert len(remarks) == 1, "once in ten minutes"
+            assert remarks[0].startswith("rank 1 on host1 keeps the others waiting: its own part of a step takes 0.")
+            assert cause in remarks[0]
+            assert readings[0][1] == ""
+    assert AGAIN_AFTER_S > 60
+
+
+def test_one_rank_has_nobody_to_wait_for(ranks: Any) -> None:
+    ((numbers, remark),) = ranks(1, measured, "loader", 0, 2, 1)[0]
+    assert numbers.keys() == {"samples_per_s", "data_wait"}
+    assert numbers["data_wait"] > 0.5
+    assert remark == ""
+
+
+def alarm(rings: bool) -> bool:
+    clock = Clock(8, ["a", "b"])
+    clock.arrive()
+    clock.read(print, lost=rings and distributed.rank() == 0)
+    return clock.lost
+
+
+def test_what_rank_0_has_lost_all_know(ranks: Any) -> None:
+    assert ranks(2, alarm, True) == [True, True]
+    assert ranks(2, alarm, False) == [False, False]

@@ -1,0 +1,132 @@
+"""Two runs in one folder, and a run whose folder goes away: real processes of ``sslx pretrain``."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from processes import LONG, TINY, is_one_line, metrics, started, until, until_training
+from sslx import checkpoint, outcome
+
+pytestmark = pytest.mark.slow
+Run = Callable[..., tuple[int, str]]
+
+
+@contextmanager
+def another(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """A run of runs/r in processes of its own, whose stderr is read from its pipe."""
+    argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, "--runs", str(folder), "--name", "r", *flags]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(argv, text=True, env=environ, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_run_that_goes_on_is_not_touched_and_a_killed_one_is_resumed_at_once(here: Run, tmp_path: Path) -> None:
+    with started(tmp_path, *LONG, "--optim.lr", "0.01") as process:
+        until_training(tmp_path, process)
+        for resume in ("no", "auto"):
+            code, err = here(*LONG, "--optim.lr", "0.01", "--resume", resume)
+            assert code == 64
+            is_one_line(err, f"run folder {tmp_path / 'r'} is in use by process {process.pid} on ", "let it end")
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    steps = len(metrics(tmp_path / "r"))
+    assert steps >= 2
+    assert (tmp_path / "r" / "owner.json").exists()
+    code, err = here(*LONG, "--optim.lr", "0.01", "--resume", "auto", "--steps", str(steps + 3))
+    assert (code, "--steps" in err) == (64, True)  # another config; the claim was had, and given back
+    assert not (tmp_path / "r" / "owner.json").exists()
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_resume_of_a_run_that_goes_on_ends_with_one_line(tmp_path: Path, ranks: str) -> None:
+    flags = [*LONG, "--ranks", ranks, "--optim.lr", "0.01", "--resume", "auto"]
+    with started(tmp_path, *flags) as process:
+        until_training(tmp_path, process)
+        with another(tmp_path, *flags) as second:
+            assert second.stderr is not None
+            is_one_line(second.stderr.read(), "is in use by process ", "let it end")
+            assert second.wait(100) == 64
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 75
+    assert "error" not in (tmp_path / "err").read_text()
+    lines = [line["step"] for line in metrics(tmp_path / "r")]
+    assert lines == list(range(1, len(lines) + 1))
+
+
+@pytest.mark.parametrize("resume", ["no", "auto"])
+def test_of_two_runs_that_start_at_once_exactly_one_goes_on(tmp_path: Path, resume: str) -> None:
+    flags = ["--steps", "40", "--checkpoint.every", "1", "--optim.lr", "0.01", "--resume", resume]
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with another(folder, *flags) as first, another(folder, *flags) as second:
+            assert first.stderr is not None
+            assert second.stderr is not None
+            said = sorted([first.stderr.read(), second.stderr.read()])
+            codes = sorted([first.wait(100), second.wait(100)])
+        assert said[0] == ""
+        if codes == [0, 0]:  # the second came when the first had ended
+            assert resume == "auto"
+            assert said[1] == ""
+        else:
+            assert codes == [0, 64]
+            is_one_line(said[1], str(folder / "r"))
+        assert [line["step"] for line in metrics(folder / "r")] == list(range(1, 41))
+        assert checkpoint.load(folder / "r")["step"] == 40
+        status = outcome.read_status(folder / "r")
+        assert status is not None
+        assert status.state == "done"
+        assert not list((folder / "r").glob("*owner*"))
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_a_folder_deleted_in_mid_run_ends_the_run_and_stays_deleted(tmp_path: Path, ranks: str) -> None:
+    with started(tmp_path, "--ranks", ranks, *LONG, "--checkpoint.every", "10", "--optim.lr", "0.01") as process:
+        until_training(tmp_path, process)
+        while (tmp_path / "r").exists():  # a save may be going on in it
+            shutil.rmtree(tmp_path / "r", ignore_errors=True)
+        assert process.wait(60) == 74
+    errors = [line for line in (tmp_path / "err").read_text().splitlines(keepends=True) if "rror" in line]
+    is_one_line("".join(errors), f"run folder {tmp_path / 'r'} was deleted or moved", "nothing more is written")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_whose_folder_another_one_has_by_now_ends_without_a_word_in_it(tmp_path: Path) -> None:
+    """As where a machine was silent for so long that its run was taken for dead."""
+    with started(tmp_path, *LONG, "--optim.lr", "0.01") as process:
+        until_training(tmp_path, process)
+        os.kill(process.pid, signal.SIGSTOP)
+        taken = (tmp_path / "r" / "owner.json").read_text().replace('"token": "', '"token": "f')
+        (tmp_path / "r" / "owner.json").write_text(taken)
+        before = {p: p.read_bytes() for p in (tmp_path / "r").iterdir() if p.name != "metrics.jsonl"}
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.wait(60) == 74
+    is_one_line((tmp_path / "err").read_text(), "now belongs to process ")
+    assert before == {p: p.read_bytes() for p in (tmp_path / "r").iterdir() if p.name != "metrics.jsonl"}
+
+
+def test_jobs_tells_a_killed_run_from_one_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sslx import cli
+
+    with started(tmp_path, *LONG, "--optim.lr", "0.01") as process:
+        until_training(tmp_path, process)
+        assert cli.main(["jobs", str(tmp_path)]) == 0
+        assert " running " in capsys.readouterr().out
+        process.kill()
+        process.wait()
+    until(lambda: cli.main(["jobs", str(tmp_path)]) == 0, "table")
+    out = capsys.readouterr().out
+    assert "lost: its process is gone" in out
+    assert "running" not in out
