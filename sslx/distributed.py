@@ -8,11 +8,10 @@ import functools
 import inspect
 import os
 import re
-import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
@@ -21,9 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from sslx.errors import ConfigError, DataError
+from sslx.stopwatch import blocking
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Group: TypeAlias = "dist.ProcessGroup | None"
 Device = Literal["auto", "cpu", "cuda"]
 _timeout: timedelta | None = None  # init's, for groups made later: new_group would take 30 minutes
@@ -181,35 +179,7 @@ def _control_group(group: Group) -> Group:
     return cast("dist.ProcessGroup", made)
 
 
-_blocked_s = 0.0
-
-
-def blocked_s() -> float:
-    """Seconds that this process has spent waiting for other ranks in collectives, as far as its host can see."""
-    return _blocked_s
-
-
-def add_blocked(seconds: float) -> None:
-    """Count a wait that did not go through this file."""
-    global _blocked_s
-    _blocked_s += seconds
-
-
-def _blocking(collective: Callable[P, T]) -> Callable[P, T]:
-    """Count the time in a collective as waiting for other ranks."""
-
-    @functools.wraps(collective)
-    def timed(*args: P.args, **kwargs: P.kwargs) -> T:
-        start = time.perf_counter()
-        try:
-            return collective(*args, **kwargs)
-        finally:
-            add_blocked(time.perf_counter() - start)
-
-    return timed
-
-
-@_blocking
+@blocking
 def all_gather(x: Tensor, group: Group = None) -> Tensor:
     """(B, ...) on each of W ranks -> (W*B, ...), rank-major, contiguous, the same on all; no gradient."""
     x = x.detach().contiguous()
@@ -230,7 +200,7 @@ def start_all_gather(x: Tensor, group: Group = None) -> Callable[[], Tensor]:
     work = dist.all_gather_into_tensor(gathered, x, group=group, async_op=True)
     assert work is not None
 
-    @_blocking
+    @blocking
     def wait() -> Tensor:
         work.wait()
         return gathered
@@ -266,7 +236,7 @@ def all_gather_grad(x: Tensor, group: Group = None) -> Tensor:
     return cast(Tensor, _AllGather.apply(x, group))
 
 
-@_blocking
+@blocking
 def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     """The elementwise sum of every rank's x, on all ranks; no gradient; x itself stays as it was."""
     total = x.detach().clone(memory_format=torch.contiguous_format)
@@ -308,7 +278,7 @@ def mean_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     return sum_over_ranks(x, group) / world_size(group)
 
 
-@_blocking
+@blocking
 def check_same(value: int, what: str, group: Group = None) -> None:
     """Raise DataError on all ranks unless all bring the same value; a round over the hosts, none on the GPUs.
 
@@ -316,26 +286,11 @@ def check_same(value: int, what: str, group: Group = None) -> None:
     """
     if world_size(group) == 1:
         return
-    seen = [row[0] for row in _gather_on_hosts(torch.tensor([value]), group)]
+    values = torch.empty(world_size(group), dtype=torch.int64)
+    dist.all_gather_into_tensor(values, torch.tensor([value]), group=_control_group(group))
+    seen: list[int] = values.tolist()
     if len(set(seen)) > 1:
         raise DataError(f"expected the same {what} on every rank, got {seen} by rank: cut the data evenly")
-
-
-@_blocking
-def gather_numbers(mine: list[float]) -> list[list[float]]:
-    """Every rank's numbers in the order of ranks, on all ranks: a round over the hosts, none on the GPUs.
-
-    All bring equally many.
-    """
-    return _gather_on_hosts(torch.tensor(mine, dtype=torch.float64), None)
-
-
-def _gather_on_hosts(mine: Tensor, group: Group) -> list[list[Any]]:
-    if world_size(group) == 1:
-        return [mine.tolist()]
-    every = mine.new_empty(world_size(group) * len(mine))
-    dist.all_gather_into_tensor(every, mine, group=_control_group(group))
-    return every.view(-1, len(mine)).tolist()
 
 
 def broadcast_object(obj: Any, src: int = 0) -> Any:
@@ -347,7 +302,6 @@ def broadcast_object(obj: Any, src: int = 0) -> Any:
     return objects[0]
 
 
-@_blocking
 def gather_objects(obj: Any) -> list[Any]:
     """Every rank's object in the order of ranks, on all ranks (pickled)."""
     if world_size() == 1:
@@ -386,15 +340,14 @@ class StopFlag:
         self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=_control_group(self._group), async_op=True)
         return previous
 
-    @_blocking
+    @blocking
     def finish(self) -> int:
         """Wait for the flags on their way, if any, and return the largest of the last call's (0: none)."""
         if self._work is None:
             return 0
         self._work.wait()
         self._work = None
-        flags: list[int] = self._flag.tolist()
-        return flags[0]
+        return int(self._flag)
 
 
 def wrap(module: nn.Module, *, device: torch.device, sync_bn: bool) -> nn.Module:
@@ -409,8 +362,7 @@ def wrap(module: nn.Module, *, device: torch.device, sync_bn: bool) -> nn.Module
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {buffers: not sync_bn, "gradient_as_bucket_view": True}
-    device_ids = [device] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(module, device_ids, **options)
+    wrapped = DistributedDataParallel(module, [device] if device.type == "cuda" else None, **options)
     _settle_buckets(wrapped)
     return wrapped
 

@@ -13,7 +13,19 @@ CODE = sorted(p for top in ("sslx", "kernels", "launch", "benchmarks", "slurm") 
 SSLX = [path for path in CODE if path.is_relative_to(ROOT / "sslx")]
 FILES = CODE + sorted((ROOT / "tests").rglob("*.py"))
 
-LEAVES = ("errors", "words", "files", "streams", "rng", "schedules", "distributed", "cores", "memory", "compiler")
+LEAVES = (
+    "errors",
+    "words",
+    "files",
+    "streams",
+    "rng",
+    "schedules",
+    "distributed",
+    "cores",
+    "memory",
+    "compiler",
+    "stopwatch",
+)
 """Anyone may import these; they import no other part."""
 
 ARROW = (

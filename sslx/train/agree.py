@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +73,11 @@ def _processor(device: torch.device) -> str:
 
 def on_parts(loader: Loader, method: nn.Module, numbers: Mapping[str, object]) -> None:
     """ConfigError on all ranks where they have other images, parameters or derived numbers; before DDP is built."""
-    images = loader.state_dict()
-    facts = {"the number of images": f"{images['num_samples']:,}", "the images (digest)": images["images"]["digest"]}
+    state = loader.state_dict()
+    images: Mapping[str, Any] = state["images"]
+    facts = {"the number of images": f"{state['num_samples']:,}", "the images (digest)": images["digest"]}
+    if "contents" in images:
+        facts["the contents of some images (digest)"] = hashlib.sha256(images["contents"].numpy()).hexdigest()[:16]
     facts |= {name: str(value) for name, value in numbers.items()}
     facts |= {f"parameter {name}": f"{tuple(p.shape)} {p.dtype}" for name, p in method.named_parameters()}
     check(facts, "every rank needs the same images and builds the same model")

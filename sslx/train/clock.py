@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslx import distributed
+from sslx import distributed, stopwatch
 
 RATIO, SHARE = 1.5, 0.1
 """A straggler's own time is so many times the others', and the difference such a share of the step."""
@@ -38,7 +38,7 @@ class Clock:
     def restart(self) -> None:
         """Leave out what came since the last reading: a probe, a checkpoint."""
         self._since, self._loading, self.steps = time.perf_counter(), 0.0, 0
-        self._blocked, self._arrived = distributed.blocked_s(), self._since
+        self._blocked, self._arrived = stopwatch.blocked_s(), self._since
 
     def waiting(self) -> "Clock":
         return self
@@ -52,7 +52,7 @@ class Clock:
     def arrive(self) -> None:
         """The steps to be read are over; what comes until then, as a wait for the device, is nobody's own time."""
         self._arrived = time.perf_counter()
-        self._own = self._arrived - self._since - self._loading - (distributed.blocked_s() - self._blocked)
+        self._own = self._arrived - self._since - self._loading - (stopwatch.blocked_s() - self._blocked)
 
     def read(self, say: Callable[[str], None], lost: bool = False) -> dict[str, float]:
         """Numbers of all ranks since the last reading, then start again.  To be called by every rank together.
@@ -63,8 +63,8 @@ class Clock:
         lost: passed on from rank 0 to all.
         """
         spent, steps = time.perf_counter() - self._since, max(1, self.steps)
-        every = distributed.gather_numbers([self._loading, max(0.0, self._own), float(lost)])
-        self.lost = bool(every[0][2])
+        every = distributed.gather_objects((self._loading, max(0.0, self._own), lost))
+        self.lost = every[0][2]
         numbers = {
             "samples_per_s": self.steps * self._batch_size / spent,
             "data_wait": min(1.0, max(loading for loading, _, _ in every) / spent),
@@ -114,7 +114,7 @@ def watch_waits(model: nn.Module) -> None:
         entered = time.perf_counter()
 
     def inside(*_: Any) -> None:
-        distributed.add_blocked(time.perf_counter() - entered)
+        stopwatch.add_blocked(time.perf_counter() - entered)
 
     def after_forward(_: nn.Module, __: Any, step: Any) -> None:
         step.loss.register_hook(backward_begins)
@@ -124,7 +124,7 @@ def watch_waits(model: nn.Module) -> None:
 
     def own_gradients_done() -> None:
         began = time.perf_counter()
-        queue(lambda: distributed.add_blocked(time.perf_counter() - began))
+        queue(lambda: stopwatch.add_blocked(time.perf_counter() - began))
 
     queue: Callable[[Callable[[], None]], None] = vars(torch.autograd.Variable)["_execution_engine"].queue_callback
     model.register_forward_pre_hook(enter)

@@ -2,21 +2,23 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from processes import TINY, is_one_line
-from sslx import checkpoint, distributed, methods, outcome, verify
+from sslx import checkpoint, data, distributed, methods, outcome, verify
 from sslx.config import load
-from sslx.data.sources import Source
+from sslx.data import Config, sources
+from sslx.data.views import eval_view
 from sslx.errors import ConfigError, RanksError
 from sslx.train import agree
 from sslx.train.pretrain import Position, pretrain
@@ -144,36 +146,45 @@ def test_what_differs_is_said_on_all_ranks(ranks: Any) -> None:
     assert "; and 6 more: mend it" in ranks(2, differing, many)[0]
 
 
-def parts_differ(changes: list[dict[str, Any]]) -> str:
-    mine: dict[str, Any] = {"pixels": np.zeros((9, 4, 4, 3), np.uint8), "labels": np.arange(9), "width": 3}
-    mine |= changes[distributed.rank()]
-    source = Source("s", 4, mine["labels"], paths=mine.get("paths"), pixels=mine["pixels"])
+def parts_differ(roots: list[str], widths: list[int]) -> str:
+    """What the ranks are told whose images lie there and whose models have so many outputs."""
+    config = Config(source="folder", root=Path(roots[distributed.rank()]), backend="torchvision", threads=0)
+    images = sources.build(config, "pretrain")
+    loader = data.training(
+        config, images, [eval_view(8)], batch_size=4, seed=0, device=torch.device("cpu"), dtype=torch.float32
+    )
     try:
-        agree.on_parts(source, nn.Linear(2, mine["width"]), {"steps": 5})
+        agree.on_parts(loader, nn.Linear(2, widths[distributed.rank()]), {"the number of steps": 5})
     except ConfigError as error:
         return str(error)
     return ""
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"width": 4}, "parameter weight is (3, 2) torch.float32 on rank 0"),
-        ({"labels": np.arange(9)[::-1]}, "the images (digest) is "),
-        ({"pixels": np.ones((9, 4, 4, 3), np.uint8)}, "the images (digest) is "),
-        ({"pixels": np.zeros((10, 4, 4, 3), np.uint8), "labels": np.arange(10)}, "the number of images is 9 on rank 0"),
-        ({"pixels": None, "paths": [f"/a/{i}.png" for i in range(9)]}, "the images (digest) is "),
-    ],
-)
-def test_other_images_or_parameters_are_refused(ranks: Any, change: dict[str, Any], words: str) -> None:
-    assert ranks(2, parts_differ, [{}, {}]) == ["", ""]
-    for said in ranks(2, parts_differ, [{}, change]):
-        assert words in said
+def images(folder: Path, count: int = 9) -> Path:
+    for i in range(count):
+        place = folder / "ab"[i % 2] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (20 * i, 30, 40)).save(place)
+    return folder
 
 
-def test_roots_may_differ(ranks: Any) -> None:
-    paths = [{"pixels": None, "paths": [f"{root}/a/{i}.png" for i in range(9)]} for root in ("/x", "/y/z")]
-    assert ranks(2, parts_differ, paths) == ["", ""]
+def test_other_images_or_parameters_are_refused(ranks: Any, tmp_path: Path) -> None:
+    here = str(images(tmp_path / "here"))
+    moved = str(images(tmp_path / "another" / "place"))
+    assert ranks(2, parts_differ, [here, moved], [3, 3]) == ["", ""], "roots may differ"
+    more = str(images(tmp_path / "more", 10))
+    renamed = images(tmp_path / "renamed")
+    (renamed / "a" / "0.png").rename(renamed / "a" / "00.png")
+    changed = images(tmp_path / "changed")
+    shutil.copy(changed / "a" / "0.png", changed / "a" / "2.png")
+    for there, widths, words in (
+        (here, [3, 4], "parameter weight is (3, 2) torch.float32 on rank 0"),
+        (more, [3, 3], "the number of images is 9 on rank 0"),
+        (str(renamed), [3, 3], "the images (digest) is "),
+        (str(changed), [3, 3], "the contents of some images (digest) is "),
+    ):
+        for said in ranks(2, parts_differ, [here, there], widths):
+            assert said.startswith(f"the ranks of this run differ: {words}")
 
 
 def drift(harm: str, alike: bool) -> str:
