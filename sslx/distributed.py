@@ -347,7 +347,7 @@ class StopFlag:
             return 0
         self._work.wait()
         self._work = None
-        return int(self._flag)
+        return cast(int, self._flag.tolist()[0])
 
 
 def wrap(module: nn.Module, *, device: torch.device, sync_bn: bool) -> nn.Module:
