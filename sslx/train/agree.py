@@ -71,14 +71,14 @@ def _processor(device: torch.device) -> str:
     return f"{models} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def on_parts(loader: Loader, method: nn.Module, numbers: Mapping[str, object]) -> None:
-    """ConfigError on all ranks where they have other images, parameters or derived numbers; before DDP is built."""
+def on_parts(loader: Loader, method: nn.Module, dtype: torch.dtype) -> None:
+    """ConfigError on all ranks where they have other images, parameters or another precision; before DDP is built."""
     state = loader.state_dict()
     images: Mapping[str, Any] = state["images"]
     facts = {"the number of images": f"{state['num_samples']:,}", "the images (digest)": images["digest"]}
     if "contents" in images:
         facts["the contents of some images (digest)"] = hashlib.sha256(images["contents"].numpy()).hexdigest()[:16]
-    facts |= {name: str(value) for name, value in numbers.items()}
+    facts["the precision"] = str(dtype)
     facts |= {f"parameter {name}": f"{tuple(p.shape)} {p.dtype}" for name, p in method.named_parameters()}
     check(facts, "every rank needs the same images and builds the same model")
 

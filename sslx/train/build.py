@@ -113,9 +113,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     )
     loader.num_draws = method.num_draws
     steps_per_epoch = loader.batches_per_epoch // config.micro_batches
-    total_steps = config.steps or config.epochs * steps_per_epoch
-    numbers = {"the precision": autocast or parameters, "the number of steps": f"{total_steps:,}"}
-    agree.on_parts(loader, method, numbers)
+    agree.on_parts(loader, method, autocast or parameters)
     parts = Parts(
         source,
         loader,
@@ -127,7 +125,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         autocast,
         optim.peak_lr(config.optim, config.batch_size),
         steps_per_epoch,
-        total_steps,
+        config.steps or config.epochs * steps_per_epoch,
     )
     for line in parts.plan(config, ranks):
         say(line)

@@ -154,7 +154,7 @@ def parts_differ(roots: list[str], widths: list[int]) -> str:
         config, images, [eval_view(8)], batch_size=4, seed=0, device=torch.device("cpu"), dtype=torch.float32
     )
     try:
-        agree.on_parts(loader, nn.Linear(2, widths[distributed.rank()]), {"the number of steps": 5})
+        agree.on_parts(loader, nn.Linear(2, widths[distributed.rank()]), torch.float32)
     except ConfigError as error:
         return str(error)
     return ""
