@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from sslx import __version__, config, distributed
 from sslx.config import PretrainConfig
@@ -163,7 +162,7 @@ def _shared(method: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tup
     own = {
         f"{name}.{statistic}".lstrip(".")
         for name, module in method.named_modules()
-        if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm)
+        if not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm)
         for statistic in ("running_mean", "running_var")
     }
     for name, tensor in method.state_dict().items():
