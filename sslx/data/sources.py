@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx import rng
-from sslx.data.listing import silent
+from sslx.data.listing import has_images, silent
 from sslx.data.splits import Choice
 from sslx.errors import ConfigError, MissingInput
 from sslx.files import expanded
@@ -95,12 +95,7 @@ def build(
     are left out.  say: gets a line now and then while files are listed.  Raises MissingInput, DataError or
     ConfigError, each in one line that names the folder and the flag.
     """
-    if config.source in ("digits", "synthetic") and (config.root or config.test_root):
-        flag, folder = ("--data.root", config.root) if config.root else ("--data.test-root", config.test_root)
-        raise ConfigError(
-            f"{flag} {shown(folder or '')} is not read by --data.source {config.source}: take --data.source folder for "
-            "your own images"
-        )
+    _check_read(config)
     if config.source == "digits":
         return _digits(split)
     if config.source == "synthetic":
@@ -110,6 +105,18 @@ def build(
 
         return folder.read(config, split, say, classes)
     return _torchvision(config, split)
+
+
+def _check_read(config: Config) -> None:
+    """ConfigError for a folder of images that the source would not look at."""
+    root = config.root if config.source in ("digits", "synthetic") else None
+    test_root = config.test_root if config.source != "folder" else None
+    for flag, folder in (("--data.root", root), ("--data.test-root", test_root)):
+        if folder is not None:
+            raise ConfigError(
+                f"{flag} {shown(folder)} is not read by --data.source {config.source}: take --data.source folder for "
+                "your own images"
+            )
 
 
 def _digits(split: Split) -> Source:
@@ -164,8 +171,10 @@ def _torchvision(config: Config, split: Split) -> Source:
     except (RuntimeError, OSError) as error:
         if config.download:
             raise MissingInput(f"{name} could not be downloaded to {shown(root)}: {_first_line(error)}") from error
+        own = ", or --data.source folder to read the images that lie there" if has_images(root) else ""
         raise MissingInput(
-            f"{name} not found under {shown(root)}: give its folder with --data.root, or --data.download to fetch it"
+            f"{name} not found under {shown(root)}: give its folder with --data.root, or --data.download to fetch "
+            f"it{own}"
         ) from error
     pixels = np.asarray(found.data)
     if name == "stl10":

@@ -192,9 +192,11 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
         return None
     try:
         test = sources.build(config.data, "test", say=say, classes=source.classes)
-        lines = (f"to probe on: {test.describe()}", *test.notes)
+        lines = [f"to probe on: {test.describe()}", *test.notes]
     except (MissingInput, DataError) as error:
-        test, lines = None, (f"{error}; the online probe holds out training images",)
+        test, lines = None, [str(error)]
+    if test is None or test.labels is None:
+        lines[0] += "; the online probe classifies training images instead"
     for line in lines:
         say(line)
 

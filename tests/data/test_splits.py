@@ -301,12 +301,27 @@ def test_a_data_set_of_torchvision_is_recognized(tmp_path: Path) -> None:
     refused(tmp_path, Exception, "no images", "--data.source cifar10")
 
 
-@pytest.mark.parametrize("source", ["digits", "synthetic"])
-@pytest.mark.parametrize("flag", ["root", "test_root"])
+@pytest.mark.parametrize(
+    ("source", "flag"),
+    [
+        ("digits", "root"),
+        ("digits", "test_root"),
+        ("synthetic", "root"),
+        ("cifar10", "test_root"),
+        ("stl10", "test_root"),
+    ],
+)
 def test_a_folder_that_the_source_does_not_read_is_refused(source: Any, flag: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"source": source, flag: tmp_path}
     with pytest.raises(ConfigError, match=r"--data\.source folder"):
         build(Config(**settings), "pretrain")
+
+
+def test_images_in_place_of_a_data_set_are_named(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=r"cifar10 not found under .* or --data\.source folder to read the images"):
+        build(Config(source="cifar10", root=make("cat/1.png")), "pretrain")
+    with pytest.raises(MissingInput, match=r"cifar10 not found under .* --data\.download to fetch it$"):
+        build(Config(source="cifar10", root=tmp_path / "nowhere"), "pretrain")
 
 
 def test_a_long_listing_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,15 @@ def test_a_test_split_of_other_classes_does_not_end_pretraining(train: Train, tm
     assert (code, err) == (0, "")
     said = out.split("step 1/2")[0]
     assert "no class of the training images: theirs is 'wolf'" in said
-    assert "the online probe holds out training images" in said
+    assert "the online probe classifies training images instead" in said
+
+
+def test_a_test_split_without_labels_does_not_end_pretraining(train: Train, tmp_path: Path):
+    root = images(tmp_path / "data", "train/cat", "train/dog", "test")
+    code, out, err = train(root, "--online.every", "1")
+    assert (code, err) == (0, "")
+    probed = next(line for line in out.splitlines() if line.startswith("to probe on: "))
+    assert probed.endswith("6 images, unlabeled: no class folders; the online probe classifies training images instead")
 
 
 @pytest.mark.parametrize(
