@@ -256,6 +256,7 @@ def _verified(folder: Path) -> BinaryIO:
     try:
         manifest = files.parse_json(files.read_bytes(folder / name))
         step, expected = manifest["step"], manifest["files"]["state.pt"]
+        size, digest = expected["bytes"], expected["sha256"]
         named = _NAME.fullmatch(folder.name)
         if manifest["format"] != FORMAT:
             reason = f"format {manifest['format']}, this sslx reads {FORMAT}"
@@ -265,9 +266,9 @@ def _verified(folder: Path) -> BinaryIO:
             name = "state.pt"
             file = open(folder / name, "rb")
             num_bytes = os.fstat(file.fileno()).st_size
-            if num_bytes != expected["bytes"]:
-                reason = f"{num_bytes} bytes instead of {expected['bytes']}"
-            elif hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+            if num_bytes != size:
+                reason = f"{num_bytes} bytes instead of {size}"
+            elif hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 reason = "SHA-256 differs"
             else:
                 file.seek(0)

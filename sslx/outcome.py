@@ -174,9 +174,10 @@ def metrics_of(line: bytes) -> dict[str, float] | None:
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint by its name, unverified; 0 without one."""
-    names = [path.name.removeprefix("step_") for path in (folder / "checkpoints").glob("step_*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    """The step of the newest checkpoint by its name, unverified; 0 without one.  Foreign folders do not count."""
+    found = [path for path in (folder / "checkpoints").glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    ours = [path for path in found if (path / "manifest.json").exists() or not any(path.glob("*"))]
+    return max((int(path.name.removeprefix("step_")) for path in ours), default=0)
 
 
 _LINE_BYTES = 1 << 16

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslx import checkpoint, rng
+from sslx import checkpoint, outcome, rng
 from sslx.errors import ConfigError, DataError, MissingInput, StorageError
 
 State = dict[str, Any]
@@ -264,6 +265,118 @@ def test_step_numbers_decide_not_times_and_foreign_names_are_ignored(tmp_path: P
     )
     checkpoint.save(tmp_path, 101, make_state(101), keep=1)
     assert ".step_300.tmp-1" not in names(tmp_path)
+
+
+def tree(place: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(place)): p.read_bytes() for p in place.rglob("*") if p.is_file()}
+
+
+def test_only_what_sslx_wrote_is_deleted_or_renamed(tmp_path: Path) -> None:
+    """In a folder that others use, too, reached by a link."""
+    shared, images = tmp_path / "shared", tmp_path / "images"
+    named = "step_1/precious step_5/deep/down step_7/manifest.json .step_2.tmp-1/precious .step_x.tmp-1/a"
+    for name in (*named.split(), "step_4.old/precious", "step_30/precious", "precious"):
+        (shared / name).parent.mkdir(parents=True, exist_ok=True)
+        (shared / name).write_text("{}" if "manifest" in name else "not sslx's")
+    images.mkdir()
+    (images / "a.png").write_text("an image")
+    (shared / "step_2").symlink_to(images)
+    checkpoint.save(tmp_path / "other", 3, make_state(3), keep=1)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "step_3", shared / "step_3")
+    (shared / "step_3" / "notes.txt").write_text("what I found out with it")  # beside sslx's own
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(shared)
+    before, seen = tree(shared), tree(images)
+    for step in (1, 2, 5, 6, 7, 8, 30):
+        assert weight(checkpoint.load(checkpoint.save(run, step, make_state(step), keep=1))) == step
+    after = tree(shared)
+    assert {name: data for name, data in after.items() if name in before} == before
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"step_30.old"}
+    assert tree(images) == seen
+    assert (shared / "step_2").is_symlink()
+
+
+def test_a_foreign_folder_is_no_checkpoint_and_no_damaged_one(tmp_path: Path) -> None:
+    place = tmp_path / "checkpoints"
+    (place / "step_999").mkdir(parents=True)
+    (place / "step_999" / "precious").write_text("not sslx's")
+    assert outcome.newest_step(tmp_path) == 0
+    path, lines = checkpoint.newest(tmp_path)
+    assert path is None
+    assert len(lines) == 1
+    assert "step_999" in lines[0]
+    good = checkpoint.save(tmp_path, 10, make_state(10), keep=1)
+    assert checkpoint.newest(tmp_path)[0] == good
+    assert "step_999" in checkpoint.newest(tmp_path)[1][0]
+    assert outcome.newest_step(tmp_path) == 10
+    assert (place / "step_999" / "precious").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, '{"files":' * 100_000, " " * (1 << 22), "{}", "[]", "null", "1e999", '"a\\nb"', "9" * 5000, "\0",
+        '{"format": "1\\n2", "step": 200, "files": {"state.pt": {}}}', '{"format": 1, "step": 200, "files": []}',
+        '{"format": 1, "step": 1e999, "files": {"state.pt": {"bytes": 1, "sha256": 2}}}',
+        '{"format": 1, "step": 200, "files": {"state.pt": []}}',
+        '{"format": 1, "step": 200, "files": {"state.pt": {}}}',
+    ],
+)  # fmt: skip
+def test_a_crafted_manifest_is_a_damaged_one(run: Path, text: str) -> None:
+    (run / "checkpoints" / "step_200" / "manifest.json").write_text(text)
+    path, (line,) = checkpoint.newest(run)
+    assert path == run / "checkpoints" / "step_100"
+    assert line.startswith("checkpoint step_200 is damaged (manifest.json: ")
+    assert line.isprintable()
+    checkpoint.save(run, 300, make_state(300), keep=1)
+    assert checkpoint.newest(run)[0] == run / "checkpoints" / "step_300"
+
+
+def mutated(data: bytes, words: list[int]) -> bytes:
+    """The bytes after one of many kinds of damage, by random words."""
+    kind, a, b, c = words
+    bad, place = bytearray(data), a % len(data)
+    match kind % 6:
+        case 0:
+            bad[place] = b % 256
+        case 1:
+            del bad[place : place + 1 + b % 40]
+        case 2:
+            bad[place:place] = bytes([b % 256]) * (1 + c % 50_000)
+        case 3:
+            bad[place:place] = [b"[", b'{"a":', b"-", b"1e", b"null", b"\xff\xfe", b"\0"][b % 7] * (1 + c % 9000)
+        case 4:
+            other = b % len(data)
+            bad[place], bad[other] = bad[other], bad[place]
+        case _:
+            return bytes(bad[:place])
+    return bytes(bad)
+
+
+@pytest.mark.slow
+def test_no_damage_to_a_checkpoint_gives_more_than_an_older_one(run: Path, generator: torch.Generator) -> None:
+    """500 mutations of the manifest and 200 bit flips of the state, each found in newest() and load()."""
+    folder, good = run / "checkpoints" / "step_200", run / "checkpoints" / "step_100"
+    original = {name: (folder / name).read_bytes() for name in ("manifest.json", "state.pt")}
+    meaning = json.loads(original["manifest.json"])
+    draws = torch.randint(1 << 40, (700, 4), generator=generator).tolist()
+    for number, words in enumerate(draws):
+        name = "manifest.json" if number < 500 else "state.pt"
+        bad = mutated(original[name], words if number < 500 else [0, *words[1:]])
+        (folder / name).write_bytes(bad)
+        path, _ = checkpoint.newest(run)
+        with suppress(ValueError, RecursionError):
+            if name == "manifest.json" and json.loads(bad) == meaning:  # a space more
+                assert path == folder
+        if bad == original[name] or path == folder:
+            assert weight(checkpoint.load(folder)) == 200
+        else:
+            assert path == good
+            with pytest.raises(DataError) as caught:
+                checkpoint.load(folder)
+            assert str(caught.value).isprintable()
+        (folder / name).write_bytes(original[name])
 
 
 KILL = """

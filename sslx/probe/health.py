@@ -31,13 +31,19 @@ LEAST = {"feature_rank": 1.05, "feature_std": 0.005, "std": 0.5}
   left of a common direction: a low spread means nothing there, and they log theirs by another name.
 """
 
+SETTLED = 40
+"""Steps from which on ``LEAST`` is meant: a run that ends before has not learned yet what it could lose."""
+MOST_WEIGHT = 100.0
+"""Root mean square of a parameter tensor above which weights have been thrown about: 0.01 to 2 in runs that learn, also
+after loading published weights; 1,000 and more at a learning rate of 1e6, where features need not collapse."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Label-free health of the features during training: rank, std, alignment, uniformity."""
 
     every: int = 200
-    """Steps between two looks, the first of which comes after as many; 0: none."""
+    """Steps between two looks, the first of which comes after as many, the last one at the end; 0: none."""
     samples: int = 512
     """Images of a step to look at, at most, over all ranks."""
     on_collapse: Literal["warn", "stop"] = "warn"
@@ -127,8 +133,7 @@ class Health:
         numbers: of ``look``, and the method's own ``std`` where it has one.  saved: the step of the last checkpoint, 0:
         there is none.  Raises CollapseError with that line where config.on_collapse is stop.
         """
-        found = {name: numbers.get(name, math.inf) for name in LEAST}
-        low = [f"{name} {found[name]:.2g} is below {least}" for name, least in LEAST.items() if found[name] < least]
+        low = _low(numbers)
         told, self._told = self._told, bool(low)
         if not low:
             self._healthy = step
@@ -144,6 +149,37 @@ class Health:
         when = "from before" if saved <= self._healthy else "perhaps from after"
         last = f"the last checkpoint, step {saved:,}, is {when}" if saved else "there is no checkpoint"
         raise CollapseError(f"{line}; {last}")
+
+    def last_word(self, step: int, numbers: Mapping[str, float], method: nn.Module) -> str:
+        """At the end of a run, one line where its weights are useless, and why; else an empty one.
+
+        numbers: as for ``warning``.  CollapseError with that line where config.on_collapse is stop.
+        """
+        name, size = largest(method)
+        reasons = _low(numbers) if step >= SETTLED else []
+        reasons += [f"the root mean square of {name} is {size:.2g}, above {MOST_WEIGHT:g}"] * (size > MOST_WEIGHT)
+        if not reasons:
+            return ""
+        line = f"this run's weights are useless at its end, step {step:,}: {', '.join(reasons)}: lower --optim.lr"
+        if self._config.on_collapse == "stop":
+            raise CollapseError(line)
+        return line
+
+
+def _low(numbers: Mapping[str, float]) -> list[str]:
+    """What of ``LEAST`` is not reached, in words."""
+    found = {name: numbers.get(name, math.inf) for name in LEAST}
+    return [f"{name} {found[name]:.2g} is below {least}" for name, least in LEAST.items() if found[name] < least]
+
+
+@torch.no_grad()
+def largest(module: nn.Module) -> tuple[str, float]:
+    """The parameter tensor with the largest root mean square, by name, and that; ("", 0) without parameters."""
+    named = [(name, p.detach()) for name, p in module.named_parameters() if p.numel()]
+    if not named:
+        return "", 0.0
+    squares = torch.stack([p.double().square().mean() for _, p in named])
+    return max(zip((name for name, _ in named), squares.sqrt().tolist(), strict=True), key=lambda pair: pair[1])
 
 
 def _two_views(batch: Batch, share: int) -> tuple[Tensor, Tensor]:

@@ -123,7 +123,7 @@ def _train(
             signal = stop.heed(agreement.agreed(stop.received))
             ended = done == parts.total_steps
             save = ended or signal or _due(config.checkpoint.every, done)
-            look = _due(config.health.every, done)
+            look = _due(config.health.every, done) or (ended and config.health.every > 0)
             tell = save or look or done % config.log.every == 0 or done == run.step + 1
             watch.add(done, metrics, batches)
             watch.look(logger.message, now=bool(tell))
@@ -137,8 +137,10 @@ def _train(
                     numbers |= health.look(parts.method.encoder, batches)
                     clock.restart()
                 logger.log(done, numbers)
-                if look and (warning := health.warning(done, numbers, position.saved)):
-                    logger.message(warning)
+                if _due(config.health.every, done) and (line := health.warning(done, numbers, position.saved)):
+                    logger.message(line)
+                if look and ended and (line := health.last_word(done, numbers, parts.method)):
+                    logger.message(line)
             if probe and (ended or _due(config.online.every * parts.steps_per_epoch, done)):
                 logger.log(done, {"knn": probe.accuracy(parts.method.encoder)})
                 clock.restart()
