@@ -163,6 +163,16 @@ def test_another_optimizers_state_is_refused(
     is_one_line(capfd.readouterr().err, "has another optimizer's state")
 
 
+@pytest.mark.parametrize("images", [None, [], {"digest": 1}, {"digest": "a", "paths": "b"}])
+def test_images_that_sslx_did_not_note_are_refused(
+    altered: Altered, images: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = altered(put("loader", "images", value=images)).parents[1]
+    capfd.readouterr()
+    assert cli.main(["pretrain", *TINY, *RUN, "--runs", str(run.parent), "--name", "r", "--resume", "auto"]) == 65
+    is_one_line(capfd.readouterr().err)
+
+
 def test_settings_of_the_optimizer_are_the_configs(altered: Altered, capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever stands in the checkpoint, also one of an sslx whose SGD was not the fused one."""
 

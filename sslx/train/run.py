@@ -12,6 +12,7 @@ from sslx.runs import lock as locks
 from sslx.runs.lock import Lock
 from sslx.train import finite
 from sslx.train.build import Parts
+from sslx.words import one_line
 
 T = TypeVar("T")
 
@@ -170,4 +171,10 @@ def restore(run: Run, settings: PretrainConfig, parts: Parts) -> None:
         found=before.encoder.name,
     )
     optim.load_state(parts.optimizer, run.state["optimizer"], f"checkpoint of {run.folder}")
-    parts.loader.load_state_dict(run.state["loader"])
+    try:
+        parts.loader.load_state_dict(run.state["loader"])
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"checkpoint of {run.folder} is not one that sslx wrote"
+        raise DataError(f"{what}: its 'loader': {one_line(error)}: take another checkpoint") from error

@@ -13,7 +13,7 @@ from sslx import distributed
 from sslx.data.batch import Batch
 from sslx.errors import CollapseError, ConfigError
 from sslx.probe import health
-from sslx.probe.health import Config, Health
+from sslx.probe.health import SETTLED, Config, Health, largest
 
 RunOnRanks = Callable[..., list[Any]]
 NAMES = {"feature_rank", "feature_std", "feature_alignment", "feature_uniformity"}
@@ -202,6 +202,24 @@ def test_with_stop_a_collapse_is_an_error_that_tells_of_the_last_checkpoint(save
     with pytest.raises(CollapseError, match=f"^collapse at step 200, not yet at step 100: .*; {words}$") as caught:
         looks.warning(200, {"std": 0.1}, saved)
     assert caught.value.exit_code == 77
+
+
+def test_the_last_word_is_on_weights_that_are_useless(generator: torch.Generator):
+    healthy = look_at(torch.randn(64, 12, dtype=torch.float64, generator=generator))
+    method = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    looks = Health(Config(), None)
+    assert looks.last_word(SETTLED, healthy | {"std": 0.7}, method) == ""
+    assert looks.last_word(SETTLED - 1, healthy | {"std": 0.1}, method) == ""  # too early to have lost anything
+    assert "step 40: std 0.1 is below 0.5: lower --optim.lr" in looks.last_word(SETTLED, healthy | {"std": 0.1}, method)
+    with torch.no_grad():
+        method[1].weight.mul_(-1e6)
+    assert largest(method) == ("1.weight", 1e6)
+    line = looks.last_word(3, healthy, method)
+    assert "the root mean square of 1.weight is 1e+06, above 100" in line
+    assert "\n" not in line
+    assert largest(nn.ReLU()) == ("", 0.0)
+    with pytest.raises(CollapseError, match="useless at its end, step 3: the root mean"):
+        Health(Config(on_collapse="stop"), None).last_word(3, healthy, method)
 
 
 @pytest.mark.parametrize("options", [{"every": -1}, {"samples": 1}])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from processes import is_one_line, metrics, outside
+from processes import TINY, is_one_line, metrics, outside
 from sslx import checkpoint, cli, outcome
 from sslx.probe.health import Health
 
@@ -85,6 +85,21 @@ def test_a_collapse_stops_the_run_where_asked_for(here: Run, tmp_path: Path):
     assert [path.name for path in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_10"]
     code, _ = here(*stop, "--checkpoint.every", "10", "--resume", "auto", "--health.on-collapse", "warn")
     assert code == 0  # how to look may differ when resumed
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_whose_weights_are_useless_is_told_so_at_its_end(
+    optimizer: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """At a learning rate at which nothing is infinite, and before the first look that would be due."""
+    flags = [*TINY, "--steps", "40", "--runs", str(tmp_path), "--optim.name", optimizer]
+    for name, lr, told in (("wild", "1e6", True), ("calm", "0.01", False)):
+        capfd.readouterr()
+        assert cli.main(["pretrain", *flags, "--name", name, "--optim.lr", lr]) == 0
+        lines = [line for line in capfd.readouterr().out.splitlines() if "useless" in line]
+        assert len(lines) == told
+        assert all(line.startswith("this run's weights are useless at its end, step 40: ") for line in lines)
+        assert metrics(tmp_path / name)[-1].keys() >= NAMES
 
 
 @pytest.mark.slow
