@@ -172,7 +172,7 @@ def _publish(temp: Path, target: Path, token: str) -> int | None:
 
 
 def _chain(folder: Path) -> list[tuple[Path, Owner]]:
-    """The owner that ``owner.json`` names, and successors that died before they could rename theirs; the last counts."""
+    """The owner that ``owner.json`` names, then successors that died before they could rename; the last counts."""
     chain: list[tuple[Path, Owner]] = []
     path = folder / NAME
     while (found := owners.read(path)) is not None and all(found.token != owner.token for _, owner in chain):

@@ -32,7 +32,7 @@ class Owner:
     """A process that has claimed a run folder.
 
     token: its own for every claim.  started: clock ticks after boot.  boot, pid_namespace: of its kernel; a pid has a
-    meaning only there.  device: of the file system as its kernel numbers it.  flocked: whether it holds the file's lock.
+    meaning only there.  device: the file system's number there.  flocked: whether it holds the lock of its file.
     job, restarts, cluster: Slurm's, "" without.  since: Unix, in seconds.
     """
 

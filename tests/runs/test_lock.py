@@ -1,4 +1,4 @@
-"""One owner of a run folder: real processes that race for it, are killed in it, or live where their pid says nothing."""
+"""One owner of a run folder: real processes that race for it, are killed in it, or live in containers."""
 
 import json
 import os
@@ -104,8 +104,9 @@ def race(processes: list[subprocess.Popen[str]], folder: Path) -> None:
 
 def killed(folder: Path, *wrapper: str) -> None:
     """Leave the claim of a process that was killed by SIGKILL; wrapper: a command to run it under."""
-    code = "import os, sys; from pathlib import Path; from sslx.runs import lock; claim = lock.acquire(Path(sys.argv[1]))"
-    argv = [*wrapper, sys.executable, "-c", code + "; os.kill(os.getpid(), 9)", str(folder)]
+    code = "import os, sys; from pathlib import Path; from sslx.runs import lock; "
+    code += "claim = lock.acquire(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    argv = [*wrapper, sys.executable, "-c", code, str(folder)]
     done = subprocess.run(argv, check=False, timeout=60)
     assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
     assert (folder / lock.NAME).exists()
