@@ -97,7 +97,7 @@ class _Bars:
 def _splits(settings: data.Config, say: Callable[[str], None]) -> tuple[Source, Source]:
     """Both splits to probe on, told of to ``say`` as ``sslx pretrain`` tells of its images."""
     train = sources.build(settings, "train", say=say)
-    test = sources.build(settings, "test", say=say, classes=train.classes)
+    test = sources.build(settings, "test", say=say, classes=train.classes, levels=train.levels)
     for split, source in (("training", train), ("test", test)):
         for line in (f"{split} split: {source.describe()}", *source.notes):
             say(line)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,7 @@ from sslx import cores, rng
 from sslx.data import identity, sources
 from sslx.data.batch import Batch
 from sslx.data.order import Order, Sequential, Shuffled
+from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
 from sslx.errors import ConfigError, DataError
@@ -38,6 +39,7 @@ class Config(sources.Config):
     """Share of unreadable images above which the run ends; fewer are replaced by others and counted."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("size", self.size), ("eval-size", self.eval_size)):
             if value is not None and value < 8:
                 raise ConfigError(f"--data.{name} must be at least 8 pixels, not {value}")
@@ -54,15 +56,17 @@ class Backend(Protocol):
         self, order: Order, start: int, substitute: Callable[[Indices], Indices]
     ) -> Iterator[tuple[Tensor, ...]]: ...
 
-    def readable(self, index: Indices) -> bool: ...
+    def unreadable(self, index: Indices) -> dict[int, str]:
+        """Which of these images cannot be read, and why: the same on every backend."""
+        ...
 
 
 class Loader:
     """An iterator of Batches whose whole state is the number of batches delivered.
 
     Unreadable files are replaced by others, chosen as a function of the sample alone, so that step counts and
-    all other samples stay as they were; ``bad`` holds them, index -> path.  A file is unreadable where the
-    backend in use cannot decode it; both refuse what is missing, empty, cut or no image (``dali._decode``).
+    all other samples stay as they were; ``bad`` holds them, index -> path.  Which they are is up to ``color.read``,
+    whatever the backend: what is missing, empty, cut, no image, or of a format that it refuses.
 
     num_draws: random numbers for each sample that a batch brings to the method.
     """
@@ -81,12 +85,16 @@ class Loader:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.order, self.backend, self.source = order, backend, source
-        self.device, self.dtype, self.max_bad, self.say = device, dtype, max_bad, say
+        self.device, self.dtype = device, dtype
         self.delivered = 0
-        self.bad: dict[int, str] = {}
-        self._stand_in: dict[int, int] = {}
-        self._substitute = partial(_replace, self._stand_in)  # not a method: spawned workers must unpickle it
+        self.say = say
+        self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line))
         self._stream: Iterator[tuple[Tensor, ...]] | None = None
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """The unreadable images met so far: index -> path."""
+        return self._quarantine.bad
 
     @property
     def batches_per_epoch(self) -> int:
@@ -103,7 +111,7 @@ class Loader:
         made, draws = self._views(index), self._draws(index)
         self.delivered += 1
         labels = self.source.labels
-        label = None if labels is None else torch.from_numpy(labels[self._substitute(index)])
+        label = None if labels is None else torch.from_numpy(labels[self._quarantine.substitute(index)])
         # DALI's buffers are reused once released; `to` copies only where dtype or device differ.
         return Batch(made, label, torch.from_numpy(index), draws).to(self.device, self.dtype)
 
@@ -118,48 +126,14 @@ class Loader:
     def _views(self, index: Indices) -> tuple[Tensor, ...]:
         while True:
             if self._stream is None:
-                self._stream = self.backend.stream(self.order, self.delivered, self._substitute)
+                self._stream = self.backend.stream(self.order, self.delivered, self._quarantine.substitute)
             try:
                 return next(self._stream)
             except RuntimeError as error:
                 self.close()
-                if not self._quarantine(index):
+                if not self._quarantine.search(index):
                     reason = " ".join(str(error).split())
                     raise DataError(f"the loader failed on readable files: {reason}") from error
-
-    def _quarantine(self, index: Indices) -> bool:
-        """Find the batch's unreadable files and name their stand-ins; False where all can be read."""
-        if self.source.paths is None:
-            return False
-        found = self._unreadable(np.unique(self._substitute(index)))
-        self.bad |= {i: self.source.paths[i] for i in found}
-        if len(self.bad) > self.max_bad * len(self.source):
-            raise DataError(
-                f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
-                f"{self.max_bad:g} that --data.max-bad allows; the last one is {list(self.bad.values())[-1]}"
-            )
-        for i in found:
-            self.say(f"unreadable image {self.bad[i]}: replaced by another one ({len(self.bad)} so far)")
-        for i in self.bad:
-            if self._stand_in.get(i, i) in self.bad:
-                self._stand_in[i] = self._choose(i)
-        return bool(found)
-
-    def _unreadable(self, files: Indices) -> list[int]:
-        """Those that the backend cannot decode: halves that fail are halved again."""
-        if self.backend.readable(files):
-            return []
-        half = len(files) // 2
-        if half == 0:
-            return [int(files[0])]
-        return self._unreadable(files[:half]) + self._unreadable(files[half:])
-
-    def _choose(self, i: int) -> int:
-        """The stand-in of an unreadable image: the first readable one of a random order of its own."""
-        for candidate in rng.permutation(0, "stand-in", i, size=len(self.source)):
-            if int(candidate) not in self.bad and not self._unreadable(np.array([candidate])):
-                return int(candidate)
-        raise DataError(f"not one of the {len(self.source):,} images can be read")
 
     def close(self) -> None:
         """Stop the backend's threads; the next batch starts them again where they were."""
@@ -205,10 +179,6 @@ class Loader:
             raise ConfigError("the checkpoint's sample order has another seed or batch size than this run's")
         self.close()
         self.delivered = state["epoch"] * self.order.num_batches + state["position"] // micro
-
-
-def _replace(stand_in: dict[int, int], index: Indices) -> Indices:
-    return np.array([stand_in.get(int(i), int(i)) for i in index], dtype=np.int64) if stand_in else index
 
 
 def has_dali() -> bool:

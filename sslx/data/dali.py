@@ -5,15 +5,23 @@ by ``views.draw``; DALI reads, decodes once, crops and flips each view, and sets
 of it needs to be checkpointed.  The other operations are matrix products, which torch makes on the same device
 (``finish``): on a CPU in a third of DALI's time.
 
+DALI reads the files that ``headers.is_plain`` knows it to read as all backends do.  The others are read by ``color``
+and fed as pixels, in a graph with a branch, which costs 5 us a sample and so is built only once one of them is met.
+
 Traps (DALI 2.4), each held by a parity test against torchvision:
 - contrast pivots at 128 unless given the image's mean gray;
 - hue, a shift in HSV in torchvision, is the one operation that cannot agree (``finish``);
 - GPU decoding needs ``jpeg_fancy_upsampling`` to interpolate chroma as libjpeg-turbo does;
 - argument inputs must be CPU nodes, also for GPU operators;
+- ``decoders.image`` ends the process by SIGSEGV where a parser refuses one image of a batch of 25 or more, but
+  ``peek_image_shape`` raises: so the decoder's input hangs on it (``_checked``);
+- reading by mmap is SIGBUS where a file is cut meanwhile, and costs 6 us a file more than plain reading;
+- a list of B paths costs 4 us a sample more than one array of them, padded with zeros;
 - each operator costs a CPU a microsecond a sample, also the arithmetic ones, and a 32 px crop costs 20: the boxes are
   worked out for the batch in one Python operator.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,20 +30,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # DALI's own, which writes of damaged files to the terminal
+
 from nvidia.dali import fn as _fn
 from nvidia.dali import types as _types
-from nvidia.dali.pipeline import Pipeline, pipeline_def
+from nvidia.dali.pipeline import Pipeline, do_not_convert, pipeline_def
 from torch import Tensor
 
 from sslx.data import views
 from sslx.data.finish import finish
 from sslx.data.order import Order, Sequential
 from sslx.data.sources import Source
+from sslx.data.triage import Triage
 from sslx.data.views import Draw, ViewSpec
 
+Indices = npt.NDArray[np.int64]
 Node = Any  # a DALI DataNode
 fn: Any = _fn  # DALI's stubs know neither its generated constants nor that an operator has one output
 types: Any = _types
+
+_NO_PIXELS = np.zeros((1, 1, 3), dtype=np.uint8)
+_ONE = np.ones(1, dtype=np.float32)
 
 
 def _fed(spec: ViewSpec) -> list[str]:
@@ -64,20 +80,29 @@ class Dali:
     ) -> None:
         self.source, self.specs, self.seed = source, tuple(specs), seed
         self.max_per_rank, self.device, self.num_threads = max_per_rank, device, num_threads
+        self.branched = False
+        self.triage = Triage(source, num_threads)
 
     def stream(
-        self, order: Order, start: int, substitute: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+        self, order: Order, start: int, substitute: Callable[[Indices], Indices]
     ) -> Iterator[tuple[Tensor, ...]]:
         """Yield batch start, start + 1, ... of the order: one (B, 3, H, W) float32 channels_last tensor a view.
 
         substitute: maps sample indices to those to read in their place (bad files).  Raises RuntimeError where
-        a file of the batch cannot be decoded; the stream is then at its end.
+        a file of the batch cannot be read; the stream is then at its end.
         """
-        ahead: deque[list[Draw | None]] = deque()  # drawn for batches that DALI is still making
-        uncropped: deque[list[Draw | None]] = deque()  # and for those whose images it has yet to look at
-        pipeline = self._pipeline(
-            self._feed(order, start, substitute, ahead, uncropped), partial(_boxes, self.specs, uncropped)
-        )
+        t = start
+        while not order.finished(t):
+            feed = _Feed(self, order, t, substitute)
+            for batch in self._run(feed):
+                yield batch
+                t += 1
+            if feed.error is not None:
+                raise feed.error
+
+    def _run(self, feed: "_Feed") -> Iterator[tuple[Tensor, ...]]:
+        """The batches of one pipeline, until its feed ends."""
+        pipeline = self._pipeline(feed)
         pipeline.build()
         # On a GPU torch reads DALI's buffers after this function has gone on; let go, DALI would fill them again.
         held: deque[tuple[torch.cuda.Event, Any]] = deque()
@@ -87,7 +112,7 @@ class Dali:
             except StopIteration:
                 return
             made: list[Tensor] = []
-            for spec, drawn, output in zip(self.specs, ahead.popleft(), outputs, strict=True):
+            for spec, drawn, output in zip(self.specs, feed.ahead.popleft(), outputs, strict=True):
                 made.append(finish(spec, drawn, torch.from_dlpack(output.as_tensor())))
             if self.device.type == "cuda":
                 read = torch.cuda.Event()
@@ -97,9 +122,29 @@ class Dali:
                     held.popleft()
             yield tuple(made)
 
-    def readable(self, index: npt.NDArray[np.int64]) -> bool:
-        """Whether DALI can decode all these files."""
-        number = len(index)
+    def unreadable(self, index: Indices) -> dict[int, str]:
+        """Which of these images cannot be read, and why: by ``color``, as on the other backends.
+
+        What that reads and DALI does not, ``color`` reads from now on.
+        """
+        reasons = self.triage.unreadable(index)
+        if not reasons:
+            for i in self._refused_by_dali(index[self.triage.plain(index)]):
+                self.triage.set_odd(i)
+        return reasons
+
+    def _refused_by_dali(self, files: Indices) -> list[int]:
+        """Those that DALI cannot decode: halves that fail are halved again."""
+        if not len(files) or self._decodes(files):
+            return []
+        half = len(files) // 2
+        if half == 0:
+            return [int(files[0])]
+        return self._refused_by_dali(files[:half]) + self._refused_by_dali(files[half:])
+
+    def _decodes(self, files: Indices) -> bool:
+        """Whether DALI reads and decodes all these files."""
+        number = len(files)
         small = Dali(
             self.source,
             [ViewSpec(size=8)],
@@ -108,55 +153,80 @@ class Dali:
             device=self.device,
             num_threads=self.num_threads,
         )
+        small.triage = self.triage
         try:
-            next(small.stream(Sequential(num_samples=number, per_rank=number), 0, index.take))
+            next(small.stream(Sequential(num_samples=number, per_rank=number), 0, files.take))
         except RuntimeError:
             return False
         return True
 
-    def _feed(
-        self,
-        order: Order,
-        start: int,
-        substitute: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
-        *queues: deque[list[Draw | None]],
-    ) -> Iterator[tuple[Any, ...]]:
-        """The inputs of each batch: the images, then every view's parameters; what was drawn goes to the queues."""
-        t = start
-        while not order.finished(t):
-            index = order.batch(t)
-            inputs: list[Any] = [self._images(substitute(index))]
+    def images(self, files: Indices) -> tuple[Any, ...]:
+        """What the graph is fed for these images; ``branched`` is then whether it must be the one with a branch.
+
+        Raises Unreadable where an image cannot be read.
+        """
+        if self.source.pixels is not None:
+            pixels = self.source.pixels[files]
+            return (list(pixels) if pixels.dtype == object else pixels,)
+        plain = self.triage.plain(files)
+        self.branched |= not plain.all()
+        paths = self.triage.paths(files)
+        if not self.branched:
+            return (paths,)
+        odd = dict(zip(files[~plain], self.triage.pixels(files[~plain]), strict=True))
+        return paths, [odd.get(i, _NO_PIXELS) for i in files], ~plain
+
+    def _pipeline(self, feed: "_Feed") -> Pipeline:
+        gpu = self.device.type == "cuda"
+        boxes = do_not_convert(partial(_boxes, self.specs, feed.uncropped))
+        arguments: dict[str, Any] = {
+            "batch_size": self.max_per_rank,
+            "num_threads": self.num_threads,
+            "device_id": (self.device.index or 0) if gpu else None,
+            "prefetch_queue_depth": 3 if gpu else 2,
+            "seed": 0,  # nothing in the graph draws
+        }
+        if self.branched:
+            return _branched_graph(self.specs, gpu, iter(feed), boxes, **arguments)
+        return _graph(self.specs, self.source.pixels is None, gpu, iter(feed), boxes, **arguments)
+
+
+class _Feed:
+    """The inputs of each batch: the images, then every view's parameters.
+
+    It ends with the order, before a batch that needs the graph with a branch, or with an ``error``.
+    ahead: what was drawn for batches that DALI is still making.  uncropped: and for those whose images it has yet to
+    look at.
+    """
+
+    def __init__(self, dali: Dali, order: Order, start: int, substitute: Callable[[Indices], Indices]) -> None:
+        self.dali, self.order, self.start, self.substitute = dali, order, start, substitute
+        self.ahead: deque[list[Draw | None]] = deque()
+        self.uncropped: deque[list[Draw | None]] = deque()
+        self.error: RuntimeError | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        t, branched = self.start, self.dali.branched
+        while not self.order.finished(t):
+            index = self.order.batch(t)
+            try:
+                inputs = list(self.dali.images(self.substitute(index)))
+            except RuntimeError as error:
+                self.error = error
+                return
+            if self.dali.branched != branched:
+                return
             drawn: list[Draw | None] = []
-            for number, spec in enumerate(self.specs):
-                one = None if spec.augment is None else views.draw(spec, self.seed, order.epoch(t), index, number)
+            for number, spec in enumerate(self.dali.specs):
+                one = None
+                if spec.augment is not None:
+                    one = views.draw(spec, self.dali.seed, self.order.epoch(t), index, number)
                 drawn.append(one)
                 inputs += [getattr(one, name) for name in _fed(spec)]
-            for queue in queues:
-                queue.append(drawn)
+            self.ahead.append(drawn)
+            self.uncropped.append(drawn)
             yield tuple(inputs)
             t += 1
-
-    def _images(self, index: npt.NDArray[np.int64]) -> Any:
-        if self.source.pixels is not None:
-            images = self.source.pixels[index]
-            return list(images) if images.dtype == object else images
-        assert self.source.paths is not None
-        return [np.frombuffer(self.source.paths[int(i)].encode(), dtype=np.uint8) for i in index]
-
-    def _pipeline(self, feed: Iterator[tuple[Any, ...]], boxes: Callable[[list[Any]], tuple[Any, ...]]) -> Pipeline:
-        gpu = self.device.type == "cuda"
-        return _graph(  # pyright: ignore[reportCallIssue] (the decorator adds these arguments)
-            self.specs,
-            self.source.pixels is None,
-            gpu,
-            feed,
-            boxes,
-            batch_size=self.max_per_rank,
-            num_threads=self.num_threads,
-            device_id=(self.device.index or 0) if gpu else None,
-            prefetch_queue_depth=3 if gpu else 2,
-            seed=0,  # nothing in the graph draws
-        )
 
 
 @pipeline_def
@@ -168,36 +238,76 @@ def _graph(
     boxes: Callable[[list[Any]], tuple[Any, ...]],
 ) -> tuple[Node, ...]:
     """The pipeline, the same for both devices: images and parameters in, one uint8 HWC batch a view out."""
-    numbers = sum(len(_fed(spec)) for spec in specs)
-    image, *fed = fn.external_source(
-        source=feed,
-        num_outputs=1 + numbers,
-        batch=True,
-        dtype=[types.UINT8] + [types.FLOAT] * numbers,
-        ndim=[1 if from_files else 3] + [0] * numbers,
-        layout=["" if from_files else "HWC"] + [""] * numbers,
-    )
-    if from_files:
-        encoded = fn.io.file.read(image)
-        shape = fn.peek_image_shape(encoded)
-        image = _decode(encoded, gpu)
+    image, *fed = _inputs(specs, feed, [(types.UINT8, 1, "") if from_files else (types.UINT8, 3, "HWC")])
+    if not from_files:
+        corners, _ = _corners(specs, image.shape(), boxes)
+        return _views(specs, image.gpu() if gpu else image, corners, fed)
+    encoded = _file(image)
+    corners, checked = _corners(specs, fn.peek_image_shape(encoded), boxes)
+    return _views(specs, _decode(encoded, checked, gpu), corners, fed)
+
+
+@pipeline_def(enable_conditionals=True)
+def _branched_graph(
+    specs: Sequence[ViewSpec],
+    gpu: bool,
+    feed: Iterator[tuple[Any, ...]],
+    boxes: Callable[[list[Any]], tuple[Any, ...]],
+) -> tuple[Node, ...]:
+    """The same for files of which some (``odd``) come as pixels."""
+    path, pixels, odd, *fed = _inputs(specs, feed, [(types.UINT8, 1, ""), (types.UINT8, 3, "HWC"), (types.BOOL, 0, "")])
+    if odd:
+        encoded = path
+        shape = pixels.shape(dtype=types.INT64)
     else:
-        shape = image.shape()
-        image = image.gpu() if gpu else image
-    corners = fn.python_function(shape, function=boxes, batch_processing=True, num_outputs=2 * len(specs))
+        encoded = _file(path)
+        shape = fn.peek_image_shape(encoded)
+    corners, checked = _corners(specs, shape, boxes)
+    if odd:
+        image = pixels.gpu() if gpu else fn.copy(pixels)
+    else:
+        image = _decode(encoded, checked, gpu)
+    return _views(specs, image, corners, fed)
+
+
+@do_not_convert
+def _inputs(
+    specs: Sequence[ViewSpec], feed: Iterator[tuple[Any, ...]], images: list[tuple[Any, int, str]]
+) -> list[Node]:
+    """What is fed: the images, each input's (type, dimensions, layout), and the drawn parameters."""
+    kinds = images + [(types.FLOAT, 0, "")] * sum(len(_fed(spec)) for spec in specs)
+    dtype, ndim, layout = map(list, zip(*kinds, strict=True))
+    return fn.external_source(source=feed, num_outputs=len(kinds), batch=True, dtype=dtype, ndim=ndim, layout=layout)
+
+
+@do_not_convert
+def _corners(
+    specs: Sequence[ViewSpec], shape: Node, boxes: Callable[[list[Any]], tuple[Any, ...]]
+) -> tuple[list[Node], Node]:
+    """``_boxes`` in the graph: the start and end of each view's box, and a 1 once all shapes are known."""
+    *corners, checked = fn.python_function(shape, function=boxes, batch_processing=True, num_outputs=2 * len(specs) + 1)
+    return corners, checked
+
+
+@do_not_convert
+def _views(specs: Sequence[ViewSpec], image: Node, corners: list[Node], fed: list[Node]) -> tuple[Node, ...]:
     outputs: list[Node] = []
     for spec, start, end in zip(specs, corners[::2], corners[1::2], strict=True):
         names = _fed(spec)
-        view = _jitter(_resize(spec, image, start, end), dict(zip(names, fed, strict=False)))
+        outputs.append(_jitter(_resize(spec, image, start, end), dict(zip(names, fed, strict=False))))
         fed = fed[len(names) :]
-        outputs.append(view)
     return tuple(outputs)
+
+
+@do_not_convert
+def _file(path: Node) -> Node:
+    return fn.io.file.read(path, dont_use_mmap=True)
 
 
 def _boxes(
     specs: Sequence[ViewSpec], uncropped: deque[list[Draw | None]], shapes: list[npt.NDArray[np.int64]]
 ) -> tuple[list[npt.NDArray[np.float32]], ...]:
-    """Where each view's crop starts and ends, (y, x) a sample, from the (H, W, C) of a batch's images."""
+    """Where each view's crop starts and ends, (y, x) a sample, from the (H, W, C) of a batch's images; then ones."""
     height, width = np.array(shapes)[:, :2].T
     corners: list[list[npt.NDArray[np.float32]]] = []
     for spec, drawn in zip(specs, uncropped.popleft(), strict=True):
@@ -206,15 +316,17 @@ def _boxes(
             flipped = drawn.flip > 0
             box[flipped] = box[flipped][:, [0, 3, 2, 1]]
         corners += [list(box[:, :2]), list(box[:, 2:])]
-    return tuple(corners)
+    return *corners, [_ONE] * len(shapes)
 
 
-def _decode(encoded: Node, gpu: bool) -> Node:
-    """RGB uint8 HWC of a JPEG, PNG, WebP, BMP or TIFF: grayscale repeated, alpha dropped, EXIF turned upright.
+@do_not_convert
+def _decode(encoded: Node, checked: Node, gpu: bool) -> Node:
+    """RGB uint8 HWC of a plain file: grayscale repeated, alpha dropped, EXIF turned upright.
 
-    16 bits a channel become 8.  On the CPU the pixels are those of ``torchvision.read``, and so is what fails:
-    files that are missing, empty, cut or no image.  Flipped bytes in a JPEG may pass in one and not in both.
+    On the CPU the pixels are those of ``color.read``.  Flipped bytes in a JPEG may pass in one and not in both.
+    checked: a 1 for each sample, computed from what ``peek_image_shape`` found in all of them.
     """
+    encoded = fn.reshape(encoded, rel_shape=checked)  # as it is, but not before
     if gpu:
         return fn.decoders.image(
             encoded, device="mixed", output_type=types.RGB, jpeg_fancy_upsampling=True, hw_decoder_load=0.75

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from sslx import distributed
 from sslx.data import row_sums, views
 from sslx.data.finish import finish
+from sslx.data.headers import Unreadable
 from sslx.data.order import Order
 from sslx.data.sources import Source
 from sslx.data.torchvision import one_thread, read
@@ -51,7 +52,7 @@ class Resident:
     ) -> None:
         self.source, self.specs, self.seed = source, tuple(specs), seed
         self.device, self.num_threads, self.say = device, num_threads, say
-        self._bad = np.zeros(len(source), dtype=bool)
+        self._reasons: dict[int, str] = {}
         self._sides = np.zeros((len(source), 2), dtype=np.int64)
         self._pixels: Tensor | None = None
 
@@ -67,7 +68,7 @@ class Resident:
             index = order.batch(t)
             files = substitute(index)
             pixels = self._images()
-            if self._bad[files].any():
+            if not self._reasons.keys().isdisjoint(files.tolist()):
                 raise RuntimeError("an unreadable image")
             images = pixels[torch.from_numpy(files).to(self.device, non_blocking=True)].float()
             made: list[Tensor] = []
@@ -79,10 +80,10 @@ class Resident:
             yield tuple(made)
             t += 1
 
-    def readable(self, index: Indices) -> bool:
-        """Whether all these files could be decoded."""
+    def unreadable(self, index: Indices) -> dict[int, str]:
+        """Which of these images could not be decoded, and why."""
         self._images()
-        return not self._bad[index].any()
+        return {int(i): self._reasons[int(i)] for i in index if int(i) in self._reasons}
 
     def _images(self) -> Tensor:
         """(N, 3, H, W) uint8 on the device; decoded at the first call, each in the upper left corner of its place."""
@@ -117,10 +118,13 @@ class Resident:
         for chunk in loader:
             for image in chunk:
                 i = len(decoded)
-                self._bad[i] = image is None
-                self._sides[i] = (0, 0) if image is None else image.shape[1:]
+                if isinstance(image, str):
+                    self._reasons[i] = image
+                    decoded.append(None)
+                    continue
+                self._sides[i] = image.shape[1:]
                 largest = np.maximum(largest, self._sides[i])
-                decoded.append(None if image is None else torch.from_numpy(image))
+                decoded.append(torch.from_numpy(image))
             needed = 3 * count * int(largest.prod())
             if needed > most:
                 raise ConfigError(
@@ -133,8 +137,8 @@ class Resident:
         return decoded
 
 
-class _Chunks(torch.utils.data.Dataset[list[Pixels | None]]):
-    """The images in their order, _CHUNK at a time: (3, H, W) uint8 each, None where one cannot be read.
+class _Chunks(torch.utils.data.Dataset[list[Pixels | str]]):
+    """The images in their order, _CHUNK at a time: (3, H, W) uint8 each, or why one cannot be read.
 
     Arrays, which go through a pipe: tensors would take shared memory, of which containers have 64 MB.
     """
@@ -145,18 +149,18 @@ class _Chunks(torch.utils.data.Dataset[list[Pixels | None]]):
     def __len__(self) -> int:
         return -(-len(self.source) // _CHUNK)
 
-    def __getitem__(self, number: int) -> list[Pixels | None]:
+    def __getitem__(self, number: int) -> list[Pixels | str]:
         start = number * _CHUNK
         return [self._one(i) for i in range(start, min(start + _CHUNK, len(self.source)))]
 
-    def _one(self, index: int) -> Pixels | None:
+    def _one(self, index: int) -> Pixels | str:
         try:
             return read(self.source, index).numpy()
-        except RuntimeError:
-            return None
+        except Unreadable as error:
+            return str(error)
 
 
-def _as_it_is(chunk: list[Pixels | None]) -> list[Pixels | None]:
+def _as_it_is(chunk: list[Pixels | str]) -> list[Pixels | str]:
     return chunk
 
 

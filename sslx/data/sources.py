@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx import rng
+from sslx.data import levels as black_and_white
+from sslx.data.color import Levels
 from sslx.data.listing import has_images, silent
 from sslx.data.splits import Choice
 from sslx.errors import ConfigError, MissingInput
@@ -29,6 +31,7 @@ class Source:
     pixels: (N, H, W, 3) uint8, or, where sizes differ, an array of N such arrays without the first dimension.
     labels: (N,) int64 or None.  classes: their names.  size: side of the views that suit it, in pixels.
     root: what all paths begin with.  unlabeled: why there are no labels.  notes: what a user should know, a line each.
+    levels: black and white of files that do not state them; None: measured when the first image is read.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Source:
     root: str = ""
     unlabeled: str = ""
     notes: tuple[str, ...] = ()
+    levels: Levels | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         images = self.paths if self.paths is not None else self.pixels
@@ -78,8 +82,15 @@ class Config:
     """Subfolders named train, test, val, ...: splits where that is safe (auto), always (folders), never (none)."""
     download: bool = False
     """Download the data set where it is missing."""
+    range: Literal["auto"] | tuple[float, float] = "auto"
+    """LOW HIGH: the values that are black and white in images of more than 8 bits, of signed values or of floats.
+    auto: what 256 of the images use, which is said."""
     num_synthetic: int = 4096
     """Images of the synthetic source."""
+
+    def __post_init__(self) -> None:
+        if self.range != "auto" and not (np.isfinite(self.range).all() and self.range[0] < self.range[1]):
+            raise ConfigError(f"--data.range takes two finite numbers, black below white, not {self.range}")
 
 
 def build(
@@ -88,14 +99,25 @@ def build(
     *,
     say: Callable[[str], None] = silent,
     classes: Sequence[str] | None = None,
+    levels: Levels | None = None,
 ) -> Source:
     """The images of a split: ``pretrain`` (with unlabelled ones where there are any), ``train`` or ``test``.
 
     classes: the training split's, so that a folder's test split gets the same numbers; its images of other classes
-    are left out.  say: gets a line now and then while files are listed.  Raises MissingInput, DataError or
+    are left out.  levels: the training split's too, so that both are scaled alike.  say: gets a line now and then
+    while files are listed, and what was found of the images' range.  Raises MissingInput, DataError or
     ConfigError, each in one line that names the folder and the flag.
     """
     _check_read(config)
+    source = _found(config, split, say, classes)
+    if source.paths is None:
+        return source
+    if config.range != "auto":
+        levels = Levels(chosen=config.range)
+    return replace(source, levels=levels or black_and_white.measure(source.paths, say))
+
+
+def _found(config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None) -> Source:
     if config.source == "digits":
         return _digits(split)
     if config.source == "synthetic":

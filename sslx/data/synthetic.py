@@ -35,5 +35,5 @@ class Synthetic:
             yield tuple(view[:size] for view in self.views)
             t += 1
 
-    def readable(self, index: npt.NDArray[np.int64]) -> bool:  # noqa: ARG002 (nothing is read)
-        return True
+    def unreadable(self, index: npt.NDArray[np.int64]) -> dict[int, str]:  # noqa: ARG002 (nothing is read)
+        return {}

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from sslx.data import views
+from sslx.data import color, levels, views
+from sslx.data.headers import Unreadable
 from sslx.data.order import Order
 from sslx.data.sources import Source
 from sslx.data.views import Draw, ViewSpec
@@ -23,24 +23,15 @@ Indices = npt.NDArray[np.int64]
 
 
 def read(source: Source, index: int) -> Tensor:
-    """Image ``index`` as (3, H, W) uint8 RGB: grayscale repeated, alpha dropped, EXIF turned upright.
+    """Image ``index`` as (3, H, W) uint8 RGB, by the table of ``color``.
 
-    Raises RuntimeError where the file cannot be read or decoded.  By PIL: torchvision 0.29 deprecates its own
+    Raises RuntimeError, with the reason, where the file cannot be read.  By PIL: torchvision 0.29 deprecates its own
     decoders, and its PNG decoder ends the process by SIGSEGV at a damaged file.
     """
     if source.pixels is not None:
         return torch.from_numpy(source.pixels[index]).permute(2, 0, 1)
     assert source.paths is not None
-    path = source.paths[index]
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would cut off at 255
-                image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-            rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    except Exception as error:  # PIL raises SyntaxError, struct.error and others at damaged files
-        raise RuntimeError(f"{path}: {error}") from error
-    return torch.from_numpy(rgb).permute(2, 0, 1)
+    return torch.from_numpy(color.read(source.paths[index], levels.of(source))).permute(2, 0, 1)
 
 
 def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor:
@@ -170,11 +161,12 @@ class TorchVision:
                 for view, m, s in zip(batch, shift, scale, strict=True)
             )
 
-    def readable(self, index: Indices) -> bool:
-        """Whether all these files can be decoded."""
-        try:
-            for i in index:
+    def unreadable(self, index: Indices) -> dict[int, str]:
+        """Which of these images cannot be read, and why."""
+        reasons: dict[int, str] = {}
+        for i in index:
+            try:
                 read(self.source, int(i))
-        except RuntimeError:
-            return False
-        return True
+            except Unreadable as error:
+                reasons[int(i)] = str(error)
+        return reasons

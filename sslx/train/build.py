@@ -191,7 +191,7 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
     if not config.online.every or source.labels is None or len(source.classes or ()) < 2:
         return None
     try:
-        test = sources.build(config.data, "test", say=say, classes=source.classes)
+        test = sources.build(config.data, "test", say=say, classes=source.classes, levels=source.levels)
         lines = [f"to probe on: {test.describe()}", *test.notes]
     except (MissingInput, DataError) as error:
         test, lines = None, [str(error)]

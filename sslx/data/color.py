@@ -1,0 +1,269 @@
+"""The one table of pixel formats: any file -> RGB uint8, the same for all backends, or a refusal with its reason.
+
+``read`` follows it for all files (torchvision, resident) or for those that DALI would read otherwise or not at all
+(``headers.is_plain``).
+
+- JPEG: 8 bits, gray, YCbCr, RGB, CMYK and YCCK (inverted inks where Adobe's
+  marker is), any coding.  Not: 12 bits, 2 planes.
+- PNG: gray, palette, RGB, of 1 to 16 bits; of an animation the default image.
+- WebP, BMP: all; of an animation the first frame.
+- TIFF, the first page: gray of 1 to 32 bits, also signed, and of floats; palette; RGB of 8 and 16 bits; CMYK; YCbCr.
+  Not: other numbers of bands, CIELab, raw; 16 bits in planes of their own; values that are not finite.
+- JPEG 2000: gray, RGB.
+
+One alpha and transparency are dropped, gray is repeated, EXIF's orientation is applied.  Black and white of more than
+8 bits, of signed values and of floats are what ``Levels`` says.
+"""
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageChops,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from sslx.data import headers
+from sslx.data.headers import Unreadable
+from sslx.words import one_line
+
+Pixels = npt.NDArray[np.uint8]
+Range = tuple[float, float]
+
+_PLUGINS: dict[str, Any] = {  # not by Image.open, which would try dozens of formats
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+}
+_ORIENTATION = 0x112
+_BASE_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation -> bands without alpha
+_FULL_16_BITS = (0.0, 65535.0)
+_CONVERTED = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, of many pixels: said here, or of no use
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Black and white of images whose files do not state them; all images of a kind are scaled alike.
+
+    chosen: the user's, for every kind.  measured: by kind, such as ``16-bit``, on a sample of the images.
+    """
+
+    chosen: Range | None = None
+    measured: dict[str, Range] = field(default_factory=dict[str, Range])
+
+    def of(self, kind: str, low: float, high: float) -> Range:
+        """Black and white of an image with values from low to high.  Raises Unreadable where nobody knows."""
+        if self.chosen:
+            return self.chosen
+        if kind in self.measured:
+            black, white = self.measured[kind]
+            if max(black - low, high - white) > (white - black) / 2:
+                raise Unreadable(
+                    f"{kind} values from {low:g} to {high:g}, where the other images use {black:g} to {white:g}: "
+                    "give black and white with --data.range LOW HIGH"
+                )
+            return black, white
+        if kind == "16-bit" and high > 32767:
+            return _FULL_16_BITS
+        raise Unreadable(
+            f"{kind} values from {low:g} to {high:g}, of which it is not known what is white: "
+            "give black and white with --data.range LOW HIGH"
+        )
+
+
+@dataclass(frozen=True)
+class Values:
+    """An image as its file has it: (H, W) or (H, W, 3), upright.
+
+    kind: of values without a stated range, else None, and the array is RGB uint8.
+    """
+
+    array: npt.NDArray[Any]
+    kind: str | None = None
+    stated: Range | None = None
+    white_first: bool = False
+
+
+def read(path: str, levels: Levels | None = None) -> Pixels:
+    """(H, W, 3) uint8 RGB of an image file.  Raises Unreadable with the reason."""
+    image = values(path)
+    if image.kind is None:
+        return image.array
+    low, high = float(image.array.min()), float(image.array.max())
+    black, white = image.stated or (levels or Levels()).of(image.kind, low, high)
+    exact = image.array.dtype.kind == "f" or image.array.dtype.itemsize <= 2
+    scaled = image.array.astype(np.float32 if exact else np.float64)
+    scaled -= black
+    scaled *= 255 / (white - black)
+    gray = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+    if image.white_first:
+        gray = 255 - gray
+    return gray if gray.ndim == 3 else np.repeat(gray[..., None], 3, axis=-1)
+
+
+def values(path: str) -> Values:
+    """What the file holds, by the table.  Raises Unreadable with the reason."""
+    descriptor = headers.opened(path)
+    with open(descriptor, "rb") as file:
+        container = headers.container(file.read(64))
+        if container == "TIFF":
+            _check_tiff(headers.tiff_tags(descriptor))
+        file.seek(0)
+        try:
+            return _decoded(file, container)
+        except (Unreadable, MemoryError):
+            raise
+        except Exception as error:  # Pillow raises SyntaxError, struct.error and others at damaged files
+            reason = one_line(error) or type(error).__name__
+            raise Unreadable(f"{_name(container, file)} that cannot be decoded: {reason}") from error
+
+
+def kind_of(path: str) -> str | None:
+    """The kind of values whose range ``Levels`` must give, from the header alone; None for all other files."""
+    descriptor = headers.opened(path)
+    try:
+        head = os.pread(descriptor, 64, 0)
+        container = headers.container(head)
+        if container == "PNG" and head[24:25] == b"\x10":
+            return "16-bit"
+        return _tiff_kind(headers.tiff_tags(descriptor)) if container == "TIFF" else None
+    finally:
+        os.close(descriptor)
+
+
+def _decoded(file: BinaryIO, container: str) -> Values:
+    """The values of an open file of a known container."""
+    with _PLUGINS[container](file) as image:
+        headers.check_size(*image.size)
+        tags = headers.tiff_tags(file.fileno()) if container == "TIFF" else {}
+        kind = _tiff_kind(tags) if tags else None
+        rawmode = _rawmode(image)
+        if container == "PNG" and rawmode == "LA;16B":
+            return Values(_gray_of_gray_alpha(image), "16-bit")
+        if ";16" in rawmode and image.mode in ("RGB", "RGBA"):
+            return Values(_sixteen_bits(image, file, container), "16-bit")
+        image.load()
+        if image.mode.startswith("I;16") or kind:
+            array = np.asarray(image)
+            if kind == "signed 8-bit":
+                array = array.view(np.int8)
+            elif kind == "32-bit":
+                array = array.view(np.uint32)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise Unreadable("some of its values are not finite numbers")
+            stated = _FULL_16_BITS if container == "JPEG 2000" else (0, 4095) if tags.get("bits") == (12,) else None
+            white_first = tags.get("photometric") == (0,)
+            return Values(_upright(array, image), kind or "16-bit", stated, white_first)
+        return Values(_upright(_rgb(image, container), image))
+
+
+def _rgb(image: Image.Image, container: str) -> Pixels:
+    """An image of 8 bits a band, or of fewer."""
+    if image.mode == "CMYK" and container == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes all for Adobe's
+    if image.mode not in _CONVERTED:
+        raise Unreadable(f"a {container} of mode {image.mode}")
+    image.info.pop("transparency", None)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _rawmode(image: Any) -> str:
+    args = image.tile[0].args if image.tile else ""
+    return str(args if isinstance(args, str) else args[0] if args else "")
+
+
+def _decode_as(image: Any, rawmode: str) -> npt.NDArray[np.uint8]:
+    """The bytes that Pillow's decoder gives when told that the file holds ``rawmode``."""
+
+    def told(args: Any) -> Any:
+        return rawmode if isinstance(args, str) else (rawmode, *args[1:])
+
+    image.tile = [tile._replace(args=told(tile.args)) for tile in image.tile]
+    image.load()
+    return np.asarray(image)
+
+
+def _gray_of_gray_alpha(image: Any) -> npt.NDArray[Any]:
+    """The gray of a 16-bit PNG with alpha, whose four bytes a pixel are decoded as they are."""
+    whole = _decode_as(image, "RGBA").astype(np.uint16)
+    return _upright(whole[..., 0] << 8 | whole[..., 1], image)
+
+
+def _sixteen_bits(image: Any, file: BinaryIO, container: str) -> npt.NDArray[Any]:
+    """(H, W, 3) of 16 bits a band.  Pillow keeps one byte of two: the upper, or, in the other byte order, the lower."""
+    rawmode = _rawmode(image)
+    order = rawmode[-1].replace("N", "L" if sys.byteorder == "little" else "B")
+    upper = _upright(_decode_as(image, rawmode)[..., :3], image).astype(np.uint16)
+    file.seek(0)
+    with _PLUGINS[container](file) as again:
+        lower = _upright(_decode_as(again, rawmode[:-1] + {"L": "B", "B": "L"}[order])[..., :3], again)
+        return upper << 8 | lower
+
+
+def _upright(array: npt.NDArray[Any], image: Image.Image) -> npt.NDArray[Any]:
+    """Turned as EXIF says; where that is damaged, as it is."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever Pillow raises at damaged EXIF, which DALI ignores
+        orientation = 1
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
+
+
+def _tiff_kind(tags: dict[str, tuple[int, ...]]) -> str | None:
+    """The kind of values that have no stated range; None for those that have, and 12 bits state theirs."""
+    bits, sample_format = tags["bits"][0], tags["sample_format"][0]
+    if sample_format == 3:
+        return "float"
+    if sample_format == 2:
+        return f"signed {bits}-bit"
+    return f"{bits}-bit" if bits > 8 and tags["photometric"] != (5,) else None
+
+
+def _check_tiff(tags: dict[str, tuple[int, ...]]) -> None:
+    """Raise Unreadable for what the table has not, which Pillow would refuse without a word or read wrongly."""
+    photometric, bits, samples, extra = (tags[name] for name in ("photometric", "bits", "samples", "extra"))
+    if photometric[0] not in _BASE_BANDS:
+        raise Unreadable(f"a TIFF of photometric interpretation {photometric[0]}; sslx reads gray, RGB, palette, CMYK")
+    more = samples[0] - _BASE_BANDS[photometric[0]]
+    alpha = extra in ((1,), (2,)) or (photometric == (2,) and extra in ((), (0,)))
+    if more < 0 or more > 1 or (more == 1 and not alpha):
+        raise Unreadable(f"a TIFF of {samples[0]} bands; sslx reads gray and RGB, with an alpha or without")
+    if tags["planar"] == (2,) and max(bits) > 8:
+        raise Unreadable(f"a TIFF whose {max(bits)}-bit colors lie in planes of their own; sslx reads interleaved ones")
+    if photometric == (6,) and tags["compression"] == (1,) and tags["subsampling"] != (1, 1):
+        raise Unreadable("a TIFF of uncompressed YCbCr with fewer colors than pixels, which sslx does not read")
+    if extra[:1] == (1,) and max(bits) > 8:
+        raise Unreadable(
+            f"a TIFF of {max(bits)}-bit colors that are multiplied by their alpha, which sslx does not read"
+        )
+
+
+def _name(container: str, file: BinaryIO) -> str:
+    """What to call a file that cannot be decoded."""
+    if container != "TIFF":
+        return f"a {container}"
+    tags = headers.tiff_tags(file.fileno())
+    what = {2: "signed integers", 3: "floats"}.get(tags["sample_format"][0], "integers")
+    return f"a TIFF of {tags['samples'][0]} x {tags['bits'][0]}-bit {what}"

@@ -1,0 +1,265 @@
+"""What a file says of itself before anything decodes it: its container, and whether DALI reads it as sslx does.
+
+All backends begin here, so that they agree on which files are images.  Only a few kilobytes are looked at, and DALI
+is given nothing but whole-looking files of the kinds that it is known to read as ``color.read`` does (``is_plain``);
+that function, by Pillow and numpy, reads all the others, or says why it does not.
+"""
+
+import os
+import re
+import stat
+import struct
+
+MAX_PIXELS = 178_956_970
+"""Of an image that sslx reads, 0.5 GiB as RGB: Pillow's own limit, so that no backend reads more than another."""
+
+_HEAD = 4096  # bytes: the whole of a small file, the header of most
+_FAR = 1 << 20  # bytes: no JPEG's or PNG's header is longer, but for those of a few cameras
+_ENDS = 1 << 16  # bytes in which the end of a JPEG is looked for, behind which cameras put things of their own
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+)
+_OTHERS = (
+    (rb"GIF8", "a GIF"),
+    (rb"....ftypavi[fs]", "an AVIF"),
+    (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIF"),
+    (rb"....ftyp", "a video"),
+    (rb"%PDF|%!PS", "a PDF or PostScript file"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL"),
+    (rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "an archive"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself: git lfs pull"),
+    (rb"(?i)\s*(<!doctype html|<html|<head)", "an HTML page"),
+    (rb"(?i)\s*<(\?xml|svg)", "an XML or SVG file"),
+    (rb"\0{64}", "nothing but zeros"),
+)
+_TAGS = {
+    256: "width",
+    257: "height",
+    258: "bits",
+    259: "compression",
+    262: "photometric",
+    266: "fill_order",
+    274: "orientation",
+    277: "samples",
+    284: "planar",
+    338: "extra",
+    339: "sample_format",
+    530: "subsampling",
+}
+_SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of TIFF's whole numbers, by their type
+_TURNED = re.compile(rb"tiff:Orientation(?:=[\"']|>)[02-9]")  # in XMP, which Pillow reads and DALI does not
+
+
+class Unreadable(RuntimeError):
+    """An image that sslx does not read.  The message is the reason, without the path."""
+
+
+def opened(path: str) -> int:
+    """A descriptor of a regular file.  Raises Unreadable, also for a pipe, which would block, and a dangling link."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and os.path.islink(path):
+            raise Unreadable("a link to a file that does not exist") from error
+        raise Unreadable(error.strerror or str(error)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Unreadable("not a regular file")
+    return descriptor
+
+
+def container(head: bytes) -> str:
+    """The kind of file that these first bytes begin.  Raises Unreadable with what it is instead."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if not head:
+        raise Unreadable("an empty file")
+    other = next((name for magic, name in _OTHERS if re.match(magic, head, re.DOTALL)), "no image")
+    raise Unreadable(f"{other}; sslx reads JPEG, PNG, WebP, BMP, TIFF and JPEG 2000")
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise Unreadable where an image has more pixels than sslx reads."""
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{width:,} x {height:,} pixels; sslx reads at most {MAX_PIXELS:,}")
+
+
+def is_plain(path: str) -> bool:
+    """Whether this looks like a whole file of a kind that DALI decodes to the pixels of ``color.read``.
+
+    Raises Unreadable where it is no image, cannot be opened or has too many pixels.
+    """
+    descriptor = opened(path)
+    try:
+        head = os.pread(descriptor, _HEAD, 0)
+        kind = container(head)
+        if kind not in _PLAIN:
+            return False
+        return _PLAIN[kind](descriptor, head, os.fstat(descriptor).st_size)
+    except (struct.error, IndexError):  # it ends in its header
+        return False
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from error
+    finally:
+        os.close(descriptor)
+
+
+def _plain_jpeg(descriptor: int, head: bytes, size: int) -> bool:
+    """8 bits, Huffman coded, gray or YCbCr, with an end."""
+    at = 2
+    upright = True
+    exif = False
+    while True:
+        if at + 20 > len(head):
+            if len(head) >= min(size, _FAR):
+                return False
+            head = os.pread(descriptor, 16 * len(head), 0)
+            continue
+        marker, length = head[at + 1], head[at + 2] << 8 | head[at + 3]
+        if head[at] != 0xFF or length < 2:
+            return False
+        if marker in (0xC0, 0xC1, 0xC2):
+            break
+        if marker == 0xEE and head.startswith(b"Adobe", at + 4) and head[at + 15] != 1:
+            return False
+        if marker == 0xE1:
+            if at + 2 + length > len(head) < min(size, _FAR):
+                head = os.pread(descriptor, 16 * len(head), 0)
+                continue
+            exif |= head.startswith(b"Exif\0\0", at + 4)
+            upright &= not _TURNED.search(head, at, at + 2 + length)
+        elif not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
+            return False  # arithmetic coding, lossless, hierarchical, or no marker of a header
+        at += 2 + length
+    bits, height, width, planes = struct.unpack_from(">BHHB", head, at + 4)
+    check_size(width, height)
+    if bits != 8 or planes not in (1, 3) or not width or not height or length != 8 + 3 * planes:
+        return False
+    if head[at + 10 : at + 19 : 3] == b"RGB" or not (upright or exif):
+        return False
+    end = head if size <= len(head) else os.pread(descriptor, 2, size - 2)
+    return end.endswith(b"\xff\xd9") or b"\xff\xd9" in os.pread(descriptor, _ENDS, max(at, size - _ENDS))
+
+
+def _plain_png(descriptor: int, head: bytes, size: int) -> bool:
+    """8 bits, with an end, upright."""
+    length, name, width, height, bits, color = struct.unpack_from(">I4sIIBB", head, 8)
+    check_size(width, height)
+    if (length, name, bits) != (13, b"IHDR", 8) or color not in (0, 2, 3, 4, 6) or not width or not height:
+        return False
+    at = 33
+    while True:
+        length, name = struct.unpack_from(">I4s", head, at)
+        if name == b"IDAT":
+            break
+        if name == b"eXIf" or head.startswith((b"Raw profile type", b"XML:com.adobe.xmp"), at + 8):
+            return False
+        at += 12 + length
+        if at + 8 > len(head) and len(head) < min(size, _FAR):
+            head = os.pread(descriptor, 16 * len(head), 0)
+    tail = os.pread(descriptor, _HEAD, max(0, size - _HEAD))
+    late = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # behind the pixels
+    return tail.endswith(b"\0\0\0\0IEND\xaeB`\x82") and not any(text in tail for text in late)
+
+
+def _plain_webp(_: int, head: bytes, size: int) -> bool:
+    """One upright frame, whole."""
+    length, kind, flags = struct.unpack_from("<I4x4s4xB", head, 4)
+    animated, xmp, exif = 2, 4, 8
+    return size >= length + 8 and (
+        kind in (b"VP8 ", b"VP8L") or (kind == b"VP8X" and not flags & (animated | xmp | exif))
+    )
+
+
+def _plain_bmp(_: int, head: bytes, size: int) -> bool:
+    """24 bits, not compressed, bottom line first."""
+    start, length, width, height, planes, bits, compression = struct.unpack_from("<IIiiHHI", head, 10)
+    check_size(abs(width), abs(height))
+    if (length, planes, bits, compression) != (40, 1, 24, 0) or width <= 0 or height <= 0:
+        return False
+    return size >= start + (3 * width + 3) // 4 * 4 * height
+
+
+def _plain_tiff(descriptor: int, _: bytes, __: int) -> bool:
+    """8 bits, gray or RGB, interleaved, not compressed or by what every library knows."""
+    tags = tiff_tags(descriptor)
+    gray = tags["photometric"] == (1,) and tags["samples"] == (1,)
+    rgb = tags["photometric"] == (2,) and tags["samples"] == (3,)
+    return (
+        (gray or rgb)
+        and set(tags["bits"]) == {8}
+        and set(tags["sample_format"]) == {1}
+        and tags["planar"] == (1,)
+        and tags["fill_order"] == (1,)
+        and tags["orientation"] == (1,)
+        and not tags["extra"]
+        and tags["compression"][0] in (1, 5, 8, 32773, 32946)  # none, LZW, deflate, PackBits, deflate
+    )
+
+
+_PLAIN = {"JPEG": _plain_jpeg, "PNG": _plain_png, "WebP": _plain_webp, "BMP": _plain_bmp, "TIFF": _plain_tiff}
+
+
+def tiff_tags(descriptor: int) -> dict[str, tuple[int, ...]]:
+    """The whole numbers that a TIFF's first page gives for ``_TAGS``, with TIFF's defaults.
+
+    Raises Unreadable for too many pixels and where the file ends before, or is none.
+    """
+    tags: dict[str, tuple[int, ...]] = {
+        "bits": (1,),
+        "compression": (1,),
+        "photometric": (-1,),
+        "fill_order": (1,),
+        "orientation": (1,),
+        "samples": (1,),
+        "planar": (1,),
+        "extra": (),
+        "subsampling": (2, 2),
+    }
+    try:
+        tags |= _directory(descriptor)
+        if not (tags.get("width") and tags.get("height") and all(tags[name] for name in tags if name != "extra")):
+            raise Unreadable("a TIFF without a size")
+    except struct.error as error:
+        raise Unreadable("a TIFF that ends in its directory") from error
+    check_size(tags["width"][0], tags["height"][0])
+    return {"sample_format": (1,)} | tags
+
+
+def _directory(descriptor: int) -> dict[str, tuple[int, ...]]:
+    head = os.pread(descriptor, 16, 0)
+    order = "<" if head[:2] == b"II" else ">"
+    big = head[2:4] in (b"+\0", b"\0+")
+    (start,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", head, 8 if big else 4)
+    width, count_kind = (20, "Q") if big else (12, "H")
+    offset = struct.calcsize(count_kind)
+    (count,) = struct.unpack(f"{order}{count_kind}", os.pread(descriptor, offset, start))
+    if count > 4096:
+        raise Unreadable("a TIFF whose directory is damaged")
+    entries = os.pread(descriptor, count * width, start + offset)
+    tags: dict[str, tuple[int, ...]] = {}
+    for at in range(0, count * width, width):
+        tag, kind = struct.unpack_from(f"{order}HH", entries, at)
+        (number,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", entries, at + 4)
+        if tag in _TAGS and kind in _SIZES and number <= 64:
+            pattern = f"{order}{number}{_SIZES[kind]}"
+            value_at, room = (12, 8) if big else (8, 4)
+            place = entries[at + value_at : at + value_at + room]
+            if struct.calcsize(pattern) > room:
+                (far,) = struct.unpack(f"{order}Q" if big else f"{order}I", place)
+                place = os.pread(descriptor, struct.calcsize(pattern), far)
+            tags[_TAGS[tag]] = struct.unpack_from(pattern, place)
+    return tags

@@ -1,0 +1,74 @@
+"""Black and white of images whose files do not state them: chosen by the user, or measured on a sample and said.
+
+A 16-bit file may hold 10, 12 or 16 bits, a float anything.  All ranks, all backends and a resumed run must agree,
+so that what is measured is a function of the list of files alone.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from sslx.data import color
+from sslx.data.color import Levels, Range
+from sslx.data.headers import Unreadable
+
+_LOOKED_AT = 256  # files, evenly spread over the list
+_MEASURED = 32  # of a kind
+
+
+class Files(Protocol):
+    """What a ``sources.Source`` of files has."""
+
+    @property
+    def paths(self) -> Sequence[str] | None: ...
+    @property
+    def levels(self) -> Levels | None: ...
+
+
+def of(source: Files) -> Levels:
+    """The source's levels, or, where it was made without any, what its images use, measured once."""
+    return source.levels or _measured(source)
+
+
+@lru_cache(maxsize=2)
+def _measured(source: Files) -> Levels:
+    return measure(source.paths or ())
+
+
+def measure(paths: Sequence[str], say: Callable[[str], None] = lambda _: None) -> Levels:
+    """What is black and white in these images; says what was found wherever it is not all that the type can hold."""
+    extremes: dict[str, tuple[float, float, int]] = {}
+    number = min(_LOOKED_AT, len(paths))
+    for place in range(number):
+        path = paths[place * len(paths) // number]
+        try:
+            kind = color.kind_of(path)
+            if kind is None or extremes.get(kind, (0, 0, 0))[2] == _MEASURED:
+                continue
+            image = color.values(path)
+        except Unreadable:
+            continue
+        if image.stated is not None:
+            continue
+        low, high, count = extremes.get(kind, (np.inf, -np.inf, 0))
+        extremes[kind] = min(low, float(image.array.min())), max(high, float(image.array.max())), count + 1
+    ranges = {kind: _range(kind, low, high) for kind, (low, high, _) in extremes.items()}
+    for kind, (low, high, _) in extremes.items():
+        black, white = ranges[kind]
+        if (kind, white) != ("16-bit", 65535):
+            say(
+                f"{kind} images use {low:g} to {high:g}: {black:g} is taken as black, {white:g} as white "
+                "(--data.range LOW HIGH for others)"
+            )
+    return Levels(measured=ranges)
+
+
+def _range(kind: str, low: float, high: float) -> Range:
+    """Black and white of values from low to high: a usual range of which they fill more than half, or just theirs."""
+    usual = (1, 255, 65535) if kind == "float" else tuple(2**bits - 1 for bits in range(8, 33))
+    for white in usual:
+        if 0 <= low and high <= white and (high > white / 2 or (kind != "float" and white == 255)):
+            return 0.0, float(white)
+    return (low, high) if high > low else (low, low + 1)

@@ -1,0 +1,64 @@
+"""Unreadable images of a source, and the readable ones that stand in for them: functions of the sample alone."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sslx import rng
+from sslx.data.sources import Source
+from sslx.errors import DataError
+from sslx.words import shown
+
+Indices = npt.NDArray[np.int64]
+
+
+class Reader(Protocol):
+    """The part of a backend that tells which images it cannot read."""
+
+    def unreadable(self, index: Indices) -> dict[int, str]: ...
+
+
+class Quarantine:
+    """``bad``: index -> path of the images found unreadable so far.  ``substitute``: what is read in their place."""
+
+    def __init__(self, source: Source, reader: Reader, max_bad: float, say: Callable[[str], None]) -> None:
+        self.source, self.reader, self.max_bad, self.say = source, reader, max_bad, say
+        self.bad: dict[int, str] = {}
+        self._stand_in: dict[int, int] = {}
+        self.substitute = partial(_replace, self._stand_in)  # not a method: spawned workers must unpickle it
+
+    def search(self, index: Indices) -> bool:
+        """Find the unreadable files of a batch and name their stand-ins; False where all can be read.
+
+        Each is named with its reason.  Raises DataError where they are more than the share ``max_bad``.
+        """
+        if self.source.paths is None:
+            return False
+        reasons = self.reader.unreadable(np.unique(self.substitute(index)))
+        for i, reason in sorted(reasons.items()):
+            self.bad[i] = self.source.paths[i]
+            name = f"{shown(self.bad[i])} ({reason})"
+            if len(self.bad) > self.max_bad * len(self.source):
+                raise DataError(
+                    f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
+                    f"{self.max_bad:g} that --data.max-bad allows; the last one is {name}"
+                )
+            self.say(f"unreadable image {name}: replaced by another one ({len(self.bad)} so far)")
+        for i in self.bad:
+            if self._stand_in.get(i, i) in self.bad:
+                self._stand_in[i] = self._choose(i)
+        return bool(reasons)
+
+    def _choose(self, i: int) -> int:
+        """The stand-in of an unreadable image: the first readable one of a random order of its own."""
+        for candidate in rng.permutation(0, "stand-in", i, size=len(self.source)):
+            if int(candidate) not in self.bad and not self.reader.unreadable(np.array([candidate])):
+                return int(candidate)
+        raise DataError(f"not one of the {len(self.source):,} images can be read")
+
+
+def _replace(stand_in: dict[int, int], index: Indices) -> Indices:
+    return np.array([stand_in.get(int(i), int(i)) for i in index], dtype=np.int64) if stand_in else index
