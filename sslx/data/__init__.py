@@ -124,6 +124,7 @@ class Loader:
         return torch.from_numpy(drawn.astype(np.float32)).clamp_(max=1 - 2.0**-24)  # the largest round to 1
 
     def _views(self, index: Indices) -> tuple[Tensor, ...]:
+        failed = False
         while True:
             if self._stream is None:
                 self._stream = self.backend.stream(self.order, self.delivered, self._quarantine.substitute)
@@ -131,9 +132,12 @@ class Loader:
                 return next(self._stream)
             except RuntimeError as error:
                 self.close()
-                if not self._quarantine.search(index):
+                if self._quarantine.search(index):
+                    continue
+                if failed:  # again, although the backend has looked at its files and may now read some otherwise
                     reason = " ".join(str(error).split())
                     raise DataError(f"the loader failed on readable files: {reason}") from error
+                failed = True
 
     def close(self) -> None:
         """Stop the backend's threads; the next batch starts them again where they were."""

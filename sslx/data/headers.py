@@ -14,7 +14,7 @@ MAX_PIXELS = 178_956_970
 """Of an image that sslx reads, 0.5 GiB as RGB: Pillow's own limit, so that no backend reads more than another."""
 
 _HEAD = 4096  # bytes: the whole of a small file, the header of most
-_FAR = 1 << 20  # bytes: no JPEG's or PNG's header is longer, but for those of a few cameras
+_FAR = 1 << 20  # bytes: no JPEG's header is longer, but for those of a few cameras
 _ENDS = 1 << 16  # bytes in which the end of a JPEG is looked for, behind which cameras put things of their own
 
 _MAGIC = (
@@ -119,60 +119,60 @@ def is_plain(path: str) -> bool:
 
 def _plain_jpeg(descriptor: int, head: bytes, size: int) -> bool:
     """8 bits, Huffman coded, gray or YCbCr, with an end."""
-    at = 2
-    upright = True
-    exif = False
+    at, frame = 2, 0
+    turned = exif = False
     while True:
         if at + 20 > len(head):
-            if len(head) >= min(size, _FAR):
-                return False
-            head = os.pread(descriptor, 16 * len(head), 0)
-            continue
+            head = _more(descriptor, head, size)
         marker, length = head[at + 1], head[at + 2] << 8 | head[at + 3]
         if head[at] != 0xFF or length < 2:
             return False
-        if marker in (0xC0, 0xC1, 0xC2):
+        if marker == 0xDA:  # the pixels
             break
-        if marker == 0xEE and head.startswith(b"Adobe", at + 4) and head[at + 15] != 1:
+        if marker in (0xC0, 0xC1, 0xC2) and not frame:
+            frame = at
+        elif marker == 0xEE and head.startswith(b"Adobe", at + 4) and head[at + 15] != 1:
             return False
-        if marker == 0xE1:
-            if at + 2 + length > len(head) < min(size, _FAR):
-                head = os.pread(descriptor, 16 * len(head), 0)
-                continue
+        elif marker == 0xE1:
+            while at + 2 + length > len(head):
+                head = _more(descriptor, head, size)
             exif |= head.startswith(b"Exif\0\0", at + 4)
-            upright &= not _TURNED.search(head, at, at + 2 + length)
+            turned |= _TURNED.search(head, at, at + 2 + length) is not None
         elif not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
             return False  # arithmetic coding, lossless, hierarchical, or no marker of a header
         at += 2 + length
-    bits, height, width, planes = struct.unpack_from(">BHHB", head, at + 4)
+    length, bits, height, width, planes = struct.unpack_from(">HBHHB", head, frame + 2)
     check_size(width, height)
-    if bits != 8 or planes not in (1, 3) or not width or not height or length != 8 + 3 * planes:
+    if not frame or bits != 8 or planes not in (1, 3) or not width or not height or length != 8 + 3 * planes:
         return False
-    if head[at + 10 : at + 19 : 3] == b"RGB" or not (upright or exif):
+    if head[frame + 10 : frame + 19 : 3] == b"RGB" or (turned and not exif):
         return False
     end = head if size <= len(head) else os.pread(descriptor, 2, size - 2)
     return end.endswith(b"\xff\xd9") or b"\xff\xd9" in os.pread(descriptor, _ENDS, max(at, size - _ENDS))
 
 
+def _more(descriptor: int, head: bytes, size: int) -> bytes:
+    """More of a file's beginning.  Raises IndexError where there is none."""
+    if len(head) >= min(size, _FAR):
+        raise IndexError
+    return os.pread(descriptor, 16 * len(head), 0)
+
+
 def _plain_png(descriptor: int, head: bytes, size: int) -> bool:
-    """8 bits, with an end, upright."""
+    """8 bits, upright, its chunks as they must be to the end of the file."""
     length, name, width, height, bits, color = struct.unpack_from(">I4sIIBB", head, 8)
     check_size(width, height)
     if (length, name, bits) != (13, b"IHDR", 8) or color not in (0, 2, 3, 4, 6) or not width or not height:
         return False
-    at = 33
-    while True:
-        length, name = struct.unpack_from(">I4s", head, at)
-        if name == b"IDAT":
-            break
-        if name == b"eXIf" or head.startswith((b"Raw profile type", b"XML:com.adobe.xmp"), at + 8):
+    at, pixels = 33, False
+    while name != b"IEND":
+        start = head[at : at + 32] if at + 32 <= len(head) else os.pread(descriptor, 32, at)
+        length, name = struct.unpack_from(">I4s", start)
+        if name == b"eXIf" or start.startswith((b"Raw profile type", b"XML:com.adobe.xmp"), 8):
             return False
+        pixels |= name == b"IDAT"
         at += 12 + length
-        if at + 8 > len(head) and len(head) < min(size, _FAR):
-            head = os.pread(descriptor, 16 * len(head), 0)
-    tail = os.pread(descriptor, _HEAD, max(0, size - _HEAD))
-    late = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # behind the pixels
-    return tail.endswith(b"\0\0\0\0IEND\xaeB`\x82") and not any(text in tail for text in late)
+    return pixels and at == size
 
 
 def _plain_webp(_: int, head: bytes, size: int) -> bool:
