@@ -24,6 +24,7 @@ Traps (DALI 2.4), each held by a parity test against torchvision:
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,7 @@ from torch import Tensor
 
 from sslx.data import views
 from sslx.data.finish import finish
+from sslx.data.headers import Unreadable
 from sslx.data.order import Order, Sequential
 from sslx.data.sources import Source
 from sslx.data.triage import Triage
@@ -50,6 +52,7 @@ Node = Any  # a DALI DataNode
 fn: Any = _fn  # DALI's stubs know neither its generated constants nor that an operator has one output
 types: Any = _types
 
+_AHEAD = 2  # batches whose odd images are read before they are fed
 _NO_PIXELS = np.zeros((1, 1, 3), dtype=np.uint8)
 _ONE = np.ones(1, dtype=np.float32)
 
@@ -160,22 +163,6 @@ class Dali:
             return False
         return True
 
-    def images(self, files: Indices) -> tuple[Any, ...]:
-        """What the graph is fed for these images; ``branched`` is then whether it must be the one with a branch.
-
-        Raises Unreadable where an image cannot be read.
-        """
-        if self.source.pixels is not None:
-            pixels = self.source.pixels[files]
-            return (list(pixels) if pixels.dtype == object else pixels,)
-        plain = self.triage.plain(files)
-        self.branched |= not plain.all()
-        paths = self.triage.paths(files)
-        if not self.branched:
-            return (paths,)
-        odd = dict(zip(files[~plain], self.triage.pixels(files[~plain]), strict=True))
-        return paths, [odd.get(i, _NO_PIXELS) for i in files], ~plain
-
     def _pipeline(self, feed: "_Feed") -> Pipeline:
         gpu = self.device.type == "cuda"
         boxes = do_not_convert(partial(_boxes, self.specs, feed.uncropped))
@@ -191,6 +178,36 @@ class Dali:
         return _graph(self.specs, self.source.pixels is None, gpu, iter(feed), boxes, **arguments)
 
 
+class _Images:
+    """What the graph is fed for the images of a batch; the reading of odd ones begins here."""
+
+    def __init__(self, dali: Dali, files: Indices) -> None:
+        self.source, self.files, self.triage = dali.source, files, dali.triage
+        self.plain = np.ones(len(files), dtype=np.bool_)
+        self.error: Unreadable | None = None
+        self.odd: dict[np.int64, Future[npt.NDArray[np.uint8]]] = {}
+        if self.source.pixels is None:
+            try:
+                self.plain = self.triage.plain(files)
+            except Unreadable as error:
+                self.error = error
+            odd = files[~self.plain]
+            self.odd = dict(zip(odd, self.triage.pixels(odd), strict=True))
+
+    def inputs(self, branched: bool) -> list[Any]:
+        """For the graph with a branch or without one.  Raises Unreadable."""
+        if self.error is not None:
+            raise self.error
+        if self.source.pixels is not None:
+            pixels = self.source.pixels[self.files]
+            return [list(pixels) if pixels.dtype == object else pixels]
+        paths = self.triage.paths(self.files)
+        if not branched:
+            return [paths]
+        odd = {i: pixels.result() for i, pixels in self.odd.items()}
+        return [paths, [odd.get(i, _NO_PIXELS) for i in self.files], ~self.plain]
+
+
 class _Feed:
     """The inputs of each batch: the images, then every view's parameters.
 
@@ -203,20 +220,24 @@ class _Feed:
         self.dali, self.order, self.start, self.substitute = dali, order, start, substitute
         self.ahead: deque[list[Draw | None]] = deque()
         self.uncropped: deque[list[Draw | None]] = deque()
-        self.error: RuntimeError | None = None
+        self.error: Unreadable | None = None
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        t, branched = self.start, self.dali.branched
+        t, images = self.start, deque[_Images]()
         while not self.order.finished(t):
-            index = self.order.batch(t)
+            while len(images) <= _AHEAD and not self.order.finished(t + len(images)):
+                files = self.substitute(self.order.batch(t + len(images)))
+                images.append(_Images(self.dali, files))
+            batch = images.popleft()
+            if batch.odd and not self.dali.branched:
+                self.dali.branched = True
+                return
             try:
-                inputs = list(self.dali.images(self.substitute(index)))
-            except RuntimeError as error:
+                inputs = batch.inputs(self.dali.branched)
+            except Unreadable as error:
                 self.error = error
                 return
-            if self.dali.branched != branched:
-                return
-            drawn: list[Draw | None] = []
+            index, drawn = self.order.batch(t), list[Draw | None]()
             for number, spec in enumerate(self.dali.specs):
                 one = None
                 if spec.augment is not None:

@@ -2,7 +2,8 @@
 
 All backends begin here, so that they agree on which files are images.  Only a few kilobytes are looked at, and DALI
 is given nothing but whole-looking files of the kinds that it is known to read as ``color.read`` does (``is_plain``);
-that function, by Pillow and numpy, reads all the others, or says why it does not.
+that function, by Pillow and numpy, reads all the others, or says why it does not.  No TIFF is plain: of damaged ones,
+two libraries make two pictures.
 """
 
 import os
@@ -48,8 +49,6 @@ _TAGS = {
     258: "bits",
     259: "compression",
     262: "photometric",
-    266: "fill_order",
-    274: "orientation",
     277: "samples",
     284: "planar",
     338: "extra",
@@ -193,24 +192,7 @@ def _plain_bmp(_: int, head: bytes, size: int) -> bool:
     return size >= start + (3 * width + 3) // 4 * 4 * height
 
 
-def _plain_tiff(descriptor: int, _: bytes, __: int) -> bool:
-    """8 bits, gray or RGB, interleaved, not compressed or by what every library knows."""
-    tags = tiff_tags(descriptor)
-    gray = tags["photometric"] == (1,) and tags["samples"] == (1,)
-    rgb = tags["photometric"] == (2,) and tags["samples"] == (3,)
-    return (
-        (gray or rgb)
-        and set(tags["bits"]) == {8}
-        and set(tags["sample_format"]) == {1}
-        and tags["planar"] == (1,)
-        and tags["fill_order"] == (1,)
-        and tags["orientation"] == (1,)
-        and not tags["extra"]
-        and tags["compression"][0] in (1, 5, 8, 32773, 32946)  # none, LZW, deflate, PackBits, deflate
-    )
-
-
-_PLAIN = {"JPEG": _plain_jpeg, "PNG": _plain_png, "WebP": _plain_webp, "BMP": _plain_bmp, "TIFF": _plain_tiff}
+_PLAIN = {"JPEG": _plain_jpeg, "PNG": _plain_png, "WebP": _plain_webp, "BMP": _plain_bmp}
 
 
 def tiff_tags(descriptor: int) -> dict[str, tuple[int, ...]]:
@@ -222,8 +204,6 @@ def tiff_tags(descriptor: int) -> dict[str, tuple[int, ...]]:
         "bits": (1,),
         "compression": (1,),
         "photometric": (-1,),
-        "fill_order": (1,),
-        "orientation": (1,),
         "samples": (1,),
         "planar": (1,),
         "extra": (),

@@ -2,7 +2,7 @@
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -43,9 +43,9 @@ class Triage:
         """(B, length) the bytes of the paths, padded with zeros, where C's strings end."""
         return np.array([os.fsencode(self.path(i)) for i in files]).view(np.uint8).reshape(len(files), -1)
 
-    def pixels(self, files: Indices) -> list[npt.NDArray[np.uint8]]:
-        """The (H, W, 3) images by ``color``.  Raises Unreadable."""
-        return list(self._workers.map(self._read, files))
+    def pixels(self, files: Indices) -> list[Future[npt.NDArray[np.uint8]]]:
+        """The (H, W, 3) images by ``color``, or Unreadable, as they become ready."""
+        return [self._workers.submit(self._read, i) for i in files]
 
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images cannot be read, and why: by ``color``, as on the other backends.
