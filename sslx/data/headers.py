@@ -175,12 +175,10 @@ def _plain_png(descriptor: int, head: bytes, size: int) -> bool:
 
 
 def _plain_webp(_: int, head: bytes, size: int) -> bool:
-    """One upright frame, whole."""
-    length, kind, flags = struct.unpack_from("<I4x4s4xB", head, 4)
-    animated, xmp, exif = 2, 4, 8
-    return size >= length + 8 and (
-        kind in (b"VP8 ", b"VP8L") or (kind == b"VP8X" and not flags & (animated | xmp | exif))
-    )
+    """A picture and nothing else (no EXIF, animation, alpha of its own), whole."""
+    length, kind = struct.unpack_from("<I4x4s", head, 4)
+    lossy, lossless = kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a", kind == b"VP8L" and head[20] == 0x2F
+    return size >= length + 8 and (lossy or lossless)
 
 
 def _plain_bmp(_: int, head: bytes, size: int) -> bool:

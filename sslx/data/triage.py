@@ -57,7 +57,7 @@ class Triage:
             try:
                 self._known[i] = headers.is_plain(self.path(i))
             except Unreadable as error:
-                reasons[int(i)] = str(error)
+                reasons[int(i)] = self._reason(i) or str(error)
         plain = self._known[index] == _PLAIN
         for some in (index[~plain], index[plain]):
             if not reasons:

@@ -1,0 +1,485 @@
+"""One table of pixel formats: every kind of file is the picture that it was made from, or refused, on every backend."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from sslx.data import Config, color, evaluation, headers, levels, sources
+from sslx.data.headers import Unreadable
+from sslx.data.sources import Source
+from sslx.data.views import ViewSpec
+from sslx.errors import ConfigError
+
+CPU = torch.device("cpu")
+BACKENDS = ("dali", "torchvision", "resident")
+SIDE = 40
+LITTLE, BIG = "<", ">"
+Array = npt.NDArray[Any]
+
+
+def encoded(image: Image.Image | Array, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(pixels: Array, bits: int, color_type: int, *, before: bytes = b"", behind: bytes = b"") -> bytes:
+    """pixels: (H, W, bands), of 8 or 16 bits.  before, behind: chunks around the pixels' own."""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.astype(f">u{bits // 8}").tobytes() for line in pixels)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(lines)) + behind + chunk(b"IEND", b"")
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def tiff(pixels: Array, *, order: str = LITTLE, photometric: int | None = None, planar: bool = False) -> bytes:
+    """pixels: (H, W, bands) of any type.  Not compressed, one strip a plane."""
+    height, width, bands = pixels.shape
+    stored = pixels.astype(pixels.dtype.newbyteorder(order))
+    data = (stored.transpose(2, 0, 1) if planar else stored).tobytes()
+    strips = bands if planar else 1
+    size = len(data) // strips
+    photometric = (2 if bands == 3 else 1) if photometric is None else photometric
+    sample_format = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    tags = [(256, 3, [width]), (257, 3, [height]), (258, 3, [pixels.dtype.itemsize * 8] * bands), (259, 3, [1])]
+    tags += [(262, 3, [photometric]), (273, 4, [8 + i * size for i in range(strips)]), (277, 3, [bands])]
+    tags += [(278, 3, [height]), (279, 4, [size] * strips), (284, 3, [1 + planar]), (339, 3, [sample_format] * bands)]
+    entries, behind = b"", b""
+    start = 8 + len(data) + 2 + 12 * len(tags) + 4
+    for tag, kind, numbers in tags:
+        packed = struct.pack(f"{order}{len(numbers)}{'H' if kind == 3 else 'I'}", *numbers)
+        if len(packed) > 4:
+            packed, behind = struct.pack(f"{order}I", start + len(behind)), behind + packed
+        entries += struct.pack(f"{order}HHI", tag, kind, len(numbers)) + packed.ljust(4, b"\0")
+    magic = b"II*\0" if order == LITTLE else b"MM\0*"
+    head = magic + struct.pack(f"{order}I", 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + behind
+
+
+def without(jpeg: bytes, marker: int) -> bytes:
+    """A JPEG without the segments of one kind."""
+    kept, at = jpeg[:2], 2
+    while jpeg[at + 1] != 0xDA:
+        end = at + 2 + struct.unpack(">H", jpeg[at + 2 : at + 4])[0]
+        kept += b"" if jpeg[at + 1] == marker else jpeg[at:end]
+        at = end
+    return kept + jpeg[at:]
+
+
+def exif(orientation: int, order: str) -> bytes:
+    """A TIFF directory with an orientation alone."""
+    magic = b"II*\0" if order == LITTLE else b"MM\0*"
+    return magic + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def turned(pixels: Array, orientation: int) -> Array:
+    """What a viewer shows of stored pixels, by the table in the EXIF standard: where the 0th row and column are."""
+    turns: dict[int, Callable[[Array], Array]] = {
+        2: lambda p: p[:, ::-1],
+        3: lambda p: np.rot90(p, 2),
+        4: lambda p: p[::-1],
+        5: lambda p: p.transpose(1, 0, 2),
+        6: lambda p: np.rot90(p, -1),
+        7: lambda p: np.rot90(p, 2).transpose(1, 0, 2),
+        8: lambda p: np.rot90(p),
+    }
+    return turns.get(orientation, lambda p: p)(pixels)
+
+
+Kinds = dict[str, tuple[bytes, Array | str]]
+
+
+def smooth(rng: np.random.Generator) -> Array:
+    """A picture that JPEG hardly changes."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    a, b, c = rng.uniform(60, 250, 3)
+    return np.stack([a * x, b * (1 - y), c * (x + y) / 2], axis=-1).astype(np.uint8)
+
+
+def grays(gray: Array) -> Array:
+    return np.repeat(gray[..., None], 3, axis=-1)
+
+
+def jpegs(rng: np.random.Generator) -> Kinds:
+    rgb = smooth(rng)
+    image = Image.fromarray(rgb)
+    good: dict[str, Any] = {"quality": 96, "subsampling": 0}
+    plain = encoded(image, "JPEG", **good)
+    inks = np.asarray(image.convert("CMYK"))
+    kinds: Kinds = {
+        "plain": (plain, rgb),
+        "less_color": (encoded(image, "JPEG", quality=96, subsampling=2), rgb),
+        "progressive": (encoded(image, "JPEG", progressive=True, **good), rgb),
+        "gray": (encoded(image.convert("L"), "JPEG", quality=96), grays(np.asarray(image.convert("L")))),
+        "cmyk_of_adobe": (encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=96), rgb),
+        "cmyk": (without(encoded(Image.fromarray(255 - inks, "CMYK"), "JPEG", quality=96), 0xEE), rgb),
+        "rgb_not_ycbcr": (encoded(image, "JPEG", keep_rgb=True, **good), rgb),
+        "restarts": (encoded(image, "JPEG", restart_marker_rows=1, **good), rgb),
+        "trailing": (plain + rng.bytes(500), rgb),
+        "long_header": (plain[:2] + segment(0xEC, rng.bytes(60000)) * 3 + plain[2:], rgb),
+        "12_bits": (plain.replace(segment(0xC0, b"")[:2] + b"\0\x11\x08", b"\xff\xc0\0\x11\x0c"), "12-bit"),
+        "cut": (plain[: len(plain) * 2 // 3], "truncated"),
+        "header_only": (plain[:300], "JPEG"),
+    }
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
+    kinds["turned_by_xmp"] = plain[:2] + segment(0xE1, xmp % 6) + plain[2:], turned(rgb, 6)
+    for orientation in range(10):  # 0 and 9 are not allowed, and met
+        order = (LITTLE, BIG)[orientation % 2]
+        about = segment(0xE1, b"Exif\0\0" + exif(orientation, order))
+        kinds[f"turned_{orientation}"] = plain[:2] + about + plain[2:], turned(rgb, orientation)
+    about += segment(0xE1, xmp % 6)  # EXIF comes first
+    kinds["turned_by_exif_not_xmp"] = plain[:2] + about + plain[2:], turned(rgb, 9)
+    return kinds
+
+
+def pngs(rng: np.random.Generator) -> Kinds:
+    rgb = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    image = Image.fromarray(rgb)
+    gray = rgb[..., 0]
+    alpha = rng.integers(0, 256, (SIDE, SIDE, 1)).astype(np.uint8)
+    wide = rng.integers(0, 65536, (SIDE, SIDE, 4)).astype(np.uint16)
+    narrow = np.rint(wide / 257).astype(np.uint8)
+    palette = image.quantize(16)
+    few = np.asarray(palette.convert("RGB"))
+    late = chunk(b"eXIf", exif(8, BIG))
+    huge = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    plain = encoded(image, "PNG")
+    return {
+        "plain": (plain, rgb),
+        "gray": (encoded(gray, "PNG"), grays(gray)),
+        "alpha": (encoded(np.concatenate([rgb, alpha], axis=-1), "PNG"), rgb),
+        "gray_alpha": (png(np.concatenate([gray[..., None], alpha], axis=-1), 8, 4), grays(gray)),
+        "color_key": (encoded(image, "PNG", transparency=tuple(rgb[0, 0].tolist())), rgb),
+        "palette": (encoded(palette, "PNG"), few),
+        "palette_of_4_bits": (encoded(palette, "PNG", bits=4), few),
+        "transparent_palette": (encoded(palette, "PNG", transparency=bytes(range(16))), few),
+        "1_bit": (encoded(gray > 127, "PNG"), grays(np.where(gray > 127, 255, 0))),
+        "16_bits": (png(wide[..., :1], 16, 0), grays(narrow[..., 0])),
+        "16_bits_alpha": (png(wide[..., :2], 16, 4), grays(narrow[..., 0])),
+        "16_bits_rgb": (png(wide[..., :3], 16, 2), narrow[..., :3]),
+        "16_bits_rgba": (png(wide, 16, 6), narrow[..., :3]),
+        "frames": (encoded(image, "PNG", save_all=True, append_images=[Image.fromarray(255 - rgb)]), rgb),
+        "turned": (png(rgb, 8, 2, before=chunk(b"eXIf", exif(6, LITTLE))), turned(rgb, 6)),
+        "turned_late": (png(rgb, 8, 2, behind=late), turned(rgb, 8)),
+        "trailing": (plain + b"more", rgb),
+        "cut": (plain[:-400], "PNG"),
+        "no_end": (plain[:-12], rgb),
+        "wrong": (plain[:1000] + bytes(60) + plain[1060:], "PNG"),
+        "bomb": (plain[:8] + chunk(b"IHDR", huge) + plain[33:], "50,000 x 50,000 pixels"),
+    }
+
+
+def tiffs(rng: np.random.Generator) -> Kinds:
+    byte = rng.integers(0, 256, (SIDE, SIDE, 8)).astype(np.uint8)
+    rgb = np.ascontiguousarray(byte[..., :3])
+    gray = byte[..., :1]
+    gray[0, :2, 0] = 0, 255  # the range, of which levels are measured
+    image = Image.fromarray(rgb)
+    wide = rng.integers(0, 65536, (SIDE, SIDE, 3)).astype(np.uint16)
+    narrow = np.rint(wide / 257).astype(np.uint8)
+    unit = (gray / np.float32(255)).astype(np.float32)
+    nan = unit.copy()
+    nan[3, 5] = np.nan
+    expected = grays(gray[..., 0])
+    kinds: Kinds = {
+        "gray": (tiff(gray), expected),
+        "white_first": (tiff(255 - gray, photometric=0), expected),
+        "rgb": (tiff(rgb), rgb),
+        "big_endian": (tiff(wide, order=BIG), narrow),
+        "16_bits": (tiff(wide[..., :1]), grays(narrow[..., 0])),
+        "16_bits_white_first": (tiff(wide[..., :1], photometric=0), grays(255 - narrow[..., 0])),
+        "16_bits_rgb": (tiff(wide), narrow),
+        "signed_8": (tiff((gray.astype(np.int16) - 128).astype(np.int8)), expected),
+        "signed_16": (tiff((gray.astype(np.int32) * 256 - 32768).astype(np.int16)), expected),
+        "32_bits": (tiff(gray.astype(np.uint32)), expected),
+        "signed_32": (tiff(gray.astype(np.int32)), expected),
+        "float": (tiff(unit), expected),
+        "float_big_endian": (tiff(unit, order=BIG), expected),
+        "planar": (tiff(rgb, planar=True), rgb),
+        "1_bit": (encoded(gray[..., 0] > 127, "TIFF"), grays(np.where(gray[..., 0] > 127, 255, 0))),
+        "palette": (encoded(image.quantize(16), "TIFF"), np.asarray(image.quantize(16).convert("RGB"))),
+        "cmyk": (encoded(image.convert("CMYK"), "TIFF"), np.asarray(image.convert("CMYK").convert("RGB"))),
+        "alpha": (encoded(np.concatenate([rgb, gray], axis=-1), "TIFF"), rgb),
+        "pages": (encoded(image, "TIFF", save_all=True, append_images=[Image.fromarray(255 - rgb)]), rgb),
+        "turned": (encoded(image, "TIFF", tiffinfo={0x112: 6}), turned(rgb, 6)),
+        "2_bands": (tiff(byte[..., :2]), "2 bands"),
+        "5_bands": (tiff(byte[..., :5], photometric=2), "5 bands"),
+        "8_bands": (tiff(byte), "8 bands"),
+        "planar_16": (tiff(wide, planar=True), "planes"),
+        "float_rgb": (tiff(wide.astype(np.float32)), "3 x 32-bit floats"),
+        "float_64": (tiff(unit.astype(np.float64)), "64-bit floats"),
+        "nan": (tiff(nan), "not finite"),
+        "cut": (tiff(rgb)[:1000], "TIFF"),
+    }
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "lzma", "zstd"):
+        kinds[compression] = encoded(image, "TIFF", compression=compression), rgb
+    return kinds
+
+
+def others(rng: np.random.Generator) -> Kinds:
+    rgb = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    image = Image.fromarray(rgb)
+    later = [Image.fromarray(255 - rgb)]
+    about = Image.Exif()
+    about[0x112] = 5
+    return {
+        "lossless.webp": (encoded(image, "WEBP", lossless=True), rgb),
+        "frames.webp": (encoded(image, "WEBP", lossless=True, save_all=True, append_images=later), rgb),
+        "turned.webp": (encoded(image, "WEBP", lossless=True, exif=about), turned(rgb, 5)),
+        "rgb.bmp": (encoded(image, "BMP"), rgb),
+        "gray.bmp": (encoded(rgb[..., 0], "BMP"), grays(rgb[..., 0])),
+        "palette.bmp": (encoded(image.quantize(16), "BMP"), np.asarray(image.quantize(16).convert("RGB"))),
+        "jpeg2000.jpg": (encoded(image, "JPEG2000", irreversible=False), rgb),
+        "gif.jpg": (encoded(image, "GIF"), "a GIF"),
+        "avif.jpg": (b"\0\0\0\x20ftypavif" + rng.bytes(400), "an AVIF"),
+        "page.jpg": (b"<!DOCTYPE html><html>404</html>", "an HTML page"),
+        "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        "empty.jpg": (b"", "an empty file"),
+        "noise.jpg": (b"\x01" + rng.bytes(700), "no image"),
+        "noise_behind_magic.jpg": (b"\xff\xd8\xff" + rng.bytes(700), "JPEG"),
+        "noise_behind_magic.png": (b"\x89PNG\r\n\x1a\n" + rng.bytes(700), "PNG"),
+        "noise_behind_magic.tif": (b"II*\0" + rng.bytes(700), "TIFF"),
+        "noise_behind_magic.webp": (b"RIFF" + rng.bytes(4) + b"WEBP" + rng.bytes(700), "WebP"),
+        "noise_behind_magic.bmp": (b"BM" + rng.bytes(700), "BMP|pixels"),
+    }
+
+
+def all_kinds() -> Kinds:
+    rng = np.random.default_rng()  # fresh content: printed by a failing assertion
+    found: Kinds = {}
+    for make, suffix in ((jpegs, ".jpg"), (pngs, ".png"), (tiffs, ".tif"), (others, "")):
+        found |= {f"{make.__name__}_{name}{suffix}": kind for name, kind in make(rng).items()}
+    return found
+
+
+def test_every_kind_is_the_picture_it_was_made_from_or_refused_on_every_backend(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kinds = all_kinds()
+    for name, (content, _) in kinds.items():
+        (tmp_path / name).write_bytes(content)
+    names = sorted(kinds)
+    source = Source("odd", SIDE, paths=[str(tmp_path / name) for name in names])
+    spec = ViewSpec(size=SIDE, augment=None, center=1.0, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
+    refused = {name for name, (_, expected) in kinds.items() if isinstance(expected, str)}
+    lines: list[list[str]] = []
+    for backend in BACKENDS:
+        said: list[str] = []
+        config = Config(backend=backend, threads=int(backend == "dali"), max_bad=1.0)
+        arguments: dict[str, Any] = {"batch_size": 32, "device": CPU, "dtype": torch.float32, "say": said.append}
+        loader = evaluation(config, source, spec, **arguments)
+        views: dict[str, Array] = {}
+        for batch in loader:
+            for i, view in zip(batch.index.tolist(), batch.views[0], strict=True):
+                views[names[i]] = view.permute(1, 2, 0).numpy()
+        assert {names[i] for i in loader.bad} == refused, backend
+        lines.append(sorted(line.split(": replaced")[0] for line in said))
+        for name, (_, expected) in kinds.items():
+            if isinstance(expected, str):
+                continue
+            error = np.abs(views[name] - expected.astype(np.float32))
+            allowed = (3.0, 12.0) if name.startswith("jpegs") else (0.51, 1.01)
+            assert (error.mean(), error.max()) < allowed, f"{backend} {name}: {error.mean():.1f}, {error.max():.1f}"
+    assert lines[0] == lines[1] == lines[2]
+    assert "[ERROR]" not in capfd.readouterr().err  # DALI's own lines, with escape sequences
+    for line in lines[0]:
+        name = next(name for name in refused if f"{tmp_path / name} (" in line)
+        assert "\n" not in line
+        reason = kinds[name][1]
+        assert isinstance(reason, str)
+        assert any(word in line.split(" (", 1)[1] for word in reason.split("|")), line
+
+
+# ---- the range that a file does not state
+
+
+def folder_of(root: Path, images: dict[str, bytes]) -> Path:
+    for name, content in images.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def twelve_bits(rng: np.random.Generator, top: int = 4095) -> Array:
+    values = rng.integers(0, top + 1, (SIDE, SIDE, 1)).astype(np.uint16)
+    values[0, :2, 0] = 0, top
+    return values
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_twelve_bits_in_sixteen_keep_their_contrast_and_that_is_said(tmp_path: Path, backend: Any) -> None:
+    rng = np.random.default_rng()
+    values = [twelve_bits(rng) for _ in range(4)]
+    images = {f"{i}.tif": tiff(v) for i, v in enumerate(values[:2])}
+    images |= {f"{i}.png": png(v, 16, 0) for i, v in enumerate(values[2:], 2)}
+    said: list[str] = []
+    config = Config(source="folder", root=folder_of(tmp_path, images), backend=backend, threads=int(backend == "dali"))
+    source = sources.build(config, "pretrain", say=said.append)
+    assert [line for line in said if "--data.range" in line] == [
+        "16-bit images use 0 to 4095: 0 is taken as black, 4095 as white (--data.range LOW HIGH for others)"
+    ]
+    spec = ViewSpec(size=SIDE, augment=None, center=1.0, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
+    (batch,) = evaluation(config, source, spec, batch_size=4, device=CPU, dtype=torch.float32)
+    for value, view in zip(values, batch.views[0], strict=True):
+        expected = np.rint(value[..., 0] / 4095 * 255).astype(np.float32)
+        assert np.abs(view.numpy() - expected).max() <= 0.51
+
+
+def test_a_chosen_range_is_taken_as_it_is_and_nothing_is_said(tmp_path: Path) -> None:
+    values = np.array([[[0], [1000], [2000], [3000], [9000]]], dtype=np.uint16)
+    said: list[str] = []
+    config = Config(source="folder", root=folder_of(tmp_path, {"a.tif": tiff(values)}), range=(1000, 3000))
+    source = sources.build(config, "pretrain", say=said.append)
+    assert source.paths is not None
+    assert color.read(source.paths[0], source.levels)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert not any("range" in line for line in said)
+    for wrong in ((3, 3), (5, 1), (0, float("inf")), (float("nan"), 1)):
+        with pytest.raises(ConfigError, match=r"--data\.range takes two finite numbers"):
+            Config(range=wrong)
+
+
+def test_test_images_are_scaled_as_the_training_images_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    images = {f"train/{label}/{i}.tif": tiff(twelve_bits(rng)) for label in "ab" for i in range(3)}
+    images |= {f"test/{label}/0.tif": tiff(twelve_bits(rng, top=300)) for label in "ab"}  # dark ones
+    config = Config(source="folder", root=folder_of(tmp_path, images))
+    train = sources.build(config, "train")
+    test = sources.build(config, "test", classes=train.classes, levels=train.levels)
+    assert test.levels == train.levels == color.Levels(measured={"16-bit": (0, 4095)})
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (np.array([0, 1023], np.uint16), "16-bit", (0, 1023)),
+        (np.array([7, 40000], np.uint16), "16-bit", (0, 65535)),
+        (np.array([0, 9], np.uint16), "16-bit", (0, 255)),
+        (np.array([-1024, 3071], np.int16), "signed 16-bit", (-1024, 3071)),
+        (np.array([0, 255], np.int32), "signed 32-bit", (0, 255)),
+        (np.array([0, 2**31 + 5], np.uint32), "32-bit", (0, 2**32 - 1)),
+        (np.array([0, 0.9], np.float32), "float", (0, 1)),
+        (np.array([0, 200], np.float32), "float", (0, 255)),
+        (np.array([-2.5, 7.5], np.float32), "float", (-2.5, 7.5)),
+        (np.array([0.25, 0.25], np.float32), "float", (0.25, 1.25)),
+    ],
+)
+def test_what_is_measured(tmp_path: Path, values: Array, kind: str, expected: tuple[float, float]) -> None:
+    """A usual range of which more than half is used, or that of the values."""
+    (tmp_path / "a.tif").write_bytes(tiff(values.reshape(1, -1, 1)))
+    assert levels.measure([str(tmp_path / "a.tif")]).measured == {kind: expected}
+
+
+def test_an_image_that_was_not_measured_is_refused_unless_its_values_say_their_range(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i}.tif") for i in range(3)]
+    for path, top in zip(paths, (4095, 8191, 60000), strict=True):
+        Path(path).write_bytes(tiff(np.array([0, top], np.uint16).reshape(1, 2, 1)))
+    with pytest.raises(Unreadable, match=r"16-bit values from 0 to 4095.*--data\.range LOW HIGH"):
+        color.read(paths[0], color.Levels())
+    assert color.read(paths[2], color.Levels()).max() == 233
+    twelve = color.Levels(measured={"16-bit": (0, 4095)})
+    assert color.read(paths[0], twelve).max() == 255
+    for path in paths[1:]:
+        with pytest.raises(Unreadable, match="where the other images use 0 to 4095"):
+            color.read(path, twelve)
+
+
+# ---- what is no regular file, and files that change
+
+
+def test_what_cannot_be_opened_is_told_and_waits_for_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    reasons = {"pipe": "not a regular file", "folder": "not a regular file", "link": "a link to a file that does not"}
+    for name, reason in reasons.items():
+        for look in (headers.is_plain, color.values, color.kind_of):
+            with pytest.raises(Unreadable, match=reason):
+                look(str(tmp_path / f"{name}.jpg"))
+
+
+JUNK = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from PIL import Image
+from sslx.data import Config, training
+from sslx.data.sources import Source
+from sslx.data.views import Augment, ViewSpec
+root, rng = Path(sys.argv[1]), np.random.default_rng()
+paths = [str(root / f"{i:02}.jpg") for i in range(96)]
+for i, path in enumerate(paths):
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path, ("JPEG", "PNG")[i % 2])
+def spoil(i, change):
+    content = Path(paths[i]).read_bytes()
+    Path(paths[i]).write_bytes(change(content))
+spoil(10, lambda content: b"<html>not found</html>")
+spoil(20, lambda content: content[:20])
+spoil(21, lambda content: content[: len(content) // 2])
+spoil(30, lambda content: content[:3] + rng.bytes(900))
+spoil(31, lambda content: content[:40] + rng.bytes(900))
+spoil(40, lambda content: b"GIF89a" + rng.bytes(900))
+said = []
+config = Config(backend="dali", threads=2, max_bad=0.5)
+spec = ViewSpec(size=16, augment=Augment(hue=0, gray=0, blur=0))
+loader = training(config, Source("x", 16, paths=paths), [spec], batch_size=48, seed=0, device=torch.device("cpu"),
+                  dtype=torch.float32, say=said.append)
+[next(loader) for _ in range(4)]
+assert sorted(loader.bad) == [10, 20, 21, 30, 31, 40], loader.bad
+for i in (3, 50, 51, 52):  # known as good images, and no longer
+    spoil(i, lambda content: b"<html>not found</html>" if i == 3 else content[: 20 * (i - 48)])
+[next(loader) for _ in range(6)]
+assert sorted(loader.bad) == [3, 10, 20, 21, 30, 31, 40, 50, 51, 52], loader.bad
+assert len(said) == 10, said
+print("alive")
+"""
+
+
+def test_no_file_ends_the_process(tmp_path: Path) -> None:
+    """Where a parser of DALI 2.4 refuses one image of a batch of 25 or more, it dies by SIGSEGV."""
+    command = [sys.executable, "-c", JUNK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_names_of_any_bytes_are_read_and_told_in_one_line(tmp_path: Path, backend: Any) -> None:
+    rng = np.random.default_rng()
+    names = [b"caf\xe9.jpg", b"new\nline.jpg", "日本 \U0001f408.jpg".encode(), b"[bold]'\"%s.jpg", b"x" * 250 + b".jpg"]
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(encoded(smooth(rng), "JPEG"))
+    config = Config(source="folder", root=tmp_path, backend=backend, threads=int(backend == "dali"), max_bad=0.5)
+    source = sources.build(config, "pretrain")
+    arguments: dict[str, Any] = {"batch_size": 5, "device": CPU, "dtype": torch.float32}
+    said: list[str] = []
+    loader = evaluation(config, source, ViewSpec(size=16), **arguments, say=said.append)
+    assert len(next(loader).index) == 5
+    assert not loader.bad
+    for name in names[:2]:
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(b"no image")
+    loader = evaluation(config, source, ViewSpec(size=16), **arguments, say=said.append)
+    next(loader)
+    assert len(said) == 2
+    assert any("caf\\xe9.jpg (no image" in line for line in said)
+    assert any("new\\nline.jpg (no image" in line for line in said)
+    assert all(line.isprintable() for line in said)
