@@ -8,7 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ from sslx.errors import ConfigError
 CPU = torch.device("cpu")
 BACKENDS = ("dali", "torchvision", "resident")
 SIDE = 40
-LITTLE, BIG = "<", ">"
 Array = npt.NDArray[Any]
+Order = Literal["<", ">"]
+LITTLE: Order = "<"
+BIG: Order = ">"
 
 
 def encoded(image: Image.Image | Array, kind: str, **options: Any) -> bytes:
@@ -47,7 +49,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def tiff(pixels: Array, *, order: str = LITTLE, photometric: int | None = None, planar: bool = False) -> bytes:
+def tiff(pixels: Array, *, order: Order = LITTLE, photometric: int | None = None, planar: bool = False) -> bytes:
     """pixels: (H, W, bands) of any type.  Not compressed, one strip a plane."""
     height, width, bands = pixels.shape
     stored = pixels.astype(pixels.dtype.newbyteorder(order))
@@ -81,7 +83,7 @@ def without(jpeg: bytes, marker: int) -> bytes:
     return kept + jpeg[at:]
 
 
-def exif(orientation: int, order: str) -> bytes:
+def exif(orientation: int, order: Order) -> bytes:
     """A TIFF directory with an orientation alone."""
     magic = b"II*\0" if order == LITTLE else b"MM\0*"
     return magic + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
@@ -143,11 +145,11 @@ def jpegs(rng: np.random.Generator) -> Kinds:
     xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
     kinds["turned_by_xmp"] = plain[:2] + segment(0xE1, xmp % 6) + plain[2:], turned(rgb, 6)
     for orientation in range(10):  # 0 and 9 are not allowed, and met
-        order = (LITTLE, BIG)[orientation % 2]
+        order: Order = BIG if orientation % 2 else LITTLE
         about = segment(0xE1, b"Exif\0\0" + exif(orientation, order))
         kinds[f"turned_{orientation}"] = plain[:2] + about + plain[2:], turned(rgb, orientation)
-    about += segment(0xE1, xmp % 6)  # EXIF comes first
-    kinds["turned_by_exif_not_xmp"] = plain[:2] + about + plain[2:], turned(rgb, 9)
+    about = segment(0xE1, b"Exif\0\0" + exif(8, BIG)) + segment(0xE1, xmp % 6)  # EXIF comes first
+    kinds["turned_by_exif_not_xmp"] = plain[:2] + about + plain[2:], turned(rgb, 8)
     return kinds
 
 
