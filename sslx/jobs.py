@@ -108,18 +108,18 @@ def row(run: Path, queue: Queue) -> list[str]:
     ]
 
 
-def state(job: outcome.Job | None, status: outcome.Status | None, queue: Queue, *, owned: bool = True) -> str:
+def state(job: outcome.Job | None, status: outcome.Status | None, queue: Queue, *, owned: bool | None = None) -> str:
     """What a run is doing, in a word or two: Slurm's state while the job is in its queue, else that of its end.
 
-    owned: whether a living process owns the run folder.
+    owned: whether a living process owns the run folder, None where nobody has looked.
     """
     if job and (found := live(job, queue)):
         return found
     if status is None:
         return "lost: the job ended before it began" if job else "starting"
-    if status.state == "running" and job:
+    if status.state == "running" and job and not owned:
         return "lost: no job is running it"
-    if status.state == "running" and not owned:
+    if status.state == "running" and owned is False:
         return "lost: its process is gone"
     return f"{status.state} ({status.code})" if status.state == "failed" else status.state
 
