@@ -2,11 +2,16 @@
 
 import math
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sslx import files
 from sslx.errors import ConfigError
+from sslx.words import shown
+
+_ONE_LINE = ("partition", "account", "qos", "constraint", "reservation", "container", "mounts", "python", "interface")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +24,7 @@ class Config:
     cluster: Literal["slurm", "local", "debug"] = "slurm"
     """local: in the background of this machine.  debug: here and now."""
     profile: str = ""
-    """A cluster's settings: a name in slurm/profiles or the path of a .toml; flags win over it."""
+    """A cluster's settings: a name in slurm/profiles or the path of a .toml, whose setup is run; flags win over it."""
     nodes: int = 1
     """Machines."""
     gpus_per_node: int = 0
@@ -51,7 +56,7 @@ class Config:
     mounts: str = ""
     """For srun --container-mounts: SOURCE:TARGET[,...]."""
     python: str = ""
-    """Command that runs Python on the nodes; default: this Python."""
+    """Command that runs Python on the nodes, of which a shell expands nothing; default: this Python."""
     setup: tuple[str, ...] = ()
     """Shell lines that the batch script runs first."""
     interface: str = ""
@@ -66,6 +71,20 @@ class Config:
     """Print the batch script and submit nothing."""
 
     def __post_init__(self) -> None:
+        for name in _ONE_LINE:
+            one_line(f"--{name}", getattr(self, name))
+        for option in self.sbatch:
+            one_line("--sbatch", option)
+            if not re.fullmatch(r"[a-z][a-z-]*", self.sbatch_name(option)):
+                raise ConfigError(
+                    f"--sbatch {shown(option)} must be an option of sbatch, as exclusive or mail-type=END"
+                )
+        for line in self.setup:
+            one_line("--setup", line.replace("\n", " ").replace("\t", " "))
+        if self.mem_gb is not None and not 0.01 <= self.mem_gb <= 1e9:
+            raise ConfigError(f"--mem-gb must be between 0.01 and 1e9, not {self.mem_gb}")
+        if self.python and not self.python_words:
+            raise ConfigError("--python must be a command, not spaces")
         counts = {"nodes": self.nodes, "ranks-per-node": self.ranks, "cpus-per-rank": self.cpus_per_rank or 1}
         counts |= {"at-once": self.at_once, "signal-delay-s": self.signal_delay_s}
         for flag, value in counts.items():
@@ -87,11 +106,24 @@ class Config:
         return max(1, self.gpus_per_node) if self.ranks_per_node is None else self.ranks_per_node
 
     @property
+    def python_words(self) -> list[str]:
+        """The command that runs Python, in words, with ~ as the home directory.  ConfigError for an open quote."""
+        try:
+            return [str(files.expanded(word)) if word.startswith("~") else word for word in shlex.split(self.python)]
+        except ValueError as error:
+            raise ConfigError(f"--python {shown(self.python)} cannot be split into words: {error}") from error
+
+    @staticmethod
+    def sbatch_name(option: str) -> str:
+        """The name of an option of sbatch, with or without dashes and a value."""
+        return option.lstrip("-").partition("=")[0].replace("_", "-")
+
+    @property
     def minutes(self) -> int:
         """The time limit, rounded up."""
-        found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", self.time)
+        found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})(?::([0-9]{1,9}))?(?::([0-9]{1,9}))?", self.time)
         if not found:
-            raise ConfigError(f"--time must be MINUTES, H:MM:SS or D-HH:MM:SS, not {self.time!r}")
+            raise ConfigError(f"--time must be MINUTES, H:MM:SS or D-HH:MM:SS, not '{shown(self.time)}'")
         days, *rest = found.groups()
         parts = [int(part) for part in rest if part is not None]
         if days is not None:  # D-HH[:MM[:SS]]
@@ -100,3 +132,9 @@ class Config:
             units = ((60,), (60, 1), (3600, 60, 1))[len(parts) - 1]
             seconds = sum(part * unit for part, unit in zip(parts, units, strict=True))
         return math.ceil(seconds / 60)
+
+
+def one_line(what: str, value: str) -> None:
+    """Raise ConfigError for a line break or another control character, which a batch script cannot hold."""
+    if any(shown(character) != character and not "\ud800" <= character <= "\udfff" for character in set(value)):
+        raise ConfigError(f"{what} must be one line without control characters, not '{shown(value)}'")

@@ -9,8 +9,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import locale
+import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,11 +23,13 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, files, jobs, outcome
+from sslx import config, files, jobs, outcome, words
 from sslx.allocation import Config as AllocationConfig
+from sslx.allocation import one_line
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, MissingInput
 from sslx.train.job import Job, code_version
+from sslx.words import shown
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,8 +47,10 @@ def main(argv: Sequence[str]) -> int:
     check(wanted, runs, jobs.queued() if asks else {})
     folder = _array_folder(config.load(arguments).name, runs) if wanted.array else _folder(runs[0])
     executor = prepared(wanted, folder, runs)
+    script = batch_script(executor, len(runs)) if wanted.cluster == "slurm" else ""
+    check_script(script, wanted)
     if wanted.dry_run:
-        sys.stdout.write(batch_script(executor, len(runs)) + "\n")
+        sys.stdout.write(script + "\n")
         return 0
     code = code_version()
     for run in runs:
@@ -75,6 +82,7 @@ def check(wanted: AllocationConfig, runs: Sequence[PretrainConfig], queue: jobs.
     if wanted.cluster != "slurm" and (wanted.nodes > 1 or wanted.array or wanted.dry_run):
         raise ConfigError(f"--nodes, --array and --dry-run need --cluster slurm, not {wanted.cluster}")
     for run in runs:
+        check_place(_folder(run))
         share = wanted.nodes * wanted.ranks * run.micro_batches
         if run.batch_size % share:
             raise ConfigError(
@@ -85,16 +93,41 @@ def check(wanted: AllocationConfig, runs: Sequence[PretrainConfig], queue: jobs.
         owner = outcome.read_job(folder)
         if owner and (state := jobs.live(owner, queue)):
             raise ConfigError(
-                f"run {folder} belongs to job {owner.id}, which is {state}: end it with `sslx cancel {folder}`, "
-                "or take another --name"
+                f"run {shown(folder)} belongs to job {owner.id}, which is {words.one_line(state)}: end it with "
+                f"`sslx cancel {shown(folder)}`, or take another --name"
             )
         config.check_resumable(run, folder)
+
+
+def check_place(folder: Path) -> None:
+    """Raise ConfigError for a run folder whose path a batch script would not keep as it is."""
+    one_line("the run folder", str(folder))
+    for character in "%\\":
+        if character in str(folder):
+            raise ConfigError(
+                f"the run folder {shown(folder)} must be without {character}, which Slurm replaces: take another "
+                "--runs or --name"
+            )
+
+
+def check_script(script: str, wanted: AllocationConfig) -> None:
+    """Raise ConfigError for a batch script that cannot be written or whose setup lines are no shell script."""
+    encoding = locale.getpreferredencoding(False)
+    try:
+        script.encode(encoding)
+    except UnicodeEncodeError as error:
+        letters = shown(script[error.start : error.end])
+        raise ConfigError(f"the batch script cannot be written in {encoding}: it has '{letters}'") from error
+    if wanted.setup and (bash := shutil.which("bash")):
+        lines = "\n".join(wanted.setup).encode(encoding)
+        if (done := subprocess.run([bash, "-n"], input=lines, capture_output=True, check=False)).returncode:
+            raise ConfigError(f"--setup is no shell script: {words.one_line(os.fsdecode(done.stderr))}")
 
 
 def prepared(wanted: AllocationConfig, folder: Path, runs: Sequence[PretrainConfig]) -> submitit.AutoExecutor:
     """submitit's executor with all that the job asks for."""
     pickles = folder if wanted.array else folder / "job"
-    python = {"slurm_python": wanted.python} if wanted.python else {}
+    python = {"slurm_python": shlex.join(wanted.python_words)} if wanted.python else {}
     executor = submitit.AutoExecutor(pickles, wanted.cluster, **python)
     options: dict[str, Any] = {
         "name": runs[0].name,
@@ -120,15 +153,13 @@ def prepared(wanted: AllocationConfig, folder: Path, runs: Sequence[PretrainConf
 
 def _around(wanted: AllocationConfig, folder: Path) -> tuple[list[str], list[str]]:
     """Lines of the batch script before and after its step."""
-    roots = [str(path) for path in _roots()]
+    roots, interface = [str(path) for path in _roots()], shlex.quote(wanted.interface)
     before = [
         f"export SSLX_GIVE_UP_S={wanted.give_up_s:g}",
         *([f'export PYTHONPATH={shlex.quote(":".join(roots))}"${{PYTHONPATH:+:$PYTHONPATH}}"'] if roots else []),
-        *(
-            [f"export GLOO_SOCKET_IFNAME={wanted.interface} NCCL_SOCKET_IFNAME={wanted.interface}"]
-            * bool(wanted.interface)
-        ),
+        *([f"export GLOO_SOCKET_IFNAME={interface} NCCL_SOCKET_IFNAME={interface}"] * bool(wanted.interface)),
         *wanted.setup,
+        "",
         "# Slurm's word to this shell itself (the step gets its own): wait for the step, then go on below.",
         "trap 'export SSLX_ENDED_BY_SLURM=1' TERM; trap : USR2",
         "started=$(date +%s)",
@@ -155,8 +186,7 @@ def _srun(wanted: AllocationConfig, log: str) -> list[str]:
 def _sbatch(wanted: AllocationConfig) -> dict[str, str | bool]:
     options: dict[str, str | bool] = {"reservation": wanted.reservation} if wanted.reservation else {}
     for option in wanted.sbatch:
-        name, _, value = option.lstrip("-").partition("=")
-        options[name] = value or True
+        options[wanted.sbatch_name(option)] = option.partition("=")[2] or True
     return options
 
 
@@ -165,7 +195,9 @@ def batch_script(executor: submitit.AutoExecutor, num_runs: int) -> str:
     inner: Any = vars(executor)["_executor"]
     if num_runs > 1:
         inner.parameters["map_count"] = num_runs
-    return inner._make_submission_file_text(inner._submitit_command_str, "")
+    script = inner._make_submission_file_text(inner._submitit_command_str, "")
+    inner.parameters.pop("map_count", None)
+    return script
 
 
 def submit(executor: submitit.AutoExecutor, todo: Sequence[Job], wanted: AllocationConfig) -> list[submitit.Job[int]]:
@@ -175,8 +207,8 @@ def submit(executor: submitit.AutoExecutor, todo: Sequence[Job], wanted: Allocat
         with contextlib.redirect_stderr(said):
             return executor.submit_array(todo) if wanted.array else [executor.submit(todo[0])]
     except FailedJobError as error:
-        words = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"Slurm refused the job: {'; '.join(words)}") from error
+        lines = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"Slurm refused the job: {words.one_line('; '.join(lines))}") from error
 
 
 def _array_folder(name: str, runs: Sequence[PretrainConfig]) -> Path:
@@ -197,16 +229,18 @@ def _log(wanted: AllocationConfig, folder: Path, job: submitit.Job[int]) -> str:
 
 def _summary(wanted: AllocationConfig, runs: Sequence[PretrainConfig], submitted: Sequence[submitit.Job[int]]) -> str:
     size = f"{wanted.nodes} node{'s' * (wanted.nodes > 1)} x {wanted.ranks} rank{'s' * (wanted.ranks > 1)}"
+    setup = [f"  runs first   {words.one_line(line)}" for line in wanted.setup]  # a profile may have brought it
     if wanted.array:
         place = runs[0].runs
         lines = [f"submitted job array {submitted[0].job_id.partition('_')[0]}: {len(runs)} runs on {size} each"]
-        lines += [f"  {job.job_id:12} {_folder(run)}" for run, job in zip(runs, submitted, strict=True)]
-        return "\n".join([*lines, f"  how they go  sslx jobs {shlex.quote(str(place))}", ""])
+        lines += [f"  {job.job_id:12} {shown(_folder(run))}" for run, job in zip(runs, submitted, strict=True)]
+        return "\n".join([*lines, *setup, f"  how they go  sslx jobs {shlex.quote(str(place))}", ""])
     folder = shlex.quote(str(_folder(runs[0])))
     return (
-        f"submitted job {submitted[0].job_id}: {runs[0].name} on {size}\n"
+        f"submitted job {submitted[0].job_id}: {shown(runs[0].name)} on {size}\n"
         f"  run folder   {folder}\n"
-        f"  follow it    sslx logs -f {folder}\n"
+        + "".join(f"{line}\n" for line in setup)
+        + f"  follow it    sslx logs -f {folder}\n"
         f"  how it goes  sslx jobs {shlex.quote(str(runs[0].runs))}\n"
         f"  end it       sslx cancel {folder}\n"
     )
