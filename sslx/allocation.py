@@ -75,7 +75,7 @@ class Config:
             one_line(f"--{name}", getattr(self, name))
         for option in self.sbatch:
             one_line("--sbatch", option)
-            if not re.fullmatch(r"[a-z][a-z-]*", self.sbatch_name(option)):
+            if not re.fullmatch(r"(?!wrap$)[a-z][a-z-]*", self.sbatch_name(option)):
                 raise ConfigError(
                     f"--sbatch {shown(option)} must be an option of sbatch, as exclusive or mail-type=END"
                 )

@@ -102,6 +102,12 @@ def check(wanted: AllocationConfig, runs: Sequence[PretrainConfig], queue: jobs.
 def check_place(folder: Path) -> None:
     """Raise ConfigError for a run folder whose path a batch script would not keep as it is."""
     one_line("the run folder", str(folder))
+    try:
+        os.lstat(folder)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the run folder {shown(folder)} cannot be made: {files.reason(error)}") from error
     for character in "%\\":
         if character in str(folder):
             raise ConfigError(

@@ -5,41 +5,42 @@ once and the later flag wins.  So there is one parser, one error path and one ru
 """
 
 import dataclasses
-import difflib
 import io
 import itertools
 import json
-import tomllib
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import tyro
 
-from sslx import __version__, methods
+from sslx import __version__, checkpoint, files, flags, methods
 from sslx.allocation import Config as AllocationConfig
 from sslx.checkpoint import Config as CheckpointConfig
 from sslx.data import Config as DataConfig
 from sslx.data.views import Augment
 from sslx.encoders import Config as EncoderConfig
 from sslx.errors import ConfigError, MissingInput, UserError
+from sslx.flags import recipes as recipes
 from sslx.log import Config as LogConfig
 from sslx.methods.base import MethodConfig
 from sslx.optim import Config as OptimConfig
 from sslx.probe import Config as ProbesConfig
 from sslx.probe.health import Config as HealthConfig
 from sslx.probe.online import Config as OnlineConfig
+from sslx.words import shown
 
+MAX_RUNS = 2_000
+"""Of one sweep: each is checked before any is submitted, a tenth of a second long."""
 # A resumed run may differ in these: where and how it runs, not what it computes.
 MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root", "data.test_root", "data.splits",
               "data.download", "data.threads", "data.backend", "data.max_bad", "on_nonfinite", "skip_steps", "online",
               "health", "checkpoint", "log")  # fmt: skip
-
-Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"  # what TOML and JSON hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +105,8 @@ class PretrainConfig:
             raise ConfigError(f"--skip-steps must be at least 1, not {self.skip_steps}: --on-nonfinite stop skips none")
         if self.accumulate > 1 and self.grad_cache_chunks > 1:
             raise ConfigError("--accumulate and --grad-cache-chunks both cut the batch: give one of them")
-        if Path(self.name).name != self.name:
-            raise ConfigError(f"--name {self.name!r} must be a folder name without slashes; --runs says where")
+        if self.name:
+            flags.check_name(self.name)
 
     @property
     def may_skip(self) -> int:
@@ -164,45 +165,6 @@ class VerifyConfig:
     """auto: GPUs where there is one for each rank."""
 
 
-def recipes() -> dict[str, Path]:
-    """The recipes that come with sslx, by name."""
-    folder = Path(str(resources.files("sslx"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def _recipe(given: str) -> Path:
-    path = Path(given)
-    if path.suffix in (".toml", ".json"):
-        if not path.is_file():
-            raise MissingInput(f"recipe {path} does not exist; the ones with a name are {', '.join(recipes())}")
-        return path
-    if given not in recipes():
-        close = difflib.get_close_matches(given, recipes(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise MissingInput(f"no recipe {given!r}: {hint}there are {', '.join(recipes())}, or give the path of a .toml")
-    return recipes()[given]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict((json.loads if path.suffix == ".json" else tomllib.loads)(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
-
-
-def _flags(tree: dict[str, Any], prefix: str = "--") -> Iterator[str]:
-    """{"optim": {"lr": 1e-3}} -> "--optim.lr", "0.001"."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flags(value, f"{prefix}{key}.")
-        elif isinstance(value, bool):
-            yield f"{prefix}{key}" if value else f"{prefix}no-{key}"
-        elif isinstance(value, list):
-            yield from [f"{prefix}{key}", *map(str, value)]
-        else:
-            yield from [f"{prefix}{key}", str(value)]
-
-
 def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
     """``[RECIPE ...] [--section.option VALUE ...]``; later wins.
 
@@ -212,14 +174,17 @@ def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
     given: list[str] = []
     while len(given) < len(argv) and not argv[len(given)].startswith("-"):
         given.append(argv[len(given)])
-    paths = [_recipe(name) for name in given]
-    flags = [part for a in argv[len(given) :] for part in (a.split("=", 1) if a.startswith("--") else [a])]
-    from_files = [flag for path in paths for flag in _flags(_read(path))]
-    if paths and paths[-1].suffix == ".toml":
+    paths = [flags.recipe(name) for name in given]
+    trees = [flags.read(path) for path in paths]
+    from_argv = [part for a in argv[len(given) :] for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    from_files = [flag for path, tree in zip(paths, trees, strict=True) for flag in flags.of(tree, path)]
+    if paths and paths[-1].suffix.lower() == ".toml":
         from_files += ["--name", paths[-1].stem]
-    args = _with_folder(from_files + flags, DataConfig())
+    args = _with_folder(from_files + from_argv, DataConfig())
     chosen = ([after for before, after in pairwise(args) if before == "--method.name"] or ["simclr"])[-1]
     default = PretrainConfig(method=methods.module(chosen).Config())
+    for path, tree in zip(paths, trees, strict=True):
+        flags.check_known(path, tree, default)
     prog = "sslx pretrain" + " [RECIPE ...]" * ("--help" in args or "-h" in args)
     config = _parse(PretrainConfig, args, prog, default, quiet)
     if not config.name:
@@ -240,8 +205,8 @@ def _with_folder(args: list[str], default: DataConfig) -> list[str]:
 def load_probe(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bool = False) -> ProbeConfig:
     """``CHECKPOINT [--flags]`` of ``sslx probe``; ``data``: the run's, whose fields the flags replace."""
     default = ProbeConfig(checkpoint=tyro.MISSING, data=data or DataConfig())
-    flags = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
-    return _parse(ProbeConfig, _with_folder(flags, default.data), "sslx probe", default, quiet)
+    from_argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    return _parse(ProbeConfig, _with_folder(from_argv, default.data), "sslx probe", default, quiet)
 
 
 def load_plot(argv: Sequence[str], *, quiet: bool = False) -> PlotConfig:
@@ -257,22 +222,18 @@ def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:
 def load_submit(argv: Sequence[str]) -> tuple[AllocationConfig, list[str]]:
     """``[--flags] -- RECIPE [--flags]``: the settings of the job, and the arguments of ``sslx pretrain``."""
     split = list(argv).index("--") if "--" in argv else len(argv)
-    flags = [part for a in argv[:split] for part in (a.split("=", 1) if a.startswith("--") else [a])]
-    chosen = ([after for before, after in pairwise(flags) if before == "--profile"] or [""])[-1]
-    profile = list(_flags(_read(_profile(chosen)))) if chosen else []
-    wanted = _parse(AllocationConfig, [*profile, *flags], "sslx submit", AllocationConfig(), False)
+    from_argv = [part for a in argv[:split] for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    chosen = ([after for before, after in pairwise(from_argv) if before == "--profile"] or [""])[-1]
+    profile: list[str] = []
+    if chosen:
+        path = flags.profile(chosen)
+        tree = flags.read(path)
+        flags.check_known(path, tree, AllocationConfig())
+        profile = flags.of(tree, path)
+    wanted = _parse(AllocationConfig, [*profile, *from_argv], "sslx submit", AllocationConfig(), False)
     if not argv[split + 1 :]:
         raise ConfigError("what to submit stands behind --, as in: sslx submit --nodes 2 -- simclr_cifar10 --seed 1")
     return wanted, list(argv[split + 1 :])
-
-
-def _profile(given: str) -> Path:
-    there = {path.stem: path for path in (Path(__file__).parents[1] / "slurm" / "profiles").glob("*.toml")}
-    path = there.get(given, Path(given))
-    if not path.is_file():
-        names = f"there are {', '.join(sorted(there))}, or " if there else ""
-        raise MissingInput(f"no profile {given!r}: {names}give the path of a .toml")
-    return path
 
 
 def sweep(path: Path, argv: Sequence[str]) -> list[PretrainConfig]:
@@ -281,35 +242,41 @@ def sweep(path: Path, argv: Sequence[str]) -> list[PretrainConfig]:
     path: a .toml whose table ``grid`` has a list of values for each flag, without its dashes (all combinations are
     run), and whose tables ``run`` have one value for each.  argv: what all runs have in common.
     """
-    tree = _read(path) if path.is_file() else None
-    if tree is None:
-        raise MissingInput(f"sweep {path} does not exist")
+    if not os.path.exists(path):
+        raise MissingInput(f"sweep {shown(path)} does not exist")
+    tree = flags.read(path)
     grid, tables = tree.pop("grid", {}), tree.pop("run", [{}])
-    lists = isinstance(grid, dict) and all(isinstance(values, list) and values for _, values in _leaves(grid))
+    lists = isinstance(grid, dict) and all(isinstance(values, list) and values for _, values in flags.leaves(grid))
     if tree or not lists or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f"{path}: expected a table [grid] of lists that hold something, tables [[run]], nothing else")
-    names = [name for name, _ in _leaves(grid)]
+        raise ConfigError(
+            f"{shown(path)}: expected a table [grid] of lists that hold something, tables [[run]], nothing else"
+        )
+    axes = dict(flags.leaves(grid))
+    num_runs = len(tables) * math.prod(map(len, axes.values()))
+    if num_runs > MAX_RUNS:
+        raise ConfigError(f"{shown(path)}: {num_runs:,} runs are more than the {MAX_RUNS:,} of one array: cut it")
     found: list[PretrainConfig] = []
     for table in tables:
-        for values in itertools.product(*(values for _, values in _leaves(grid))):
-            changes = dict(_leaves(table)) | dict(zip(names, values, strict=True))
-            flags = [flag for name, value in changes.items() for flag in _flags({name: value})]
-            run = load([*argv, *flags])
-            suffix = "-".join(f"{name.rpartition('.')[2]}={value}" for name, value in changes.items())
-            found.append(dataclasses.replace(run, name=f"{run.name}-{suffix}" if suffix else run.name))
+        for values in itertools.product(*axes.values()):
+            changes = dict(flags.leaves(table)) | dict(zip(axes, values, strict=True))
+            run = load([*argv, *flags.of(changes, path)])
+            found.append(dataclasses.replace(run, name=flags.name_of_sweep(run.name, changes)))
     if not found:
-        raise ConfigError(f"{path}: no run in it")
+        raise ConfigError(f"{shown(path)}: no run in it")
     if len({run.name for run in found}) < len(found):
-        raise ConfigError(f"{path}: two runs change the same: they would share a folder")
+        raise ConfigError(f"{shown(path)}: two runs change the same: they would share a folder")
     return found
 
 
 def _parse(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> Any:
-    """One object from flags.  A UserError of a constructor passes; else SystemExit, after help or tyro's words."""
+    """One object from flags, paths expanded.  A UserError passes; else SystemExit, after help or tyro's words."""
+    for arg in args:
+        if arg.startswith("--") and len(arg) > 100:  # for which the parser would look for similar names for minutes
+            raise ConfigError(f"no option has a name of {len(arg):,} characters: {shown(arg, 60)}")
     for loud in (False, True):  # silent first: tyro would frame a constructor's ValueError and hide its type
         try:
             with nullcontext() if loud else redirect_stderr(io.StringIO()):
-                return tyro.cli(kind, args=args, prog=prog, default=default, console_outputs=loud)
+                return flags.expanded(tyro.cli(kind, args=args, prog=prog, default=default, console_outputs=loud))
         except SystemExit as stop:
             cause = stop.__context__
             while cause is not None and not isinstance(cause, UserError):
@@ -326,13 +293,22 @@ def dump(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), default=str, indent=1) + "\n"
 
 
+class DamagedConfig(ConfigError):
+    """A saved config that no version of sslx has written."""
+
+
 def loads(text: str) -> PretrainConfig:
-    """The config that ``dump`` wrote.  ConfigError where another version of sslx wrote it."""
+    """The config that ``dump`` wrote.  DamagedConfig where it is none, ConfigError where it is another version's."""
     try:
-        tree = json.loads(text)
-        default = PretrainConfig(method=methods.module(tree["method"]["name"]).Config())
-        return _parse(PretrainConfig, list(_flags(tree)), "config.json", default, True)
-    except (ValueError, LookupError, TypeError, SystemExit) as error:
+        tree = files.parse_json(text)
+        name = tree["method"]["name"]
+    except (ValueError, LookupError, TypeError) as error:
+        why = "it names no method" if isinstance(error, LookupError | TypeError) else files.reason(error)
+        raise DamagedConfig(f"the saved config is damaged: {why}") from error
+    try:
+        default = PretrainConfig(method=methods.module(name).Config())
+        return _parse(PretrainConfig, flags.of(tree, Path("config.json")), "config.json", default, True)
+    except (ValueError, TypeError, AttributeError, SystemExit) as error:
         reason = str(error) if isinstance(error, UserError) else "it has other options"
         raise ConfigError(f"the saved config is not of this version of sslx ({__version__}): {reason}") from error
 
@@ -347,27 +323,44 @@ def differences(ours: PretrainConfig, theirs: PretrainConfig, ignore: Sequence[s
 
 def leaves(settings: PretrainConfig) -> dict[str, Any]:
     """Every field by its dotted name, as JSON holds it."""
-    return dict(_leaves(json.loads(dump(settings))))
+    return dict(flags.leaves(json.loads(dump(settings))))
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def check_resumable(settings: PretrainConfig, folder: Path) -> str:
+    """Raise ConfigError where the folder holds a run that these settings do not go on with.
 
-
-def check_resumable(settings: PretrainConfig, folder: Path) -> None:
-    """Raise ConfigError where the folder holds a run that these settings do not go on with."""
-    saved = folder / "config.json"
-    if not saved.exists():
-        return
+    Returns a note where its config.json is damaged, and was compared as the newest checkpoint holds it; else "".
+    """
+    if not os.path.exists(folder / "config.json"):
+        return ""
     if settings.resume != "auto":
-        raise ConfigError(f"run {folder} exists: go on with --resume auto, or start another one with --name NAME")
-    changed = differences(settings, loads(saved.read_text()), MAY_DIFFER)
+        raise ConfigError(
+            f"run {shown(folder)} exists: go on with --resume auto, or start another one with --name NAME"
+        )
+    saved, note = _saved(folder)
+    changed = [shown(change) for change in differences(settings, saved, MAY_DIFFER)]
     if changed:
         raise ConfigError(
-            f"run {folder} was started with another config ({'; '.join(changed[:4])}"
+            f"run {shown(folder)} was started with another config ({'; '.join(changed[:4])}"
             f"{'; ...' if len(changed) > 4 else ''}): use the same, or another --name"
         )
+    return note
+
+
+def _saved(folder: Path) -> tuple[PretrainConfig, str]:
+    """The config of a run, and a note where it is the checkpoint's, as config.json is damaged."""
+    path = folder / "config.json"
+    try:
+        return loads(files.read_text(path)), ""
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError) and not isinstance(error, DamagedConfig):
+            raise
+        why = files.reason(error).removeprefix("the saved config is damaged: ")
+    newest, _ = checkpoint.newest(folder, ("config",))
+    if newest is None:
+        raise ConfigError(
+            f"{shown(path)} is damaged ({why}), and there is no checkpoint, which would hold the config too: take "
+            "another --name, or delete the folder"
+        )
+    note = f"{shown(path)} is damaged ({why}): the config of {newest.name} stands in for it"
+    return loads(checkpoint.load(newest, needs=("config",))["config"]), note

@@ -132,7 +132,7 @@ def as_argument(text: str) -> str:
     try:
         argument = os.fsdecode(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError as error:
-        raise ValueError(f"{one_line(text)!r} has half a character") from error
+        raise ValueError(f"'{one_line(text, 60)}' has half a character") from error
     if "\0" in argument:
-        raise ValueError(f"{one_line(text)!r} has a NUL character")
+        raise ValueError(f"'{one_line(text, 60)}' has a NUL character")
     return argument

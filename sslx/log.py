@@ -8,6 +8,7 @@ spent waiting for the loader, 0 to 1); all others are shown by name.
 import json
 import math
 import os
+import re
 import secrets
 import time
 from collections import deque
@@ -244,7 +245,7 @@ class WandB:
             limits: dict[str, Any] = {"init_timeout": limit, "login_timeout": limit, "finish_timeout": limit}
             settings = wandb.Settings(silent=True, quiet=True, console="off", **limits)
             wandb.setup(settings)
-            given: dict[str, Any] = {"project": config.project, "name": folder.absolute().name, "id": run_id}
+            given: dict[str, Any] = {"project": config.project, "name": shown(folder.absolute().name), "id": run_id}
             given |= {"resume": "allow", "dir": folder, "config": run_config, "settings": settings}
             try:
                 self._run = wandb.init(**given, mode="offline" if config.wandb == "offline" else "online")
@@ -350,3 +351,16 @@ class Log:
 def new_run_id() -> str:
     """Twelve hex digits that no other run has: not part of the experiment, so not from ``rng``."""
     return secrets.token_hex(6)
+
+
+def run_id(folder: Path) -> str:
+    """The run's id in its folder; another one, which is written there, where it is damaged or gone."""
+    path = folder / "run_id"
+    with suppress(OSError, ValueError):
+        text = files.read_text(path).strip()
+        if re.fullmatch(r"[0-9A-Za-z_-]{1,64}", text):
+            return text
+    another = new_run_id()
+    with suppress(OSError):
+        files.replace(path, another.encode())
+    return another

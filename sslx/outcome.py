@@ -203,7 +203,9 @@ def _read(kind: type[Record], path: Path) -> Record | None:
         return kind(**files.parse_json(files.read_bytes(path)))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise DataError(f"{shown(path)} cannot be read: {files.reason(error)}") from error
+    except (ValueError, TypeError) as error:
         name = kind.__name__.lower()
         raise DataError(f"{shown(path)} is no {name} that sslx wrote: delete it to go on without") from error
 

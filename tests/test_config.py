@@ -77,7 +77,13 @@ def test_a_saved_config_replaces_what_came_before_with_none_too(tmp_path: Path):
 
 def test_a_saved_config_of_another_version_is_one_line():
     tree = json.loads(dump(load([])))
-    for text in (json.dumps(tree | {"newer": 1}), json.dumps({}), "{", json.dumps(tree | {"epochs": 0})):
+    for text, reason in (
+        ("", "it is empty"), ("{", "Expect"), ("{}", "it names no method"), ('{"method": [1]}', "it names no method"),
+        ("[1]", "expected an object of names and values, got a list"), ("[" * 100_000, "it is nested more than 16"),
+    ):  # fmt: skip
+        with pytest.raises(config.DamagedConfig, match=rf"^the saved config is damaged: {reason}[^\n]*$"):
+            config.loads(text)
+    for text in (json.dumps(tree | {"newer": 1}), json.dumps(tree | {"epochs": 0})):
         with pytest.raises(ConfigError, match=r"^the saved config is not of this version of sslx .*[^\n]$"):
             loads(text)
 

@@ -29,7 +29,7 @@ LEAVES = (
 """Anyone may import these; they import no other part."""
 
 ARROW = (
-    ("outcome", "allocation", "state", "runs"),
+    ("outcome", "allocation", "flags", "state", "runs"),
     ("requeue",),
     ("checkpoint", "log", "sync_bn", "group_norm", "jobs"),
     ("data", "weights"),

@@ -1,18 +1,20 @@
 """The run folder: claimed or resumed by rank 0, the same decision on all ranks, and what a checkpoint holds."""
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import checkpoint, config, distributed, log, optim, outcome, state
+from sslx import checkpoint, config, distributed, files, log, optim, outcome, state
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, DataError, UserError
 from sslx.runs import lock as locks
 from sslx.runs.lock import Lock
 from sslx.train import finite
 from sslx.train.build import Parts
-from sslx.words import one_line
+from sslx.words import one_line, shown
 
 T = TypeVar("T")
 
@@ -65,7 +67,7 @@ def claim(settings: PretrainConfig) -> Run:
         run = Run(folder, held[0] if held else Lock(folder, token), run_id, None, notes)
         if found is not None:
             loaded = checkpoint.load(found, needs=state.RESUME)
-            notes = (*notes, f"resumed {folder} at step {loaded['step']:,}")
+            notes = (*notes, f"resumed {shown(folder)} at step {loaded['step']:,}")
             run = Run(folder, run.lock, loaded["run_id"], loaded, notes)
         if distributed.rank() == 0:
             outcome.write_status(folder, "running", run.step)
@@ -79,33 +81,28 @@ def claim(settings: PretrainConfig) -> Run:
 def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[Path | None, str, str, tuple[str, ...]]:
     """(checkpoint to go on from, the lock's token, wandb's id, notes); the lock itself goes to ``held``."""
     saved, id_file = folder / "config.json", folder / "run_id"
-    if saved.exists() and settings.resume != "auto":
+    if os.path.exists(saved) and settings.resume != "auto":
         if (owner := locks.look(folder)) and owner[1]:
             raise locks.refuse(folder, owner[0])
         config.check_resumable(settings, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held.append(locks.acquire(folder))
-        if not saved.exists():
+        if not os.path.exists(saved):
             id_file.write_text(log.new_run_id())
-            outcome.replace(saved, config.dump(settings).encode())
-            return None, held[0].token, id_file.read_text(), ()
+            files.replace(saved, config.dump(settings).encode())
+            return None, held[0].token, log.run_id(folder), ()
     except OSError as error:
-        raise ConfigError(f"cannot write the run folder {folder}: {error.strerror}; set --runs") from error
-    config.check_resumable(settings, folder)
+        raise ConfigError(f"cannot write the run folder {shown(folder)}: {error.strerror}; set --runs") from error
+    if note := config.check_resumable(settings, folder):
+        with suppress(OSError):
+            files.replace(saved, config.dump(settings).encode())
     newest, problems = checkpoint.newest(folder, state.RESUME)
+    notes = (*([note] if note else ()), *problems)
     if newest is None:
-        run_id = id_file.read_text()  # one wandb run, however often it starts before its first save
-        return (
-            None,
-            held[0].token,
-            run_id,
-            (
-                *problems,
-                f"{folder} has no checkpoint yet: starting at step 0",
-            ),
-        )
-    return newest, held[0].token, "", tuple(problems)
+        run_id = log.run_id(folder)  # one wandb run, however often it starts before its first save
+        return None, held[0].token, run_id, (*notes, f"{shown(folder)} has no checkpoint yet: starting at step 0")
+    return newest, held[0].token, "", notes
 
 
 def check(run: Run, lost: bool) -> None:

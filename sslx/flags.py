@@ -1,0 +1,178 @@
+"""Settings in files (recipes, saved configs, profiles, sweeps) as flags, and what paths and names in them mean."""
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sslx import files
+from sslx.errors import ConfigError, MissingInput
+from sslx.words import shown
+
+MAX_BYTES, MAX_VALUES, MAX_TEXT = 1 << 18, 20_000, 10_000
+"""Of one file, values in it, and characters of one of them: more is no file of settings."""
+MAX_STRANGE = 10
+"""Keys of a file that may be no options, each of which the parser makes suggestions for."""
+MAX_NAME_BYTES = 200
+"""Of a run's name: file systems take 255, and some files are named after the run."""
+_PATHS = ("weights",)
+"""Fields that hold a path but are text, since they may hold something else."""
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with sslx, by name."""
+    folder = Path(str(resources.files("sslx"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def recipe(given: str) -> Path:
+    """The file of a recipe, given by its name or path.  MissingInput, or ConfigError for another kind of file."""
+    path = files.expanded(given)
+    if path.suffix.lower() in (".toml", ".json"):
+        if not os.path.exists(path):
+            raise MissingInput(f"recipe {shown(path)} does not exist; the ones with a name are {', '.join(recipes())}")
+        return path
+    if given in recipes():
+        return recipes()[given]
+    if os.path.isfile(path / "config.json"):
+        raise ConfigError(f"recipe {shown(path)} is a folder: give the file {shown(path / 'config.json')}")
+    if os.path.exists(path):
+        what = "YAML" if path.suffix.lower() in (".yaml", ".yml") else f"'{shown(path.suffix)}'"
+        raise ConfigError(f"recipe {shown(path)} must be a .toml or a saved config.json, not {what}")
+    close = difflib.get_close_matches(given[:100], recipes(), n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise MissingInput(
+        f"no recipe '{shown(given)}': {hint}there are {', '.join(recipes())}, or give the path of a .toml"
+    )
+
+
+def profile(given: str) -> Path:
+    """The file of a profile, given by its name or path.  MissingInput where there is none."""
+    there = {path.stem: path for path in (Path(__file__).parents[1] / "slurm" / "profiles").glob("*.toml")}
+    path = there.get(given) or files.expanded(given)
+    if not os.path.exists(path):
+        names = f"there are {', '.join(sorted(there))}, or " if there else ""
+        raise MissingInput(f"no profile '{shown(given)}': {names}give the path of a .toml")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tables of a .json file, or of a TOML file of any other name.  ConfigError where it is none, or too large."""
+    is_json = path.suffix.lower() == ".json"
+    try:
+        text = files.read_text(path, MAX_BYTES)
+        tree = files.parse_json(text) if is_json else files.parse_toml(text)
+        if (size := _size(tree)) > MAX_VALUES:
+            raise ValueError(f"it has {size:,} values, and settings are no more than {MAX_VALUES:,}")
+        return tree
+    except (OSError, ValueError) as error:
+        kind = "JSON" if is_json else "TOML"
+        raise ConfigError(f"{shown(path)} cannot be read as {kind}: {files.reason(error)}") from error
+
+
+def _size(tree: Any) -> int:
+    """Of tables, lists and values, at any depth."""
+    inside: Iterable[Any] = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return 1 + sum(map(_size, inside))
+
+
+def of(tree: dict[str, Any], path: Path) -> list[str]:
+    """{"optim": {"lr": 1e-3}} -> ["--optim.lr", "0.001"].  ConfigError for what is no flag; path: for the message."""
+    try:
+        return list(_flags(tree))
+    except ValueError as error:
+        raise ConfigError(f"{shown(path)} is no file of settings: {error}") from error
+
+
+def _flags(tree: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+    for key, value in tree.items():
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", key):
+            raise ValueError(f"'{shown(key, 60)}' is no name of an option")
+        if isinstance(value, dict):
+            yield from _flags(value, f"{prefix}{key}.")
+        elif isinstance(value, bool):
+            yield f"{prefix}{key}" if value else f"{prefix}no-{key}"
+        else:
+            yield f"{prefix}{key}"
+            for part in value if isinstance(value, list) else [value]:
+                yield _argument(key, part)
+
+
+def _argument(key: str, value: Any) -> str:
+    if isinstance(value, list | dict):
+        raise ValueError(f"{key} holds a list or table in a list")
+    text = files.as_argument(str(value))
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"the value of {key} has more than {MAX_TEXT:,} characters")
+    if isinstance(value, str) and re.match(r"-(?!\.?[0-9])", text):
+        raise ValueError(f"{key} = '{shown(text, 60)}' begins with a dash, as a flag does")
+    return text
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"optim": {"lr": 1e-3}} -> ("optim.lr", 1e-3)."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_known(path: Path, tree: dict[str, Any], default: Any) -> None:
+    """Raise ConfigError for a file with so many keys that are no fields of ``default`` that it is another kind of file.
+
+    Fewer are left to the parser, which suggests what may be meant, in a tenth of a second for each.
+    """
+    known = {name for name, _ in leaves(dataclasses.asdict(default))}
+    strange = [name for name, _ in leaves(tree) if name.replace("-", "_") not in known]
+    if len(strange) > MAX_STRANGE:
+        some = ", ".join(shown(name, 60) for name in strange[:3])
+        raise ConfigError(
+            f"{shown(path)} is no file of settings: {len(strange):,} of its keys are no options ({some}, ...)"
+        )
+
+
+def expanded(settings: Any) -> Any:
+    """The settings with ``~`` as the home directory in every path, at any depth."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value: Any = getattr(settings, field.name)
+        new = value
+        if dataclasses.is_dataclass(value):
+            new = expanded(value)
+        elif isinstance(value, Path):
+            new = files.expanded(value)
+        elif field.name in _PATHS and isinstance(value, str) and value.startswith("~"):
+            new = str(files.expanded(value))
+        if new != value:
+            changes[field.name] = new
+    return dataclasses.replace(settings, **changes) if changes else settings
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError for a run's name that is no good name of a folder."""
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if size > MAX_NAME_BYTES:
+        raise ConfigError(f"--name '{shown(name, 60)}' has {size:,} bytes: take {MAX_NAME_BYTES} at most")
+    if any(shown(character) != character and not "\ud800" <= character <= "\udfff" for character in name):
+        raise ConfigError(f"--name '{shown(name)}' must be one line without control characters")
+    if Path(name).name != name:
+        raise ConfigError(f"--name '{shown(name)}' must be a folder name without slashes; --runs says where")
+    if name.startswith((".", "-")) or name != name.strip():
+        raise ConfigError(f"--name '{shown(name)}' must not begin with a dot or a dash, nor begin or end with a space")
+
+
+def name_of_sweep(name: str, changes: dict[str, Any]) -> str:
+    """The name of a sweep's run after what it changes; with a digest where a folder cannot be called so."""
+    exact = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
+    short = re.sub(r"[^\w.,=+-]+", "_", exact)
+    room = MAX_NAME_BYTES - len(os.fsencode(name)) - 10
+    if short != exact or len(short.encode()) > room:
+        digest = hashlib.sha256(exact.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        short = f"{short.encode()[: max(0, room)].decode(errors='ignore')}-{digest}"
+    return f"{name}-{short}" if short else name
