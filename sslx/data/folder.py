@@ -37,16 +37,19 @@ def read(config: Config, split: Split, say: Callable[[str], None], classes: Sequ
         if test_root is not None:
             return _listed(test_root, "--data.test-root", (), say, classes, split)
         if not layout.test:
-            kinds = splits.kinds_of([folder.name for folder in look(root.absolute().parent)[0]])
-            beside = next((name for name, kind in sorted(kinds.items()) if kind != "train" and name != root.name), "")
-            hint = f" (beside it is {shown(beside)})" if beside and kinds.get(root.name) == "train" else ""
-            raise MissingInput(
-                f"no test images: {shown(root)} has no folder named test, val, validation or the like with images in "
-                f"it{hint}: give the folder with --data.test-root"
-            )
+            raise MissingInput(f"no test images: {_why_no_test(root, config)}: give the folder with --data.test-root")
         return _listed(layout.test[0], "--data.root", (), say, classes, split)
     source = _listed(layout.train, "--data.root", layout.held_out, say, classes, split, look=config.splits != "none")
     return replace(source, notes=(*layout.notes, *source.notes))
+
+
+def _why_no_test(root: Path, config: Config) -> str:
+    if config.splits == "none":
+        return "--data.splits none holds none out"
+    kinds = splits.kinds_of([folder.name for folder in look(root.absolute().parent)[0]])
+    beside = next((name for name, kind in sorted(kinds.items()) if kind != "train" and name != root.name), "")
+    hint = f" (beside it is {shown(beside)})" if beside and kinds.get(root.name) == "train" else ""
+    return f"{shown(root)} has no folder named test, val, validation or the like with images in it{hint}"
 
 
 def _listed(

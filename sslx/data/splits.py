@@ -25,6 +25,8 @@ _WORDS = (
 _NAMED = re.compile(rf"(?:{_FILLER}[-_ ])?{_WORDS}(?:[-_ ]?{_FILLER})*", re.IGNORECASE)  # images_val, train2017
 _WITHIN = re.compile(rf"(?:.*[-_. ])?{_WORDS}(?:[-_. ].*)?", re.IGNORECASE)  # of a pair, such as a_train and a_test
 
+_UNSURE = ("valid", "dev", "development", "eval", "evaluation")  # without a training split beside them
+
 
 def kind_of(name: str) -> Kind | None:
     """Which split a folder of this name usually is: Train, train2017, test_set, valid, ...; None for no split."""
@@ -98,6 +100,8 @@ def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
             f"{shown(base)} holds {_names(trains)}, and beside it {beside}: take --data.splits folders to train on "
             f"{_names(trains)} alone, or --data.splits none where every folder is a class to train on"
         )
+    if not trains and choice == "auto":
+        _check_unsure(base, held_out)
     if not trains and not beside:
         raise ConfigError(
             f"all images below {shown(base)} lie in {_names(held_out)}, which looks held out: take --data.splits none "
@@ -109,6 +113,17 @@ def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
     if trains and beside:
         notes += [f"not trained on: {beside}, beside {_names(trains)} (--data.splits folders)"]
     return Layout(trains[0] if trains else base, (*others, *held_out), (*others, *held_out), tuple(notes))
+
+
+def _check_unsure(base: Path, held_out: Collection[Path]) -> None:
+    """ConfigError where classes lie beside a folder that may be one: valid beside invalid."""
+    classes = {folder.name for folder in look(base)[0]}
+    for folder in held_out:
+        if folder.name.lower() in _UNSURE and not classes & {inner.name for inner in look(folder)[0]}:
+            raise ConfigError(
+                f"{_names([folder])} in {shown(base)} may be held out or a class: take --data.splits folders to hold "
+                "it out, or --data.splits none to train on it"
+            )
 
 
 def _base(root: Path, others: Collection[Path]) -> tuple[Path, list[Path], list[Path], str]:

@@ -119,6 +119,17 @@ def test_a_class_named_train_is_asked_about(make: Make) -> None:
     assert any("not trained on" in note and "bus/ and car/" in note for note in source.notes)
 
 
+def test_a_class_named_valid_is_asked_about(make: Make) -> None:
+    root = make("invalid/1.png", "valid/2.png")
+    refused(root, ConfigError, "valid/", "--data.splits folders", "--data.splits none")
+    assert trained_on(root, splits="none").classes == ("invalid", "valid")
+    assert names(trained_on(root, splits="folders"), root) == ["invalid/1.png"]
+    with pytest.raises(MissingInput, match=r"--data\.splits none holds none out"):
+        build(Config(source="folder", root=root, splits="none"), "test")
+    root = make("../pets/cat/1.png", "../pets/dog/2.png", "../pets/valid/cat/3.png").parent / "pets"
+    assert names(trained_on(root), root) == ["cat/1.png", "dog/2.png"]  # it holds classes itself: held out
+
+
 def test_images_beside_the_splits_are_asked_about(make: Make) -> None:
     root = make("train/cat/1.png", "test/cat/2.png", "preview.png")
     refused(root, ConfigError, "train/", "images such as preview.png", "--data.splits folders")
