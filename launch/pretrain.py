@@ -2,7 +2,7 @@
 
 import sys
 
-from sslx.cli import main
+from sslx.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["pretrain", *sys.argv[1:]]))

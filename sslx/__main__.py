@@ -1,8 +1,21 @@
-"""``python -m sslx`` is the ``sslx`` command."""
+"""The ``sslx`` command as a process: ``sslx``, ``python -m sslx`` and the scripts in launch/."""
 
 import sys
+from collections.abc import Sequence
 
-from sslx.cli import main
+from sslx import interrupts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand, heeding signals from the first line to the last; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    interrupts.begin(saves=arguments[:1] == ["pretrain"])
+    from sslx import cli
+
+    code = cli.main(arguments)
+    interrupts.end()
+    return code
+
 
 if __name__ == "__main__":
     sys.exit(main())

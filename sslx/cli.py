@@ -1,16 +1,14 @@
 """The ``sslx`` command: one list of subcommands, and what an error looks like."""
 
-import difflib
 import gc
-import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 
-from sslx import __version__, streams
+from sslx import __version__, interrupts, streams
 from sslx.errors import UserError
+from sslx.machine import environment, limits
 
 COMMANDS = {
     "pretrain": ("sslx.train.launch:main", "pretrain an encoder: sslx pretrain simclr_digits"),
@@ -58,6 +56,8 @@ def _main(argv: list[str]) -> int:
         sys.stdout.write(f"sslx {__version__}\n")
         return 0
     if argv[0] not in COMMANDS:
+        import difflib
+
         close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return complain(f"sslx has no command {argv[0]!r}: {hint}it has {', '.join(COMMANDS)}", 64)
@@ -68,13 +68,20 @@ def run(target: str, argv: Sequence[str]) -> int:
     """Call ``module:function`` and turn what a user can cause into one line and an exit code."""
     module, function = target.split(":")
     try:
+        if module not in ("sslx.jobs", "sslx.cluster"):  # which compute nothing
+            environment.check()
         gc.disable()  # what an import makes stays: to look for garbage in it takes a fifth of the import's time
         loaded = import_module(module)
         gc.freeze()
         gc.enable()
+        interrupts.has_imported()
         return getattr(loaded, function)(list(argv))
     except UserError as error:
-        return complain(str(error), error.exit_code)
+        return complain(limits.explain(error) or str(error), error.exit_code)
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) or not (words := limits.explain(error)):
+            raise
+        return complain(words, limits.EXIT_CODE)
     except KeyboardInterrupt:
         return complain("interrupted", 130)
     except SystemExit as error:  # tyro: 0 after --help, 2 after a wrong flag, which it has explained
@@ -87,6 +94,12 @@ def run(target: str, argv: Sequence[str]) -> int:
             gc.unfreeze()
 
 
+def note(line: str) -> None:
+    """Print a line that is neither an error nor the command's result."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def complain(message: str, code: int) -> int:
     """Print the error once, although every rank of a job may have met it; returns the code."""
     if _first_to_say(message):
@@ -96,20 +109,34 @@ def complain(message: str, code: int) -> int:
 
 
 def _first_to_say(message: str) -> bool:
-    """Whether no sibling (a rank started by the same parent) has said this: a file that only one can create."""
-    if "RANK" not in os.environ:
+    """Whether no sibling (a rank started by the same parent) has said this: a file that only one can create.
+
+    One that meets it again is another run's rank, of a parent that has started several.
+    """
+    rank = os.environ.get("RANK")
+    if rank is None or not rank.isdecimal():
         return True
+    import hashlib
+    import tempfile
+
     try:
         with open(f"/proc/{os.getppid()}/stat") as file:
             started = file.read().rsplit(")", 1)[1].split()[19]
     except OSError:
         started = "0"
-    digest = hashlib.blake2b(message.encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(message.encode(errors="replace"), digest_size=8).hexdigest()
     path = os.path.join(tempfile.gettempdir(), f"sslx-said-{os.getppid()}-{started}-{digest}")
+    try:
+        run = next(n for n in range(1_000) if _is_new(f"{path}-{n}-{rank}"))
+        return _is_new(f"{path}-{run}")
+    except (OSError, StopIteration):
+        return True
+
+
+def _is_new(path: str) -> bool:
+    """Whether this call made the file."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
-    except OSError:
-        return True
     return True

@@ -7,8 +7,8 @@ so that no caller asks how many ranks there are.
 import functools
 import inspect
 import os
-import re
-from collections.abc import Callable, Mapping, MutableMapping
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias, cast
@@ -16,10 +16,15 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
+from sslx import joining
 from sslx.errors import ConfigError, DataError
+from sslx.machine import environment, network
+from sslx.machine.environment import joined as joined
+from sslx.machine.environment import local_world_size as local_world_size
 from sslx.stopwatch import blocking
 
 Group: TypeAlias = "dist.ProcessGroup | None"
@@ -42,49 +47,43 @@ class Ranks:
         return self.rank == 0
 
 
-def init(device: Device = "auto", timeout_s: float = 600.0) -> Ranks:
+def init(device: Device = "auto", timeout_s: float | None = None, join_s: float | None = None) -> Ranks:
     """Join the ranks that torchrun or Slurm started; without either, be the only one.
 
     device: "auto" takes this rank's GPU where there is one.  nccl connects GPUs, gloo CPUs.
-    timeout_s: how long a collective waits for the slowest rank before the job ends with an error.
-    Raises ConfigError for a GPU that is not there and for an incomplete environment.
+    timeout_s: how long a collective waits for the slowest rank before the job ends with an error; default:
+      SSLX_STALL_S, else 600 seconds.  Those of nccl wait a minute longer, since their end is without words.
+    join_s: how long to wait for the other ranks to come; default: SSLX_JOIN_S, else 300 seconds.
+    Raises ConfigError for a GPU that is not there and for an incomplete or impossible environment, RanksError for
+    ranks that do not come and a port that is taken.
     """
-    rank, world_size, local_rank = _find_ranks(os.environ)
+    environment.check()
+    rank, world_size, local_rank = environment.ranks(os.environ)
     ranks = Ranks(rank, world_size, local_rank, _find_device(device, local_rank))
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     if world_size > 1 and not _is_up():
-        global _timeout
-        _timeout = timedelta(seconds=timeout_s)
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            if name not in os.environ:
-                raise ConfigError(f"expected {name} beside RANK and WORLD_SIZE, it is not set: use torchrun")
+        global _timeout, _board
+        _timeout = timedelta(seconds=timeout_s or environment.seconds("SSLX_STALL_S", 600.0))
+        on_gpu = ranks.device.type == "cuda"
+        limit_s = join_s or environment.seconds("SSLX_JOIN_S", 300.0)
+        store, prefix, _board = joining.meet(connect, rank, world_size, limit_s)
+        store.set_timeout(_timeout)
         dist.init_process_group(
-            "nccl" if ranks.device.type == "cuda" else "gloo",
+            "nccl" if on_gpu else "gloo",
+            store=PrefixStore(prefix, store),
             rank=rank,
             world_size=world_size,
-            timeout=_timeout,
-            device_id=ranks.device if ranks.device.type == "cuda" else None,
+            timeout=_timeout + timedelta(seconds=60) if on_gpu else _timeout,
+            device_id=ranks.device if on_gpu else None,
         )
     return ranks
 
 
-def joined() -> int | None:
-    """This process's rank if torchrun or Slurm started it as one of several or one, else None."""
-    started = "RANK" in os.environ or {"SLURM_PROCID", "SLURM_STEP_ID"} <= os.environ.keys()
-    return _find_ranks(os.environ)[0] if started else None
-
-
-def local_world_size() -> int:
-    """Ranks on this machine, which share its cores."""
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
-        if found := re.match(r"\d+", os.environ.get(name, "")):
-            return max(1, int(found.group()))
-    return 1
-
-
 def shutdown() -> None:
     """Leave the process group, if there is one."""
+    global _board
+    _board = None
     _control_group.cache_clear()
     _named.clear()
     _named[""] = None
@@ -92,35 +91,34 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def _find_ranks(environ: MutableMapping[str, str]) -> tuple[int, int, int]:
-    """(rank, world size, local rank) from torchrun's environment, else Slurm's, else (0, 1, 0).
+def host_store() -> TCPStore:
+    """The store at which ranks of this machine meet, held by their launcher on a port that the system chooses.
 
-    Under Slurm sets MASTER_ADDR and MASTER_PORT unless they are set.
+    They find it by MASTER_ADDR=127.0.0.1, MASTER_PORT and TORCHELASTIC_USE_AGENT_STORE=True; it lives as long as the
+    object.
     """
-    if "RANK" in environ and "WORLD_SIZE" in environ:
-        return int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", "0"))
-    # A batch script has the job's SLURM_NTASKS and a SLURM_PROCID of 0 though it is alone, and so has the
-    # shell of salloc: only srun's tasks have a step, and its number of tasks.
-    if not {"SLURM_PROCID", "SLURM_STEP_ID"} <= environ.keys():
-        return 0, 1, 0
-    num_tasks = int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1")))
-    if num_tasks > 1:
-        environ.setdefault("MASTER_ADDR", _first_host(environ))
-        environ.setdefault("MASTER_PORT", str(_port(environ)))
-    return int(environ["SLURM_PROCID"]), num_tasks, int(environ.get("SLURM_LOCALID", "0"))
+    listening = network.listen("127.0.0.1", 0)
+    return connect("127.0.0.1", listening.getsockname()[1], listening)
 
 
-def _first_host(environ: Mapping[str, str]) -> str:
-    """The first of Slurm's hosts: ``n[03-05,9],m1`` -> ``n03``.  Slurm puts task 0 there."""
-    hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "localhost"
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group() if first else hosts)
+def connect(host: str, port: int, listening: socket.socket | None) -> TCPStore:
+    """What asks the store at that address; with a listening socket, which becomes its own, the store itself."""
+    return TCPStore(
+        host,
+        port,
+        is_master=listening is not None,
+        timeout=timedelta(seconds=30),
+        wait_for_workers=False,
+        master_listen_fd=listening.detach() if listening else None,
+    )
 
 
-def _port(environ: Mapping[str, str]) -> int:
-    """A port below the ephemeral ones, its own for every job and every step of a job."""
-    step = int(environ.get("SLURM_STEP_ID", "0"))
-    return 12_000 + (int(environ.get("SLURM_JOB_ID", "0")) + 4_099 * step) % 20_000
+_board: joining.Board | None = None
+
+
+def board() -> joining.Board | None:
+    """The board of the ranks that ``init`` joined; None for a single one."""
+    return _board
 
 
 def _find_device(device: Device, local_rank: int) -> torch.device:

@@ -73,42 +73,6 @@ def test_more_local_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 SLURM_TASK = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
 SLURM_TASK |= {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NODELIST": "n[03-05,9],m1"}
 
-
-def test_a_task_of_slurm() -> None:
-    environ = dict(SLURM_TASK)
-    assert distributed._find_ranks(environ) == (5, 8, 1)
-    assert environ["MASTER_ADDR"] == "n03"
-    assert environ["MASTER_PORT"] == str(12_000 + 3_456)
-    environ = {**SLURM_TASK, "MASTER_ADDR": "here", "MASTER_PORT": "1234"}
-    distributed._find_ranks(environ)
-    assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("here", "1234")
-    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    assert distributed._find_ranks({**SLURM_TASK, **torchrun}) == (1, 2, 1)
-
-
-@pytest.mark.parametrize("absent", [("SLURM_PROCID",), ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")])
-def test_shells_of_slurm_do_not_wait_for_others(absent: tuple[str, ...]) -> None:
-    shell = {name: value for name, value in SLURM_TASK.items() if name not in absent}
-    assert distributed._find_ranks(shell) == (0, 1, 0)
-    interactive = {**SLURM_TASK, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
-    assert distributed._find_ranks(interactive) == (0, 1, 0)
-    assert "MASTER_PORT" not in interactive
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("n1", "n1"),
-        ("n1,n2", "n1"),
-        ("n[1-4]", "n1"),
-        ("r[02-03]c[1,5]-ib,x", "r02c1-ib"),
-        ("a-b[007]", "a-b007"),
-    ],
-)
-def test_first_host(nodes: str, first: str) -> None:
-    assert distributed._first_host({"SLURM_JOB_NODELIST": nodes}) == first
-
-
 JOIN = """
 import sys, torch
 from sslx import distributed

@@ -60,7 +60,7 @@ def test_it_imports_and_runs_from_a_folder_of_its_own(wheel: Path, tmp_path: Pat
 def test_the_command_and_the_version_are_the_packages(wheel: Path):
     with zipfile.ZipFile(wheel) as file:
         (entry,) = [name for name in file.namelist() if name.endswith("entry_points.txt")]
-        assert file.read(entry).decode().split("\n")[:2] == ["[console_scripts]", "sslx = sslx.cli:main"]
+        assert file.read(entry).decode().split("\n")[:2] == ["[console_scripts]", "sslx = sslx.__main__:main"]
     init = (ROOT / "sslx" / "__init__.py").read_text()
     assert f'__version__ = "{PROJECT["version"]}"' in init
 

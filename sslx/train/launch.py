@@ -1,28 +1,31 @@
 """``sslx pretrain``: starts the ranks, passes signals on, leaves no orphan, maps outcomes to exit codes."""
 
-import ctypes
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from types import FrameType
 
 import torch
 
-from sslx import cli, config, cores, distributed, outcome
+from sslx import cli, config, distributed, interrupts, outcome
 from sslx.config import PretrainConfig
-from sslx.errors import ConfigError, UserError
+from sslx.errors import ConfigError, RanksError, UserError
+from sslx.interrupts import exit_code
+from sslx.machine import environment, limits
 from sslx.train.pretrain import Position, pretrain
-from sslx.train.signals import STOPPING, StopSignals, exit_code, give_up_s
+from sslx.train.processes import start
+from sslx.train.roll_call import RollCall
+from sslx.train.signals import StopSignals, give_up_s
 
-_LOST_PEER = re.compile(r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted")
+_LOST_PEER = re.compile(
+    r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted|"
+    r"Connection was likely closed|Connection refused|failed to recv, got 0 bytes",
+    re.IGNORECASE,
+)
+_TOO_LATE = re.compile(r"timed out waiting|wait timeout|timeout after|Watchdog caught collective", re.IGNORECASE)
 
 
 def main(argv: Sequence[str], stop: StopSignals | None = None) -> int:
@@ -30,6 +33,8 @@ def main(argv: Sequence[str], stop: StopSignals | None = None) -> int:
 
     stop: entered already, by a job that listened before it imported all this.
     """
+    environment.check()
+    limits.allow_files()
     rank = distributed.joined()
     settings = config.load(argv, quiet=rank not in (None, 0))
     if rank is not None:
@@ -42,45 +47,79 @@ def main(argv: Sequence[str], stop: StopSignals | None = None) -> int:
             f"batch size {settings.batch_size} must be divisible by ranks x micro-batches = {ranks} x "
             f"{settings.micro_batches}: take --batch-size {max(1, settings.batch_size // share) * share}"
         )
-    return work(settings, stop) if ranks == 1 else start(argv, ranks)
+    if ranks == 1:
+        return work(settings, stop)
+    if stop:
+        stop.hand_over()
+    return start(argv, ranks)
 
 
 def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
     """Be one rank: train, and leave ``status.json`` and an exit code behind."""
     position = Position()
     with nullcontext(listening) if listening else StopSignals(give_up_s()) as stop:
+        stop.on_stop = partial(_answer, position, stop)
+        stop.on_query = partial(_report, position)
         stop.on_give_up = partial(_give_up, position, stop)
+        if stop.received:  # while nothing answered yet
+            _answer(position, stop)
         try:
-            received = pretrain(settings, distributed.init(settings.device), stop, position)
-            code = _end(position, received)
-            if received:  # rank 0 saves, and whoever starts the ranks ends them all once one has left
-                distributed.barrier()
-            distributed.shutdown()
-            return code
-        except UserError as error:
-            return _fail(position, str(error), error.exit_code)
-        except torch.OutOfMemoryError as error:
-            return _fail(
-                position,
-                "out of GPU memory: take a smaller --batch-size or --data.size, more --accumulate, or --precision "
-                f"bf16 ({str(error).splitlines()[0]})",
-                ConfigError.exit_code,
-            )
-        except (BrokenPipeError, SystemExit):  # rich exits on the former
-            return _fail(position, "nothing reads the output any more (a closed pipe): send it to a file", 141)
-        except Exception as error:
-            if lost_peer(error):
-                time.sleep(1)  # the rank that failed speaks first
-                status = outcome.read_status(position.folder) if position.folder else None
-                told = status is not None and status.state != "running"
-                return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
-            if stop.received and position.step == position.saved:  # Ctrl-C ends the compiler too, in the first step
-                return _end(position, stop.received)
-            traceback.print_exc()
-            return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)
+            code = _work(settings, position, stop)
         finally:
             if position.lock:
                 position.lock.release()
+        interrupts.settle()
+    return code
+
+
+def _work(settings: PretrainConfig, position: Position, stop: StopSignals) -> int:
+    try:
+        ranks = distributed.init(settings.device)
+        say = cli.note if ranks.is_main else None
+        with RollCall(distributed.board(), lambda: position.step, say) as position.roll_call:
+            received = pretrain(settings, ranks, stop, position)
+        code = _end(position, received)
+        if received:  # rank 0 saves, and whoever starts the ranks ends them all once one has left
+            distributed.barrier()
+        distributed.shutdown()
+        return code
+    except (BrokenPipeError, SystemExit):  # rich exits on the former
+        return _fail(position, "nothing reads the output any more (a closed pipe): send it to a file", 141)
+    except Exception as error:
+        if not isinstance(error, UserError) and lost_peer(error):
+            time.sleep(1)  # the rank that failed speaks first
+            status = outcome.read_status(position.folder) if position.folder else None
+            told = status is not None and status.state != "running"
+            return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
+        if reason := _explained(error, position):
+            return _fail(position, *reason)
+        if stop.received and position.step == position.saved:  # Ctrl-C ends the compiler too, in the first step
+            return _end(position, stop.received)
+        traceback.print_exc()
+        return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)
+
+
+def _explained(error: Exception, position: Position) -> tuple[str, int] | None:
+    """What a user can mend, and the exit code; None for a bug."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "out of GPU memory: take a smaller --batch-size or --data.size, more --accumulate, or --precision "
+            f"bf16 ({str(error).splitlines()[0]})",
+            ConfigError.exit_code,
+        )
+    if words := limits.explain(error):
+        return words, limits.EXIT_CODE
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if distributed.world_size() > 1 and _TOO_LATE.search(str(error)):
+        late = position.roll_call.late() or "the ranks wait for one another"
+        step = position.step + 1
+        return (
+            f"step {step:,} has not ended for {position.roll_call.stuck_s():.0f} s: {late}; the last checkpoint is "
+            f"step {position.saved:,} (SSLX_STALL_S sets the seconds)",
+            RanksError.exit_code,
+        )
+    return None
 
 
 def _end(position: Position, received: int | None) -> int:
@@ -92,12 +131,52 @@ def _end(position: Position, received: int | None) -> int:
     return code
 
 
-def _give_up(position: Position, stop: StopSignals) -> None:
+def _answer(position: Position, stop: StopSignals) -> None:
+    """Called by a thread at the first stopping signal: before the first step there is nothing to save or wait for."""
+    position.roll_call.stopping = stop.received
+    if position.say:
+        if stop.received == signal.SIGINT and _rank() == 0:
+            position.say("saving after this step; press Ctrl-C again to end now")
+        return
+    name = signal.Signals(stop.received).name
+    try:
+        if _rank() == 0:
+            cli.note(
+                "interrupted" if stop.received == signal.SIGINT else f"interrupted by {name} before the first step"
+            )
+            if position.owned:
+                outcome.write_status(position.owned, "preempted", position.saved, name, exit_code(stop.received))
+        if position.lock:
+            position.lock.release()
+    finally:
+        interrupts.leave(exit_code(stop.received))
+
+
+def _report(position: Position) -> None:
+    """Called by a thread at SIGUSR1: where the run stands."""
+    if _rank() == 0:
+        say = position.say or cli.note
+        where = f"step {position.step:,}" if position.say else "before the first step"
+        late = position.roll_call.late()
+        late = f": {late}" if late else ""
+        say(f"{where}, checkpoint {position.saved:,}, {position.roll_call.stuck_s():.1f} s since the last step{late}")
+
+
+def _give_up(position: Position, stop: StopSignals, limit_s: float) -> None:
     """Called by a thread: a rank hangs, and this one waits for it."""
-    reason = f"{signal.Signals(stop.received).name}; no step ended in {give_up_s():g} s"
-    sys.stderr.write(f"rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0}: {reason}: giving up\n")
-    if distributed.rank() == 0 and position.owned:
-        outcome.write_status(position.owned, "preempted", position.saved, reason, 75)
+    if not position.roll_call.leads():
+        return
+    late, reason = position.roll_call.late(), signal.Signals(stop.received).name
+    if late or position.step > position.saved:  # else nothing is lost, for instance in the compilation
+        reason += f"; {late and late + ', and '}no step ended in {limit_s:.0f} s"
+        cli.complain(f"{reason}: giving up, at the checkpoint of step {position.saved:,}", exit_code(stop.received))
+    if position.owned:
+        outcome.write_status(position.owned, "preempted", position.saved, reason, exit_code(stop.received))
+
+
+def _rank() -> int:
+    """This process's, before it has joined the others too."""
+    return environment.joined() or 0
 
 
 def lost_peer(error: Exception) -> bool:
@@ -109,74 +188,3 @@ def _fail(position: Position, reason: str, code: int) -> int:
     if folder := position.owned:  # what is another run's by now, or was deleted, gets no status from here
         outcome.write_status(folder, "failed", position.step, reason, code)
     return cli.complain(reason, code)
-
-
-def _free_port() -> int:
-    """A port below the ephemeral ones, which nobody is given in the seconds until rank 0 listens on it."""
-    first = os.getpid()
-    for number in range(first, first + 1_000):
-        port = 12_000 + number % 20_000
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-    raise ConfigError("1,000 ports from 12,000 on are taken: end what listens there, or start the ranks by torchrun")
-
-
-def start(argv: Sequence[str], ranks: int, subcommand: str = "pretrain") -> int:
-    """Run ``sslx`` with this subcommand once a rank, on this machine; returns the first failing rank's code, or 0.
-
-    Each rank is a process group of its own, so that a Ctrl-C reaches it once, through this process.
-    """
-    threads = str(cores.share(ranks))
-    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-    command = [sys.executable, "-m", "sslx", subcommand, *argv]
-    parent = os.getpid()
-    children = [
-        subprocess.Popen(
-            command,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            start_new_session=True,
-            preexec_fn=lambda: _die_with(parent),
-        )
-        for rank in range(ranks)
-    ]
-
-    def forward(number: int, _: FrameType | None) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
-
-    previous = {number: signal.signal(number, forward) for number in STOPPING}
-    try:
-        return _wait(children)
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; once one has failed, the others get ten seconds to notice by themselves."""
-    first, deadline = 0, float("inf")
-    while (codes := [child.poll() for child in children]).count(None):
-        if not first and (first := next((code for code in codes if code), 0)):
-            deadline = time.monotonic() + (30 if first in (75, 130) else 10)
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    first = first or next((code for code in codes if code), 0)
-    return 128 - first if first < 0 else first  # as a shell says it: 137 for SIGKILL
-
-
-def _die_with(parent: int) -> None:
-    """In the child: be killed when the launcher dies, even by SIGKILL (Linux's PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)

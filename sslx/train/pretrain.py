@@ -4,7 +4,8 @@
 """
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from sslx.train import agree, finite
 from sslx.train import run as runs
 from sslx.train.build import Parts, build, online_probe
 from sslx.train.clock import Clock, watch_waits
+from sslx.train.roll_call import RollCall
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
 
@@ -33,12 +35,16 @@ class Position:
     """How far a run has come, for whoever reports its end: its folder once claimed, its last step, its last save.
 
     lock: the claim on the folder, which whoever reports the end releases after that.
+    say: prints a line where the run's own are; not None once the first step has begun.
+    roll_call: where this rank and the others stand.
     """
 
     folder: Path | None = None
     lock: Lock | None = None
     step: int = 0
     saved: int = 0
+    say: Callable[[str], None] | None = None
+    roll_call: RollCall = field(default_factory=RollCall)
 
     @property
     def owned(self) -> Path | None:
@@ -108,7 +114,7 @@ def _train(
     with logger:
         for line in run.notes:  # before the first step, which may take long
             logger.message(line)
-        parts.loader.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
+        position.say = parts.loader.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
         for step in range(run.step, parts.total_steps):
             lr = _schedule(step, config, parts, progress)
             with clock.waiting():

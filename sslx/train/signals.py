@@ -1,6 +1,5 @@
 """Signals that ask a run to stop: they only set a flag, which the ranks agree on between two steps."""
 
-import math
 import os
 import signal
 import socket
@@ -10,59 +9,88 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C, Slurm's preemption, submitit's
+from sslx import interrupts
+from sslx.interrupts import STOPPING, exit_code
+from sslx.machine import environment
+
+GIVE_UP_S, MOST_S = 30.0, 600.0
 
 
 class StopSignals:
     """While it is entered, ``received`` is the number of the first stopping signal that came, or 0.
 
     A thread reads the signals, since a Python handler does not run while the main thread sits in a collective.
-    A second Ctrl-C ends the process at once; one within a second is the same one, sent by terminal and launcher.
-    give_up_s: the process ends with exit code 75 where the ranks have not agreed on stopping so many seconds after
-    the signal (``heed``): a rank hangs, and Slurm will not wait.  ``on_give_up`` is called before.
+    ``on_stop`` is called when the first one comes, ``on_query`` at each SIGUSR1, each by a thread of its own.  A second
+    Ctrl-C ends the process at once; one within a second is the same one, sent by terminal and launcher.  SIGHUP (a
+    terminal that closes) stays ignored where it was when the process started (nohup).
+    give_up_s: the process ends with the signal's exit code where the ranks have not agreed on stopping so many seconds
+    after it (``heed``): a rank hangs.  None: 30 seconds and twice the longest step, 10 minutes at most.
+    ``on_give_up`` is called before, with these seconds.
     """
 
-    def __init__(self, give_up_s: float = math.inf) -> None:
+    def __init__(self, give_up_s: float | None = None) -> None:
         self.received = 0
-        self.on_give_up: Callable[[], None] = lambda: None
+        self.on_stop: Callable[[], None] = lambda: None
+        self.on_query: Callable[[], None] = lambda: None
+        self.on_give_up: Callable[[float], None] = lambda _: None
         self._give_up_s, self._heeded = give_up_s, threading.Event()
+        self._last_s, self._longest_s = 0.0, 0.0
+        self._first_s = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        for number in STOPPING:
-            self._previous[number] = signal.signal(number, lambda *_: None)
+        for number in (*STOPPING, signal.SIGUSR1):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, lambda *_: None)
         threading.Thread(target=self._listen, daemon=True, name="stop signals").start()
         return self
 
     def _listen(self) -> None:
-        first = 0.0
         with self._read:  # closed by this thread alone, which may be between two reads when the other end is
             while data := self._read.recv(1):
-                number = data[0]
-                if number not in STOPPING:
-                    continue
-                if not self.received:
-                    self.received, first = number, time.monotonic()
-                    if self._give_up_s < math.inf and number != signal.SIGINT:
-                        threading.Thread(target=self._give_up, daemon=True, name="give up").start()
-                elif number == signal.SIGINT and time.monotonic() - first > 1:
-                    os._exit(130)
+                self._hear(data[0])
+
+    def _hear(self, number: int) -> None:
+        if number == signal.SIGUSR1:
+            threading.Thread(target=self.on_query, daemon=True, name="query").start()
+        if number not in STOPPING:
+            return
+        if not self.received:
+            self.received, self._first_s = number, time.monotonic()
+            for task, name in ((self.on_stop, "answer"), (self._give_up, "give up")):
+                threading.Thread(target=task, daemon=True, name=name).start()
+        elif number == signal.SIGINT and time.monotonic() - self._first_s > 1:
+            interrupts.leave(130)
+
+    def limit_s(self) -> float:
+        """Seconds from a signal to giving up."""
+        return min(MOST_S, GIVE_UP_S + 2 * self._longest_s) if self._give_up_s is None else self._give_up_s
 
     def _give_up(self) -> None:
-        if not self._heeded.wait(self._give_up_s):
-            try:
-                self.on_give_up()
-            finally:
-                os._exit(75)
+        limit_s = self.limit_s()
+        # Longer than a thread can wait for is for ever.
+        if not self._heeded.wait(min(limit_s, threading.TIMEOUT_MAX)):
+            speaking = threading.Thread(target=self.on_give_up, args=(limit_s,), daemon=True)
+            speaking.start()
+            speaking.join(10)  # it writes to a disk, which may hang too
+            interrupts.leave(exit_code(self.received))
 
     def heed(self, agreed: int) -> int:
-        """The agreed signal; one that is not 0 means that the run is ending in good order."""
+        """The agreed signal, to be asked once a step; one that is not 0 means that the run is ending in good order."""
+        now = time.monotonic()
+        if self._last_s:
+            self._longest_s = max(self._longest_s, now - self._last_s)
+        self._last_s = now
         if agreed:
             self._heeded.set()
         return agreed
+
+    def hand_over(self) -> None:
+        """Others heed the signals from now on, the ranks that this process starts: it gives up nothing itself."""
+        self._heeded.set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -74,11 +102,6 @@ class StopSignals:
         self._write.close()
 
 
-def exit_code(number: int) -> int:
-    """How a run that was stopped and saved ends: 130 after Ctrl-C, otherwise 75, which means: requeue me."""
-    return 130 if number == signal.SIGINT else 75
-
-
-def give_up_s() -> float:
-    """Seconds that ``sslx submit`` gives the ranks to agree on stopping; without a cluster there is no hurry."""
-    return float(os.environ.get("SSLX_GIVE_UP_S", "inf"))
+def give_up_s() -> float | None:
+    """Seconds that ``sslx submit`` gives the ranks to agree on stopping; None where nothing says so."""
+    return environment.seconds("SSLX_GIVE_UP_S", 0.0, os.environ) or None

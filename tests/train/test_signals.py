@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import pytest
 
 from processes import until
-from sslx.train.signals import STOPPING, StopSignals, exit_code, give_up_s
+from sslx.errors import ConfigError
+from sslx.interrupts import STOPPING, exit_code
+from sslx.train.signals import StopSignals, give_up_s
 
 
 def send(number: signal.Signals, stop: StopSignals) -> None:
@@ -102,23 +104,24 @@ def test_it_works_while_the_main_thread_is_in_native_code_and_a_second_ctrl_c_en
 
 def test_ctrl_c_ends_with_130_and_a_preemption_with_75():
     assert exit_code(signal.SIGINT) == 130
-    assert exit_code(signal.SIGTERM) == exit_code(signal.SIGUSR2) == 75
+    assert exit_code(signal.SIGTERM) == exit_code(signal.SIGUSR2) == exit_code(signal.SIGHUP) == 75
 
 
-def test_a_run_that_cannot_agree_is_given_up_and_says_so_first():
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
+def test_a_run_that_cannot_agree_is_given_up_and_says_so_first(number: signal.Signals, code: int):
     stuck = (
         "import ctypes\n"
         "from sslx.train.signals import StopSignals\n"
         "with StopSignals(give_up_s=0.3) as stop:\n"
-        "    stop.on_give_up = lambda: print('giving up', stop.received, flush=True)\n"
+        "    stop.on_give_up = lambda limit_s: print('giving up', stop.received, limit_s, flush=True)\n"
         "    print('ready', flush=True)\n"
         "    libc = ctypes.CDLL(None)\n"
         "    while True: libc.sleep(60)\n"
     )
     with once_ready(stuck) as (process, line):
-        process.send_signal(signal.SIGUSR2)
-        assert line() == f"giving up {signal.SIGUSR2.value}\n"
-        assert process.wait(60) == 75
+        process.send_signal(number)
+        assert line() == f"giving up {number.value} 0.3\n"
+        assert process.wait(60) == code
 
 
 def test_a_run_that_has_agreed_may_take_its_time():
@@ -137,15 +140,72 @@ def test_a_run_that_has_agreed_may_take_its_time():
     until(lambda: not waiting(), "its end", 5)
 
 
-def test_ctrl_c_gives_up_nothing():
-    with StopSignals(give_up_s=0.05) as stop:
-        stop.on_give_up = lambda: os._exit(1)
+@pytest.mark.slow
+def test_what_is_said_before_giving_up_may_hang_itself():
+    """A disk that does not answer.  Ten seconds, and then the end all the same."""
+    stuck = (
+        "import time\n"
+        "from sslx.train.signals import StopSignals\n"
+        "with StopSignals(give_up_s=0.1) as stop:\n"
+        "    stop.on_give_up = lambda _: time.sleep(1000)\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(1000)\n"
+    )
+    with once_ready(stuck) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+
+
+def test_without_a_word_on_it_the_longest_step_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch):
+    """30 seconds and twice the longest step, ten minutes at most; the clock is set forward."""
+    for longest_s, limit_s in ((1.0, 32.0), (100.0, 230.0), (1_000.0, 600.0)):
+        stop = StopSignals()
+        assert stop.limit_s() == 30
+        for moment_s in (5.0, 5.0 + longest_s, 6.0 + longest_s):
+            monkeypatch.setattr(time, "monotonic", lambda moment_s=moment_s: moment_s)
+            stop.heed(0)
+        assert stop.limit_s() == limit_s
+    assert StopSignals(7).limit_s() == 7
+
+
+def test_each_sigusr1_asks_and_stops_nothing():
+    asked = threading.Semaphore(0)
+    with StopSignals() as stop:
+        stop.on_query = asked.release
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert asked.acquire(timeout=60)
+        assert stop.received == 0
+
+
+def test_the_first_signal_is_answered_once():
+    answered = threading.Semaphore(0)
+    with StopSignals() as stop:
+        stop.on_stop = answered.release
         send(signal.SIGINT, stop)
-        time.sleep(0.2)
+        send(signal.SIGTERM, stop)
+        assert answered.acquire(timeout=60)
+        assert not answered.acquire(timeout=0.2)
 
 
-def test_only_a_cluster_is_in_a_hurry(monkeypatch: pytest.MonkeyPatch):
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            send(signal.SIGTERM, stop)
+            assert stop.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_how_long_to_wait_is_the_environments_to_say(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SSLX_GIVE_UP_S", raising=False)
-    assert give_up_s() == float("inf")
+    assert give_up_s() is None
     monkeypatch.setenv("SSLX_GIVE_UP_S", "40")
     assert give_up_s() == 40
+    for wrong in ("abc", "nan", "-1", "0"):
+        monkeypatch.setenv("SSLX_GIVE_UP_S", wrong)
+        with pytest.raises(ConfigError, match=r"^expected SSLX_GIVE_UP_S to be a number of seconds above 0, got"):
+            give_up_s()

@@ -1,0 +1,121 @@
+"""Signals from a process's first line on: before training listens to them, and after its outcome is written.
+
+Imports nothing heavy.  ``sslx.train.signals`` takes over while there is something to save.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+"""Ctrl-C, Slurm's preemption, submitit's, a terminal that closes."""
+LAUNCHER = "SSLX_LAUNCHER"
+"""The process that started this rank, whose end is this one's too."""
+
+_has_begun = _saves = False
+_is_settled = False
+
+
+def exit_code(number: int) -> int:
+    """How a run that a signal stopped ends: 130 after Ctrl-C, otherwise 75, which means: requeue me."""
+    return 130 if number == signal.SIGINT else 75
+
+
+def begin(saves: bool) -> None:
+    """To be called in the first line of a process that is the ``sslx`` command.
+
+    Until something else listens, Ctrl-C ends it with one line and 130.  saves: so do the other stopping signals, with
+    75, and SIGUSR1 does nothing; otherwise they are left alone.
+    """
+    global _has_begun, _saves
+    _has_begun, _saves = True, saves
+    if launcher := os.environ.pop(LAUNCHER, ""):
+        _die_with(int(launcher))
+    for number in STOPPING if saves else STOPPING[:1]:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _leave_early)
+    if saves:
+        signal.signal(signal.SIGUSR1, _note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPPING, signal.SIGUSR1))  # the launcher blocked them until now
+
+
+def has_imported() -> None:
+    """All modules are there: Ctrl-C raises KeyboardInterrupt again in a command that has only to tidy up then."""
+    if _has_begun and not _saves:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def settle() -> None:
+    """The outcome is decided: no signal changes it any more."""
+    global _is_settled
+    _is_settled = True
+
+
+def end() -> None:
+    """The process is about to end: until it has, signals are ignored; Python's own end would put back the defaults."""
+    if _has_begun:
+        for number in (*STOPPING, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _leave_early(number: int, _: FrameType | None) -> None:
+    if _is_settled:
+        return
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name} before the first step"
+        say(f"error: interrupted{name}")
+    leave(exit_code(number))
+
+
+def _note(number: int, _: FrameType | None) -> None:
+    """SIGUSR1, to which training has an answer; others have none."""
+
+
+def say(line: str) -> None:
+    """Write a line to stderr from wherever this is, past all buffers; where nothing can be written, be silent."""
+    try:
+        os.write(2, f"{line}\n".encode(errors="replace"))
+    except OSError:
+        pass
+
+
+def leave(code: int) -> None:
+    """End this process now, from any thread, and all that it started."""
+    try:
+        for pid in descendants(os.getpid()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                continue
+    finally:
+        os._exit(code)
+
+
+def descendants(ancestor: int) -> list[int]:
+    """The processes below this one, nearest first (Linux; elsewhere none)."""
+    below: dict[int, list[int]] = {}
+    if not os.path.isdir("/proc/self"):
+        return []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = int(file.read().rsplit(b")", 1)[1].split()[1])
+            except OSError:
+                continue
+            below.setdefault(parent, []).append(int(name))
+    pids = [ancestor]
+    for pid in pids:
+        pids += below.get(pid, [])
+    return pids[1:]
+
+
+def _die_with(launcher: int) -> None:
+    """Be killed when the launcher dies, even by SIGKILL (Linux's PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != launcher:
+            os._exit(1)

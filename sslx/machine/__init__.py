@@ -1,0 +1,1 @@
+"""What depends on the computer that this is: its cores, memory, network, environment, limits."""

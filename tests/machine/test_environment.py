@@ -1,0 +1,140 @@
+"""Variables of the environment: what is taken, and what is refused in one line that names the variable."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import is_one_line
+from sslx.errors import ConfigError
+from sslx.machine import environment
+
+SLURM_TASK = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
+SLURM_TASK.update(SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="8", SLURM_JOB_NODELIST="n[03-05,9],m1")
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234"}
+
+
+def test_a_task_of_slurm():
+    environ = dict(SLURM_TASK)
+    assert environment.ranks(environ) == (5, 8, 1)
+    assert environ["MASTER_ADDR"] == "n03"
+    assert environ["MASTER_PORT"] == str(12_000 + 3_456)
+    environ = {**SLURM_TASK, "MASTER_ADDR": "here", "MASTER_PORT": "1234"}
+    environment.ranks(environ)
+    assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("here", "1234")
+    assert environment.ranks({**SLURM_TASK, **TORCHRUN}) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("absent", [("SLURM_PROCID",), ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")])
+def test_shells_of_slurm_do_not_wait_for_others(absent: tuple[str, ...]):
+    shell = {name: value for name, value in SLURM_TASK.items() if name not in absent}
+    assert environment.ranks(shell) == (0, 1, 0)
+    assert environment.joined(shell) is None
+    interactive = {**SLURM_TASK, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
+    assert environment.ranks(interactive) == (0, 1, 0)
+    assert "MASTER_PORT" not in interactive
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("n[1-4]", "n1"),
+        ("r[02-03]c[1,5]-ib,x", "r02c1-ib"),
+        ("a-b[007]", "a-b007"),
+    ],
+)
+def test_first_host(nodes: str, first: str):
+    assert environment.first_host({"SLURM_JOB_NODELIST": nodes}) == first
+
+
+BROKEN = [
+    ({**TORCHRUN, "RANK": "x"}, "RANK"),
+    ({**TORCHRUN, "RANK": ""}, "RANK"),
+    ({**TORCHRUN, "RANK": "1.0"}, "RANK"),
+    ({**TORCHRUN, "RANK": "-1"}, "RANK"),
+    ({**TORCHRUN, "RANK": "2"}, "RANK"),
+    ({**TORCHRUN, "RANK": "1\n2"}, "RANK"),
+    ({**TORCHRUN, "RANK": "9" * 5_000}, "RANK"),
+    ({**TORCHRUN, "WORLD_SIZE": "0"}, "WORLD_SIZE"),
+    ({**TORCHRUN, "WORLD_SIZE": "two"}, "WORLD_SIZE"),
+    ({**TORCHRUN, "WORLD_SIZE": "-2"}, "WORLD_SIZE"),
+    ({"RANK": "0"}, "WORLD_SIZE"),
+    ({**TORCHRUN, "LOCAL_RANK": "abc"}, "LOCAL_RANK"),
+    ({**TORCHRUN, "LOCAL_RANK": "-1"}, "LOCAL_RANK"),
+    ({**TORCHRUN, "MASTER_PORT": "x"}, "MASTER_PORT"),
+    ({**TORCHRUN, "MASTER_PORT": "0"}, "MASTER_PORT"),
+    ({**TORCHRUN, "MASTER_PORT": "65536"}, "MASTER_PORT"),
+    ({**TORCHRUN, "MASTER_PORT": ""}, "MASTER_PORT"),
+    ({**TORCHRUN, "MASTER_ADDR": ""}, "MASTER_ADDR"),
+    ({**SLURM_TASK, "SLURM_PROCID": "a"}, "SLURM_PROCID"),
+    ({**SLURM_TASK, "SLURM_PROCID": "8"}, "SLURM_PROCID"),
+    ({**SLURM_TASK, "SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS"),
+    ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "x"}, "SLURM_NTASKS"),
+    ({**SLURM_TASK, "SLURM_LOCALID": "?"}, "SLURM_LOCALID"),
+    ({**SLURM_TASK, "SLURM_JOB_ID": "1e3"}, "SLURM_JOB_ID"),
+    ({**SLURM_TASK, "SLURM_STEP_ID": "batch"}, "SLURM_STEP_ID"),
+    ({"SLURM_CPUS_ON_NODE": "x"}, "SLURM_CPUS_ON_NODE"),
+    ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS"),
+    ({"OMP_NUM_THREADS": "0"}, "OMP_NUM_THREADS"),
+    ({"OMP_NUM_THREADS": "-4"}, "OMP_NUM_THREADS"),
+    ({"CUDA_VISIBLE_DEVICES": "abc"}, "CUDA_VISIBLE_DEVICES"),
+    ({"CUDA_VISIBLE_DEVICES": "0,0"}, "CUDA_VISIBLE_DEVICES"),
+    ({"CUDA_VISIBLE_DEVICES": "0;1"}, "CUDA_VISIBLE_DEVICES"),
+    ({"SSLX_GIVE_UP_S": "abc"}, "SSLX_GIVE_UP_S"),
+    ({"SSLX_GIVE_UP_S": "nan"}, "SSLX_GIVE_UP_S"),
+    ({"SSLX_GIVE_UP_S": "-5"}, "SSLX_GIVE_UP_S"),
+    ({"SSLX_JOIN_S": "soon"}, "SSLX_JOIN_S"),
+    ({"SSLX_STALL_S": "0"}, "SSLX_STALL_S"),
+]
+
+
+@pytest.mark.parametrize(("environ", "name"), BROKEN)
+def test_what_cannot_be_is_refused_by_its_name_in_one_line(environ: dict[str, str], name: str):
+    with pytest.raises(ConfigError) as caught:
+        environment.check(environ)
+    assert re.match(rf"expected {name} (to be|beside) .*: .+", str(caught.value))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        TORCHRUN,
+        SLURM_TASK,
+        {"OMP_NUM_THREADS": "8", "CUDA_VISIBLE_DEVICES": "", "SSLX_GIVE_UP_S": "inf"},
+        {"OMP_NUM_THREADS": "4,2", "CUDA_VISIBLE_DEVICES": "0, 3", "SSLX_GIVE_UP_S": "2.5"},
+        {"OMP_NUM_THREADS": "", "CUDA_VISIBLE_DEVICES": "GPU-8932f937-d72c,MIG-b1/2/0"},
+        {"CUDA_VISIBLE_DEVICES": "-1"},
+        {"CUDA_VISIBLE_DEVICES": "NoDevFiles"},  # Slurm's, for a job without GPUs
+        {"WORLD_SIZE": "nonsense"},  # without RANK it says nothing to anyone
+    ],
+)
+def test_what_can_be_is_taken_and_left_as_it_is(environ: dict[str, str]):
+    before = dict(environ)
+    environment.check(environ)
+    assert environ == before
+
+
+def test_a_command_says_it_before_it_imports_anything_heavy(tmp_path: Path):
+    code = (
+        "import sys\nfrom sslx.__main__ import main\ncode = main(['pretrain'])\n"
+        "print(code, *{'torch', 'numpy', 'tyro'} & set(sys.modules))"
+    )
+    for environ, name in (({"RANK": "x"}, "RANK"), ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={k: v for k, v in os.environ.items() if "SLURM" not in k} | environ,
+        )
+        assert done.stdout == "64\n"
+        is_one_line(done.stderr, name)

@@ -1,0 +1,97 @@
+"""What the system does not grant, said in one line: real limits, real errors."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from processes import TINY, is_one_line
+from sslx.errors import DataError
+from sslx.machine import limits
+
+
+def ulimit(*limit: str) -> Callable[[list[str], Path], subprocess.CompletedProcess[str]]:
+    """Runs a command under ``ulimit``."""
+
+    def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        shell = ["bash", "-c", f'ulimit {" ".join(limit)} && exec "$@"', "bash", *command]
+        return subprocess.run(shell, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
+
+    return run
+
+
+@pytest.mark.parametrize("gigabytes", [0.5, 1.5])
+def test_too_little_address_space_to_import_torch(tmp_path: Path, gigabytes: float):
+    run = ulimit("-v", str(int(gigabytes * 2**20)))
+    done = run([sys.executable, "-m", "sslx", "pretrain", *TINY], tmp_path)
+    assert done.returncode == 64
+    is_one_line(done.stderr, "out of host memory", f"may use {gigabytes} GiB", "ulimit -v")
+
+
+def test_an_allocation_that_fails_is_named_with_its_size():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)  # more than the address space of a process
+    assert "out of host memory (33554432.00 GiB asked for at once)" in (limits.explain(caught.value) or "")
+    assert "out of host memory: " in (limits.explain(MemoryError()) or "")
+
+
+def test_what_an_error_comes_from_counts_too():
+    error = DataError("the loader failed on readable files")
+    error.__cause__ = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 433520640 bytes")
+    assert "out of host memory (0.40 GiB asked for at once)" in (limits.explain(error) or "")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a"), RuntimeError("mat1 and mat2 shapes"), OSError(2, "No such file"), KeyError("x")]
+)
+def test_other_errors_are_not_of_limits(error: Exception):
+    assert limits.explain(error) is None
+
+
+def test_too_few_open_files():
+    code = (
+        "import resource, sys\n"
+        "from sslx.machine import limits\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n"
+        "files = []\n"
+        "try:\n"
+        "    while True: files.append(open('/dev/null'))\n"
+        "except OSError as error:\n"
+        "    words = limits.explain(error)\n"
+        "del files\n"
+        "sys.stdout.write(words)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("too many open files: this process may open 20 (ulimit -n): raise")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_batch_that_does_not_fit_ends_in_one_line(tmp_path: Path, ranks: int):
+    """Of the views alone it takes 100 GB."""
+    run = ulimit("-v", str(12 * 2**20))
+    huge = "--data.size 1024 --data.num-synthetic 4096 --batch-size 4096".split()
+    done = run([sys.executable, "-m", "sslx", "pretrain", *TINY, *huge, "--ranks", str(ranks)], tmp_path)
+    assert done.returncode == 64, done.stderr
+    is_one_line(done.stderr, "out of host memory", "12.0 GiB", "--batch-size")
+
+
+def test_a_run_with_too_few_open_files_ends_in_one_line(tmp_path: Path):
+    done = ulimit("-n", "20")([sys.executable, "-m", "sslx", "pretrain", *TINY, "--ranks", "2"], tmp_path)
+    assert done.returncode == 64, done.stderr
+    is_one_line(done.stderr, "may open 64 files or more, got a limit of 20 (ulimit -Hn)")
+
+
+def test_a_soft_limit_on_open_files_is_raised_to_the_hard_one():
+    code = (
+        "import resource\n"
+        "from sslx.machine import limits\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (30, hard))\n"
+        "limits.allow_files()\n"
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,248 @@
+"""Ranks that stop or hang, and signals at odd moments: the run ends, says who was late, and leaves no process."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from processes import LONG, TINY, children, ended, is_one_line, started, until, until_training
+from sslx import outcome
+
+EVERY = ["--steps", "1000000", "--checkpoint.every", "2", "--optim.lr", "0.01"]
+
+
+def status_of(folder: Path) -> outcome.Status:
+    status = outcome.read_status(folder / "r")
+    assert status is not None
+    return status
+
+
+def pids(launcher: int) -> list[int]:
+    """The ranks, and what they have started."""
+    ranks = children(launcher)
+    return ranks + [pid for rank in ranks for pid in children(rank)]
+
+
+# ---------------------------------------------------------------- a stopped rank
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_rank_is_named_and_one_signal_ends_the_run(
+    tmp_path: Path, number: signal.Signals, code: int, victim: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SSLX_GIVE_UP_S", "8")
+    with started(tmp_path, *EVERY, "--ranks", "2") as process:
+        until_training(tmp_path, process)
+        until(lambda: (tmp_path / "r" / "checkpoints" / "step_2" / "manifest.json").exists(), "a checkpoint")
+        ranks = pids(process.pid)
+        os.kill(children(process.pid)[victim], signal.SIGSTOP)
+        process.send_signal(number)
+        assert process.wait(100) == code
+        assert all(ended(pid) for pid in ranks)
+    name = number.name
+    is_one_line(
+        (tmp_path / "err").read_text(), f"error: {name}; rank {victim} on ", "does not answer", "no step ended in 8 s"
+    )
+    status = status_of(tmp_path)
+    assert (status.state, status.code) == ("preempted", code)
+    assert f"rank {victim} on " in status.reason
+    assert (tmp_path / "r" / "checkpoints" / f"step_{status.step}").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_a_stopped_rank_at_once(tmp_path: Path):
+    with started(tmp_path, *LONG, "--ranks", "2") as process:
+        until_training(tmp_path, process)
+        ranks = pids(process.pid)
+        os.kill(children(process.pid)[1], signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        until(lambda: "press Ctrl-C again to end now" in (tmp_path / "out").read_text(), "the answer")
+        time.sleep(1.2)
+        process.send_signal(signal.SIGINT)
+        started_s = time.monotonic()
+        assert process.wait(100) == 130
+        assert time.monotonic() - started_s < 25, "not after the 30 s of giving up"
+        assert all(ended(pid) for pid in ranks)
+    assert (tmp_path / "err").read_text() == ""
+
+
+@pytest.mark.slow
+def test_all_ranks_stopped_are_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSLX_GIVE_UP_S", "2")
+    with started(tmp_path, *LONG, "--ranks", "2") as process:
+        until_training(tmp_path, process)
+        ranks = pids(process.pid)
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 75
+        assert all(ended(pid) for pid in ranks)
+    assert "all ranks are stopped" in (tmp_path / "err").read_text()
+
+
+@pytest.mark.slow
+def test_a_collective_that_one_rank_does_not_reach_ends_by_itself_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SSLX_STALL_S", "12")
+    with started(tmp_path, *LONG, "--ranks", "2") as process:
+        until_training(tmp_path, process)
+        os.kill(children(process.pid)[1], signal.SIGSTOP)
+        assert process.wait(200) == 70
+    is_one_line((tmp_path / "err").read_text(), "has not ended for", "rank 1 on ", "does not answer", "SSLX_STALL_S")
+    assert (status_of(tmp_path).state, status_of(tmp_path).code) == ("failed", 70)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killing_it_leaves_no_loader_worker(tmp_path: Path, ranks: int):
+    """SIGKILL of the launcher, and of a rank that is its own."""
+    (tmp_path / "images").mkdir()
+    from PIL import Image
+
+    for i in range(32):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
+    folder = ["--data.source", "folder", "--data.root", tmp_path / "images", "--data.backend", "torchvision"]
+    with started(tmp_path, *LONG, *folder, "--data.threads", "2", "--ranks", str(ranks)) as process:
+        until_training(tmp_path, process)
+        below = pids(process.pid)
+        assert len(below) > ranks
+        process.kill()
+        process.wait()
+        until(lambda: all(ended(pid) for pid in below), "their end", 60)
+
+
+# ---------------------------------------------------------------- other signals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_terminal_that_closes_saves_the_run(tmp_path: Path, ranks: int):
+    """Its end is a SIGHUP to the session's processes, and errors for whoever writes to it."""
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, *LONG, "--runs", str(tmp_path), "--name", "r"]
+    argv += ["--ranks", str(ranks)]
+    own_terminal = "import os, sys; os.setsid(); os.close(os.open(os.ttyname(0), os.O_RDWR)); "
+    argv = [sys.executable, "-c", own_terminal + "os.execv(sys.argv[1], sys.argv[1:])", *argv]
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environ) as process:
+        os.close(theirs)
+        log = tmp_path / "r" / "metrics.jsonl"
+        os.set_blocking(ours, False)
+
+        def trains() -> bool:
+            try:
+                os.read(ours, 65536)  # else it would wait for its reader
+            except BlockingIOError:
+                pass
+            return log.exists() and log.read_text().count("\n") > 2
+
+        until(trains, "step 2")
+        os.close(ours)
+        assert process.wait(100) == 75
+    assert (status_of(tmp_path).state, status_of(tmp_path).reason) == ("preempted", "SIGHUP")
+    assert (tmp_path / "r" / "checkpoints" / f"step_{status_of(tmp_path).step}").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigusr1_asks_where_the_run_stands_and_nohup_outlives_the_terminal(tmp_path: Path, ranks: int):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the run inherits, as from nohup
+    try:
+        with started(tmp_path, *LONG, "--ranks", str(ranks)) as process:
+            signal.signal(signal.SIGHUP, previous)
+            until_training(tmp_path, process)
+            process.send_signal(signal.SIGUSR1)
+            process.send_signal(signal.SIGHUP)
+            until(lambda: "s since the last step" in (tmp_path / "out").read_text(), "the answer")
+            before = status_of(tmp_path).time
+            steps = (tmp_path / "out").read_text().count("\nstep ")
+            until(lambda: (tmp_path / "out").read_text().count("\nstep ") > steps + 3, "further steps")
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(100) == 75
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert status_of(tmp_path).reason == "SIGTERM"
+    assert status_of(tmp_path).time > before
+    assert (tmp_path / "out").read_text().count("s since the last step") == 1
+
+
+# ---------------------------------------------------------------- the first and the last moments
+
+FIRST_LINE = (
+    "import os, sys\n"
+    "from sslx.__main__ import main\n"
+    "from sslx import interrupts\n"
+    "begin = interrupts.begin\n"
+    "def telling(saves):\n"
+    "    begin(saves)\n"
+    "    os.write(1, b'ready\\n')\n"
+    "interrupts.begin = telling\n"
+    "sys.exit(main(sys.argv[1:]))\n"
+)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGHUP, 75)]
+)
+def test_a_signal_while_it_starts_is_one_line_and_its_code(
+    tmp_path: Path, number: signal.Signals, code: int, delay_s: float
+):
+    """From the first line of sslx on.  Where the delay meets it depends on the machine; the end does not."""
+    argv = [sys.executable, "-c", FIRST_LINE, "pretrain", *TINY, *LONG, "--runs", str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delay_s)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == code
+    assert "Traceback" not in err
+    assert "interrupted" in err or "step " in err or not err
+    assert err.count("\n") <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_launcher_that_is_told_to_end_at_any_moment_ends_in_good_order(tmp_path: Path, number: signal.Signals):
+    code = 130 if number == signal.SIGINT else 75
+    for i, delay_s in enumerate((0.0, 0.2, 1.0, 2.0, 3.0, 5.0, 8.0)):
+        argv = [sys.executable, "-c", FIRST_LINE, "pretrain", *TINY, *LONG, "--ranks", "2"]
+        argv += ["--runs", str(tmp_path), "--name", str(i)]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(delay_s)
+            below = pids(process.pid)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=100)
+            assert process.returncode == code, (delay_s, err)
+            until(lambda below=below: all(ended(pid) for pid in below), "their end", 10)
+        assert "Traceback" not in err
+        assert err.count("\n") <= 1, err
+        status = outcome.read_status(tmp_path / str(i))
+        assert status is None or (status.state, status.code) == ("preempted", code)
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_outcome_changes_nothing(tmp_path: Path):
+    """From the moment on that status.json says "done", until the process is gone: many, to meet all of its end."""
+    with started(tmp_path, "--steps", "2") as process:
+        until(lambda: (tmp_path / "r" / "status.json").exists() and status_of(tmp_path).state == "done", "the end")
+        while process.poll() is None:
+            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                process.send_signal(number)
+            time.sleep(0.001)
+    assert process.returncode == 0
+    assert (tmp_path / "err").read_text() == ""
+    assert (status_of(tmp_path).state, status_of(tmp_path).code) == ("done", 0)
