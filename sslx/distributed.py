@@ -29,6 +29,9 @@ from sslx.stopwatch import blocking
 
 Group: TypeAlias = "dist.ProcessGroup | None"
 Device = Literal["auto", "cpu", "cuda"]
+# torch 2.14 renamed both; the old names, which are all that 2.11 to 2.13 have, warn there.
+_NAMES = ("all_gather_single", "all_gather_into_tensor"), ("reduce_scatter_single", "reduce_scatter_tensor")
+_all_gather_single, _reduce_scatter_single = (getattr(dist, new if hasattr(dist, new) else old) for new, old in _NAMES)
 _timeout: timedelta | None = None  # init's, for groups made later: new_group would take 30 minutes
 
 
@@ -172,8 +175,7 @@ def _control_group(group: Group) -> Group:
     """A gloo group of the same ranks for what lives on the host, so that it neither waits for a GPU nor
     mixes with the gradients.  Made at its first use, which every rank reaches."""
     members = None if group is None else dist.get_process_group_ranks(group)
-    local = members is not None
-    made = dist.new_group(members, _timeout, backend="gloo", use_local_synchronization=local)
+    made = dist.new_group(members, _timeout, backend="gloo", use_local_synchronization=members is not None)
     return cast("dist.ProcessGroup", made)
 
 
@@ -184,19 +186,17 @@ def all_gather(x: Tensor, group: Group = None) -> Tensor:
     if world_size(group) == 1:
         return x
     gathered = x.new_empty((world_size(group) * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(gathered, x, group=group)
+    _all_gather_single(gathered, x, group=group)
     return gathered
 
 
 def start_all_gather(x: Tensor, group: Group = None) -> Callable[[], Tensor]:
     """``all_gather`` in the background: call what it returns for the result.  x must stay as it is until then."""
-    if world_size(group) == 1:
-        own = x.detach().contiguous()
-        return lambda: own
     x = x.detach().contiguous()
+    if world_size(group) == 1:
+        return lambda: x
     gathered = x.new_empty((world_size(group) * x.shape[0], *x.shape[1:]))
-    work = dist.all_gather_into_tensor(gathered, x, group=group, async_op=True)
-    assert work is not None
+    work = _all_gather_single(gathered, x, group=group, async_op=True)
 
     @blocking
     def wait() -> Tensor:
@@ -220,7 +220,7 @@ class _AllGather(torch.autograd.Function):
         # pytorch#120386: a gradient that is not contiguous loses values in a collective.
         summed = grads[0].contiguous()
         own = summed.new_empty((summed.shape[0] // world_size(ctx.group), *summed.shape[1:]))
-        dist.reduce_scatter_tensor(own, summed, group=ctx.group)
+        _reduce_scatter_single(own, summed, group=ctx.group)
         return own, None
 
 
@@ -285,7 +285,7 @@ def check_same(value: int, what: str, group: Group = None) -> None:
     if world_size(group) == 1:
         return
     values = torch.empty(world_size(group), dtype=torch.int64)
-    dist.all_gather_into_tensor(values, torch.tensor([value]), group=_control_group(group))
+    _all_gather_single(values, torch.tensor([value]), group=_control_group(group))
     seen: list[int] = values.tolist()
     if len(set(seen)) > 1:
         raise DataError(f"expected the same {what} on every rank, got {seen} by rank: cut the data evenly")

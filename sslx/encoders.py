@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sslx import weights
 from sslx.errors import ConfigError
 from sslx.group_norm import group_norm
+from sslx.machine import onednn
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -109,6 +110,7 @@ def build(
         trunk = group_norm(trunk)
     dims = [_dim(trunk, pixels, config.name) for pixels in sizes]
     encoder = Encoder(trunk, dims[0], size).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    onednn.keep_out(encoder)
     if config.weights is not None and config.weights != "timm":
         say(weights.load(encoder.trunk, config.weights, config.name, config.weights_part))
     return encoder

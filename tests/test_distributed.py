@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,27 @@ def test_more_local_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"got local rank 99 and .* fewer ranks"):
         distributed.init("cuda")
+
+
+def _collectives_with_warnings_as_errors() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = torch.ones(2, requires_grad=True)
+        distributed.all_gather_grad(x).sum().backward()
+        distributed.start_all_gather(x)()
+        distributed.check_same(1, "number")
+        distributed.sum_over_ranks(x)
+        distributed.broadcast_object(1)
+        distributed.gather_objects(1)
+        distributed.barrier()
+        flag = distributed.StopFlag()
+        flag.agreed(0)
+        flag.finish()
+
+
+def test_no_collective_warns(ranks: RunOnRanks) -> None:
+    """torch 2.14 renamed all_gather_into_tensor and reduce_scatter_tensor; a newcomer saw the warning twice."""
+    ranks(2, _collectives_with_warnings_as_errors)
 
 
 SLURM_TASK = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}

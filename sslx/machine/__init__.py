@@ -1,1 +1,1 @@
-"""What depends on the computer that this is: its cores, memory, network, environment, limits."""
+"""What depends on the computer that this is: cores, memory, network, environment, limits, bugs of its libraries."""

@@ -15,6 +15,7 @@ from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.group_norm import group_norm, has_batch_norm
+from sslx.machine import onednn
 from sslx.methods.base import Method
 from sslx.probe.online import OnlineProbe
 from sslx.train import agree
@@ -50,6 +51,7 @@ class Parts:
             f"{config.optim.name}, peak lr {self.peak_lr:.4g}",
             *self._incomplete_batch(config),
             *self._cached_batch_norm(config),
+            *(onednn.words(self.method) if ranks.device.type == "cpu" else []),
             *["compiles in the first step, half a minute on a CPU the first time"] * compiles(config, ranks.device),
         ]
 
@@ -164,6 +166,7 @@ def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype
 def _method(config: PretrainConfig, method: Method, device: torch.device, dtype: torch.dtype) -> Method:
     """The method where and as it is trained: device, dtype, norms, compiled."""
     method = method.to(device, dtype)
+    onednn.keep_out(method)
     if config.batch_norm == "sync":
         sync_bn.sync_batch_norm(method)
     if config.batch_norm == "group":
