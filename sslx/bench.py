@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +23,7 @@ from sslx.distributed import Ranks
 from sslx.errors import UserError
 from sslx.train.build import Parts, build, compiles, fast_bf16
 from sslx.train.step import cached_step, train_step
+from sslx.words import one_line, shown
 
 ARMS = ("end to end", "step alone", "loader alone", "augmentation alone")
 WINDOWS, WINDOW_S = 3, 2.0
@@ -270,7 +272,7 @@ def _measure(settings: PretrainConfig, ranks: Ranks, console: Console) -> tuple[
     """Print the arms and the limit; the arms' medians, and what was read."""
     here = measure.stamp()
     where = here["gpu"] or f"{here['cores']} cores of {here['cpu'].split(' (')[0]}"
-    console.print(f"[bold]{settings.name}[/], batch {settings.batch_size}, on {where}")
+    console.print(Text.assemble((shown(settings.name), "bold"), f", batch {settings.batch_size}, on {shown(where)}"))
     noise = measure.warn_of_noise(ranks.device, lambda line: console.print(f"[yellow]{line}[/]"))
     with console.status("building") if console.is_terminal else nullcontext():
         recipe = Recipe(settings, ranks)
@@ -314,7 +316,7 @@ def _tried(settings: PretrainConfig, other: PretrainConfig, ranks: Ranks, flags:
     try:
         found = gain(settings, other, ranks)
     except (RuntimeError, UserError) as error:  # also of memory: OutOfMemoryError is a RuntimeError
-        console.print(f"tried {flags}: cannot run ({str(error).splitlines()[0]})", markup=False)
+        console.print(f"tried {flags}: cannot run ({one_line(error) or type(error).__name__})", markup=False)
         return 0.0
     console.print(f"tried {flags}: {found['median']:.2f} x the samples/s ({found['p20']:.2f} to {found['p80']:.2f})")
     return float(found["median"])

@@ -9,6 +9,7 @@ from importlib import import_module
 from sslx import __version__, interrupts, streams
 from sslx.errors import UserError
 from sslx.machine import environment, limits
+from sslx.words import one_line, shown
 
 COMMANDS = {
     "pretrain": ("sslx.train.launch:main", "pretrain an encoder: sslx pretrain simclr_digits"),
@@ -58,9 +59,9 @@ def _main(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         import difflib
 
-        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        close = difflib.get_close_matches(argv[0][:100], COMMANDS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        return complain(f"sslx has no command {argv[0]!r}: {hint}it has {', '.join(COMMANDS)}", 64)
+        return complain(f"sslx has no command '{shown(argv[0], 60)}': {hint}it has {', '.join(COMMANDS)}", 64)
     return run(COMMANDS[argv[0]][0], argv[1:])
 
 
@@ -96,12 +97,13 @@ def run(target: str, argv: Sequence[str]) -> int:
 
 def note(line: str) -> None:
     """Print a line that is neither an error nor the command's result."""
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{one_line(line, 4_000)}\n")
     sys.stderr.flush()
 
 
 def complain(message: str, code: int) -> int:
     """Print the error once, although every rank of a job may have met it; returns the code."""
+    message = one_line(message, 4_000)
     if _first_to_say(message):
         sys.stderr.write(f"error: {message}\n")
         sys.stderr.flush()

@@ -10,8 +10,10 @@ from importlib import metadata
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sslx import compiler
+from sslx.words import shown
 
 PACKAGES = (
     "torch",
@@ -72,6 +74,6 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv[0] in ("-h", "--help") else 64
     table = Table(show_header=False, box=None, pad_edge=False)
     for row in findings():
-        table.add_row(*row)
+        table.add_row(*(Text(shown(cell)) for cell in row))
     Console().print(table, highlight=False)
     return 0

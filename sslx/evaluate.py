@@ -24,7 +24,7 @@ from sslx.methods.base import Method
 from sslx.probe import Score, features
 from sslx.probe.features import Features
 from sslx.state import VIEW
-from sslx.words import one_line
+from sslx.words import one_line, shown
 
 DIGITS_NOTE = (
     "Raw pixels do well here because the digits are 8x8 pixels, centred and of one size: two images of a digit "
@@ -82,7 +82,12 @@ class _Bars:
     """One progress bar for each stage that reports, on rank 0 and a terminal only."""
 
     def __init__(self, console: Console, enabled: bool) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self.display = Progress(*columns, console=console, transient=True, disable=not enabled)
         self._tasks: dict[str, Any] = {}
         self.stage = ""
@@ -186,7 +191,8 @@ def probe_main(argv: Sequence[str]) -> int:
     if ranks.is_main:
         note = DIGITS_NOTE if settings.source == "digits" and options.baselines else ""
         what = f"test accuracy in % on {settings.source}, {trained.view.size} px"
-        console.print(f"{trained.settings.name}, step {trained.step:,}: {what}", highlight=False)
+        name = shown(trained.settings.name)
+        console.print(f"{name}, step {trained.step:,}: {what}", markup=False, highlight=False)
         console.print(probe.table(found, ""))
         if note:
             console.print(note, highlight=False)
@@ -256,6 +262,6 @@ def plot_main(argv: Sequence[str]) -> int:
         written = [trained.folder / "tsne.png", trained.folder / "loss.png"]
         if _picture(trained, test, options.seed, ranks.device, trained.folder / "method.png"):
             written.append(trained.folder / "method.png")
-        console.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {', '.join(map(shown, written))}", markup=False, highlight=False, soft_wrap=True)
     distributed.shutdown()
     return 0

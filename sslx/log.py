@@ -130,7 +130,7 @@ class Terminal:
             self.message("  ".join(fields))
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self.console.print(shown(text, 4_000), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._live is not None:

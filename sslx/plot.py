@@ -14,6 +14,7 @@ from sslx import outcome, rng
 from sslx.data.views import ViewSpec
 from sslx.errors import DataError, MissingInput
 from sslx.probe.features import by_class
+from sslx.words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +137,9 @@ def images(rows: Sequence[tuple[str, Tensor]], view: ViewSpec, path: Path, title
     axes.set_xlim(0, (1 + gap) * num - gap)
     axes.set_ylim((1 + gap) * len(rows) - gap, 0)
     axes.set_xticks([])
-    axes.set_yticks([(1 + gap) * row + 0.5 for row in range(len(rows))], [name for name, _ in rows])
+    axes.set_yticks(
+        [(1 + gap) * row + 0.5 for row in range(len(rows))], [shown(name, 60) for name, _ in rows], parse_math=False
+    )
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -303,9 +306,9 @@ def _epoch_axis(axes: "Axes", step: npt.NDArray[np.int64], epoch: npt.NDArray[np
     """Whole epochs along the top, each where its first point is."""
     firsts = {int(e): int(s) for s, e in zip(step[::-1], epoch[::-1], strict=True) if math.isfinite(e)}
     every = max(1, -(-len(firsts) // 10))
-    shown = sorted(firsts)[::every]
+    marked = sorted(firsts)[::every]
     top = axes.secondary_xaxis("top")
-    top.set_xticks([firsts[e] for e in shown], [str(e) for e in shown])
+    top.set_xticks([firsts[e] for e in marked], [str(e) for e in marked])
     top.set_xlabel("epoch", color=_SOFT, fontsize=9)
     top.tick_params(colors=_SOFT, labelsize=9)
     top.spines["top"].set_visible(False)
@@ -330,11 +333,11 @@ def _legend(axes: "Axes", colours: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
     marks = [
-        Line2D([], [], linestyle="", marker="o", markersize=8, markeredgewidth=0, color=colour, label=name)
-        for name, colour in colours.items()
+        Line2D([], [], linestyle="", marker="o", markersize=8, markeredgewidth=0, color=colour, label="class")
+        for colour in colours.values()
     ]
     small = len(marks) > 10
-    axes.legend(
+    legend = axes.legend(
         handles=marks,
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),
@@ -343,6 +346,9 @@ def _legend(axes: "Axes", colours: dict[str, str]) -> None:
         labelspacing=0.5 if small else 0.8,
         handletextpad=0.2,
     )
+    for text, name in zip(legend.get_texts(), colours, strict=True):  # a label's dollars and first underscore mean more
+        text.set_parse_math(False)
+        text.set_text(shown(name, 60))
 
 
 def _canvas(width: float, height: float) -> "tuple[Figure, Axes]":
@@ -362,7 +368,7 @@ def _titles(axes: "Axes", title: str, subtitle: str, *, above: float = 4) -> Non
         (subtitle, above, 10, "normal", _SOFT),
     ):
         axes.annotate(
-            text,
+            shown(text, 160),
             (0, 1),
             xycoords="axes fraction",
             xytext=(0, height),
@@ -370,6 +376,7 @@ def _titles(axes: "Axes", title: str, subtitle: str, *, above: float = 4) -> Non
             fontsize=size,
             fontweight=weight,
             color=colour,
+            parse_math=False,  # names from outside may have dollars
         )
 
 

@@ -192,3 +192,21 @@ def test_a_roofline_has_its_operators_below_the_roof(tmp_path: Path) -> None:
     points = [("mm", 0.7, 50.0, 8e11), ("add_", 0.3, 0.1, 1e9)]
     plot.roofline(points, 1e12, 2e10, tmp_path / "roof.svg", "a recipe")
     assert {"mm, 70 %", "add_, 30 %", "a recipe"} <= set(texts(tmp_path / "roof.svg"))
+
+
+HOSTILE = ("$x^2$", "$\\frac{", "_hidden", "a\nb", "[bold]", "x" * 500, "\x1b[31m")
+
+
+def test_names_from_outside_are_drawn_as_they_are(tmp_path: Path):
+    """Half a formula would raise, and a label that begins with an underscore would be left out."""
+    from matplotlib.text import Text as Drawn
+
+    figure, axes = plot._canvas(4, 4)  # pyright: ignore[reportPrivateUsage]
+    plot._legend(axes, dict.fromkeys(HOSTILE, "red"))  # pyright: ignore[reportPrivateUsage]
+    plot._titles(axes, HOSTILE[1], HOSTILE[0])  # pyright: ignore[reportPrivateUsage]
+    plot._save(figure, tmp_path / "a.svg")  # pyright: ignore[reportPrivateUsage]
+    drawn = {text.get_text() for text in figure.findobj(Drawn)}  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    assert {"$x^2$", "$\\frac{", "_hidden", "a\\nb", "[bold]", "\\x1b[31m"} <= drawn
+    svg = (tmp_path / "a.svg").read_text()
+    for name in ("$x^2$", "$\\frac{", "_hidden", "a\\nb", "[bold]"):
+        assert f">{name}<" in svg

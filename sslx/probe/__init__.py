@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from sslx.errors import ConfigError, DataError
 from sslx.probe import knn, linear, low_shot
 from sslx.probe.features import Features, Progress, silent
+from sslx.words import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,12 @@ def table(scores: Sequence[Score], title: str, note: str = "") -> Table:
         (f"{n} label{'s' * (n > 1)} a class", [_cell(*s.low_shot.get(n, (None,))) for s in scores]) for n in shots
     ]
     columns = [(head, cells) for head, cells in columns if any(text for _, text in cells)]
-    drawn = Table(title=title or None, caption=note or None, caption_justify="left", title_justify="left")
+    drawn = Table(
+        title=Text(shown(title)) if title else None,
+        caption=Text(shown(note)) if note else None,
+        caption_justify="left",
+        title_justify="left",
+    )
     drawn.add_column("representation")
     for head, _ in columns:
         drawn.add_column(head, justify="right")
@@ -103,7 +110,7 @@ def table(scores: Sequence[Score], title: str, note: str = "") -> Table:
             f"[bold]{text}[/bold]" if len(scores) > 1 and value == top else text
             for (value, text), top in zip((cells[row] for _, cells in columns), best, strict=True)
         ]
-        drawn.add_row(score.name, *texts)
+        drawn.add_row(Text(shown(score.name)), *texts)
     return drawn
 
 
