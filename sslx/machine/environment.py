@@ -54,8 +54,9 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
             f"expected CUDA_VISIBLE_DEVICES to be different GPU numbers or UUIDs and commas, got {gpus!r:.80}: "
             "unset it to use all GPUs, or leave it empty to use none"
         )
-    if "SLURM_CPUS_ON_NODE" in environ:
-        integer(environ, "SLURM_CPUS_ON_NODE", 1, None, "Slurm sets it; unset it outside of a job")
+    for name in ("SLURM_CPUS_ON_NODE", "SLURM_CPUS_PER_TASK"):
+        if name in environ:
+            integer(environ, name, 1, None, "Slurm sets it; unset it outside of a job")
     for name in ("SSLX_GIVE_UP_S", "SSLX_JOIN_S", "SSLX_STALL_S"):
         seconds(name, math.inf, environ)
     joining = dict(environ)

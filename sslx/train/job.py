@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from sslx import __version__, cli, cores, jobs, requeue, streams
+from sslx import __version__, cli, cores, interrupts, jobs, requeue, streams
 from sslx.errors import ConfigError, UserError
+from sslx.machine import environment
 from sslx.train.signals import StopSignals, give_up_s
 
 _LOCAL_REQUEUE = 144  # submitit.local's word for: start me again
@@ -39,23 +40,36 @@ class Job:
         """Train; ends the process with the run's exit code where that is not 0."""
         started = time.time()
         streams.make_safe()
-        with StopSignals(give_up_s()) as stop:  # over submitit's handlers, which leave SIGTERM alone
-            prepare(os.environ)
-            if os.environ.get("SLURM_PROCID", "0") == "0" and (now := code_version()) != self.code:
-                sys.stdout.write(f"note: the code has changed since the job was submitted: {self.code} -> {now}\n")
-            module, function = self.main.split(":")
-            recipe = str(Path(self.folder) / "job" / "recipe.json")
-            try:
-                code = getattr(import_module(module), function)([recipe, "--resume", "auto"], stop)
-            except UserError as error:
-                code = cli.complain(str(error), error.exit_code)
-            except SystemExit as end:  # a recipe that this version of sslx cannot read: by tyro, in its own words
-                code = ConfigError.exit_code if end.code == 2 else int(end.code or 0)
-        if code and "SLURM_JOB_ID" not in os.environ:  # under Slurm the batch script asks
-            code = requeue.main([self.folder, str(code), str(started)])
-            code = _LOCAL_REQUEUE if code == requeue.SAVED else code
-        if code:
+        try:
+            environment.check()
+            limit_s = give_up_s()
+        except ConfigError as error:
+            sys.exit(cli.complain(str(error), error.exit_code))
+        with StopSignals(limit_s) as stop:  # over submitit's handlers, which leave SIGTERM alone
+            stop.leave = lambda code: interrupts.leave(self._answer(code, started))
+            code = self._train(stop)
+        if code := self._answer(code, started):
             sys.exit(code)
+        return 0
+
+    def _train(self, stop: StopSignals) -> int:
+        prepare(os.environ)
+        if os.environ.get("SLURM_PROCID", "0") == "0" and (now := code_version()) != self.code:
+            sys.stdout.write(f"note: the code has changed since the job was submitted: {self.code} -> {now}\n")
+        module, function = self.main.split(":")
+        recipe = str(Path(self.folder) / "job" / "recipe.json")
+        try:
+            return getattr(import_module(module), function)([recipe, "--resume", "auto"], stop)
+        except UserError as error:
+            return cli.complain(str(error), error.exit_code)
+        except SystemExit as end:  # a recipe that this version of sslx cannot read: by tyro, in its own words
+            return ConfigError.exit_code if end.code == 2 else int(end.code or 0)
+
+    def _answer(self, code: int, started: float) -> int:
+        """The exit code to whoever started the job; under Slurm the batch script asks what comes next."""
+        if code and "SLURM_JOB_ID" not in os.environ:
+            code = requeue.main([self.folder, str(code), str(started)])
+            return _LOCAL_REQUEUE if code == requeue.SAVED else code
         return code
 
 
@@ -67,8 +81,8 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     environ["TTY_COMPATIBLE"] = "0"  # srun --unbuffered is a terminal to its tasks: rich would draw in the log
     if "SLURM_STEP_ID" not in environ:
         return
-    tasks = int(environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0])
-    environ.setdefault("OMP_NUM_THREADS", environ.get("SLURM_CPUS_PER_TASK") or str(cores.share(tasks)))
+    threads = environ.get("SLURM_CPUS_PER_TASK") or str(cores.share(environment.local_world_size(environ)))
+    environ.setdefault("OMP_NUM_THREADS", threads)
     others = other_nodes(environ)
     if others and (found := interface_to(others[0])):
         environ.setdefault("GLOO_SOCKET_IFNAME", found)

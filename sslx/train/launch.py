@@ -149,7 +149,7 @@ def _answer(position: Position, stop: StopSignals) -> None:
         if position.lock:
             position.lock.release()
     finally:
-        interrupts.leave(exit_code(stop.received))
+        stop.leave(exit_code(stop.received))
 
 
 def _report(position: Position) -> None:

@@ -25,7 +25,7 @@ class StopSignals:
     terminal that closes) stays ignored where it was when the process started (nohup).
     give_up_s: the process ends with the signal's exit code where the ranks have not agreed on stopping so many seconds
     after it (``heed``): a rank hangs.  None: 30 seconds and twice the longest step, 10 minutes at most.
-    ``on_give_up`` is called before, with these seconds.
+    ``on_give_up`` is called before, with these seconds; ``leave`` ends the process with an exit code.
     """
 
     def __init__(self, give_up_s: float | None = None) -> None:
@@ -33,6 +33,7 @@ class StopSignals:
         self.on_stop: Callable[[], None] = lambda: None
         self.on_query: Callable[[], None] = lambda: None
         self.on_give_up: Callable[[float], None] = lambda _: None
+        self.leave: Callable[[int], None] = interrupts.leave
         self._give_up_s, self._heeded = give_up_s, threading.Event()
         self._last_s, self._longest_s = 0.0, 0.0
         self._first_s = 0.0
@@ -63,7 +64,7 @@ class StopSignals:
             for task, name in ((self.on_stop, "answer"), (self._give_up, "give up")):
                 threading.Thread(target=task, daemon=True, name=name).start()
         elif number == signal.SIGINT and time.monotonic() - self._first_s > 1:
-            interrupts.leave(130)
+            self.leave(130)
 
     def limit_s(self) -> float:
         """Seconds from a signal to giving up."""
@@ -76,7 +77,7 @@ class StopSignals:
             speaking = threading.Thread(target=self.on_give_up, args=(limit_s,), daemon=True)
             speaking.start()
             speaking.join(10)  # it writes to a disk, which may hang too
-            interrupts.leave(exit_code(self.received))
+            self.leave(exit_code(self.received))
 
     def heed(self, agreed: int) -> int:
         """The agreed signal, to be asked once a step; one that is not 0 means that the run is ending in good order."""

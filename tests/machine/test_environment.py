@@ -79,6 +79,7 @@ BROKEN = [
     ({**SLURM_TASK, "SLURM_JOB_ID": "1e3"}, "SLURM_JOB_ID"),
     ({**SLURM_TASK, "SLURM_STEP_ID": "batch"}, "SLURM_STEP_ID"),
     ({"SLURM_CPUS_ON_NODE": "x"}, "SLURM_CPUS_ON_NODE"),
+    ({"SLURM_CPUS_PER_TASK": "all"}, "SLURM_CPUS_PER_TASK"),
     ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS"),
     ({"OMP_NUM_THREADS": "0"}, "OMP_NUM_THREADS"),
     ({"OMP_NUM_THREADS": "-4"}, "OMP_NUM_THREADS"),

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,27 @@ def test_without_slurm_the_job_itself_asks_whether_to_start_again(tmp_path: Path
     wrong = written(tmp_path / "wrong", "--data.source", "folder", "--data.backend", "dali", "--data.root", "/nowhere")
     assert run_as_a_process(wrong, "").returncode == 66
     assert outcome.read_stops(wrong)[-1].code == 66
+
+
+@pytest.mark.slow
+def test_a_local_job_that_is_stopped_before_its_first_step_starts_again_too(tmp_path: Path) -> None:
+    """Where SIGTERM meets it depends on the machine: in the imports, in the build or in training."""
+    folder = written(tmp_path, "--steps", "1000000", "--checkpoint.every", "0")
+    script = (
+        "from sslx.train import job\n"
+        "version = job.code_version\n"
+        "job.code_version = lambda: [version(), print('ready', flush=True)][0]\n"
+        f"job.Job(folder={str(folder)!r}, code='')()\n"
+    )
+    for delay_s in (0.0, 1.5):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(delay_s)
+            process.send_signal(signal.SIGTERM)
+            process.stdout.read()
+            assert process.wait(100) == 144
+    assert [stop.code for stop in outcome.read_stops(folder)] == [75, 75]
 
 
 def test_the_interface_is_the_one_that_packets_leave_by() -> None:
