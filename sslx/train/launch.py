@@ -166,12 +166,13 @@ def _give_up(position: Position, stop: StopSignals, limit_s: float) -> None:
     """Called by a thread: a rank hangs, and this one waits for it."""
     if not position.roll_call.leads():
         return
+    saved = outcome.newest_step(position.folder) if position.folder else 0  # rank 0 may hang in its save
     late, reason = position.roll_call.late(), signal.Signals(stop.received).name
     if late or position.step > position.saved:  # else nothing is lost, for instance in the compilation
         reason += f"; {late and late + ', and '}no step ended in {limit_s:.0f} s"
-        cli.complain(f"{reason}: giving up, at the checkpoint of step {position.saved:,}", exit_code(stop.received))
+        cli.complain(f"{reason}: giving up, at the checkpoint of step {saved:,}", exit_code(stop.received))
     if position.owned:
-        outcome.write_status(position.owned, "preempted", position.saved, reason, exit_code(stop.received))
+        outcome.write_status(position.owned, "preempted", saved, reason, exit_code(stop.received))
 
 
 def _rank() -> int:
