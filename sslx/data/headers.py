@@ -119,7 +119,7 @@ def is_plain(path: str) -> bool:
 def _plain_jpeg(descriptor: int, head: bytes, size: int) -> bool:
     """8 bits, Huffman coded, gray or YCbCr, with an end."""
     at, frame = 2, 0
-    turned = exif = False
+    turned = exif = rgb = False
     while True:
         if at + 20 > len(head):
             head = _more(descriptor, head, size)
@@ -130,8 +130,8 @@ def _plain_jpeg(descriptor: int, head: bytes, size: int) -> bool:
             break
         if marker in (0xC0, 0xC1, 0xC2) and not frame:
             frame = at
-        elif marker == 0xEE and head.startswith(b"Adobe", at + 4) and head[at + 15] != 1:
-            return False
+        elif marker == 0xEE and head.startswith(b"Adobe", at + 4):
+            rgb |= head[at + 15] == 0
         elif marker == 0xE1:
             while at + 2 + length > len(head):
                 head = _more(descriptor, head, size)
@@ -144,7 +144,8 @@ def _plain_jpeg(descriptor: int, head: bytes, size: int) -> bool:
     check_size(width, height)
     if not frame or bits != 8 or planes not in (1, 3) or not width or not height or length != 8 + 3 * planes:
         return False
-    if head[frame + 10 : frame + 19 : 3] == b"RGB" or (turned and not exif):
+    rgb |= head[frame + 10 : frame + 19 : 3] == b"RGB"  # as three of libjpeg's names for planes
+    if (rgb and planes == 3) or (turned and not exif):
         return False
     end = head if size <= len(head) else os.pread(descriptor, 2, size - 2)
     return end.endswith(b"\xff\xd9") or b"\xff\xd9" in os.pread(descriptor, _ENDS, max(at, size - _ENDS))
