@@ -45,15 +45,15 @@ class Lock:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the run folder is still there and still this claim's."""
-        return _names(self.folder, self.token)
+        """Whether the run folder is still there and still this claim's, or a disk in trouble does not say."""
+        found = owners.read(self.folder / NAME)
+        return found is not None and (found.token == self.token or not found.pid)
 
     def lost(self) -> str:
         """What has become of the claim, in one line, "" where it stands."""
-        found = owners.read(self.folder / NAME)
-        if found is not None and found.token == self.token:
+        if self.is_valid:
             return ""
-        if found is not None:
+        if (found := owners.read(self.folder / NAME)) is not None:
             became = f"now belongs to {found}"
         elif self.folder.exists():
             became = f"was replaced, or its {NAME} was deleted,"
@@ -189,18 +189,13 @@ def _sweep(folder: Path, now: float) -> None:
                 path.unlink()
 
 
-def _names(folder: Path, token: str) -> bool:
-    found = owners.read(folder / NAME)
-    return found is not None and found.token == token
-
-
 def _release(
     folder: Path, token: str, descriptor: int, pid: int, ended: threading.Event, closing: threading.Lock
 ) -> None:
     if pid != os.getpid():  # a forked child's copy is not the claim
         return
     with suppress(OSError):
-        if _names(folder, token):
+        if (found := owners.read(folder / NAME)) and found.token == token:
             (folder / NAME).unlink()  # while it is locked: who sees it unlocked takes this process for dead
     ended.set()
     with closing:

@@ -117,7 +117,8 @@ def watch_waits(model: nn.Module) -> None:
         stopwatch.add_blocked(time.perf_counter() - entered)
 
     def after_forward(_: nn.Module, __: Any, step: Any) -> None:
-        step.loss.register_hook(backward_begins)
+        if step.loss.requires_grad:
+            step.loss.register_hook(backward_begins)
 
     def backward_begins(_: torch.Tensor) -> None:
         queue(own_gradients_done)  # before DDP's, which waits for all buckets: they are called in turn

@@ -319,6 +319,13 @@ def test_a_lost_claim_is_noticed(tmp_path: Path, harm: Callable[[Path], None], w
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_disk_in_trouble_is_no_loss_of_the_claim(tmp_path: Path) -> None:
+    claim = lock.acquire(tmp_path)
+    (tmp_path / lock.NAME).write_bytes(b"")
+    claim.check()
+    assert claim.is_valid
+
+
 def test_a_copied_folder_is_nobodys(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     claim = lock.acquire(tmp_path / "a")
