@@ -335,6 +335,11 @@ def test_a_copied_folder_is_nobodys(tmp_path: Path) -> None:
     claim.release()
 
 
+def lives(folder: Path) -> bool:
+    owner = lock.look(folder)
+    return owner is not None and owner[1]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
 def test_containers_in_which_every_process_has_the_pid_1(tmp_path: Path) -> None:
     """The owner is pid 1 on a host of this name, as is who comes after it, in a namespace of its own."""
@@ -353,11 +358,13 @@ def test_containers_in_which_every_process_has_the_pid_1(tmp_path: Path) -> None
         assert f"is in use by process 1 on {socket.gethostname()}" in answer(second)
         with pytest.raises(ConfigError, match="is in use by process 1 "):
             lock.acquire(folder)
-        first.kill()  # and its child with it
-        first.wait()
+        first.kill()  # and, a moment later, its child with it
+        until(lambda: not lives(folder), "the end of the first container", 20)
         say(second, "")
         assert answer(second) == "released"
         say(second, str(folder))
         assert answer(second) == "won"
+        assert lives(folder)
         second.kill()
+    until(lambda: not lives(folder), "the end of the second container", 20)
     lock.acquire(folder).release()
