@@ -106,13 +106,9 @@ def host_store() -> TCPStore:
 
 def connect(host: str, port: int, listening: socket.socket | None) -> TCPStore:
     """What asks the store at that address; with a listening socket, which becomes its own, the store itself."""
+    fd = listening.detach() if listening else None
     return TCPStore(
-        host,
-        port,
-        is_master=listening is not None,
-        timeout=timedelta(seconds=30),
-        wait_for_workers=False,
-        master_listen_fd=listening.detach() if listening else None,
+        host, port, is_master=fd is not None, timeout=timedelta(seconds=30), wait_for_workers=False, master_listen_fd=fd
     )
 
 
@@ -122,6 +118,11 @@ _board: joining.Board | None = None
 def board() -> joining.Board | None:
     """The board of the ranks that ``init`` joined; None for a single one."""
     return _board
+
+
+def num_collectives() -> int:
+    """Collectives of all ranks that this rank has begun; where all of them wait, it is the same number on all."""
+    return vars(dist.ProcessGroup)["_get_sequence_number_for_group"](dist.group.WORLD) if _is_up() else 0
 
 
 def _find_device(device: Device, local_rank: int) -> torch.device:

@@ -77,6 +77,7 @@ def _work(settings: PretrainConfig, position: Position, stop: StopSignals) -> in
         ranks = distributed.init(settings.device)
         say = cli.note if ranks.is_main else None
         with RollCall(distributed.board(), lambda: position.step, say) as position.roll_call:
+            position.roll_call.on_deadlock = partial(_deadlock, position)
             received = pretrain(settings, ranks, stop, position)
         code = _end(position, received)
         if received:  # rank 0 saves, and whoever starts the ranks ends them all once one has left
@@ -173,6 +174,17 @@ def _give_up(position: Position, stop: StopSignals, limit_s: float) -> None:
         cli.complain(f"{reason}: giving up, at the checkpoint of step {saved:,}", exit_code(stop.received))
     if position.owned:
         outcome.write_status(position.owned, "preempted", saved, reason, exit_code(stop.received))
+
+
+def _deadlock(position: Position, late: str) -> None:
+    """Called by a thread of rank 0: the ranks wait for one another, and would until their collectives time out."""
+    step, code = position.step + 1, RanksError.exit_code
+    try:
+        _fail(position, f"step {step:,} cannot end: {late}; the last checkpoint is step {position.saved:,}", code)
+        if position.lock:
+            position.lock.release()
+    finally:
+        interrupts.leave(code)
 
 
 def _rank() -> int:

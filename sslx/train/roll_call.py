@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from sslx import distributed
 from sslx.joining import Board
 
 WARN_S = 60.0
@@ -23,6 +24,8 @@ class RollCall:
     A thread writes this rank's place to the board and, where its own step takes long, reads the others': rank 0 all of
     them, the others rank 0's.  It costs the training thread nothing.
     last_step: of this rank, asked by the thread.  say: prints a line.  warn_s: see WARN_S.
+    on_deadlock: called on rank 0, with which ranks, where a step has taken as long as that and all ranks wait for one
+    another in different collectives: it will never end.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class RollCall:
         self._count = 0
         self._left = threading.Event()
         self._told = -1
+        self._apart: dict[int, int] = {}  # the number of collectives of each rank, while they wait in different ones
+        self.on_deadlock: Callable[[str], None] = lambda _: None
 
     def __enter__(self) -> Self:
         self._main = threading.get_ident()
@@ -81,9 +86,23 @@ class RollCall:
         busy = [rank for rank in behind if not places[rank]["waits"]]
         behind = busy or behind
         if len(behind) == self._board.world_size:
-            return ""
+            return self._at_another_collective(self._counts_apart())
         where = f" (at {places[behind[0]]['at']})" if len(behind) == 1 else ""
         return f"{self._name(sorted(behind))}{where} {'is' if len(behind) == 1 else 'are'} behind the others"
+
+    def _counts_apart(self) -> dict[int, int]:
+        """Of every rank how many collectives it has begun, if all wait in one and not all in the same; else empty."""
+        places = {0: self._own(), **self._places}
+        counts = {rank: place["collectives"] for rank, place in places.items()}
+        return counts if all(p["waits"] for p in places.values()) and len(set(counts.values())) > 1 else {}
+
+    def _at_another_collective(self, counts: dict[int, int]) -> str:
+        if not counts:
+            return ""
+        common = max(counts.values(), key=list(counts.values()).count)  # of two ranks, rank 0's
+        odd = sorted(rank for rank, count in counts.items() if count != common)
+        where = f"has begun {counts[odd[0]]:,} collectives where others have begun {common:,}"
+        return f"{self._name(odd)} {where}, so all wait for one another"
 
     def leads(self) -> bool:
         """Whether this rank speaks for all: rank 0 does, else those who find rank 0 silent or not told to stop."""
@@ -102,7 +121,8 @@ class RollCall:
         waits = bool(stack) and any(part in stack[0].f_code.co_filename for part in _WAITS)
         own = [frame for frame in stack if "/sslx/" in frame.f_code.co_filename] or stack
         at = f"{Path(own[0].f_code.co_filename).name}:{own[0].f_lineno}" if own else "?"
-        return {"step": self._step, "waits": waits, "at": at, "stopping": self.stopping}
+        collectives = distributed.num_collectives()
+        return {"step": self._step, "waits": waits, "at": at, "stopping": self.stopping, "collectives": collectives}
 
     def _stack(self) -> list[FrameType]:
         """The frames of the main thread, innermost first."""
@@ -148,10 +168,16 @@ class RollCall:
             place = json.loads(line or "{}")
             if rank not in self._changed or place != self._places.get(rank):
                 self._changed[rank] = now
-            self._places[rank] = {"step": 0, "waits": False, "at": "?"} | place
+            self._places[rank] = {"step": 0, "waits": False, "at": "?", "collectives": 0} | place
 
     def _warn(self) -> None:
-        if self._step == self._told or self._say is None or self.stuck_s() < max(self._warn_s, 3 * self._longest_s):
+        if self._say is None or self.stuck_s() < max(self._warn_s, 3 * self._longest_s):
+            return
+        apart, before = self._counts_apart() if self._board and self._places else {}, self._apart
+        self._apart = apart
+        if apart and apart == before:
+            self.on_deadlock(self._at_another_collective(apart))
+        if self._step == self._told:
             return
         late = self.late()
         if not late and self._step <= self._first:  # which may take long: files are listed, code is compiled

@@ -71,7 +71,9 @@ def started_by_hand(
 
 
 def error_lines(said: list[str]) -> str:
-    return "".join(line for text in said for line in text.splitlines(keepends=True) if "rror" in line)
+    return "".join(
+        line for text in said for line in text.splitlines(keepends=True) if line.startswith(("error", "Trace"))
+    )
 
 
 @pytest.mark.slow
@@ -119,6 +121,19 @@ def test_a_weight_that_drifts_away_is_noticed_at_the_next_save(tmp_path: Path, w
     words = ["encoder.", "conv1.weight of rank 1 (", "is no longer that of the other ranks at step 20", "is not saved"]
     is_one_line(error_lines(said), *words, "--resume auto")
     assert checkpoint.load(tmp_path / "r")["step"] == 10
+    status = outcome.read_status(tmp_path / "r")
+    assert status is not None
+    assert (status.state, status.code) == ("failed", 70)
+
+
+@pytest.mark.slow
+def test_a_rank_in_another_collective_is_named_within_a_minute_or_two(tmp_path: Path) -> None:
+    flags = {rank: ["--steps", "60", "--checkpoint.every", "10"] for rank in range(2)}
+    harm = "torch.distributed.all_reduce(torch.ones(3))"
+    codes, said, seconds = started_by_hand(tmp_path, flags, HARMED.format(harm=harm))
+    assert codes == [70, 70], said
+    is_one_line(error_lines(said), "step 15 cannot end: rank 1 on ", " has begun ", "so all wait for one another")
+    assert 60 < seconds < 180, "a collective's timeout is 600 s"
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.code) == ("failed", 70)
