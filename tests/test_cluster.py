@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from processes import TINY, until
-from sslx import cli, cluster, config, jobs, outcome
+from sslx import cli, cluster, config, outcome
 from sslx.allocation import Config
 from sslx.errors import ConfigError, MissingInput
 
@@ -112,7 +112,7 @@ def test_a_job_of_this_machine_is_listed_cancelled_and_goes_on(
     assert cli.main(argv) == 0
     run = tmp_path / "r"
     assert f"sslx logs -f {run}" in capfd.readouterr().out
-    until(lambda: jobs.last_metrics(run).get("step", 0) >= 2, "step 2")
+    until(lambda: outcome.last_metrics(run / "metrics.jsonl").get("step", 0) >= 2, "step 2")
     assert cli.main(argv) == 64
     assert "which is running: end it with" in capfd.readouterr().err
     assert cli.main(["jobs", str(tmp_path)]) == 0

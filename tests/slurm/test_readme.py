@@ -12,7 +12,7 @@ import pytest
 
 from on_slurm import ROOT
 from processes import until
-from sslx import jobs, outcome
+from sslx import outcome
 
 pytestmark = [pytest.mark.slurm]
 
@@ -55,7 +55,7 @@ def test_five_commands_from_nothing_to_a_preempted_and_resumed_run(tmp_path: Pat
         until(lambda: bool(outcome.read_stops(run)), "preemption")
         (stop,) = outcome.read_stops(run)
         assert (stop.code, stop.reason) == (75, "SIGTERM")
-        until(lambda: jobs.last_metrics(run).get("step", 0) > stop.step, "going on")
+        until(lambda: outcome.last_metrics(run / "metrics.jsonl").get("step", 0) > stop.step, "going on")
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert steps == sorted(set(steps))
     finally:
