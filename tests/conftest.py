@@ -20,6 +20,14 @@ COLLECTIVE_S = 120.0
 """After this long in one collective a rank gives up by itself."""
 
 
+NUMERICAL = (
+    "losses/", "kernels/", "optim/", "methods/", "machine/", "data/test_finish.py", "data/test_parity.py",
+    "data/test_views.py", "probe/test_knn.py", "probe/test_linear.py", "probe/test_health.py", "test_group_norm.py",
+    "test_sync_bn.py", "test_verify.py", "train/test_equivalence.py",
+)  # fmt: skip
+"""What depends on the CPU and on the versions of libraries: run again with others (tests/run.sh --oldest, --isa)."""
+
+
 class RunOnRanks(Protocol):
     def __call__(
         self, world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 200.0
@@ -170,7 +178,10 @@ def generator(request: pytest.FixtureRequest) -> torch.Generator:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU where there is none; mark what is numerical."""
+    for item in items:
+        if item.path.relative_to(os.path.dirname(__file__)).as_posix().startswith(NUMERICAL):
+            item.add_marker("numerical")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kit import words
+
 TINY = (
     "--data.source synthetic --data.num-synthetic 64 --data.size 16 --data.backend synthetic "
     "--encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
@@ -35,11 +37,16 @@ def started(folder: Path, *flags: str | Path) -> Iterator[subprocess.Popen[str]]
         process.wait()
 
 
+def said(folder: Path) -> str:
+    """What a run of ``started`` said on stderr, without other people's warnings."""
+    return words.own((folder / "err").read_text())
+
+
 def outside(folder: Path, *flags: str | Path, timeout_s: float = 240) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a run in processes of its own."""
     with started(folder, *flags) as process:
         process.wait(timeout_s)
-    return process.returncode, (folder / "out").read_text(), (folder / "err").read_text()
+    return process.returncode, (folder / "out").read_text(), said(folder)
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 240) -> float:

@@ -1,19 +1,55 @@
 #!/usr/bin/env bash
-# The tests: bash tests/run.sh [--install-only | --slow | --slurm | --gpu | --faults] [pytest options].  Without any, the fast tier.
+# The tests: bash tests/run.sh [options] [pytest options].  Without any, the fast tier.
+#   --slow, --slurm, --gpu   another tier
+#   --faults                 the table of tests/faults.py; its results go to benchmarks/results/faults.jsonl
+#   --numerical              of the tier only what computes (NUMERICAL in tests/conftest.py)
+#   --oldest                 with the oldest supported packages (tests/oldest.txt), in .venv-oldest
+#   --isa NAME               as on a CPU with older instructions (tests/kit/instruction_sets.py lists the names)
+#   --install-only           makes the environment and tests nothing
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tier="not slow and not gpu and not slurm and not soak" side_by_side=1
-case "${1:-}" in
-  --install-only) exec bash launch/quickstart.sh --install-only --test ;;
-  --slow) tier="slow and not gpu and not slurm and not soak"; shift ;;
-  --faults)  # the table of tests/faults.py; its results go to benchmarks/results/faults.jsonl
-    tier="not gpu and not slurm"; shift; export PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}"; set -- -p faults "$@" ;;
-  --slurm) tier="slurm" side_by_side=0; shift; bash slurm/local_cluster.sh install ;;
-  --gpu) tier="gpu" side_by_side=0; shift ;;
-esac
-bash launch/quickstart.sh --install-only --test
-if ((side_by_side)); then  # a process a core, of one thread: more would wait for each other
+tier="not slow and not gpu and not slurm and not soak" plugin=() numerical="" side_by_side=1 venv=.venv isa=none only=""
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --install-only) only=1 ;;
+    --slow) tier="slow and not gpu and not slurm and not soak" ;;
+    --slurm) tier="slurm" side_by_side=0 ;;
+    --gpu) tier="gpu" side_by_side=0 ;;
+    --faults)
+      tier="not gpu and not slurm" plugin=(-p faults)
+      export PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}"
+      ;;
+    --numerical) numerical=" and numerical" ;;
+    --oldest) venv=.venv-oldest ;;
+    --isa)
+      isa="${2:-}"
+      shift $(($# > 1 ? 1 : 0))
+      ;;
+    *) break ;;
+  esac
+  shift
+done
+
+if [ $venv = .venv ]; then
+  bash launch/quickstart.sh --install-only --test
+else
+  digest=$(cat pyproject.toml tests/oldest.txt | sha256sum | cut -d' ' -f1)
+  if [ "$(cat $venv/.sslx 2>/dev/null)" != "$digest" ]; then
+    echo "installing the oldest supported packages into $venv (about 6.5 GB the first time)"
+    python=$(command -v python3.11 || command -v python3.12 || command -v python3) # numpy 1.26 has no wheels for 3.13
+    [ -x $venv/bin/python ] || "$python" -m venv $venv
+    $venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt --editable ".[test]"
+    echo "$digest" >$venv/.sslx
+  fi
+fi
+[ -n "$only" ] && exit 0
+[ "$tier" = slurm ] && bash slurm/local_cluster.sh install
+if [ "$isa" != none ]; then
+  variables=$($venv/bin/python tests/kit/instruction_sets.py "$isa")
+  while IFS= read -r variable; do export "${variable?}"; done <<<"$variables"
+fi
+if ((side_by_side)); then # a process a core, of one thread: more would wait for each other
   set -- -n "$(($(nproc) < 4 ? $(nproc) : 4))" --dist worksteal "$@"
   export OMP_NUM_THREADS=1 # after nproc, which heeds it
 fi
-exec .venv/bin/python -m pytest -m "$tier" "$@"
+exec $venv/bin/python -m pytest ${plugin[@]+"${plugin[@]}"} -m "$tier$numerical" "$@"

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kit import words
 from sslx import log
 from sslx.errors import ConfigError, StorageError
 
@@ -272,7 +273,7 @@ def wandb_run(*arguments: object, **env: str) -> list[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     command = [sys.executable, "-c", WANDB, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=clean | env)
-    assert (done.returncode, done.stderr) == (0, ""), "wandb's own chatter"
+    assert (done.returncode, words.own(done.stderr)) == (0, ""), "wandb's own chatter"
     return [line for line in done.stdout.splitlines() if not line.startswith("step ")]
 
 

@@ -12,6 +12,10 @@ import pytest
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """What a block may have on an A100, an H100 or H200, a B200."""
 
+SPILLED_BYTES = 16
+"""Of a thread, at most: none with the Triton that the kernels were tuned with, 8 on a B200 with another.  A tile too
+large spills hundreds."""
+
 SCRIPT = """
 import itertools, json, sys, triton
 from triton.backends.compiler import GPUTarget
@@ -51,7 +55,7 @@ def usage(path: str) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", list(SHARED_BYTES))
-def test_kernels_fit_the_gpu_and_spill_nothing(tmp_path: Path, capability: int) -> None:
+def test_kernels_fit_the_gpu_and_do_not_spill(tmp_path: Path, capability: int) -> None:
     dims = (64, 128, 256)
     argv = [sys.executable, "-c", SCRIPT, str(tmp_path), str(capability), *map(str, dims)]
     environ = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -63,4 +67,4 @@ def test_kernels_fit_the_gpu_and_spill_nothing(tmp_path: Path, capability: int) 
         found = usage(path)
         assert shared <= SHARED_BYTES[capability], path
         assert 0 < found["REG"] <= 255, path
-        assert (found["STACK"], found["LOCAL"]) == (0, 0), path
+        assert found["STACK"] + found["LOCAL"] <= SPILLED_BYTES, path

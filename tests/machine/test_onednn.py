@@ -45,11 +45,9 @@ for model, on in ((call, True), (plain, False)):
         for _ in range(2):
             model.zero_grad()
             model(images).square().mean().backward()
-off = []
-for (name, got), want in zip(encoder.named_parameters(), plain.parameters(), strict=True):
-    scale = max(float(want.grad.abs().max()), 1e-3 * max(float(p.grad.abs().max()) for p in plain.parameters()))
-    off.append((float((got.grad - want.grad).abs().max()) / scale, name))
-print(*max(off))
+wants = [p.grad for p in plain.parameters()]
+differences = [p.grad - want for p, want in zip(encoder.parameters(), wants, strict=True)]
+print(*(float(torch.stack([t.norm() for t in tensors]).norm()) for tensors in (differences, wants)))
 """
 
 
@@ -115,8 +113,9 @@ def test_narrow_encoders_train_with_the_gradients_of_plain_code(name: str, how: 
         pytest.skip("compiled once: a minute each")
     ended = run(TRAINED, name, compiled, dtype, **(CHECKED if compiled == "eager" else {}))
     assert ended.returncode == 0, (ended.returncode, ended.stderr[-500:])
-    off, parameter = ended.stdout.split()[-2:]
-    assert float(off) < (1e-10 if dtype == "float64" else 2e-3), parameter
+    difference, size = map(float, ended.stdout.split()[-2:])
+    assert 0 < size
+    assert difference < (1e-11 if dtype == "float64" else 1e-3) * size  # batch norms of 4 samples amplify a rounding
 
 
 @pytest.mark.slow

@@ -84,7 +84,11 @@ def test_a_step_gives_a_scalar_and_metrics_and_every_parameter_a_gradient(name: 
 
 
 def test_it_learns_a_fixed_batch(name: str):
-    losses = torch.stack(steps(*make(name), batch(name, torch.Generator().manual_seed(5)), 40))
+    method, optimizer = make(name)
+    # VICReg's loss is 25 times another's (its weights are 25, 25 and 1): at one lr for all, what it does after 40 steps
+    # is a matter of the last bits.
+    optim.set_lr(optimizer, 0.003 if name.startswith("vicreg") else 0.03)
+    losses = torch.stack(steps(method, optimizer, batch(name, torch.Generator().manual_seed(5)), 40))
     assert losses.isfinite().all()
     assert losses[-5:].mean() < losses[:2].mean() - 0.1 * (losses[:2].mean() - losses.min())
     assert losses[-5:].mean() < losses[0]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kit import words
 from processes import TINY
 from sslx import cli
 
@@ -18,6 +19,6 @@ def here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
     def run(*flags: str | Path) -> tuple[int, str]:
         capfd.readouterr()
         code = cli.main(["pretrain", *TINY, "--runs", str(tmp_path), "--name", "r", *map(str, flags)])
-        return code, capfd.readouterr().err
+        return code, words.own(capfd.readouterr().err)
 
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import LONG, TINY, children, is_one_line, metrics, outside, started, until, until_training
+from processes import LONG, TINY, children, is_one_line, metrics, outside, said, started, until, until_training
 from sslx import checkpoint, compiler, outcome
 
 Run = Callable[..., tuple[int, str]]
@@ -22,7 +22,7 @@ def test_sigterm_saves_and_a_resumed_run_finishes(here: Run, tmp_path: Path):
         until_training(tmp_path, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(100) == 75
-    assert (tmp_path / "err").read_text() == ""
+    assert said(tmp_path) == ""
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGTERM")
@@ -43,7 +43,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path: Path, ranks: int):
         until_training(tmp_path, process)
         process.send_signal(signal.SIGINT)
         assert process.wait(100) == 130
-    assert (tmp_path / "err").read_text() == ""
+    assert said(tmp_path) == ""
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGINT")
@@ -60,7 +60,7 @@ def test_ctrl_c_in_the_first_step_also_ends_the_compiler(tmp_path: Path, monkeyp
         until(lambda: subprocess.run(look, stdout=subprocess.DEVNULL, check=False).returncode == 0, "g++")
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(100) == 130
-    assert (tmp_path / "err").read_text() == ""
+    assert said(tmp_path) == ""
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGINT")

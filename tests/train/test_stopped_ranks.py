@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import LONG, TINY, children, ended, is_one_line, started, until, until_training
+from processes import LONG, TINY, children, ended, is_one_line, said, started, until, until_training
 from sslx import outcome
 
 EVERY = ["--steps", "1000000", "--checkpoint.every", "2", "--optim.lr", "0.01"]
@@ -70,7 +70,7 @@ def test_ctrl_c_twice_ends_a_stopped_rank_at_once(tmp_path: Path):
         assert process.wait(100) == 130
         assert time.monotonic() - started_s < 25, "not after the 30 s of giving up"
         assert all(ended(pid) for pid in ranks)
-    assert (tmp_path / "err").read_text() == ""
+    assert said(tmp_path) == ""
 
 
 @pytest.mark.slow
@@ -244,5 +244,5 @@ def test_a_signal_after_the_outcome_changes_nothing(tmp_path: Path):
                 process.send_signal(number)
             time.sleep(0.001)
     assert process.returncode == 0
-    assert (tmp_path / "err").read_text() == ""
+    assert said(tmp_path) == ""
     assert (status_of(tmp_path).state, status_of(tmp_path).code) == ("done", 0)
