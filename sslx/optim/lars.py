@@ -60,9 +60,10 @@ class LARS(torch.optim.Optimizer):
         velocities = [self.state[p]["velocity"] for p in params]
         gradients = [p.grad for p in params if p.grad is not None]
         directions = list(foreach._foreach_add(gradients, params, alpha=group["weight_decay"]))
+        factors = group["lr"]
         if group["adapt"]:
-            foreach._foreach_mul_(directions, _ratios(params, directions, group["trust"]))
-        foreach._foreach_mul_(directions, group["lr"])
+            factors = list((_ratios(params, directions, group["trust"]) * group["lr"]).unbind())
+        foreach._foreach_mul_(directions, factors)
         # velocities = momentum * velocities + directions; params -= velocities
         foreach._fused_sgd_(
             params,
@@ -79,10 +80,9 @@ class LARS(torch.optim.Optimizer):
         )
 
 
-def _ratios(params: list[Tensor], directions: list[Tensor], trust: float) -> list[Tensor]:
-    """trust * |p| / |d| of each tensor, 0-d; 1 where a norm is 0."""
+def _ratios(params: list[Tensor], directions: list[Tensor], trust: float) -> Tensor:
+    """trust * |p| / |d| of each of N tensors, (N,); 1 where a norm is 0."""
     dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
     above = torch.stack(foreach._foreach_norm(params, 2, dtype))
     below = torch.stack(foreach._foreach_norm(directions, 2, dtype))
-    ratios = torch.where((above > 0) & (below > 0), trust * above / below, 1.0)
-    return list(ratios.unbind())
+    return torch.where((above > 0) & (below > 0), trust * above / below, 1.0)
