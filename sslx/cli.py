@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
+        patience = sys.modules.get("sslx.data.patience")
+        if patience and patience.is_stuck(2.0):  # Python would wait for the thread for ever
+            sys.stderr.flush()
+            os._exit(code)
         return code
     except BrokenPipeError:  # `sslx ... | head`: the reader has seen enough
         streams.drop_unread()

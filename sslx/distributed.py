@@ -316,37 +316,11 @@ def barrier() -> None:
         dist.barrier(group=_control_group(None))
 
 
-class StopFlag:
-    """Agreement on when to stop: all ranks learn the largest flag at the same step, one step late.
-
-    The flags travel over the hosts while the next step runs, so no step waits for the slowest rank.
-    """
-
-    def __init__(self, group: Group = None) -> None:
-        self._group = group
-        self._flag = torch.zeros(1, dtype=torch.int64)
-        self._work: dist.Work | None = None
-
-    def agreed(self, mine: int) -> int:
-        """Send this step's flag (0: go on); returns the largest of the previous call's flags, 0 at first.
-
-        To be called once a step by every rank.  One rank alone gets its own flag back at once.
-        """
-        if world_size(self._group) == 1:
-            return mine
-        previous = self.finish()
-        self._flag = torch.tensor([mine])
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=_control_group(self._group), async_op=True)
-        return previous
-
-    @blocking
-    def finish(self) -> int:
-        """Wait for the flags on their way, if any, and return the largest of the last call's (0: none)."""
-        if self._work is None:
-            return 0
-        self._work.wait()
-        self._work = None
-        return cast(int, self._flag.tolist()[0])
+def start_max(x: Tensor, group: Group = None) -> dist.Work:
+    """The elementwise largest of every rank's x, in place, over the hosts and in the background: ``wait()`` for it."""
+    work = dist.all_reduce(x, op=dist.ReduceOp.MAX, group=_control_group(group), async_op=True)
+    assert work is not None
+    return work
 
 
 def wrap(module: nn.Module, *, device: torch.device, sync_bn: bool) -> nn.Module:

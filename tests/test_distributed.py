@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sslx import distributed
 from sslx.errors import ConfigError, DataError
+from sslx.train.agreement import StopFlag
 
 RunOnRanks = Callable[..., list[Any]]
 CPU = torch.device("cpu")
@@ -208,7 +209,7 @@ def test_check_same(ranks: RunOnRanks, no_host_sync: Any) -> None:
 
 
 def stops(mode: Any) -> tuple[list[int], int, int]:
-    flag = distributed.StopFlag()
+    flag = StopFlag()
     with mode:
         agreed = [flag.agreed(2 * (distributed.rank() == 1 and step == 3)) for step in range(6)]
         return agreed, flag.finish(), flag.finish()
@@ -219,7 +220,7 @@ def test_one_ranks_flag_stops_all_at_the_same_step(ranks: RunOnRanks, no_host_sy
 
 
 def test_the_flag_of_one_rank_counts_at_once() -> None:
-    flag = distributed.StopFlag()
+    flag = StopFlag()
     assert [flag.agreed(step) for step in (0, 2)] == [0, 2]
     assert flag.finish() == 0
 

@@ -11,14 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslx import cores, rng
+from sslx import cores, memory, rng
 from sslx.data import identity, sources
 from sslx.data.batch import Batch
 from sslx.data.order import Order, Sequential, Shuffled
+from sslx.data.patience import Patience, StopWaiting
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
-from sslx.errors import ConfigError, DataError
+from sslx.data.workers import Deadly
+from sslx.errors import ConfigError, DataError, UserError
+from sslx.words import one_line
 
 Indices = npt.NDArray[np.int64]
 
@@ -35,6 +38,8 @@ class Config(sources.Config):
     """auto: DALI if installed.  resident: decoded once, kept in memory.  synthetic: one batch for ever, to measure."""
     threads: int | None = None
     """Loader threads (DALI) or processes (torchvision) a rank; default: the machine's cores / ranks on it."""
+    timeout_s: float = 300.0
+    """Seconds without a sign of life from a worker, disk or mount after which a wait for data ends."""
     max_bad: float = 0.01
     """Share of unreadable images above which the run ends; fewer are replaced by others and counted."""
 
@@ -45,6 +50,8 @@ class Config(sources.Config):
                 raise ConfigError(f"--data.{name} must be at least 8 pixels, not {value}")
         if not 0 <= self.max_bad <= 1:
             raise ConfigError(f"--data.max-bad is a share in [0, 1], not {self.max_bad}")
+        if not self.timeout_s > 0:
+            raise ConfigError(f"--data.timeout-s must be above 0 seconds, not {self.timeout_s:g}")
         if self.threads is not None and self.threads < 0:
             raise ConfigError(f"--data.threads must be 0 or more, not {self.threads}")
 
@@ -83,9 +90,10 @@ class Loader:
         *,
         max_bad: float = 0.01,
         say: Callable[[str], None] = lambda _: None,
+        patience: Patience | None = None,
     ) -> None:
         self.order, self.backend, self.source = order, backend, source
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self._patience = device, dtype, patience or Patience()
         self.delivered = 0
         self.say = say
         self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line))
@@ -130,14 +138,35 @@ class Loader:
                 self._stream = self.backend.stream(self.order, self.delivered, self._quarantine.substitute)
             try:
                 return next(self._stream)
-            except RuntimeError as error:
+            except (StopWaiting, UserError):
                 self.close()
+                raise
+            except Deadly as error:
+                self.close()
+                self._quarantine.set_aside({error.index: str(error)})
+            except (RuntimeError, MemoryError) as error:
+                self.close()
+                if memory.ran_out(error):
+                    raise ConfigError(
+                        "the loader ran out of memory: take a smaller --batch-size or --data.size, or fewer "
+                        f"--data.threads ({one_line(error)})"
+                    ) from error
                 if self._quarantine.search(index):
                     continue
                 if failed:  # again, although the backend has looked at its files and may now read some otherwise
                     reason = " ".join(str(error).split())
                     raise DataError(f"the loader failed on readable files: {reason}") from error
                 failed = True
+
+    def listen(self, stop: Callable[[float], bool], say: Callable[[str], None]) -> None:
+        """Tell ``say``, and end a wait for data by StopWaiting where ``stop(seconds waited)`` is true."""
+        self.say = self._patience.say = say
+        self._patience.stop = stop
+
+    def back_to(self, delivered: int) -> None:
+        """Go on after so many batches: what came since then was not used."""
+        self.close()
+        self.delivered = delivered
 
     def close(self) -> None:
         """Stop the backend's threads; the next batch starts them again where they were."""
@@ -204,6 +233,7 @@ def _backend(
     local_world_size: int,
     device: torch.device,
     say: Callable[[str], None],
+    patience: Patience,
 ) -> Backend:
     name = config.backend
     if name == "auto":
@@ -216,11 +246,11 @@ def _backend(
     if name == "resident":
         from sslx.data.resident import Resident
 
-        return Resident(source, specs, seed=seed, device=device, num_threads=threads, say=say)
+        return Resident(source, specs, seed=seed, device=device, num_threads=threads, say=say, patience=patience)
     if name == "torchvision":
         from sslx.data.torchvision import TorchVision
 
-        return TorchVision(source, specs, seed=seed, device=device, num_threads=threads)
+        return TorchVision(source, specs, seed=seed, device=device, num_threads=threads, patience=patience)
     if not has_dali():
         raise ConfigError(
             "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
@@ -228,7 +258,8 @@ def _backend(
         )
     from sslx.data.dali import Dali
 
-    return Dali(source, specs, seed=seed, max_per_rank=per_rank, device=device, num_threads=max(1, threads))
+    threads = max(1, threads)
+    return Dali(source, specs, seed=seed, max_per_rank=per_rank, device=device, num_threads=threads, patience=patience)
 
 
 def training(
@@ -255,6 +286,7 @@ def training(
         rank=rank,
         world_size=world_size,
     )
+    patience = Patience(config.timeout_s, say=say)
     backend = _backend(
         config,
         source,
@@ -264,8 +296,9 @@ def training(
         local_world_size=local_world_size,
         device=device,
         say=say,
+        patience=patience,
     )
-    return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say)
+    return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say, patience=patience)
 
 
 def evaluation(
@@ -284,6 +317,7 @@ def evaluation(
     """One pass over a source through the evaluation view, every image once; batch_size is per rank."""
     assert spec.augment is None
     order = Sequential(num_samples=len(source), per_rank=batch_size, rank=rank, world_size=world_size)
+    patience = Patience(config.timeout_s, say=say)
     backend = _backend(
         config,
         source,
@@ -293,5 +327,6 @@ def evaluation(
         local_world_size=local_world_size,
         device=device,
         say=say,
+        patience=patience,
     )
-    return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say)
+    return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say, patience=patience)

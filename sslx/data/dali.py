@@ -43,9 +43,11 @@ from sslx.data import views
 from sslx.data.finish import finish
 from sslx.data.headers import Unreadable
 from sslx.data.order import Order, Sequential
+from sslx.data.patience import Caller, Patience, being_read
 from sslx.data.sources import Source
 from sslx.data.triage import Triage
 from sslx.data.views import Draw, ViewSpec
+from sslx.words import shown
 
 Indices = npt.NDArray[np.int64]
 Node = Any  # a DALI DataNode
@@ -80,9 +82,11 @@ class Dali:
         max_per_rank: int,
         device: torch.device,
         num_threads: int,
+        patience: Patience | None = None,
     ) -> None:
         self.source, self.specs, self.seed = source, tuple(specs), seed
         self.max_per_rank, self.device, self.num_threads = max_per_rank, device, num_threads
+        self.patience = patience or Patience()
         self.branched = False
         self.triage = Triage(source, num_threads)
 
@@ -92,7 +96,7 @@ class Dali:
         """Yield batch start, start + 1, ... of the order: one (B, 3, H, W) float32 channels_last tensor a view.
 
         substitute: maps sample indices to those to read in their place (bad files).  Raises RuntimeError where
-        a file of the batch cannot be read; the stream is then at its end.
+        a file of the batch cannot be read; the stream is then at its end.  Also what ``patience.Caller`` raises.
         """
         t = start
         while not order.finished(t):
@@ -107,11 +111,15 @@ class Dali:
         """The batches of one pipeline, until its feed ends."""
         pipeline = self._pipeline(feed)
         pipeline.build()
+        with Caller(self.patience, self._being_read) as call:
+            yield from self._batches(partial(call, pipeline.run), feed)
+
+    def _batches(self, run: Callable[[], Any], feed: "_Feed") -> Iterator[tuple[Tensor, ...]]:
         # On a GPU torch reads DALI's buffers after this function has gone on; let go, DALI would fill them again.
         held: deque[tuple[torch.cuda.Event, Any]] = deque()
         while True:
             try:
-                outputs = pipeline.run()
+                outputs = run()
             except StopIteration:
                 return
             made: list[Tensor] = []
@@ -125,12 +133,18 @@ class Dali:
                     held.popleft()
             yield tuple(made)
 
+    def _being_read(self) -> str:
+        """What DALI and ``triage``, whose threads tell nothing, may be waiting for."""
+        path = being_read(set(self.source.paths or ()))
+        return f"DALI is reading {shown(path)}" if path else f"DALI has not read a batch of {self.source.name}"
+
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images cannot be read, and why: by ``color``, as on the other backends.
 
         What that reads and DALI does not, ``color`` reads from now on.
         """
-        reasons = self.triage.unreadable(index)
+        with Caller(self.patience, self._being_read) as call:
+            reasons = call(partial(self.triage.unreadable, index))
         if not reasons:
             for i in self._refused_by_dali(index[self.triage.plain(index)]):
                 self.triage.set_odd(i)
@@ -155,6 +169,7 @@ class Dali:
             max_per_rank=number,
             device=self.device,
             num_threads=self.num_threads,
+            patience=self.patience,
         )
         small.triage = self.triage
         try:

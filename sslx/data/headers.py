@@ -66,7 +66,12 @@ class Unreadable(RuntimeError):
 def opened(path: str) -> int:
     """A descriptor of a regular file.  Raises Unreadable, also for a pipe, which would block, and a dangling link."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except BlockingIOError:  # somebody holds a lease on it, as file servers do, and gives it back in a moment
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and os.path.islink(path):
             raise Unreadable("a link to a file that does not exist") from error

@@ -33,11 +33,20 @@ class Quarantine:
     def search(self, index: Indices) -> bool:
         """Find the unreadable files of a batch and name their stand-ins; False where all can be read.
 
-        Each is named with its reason.  Raises DataError where they are more than the share ``max_bad``.
+        Raises as ``set_aside``.
         """
         if self.source.paths is None:
             return False
         reasons = self.reader.unreadable(np.unique(self.substitute(index)))
+        self.set_aside(reasons)
+        return bool(reasons)
+
+    def set_aside(self, reasons: dict[int, str]) -> None:
+        """Name these unreadable files, each with its reason, and choose their stand-ins.
+
+        Raises DataError where they are more than the share ``max_bad``.
+        """
+        assert self.source.paths is not None
         for i, reason in sorted(reasons.items()):
             self.bad[i] = self.source.paths[i]
             name = f"{shown(self.bad[i])} ({reason})"
@@ -50,7 +59,6 @@ class Quarantine:
         for i in self.bad:
             if self._stand_in.get(i, i) in self.bad:
                 self._stand_in[i] = self._choose(i)
-        return bool(reasons)
 
     def _choose(self, i: int) -> int:
         """The stand-in of an unreadable image: the first readable one of a random order of its own."""

@@ -9,21 +9,23 @@ and torchvision: a triangle, or Keys' cubic (IEEE TASSP 29, 1981) with a = -0.5,
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sslx import distributed
 from sslx.data import row_sums, views
 from sslx.data.finish import finish
 from sslx.data.headers import Unreadable
 from sslx.data.order import Order
+from sslx.data.patience import Patience
 from sslx.data.sources import Source
-from sslx.data.torchvision import one_thread, read
+from sslx.data.torchvision import read
 from sslx.data.views import Draw, ViewSpec
+from sslx.data.workers import Deadly, Pool, answer_alone, unseen
 from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
@@ -49,9 +51,12 @@ class Resident:
         device: torch.device,
         num_threads: int,
         say: Callable[[str], None] = lambda _: None,
+        patience: Patience | None = None,
     ) -> None:
         self.source, self.specs, self.seed = source, tuple(specs), seed
         self.device, self.num_threads, self.say = device, num_threads, say
+        self.patience = patience or Patience()
+        self._deadly: dict[int, str] = {}
         self._reasons: dict[int, str] = {}
         self._sides = np.zeros((len(source), 2), dtype=np.int64)
         self._pixels: Tensor | None = None
@@ -88,7 +93,12 @@ class Resident:
     def _images(self) -> Tensor:
         """(N, 3, H, W) uint8 on the device; decoded at the first call, each in the upper left corner of its place."""
         if self._pixels is None:
-            decoded = self._decode()
+            decoded: list[Tensor | None] = []
+            while not decoded:
+                try:
+                    decoded = self._decode()
+                except Deadly as error:
+                    self._deadly[error.index] = str(error)
             shape = (len(decoded), 3, *self._sides.max(axis=0).tolist())
             everyone = torch.zeros(shape, dtype=torch.uint8)
             for i, image in enumerate(decoded):
@@ -97,6 +107,19 @@ class Resident:
                 decoded[i] = None
             self._pixels = everyone.to(self.device)
         return self._pixels
+
+    def _chunks(self) -> Iterator[list[Pixels | str]]:
+        numbers = range(-(-len(self.source) // _CHUNK))
+        work = partial(_read_chunk, self.source, self._deadly)
+        if self.num_threads == 0 or self.source.pixels is not None:
+            yield from map(work, numbers)
+            return
+        workers = min(self.num_threads, len(numbers))
+        pool = Pool(work, workers, place_bytes=0, patience=self.patience, name=self.source.where)
+        try:
+            yield from pool.results(numbers, answer_alone)
+        finally:
+            pool.close()
 
     def _decode(self) -> list[Tensor | None]:
         """Every image, None where it cannot be read.  ConfigError where all together are too many.
@@ -108,14 +131,8 @@ class Resident:
         most = _SHARE * min(_memory(self.device), host)
         decoded: list[Tensor | None] = []
         largest, said = np.zeros(2, dtype=np.int64), time.monotonic()
-        loader = DataLoader(
-            _Chunks(self.source),
-            batch_size=None,
-            num_workers=0 if self.source.pixels is not None else self.num_threads,
-            collate_fn=_as_it_is,
-            worker_init_fn=one_thread,
-        )
-        for chunk in loader:
+        for chunk in self._chunks():
+            self.patience.look()
             for image in chunk:
                 i = len(decoded)
                 if isinstance(image, str):
@@ -137,31 +154,26 @@ class Resident:
         return decoded
 
 
-class _Chunks(torch.utils.data.Dataset[list[Pixels | str]]):
-    """The images in their order, _CHUNK at a time: (3, H, W) uint8 each, or why one cannot be read.
+def _read_chunk(
+    source: Source,
+    deadly: dict[int, str],
+    number: int,
+    place: Tensor | None = None,
+    begin: Callable[[int], None] = unseen,
+) -> list[Pixels | str]:
+    """Images ``number * _CHUNK`` and on, in their order: (3, H, W) uint8 each, or why one cannot be read.
 
-    Arrays, which go through a pipe: tensors would take shared memory, of which containers have 64 MB.
+    deadly: not to be read, and why.  place is not used: nobody knows how large the images are; they go through a pipe.
     """
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return -(-len(self.source) // _CHUNK)
-
-    def __getitem__(self, number: int) -> list[Pixels | str]:
-        start = number * _CHUNK
-        return [self._one(i) for i in range(start, min(start + _CHUNK, len(self.source)))]
-
-    def _one(self, index: int) -> Pixels | str:
+    del place
+    images: list[Pixels | str] = []
+    for i in range(number * _CHUNK, min((number + 1) * _CHUNK, len(source))):
+        begin(i)
         try:
-            return read(self.source, index).numpy()
+            images.append(deadly.get(i) or read(source, i).numpy())
         except Unreadable as error:
-            return str(error)
-
-
-def _as_it_is(chunk: list[Pixels | str]) -> list[Pixels | str]:
-    return chunk
+            images.append(str(error))
+    return images
 
 
 def _memory(device: torch.device) -> int:

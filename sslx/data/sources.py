@@ -59,6 +59,10 @@ class Source:
             pixels=None if self.pixels is None else self.pixels[index],
         )
 
+    def where(self, index: int) -> str:
+        """How a message names the image at this place: its path, or its number."""
+        return shown(self.paths[index]) if self.paths is not None else f"image {index} of {self.name}"
+
     def describe(self) -> str:
         """One line for the user: what was found."""
         kinds = "unlabeled" + (f": {self.unlabeled}" if self.unlabeled else "")

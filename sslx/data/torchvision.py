@@ -1,23 +1,27 @@
 """The same views on torchvision: the parity baseline, and the loader of platforms without DALI.
 
 Each sample gets the parameters that ``views.draw`` makes for it, applied one by one with torchvision's own
-functional operations.  Worker processes make whole batches; hue is shifted in HSV, as torchvision does.
+functional operations.  Worker processes make whole batches (``workers``); hue is shifted in HSV, as torchvision does.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count, takewhile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from sslx.data import color, levels, views
 from sslx.data.headers import Unreadable
 from sslx.data.order import Order
+from sslx.data.patience import Patience
 from sslx.data.sources import Source
 from sslx.data.views import Draw, ViewSpec
+from sslx.data.workers import Deadly, Pool, answer_alone, unseen
 
 Indices = npt.NDArray[np.int64]
 
@@ -73,54 +77,33 @@ def _crop(spec: ViewSpec, image: Tensor, box: Indices, interpolation: Interpolat
     )
 
 
-class _Batches(Dataset[tuple[Tensor, ...]]):
-    """Item t is batch t: one (B, H, W, 3) uint8 tensor a view."""
-
-    def __init__(
-        self,
-        source: Source,
-        specs: tuple[ViewSpec, ...],
-        seed: int,
-        order: Order,
-        substitute: Callable[[Indices], Indices],
-    ) -> None:
-        self.source, self.specs, self.seed, self.order, self.substitute = (
-            source,
-            specs,
-            seed,
-            order,
-            substitute,
-        )
-
-    def __getitem__(self, t: int) -> tuple[Tensor, ...]:
-        index = self.order.batch(t)
-        images = [read(self.source, int(i)) for i in self.substitute(index)]
-        made: list[Tensor] = []
-        for number, spec in enumerate(self.specs):
-            drawn = None
-            if spec.augment is not None:
-                drawn = views.draw(spec, self.seed, self.order.epoch(t), index, number)
-            rows = [apply(spec, image, drawn, row).permute(1, 2, 0) for row, image in enumerate(images)]
-            made.append(torch.stack(rows))
-        return tuple(made)
+def _make(
+    source: Source,
+    specs: tuple[ViewSpec, ...],
+    seed: int,
+    order: Order,
+    substitute: Callable[[Indices], Indices],
+    t: int,
+    place: Tensor,
+    begin: Callable[[int], None],
+) -> None:
+    """Batch t into ``place``: one (B, size, size, 3) uint8 tensor a view."""
+    index = order.batch(t)
+    images: list[Tensor] = []
+    for i in substitute(index):
+        begin(int(i))
+        images.append(read(source, int(i)))
+    for number, (spec, view) in enumerate(zip(specs, _views(specs, len(index), place), strict=True)):
+        drawn = None if spec.augment is None else views.draw(spec, seed, order.epoch(t), index, number)
+        for row, image in enumerate(images):
+            view[row] = apply(spec, image, drawn, row).permute(1, 2, 0)
 
 
-class _Numbers(torch.utils.data.Sampler[int]):
-    """start, start + 1, ... until the order is finished."""
-
-    def __init__(self, order: Order, start: int) -> None:
-        self.order, self.start = order, start
-
-    def __iter__(self) -> Iterator[int]:
-        t = self.start
-        while not self.order.finished(t):
-            yield t
-            t += 1
-
-
-def one_thread(_: int) -> None:
-    """What a worker process starts with."""
-    torch.set_num_threads(1)
+def _views(specs: Sequence[ViewSpec], num_samples: int, place: Tensor) -> list[Tensor]:
+    """Where each view of a batch lies in its bytes: (num_samples, size, size, 3) uint8 each, which share them."""
+    sizes = [num_samples * spec.size**2 * 3 for spec in specs]
+    parts = place[: sum(sizes)].split(sizes)
+    return [part.view(num_samples, spec.size, spec.size, 3) for part, spec in zip(parts, specs, strict=True)]
 
 
 class TorchVision:
@@ -134,39 +117,70 @@ class TorchVision:
         seed: int,
         device: torch.device,
         num_threads: int,
+        patience: Patience | None = None,
     ) -> None:
         self.source, self.specs, self.seed = source, tuple(specs), seed
-        self.device, self.num_threads = device, num_threads
+        self.device, self.num_threads, self.patience = device, num_threads, patience or Patience()
+        self._scale = [torch.tensor([255 * s for s in spec.std]).to(device) for spec in self.specs]
+        self._shift = [torch.tensor([255 * m for m in spec.mean]).to(device) for spec in self.specs]
 
     def stream(
         self, order: Order, start: int, substitute: Callable[[Indices], Indices]
     ) -> Iterator[tuple[Tensor, ...]]:
         """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view.
 
-        Raises RuntimeError where a file of the batch cannot be decoded; the stream is then at its end.
+        Raises RuntimeError where a file of the batch cannot be decoded; the stream is then at its end.  Also what
+        ``workers.Pool.results`` raises.
         """
-        loader = DataLoader(
-            _Batches(self.source, self.specs, self.seed, order, substitute),
-            batch_size=None,
-            sampler=_Numbers(order, start),
-            num_workers=self.num_threads,
-            worker_init_fn=one_thread,
-            pin_memory=self.device.type == "cuda",
+        if order.finished(start):
+            return
+        work = partial(_make, self.source, self.specs, self.seed, order, substitute)
+        numbers = takewhile(lambda t: not order.finished(t), count(start))
+        place_bytes = len(order.batch(start)) * sum(3 * spec.size**2 for spec in self.specs)
+        if self.num_threads == 0:
+            place = torch.empty(place_bytes, dtype=torch.uint8)
+            for t in numbers:
+                work(t, place, unseen)
+                yield self._finish(order, t, None, place)
+            return
+        pool = Pool(work, self.num_threads, place_bytes=place_bytes, patience=self.patience, name=self.source.where)
+        try:
+            yield from pool.results(numbers, partial(self._finish, order))
+        finally:
+            pool.close()
+
+    def _finish(self, order: Order, t: int, _: Any, place: Tensor) -> tuple[Tensor, ...]:
+        """The batch's views on the device, normalised."""
+        views_of_batch = _views(self.specs, len(order.batch(t)), place)
+        return tuple(
+            ((view.to(self.device).float() - m) / s).permute(0, 3, 1, 2)
+            for view, m, s in zip(views_of_batch, self._shift, self._scale, strict=True)
         )
-        scale = [torch.tensor([255 * s for s in spec.std]) for spec in self.specs]
-        shift = [torch.tensor([255 * m for m in spec.mean]) for spec in self.specs]
-        for batch in loader:
-            yield tuple(
-                ((view.to(self.device).float() - m.to(self.device)) / s.to(self.device)).permute(0, 3, 1, 2)
-                for view, m, s in zip(batch, shift, scale, strict=True)
-            )
 
     def unreadable(self, index: Indices) -> dict[int, str]:
-        """Which of these images cannot be read, and why."""
-        reasons: dict[int, str] = {}
-        for i in index:
-            try:
-                read(self.source, int(i))
-            except Unreadable as error:
-                reasons[int(i)] = str(error)
-        return reasons
+        """Which of these images cannot be read, and why; by a worker where there are any: a file may end its reader."""
+        if self.num_threads == 0:
+            return _reasons(self.source, index, 0)
+        work = partial(_reasons, self.source, index)
+        pool = Pool(work, 1, place_bytes=0, patience=self.patience, name=self.source.where)
+        try:
+            return next(pool.results([0], answer_alone))
+        except Deadly as error:
+            return {error.index: str(error)}
+        finally:
+            pool.close()
+
+
+def _reasons(
+    source: Source, index: Indices, _: int, place: Tensor | None = None, begin: Callable[[int], None] = unseen
+) -> dict[int, str]:
+    """What ``unreadable`` returns, as work for a pool."""
+    del place
+    reasons: dict[int, str] = {}
+    for i in index:
+        begin(int(i))
+        try:
+            read(source, int(i))
+        except Unreadable as error:
+            reasons[int(i)] = str(error)
+    return reasons

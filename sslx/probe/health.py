@@ -97,7 +97,7 @@ class Health:
     """
 
     def __init__(self, config: Config, autocast: torch.dtype | None) -> None:
-        self._config, self._autocast = config, autocast
+        self.every, self._config, self._autocast = config.every, config, autocast
         self._healthy, self._told = 0, False
 
     def look(self, encoder: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:

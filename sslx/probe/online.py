@@ -13,6 +13,9 @@ from sslx.data.sources import Source
 from sslx.errors import ConfigError
 from sslx.probe import features, knn
 
+HELD_OUT = 5
+"""One of so many training images is asked about where there is no test split."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -49,7 +52,7 @@ class OnlineProbe:
         assert train.classes is not None
         order = rng.permutation(seed, "online probe", size=len(train))
         if test is None or test.labels is None:
-            held = min(config.queries, len(train) // 5)
+            held = min(config.queries, len(train) // HELD_OUT)
             test, order = train.subset(np.sort(order[:held])), order[held:]
         else:
             chosen = rng.permutation(seed, "online probe test", size=len(test))[: config.queries]
@@ -57,8 +60,12 @@ class OnlineProbe:
         self._splits = train.subset(np.sort(order[: config.bank])), test
         self._num_classes, self._evaluation, self._autocast = len(train.classes), evaluation, autocast
 
+    def look(self, encoder: nn.Module) -> dict[str, float]:
+        """``knn``, the accuracy."""
+        return {"knn": self.accuracy(encoder)}
+
     def accuracy(self, encoder: nn.Module) -> float:
-        """kNN accuracy in [0, 1] (k = 200 or the smallest class, temperature 0.07)."""
+        """kNN accuracy in [0, 1] (k = 200, or all of a smaller bank; temperature 0.07)."""
         bank, queries = (
             features.extract(encoder, self._evaluation(split), autocast=self._autocast, num_samples=len(split))
             for split in self._splits

@@ -17,7 +17,7 @@ from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.group_norm import group_norm, has_batch_norm
 from sslx.machine import onednn
 from sslx.methods.base import Method
-from sslx.probe.online import OnlineProbe
+from sslx.probe.online import HELD_OUT, OnlineProbe
 from sslx.train import agree
 
 
@@ -199,6 +199,9 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
     except (MissingInput, DataError) as error:
         test, lines = None, [str(error)]
     if test is None or test.labels is None:
+        if len(source) < HELD_OUT:
+            say(f"{lines[0]}; no online probe: of {len(source)} training images it would hold out none")
+            return None
         lines[0] += "; the online probe classifies training images instead"
     for line in lines:
         say(line)

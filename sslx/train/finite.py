@@ -122,7 +122,7 @@ class Watch:
         Names the samples of each step that was not taken in ``nonfinite.jsonl`` and says a line of it.  NotFinite where
         they are too many in a row.
         """
-        if not now and len(self._steps) < self._every:
+        if not self._steps or (not now and len(self._steps) < self._every):
             return
         steps, self._steps = self._steps, []
         verdicts: list[tuple[float, float]] = torch.stack([step.flags for step in steps]).tolist()  # sync point

@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,20 @@ from sslx.config import PretrainConfig, dump
 from sslx.data import Loader
 from sslx.data.listing import silent
 from sslx.distributed import Ranks
-from sslx.errors import NonFiniteError
+from sslx.errors import NonFiniteError, UserError
+from sslx.methods.base import Method
 from sslx.probe.health import Health
 from sslx.probe.online import OnlineProbe
 from sslx.runs.lock import Lock
-from sslx.train import agree, finite
+from sslx.train import agree, finite, taking
 from sslx.train import run as runs
+from sslx.train.agreement import StopFlag
 from sslx.train.build import Parts, build, online_probe
 from sslx.train.clock import Clock, watch_waits
 from sslx.train.roll_call import RollCall
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
+from sslx.words import one_line
 
 
 @dataclass
@@ -58,7 +61,7 @@ class Setup(NamedTuple):
     parts: Parts
     probe: OnlineProbe | None
     health: Health
-    agreement: distributed.StopFlag
+    agreement: StopFlag
     peers: agree.Peers
 
 
@@ -73,7 +76,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     # Says what is about to happen before the run folder is there.
     parts = build(config, ranks, say, initial_weights=not resumes)
     probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.autocast)
-    setup = Setup(parts, probe, health, distributed.StopFlag(), peers)
+    setup = Setup(parts, probe, health, StopFlag(), peers)
     watch_waits(parts.model)
     run = runs.claim(config)
     position.folder, position.lock, position.step, position.saved = run.folder, run.lock, run.step, run.step
@@ -109,30 +112,32 @@ def _train(
     run_step = cached_step if config.grad_cache_chunks > 1 else train_step
     meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts)
     watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.paths)
-    signal = 0
+    signal, lr = 0, 0.0
 
     with logger:
         for line in run.notes:  # before the first step, which may take long
             logger.message(line)
-        position.say = parts.loader.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
+        position.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
+        taking.listen(parts.loader, stop, agreement, position.say)
         for step in range(run.step, parts.total_steps):
-            lr = _schedule(step, config, parts, progress)
             with clock.waiting():
-                batches = [next(parts.loader) for _ in range(config.micro_batches)]
-            metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
-            parts.method.after_step(finite.standing(progress, metrics["taken"]))
-            meter.add(finite.counted(metrics))
-            position.step = done = step + 1
-            clock.steps += 1
+                batches = taking.take(parts.loader, config.micro_batches, agreement)
+            if batches:
+                lr = _schedule(step, config, parts, progress)
+                metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
+                parts.method.after_step(finite.standing(progress, metrics["taken"]))
+                meter.add(finite.counted(metrics))
+                watch.add(step + 1, metrics, batches)
+                clock.steps += 1
+            position.step = done = step + bool(batches)
 
             # What comes now and then; all ranks decide alike, so that collectives meet.
-            signal = stop.heed(agreement.agreed(stop.received))
+            signal = stop.heed(agreement.agreed(stop.received) if batches else agreement.finish())
             ended = done == parts.total_steps
-            save = ended or signal or _due(config.checkpoint.every, done)
-            look = _due(config.health.every, done) or (ended and config.health.every > 0)
-            tell = save or look or done % config.log.every == 0 or done == run.step + 1
-            watch.add(done, metrics, batches)
-            watch.look(logger.message, now=bool(tell))
+            save = done > position.saved and (ended or signal > 0 or _due(config.checkpoint.every, done))
+            look = bool(batches) and (_due(config.health.every, done) or (ended and config.health.every > 0))
+            tell = clock.steps > 0 and (save or look or done % config.log.every == 0 or done == run.step + 1)
+            watch.look(logger.message, now=tell)
             if tell:
                 clock.arrive()
                 numbers = _means(meter, parts.loader, ranks.device, watch)
@@ -140,20 +145,19 @@ def _train(
                 numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
                 runs.check(run, clock.lost)
                 if look:
-                    numbers |= health.look(parts.method.encoder, batches)
+                    numbers |= _measured("health", partial(health.look, parts.method.encoder, batches), logger.message)
                     clock.restart()
                 logger.log(done, numbers)
-                if _due(config.health.every, done) and (line := health.warning(done, numbers, position.saved)):
-                    logger.message(line)
-                if look and ended and (line := health.last_word(done, numbers, parts.method)):
-                    logger.message(line)
-            if probe and (ended or _due(config.online.every * parts.steps_per_epoch, done)):
-                logger.log(done, {"knn": probe.accuracy(parts.method.encoder)})
-                clock.restart()
-            if save:
+                if look:
+                    _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
+            if save:  # before what takes long or may fail
                 agree.on_weights(parts.method, parts.optimizer, done, peers, logger.message)
                 runs.save(run, config, done, parts)
                 position.saved = done
+                clock.restart()
+            if probe and batches and (ended or _due(config.online.every * parts.steps_per_epoch, done)):
+                if found := _measured("online probe", partial(probe.look, parts.method.encoder), logger.message):
+                    logger.log(done, found)
                 clock.restart()
             if signal:
                 break
@@ -177,6 +181,31 @@ def _schedule(step: int, config: PretrainConfig, parts: Parts, progress: torch.T
 
 def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
+
+
+def _measured(what: str, measure: Callable[[], dict[str, float]], say: Callable[[str], None]) -> dict[str, float]:
+    """What ``measure`` finds; nothing, and a line, where it cannot: training goes on without it."""
+    try:
+        return measure()
+    except (UserError, MemoryError, torch.OutOfMemoryError) as error:
+        say(f"no {what} this time: {one_line(error) or type(error).__name__}")
+        return {}
+
+
+def _judge(
+    health: Health,
+    method: Method,
+    step: int,
+    numbers: Mapping[str, float],
+    saved: int,
+    ended: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Say what the health of the features means; CollapseError where that ends the run."""
+    if _due(health.every, step) and (line := health.warning(step, numbers, saved)):
+        say(line)
+    if ended and (line := health.last_word(step, numbers, method)):
+        say(line)
 
 
 def _print(line: str) -> None:

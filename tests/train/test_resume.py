@@ -42,6 +42,8 @@ def run(folder: str, stop_at: int, flags: list[str]) -> int:
     settings = load([*FLAGS, "--runs", folder, *flags])
     position = Position()
     pretrain(settings, distributed.init("cpu"), StopAt(position, stop_at), position)  # pyright: ignore[reportArgumentType]
+    assert position.lock is not None
+    position.lock.release()
     return position.step
 
 

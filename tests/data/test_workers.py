@@ -1,0 +1,214 @@
+"""Loader workers that die, are stopped or hang: named and replaced, without a change in any batch, or ended."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hanging import hanging
+from processes import children, ended, until
+from sslx.data import Config, Loader, sources, training
+from sslx.data.patience import Patience, StopWaiting
+from sslx.data.sources import Source
+from sslx.data.views import Augment, ViewSpec
+from sslx.data.workers import Deadly, Pool, WorkerError
+from sslx.errors import ConfigError, StorageError
+
+CPU = torch.device("cpu")
+SPECS = (ViewSpec(size=32, augment=Augment()), ViewSpec(size=16, augment=Augment()))
+Said = list[str]
+
+
+@pytest.fixture(scope="module")
+def source(folder: Path) -> Source:
+    return sources.build(sources.Config(source="folder", root=folder), "train")
+
+
+def train(source: Source, said: Said, threads: int, backend: Any = "torchvision", **changes: Any) -> Loader:
+    config = Config(backend=backend, threads=threads, **changes)
+    return training(config, source, SPECS, batch_size=6, seed=3, device=CPU, dtype=torch.float32, say=said.append)
+
+
+def views(loader: Loader, number: int) -> list[Tensor]:
+    return [view for _ in range(number) for view in next(loader).views]
+
+
+def assert_equal(got: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(got) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+# whole loaders
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+def test_a_worker_that_is_killed_or_stopped_is_named_and_replaced(source: Source, number: signal.Signals) -> None:
+    expected = views(train(source, [], 0), 12)
+    said = Said()
+    others = children(os.getpid())
+    loader = train(source, said, 2)
+    got = views(loader, 1)
+    workers = [pid for pid in children(os.getpid()) if pid not in others]
+    assert len(workers) == 2
+    for pid in workers:
+        os.kill(pid, number)
+    got += views(loader, 11)
+    assert_equal(got, expected)
+    named = [pid for pid in workers for line in said if f"loader worker {pid} " in line]
+    assert sorted(named) == workers
+    word = "SIGKILL" if number == signal.SIGKILL else "was stopped"
+    assert all(word in line and "replaced by" in line for line in said)
+    loader.close()
+    until(lambda: all(map(ended, workers)), "the workers' end", 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_what_is_sent_to_the_whole_process_group_ends_no_worker(source: Source, number: signal.Signals) -> None:
+    expected = views(train(source, [], 0), 8)
+    said = Said()
+    others = children(os.getpid())
+    loader = train(source, said, 1)
+    got = views(loader, 1)
+    for pid in set(children(os.getpid())) - set(others):
+        os.kill(pid, number)
+    assert_equal(got + views(loader, 7), expected)
+    assert not said
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "resident", "dali"])
+def test_a_file_that_does_not_answer_ends_the_wait_at_the_limit(source: Source, backend: str) -> None:
+    said = Said()
+    loader = train(source, said, 1, backend, timeout_s=1.0)
+    assert source.paths is not None
+    with hanging(source.paths), pytest.raises(StorageError, match=r"waited 1 s for data .*--data.timeout-s") as caught:
+        next(loader)
+    message = str(caught.value)
+    assert "\n" not in message
+    if backend != "dali":
+        assert any(path in message for path in source.paths)
+        assert "loader worker" in message
+    assert said[0].startswith("waiting for data for ")
+    assert_equal(views(loader, 3), views(train(source, [], 0 if backend != "dali" else 1, backend), 3))
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "resident", "dali"])
+def test_a_signal_ends_a_wait_and_no_batch_is_lost(source: Source, backend: str) -> None:
+    loader = train(source, [], 1, backend)
+    waits: list[float] = []
+
+    def stop(waited_s: float) -> bool:
+        waits.append(waited_s)
+        return waited_s > 0.6
+
+    loader.listen(stop, lambda _: None)
+    assert source.paths is not None
+    start = time.monotonic()
+    with hanging(source.paths), pytest.raises(StopWaiting):
+        next(loader)
+    assert time.monotonic() - start < 20  # the lease would end after 45
+    assert waits == sorted(waits)
+    loader.listen(lambda _: False, lambda _: None)
+    assert_equal(views(loader, 3), views(train(source, [], 0 if backend != "dali" else 1, backend), 3))
+
+
+def test_a_worker_that_a_file_ends_sets_that_file_aside(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a decoder does whose memory a damaged file corrupts."""
+    from sslx.data import torchvision
+
+    assert source.paths is not None
+    victim = int(train(source, [], 0).order.batch(1)[2])
+    read = torchvision.read
+
+    def deadly(source: Source, index: int) -> Tensor:
+        if index == victim:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return read(source, index)
+
+    monkeypatch.setattr(torchvision, "read", deadly)
+    said = Said()
+    loader = train(source, said, 2, max_bad=0.5)
+    got = [next(loader) for _ in range(4)]
+    assert loader.bad == {victim: source.paths[victim]}
+    assert [source.paths[victim] in line and "SIGSEGV" in line for line in said] == [True, True]  # replaced, set aside
+    monkeypatch.undo()
+    for batch, plain in zip(got, [next(train_at(source, t)) for t in range(4)], strict=True):
+        for i in range(6):
+            if int(batch.index[i]) != victim:
+                assert torch.equal(batch.views[0][i], plain.views[0][i])
+
+
+def train_at(source: Source, t: int) -> Loader:
+    loader = train(source, [], 0)
+    loader.back_to(t)
+    return loader
+
+
+# pools of other work
+
+
+def work(number: int, place: Tensor, begin: Callable[[int], None]) -> int:
+    begin(number)
+    if number == 5:
+        raise MemoryError("no room")
+    if number == 6:
+        raise RuntimeError("a bad file")
+    if number == 7:
+        raise KeyError("a mistake")
+    if number == 8:
+        os.kill(os.getpid(), signal.SIGABRT)
+    if number == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    place[: number + 1] = number
+    return number * number
+
+
+@pytest.fixture
+def pool() -> Iterator[Callable[..., Iterator[tuple[int, int, int]]]]:
+    pools: list[Pool] = []
+
+    def results(*numbers: int, workers: int = 2, said: Said | None = None) -> Iterator[tuple[int, int, int]]:
+        patience = Patience(say=(said if said is not None else []).append)
+        pools.append(Pool(work, workers, place_bytes=200, patience=patience, name=lambda i: f"number {i}"))
+        return pools[-1].results(numbers or count(), lambda n, answer, place: (n, answer, int(place[: n + 1].sum())))
+
+    yield results
+    for one in pools:
+        one.close()
+
+
+def test_results_come_in_order_with_what_was_written_beside_them(pool: Any) -> None:
+    numbers = [*range(5), *range(10, 60)]
+    assert list(pool(*numbers, workers=3)) == [(n, n * n, n * (n + 1)) for n in numbers]
+    assert list(pool(3, workers=3)) == [(3, 9, 12)]
+
+
+def test_what_work_raises_comes_through(pool: Any) -> None:
+    for number, error in ((5, MemoryError), (6, RuntimeError), (7, WorkerError)):
+        results = pool(1, number)
+        assert next(results) == (1, 1, 2)
+        with pytest.raises(error, match=r"(?s)no room|a bad file|in work.*KeyError: 'a mistake'"):
+            next(results)
+
+
+def test_work_that_ends_two_workers_is_not_given_to_a_third(pool: Any) -> None:
+    said = Said()
+    with pytest.raises(Deadly, match="SIGABRT") as caught:
+        list(pool(8, said=said))
+    assert caught.value.index == 8
+    assert len(said) == 1
+    assert "number 8" in said[0]
+
+
+def test_workers_that_are_killed_again_and_again_end_the_wait(pool: Any) -> None:
+    said = Said()
+    with pytest.raises(ConfigError, match=r"3 loader workers .* SIGKILL.* take fewer --data.threads") as caught:
+        list(pool(9, said=said))
+    assert "\n" not in str(caught.value)
+    assert len(said) == 2

@@ -1,0 +1,115 @@
+"""``sslx pretrain`` while no data comes: stopped by a signal, at its limit, without /dev/shm, without its workers."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hanging import hanging
+from processes import TINY, children, ended, is_one_line, metrics, outside, started, until, until_training
+from sslx import checkpoint, outcome
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """24 files of random pixels in one folder."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng()
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(root / f"{i:02}.png")
+    return sorted(root.iterdir())
+
+
+def flags(images: list[Path], backend: str, ranks: int = 1) -> list[str]:
+    source = ["--data.source", "folder", "--data.root", str(images[0].parent), "--data.backend", backend]
+    encoder = ["--encoder.channels", "16", "16", "16", "16"]
+    batches = ["--data.threads", "1", "--batch-size", "24", "--data.size", "32"]
+    return [*source, *encoder, *batches, "--ranks", str(ranks)]
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return checkpoint.load(folder / "r")["method"]
+
+
+@pytest.mark.parametrize(("backend", "ranks"), [("torchvision", 1), ("torchvision", 2), ("dali", 1), ("dali", 2)])
+def test_a_signal_while_no_data_comes_saves_the_run_as_it_is(
+    images: list[Path], tmp_path: Path, backend: str, ranks: int
+) -> None:
+    steps = [*flags(images, backend, ranks), "--steps", "60", "--checkpoint.every", "0", "--optim.lr", "0.01"]
+    with started(tmp_path, *steps) as process:
+        until_training(tmp_path, process)
+        with hanging(images):
+            time.sleep(1)  # until what was made ahead is used up
+            process.send_signal(signal.SIGTERM)
+            start = time.monotonic()
+            assert process.wait(60) == 75
+            assert time.monotonic() - start < 25  # the files would be let go after 45
+    assert "error" not in (tmp_path / "err").read_text()
+    status = outcome.read_status(tmp_path / "r")
+    assert status is not None
+    assert (status.state, status.reason) == ("preempted", "SIGTERM")
+    assert 2 <= status.step < 60
+    assert checkpoint.load(tmp_path / "r")["step"] == status.step
+    assert [line["step"] for line in metrics(tmp_path / "r")] == list(range(1, status.step + 1))
+    assert outside(tmp_path, *steps, "--resume", "auto")[0] == 0
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert outside(whole, *steps)[0] == 0
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path).items())
+
+
+def test_files_that_never_answer_end_the_run_with_one_line(images: list[Path], tmp_path: Path) -> None:
+    for backend in ("torchvision", "dali"):
+        folder = tmp_path / backend
+        folder.mkdir()
+        with hanging(images):
+            code, _, err = outside(folder, *flags(images, backend), "--data.timeout-s", "2", timeout_s=40)
+        assert code == 74
+        *warnings, error = err.splitlines(keepends=True)
+        is_one_line(error, "rank 0 waited 2 s for data", "--resume auto")
+        assert len(warnings) <= 1
+        status = outcome.read_status(folder / "r")
+        assert status is not None
+        assert (status.state, status.code) == ("failed", 74)
+        shutil.rmtree(folder)
+
+
+def test_killing_a_run_leaves_no_worker(images: list[Path], tmp_path: Path) -> None:
+    with started(tmp_path, *flags(images, "torchvision"), "--steps", "100000") as process:
+        until_training(tmp_path, process)
+        workers = children(process.pid)
+        assert workers
+        process.kill()
+        until(lambda: all(map(ended, workers)), "the workers' end", 10)
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode != 0,
+    reason="only root may mount another /dev/shm",
+)
+@pytest.mark.parametrize("backend", ["torchvision", "resident", "dali"])
+def test_little_shared_memory_is_enough(images: list[Path], tmp_path: Path, backend: str) -> None:
+    command = [sys.executable, "-m", "sslx", "pretrain", *TINY, *flags(images, backend, 2), "--runs", str(tmp_path)]
+    small = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
+    run = subprocess.run(
+        ["unshare", "-m", "sh", "-c", small, "sh", *command, "--name", "r"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert all(torch.isfinite(w).all() for w in weights(tmp_path).values() if isinstance(w, torch.Tensor))
