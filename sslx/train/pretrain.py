@@ -148,8 +148,7 @@ def _train(
                     numbers |= _measured("health", partial(health.look, parts.method.encoder, batches), logger.message)
                     clock.restart()
                 logger.log(done, numbers)
-                if look:
-                    _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
+                _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
             if save:  # before what takes long or may fail
                 agree.on_weights(parts.method, parts.optimizer, done, peers, logger.message)
                 runs.save(run, config, done, parts)
@@ -201,7 +200,9 @@ def _judge(
     ended: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Say what the health of the features means; CollapseError where that ends the run."""
+    """Say what the health of the features means, where it was looked at; CollapseError where that ends the run."""
+    if "feature_rank" not in numbers:
+        return
     if _due(health.every, step) and (line := health.warning(step, numbers, saved)):
         say(line)
     if ended and (line := health.last_word(step, numbers, method)):
