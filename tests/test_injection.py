@@ -199,9 +199,9 @@ def run_script(place: Path) -> None:
 
 BATCH = [
     ({"NAME": "a/b"}, "NAME must be"), ({"NAME": "../b"}, "NAME must be"), ({"NAME": "a\nb"}, "NAME must be"),
-    ({"NAME": "-a"}, "NAME must be"), ({"RANKS": "a[$(touch RAN)]"}, "RANKS must be"),
+    ({"NAME": "-a"}, "NAME must be"), ({"RANKS": "UID[$(touch RAN)]"}, "RANKS must be"),
     ({"RANKS": "0"}, "RANKS must be"),
-    ({"SLURM_CPUS_ON_NODE": "x[$(touch RAN)]"}, "RANKS must be"),
+    ({"SLURM_CPUS_ON_NODE": "UID[$(touch RAN)]"}, "RANKS must be"),
 ]  # fmt: skip
 
 
