@@ -83,7 +83,7 @@ def _collectives_with_warnings_as_errors() -> None:
         distributed.broadcast_object(1)
         distributed.gather_objects(1)
         distributed.barrier()
-        flag = distributed.StopFlag()
+        flag = StopFlag()
         flag.agreed(0)
         flag.finish()
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from sslx import distributed
 from sslx.methods.base import Step
+from sslx.train.agreement import StopFlag
 from sslx.train.clock import AGAIN_AFTER_S, NAMED_AFTER_S, Clock, watch_waits
 
 SLOW_S = 0.15
@@ -35,7 +36,7 @@ def measured(where: str, slow_rank: int, steps: int, readings: int) -> list[tupl
     model = Slow(late_s if where == "forward" else 0.0)
     wrapped = distributed.wrap(model, device=torch.device("cpu"), sync_bn=False)
     watch_waits(wrapped)
-    clock, flag = Clock(8, [f"host{rank}" for rank in range(distributed.world_size())]), distributed.StopFlag()
+    clock, flag = Clock(8, [f"host{rank}" for rank in range(distributed.world_size())]), StopFlag()
     said: list[tuple[dict[str, float], str]] = []
     for _ in range(readings):
         for _ in range(steps):
