@@ -13,18 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sslx import compiler
+from sslx.machine import versions
 from sslx.words import shown
-
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "nvidia-dali-cuda130",
-    "timm",
-    "wandb",
-    "submitit",
-    "tyro",
-    "scikit-learn",
-)
 
 
 def driver_cuda() -> int | None:
@@ -41,9 +31,9 @@ def findings() -> list[tuple[str, str]]:
     """(what, what was found) for each thing that sslx uses."""
     rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     rows += [("cpu", f"{len(os.sched_getaffinity(0))} cores")]
-    for name in PACKAGES:
+    for name in versions.TESTED:
         try:
-            rows.append((name, metadata.version(name)))
+            rows.append((name, versions.words(name, metadata.version(name))))
         except metadata.PackageNotFoundError:
             rows.append((name, f"not installed: pip install {name}"))
     import torch

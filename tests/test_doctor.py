@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sslx import cli, doctor
+from sslx.machine import versions
 
 
 def test_it_prints_what_is_there_and_ends_with_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -19,7 +20,7 @@ def test_it_prints_what_is_there_and_ends_with_0(capsys: pytest.CaptureFixture[s
     assert err == ""
     rows = out.splitlines()
     assert max(map(len, rows)) <= 80
-    for name in ("python", "cpu", "gpu", "compiler", "slurm", *doctor.PACKAGES):
+    for name in ("python", "cpu", "gpu", "compiler", "slurm", *versions.TESTED):
         assert sum(row.startswith(f"{name} ") for row in rows) == 1, name
 
 
@@ -30,7 +31,7 @@ def test_help_and_wrong_arguments(capsys: pytest.CaptureFixture[str]):
 
 
 def test_what_is_missing_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setitem(versions.TESTED, "no-such-package", ("1", "2"))
     monkeypatch.setenv("PATH", str(tmp_path))
     found = dict(doctor.findings())
     assert found["no-such-package"] == "not installed: pip install no-such-package"

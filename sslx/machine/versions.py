@@ -1,0 +1,39 @@
+"""The versions of other packages with which sslx was tested: all tests pass with the oldest set and with the newest."""
+
+import re
+
+TESTED = {
+    "torch": ("2.11.0", "2.14.1"),
+    "torchvision": ("0.26.0", "0.29.1"),
+    "triton": ("3.6.0", "3.8.0"),
+    "nvidia-dali-cuda130": ("2.4.0", "2.4.0"),
+    "timm": ("1.0.20", "1.0.31"),
+    "wandb": ("0.20.0", "0.31.0"),
+    "submitit": ("1.5.0", "1.5.4"),
+    "tyro": ("1.0.0", "1.0.17"),
+    "rich": ("13.0.0", "15.0.0"),
+    "scikit-learn": ("1.5.0", "1.9.1"),
+    "matplotlib": ("3.8.0", "3.11.2"),
+    "numpy": ("1.26.0", "2.4.6"),
+    "pillow": ("10.0.0", "13.0.0"),
+}
+"""(oldest, newest) of each; the oldest are the floors of pyproject.toml and tests/oldest.txt."""
+
+
+def words(package: str, version: str) -> str:
+    """The version of an installed package, with what was tested where it lies outside of that."""
+    oldest, newest = TESTED[package]
+    if _key(version) < _key(oldest):
+        return f"{version}: older than sslx supports, install {oldest} or newer"
+    if _key(version) > _key(newest):
+        return f"{version}: newer than sslx was tested with ({oldest} to {newest})"
+    return f"{version} (tested: {oldest} to {newest})"
+
+
+def _key(version: str) -> tuple[int, ...]:
+    """2.14.1+cu130 -> (2, 14, 1); of 2.15.0a0 and 2.15.0rc1 the numbers of the release, without zeros at the end."""
+    release = re.match(r"[\d.]*", version)
+    numbers = [int(n) for n in re.findall(r"\d+", release.group() if release else "")]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)

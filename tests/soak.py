@@ -1,0 +1,103 @@
+"""Whether the tests hold every time: tests many times in a row, a line for each in benchmarks/results/soak.jsonl.
+
+    python tests/soak.py numerical --isa avx2 avx512 sse   the slow tier's numerical tests, imitating each CPU
+    python tests/soak.py fast --busy 2                     the fast tier beside two busy loops
+
+--times 20: runs of each.  What comes after -- goes to pytest.
+
+Uses the Python that runs it: .venv/bin/python, or .venv-oldest/bin/python for the oldest supported packages.
+Ends with 1 where a run had a failure.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from kit import instruction_sets
+from sslx import measure
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "soak.jsonl"
+TIERS = {
+    "numerical": "slow and numerical and not gpu and not slurm and not soak",
+    "fast": "not slow and not gpu and not slurm and not soak",
+}
+
+
+def run(tier: str, isa: str | None, busy: int, options: list[str]) -> dict[str, object]:
+    """One run of pytest, beside ``busy`` processes that do nothing but compute: what goes into the results."""
+    environ = os.environ | {"OMP_NUM_THREADS": "1"} | (instruction_sets.environment(isa) if isa else {})
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+    jobs = min(4, len(os.sched_getaffinity(0)))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        str(jobs),
+        "--dist",
+        "worksteal",
+        "-m",
+        TIERS[tier],
+        *options,
+    ]
+    start = time.monotonic()
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=False)
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1])}
+    return {
+        "benchmark": "soak",
+        "tier": tier,
+        "isa": isa or "native",
+        "busy_loops": busy,
+        "options": options,
+        "passed": counts.get("passed", 0),
+        "failed": counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0),
+        "skipped": counts.get("skipped", 0),
+        "failures": re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE),
+        "exit_code": done.returncode,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tier", choices=TIERS)
+    parser.add_argument("--isa", nargs="+", default=[], choices=instruction_sets.NAMES, help="CPUs to imitate in turn")
+    parser.add_argument("--times", type=int, default=20, help="runs of each")
+    parser.add_argument("--busy", type=int, default=0, help="busy loops beside the tests")
+    ours, options = sys.argv[1:], list[str]()
+    if "--" in ours:
+        ours, options = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
+    arguments = parser.parse_args(ours)
+    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "triton", "timm", "numpy")}
+    failed = False
+    for number in range(1, arguments.times + 1):
+        for isa in arguments.isa or [None]:
+            stamp = measure.stamp()
+            stamp["versions"] = {**stamp["versions"], **versions}
+            record = {**stamp, "run": number, **run(arguments.tier, isa, arguments.busy, options)}
+            with RESULTS.open("a", encoding="utf-8") as results:
+                results.write(json.dumps(record) + "\n")
+            failed |= record["exit_code"] != 0
+            sys.stdout.write(
+                f"{number}/{arguments.times} {record['tier']} {record['isa']}: {record['passed']} passed, "
+                f"{record['failed']} failed in {record['seconds']} s {' '.join(record['failures'])}\n"
+            )
+            sys.stdout.flush()
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
