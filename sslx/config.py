@@ -81,8 +81,7 @@ class PretrainConfig:
     batch_norm: Literal["local", "sync", "group"] = "local"
     """Statistics of one rank, or of all together, so that W ranks train as one; group: none, group norm instead."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do at a step whose loss or gradient is not finite, which is never taken.  stop: end with exit code 76.
-    skip: go on without it, or, after too many in a row, from the last checkpoint; stop if it is the same from there."""
+    """A step that is not finite is never taken.  stop: end, code 76.  skip: go on, or back where too many follow."""
     skip_steps: int = 10
     """Steps in a row that --on-nonfinite skip leaves out; at one more it goes back to the last checkpoint."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -87,8 +87,7 @@ class Config:
     download: bool = False
     """Download the data set where it is missing."""
     range: Literal["auto"] | tuple[float, float] = "auto"
-    """LOW HIGH: the values that are black and white in images of more than 8 bits, of signed values or of floats.
-    auto: what 256 of the images use, which is said."""
+    """LOW HIGH: black and white of images of over 8 bits, signed or float; auto: what 256 of them use, as it says."""
     num_synthetic: int = 4096
     """Images of the synthetic source."""
 
