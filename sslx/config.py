@@ -144,8 +144,10 @@ class PlotConfig:
 
     checkpoint: tyro.conf.Positional[Path]
     """A run folder, a checkpoint in it, or its state.pt."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images to draw; default: those of the run."""
     points: int = 2000
-    """Images of the test split to draw."""
+    """Images of the test split to draw; where there is none, of the training split."""
     seed: int = 0
     """Of t-SNE and of the choice of images."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -208,9 +210,11 @@ def load_probe(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bo
     return _parse(ProbeConfig, _with_folder(from_argv, default.data), "sslx probe", default, quiet)
 
 
-def load_plot(argv: Sequence[str], *, quiet: bool = False) -> PlotConfig:
-    """``CHECKPOINT [--flags]`` of ``sslx plot``."""
-    return _parse(PlotConfig, list(argv), "sslx plot", PlotConfig(checkpoint=tyro.MISSING), quiet)
+def load_plot(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bool = False) -> PlotConfig:
+    """``CHECKPOINT [--flags]`` of ``sslx plot``; ``data``: the run's, whose fields the flags replace."""
+    default = PlotConfig(checkpoint=tyro.MISSING, data=data or DataConfig())
+    from_argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    return _parse(PlotConfig, _with_folder(from_argv, default.data), "sslx plot", default, quiet)
 
 
 def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:

@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sslx import checkpoint, config, data, distributed, encoders, methods, plot, probe, rng
-from sslx.config import PretrainConfig, ProbeConfig
+from sslx import checkpoint, config, data, distributed, encoders, files, methods, plot, probe, rng
+from sslx.config import PlotConfig, PretrainConfig, ProbeConfig
 from sslx.data import sources
 from sslx.data.listing import silent
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
-from sslx.errors import ConfigError, DataError
+from sslx.errors import ConfigError, DataError, MissingInput, StorageError, UserError
 from sslx.group_norm import group_norm
 from sslx.methods.base import Method
 from sslx.probe import Score, features
@@ -103,10 +103,14 @@ def _splits(settings: data.Config, say: Callable[[str], None]) -> tuple[Source, 
     """Both splits to probe on, told of to ``say`` as ``sslx pretrain`` tells of its images."""
     train = sources.build(settings, "train", say=say)
     test = sources.build(settings, "test", say=say, classes=train.classes, levels=train.levels)
-    for split, source in (("training", train), ("test", test)):
-        for line in (f"{split} split: {source.describe()}", *source.notes):
-            say(line)
+    _describe(train, "training", say)
+    _describe(test, "test", say)
     return train, test
+
+
+def _describe(source: Source, split: str, say: Callable[[str], None]) -> None:
+    for line in (f"{split} split: {source.describe()}", *source.notes):
+        say(line)
 
 
 def _check_labels(train: Source, test: Source) -> None:
@@ -149,6 +153,10 @@ def scores(
     """Probe the pretrained encoder and, if asked, raw pixels and the untrained encoder, on the same splits."""
     train, test = _splits(settings, _say(console, ranks))
     _check_labels(train, test)
+    assert train.labels is not None
+    probes, lines = probe.possible(options.probe, torch.from_numpy(train.labels), train.classes or ())
+    for line in lines:
+        _say(console, ranks)(line)
     device, autocast = ranks.device, _autocast(ranks.device)
     found: list[Score] = []
     bars = _Bars(console, ranks.is_main)
@@ -168,9 +176,7 @@ def scores(
                     )
             if ranks.is_main:
                 classes = len(train.classes or ())
-                found.append(
-                    probe.evaluate(options.probe, made[0], made[1], name, classes, device=device, progress=bars)
-                )
+                found.append(probe.evaluate(probes, made[0], made[1], name, classes, device=device, progress=bars))
             distributed.barrier()
     return found
 
@@ -202,13 +208,20 @@ def probe_main(argv: Sequence[str]) -> int:
             "view_px": trained.view.size,
             "scores": probe.as_json(found),
         }
-        (trained.folder / "probe.json").write_text(json.dumps(record, indent=1) + "\n")
+        _write(trained.folder / "probe.json", record)
     distributed.shutdown()
     return 0
 
 
-def _picture(trained: Trained, test: Source, seed: int, device: torch.device, path: Path) -> bool:
-    """Draw what the method shows of 8 test images, cut as for probes, of the training views' size; False: nothing."""
+def _write(path: Path, record: dict[str, Any]) -> None:
+    try:
+        files.replace(path, (json.dumps(record, indent=1) + "\n").encode())
+    except OSError as error:
+        raise StorageError(f"cannot write {shown(path)}: {error.strerror}: the table above is all there is") from error
+
+
+def _picture(trained: Trained, test: Source, name: str, seed: int, device: torch.device, path: Path) -> bool:
+    """Draw what the method shows of 8 images, cut as for probes, of the training views' size; False: nothing."""
     method, settings = trained.method(device), trained.settings
     chosen = plot.subsample(len(test), None if test.labels is None else torch.from_numpy(test.labels), 8, seed)
     view = replace(trained.view, size=trained.size)
@@ -217,51 +230,99 @@ def _picture(trained: Trained, test: Source, seed: int, device: torch.device, pa
     drawn = torch.from_numpy(rng.uniform(seed, "picture", chosen, num=method.num_draws)).float()
     rows = method.picture(replace(batch, draws=drawn.clamp_(max=1 - 2.0**-24).to(device)))
     if rows:
-        title = f"{settings.name}: {settings.method.name} on test images"
+        title = f"{settings.name}: {settings.method.name} on {name} images"
         plot.images(rows, view, path, title, f"step {trained.step:,}, {trained.size} px")
     return bool(rows)
 
 
 def plot_main(argv: Sequence[str]) -> int:
-    """``sslx plot CHECKPOINT``: ``tsne.png``, ``loss.png`` and, where the method shows something, ``method.png``.
+    """``sslx plot CHECKPOINT``: ``loss.png``, ``tsne.png`` and, where the method shows something, ``method.png``.
 
-    All in the run folder.
+    All in the run folder.  What cannot be drawn is left out with a line; the first such error, where nothing can.
     """
-    options = config.load_plot(argv, quiet=distributed.joined() not in (None, 0))
+    quiet = distributed.joined() not in (None, 0)
+    trained = load(config.load_plot(argv, quiet=quiet).checkpoint)
+    options = config.load_plot(argv, trained.settings.data, quiet=quiet)
     ranks = distributed.init(options.device)
-    trained = load(options.checkpoint)
-    settings, console = trained.settings.data, Console()
-    train, test = _splits(settings, _say(console, ranks))
+    trained = replace(trained, settings=replace(trained.settings, data=options.data))
+    console = Console()
+    say = _say(console, ranks)
+    written, problems = list[Path](), list[UserError]()
+
+    def attempt(file: str, draw: Callable[[Path], bool]) -> None:
+        try:
+            written.extend([trained.folder / file] * draw(trained.folder / file))
+        except UserError as error:
+            problems.append(error)
+        except OSError as error:
+            problems.append(StorageError(f"cannot write {shown(trained.folder / file)}: {error.strerror}"))
+
+    if ranks.is_main:
+        attempt("loss.png", partial(_loss_curve, trained.folder / "metrics.jsonl"))
+    try:
+        train, source, name = _splits_to_draw(options.data, say)
+    except UserError as error:
+        problems.append(error)
+    else:
+        attempt("tsne.png", partial(_tsne, trained, options, train, source, name, ranks, console))
+        if ranks.is_main:
+            attempt("method.png", partial(_picture, trained, source, name, options.seed, ranks.device))
+    distributed.shutdown()
+    if written:
+        say(f"wrote {', '.join(map(shown, written))}")
+    storage = [problem for problem in problems if isinstance(problem, StorageError)]
+    if ranks.is_main and (storage or not written):
+        raise (*storage, *problems)[0]
+    for problem in problems:
+        say(f"left out: {problem}")
+    return 0
+
+
+def _splits_to_draw(settings: data.Config, say: Callable[[str], None]) -> tuple[Source, Source, str]:
+    """The training split, and what to draw, the test split or, where there is none, the training split; its name."""
+    train = sources.build(settings, "train", say=say)
+    _describe(train, "training", say)
+    try:
+        test = sources.build(settings, "test", say=say, classes=train.classes, levels=train.levels)
+    except (MissingInput, DataError) as error:
+        say(f"drawing training images, for want of a test split: {error}")
+        return train, train, "training"
+    _describe(test, "test", say)
+    return train, test, "test"
+
+
+def _loss_curve(metrics: Path, path: Path) -> bool:
+    plot.loss_curve(metrics, path)
+    return True
+
+
+def _tsne(
+    trained: Trained,
+    options: PlotConfig,
+    train: Source,
+    source: Source,
+    name: str,
+    ranks: Ranks,
+    console: Console,
+    path: Path,
+) -> bool:
+    """Draw the features of ``source``, with its kNN accuracy where it is another than the training split."""
     bars = _Bars(console, ranks.is_main)
+    made: list[Features] = []
     with bars.display:
         bars.stage = "picture"
         encoder = trained.encoder(trained=True, device=ranks.device)
-        made: list[Features] = []
-        for split in (train, test) if test.labels is not None else (test,):
-            batches = _loader(settings, split, trained.view, 256, ranks, torch.float32)
-            made.append(
-                features.extract(
-                    encoder, batches, autocast=_autocast(ranks.device), num_samples=len(split), progress=bars
-                )
-            )
-    if ranks.is_main:
-        title = f"{trained.settings.name}: features of {len(test):,} test images"
-        if len(made) == 2 and train.classes:
-            title += f", kNN accuracy {100 * probe.knn.accuracy(made[0], made[1], len(train.classes)):.1f} %"
-        with console.status("t-SNE ..."):
-            plot.tsne(
-                made[-1].x,
-                made[-1].label,
-                train.classes,
-                trained.folder / "tsne.png",
-                title,
-                max_points=options.points,
-                seed=options.seed,
-            )
-        plot.loss_curve(trained.folder / "metrics.jsonl", trained.folder / "loss.png")
-        written = [trained.folder / "tsne.png", trained.folder / "loss.png"]
-        if _picture(trained, test, options.seed, ranks.device, trained.folder / "method.png"):
-            written.append(trained.folder / "method.png")
-        console.print(f"wrote {', '.join(map(shown, written))}", markup=False, highlight=False, soft_wrap=True)
-    distributed.shutdown()
-    return 0
+        autocast = _autocast(ranks.device)
+        labeled = source is not train and train.labels is not None and source.labels is not None
+        for split in (train, source) if labeled else (source,):
+            batches = _loader(options.data, split, trained.view, 256, ranks, torch.float32)
+            made.append(features.extract(encoder, batches, autocast=autocast, num_samples=len(split), progress=bars))
+    if not ranks.is_main:
+        return False
+    title = f"{trained.settings.name}: features of {len(source):,} {name} images"
+    if labeled and train.classes:
+        title += f", kNN accuracy {100 * probe.knn.accuracy(made[0], made[1], len(train.classes)):.1f} %"
+    with console.status("t-SNE ..."):
+        x, label = made[-1].x, made[-1].label
+        plot.tsne(x, label, train.classes, path, title, max_points=options.points, seed=options.seed)
+    return True

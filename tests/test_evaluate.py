@@ -114,8 +114,8 @@ def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys:
     run, cpu = evaluate.load(tmp_path / "run"), torch.device("cpu")
     test = sources.build(run.settings.data, "test")
     again, other = tmp_path / "again.png", tmp_path / "other.png"
-    assert evaluate._picture(run, test, 0, cpu, again)
-    assert evaluate._picture(run, test, 1, cpu, other)
+    assert evaluate._picture(run, test, "test", 0, cpu, again)
+    assert evaluate._picture(run, test, "test", 1, cpu, other)
     assert again.read_bytes() == (tmp_path / "run" / "method.png").read_bytes() != other.read_bytes()
     with Image.open(again) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)

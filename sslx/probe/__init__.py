@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from sslx.errors import ConfigError, DataError
 from sslx.probe import knn, linear, low_shot
@@ -20,7 +21,7 @@ class Config:
     """Which probes to run, and how."""
 
     k: int = 200
-    """Neighbours that vote in the kNN probe, at most as many as the smallest class has; 0 leaves it out."""
+    """Neighbours that vote in the kNN probe, at most the mean size of a class; 0 leaves the probe out."""
     temperature: float = 0.07
     """Temperature of the kNN votes' weights, exp(similarity / temperature)."""
     linear: bool = True
@@ -45,12 +46,37 @@ class Config:
             raise ConfigError(f"probe.seed: expected 0 or more, got {self.seed}")
 
 
+def possible(config: Config, label: Tensor, classes: Sequence[str]) -> tuple[Config, list[str]]:
+    """The probes that training labels (N,) allow, and a line for each that is left out or changed.
+
+    classes: the names of the labels.  A class without a training sample counts for nothing.
+    """
+    counts = {c: n for c, n in enumerate(label.bincount().tolist()) if n}
+    if len(counts) < 2:
+        return config, []  # evaluate says so
+    lines: list[str] = []
+    rarest = min(counts, key=lambda c: counts[c])
+    name = shown(classes[rarest]) if rarest < len(classes) else str(rarest)
+    few = tuple(shots for shots in config.shots if shots > counts[rarest])
+    for shots in few:
+        number = f"{counts[rarest]} training image{'s' * (counts[rarest] > 1)}"
+        lines.append(f"no probe by {shots} labels a class: class {name} has {number}")
+    if config.linear and max(counts.values()) < 2:
+        lines.append("no linear probe: no class has the 2 training images that it takes to choose its regularization")
+    if config.k and (k := knn.neighbors(label, config.k)) < config.k:
+        lines.append(f"kNN by the {k} nearest, not {config.k}: as many as a class has training images on average")
+    linear = config.linear and max(counts.values()) > 1
+    shots = tuple(shots for shots in config.shots if shots not in few)
+    return dataclasses.replace(config, shots=shots, linear=linear), lines
+
+
 @dataclass(frozen=True)
 class Score:
     """What the probes make of one representation of ``dim`` dimensions.
 
     Accuracies on the test split, in [0, 1]; None for a probe left out.  low_shot: labels a class -> (mean,
     standard deviation) over the draws.  C: the regularisation of the linear probe.
+    k: neighbors that voted, 0: none.
     """
 
     name: str
@@ -59,6 +85,7 @@ class Score:
     linear: float | None
     C: float | None
     low_shot: dict[int, tuple[float, float]]
+    k: int = 0
 
 
 def evaluate(
@@ -84,7 +111,9 @@ def evaluate(
         )
         for shots in config.shots
     }
-    return Score(name, train.x.shape[1], nearest, score, c, few)
+    assert train.label is not None
+    k = knn.neighbors(train.label, config.k) if config.k else 0
+    return Score(name, train.x.shape[1], nearest, score, c, few, k)
 
 
 def table(scores: Sequence[Score], title: str, note: str = "") -> Table:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from sslx import distributed, memory, rng
 from sslx.data.batch import Batch
-from sslx.errors import NonFiniteError
+from sslx.errors import ConfigError, NonFiniteError, UserError
+from sslx.words import one_line
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what, done, total)`` while something that may take seconds goes on."""
@@ -105,15 +106,20 @@ def _collect(
 ) -> Features:
     world_size = distributed.world_size()
     x, label, index = list[Tensor](), list[Tensor](), list[Tensor]()
-    done = 0
-    for batch in batches:
-        x.append(embed(batch.views[0]).float().cpu())
-        memory.keep_freed()
-        index.append(batch.index.cpu())
-        if batch.label is not None:
-            label.append(batch.label.cpu())
-        done += len(batch)
-        progress("features", min(done * world_size, num_samples), num_samples)
+    done, problem = 0, None
+    try:
+        for batch in batches:
+            x.append(embed(batch.views[0]).float().cpu())
+            memory.keep_freed()
+            index.append(batch.index.cpu())
+            if batch.label is not None:
+                label.append(batch.label.cpu())
+            done += len(batch)
+            progress("features", min(done * world_size, num_samples), num_samples)
+    except (UserError, MemoryError, torch.OutOfMemoryError) as error:
+        problem = error if isinstance(error, UserError) else ConfigError(f"out of memory: {one_line(error)}")
+    for problem in filter(None, distributed.gather_objects(problem)):  # on all ranks, or the others would wait
+        raise problem
     parts = _gather(x, label, index, -(-num_samples // world_size))
     features = Features(
         torch.cat([part[0] for part in parts if len(part[0])]),

@@ -23,15 +23,13 @@ def accuracy(
 
     The k training samples of largest cosine similarity s vote for their class with weight
     exp(s / temperature); k = 200 and temperature = 0.07 are the paper's, and those of DINO's protocol (arXiv
-    2104.14294).  Deviation: k is at most the size of the smallest class in the training split, since beyond
-    it even a perfect representation could be outvoted.  Among equal similarities the earlier training sample
-    is nearer; among equal votes the lower class wins.  Holds one (rows, N_train) block of similarities of
-    about 128 MiB at a time.
+    2104.14294).  Deviation: k is at most the mean size of a class (``neighbors``).  Among equal similarities
+    the earlier training sample is nearer; among equal votes the lower class wins.  Holds one (rows, N_train)
+    block of similarities of about 128 MiB at a time.
     """
     assert train.label is not None
     assert test.label is not None
-    counts = train.label.bincount(minlength=num_classes)
-    k = min(k, int(counts[counts > 0].min()))
+    k = neighbors(train.label, k)
     keys = F.normalize(train.x.to(device), dim=1)
     key_labels = train.label.to(device)
     rows = max(1, _CHUNK_BYTES // (4 * len(keys)))
@@ -45,6 +43,15 @@ def accuracy(
         correct += int((votes.argmax(1).cpu() == test.label[start:stop]).sum())
         progress("kNN", stop, len(test.x))
     return correct / len(test.x)
+
+
+def neighbors(label: Tensor, k: int) -> int:
+    """How many vote where ``k`` are asked for: at most the mean size of the classes in ``label`` (N,), at least 1.
+
+    Of balanced classes, more than a class has would outvote even a perfect representation; one rare class changes
+    nothing, and k is as asked wherever the split has k samples a class.
+    """
+    return max(1, min(k, len(label) // len(label.unique())))
 
 
 def nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -47,13 +47,26 @@ def test_scale_of_a_feature_vector_does_not_matter(generator: torch.Generator) -
     assert knn.accuracy(scaled, test, 4, 20) == knn.accuracy(train, test, 4, 20)
 
 
-def test_k_is_at_most_the_smallest_class() -> None:
-    """Two of class 0 against a hundred of class 1: with k = 102 the near ones would be outvoted."""
-    near, far = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.9, 0.436]])
-    train = features(torch.cat([near.repeat(2, 1), far.repeat(100, 1)]), torch.tensor([0] * 2 + [1] * 100))
-    test = features(near, torch.tensor([0]))
-    assert brute_force(train, test, 2, 102, 0.07) == 0
-    assert knn.accuracy(train, test, 2, k=200) == 1
+def test_k_is_at_most_what_a_class_has_on_average(generator: torch.Generator) -> None:
+    train = clusters(40, generator)
+    assert knn.neighbors(train.label, 200) == 10
+    assert knn.neighbors(train.label, 7) == 7
+    test = clusters(60, generator)
+    assert knn.accuracy(train, test, 4, k=200) == knn.accuracy(train, test, 4, k=10)
+
+
+def test_a_rare_class_does_not_decide_how_many_vote(generator: torch.Generator) -> None:
+    common, rare = clusters(396, generator), torch.randn(1, 12, generator=generator)
+    train = features(torch.cat([common.x, rare]), torch.cat([common.label, torch.tensor([4])]))
+    test = clusters(120, generator)
+    expected = brute_force(train, test, 5, 50, 0.07)
+    assert knn.neighbors(train.label, 50) == 50
+    assert knn.accuracy(train, test, 5, k=50) == pytest.approx(expected, abs=1.5 / 120)
+
+
+def test_many_samples_of_few_classes_vote_as_asked() -> None:
+    """1,900 of one class and 100 of another: k stays 200, as in DINO's code."""
+    assert knn.neighbors(torch.tensor([0] * 1900 + [1] * 100), 200) == 200
 
 
 def test_accuracy_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:

@@ -65,7 +65,7 @@ def test_table_has_percentages_and_the_best_in_bold() -> None:
 
 
 def test_json_has_the_numbers() -> None:
-    score = Score("ours", 8, 0.9, None, None, {5: (0.7, 0.02)})
+    score = Score("ours", 8, 0.9, None, None, {5: (0.7, 0.02)}, k=20)
     assert json.loads(json.dumps(as_json([score]))) == [
         {
             "name": "ours",
@@ -74,6 +74,7 @@ def test_json_has_the_numbers() -> None:
             "linear": None,
             "C": None,
             "low_shot": {"5": {"mean": 0.7, "std": 0.02}},
+            "k": 20,
         }
     ]
 

@@ -1,0 +1,130 @@
+"""A measurement never costs the run: what cannot be measured is left out with a line, after all else is saved."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from processes import TINY, is_one_line
+from sslx import checkpoint, cli, outcome
+
+COLORS = {"cat": (1.0, 0.2, 0.2), "dog": (0.2, 1.0, 0.2), "[rare]": (0.2, 0.2, 1.0)}
+
+
+def images(root: Path, **numbers: int) -> Path:
+    """Random pictures of a tint a class, below ``root``: ``SPLIT__CLASS=number``."""
+    rng = np.random.default_rng()
+    for split, number in numbers.items():
+        part, kind = split.split("__")
+        kind = "[rare]" if kind == "rare" else kind
+        folder = root / part / kind if part != "all" else root / kind
+        folder.mkdir(parents=True)
+        for i in range(number):
+            pixels = rng.integers(0, 256, (24, 24, 3)) * np.array(COLORS[kind])
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def pretrain(root: Path, runs: Path, *flags: str) -> int:
+    source = [
+        "--data.source",
+        "folder",
+        "--data.root",
+        str(root),
+        "--data.backend",
+        "torchvision",
+        "--data.threads",
+        "0",
+    ]
+    steps = ["--batch-size", "4", "--online.every", "1", "--runs", str(runs), "--name", "r"]
+    return cli.main(["pretrain", *TINY, *source, *steps, *flags])
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two classes of 30 images and one of a single image."""
+    folder = tmp_path_factory.mktemp("rare")
+    numbers = {"train__cat": 30, "train__dog": 30, "train__rare": 1, "test__cat": 8, "test__dog": 8, "test__rare": 1}
+    assert pretrain(images(folder / "images", **numbers), folder, "--steps", "15") == 0
+    return folder / "r"
+
+
+def test_four_labeled_images_make_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain(images(tmp_path / "images", all__cat=2, all__dog=2), tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    (line,) = [line for line in out.splitlines() if "no online probe" in line]
+    assert "of 4 training images" in line
+    assert checkpoint.load(tmp_path / "r")["step"] == 2
+    status = outcome.read_status(tmp_path / "r")
+    assert status is not None
+    assert status.state == "done"
+
+
+def test_an_online_probe_that_fails_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = images(tmp_path / "images", train__cat=6, train__dog=6, test__cat=3, test__dog=3)
+    for path in (root / "test").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    assert pretrain(root, tmp_path, "--steps", "3") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "no online probe this time: " in out
+    assert checkpoint.load(tmp_path / "r")["step"] == 3
+
+
+def test_a_rare_class_ends_no_probe(rare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["probe", str(rare), "--probe.draws", "2", "--no-baselines"]) == 0
+    out = capsys.readouterr().out
+    assert "no probe by 5 labels a class: class [rare] has 1 training image\n" in out
+    assert "kNN by the 20 nearest, not 200" in out
+    assert "1 label a class" in out
+    (score,) = json.loads((rare / "probe.json").read_text())["scores"]
+    assert score["k"] == 20
+    assert score["low_shot"].keys() == {"1"}
+    assert score["knn"] is not None
+    assert score["linear"] is not None
+
+
+def test_a_probe_that_cannot_be_written_is_printed(rare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (rare / "probe.json").unlink(missing_ok=True)
+    (rare / "probe.json").mkdir()
+    try:
+        assert cli.main(["probe", str(rare), "--probe.draws", "2", "--no-baselines"]) == 74
+    finally:
+        (rare / "probe.json").rmdir()
+    out, err = capsys.readouterr()
+    assert "pretrained encoder" in out
+    is_one_line(err, "probe.json")
+
+
+def test_a_folder_without_a_test_split_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = images(tmp_path / "images", all__cat=8, all__dog=8)
+    assert pretrain(root, tmp_path) == 0
+    capsys.readouterr()
+    assert cli.main(["plot", str(tmp_path / "r")]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "drawing training images" in out
+    for name in ("loss.png", "tsne.png"):
+        assert (tmp_path / "r" / name).read_bytes().startswith(b"\x89PNG")
+    other = images(tmp_path / "other", all__cat=4)
+    assert cli.main(["plot", str(tmp_path / "r"), "--data.test-root", str(other)]) == 0
+    assert "test split: " in capsys.readouterr().out
+
+
+def test_what_cannot_be_drawn_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = images(tmp_path / "images", all__cat=8, all__dog=8)
+    assert pretrain(root, tmp_path) == 0
+    run = tmp_path / "r"
+    root.rename(tmp_path / "gone")
+    capsys.readouterr()
+    assert cli.main(["plot", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert (run / "loss.png").is_file()
+    assert not (run / "tsne.png").exists()
+    assert "left out: " in out
+    (run / "metrics.jsonl").unlink()
+    assert cli.main(["plot", str(run)]) == 66
+    is_one_line(capsys.readouterr().err)
