@@ -118,8 +118,9 @@ def _collect(
             progress("features", min(done * world_size, num_samples), num_samples)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
         problem = error if isinstance(error, UserError) else ConfigError(f"out of memory: {one_line(error)}")
-    for problem in filter(None, distributed.gather_objects(problem)):  # on all ranks, or the others would wait
-        raise problem
+    problems = [found for found in distributed.gather_objects(problem) if found is not None]
+    if problems:  # on all ranks, or the others would wait
+        raise problems[0]
     parts = _gather(x, label, index, -(-num_samples // world_size))
     features = Features(
         torch.cat([part[0] for part in parts if len(part[0])]),
