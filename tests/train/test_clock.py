@@ -74,7 +74,7 @@ def test_the_slow_rank_is_found_wherever_it_is_slow(ranks: Any, where: str, worl
 @pytest.mark.slow
 def test_a_straggler_is_named_once_with_the_cause(ranks: Any) -> None:
     steps = math.ceil(NAMED_AFTER_S / SLOW_S / 4)
-    for where, cause in (("loader", "waiting for data: its disk or --data.threads"), ("after", "see what else runs")):
+    for where, cause in (("loader", "of it waiting for data: its disk is slow"), ("after", "see what else runs")):
         for readings in ranks(2, measured, where, 1, steps, 7):
             remarks = [remark for _, remark in readings if remark]
             assert len(remarks) == 1, "once in ten minutes"
