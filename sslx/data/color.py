@@ -159,8 +159,9 @@ def _decoded(file: BinaryIO, container: str) -> Values:
         if ";16" in rawmode and image.mode in ("RGB", "RGBA"):
             return Values(_sixteen_bits(image, file, container), "16-bit")
         image.load()
-        if image.mode.startswith("I;16") or kind:
-            array = np.asarray(image)
+        widened = kind is None and image.mode == "I" and ";16" in rawmode  # Pillow 10's gray PNG of 16 bits
+        if image.mode.startswith("I;16") or kind or widened:
+            array = np.asarray(image).astype(np.uint16) if widened else np.asarray(image)
             if kind == "signed 8-bit":
                 array = array.view(np.int8)
             elif kind == "32-bit":
@@ -184,7 +185,7 @@ def _rgb(image: Image.Image, container: str) -> Pixels:
 
 
 def _rawmode(image: Any) -> str:
-    args = image.tile[0].args if image.tile else ""
+    args = image.tile[0][3] if image.tile else ""  # its name, args, is new in Pillow 11
     return str(args if isinstance(args, str) else args[0] if args else "")
 
 
@@ -194,7 +195,7 @@ def _decode_as(image: Any, rawmode: str) -> npt.NDArray[np.uint8]:
     def told(args: Any) -> Any:
         return rawmode if isinstance(args, str) else (rawmode, *args[1:])
 
-    image.tile = [tile._replace(args=told(tile.args)) for tile in image.tile]
+    image.tile = [(*tile[:3], told(tile[3])) for tile in image.tile]
     image.load()
     return np.asarray(image)
 

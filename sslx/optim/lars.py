@@ -65,6 +65,13 @@ class LARS(torch.optim.Optimizer):
             factors = list((_ratios(params, directions, group["trust"]) * group["lr"]).unbind())
         foreach._foreach_mul_(directions, factors)
         # velocities = momentum * velocities + directions; params -= velocities
+        if params[0].is_cpu and params[0].dtype.itemsize < 4:  # torch 2.11's fused step leaves these parameters alone
+            found_inf = getattr(self, "found_inf", None)
+            if found_inf is None or not found_inf.item():
+                foreach._foreach_mul_(velocities, group["momentum"])
+                foreach._foreach_add_(velocities, directions)
+                foreach._foreach_sub_(params, velocities)
+            return
         foreach._fused_sgd_(
             params,
             directions,

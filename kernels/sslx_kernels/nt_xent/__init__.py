@@ -11,6 +11,7 @@ from torch import Tensor
 from sslx_kernels.nt_xent import op, reference
 
 Impl = Literal["auto", "reference", "tiled", "fused"]
+_TRITON = importlib.util.find_spec("triton") is not None  # here: torch 2.11 cannot trace the question
 IMPLS = ("auto", "reference", "tiled", "fused")
 _FUSED_DTYPES, _FUSED_DIM = (torch.bfloat16, torch.float16), 256
 
@@ -72,7 +73,7 @@ def choose(impl: str, rows: Tensor) -> str:
 
 def _not_fused(rows: Tensor) -> str:
     """What of these rows the Triton kernels cannot take; empty if nothing."""
-    if importlib.util.find_spec("triton") is None:
+    if not _TRITON:
         return "needs triton, which is not installed"
     if rows.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"needs a CUDA device, got {rows.device.type}"
