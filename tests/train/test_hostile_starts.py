@@ -1,0 +1,269 @@
+"""``sslx pretrain`` started under odd conditions: variables, ports, limits and bad luck, each in processes of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from processes import TINY, ended, is_one_line, metrics, outside
+from sslx import outcome
+
+Record = Callable[[str, object], None]
+PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
+PAIR = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "23456"}
+SLURM = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
+
+
+def command(folder: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "sslx", "pretrain", *TINY, "--runs", str(folder), "--name", "r", *flags]
+
+
+def run(folder: Path, environ: dict[str, str], *flags: str) -> tuple[int, str, float]:
+    """(exit code, stderr, seconds)."""
+    start = time.monotonic()
+    done = subprocess.run(
+        command(folder, *flags),
+        env=PLAIN | {"OMP_NUM_THREADS": "1"} | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    return done.returncode, done.stderr, time.monotonic() - start
+
+
+# ---------------------------------------------------------------- the environment
+
+AT_ONCE = [
+    ({**PAIR, "RANK": "x"}, "RANK"),
+    ({**PAIR, "RANK": "5"}, "RANK"),
+    ({**PAIR, "RANK": "-1"}, "RANK"),
+    ({**PAIR, "RANK": "٣"}, "RANK"),
+    ({**PAIR, "RANK": "0x1"}, "RANK"),
+    ({**PAIR, "RANK": "1_0"}, "RANK"),
+    ({**PAIR, "WORLD_SIZE": "0"}, "WORLD_SIZE"),
+    ({**PAIR, "WORLD_SIZE": "9" * 400}, "WORLD_SIZE"),
+    ({**PAIR, "MASTER_PORT": "x"}, "MASTER_PORT"),
+    ({**PAIR, "MASTER_PORT": "-1"}, "MASTER_PORT"),
+    ({**PAIR, "LOCAL_RANK": "two"}, "LOCAL_RANK"),
+    ({"SSLX_GIVE_UP_S": "abc"}, "SSLX_GIVE_UP_S"),
+    ({"SSLX_STALL_S": "-inf"}, "SSLX_STALL_S"),
+    ({"OMP_NUM_THREADS": "many"}, "OMP_NUM_THREADS"),
+    ({**SLURM, "SLURM_NTASKS": "x"}, "SLURM_NTASKS"),
+    ({**SLURM, "SLURM_PROCID": "a"}, "SLURM_PROCID"),
+    ({**SLURM, "SLURM_LOCALID": "\x1b[31m"}, "SLURM_LOCALID"),
+]
+
+
+@pytest.mark.slow
+def test_an_environment_that_cannot_be_is_one_line_at_once(tmp_path: Path, record_property: Record) -> None:
+    longest_s = 0.0
+    for environ, name in AT_ONCE:
+        code, err, seconds = run(tmp_path, environ)
+        assert code == 64, (environ, err)
+        is_one_line(err, f"expected {name} ")
+        assert err.strip().isprintable()
+        longest_s = max(longest_s, seconds)
+    assert not list(tmp_path.iterdir())
+    record_property("figure", f"exit code 64 and one line {len(AT_ONCE)} of {len(AT_ONCE)} times, in {longest_s:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"MASTER_ADDR": "no.such.host.invalid"}, 64, "expected MASTER_ADDR to be the address of rank 0's machine"),
+        ({"RANK": "1"}, 70, "waited 3 s for rank 0 of 2"),
+        ({"RANK": "0"}, 70, "waited 3 s for rank 1 of 2"),
+    ],
+)
+def test_ranks_that_cannot_meet_are_one_line(
+    tmp_path: Path, changes: dict[str, str], code: int, words: str, record_property: Record
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    came, err, seconds = run(tmp_path, {**PAIR, "MASTER_PORT": port, "SSLX_JOIN_S": "3", **changes})
+    assert came == code
+    is_one_line(err, words)
+    assert seconds < 100, "not after minutes"
+    assert not (tmp_path / "r").exists()
+    record_property("figure", f"{changes}: exit code {code} after {seconds:.1f} s")
+
+
+@pytest.mark.slow
+def test_a_port_that_another_process_has_is_one_line(tmp_path: Path, record_property: Record) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, err, seconds = run(tmp_path, {**PAIR, "MASTER_PORT": str(port)})
+    assert code == 70
+    is_one_line(err, f"expected port {port} (MASTER_PORT) of this machine to be free", "in use")
+    record_property("figure", f"exit code 70 after {seconds:.1f} s")
+
+
+# ---------------------------------------------------------------- launchers at the same moment
+
+CONTAINER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
+def test_launchers_of_the_same_pid_on_one_network_at_the_same_moment(tmp_path: Path, record_property: Record) -> None:
+    """As in containers on the host's network, in which every launcher is process 1."""
+    launchers: list[subprocess.Popen[str]] = []
+    for number in range(6):
+        (tmp_path / str(number)).mkdir()
+        environ = PLAIN | {"OMP_NUM_THREADS": "1"}
+        argv = [*CONTAINER, *command(tmp_path / str(number), "--ranks", "2")]
+        launchers.append(subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    said = [launcher.communicate(timeout=400)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0] * 6, said
+    assert said == [""] * 6
+    for number in range(6):
+        assert [line["step"] for line in metrics(tmp_path / str(number) / "r")] == [1, 2]
+    record_property("figure", "6 launchers of 2 ranks, each process 1 of its namespace: all done")
+
+
+# ---------------------------------------------------------------- limits, and bad luck in a step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gigabytes", [1.5, 2.5, 3.5])
+def test_too_little_address_space_is_one_line(tmp_path: Path, gigabytes: float, record_property: Record) -> None:
+    limit = f'ulimit -v {int(gigabytes * 2**20)} && exec "$@"'
+    done = subprocess.run(
+        ["bash", "-c", limit, "bash", *command(tmp_path, "--data.source", "digits", "--data.backend", "torchvision")],
+        env=PLAIN,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert "Traceback" not in done.stderr
+    if done.returncode:  # what fits depends on the machine
+        assert done.returncode == 64
+        is_one_line(done.stderr, "out of host memory", f"may use {gigabytes} GiB")
+    assert gigabytes > 1.5 or done.returncode == 64
+    record_property("figure", f"ulimit -v {gigabytes} GiB: exit code {done.returncode}")
+
+
+# ``sslx pretrain`` of which a step does something of its own, before it is taken.
+IN_A_STEP = """
+import os, sys, time, torch
+from sslx import cli
+from sslx.train import pretrain as loop
+number, train_step = 0, loop.train_step
+def harmed(*given):
+    global number
+    number += 1
+    {harm}
+    return train_step(*given)
+loop.train_step = harmed
+sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
+"""
+
+
+def by_hand(folder: Path, harm: str, world_size: int, *flags: str) -> list[tuple[int, str, int]]:
+    """(exit code, stderr, pid) of each rank."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    processes: list[subprocess.Popen[str]] = []
+    for rank in range(world_size):
+        argv = [sys.executable, "-c", IN_A_STEP.format(harm=harm), *command(folder, *flags)[4:]]
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_PORT": port}
+        ranks |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "SSLX_STALL_S": "12"}
+        processes.append(
+            subprocess.Popen(argv, env=PLAIN | ranks, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, words, process.pid) for process, words in zip(processes, said, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_memory_that_ends_in_a_step_is_one_line(tmp_path: Path, world_size: int, record_property: Record) -> None:
+    harm = f"if number == 5 and os.environ['RANK'] == '{world_size - 1}': raise MemoryError"
+    ranks = by_hand(tmp_path, harm, world_size, "--steps", "20", "--optim.lr", "0.01")
+    assert ranks[-1][0] == 64
+    errors = [line for _, said, _ in ranks for line in said.splitlines(keepends=True) if "rror" in line]
+    is_one_line("".join(errors), "out of host memory")
+    status = outcome.read_status(tmp_path / "r")
+    assert status is not None
+    assert status.state == "failed"
+    assert "memory" in status.reason
+    record_property("figure", f"{world_size} ranks: exit codes {[code for code, _, _ in ranks]}")
+
+
+@pytest.mark.slow
+def test_a_collective_too_many_on_one_rank_ends_the_run(tmp_path: Path, record_property: Record) -> None:
+    harm = "if number == 5 and os.environ['RANK'] == '1': torch.distributed.all_reduce(torch.ones(3))"
+    start = time.monotonic()
+    ranks = by_hand(tmp_path, harm, 2, "--steps", "40", "--optim.lr", "0.01")
+    assert all(code > 0 for code, _, _ in ranks), ranks
+    assert all(ended(pid) for _, _, pid in ranks)
+    errors = [line for _, said, _ in ranks for line in said.splitlines() if line.startswith("error: ")]
+    assert errors, ranks
+    assert "Traceback" not in "".join(said for _, said, _ in ranks)
+    status = outcome.read_status(tmp_path / "r")
+    assert status is not None
+    assert status.state == "failed"
+    seconds = time.monotonic() - start
+    record_property("figure", f"exit codes {[code for code, _, _ in ranks]} in {seconds:.0f} s (SSLX_STALL_S 12)")
+
+
+@pytest.mark.slow
+def test_the_rank_whose_step_or_loader_is_slow_is_named(tmp_path: Path, record_property: Record) -> None:
+    """Half a second of rank 1's every step, and of its every batch."""
+    slow_loader = "from sslx.data import loader; real = loader.Loader.__next__; "
+    slow_loader += "loader.Loader.__next__ = lambda self: (time.sleep(0.5), real(self))[1]"
+    for where, harm in (
+        ("step", "os.environ['RANK'] == '1' and time.sleep(0.5)"),
+        ("loader", f"if number == 1 and os.environ['RANK'] == '1': exec({slow_loader!r})"),
+    ):
+        folder = tmp_path / where
+        folder.mkdir()
+        flags = ["--steps", "24", "--optim.lr", "0.01", "--log.every", "4"]
+        assert [code for code, _, _ in by_hand(folder, harm, 2, *flags)] == [0, 0]
+        last = metrics(folder / "r")[-1]
+        assert last["slowest_rank"] == 1
+        assert last["slowest_rank_s"] > 0.45
+        assert last["samples_per_s"] < 16 / 0.5
+        assert (last["data_wait"] > 0.5) == (where == "loader")
+        record_property(
+            "figure",
+            f"slow {where}: rank 1 at {last['slowest_rank_s']:.2f} s a step, the others {last['other_ranks_s']:.2f} s, "
+            f"data_wait {last['data_wait']:.2f}",
+        )
+
+
+def test_a_name_of_300_characters_is_one_line(tmp_path: Path, record_property: Record) -> None:
+    for name in ("x" * 300, "é" * 150, "."):
+        code, _, err = outside(tmp_path, "--name", name)
+        assert code == 64
+        is_one_line(err, "--name")
+    record_property("figure", "exit code 64, one line")
+
+
+def test_a_signal_in_the_very_first_moment_gives_no_traceback(tmp_path: Path, record_property: Record) -> None:
+    """Before the first line of sslx the process is Python's own: it dies by the signal or ends as documented."""
+    codes: set[int] = set()
+    for moment in range(12):
+        process = subprocess.Popen(
+            command(tmp_path, "--name", str(moment)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(0.02 * moment)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=100)
+        assert "Traceback" not in err
+        codes.add(process.returncode)
+    assert codes <= {-signal.SIGTERM, 75}
+    record_property("figure", f"exit codes {sorted(codes)} of 12")
