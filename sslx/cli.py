@@ -130,7 +130,8 @@ def _first_to_say(message: str) -> bool:
             started = file.read().rsplit(")", 1)[1].split()[19]
     except OSError:
         started = "0"
-    digest = hashlib.blake2b(message.encode(errors="replace"), digest_size=8).hexdigest()
+    start = [os.environ.get(name, "") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")]  # of the same parent
+    digest = hashlib.blake2b("\n".join([message, *start]).encode(errors="replace"), digest_size=8).hexdigest()
     path = os.path.join(tempfile.gettempdir(), f"sslx-said-{os.getppid()}-{started}-{digest}")
     try:
         run = next(n for n in range(1_000) if _is_new(f"{path}-{n}-{rank}"))

@@ -129,6 +129,17 @@ def test_many_ranks_complain_once(tmp_path: Path):
         assert done.stderr == "error: no images\nerror: no memory\n"
 
 
+def test_another_start_of_the_same_parent_complains_again(tmp_path: Path):
+    """By a rank that had not said it before: one of another port, or of torchrun's next attempt."""
+    environ = os.environ | {"TMPDIR": str(tmp_path), "MASTER_PORT": "1234"}
+    for rank, start in (("0", {}), ("1", {"MASTER_PORT": "1235"}), ("2", {"TORCHELASTIC_RESTART_COUNT": "1"})):
+        command = [sys.executable, "-c", COMPLAIN.format(message="no images", code=66)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environ | {"RANK": rank} | start
+        )
+        assert done.stderr == "error: no images\n"
+
+
 def test_one_process_may_complain_again(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RANK", raising=False)
     assert [cli.complain("again", 65), cli.complain("again", 65)] == [65, 65]

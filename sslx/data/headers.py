@@ -6,6 +6,7 @@ that function, by Pillow and numpy, reads all the others, or says why it does no
 two libraries make two pictures.
 """
 
+import math
 import os
 import re
 import stat
@@ -50,11 +51,15 @@ _TAGS = {
     259: "compression",
     262: "photometric",
     277: "samples",
+    278: "rows",
     284: "planar",
+    322: "tile_width",
+    323: "tile_height",
     338: "extra",
     339: "sample_format",
     530: "subsampling",
 }
+_PARTS = {273: "num_strips", 324: "num_tiles"}
 _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of TIFF's whole numbers, by their type
 _TURNED = re.compile(rb"tiff:Orientation(?:=[\"']|>)[02-9]")  # in XMP, which Pillow reads and DALI does not
 
@@ -200,9 +205,9 @@ _PLAIN = {"JPEG": _plain_jpeg, "PNG": _plain_png, "WebP": _plain_webp, "BMP": _p
 
 
 def tiff_tags(descriptor: int) -> dict[str, tuple[int, ...]]:
-    """The whole numbers that a TIFF's first page gives for ``_TAGS``, with TIFF's defaults.
+    """The whole numbers that a TIFF's first page gives for ``_TAGS``, with TIFF's defaults, and how many parts it has.
 
-    Raises Unreadable for too many pixels and where the file ends before, or is none.
+    Raises Unreadable for too many pixels, too few parts and where the file ends before, or is none.
     """
     tags: dict[str, tuple[int, ...]] = {
         "bits": (1,),
@@ -220,7 +225,23 @@ def tiff_tags(descriptor: int) -> dict[str, tuple[int, ...]]:
     except struct.error as error:
         raise Unreadable("a TIFF that ends in its directory") from error
     check_size(tags["width"][0], tags["height"][0])
+    _check_parts(tags)
     return {"sample_format": (1,)} | tags
+
+
+def _check_parts(tags: dict[str, tuple[int, ...]]) -> None:
+    """Raise Unreadable where the strips or tiles are too few for the size: Pillow would leave the rest black."""
+    width, height = tags["width"][0], tags["height"][0]
+    kind = "tiles" if "num_tiles" in tags else "strips"
+    if kind == "tiles":
+        wide, high = tags.get("tile_width", (width,))[0], tags.get("tile_height", (height,))[0]
+    else:
+        wide, high = width, tags.get("rows", (height,))[0]
+    planes = tags["samples"][0] if tags["planar"] == (2,) else 1
+    expected = math.ceil(width / max(1, wide)) * math.ceil(height / max(1, high)) * planes
+    num_parts = tags.get(f"num_{kind}", (0,))[0]
+    if num_parts < expected:
+        raise Unreadable(f"a TIFF of {num_parts:,} {kind} where {width:,} x {height:,} pixels take {expected:,}")
 
 
 def _directory(descriptor: int) -> dict[str, tuple[int, ...]]:
@@ -246,4 +267,6 @@ def _directory(descriptor: int) -> dict[str, tuple[int, ...]]:
                 (far,) = struct.unpack(f"{order}Q" if big else f"{order}I", place)
                 place = os.pread(descriptor, struct.calcsize(pattern), far)
             tags[_TAGS[tag]] = struct.unpack_from(pattern, place)
+        elif tag in _PARTS:
+            tags[_PARTS[tag]] = (number,)
     return tags

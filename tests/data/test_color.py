@@ -232,6 +232,10 @@ def tiffs(rng: np.random.Generator) -> Kinds:
         "float_64": (tiff(unit.astype(np.float64)), "64-bit floats"),
         "nan": (tiff(nan), "not finite"),
         "cut": (tiff(rgb)[:1000], "TIFF"),
+        "more_rows_than_strips": (
+            tiff(rgb).replace(length := struct.pack("<HHIH", 257, 3, 1, SIDE), length[:8] + b"\xe8\x03"),
+            "strips",
+        ),
     }
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
         kinds[compression] = encoded(image, "TIFF", compression=compression), rgb

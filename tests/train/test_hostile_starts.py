@@ -1,4 +1,4 @@
-"""``sslx pretrain`` started under odd conditions: variables, ports, limits and bad luck, each in processes of its own."""
+"""``sslx pretrain`` started under odd conditions: variables, ports and limits, each in processes of its own."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import TINY, ended, is_one_line, metrics, outside
+from processes import TINY, is_one_line, metrics, outside
 from sslx import outcome
 
 Record = Callable[[str, object], None]
@@ -120,7 +120,9 @@ def test_launchers_of_the_same_pid_on_one_network_at_the_same_moment(tmp_path: P
         (tmp_path / str(number)).mkdir()
         environ = PLAIN | {"OMP_NUM_THREADS": "1"}
         argv = [*CONTAINER, *command(tmp_path / str(number), "--ranks", "2")]
-        launchers.append(subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        launchers.append(
+            subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        )
     said = [launcher.communicate(timeout=400)[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0] * 6, said
     assert said == [""] * 6
@@ -168,15 +170,15 @@ sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
 """
 
 
-def by_hand(folder: Path, harm: str, world_size: int, *flags: str) -> list[tuple[int, str, int]]:
-    """(exit code, stderr, pid) of each rank."""
+def by_hand(folder: Path, harm: str, world_size: int, *flags: str) -> list[tuple[int, str]]:
+    """(exit code, stderr) of each rank."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     processes: list[subprocess.Popen[str]] = []
     for rank in range(world_size):
         argv = [sys.executable, "-c", IN_A_STEP.format(harm=harm), *command(folder, *flags)[4:]]
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_PORT": port}
-        ranks |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "SSLX_STALL_S": "12"}
+        ranks |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         processes.append(
             subprocess.Popen(argv, env=PLAIN | ranks, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         )
@@ -185,7 +187,7 @@ def by_hand(folder: Path, harm: str, world_size: int, *flags: str) -> list[tuple
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, words, process.pid) for process, words in zip(processes, said, strict=True)]
+    return [(process.returncode, words) for process, words in zip(processes, said, strict=True)]
 
 
 @pytest.mark.slow
@@ -194,37 +196,20 @@ def test_memory_that_ends_in_a_step_is_one_line(tmp_path: Path, world_size: int,
     harm = f"if number == 5 and os.environ['RANK'] == '{world_size - 1}': raise MemoryError"
     ranks = by_hand(tmp_path, harm, world_size, "--steps", "20", "--optim.lr", "0.01")
     assert ranks[-1][0] == 64
-    errors = [line for _, said, _ in ranks for line in said.splitlines(keepends=True) if "rror" in line]
+    errors = [line for _, said in ranks for line in said.splitlines(keepends=True) if "rror" in line]
     is_one_line("".join(errors), "out of host memory")
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert status.state == "failed"
     assert "memory" in status.reason
-    record_property("figure", f"{world_size} ranks: exit codes {[code for code, _, _ in ranks]}")
-
-
-@pytest.mark.slow
-def test_a_collective_too_many_on_one_rank_ends_the_run(tmp_path: Path, record_property: Record) -> None:
-    harm = "if number == 5 and os.environ['RANK'] == '1': torch.distributed.all_reduce(torch.ones(3))"
-    start = time.monotonic()
-    ranks = by_hand(tmp_path, harm, 2, "--steps", "40", "--optim.lr", "0.01")
-    assert all(code > 0 for code, _, _ in ranks), ranks
-    assert all(ended(pid) for _, _, pid in ranks)
-    errors = [line for _, said, _ in ranks for line in said.splitlines() if line.startswith("error: ")]
-    assert errors, ranks
-    assert "Traceback" not in "".join(said for _, said, _ in ranks)
-    status = outcome.read_status(tmp_path / "r")
-    assert status is not None
-    assert status.state == "failed"
-    seconds = time.monotonic() - start
-    record_property("figure", f"exit codes {[code for code, _, _ in ranks]} in {seconds:.0f} s (SSLX_STALL_S 12)")
+    record_property("figure", f"{world_size} ranks: exit codes {[code for code, _ in ranks]}")
 
 
 @pytest.mark.slow
 def test_the_rank_whose_step_or_loader_is_slow_is_named(tmp_path: Path, record_property: Record) -> None:
     """Half a second of rank 1's every step, and of its every batch."""
-    slow_loader = "from sslx.data import loader; real = loader.Loader.__next__; "
-    slow_loader += "loader.Loader.__next__ = lambda self: (time.sleep(0.5), real(self))[1]"
+    slow_loader = "from sslx.data import Loader; real = Loader.__next__; "
+    slow_loader += "Loader.__next__ = lambda self: (time.sleep(0.5), real(self))[1]"
     for where, harm in (
         ("step", "os.environ['RANK'] == '1' and time.sleep(0.5)"),
         ("loader", f"if number == 1 and os.environ['RANK'] == '1': exec({slow_loader!r})"),
@@ -232,7 +217,7 @@ def test_the_rank_whose_step_or_loader_is_slow_is_named(tmp_path: Path, record_p
         folder = tmp_path / where
         folder.mkdir()
         flags = ["--steps", "24", "--optim.lr", "0.01", "--log.every", "4"]
-        assert [code for code, _, _ in by_hand(folder, harm, 2, *flags)] == [0, 0]
+        assert [code for code, _ in by_hand(folder, harm, 2, *flags)] == [0, 0]
         last = metrics(folder / "r")[-1]
         assert last["slowest_rank"] == 1
         assert last["slowest_rank_s"] > 0.45
@@ -245,6 +230,7 @@ def test_the_rank_whose_step_or_loader_is_slow_is_named(tmp_path: Path, record_p
         )
 
 
+@pytest.mark.slow
 def test_a_name_of_300_characters_is_one_line(tmp_path: Path, record_property: Record) -> None:
     for name in ("x" * 300, "é" * 150, "."):
         code, _, err = outside(tmp_path, "--name", name)
