@@ -18,6 +18,8 @@ TINY = (
     "--encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
     "--batch-size 16 --steps 2 --optim.name sgd --log.every 1 --online.every 0 --device cpu --precision fp32"
 ).split()
+Record = Callable[[str, object], None]
+"""Of pytest's ``record_property("figure", ...)``: what tests/faults.py writes down."""
 LONG = ["--steps", "1000000", "--checkpoint.every", "0"]
 
 

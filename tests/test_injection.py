@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from processes import TINY
+from processes import TINY, Record
 from sslx import cluster, config
 from sslx.allocation import Config
 from sslx.errors import ConfigError
@@ -111,7 +111,7 @@ def arrived(place: Path, field: str, value: str, options: dict[str, str], said: 
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_batch_script_runs_none_of_its_values(field: str, place: Path) -> None:
+def test_a_batch_script_runs_none_of_its_values(field: str, place: Path, record_property: Record) -> None:
     plain = tried(place, field, "comment" if field == "sbatch" else "1:00:00")
     assert isinstance(plain, str)
     num_kept = 0
@@ -127,6 +127,7 @@ def test_a_batch_script_runs_none_of_its_values(field: str, place: Path) -> None
         assert set(options) - own == set(options_of(plain)) - own
         assert arrived(place, field, value, options, said), script
     assert (num_kept == 0) == (field == "time"), "tried in vain"
+    record_property("figure", f"{field}: {num_kept} kept, {len(HOSTILE) - num_kept} refused, 0 commands run")
 
 
 def test_every_text_that_a_job_can_be_given_is_tried_above() -> None:

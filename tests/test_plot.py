@@ -117,7 +117,11 @@ def test_a_step_that_came_twice_counts_once_and_the_later_holds(tmp_path: Path) 
     broken: list[dict[str, object]] = [{"step": 40, "loss": float("nan")}, {"loss": 3.0}, {"step": 41}]
     plot.loss_curve(metrics(tmp_path / "once", once), tmp_path / "once.png")
     plot.loss_curve(
-        metrics(tmp_path / "twice", once[:10] + twice + once[10:] + broken, tail="[]\n7\nnull\n"),
+        metrics(
+            tmp_path / "twice",
+            once[:10] + twice + once[10:] + broken,
+            tail='[]\n7\nnull\n{"step": 1e400, "loss": 1}\n{"step": "a", "loss": 1}\n' + "[" * 100_000 + "\n",
+        ),
         tmp_path / "twice.png",
     )
     assert (tmp_path / "once.png").read_bytes() == (tmp_path / "twice.png").read_bytes()

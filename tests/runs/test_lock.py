@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from processes import until
+from processes import Record, until
 from sslx.errors import ConfigError, StorageError
 from sslx.runs import lock
 from sslx.runs.owner import GONE_AFTER_S
@@ -117,11 +117,12 @@ def alter(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_of_several_who_claim_a_free_folder_exactly_one_wins(tmp_path: Path) -> None:
+def test_of_several_who_claim_a_free_folder_exactly_one_wins(tmp_path: Path, record_property: Record) -> None:
     with claimants(4) as processes:
         for number in range(60):
             (tmp_path / str(number)).mkdir()
             race(processes, tmp_path / str(number))
+    record_property("figure", "4 processes claimed 60 folders: one owner each")
 
 
 def test_of_several_successors_of_a_killed_owner_exactly_one_wins(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_of_several_successors_of_a_killed_owner_exactly_one_wins(tmp_path: Path
             race(processes, folder)
 
 
-def test_nobody_shares_a_folder_while_owners_are_killed_at_random(tmp_path: Path) -> None:
+def test_nobody_shares_a_folder_while_owners_are_killed_at_random(tmp_path: Path, record_property: Record) -> None:
     folder, inside, said = tmp_path / "run", tmp_path / "inside", tmp_path / "said"
     folder.mkdir()
     argv = [sys.executable, "-c", WORKER, str(folder), str(inside), str(said)]
@@ -159,6 +160,7 @@ def test_nobody_shares_a_folder_while_owners_are_killed_at_random(tmp_path: Path
             worker.kill()
             worker.wait()
     assert "violated" not in said.read_text()
+    record_property("figure", f"20 owners killed, {said.read_text().count('owned')} claims, none shared")
 
 
 def test_a_released_folder_is_free_and_a_claim_is_released_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from processes import TINY, is_one_line
+from processes import TINY, Record, is_one_line
 from sslx import checkpoint, data, distributed, methods, outcome, verify
 from sslx.config import load
 from sslx.data import Config, sources
@@ -88,12 +88,15 @@ def error_lines(said: list[str]) -> str:
         (["--method.name", "byol"], ["--method.name", '"byol" on rank 1']),
     ],
 )
-def test_a_rank_with_another_setting_is_refused(tmp_path: Path, flags: list[str], words: list[str]) -> None:
+def test_a_rank_with_another_setting_is_refused(
+    tmp_path: Path, flags: list[str], words: list[str], record_property: Record
+) -> None:
     codes, said, seconds = started_by_hand(tmp_path, {1: flags})
     assert codes == [64, 64], said
     is_one_line(error_lines(said), "the ranks of this run differ: ", *words, "start all ranks by the same command")
     assert seconds < 100, "a collective's timeout is 600 s"
     assert not (tmp_path / "r").exists()
+    record_property("figure", f"{flags[0]}: exit codes {codes} after {seconds:.0f} s")
 
 
 @pytest.mark.slow
@@ -113,7 +116,9 @@ def test_a_rank_with_other_code_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_a_weight_that_drifts_away_is_noticed_at_the_next_save(tmp_path: Path, world_size: int) -> None:
+def test_a_weight_that_drifts_away_is_noticed_at_the_next_save(
+    tmp_path: Path, world_size: int, record_property: Record
+) -> None:
     flags = {r: ["--steps", "60", "--checkpoint.every", "10", "--batch-size", "18"] for r in range(world_size)}
     harm = "next(model.module.parameters())[0, 0, 0, 0] += 1e-3"
     codes, said, _ = started_by_hand(tmp_path, flags, HARMED.format(harm=harm), world_size)
@@ -121,19 +126,23 @@ def test_a_weight_that_drifts_away_is_noticed_at_the_next_save(tmp_path: Path, w
     words = ["encoder.", "conv1.weight of rank 1 (", "is no longer that of the other ranks at step 20", "is not saved"]
     is_one_line(error_lines(said), *words, "--resume auto")
     assert checkpoint.load(tmp_path / "r")["step"] == 10
+    record_property(
+        "figure", f"{world_size} ranks: changed in step 15, noticed at step 20, the save of step 10 is left"
+    )
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.code) == ("failed", 70)
 
 
 @pytest.mark.slow
-def test_a_rank_in_another_collective_is_named_within_a_minute_or_two(tmp_path: Path) -> None:
+def test_a_rank_in_another_collective_is_named_within_a_minute_or_two(tmp_path: Path, record_property: Record) -> None:
     flags = {rank: ["--steps", "60", "--checkpoint.every", "10"] for rank in range(2)}
     harm = "torch.distributed.all_reduce(torch.ones(3))"
     codes, said, seconds = started_by_hand(tmp_path, flags, HARMED.format(harm=harm))
     assert codes == [70, 70], said
     is_one_line(error_lines(said), "step 15 cannot end: rank 1 on ", " has begun ", "so all wait for one another")
     assert 60 < seconds < 180, "a collective's timeout is 600 s"
+    record_property("figure", f"exit codes {codes} after {seconds:.0f} s")
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.code) == ("failed", 70)

@@ -4,19 +4,17 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from processes import metrics, outside, started, until
+from processes import Record, metrics, outside, started, until
 from sslx import checkpoint
 
 pytestmark = pytest.mark.soak
 BACKENDS = ("dali", "torchvision", "resident")
-Record = Callable[[str, object], None]
 KINDS = {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".webp": "WEBP", ".bmp": "BMP"}
 
 
@@ -112,6 +110,18 @@ def test_200_bit_flips_in_images(tmp_path: Path, record_property: Record) -> Non
     names = sorted(path.name for path in root.iterdir())
     bad = the_same_in_all(root, tmp_path, names, "1")
     record_property("figure", f"of 200 flipped files {len(bad)} set aside, the same by all 3 backends; exit code 0")
+
+
+def test_dangling_links_end_two_ranks_in_one_line_each(tmp_path: Path, record_property: Record) -> None:
+    root = tmp_path / "links"
+    root.mkdir()
+    for i in range(60):
+        (root / f"{i}.jpg").symlink_to(root / "nowhere")
+    code, _, err = outside(tmp_path, *flags(root, "auto", "2")[:-6], "--ranks", "2")
+    assert code == 65
+    assert 1 <= len(err.splitlines()) <= 2
+    assert all(line.startswith("error: ") and "--data.max-bad" in line for line in err.splitlines())
+    record_property("figure", f"exit code 65, {len(err.splitlines())} lines")
 
 
 # ---------------------------------------------------------------- for a long time

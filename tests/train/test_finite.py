@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from processes import TINY, is_one_line, metrics
+from processes import TINY, Record, is_one_line, metrics
 from sslx import checkpoint, distributed, encoders, optim, outcome, rng
 from sslx.config import load
 from sslx.data.batch import Batch
@@ -183,7 +183,7 @@ def skipped(folder: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_a_run_stops_before_it_saves_what_is_not_finite(
-    here: Run, tmp_path: Path, step: int, kind: str, keep: int, left: list[str]
+    here: Run, tmp_path: Path, step: int, kind: str, keep: int, left: list[str], record_property: Record
 ) -> None:
     with Fault(range(step, step + 1), kind=kind):
         code, err = here(*TRAINING, "--checkpoint.keep", str(keep))
@@ -199,6 +199,7 @@ def test_a_run_stops_before_it_saves_what_is_not_finite(
     assert (line["step"], line["rank"], len(line["samples"])) == (step, 0, 16)
     assert here(*TRAINING, "--checkpoint.keep", str(keep), "--resume", "auto") == (0, "")
     assert saved(tmp_path / "r")[-1] == "step_12"
+    record_property("figure", f"{kind} of step {step}, keep {keep}: exit code 76, 0 bad checkpoints, {left} left")
 
 
 def test_a_run_skips_a_few_steps_where_asked_to(here: Run, tmp_path: Path) -> None:
@@ -262,7 +263,9 @@ def run(folder: str, rank: int, kind: str, keep: str, flags: list[str]) -> tuple
 
 
 @pytest.mark.parametrize(("rank", "kind", "keep"), [(1, "gradient", "3"), (0, "loss", "1"), (1, "loss", "3")])
-def test_two_ranks_stop_together(ranks, tmp_path: Path, rank: int, kind: str, keep: str) -> None:
+def test_two_ranks_stop_together(
+    ranks, tmp_path: Path, rank: int, kind: str, keep: str, record_property: Record
+) -> None:
     (error, step), other = ranks(2, run, str(tmp_path), rank, kind, keep, [])
     assert other == (error, step)
     assert f"the loss is nan on rank {rank} at step 8 (" in error or kind == "gradient"
@@ -270,6 +273,7 @@ def test_two_ranks_stop_together(ranks, tmp_path: Path, rank: int, kind: str, ke
     first, second = skipped(tmp_path / "r")
     assert (first["rank"], second["rank"]) == (0, 1)
     assert not set(first["samples"]) & set(second["samples"])
+    record_property("figure", f"{kind} on rank {rank}, step 8: both ranks stop there, 0 bad checkpoints, step 4 left")
 
 
 def test_two_ranks_skip_together(ranks, tmp_path: Path) -> None:

@@ -6,15 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from processes import TINY, is_one_line, metrics, outside
+from processes import TINY, Record, is_one_line, metrics, outside
 from sslx import outcome
 
-Record = Callable[[str, object], None]
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
 PAIR = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "23456"}
 SLURM = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}

@@ -5,13 +5,12 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from processes import ended, metrics, started, until
+from processes import Record, ended, metrics, started, until
 from sslx import checkpoint, outcome
 
 pytestmark = pytest.mark.soak
@@ -30,7 +29,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_sigkill_at_random_moments(tmp_path: Path, record_property: Callable[[str, object], None]):
+def test_sigkill_at_random_moments(tmp_path: Path, record_property: Record):
     """50 starts are killed: a third while they start, the others while they train and save, which is every 5 steps."""
     flags = ["--steps", "3000", "--checkpoint.every", "5", "--checkpoint.keep", "2", "--log.every", "1"]
     calm, killed = tmp_path / "calm", tmp_path / "killed"
@@ -74,9 +73,7 @@ def until_training_again(folder: Path, process: subprocess.Popen[str], before: i
 
 
 @pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGUSR2"], ["SIGINT"], ["SIGUSR2", "SIGTERM"], ["SIGHUP"]])
-def test_stopping_signals_at_random_moments(
-    signals: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
-):
+def test_stopping_signals_at_random_moments(signals: list[str], tmp_path: Path, record_property: Record):
     """Twelve starts of 2 ranks: the exit code is one of the documented ones, and no process and no step is lost."""
     moments, codes, waits, reached = random.Random(), Counter[int](), list[float](), 0
     expected = {"SIGINT": 130}.get(signals[0], 75)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import LONG, TINY, children, ended, is_one_line, said, started, until, until_training
+from processes import LONG, TINY, Record, children, ended, is_one_line, said, started, until, until_training
 from sslx import outcome
 
 EVERY = ["--steps", "1000000", "--checkpoint.every", "2", "--optim.lr", "0.01"]
@@ -35,7 +35,12 @@ def pids(launcher: int) -> list[int]:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_rank_is_named_and_one_signal_ends_the_run(
-    tmp_path: Path, number: signal.Signals, code: int, victim: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    victim: int,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Record,
 ):
     monkeypatch.setenv("SSLX_GIVE_UP_S", "8")
     with started(tmp_path, *EVERY, "--ranks", "2") as process:
@@ -44,9 +49,12 @@ def test_a_stopped_rank_is_named_and_one_signal_ends_the_run(
         ranks = pids(process.pid)
         os.kill(children(process.pid)[victim], signal.SIGSTOP)
         process.send_signal(number)
+        sent = time.monotonic()
         assert process.wait(100) == code
+        seconds = time.monotonic() - sent
         assert all(ended(pid) for pid in ranks)
     name = number.name
+    record_property("figure", f"rank {victim}, {name}: exit code {code} after {seconds:.0f} s, 0 processes left")
     is_one_line(
         (tmp_path / "err").read_text(), f"error: {name}; rank {victim} on ", "does not answer", "no step ended in 8 s"
     )
@@ -57,7 +65,7 @@ def test_a_stopped_rank_is_named_and_one_signal_ends_the_run(
 
 
 @pytest.mark.slow
-def test_ctrl_c_twice_ends_a_stopped_rank_at_once(tmp_path: Path):
+def test_ctrl_c_twice_ends_a_stopped_rank_at_once(tmp_path: Path, record_property: Record):
     with started(tmp_path, *LONG, "--ranks", "2") as process:
         until_training(tmp_path, process)
         ranks = pids(process.pid)
@@ -68,7 +76,9 @@ def test_ctrl_c_twice_ends_a_stopped_rank_at_once(tmp_path: Path):
         process.send_signal(signal.SIGINT)
         started_s = time.monotonic()
         assert process.wait(100) == 130
-        assert time.monotonic() - started_s < 25, "not after the 30 s of giving up"
+        seconds = time.monotonic() - started_s
+        assert seconds < 25, "not after the 30 s of giving up"
+        record_property("figure", f"exit code 130 after {seconds:.1f} s, 0 processes left")
         assert all(ended(pid) for pid in ranks)
     assert said(tmp_path) == ""
 
