@@ -80,11 +80,6 @@ class Method(base.Method):
         patches, dim = encoder.vit("mae").patch_embed, config.decoder_dim
         self.patch, self.num_draws = patches.patch_size[0], patches.num_patches
         self.num_visible = int(self.num_draws * (1 - config.mask_ratio))
-        if encoder.size % self.patch:
-            raise ConfigError(
-                f"mae needs a multiple of the patch's {self.patch} px, not views of {encoder.size} px: "
-                "set --data.size or --encoder.patch"
-            )
         if self.num_visible in (0, self.num_draws):
             raise ConfigError(
                 f"mae needs patches to see and patches to predict; of {self.num_draws}, mask_ratio "

@@ -66,7 +66,7 @@ def test_an_existing_run_is_not_overwritten_and_one_of_another_config_not_resume
         ("--data.source folder", 64, ["--data.root"]),
         ("--data.source folder --data.root {tmp}/no/such", 66, ["{tmp}/no/such", "nearest that does: {tmp})"]),
         ("--data.source folder --data.root {tmp}/empty", 66, ["no images below {tmp}/empty", "found nothing"]),
-        ("--data.source folder --data.root {tmp}/texts", 66, ["no images below", "1 other files", "a.txt"]),
+        ("--data.source folder --data.root {tmp}/texts", 66, ["no images below", "not taken: .txt: 1 (a.txt)"]),
         ("--data.source cifar10 --data.root {tmp}", 66, ["cifar10 not found under {tmp}", "--data.root"]),
         ("--encoder.name resnet999", 64, ["'resnet999' is no timm model", "did you mean resnet"]),
         ("--encoder.weights {tmp}/no.pt", 66, ["--encoder.weights {tmp}/no.pt does not exist"]),
