@@ -39,7 +39,7 @@ class RanksError(UserError):
 
 
 class StorageError(UserError):
-    """A checkpoint or log that could not be written."""
+    """A checkpoint, log or result that could not be written, or data that a disk or mount did not bring in time."""
 
     exit_code = 74
 

@@ -1,4 +1,4 @@
-"""The host's memory: what glibc does with that of freed tensors, and whether an error says that it is used up."""
+"""What glibc does with the memory of freed tensors."""
 
 import ctypes
 import functools
@@ -16,10 +16,3 @@ def keep_freed() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: nothing is mapped on its own
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether this says that the machine's memory, or this process's share of it, is used up."""
-    if isinstance(error, MemoryError):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc"))

@@ -244,6 +244,23 @@ ROWS: dict[str, tuple[str, ...]] = {
     "growth over 2000 steps: torchvision 2 workers, digits, 1 rank": (
         "train/test_bad_files.py::test_a_long_run_holds_no_more_than_a_short_one",
     ),
+    "A loader worker killed or stopped, or signals to the whole process group": (
+        "data/test_workers.py::test_a_worker_that_is_killed_or_stopped_is_named_and_replaced",
+        "data/test_workers.py::test_what_is_sent_to_the_whole_process_group_ends_no_worker",
+        "data/test_workers.py::test_workers_that_are_killed_again_and_again_end_the_wait",
+    ),
+    "A file that ends each process that reads it": (
+        "data/test_workers.py::test_a_worker_that_a_file_ends_sets_that_file_aside",
+    ),
+    "Files whose reading hangs, to the limit or until a signal, 1 and 2 ranks": (
+        "data/test_workers.py::test_a_file_that_does_not_answer_ends_the_wait_at_the_limit",
+        "train/test_waits.py::test_files_that_never_answer_end_the_run_with_one_line",
+        "train/test_waits.py::test_a_signal_while_no_data_comes_saves_the_run_as_it_is",
+    ),
+    "/dev/shm of 64k, 2 ranks, every backend": ("train/test_waits.py::test_little_shared_memory_is_enough",),
+    "A run with loader workers killed by SIGKILL: no orphan": (
+        "train/test_waits.py::test_killing_a_run_leaves_no_worker",
+    ),
 }
 """What was done -> the tests, as FILE::FUNCTION."""
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslx import cores, memory, rng
+from sslx import cores, rng
 from sslx.data import identity, sources
 from sslx.data.batch import Batch
 from sslx.data.order import Order, Sequential, Shuffled
@@ -21,7 +21,7 @@ from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
 from sslx.data.workers import Deadly
 from sslx.errors import ConfigError, DataError, UserError
-from sslx.words import one_line
+from sslx.machine import limits
 
 Indices = npt.NDArray[np.int64]
 
@@ -146,11 +146,8 @@ class Loader:
                 self._quarantine.set_aside({error.index: str(error)})
             except (RuntimeError, MemoryError) as error:
                 self.close()
-                if memory.ran_out(error):
-                    raise ConfigError(
-                        "the loader ran out of memory: take a smaller --batch-size or --data.size, or fewer "
-                        f"--data.threads ({one_line(error)})"
-                    ) from error
+                if words := limits.explain(error):
+                    raise ConfigError(f"the loader: {words}") from error
                 if self._quarantine.search(index):
                     continue
                 if failed:  # again, although the backend has looked at its files and may now read some otherwise
