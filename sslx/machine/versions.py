@@ -15,7 +15,7 @@ TESTED = {
     "scikit-learn": ("1.5.0", "1.9.1"),
     "matplotlib": ("3.8.0", "3.11.2"),
     "numpy": ("1.26.0", "2.4.6"),
-    "pillow": ("10.0.0", "13.0.0"),
+    "pillow": ("11.2.1", "13.0.0"),
 }
 """(oldest, newest) of each; the oldest are the floors of pyproject.toml and tests/oldest.txt."""
 
