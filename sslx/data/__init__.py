@@ -38,8 +38,6 @@ class Config(sources.Config):
     """auto: DALI if installed.  resident: decoded once, kept in memory.  synthetic: one batch for ever, to measure."""
     threads: int | None = None
     """Loader threads (DALI) or processes (torchvision) a rank; default: the machine's cores / ranks on it."""
-    timeout_s: float = 300.0
-    """Seconds without a sign of life from a worker, disk or mount after which a wait for data ends."""
     max_bad: float = 0.01
     """Share of unreadable images above which the run ends; fewer are replaced by others and counted."""
 
@@ -50,8 +48,6 @@ class Config(sources.Config):
                 raise ConfigError(f"--data.{name} must be at least 8 pixels, not {value}")
         if not 0 <= self.max_bad <= 1:
             raise ConfigError(f"--data.max-bad is a share in [0, 1], not {self.max_bad}")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"--data.timeout-s must be above 0 seconds, not {self.timeout_s:g}")
         if self.threads is not None and self.threads < 0:
             raise ConfigError(f"--data.threads must be 0 or more, not {self.threads}")
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from sslx import rng
 from sslx.data import levels as black_and_white
 from sslx.data.color import Levels
 from sslx.data.listing import has_images, silent
+from sslx.data.patience import Caller, Patience
 from sslx.data.splits import Choice
 from sslx.errors import ConfigError, MissingInput
 from sslx.files import expanded
@@ -90,8 +92,12 @@ class Config:
     """LOW HIGH: black and white of images of over 8 bits, signed or float; auto: what 256 of them use, as it says."""
     num_synthetic: int = 4096
     """Images of the synthetic source."""
+    timeout_s: float = 300.0
+    """Seconds without a sign of life from a worker, disk or mount after which a wait for data ends."""
 
     def __post_init__(self) -> None:
+        if not self.timeout_s > 0:
+            raise ConfigError(f"--data.timeout-s must be above 0 seconds, not {self.timeout_s:g}")
         if self.range != "auto" and not (np.isfinite(self.range).all() and self.range[0] < self.range[1]):
             raise ConfigError(f"--data.range takes two finite numbers, black below white, not {self.range}")
 
@@ -109,7 +115,7 @@ def build(
     classes: the training split's, so that a folder's test split gets the same numbers; its images of other classes
     are left out.  levels: the training split's too, so that both are scaled alike.  say: gets a line now and then
     while files are listed, and what was found of the images' range.  Raises MissingInput, DataError or
-    ConfigError, each in one line that names the folder and the flag.
+    ConfigError, each in one line that names the folder and the flag, and StorageError for a disk that does not answer.
     """
     _check_read(config)
     source = _found(config, split, say, classes)
@@ -117,7 +123,13 @@ def build(
         return source
     if config.range != "auto":
         levels = Levels(chosen=config.range)
-    return replace(source, levels=levels or black_and_white.measure(source.paths, say))
+    if levels is None:
+        measure = partial(black_and_white.measure, source.paths, say)
+        with Caller(
+            Patience(config.timeout_s, say=say), lambda: f"the first look at the images of {source.name}"
+        ) as call:
+            levels = call(measure)
+    return replace(source, levels=levels)
 
 
 def _found(config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None) -> Source:
