@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from time import monotonic
@@ -15,6 +16,20 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
+
+MOST_CASES = 2
+MANY = (
+    "test_no_method_drifts_by_itself",
+    "test_narrow_encoders_train_with_the_gradients_of_plain_code",
+    "test_training_goes_on_to_its_end",
+    "test_a_stopped_rank_is_named_and_one_signal_ends_the_run",
+    "test_the_slow_rank_is_found_wherever_it_is_slow",
+    "test_a_rank_with_another_setting_is_refused",
+    "test_a_signal_while_no_data_comes_saves_the_run_as_it_is",
+    "test_shared_files_run_nothing",
+    "test_nor_with_other_instructions",
+)
+"""Slow tests of which tests/run.sh --slow runs MOST_CASES cases, so that CI stays short; --faults runs them all."""
 
 COLLECTIVE_S = 120.0
 """After this long in one collective a rank gives up by itself."""
@@ -178,8 +193,14 @@ def generator(request: pytest.FixtureRequest) -> torch.Generator:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; mark what is numerical."""
+    """Skip what needs a GPU where there is none; mark what is numerical, and the many cases of one slow test."""
+    seen = Counter[str]()
     for item in items:
+        if item.get_closest_marker("slow"):
+            name = item.nodeid.partition("[")[0]
+            seen[name] += 1
+            if seen[name] > MOST_CASES and name.endswith(MANY):
+                item.add_marker("soak")
         if item.path.relative_to(os.path.dirname(__file__)).as_posix().startswith(NUMERICAL):
             item.add_marker("numerical")
     if not torch.cuda.is_available():
