@@ -51,7 +51,8 @@ def finish(spec: ViewSpec, drawn: Draw | None, image: Tensor) -> Tensor:
             out[part] = image[part]
         else:
             out[part] = _augmented(spec, drawn, part, image[part], mix[part]).permute(0, 2, 3, 1)
-        out[part].view(-1, height, width * 3).mul_(scale).add_(shift)
+        rows = out[part].view(-1, height, width * 3)
+        torch.addcmul(shift, rows, scale, out=rows)
     return out.permute(0, 3, 1, 2)
 
 

@@ -78,10 +78,10 @@ def test_nor_with_other_instructions(isa: str) -> None:
     if isa not in instruction_sets.supported():
         pytest.skip(f"this CPU cannot imitate {isa}")
     seed = str(np.random.default_rng().integers(2**31))
-    sizes = ("8", "11", "16", "31", "32", "64", "96", "113", "224")
+    sizes = ("8", "11", "32", "33", "64", "113", "224")
     run = [sys.executable, batches.__file__, seed, *sizes]
     environment = os.environ | instruction_sets.environment(isa)
-    ended = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=850)
     assert ended.returncode == 0, ended.stderr
     capability, *differences = ended.stdout.splitlines()
     assert capability.lower() == instruction_sets.environment(isa)["ATEN_CPU_CAPABILITY"]

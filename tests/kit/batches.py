@@ -59,5 +59,5 @@ if __name__ == "__main__":
     seed = int(sys.argv[1])
     sys.stdout.write(f"{torch.backends.cpu.get_cpu_capability()}\n")
     for side in map(int, sys.argv[2:]):
-        for line in differences(side, 5 if side > 100 else 33, np.random.default_rng([seed, side])):
+        for line in differences(side, 3 if side > 100 else 9 if side > 40 else 17, np.random.default_rng([seed, side])):
             sys.stdout.write(line + "\n")
