@@ -252,7 +252,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "A file that ends each process that reads it": (
         "data/test_workers.py::test_a_worker_that_a_file_ends_sets_that_file_aside",
     ),
-    "Files whose reading hangs, to the limit or until a signal, 1 and 2 ranks": (
+    "Files whose reading hangs, to the limit or until a signal": (
         "data/test_workers.py::test_a_file_that_does_not_answer_ends_the_wait_at_the_limit",
         "train/test_waits.py::test_files_that_never_answer_end_the_run_with_one_line",
         "train/test_waits.py::test_a_signal_while_no_data_comes_saves_the_run_as_it_is",

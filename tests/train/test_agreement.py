@@ -1,0 +1,48 @@
+"""Ranks agree on stopping before a step that has no data, on real gloo ranks."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sslx import distributed
+from sslx.train.agreement import StopFlag
+
+SIGTERM = 15
+RunOnRanks = Callable[..., list[Any]]
+
+
+def all_wait() -> tuple[bool, int]:
+    """Two steps, then no rank has data, and only rank 1 was told to stop."""
+    flag = StopFlag()
+    for _ in range(2):
+        flag.agreed(0)
+    mine = SIGTERM if distributed.rank() == 1 else 0
+    return flag.all_leave(mine, patience_s=60), flag.finish()
+
+
+def one_is_in_the_step() -> tuple[list[bool], list[int]]:
+    """Rank 0 makes the step for which rank 1 has no data yet; then both go on to a second one."""
+    flag, left, agreed = StopFlag(), list[bool](), list[int]()
+    flag.agreed(0)
+    if distributed.rank() == 1:
+        left.append(flag.all_leave(SIGTERM))  # at once: rank 0 cannot have answered with an offer
+    agreed.append(flag.agreed(0))  # the end of the step
+    if distributed.rank() == 0:
+        time.sleep(0.1)
+    agreed += [flag.agreed(0), flag.agreed(0)]
+    return left, agreed
+
+
+def test_ranks_without_data_leave_together(ranks: RunOnRanks) -> None:
+    for number in (2, 3):
+        assert ranks(number, all_wait) == [(True, SIGTERM)] * number
+
+
+def test_a_rank_in_the_step_is_not_left_alone(ranks: RunOnRanks) -> None:
+    assert ranks(2, one_is_in_the_step) == [([], [0, SIGTERM, 0]), ([False], [0, SIGTERM, 0])]
+
+
+def test_a_rank_alone_leaves_at_once() -> None:
+    flag = StopFlag()
+    assert flag.all_leave(SIGTERM)
+    assert flag.finish() == SIGTERM
