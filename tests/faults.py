@@ -117,6 +117,9 @@ ROWS: dict[str, tuple[str, ...]] = {
         "train/test_hostile_starts.py::test_ranks_that_cannot_meet_are_one_line",
         "test_joining.py::test_an_address_that_is_none_is_one_line_soon",
     ),
+    "the current folder deleted before the start": (
+        "train/test_hostile_starts.py::test_a_current_folder_that_was_deleted_is_one_line",
+    ),
     # owners of a run folder
     "--resume auto of a run that is still running, 1 and 2 ranks": (
         "train/test_ownership.py::test_resume_of_a_run_that_goes_on_ends_with_one_line",

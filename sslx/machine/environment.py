@@ -41,7 +41,16 @@ def seconds(name: str, default: float, environ: Mapping[str, str] = os.environ) 
 
 
 def check(environ: Mapping[str, str] = os.environ) -> None:
-    """Raise ConfigError for a variable that libraries would ignore, warn about in their own words, or crash on."""
+    """Raise ConfigError for what libraries would ignore, warn about in their own words, or crash on.
+
+    That is variables, and a current folder that was deleted.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            "the current folder does not exist any more: change to another one and start again"
+        ) from error
     threads = environ.get("OMP_NUM_THREADS", "")
     if threads and not _THREADS.fullmatch(threads):
         raise ConfigError(

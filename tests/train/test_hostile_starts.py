@@ -72,6 +72,22 @@ def test_an_environment_that_cannot_be_is_one_line_at_once(tmp_path: Path, recor
     record_property("figure", f"exit code 64 and one line {len(AT_ONCE)} of {len(AT_ONCE)} times, in {longest_s:.1f} s")
 
 
+def test_a_current_folder_that_was_deleted_is_one_line(tmp_path: Path, record_property: Record) -> None:
+    (tmp_path / "gone").mkdir()
+    shell = ["bash", "-c", 'cd "$1" && rmdir "$1" && exec "${@:2}"', "bash", str(tmp_path / "gone")]
+    done = subprocess.run(
+        [*shell, *command(tmp_path)],
+        env=PLAIN | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 64
+    is_one_line(done.stderr, "the current folder does not exist any more")
+    record_property("figure", "exit code 64, one line")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
@@ -210,7 +226,7 @@ def test_the_rank_whose_step_or_loader_is_slow_is_named(tmp_path: Path, record_p
     slow_loader += "Loader.__next__ = lambda self: (time.sleep(0.5), real(self))[1]"
     for where, harm in (
         ("step", "os.environ['RANK'] == '1' and time.sleep(0.5)"),
-        ("loader", f"if number == 1 and os.environ['RANK'] == '1': exec({slow_loader!r})"),
+        ("loader", f"if number == 1 and os.environ['RANK'] == '1': exec({slow_loader!r}, globals())"),
     ):
         folder = tmp_path / where
         folder.mkdir()
