@@ -153,9 +153,13 @@ class TorchVision:
         """The batch's views on the device, normalised."""
         views_of_batch = _views(self.specs, len(order.batch(t)), place)
         return tuple(
-            ((view.to(self.device).float() - m) / s).permute(0, 3, 1, 2)
+            ((self._moved(view).float() - m) / s).permute(0, 3, 1, 2)
             for view, m, s in zip(views_of_batch, self._shift, self._scale, strict=True)
         )
+
+    def _moved(self, view: Tensor) -> Tensor:
+        """The view on the device; to a GPU by way of pinned memory, so that the host does not wait for it."""
+        return view.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else view
 
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images cannot be read, and why; by a worker where there are any: a file may end its reader."""
