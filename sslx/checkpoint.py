@@ -264,7 +264,7 @@ def _verified(folder: Path) -> BinaryIO:
             reason = f"of step {step}"
         else:
             name = "state.pt"
-            file = open(folder / name, "rb")
+            file = open(folder / name, "rb", opener=files.without_waiting)
             num_bytes = os.fstat(file.fileno()).st_size
             if num_bytes != size:
                 reason = f"{num_bytes} bytes instead of {size}"

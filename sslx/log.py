@@ -201,6 +201,8 @@ class JSONL:
 
     def __init__(self, path: Path, start_step: int, tell: Tell) -> None:
         self._tell, self._told = tell, False
+        if path.is_fifo():
+            raise StorageError(f"cannot write {shown(path)}: it is a named pipe, which would wait for its reader")
         if path.exists():
             text = path.read_bytes()
             kept = b"".join(line for line in text.splitlines(keepends=True) if _is_up_to(line, start_step))

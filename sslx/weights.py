@@ -253,6 +253,8 @@ def read(path: Path) -> object:
 
     DataError, which says what the file is, for any other.
     """
+    if not path.is_file():
+        raise DataError(f"{shown(path)} is not a regular file: copy or download the weights")
     with open(path, "rb") as file:
         head = file.read(512)
     if kind := _other_kind(path, head):

@@ -181,6 +181,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     "cost of a save, ResNet-50 SimCLR (fp32 + SGD momentum)": (
         "test_checkpoint.py::test_what_a_save_of_a_resnet50_costs",
     ),
+    "named pipes, folders and devices in place of state.pt, manifest.json, owner.json, weights, metrics.jsonl": (
+        "test_checkpoint.py::test_what_is_no_regular_file_falls_back_without_a_wait",
+        "runs/test_lock.py::test_a_pipe_in_the_owners_place_is_waited_for_by_nobody",
+        "test_weights.py::test_a_pipe_and_a_device_are_waited_for_by_nobody",
+        "test_log.py::test_a_full_disk_is_told_once_and_survived",
+    ),
     # files of settings, names, and what a batch script is made of
     "TOML: nested tables, arrays, inline tables; a million tables side by side; 100,000 keys": (
         "test_flags.py::test_a_hostile_file_is_refused_in_one_line_at_once",

@@ -137,6 +137,22 @@ def test_a_missing_file_falls_back(run: Path, file: str, caplog: pytest.LogCaptu
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", lines[0])]
 
 
+@pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "endless"])
+def test_what_is_no_regular_file_falls_back_without_a_wait(run: Path, file: str, kind: str) -> None:
+    path = run / "checkpoints" / "step_200" / file
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    found, lines = checkpoint.newest(run)
+    assert found == run / "checkpoints" / "step_100"
+    assert lines[0].startswith(f"checkpoint step_200 is damaged ({file}: ")
+
+
 def test_no_good_checkpoint_is_no_fresh_start(run: Path) -> None:
     for step in (100, 200):
         (run / "checkpoints" / f"step_{step}" / "manifest.json").unlink()

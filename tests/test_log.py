@@ -207,6 +207,10 @@ def test_a_full_disk_is_told_once_and_survived(tmp_path: Path) -> None:
     assert [line["step"] for line in read(tmp_path)] == [20, 40, 60, 80]
     with pytest.raises(StorageError, match=r"cannot write .*metrics\.jsonl"):
         log.Log(log.Config(), tmp_path / "no folder", True, 200, 0, "id", {})
+    (tmp_path / "metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(StorageError, match=r"cannot write .*metrics\.jsonl: it is a named pipe"):
+        log.Log(log.Config(), tmp_path, True, 200, 0, "id", {})
 
 
 def records(path: Path) -> Iterator[Any]:

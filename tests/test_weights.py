@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,13 @@ def test_another_kind_of_file_is_named(kind: str, words: str, tmp_path: Path):
         assert words in str(error.value)
         assert "\n" not in str(error.value)
         assert "weights_only" not in str(error.value)  # sslx has no such flag
+
+
+def test_a_pipe_and_a_device_are_waited_for_by_nobody(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    for path in (tmp_path / "pipe.pt", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(DataError, match=f"^{path} is not a regular file: "):
+            weights.load(resnet(), str(path), "resnet18")
 
 
 def test_a_safetensors_file_is_read_under_any_name(tmp_path: Path):

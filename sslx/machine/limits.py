@@ -56,7 +56,9 @@ def _explain(error: BaseException) -> str | None:
             f"too many open files: this process may open {_limit(resource.RLIMIT_NOFILE)} (ulimit -n): "
             "raise the limit, or use fewer ranks or a smaller --data.threads"
         )
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(text):
+    # What a C extension whose allocation failed may forget to say; of any other cause where memory is not limited.
+    speechless = isinstance(error, SystemError) and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(text) or speechless:
         asked = re.search(r"tried to allocate (\d+) bytes", text)
         size = f" ({int(asked.group(1)) / 2**30:.2f} GiB asked for at once)" if asked else ""
         return (

@@ -124,10 +124,13 @@ def lives(owner: Owner, path: Path, now: float | None = None) -> bool:
 def silence_s(path: Path, now: float | None = None) -> float:
     """Seconds since the last heartbeat."""
     try:
-        with open(path, "rb") as file:  # to open a file of NFS is to see it as it is now
-            return (time.time() if now is None else now) - os.fstat(file.fileno()).st_mtime
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # to open a file of NFS is to see it as it is now
     except OSError:
         return 0.0
+    try:
+        return (time.time() if now is None else now) - os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
 
 
 def _probe(path: Path) -> tuple[int, bool | None]:

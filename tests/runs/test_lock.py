@@ -252,6 +252,12 @@ def test_a_file_that_names_nobody_is_an_owner_until_it_is_old(tmp_path: Path, co
     lock.acquire(tmp_path).release()
 
 
+def test_a_pipe_in_the_owners_place_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / lock.NAME)
+    with pytest.raises(ConfigError, match=r"is in use by an unknown process: let it end, or stop"):
+        lock.acquire(tmp_path)
+
+
 def test_a_silent_owner_elsewhere_is_named_with_its_silence(tmp_path: Path) -> None:
     killed(tmp_path)
     alter(tmp_path, boot="another kernel", host="n7", job="123")
