@@ -90,7 +90,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        return int(jobs.last_metrics(self.folder).get("step", 0))
+        return int(outcome.last_metrics(self.folder / "metrics.jsonl").get("step", 0))
 
     @property
     def state(self) -> str:
