@@ -87,7 +87,8 @@ class RollCall:
         behind = busy or behind
         if len(behind) == self._board.world_size:
             return self._at_another_collective(self._counts_apart())
-        where = f" (at {places[behind[0]]['at']})" if len(behind) == 1 else ""
+        at = places[behind[0]]["at"]
+        where = f" (at {at})" if len(behind) == 1 and at != "?" else ""
         return f"{self._name(sorted(behind))}{where} {'is' if len(behind) == 1 else 'are'} behind the others"
 
     def _counts_apart(self) -> dict[int, int]:
