@@ -1,6 +1,7 @@
 """``sslx jobs``, ``sslx logs`` and ``sslx cancel`` of runs in folders; with a queue in tests/slurm."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -87,8 +88,19 @@ def test_damaged_runs_are_a_row_each_and_end_no_listing(tmp_path: Path, capsys: 
     assert "[/x] [bold]a \\x1b[31mb \\u202e" in " ".join(" ".join(lines).split())
 
 
+@pytest.fixture
+def no_slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without Slurm's commands, also where they are installed; with tail, which ``sslx logs`` calls."""
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "tail").symlink_to(shutil.which("tail") or "/usr/bin/tail")
+    monkeypatch.setenv("PATH", str(folder))
+
+
 @pytest.mark.parametrize("name", ["a[b]", "[/x]", "[bold]x", "new\nline", "\x1b[31mred", "caf\udce9", ":cat:", "-f"])
-def test_any_name_of_a_run_is_text(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_name_of_a_run_is_text(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_slurm: None
+) -> None:
+    del no_slurm
     run = a_run(tmp_path / name, outcome.Job(cluster="slurm", id="12", log=str(tmp_path / name), code="", submitted=0))
     assert cli.main(["jobs", str(tmp_path)]) == 0
     head, row = capsys.readouterr().out.splitlines()
