@@ -108,6 +108,9 @@ def main() -> int:
     parser.add_argument("--only", help="measure what has this word in its name")
     args = parser.parse_args()
     found: dict[str, str] = {}
+    for root in filter(None, (args.root, args.photos)):  # both trees read the same files in the same order: the first
+        for path in root.rglob("*.*"):  # one would find them on the disk, and the other one in memory
+            path.read_bytes()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         old = folder / "old"
