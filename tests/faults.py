@@ -83,16 +83,16 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     # ranks
     "F8 rank 1 of 2 was given --seed 1, --optim.lr, --checkpoint.every, --log.every, other code": (
-        "train/test_agree.py::test_a_rank_with_another_setting_is_refused",
-        "train/test_agree.py::test_a_rank_with_other_code_is_refused",
-        "train/test_agree.py::test_other_images_or_parameters_are_refused",
+        "train/test_consistency.py::test_a_rank_with_another_setting_is_refused",
+        "train/test_consistency.py::test_a_rank_with_other_code_is_refused",
+        "train/test_consistency.py::test_other_images_or_parameters_are_refused",
     ),
     "F8 perturb: one weight of rank 1 changed in step 15": (
-        "train/test_agree.py::test_a_weight_that_drifts_away_is_noticed_at_the_next_save",
-        "train/test_agree.py::test_drift_is_named",
+        "train/test_consistency.py::test_a_weight_that_drifts_away_is_noticed_at_the_next_save",
+        "train/test_consistency.py::test_drift_is_named",
     ),
     "F8 one collective too many on rank 1 in step 15": (
-        "train/test_agree.py::test_a_rank_in_another_collective_is_named_within_a_minute_or_two",
+        "train/test_consistency.py::test_a_rank_in_another_collective_is_named_within_a_minute_or_two",
     ),
     "F17 rank 1's step or loader 0.5 s slower": (
         "train/test_hostile_starts.py::test_the_rank_whose_step_or_loader_is_slow_is_named",

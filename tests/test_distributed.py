@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sslx import distributed
 from sslx.errors import ConfigError, DataError
-from sslx.train.agreement import StopFlag
+from sslx.train.stop_flag import StopFlag
 
 RunOnRanks = Callable[..., list[Any]]
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from sslx.group_norm import group_norm, has_batch_norm
 from sslx.machine import onednn
 from sslx.methods.base import Method
 from sslx.probe.online import HELD_OUT, OnlineProbe
-from sslx.train import agree
+from sslx.train import consistency
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     )
     loader.num_draws = method.num_draws
     steps_per_epoch = loader.batches_per_epoch // config.micro_batches
-    agree.on_parts(loader, method, autocast or parameters)
+    consistency.on_parts(loader, method, autocast or parameters)
     parts = Parts(
         source,
         loader,

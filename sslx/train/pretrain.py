@@ -22,14 +22,14 @@ from sslx.methods.base import Method
 from sslx.probe.health import Health
 from sslx.probe.online import OnlineProbe
 from sslx.runs.lock import Lock
-from sslx.train import agree, finite, taking
+from sslx.train import consistency, finite, taking
 from sslx.train import run as runs
-from sslx.train.agreement import StopFlag
 from sslx.train.build import Parts, build, online_probe
 from sslx.train.clock import Clock, watch_waits
 from sslx.train.roll_call import RollCall
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
+from sslx.train.stop_flag import StopFlag
 from sslx.words import one_line
 
 
@@ -62,7 +62,7 @@ class Setup(NamedTuple):
     probe: OnlineProbe | None
     health: Health
     agreement: StopFlag
-    peers: agree.Peers
+    peers: consistency.Peers
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: Position) -> int:
@@ -70,7 +70,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
     Every rank calls this; ``position`` is kept up to date.  UserErrors where a user can mend what is wrong.
     """
-    peers = agree.on_start(config, ranks.device)
+    peers = consistency.on_start(config, ranks.device)
     say = _print if ranks.is_main else silent
     resumes = runs.on_main(lambda: runs.resumes(config))
     # Says what is about to happen before the run folder is there.
@@ -83,7 +83,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     gone_back_to = 0
     while True:
         runs.restore(run, config, parts)
-        agree.on_weights(parts.method, parts.optimizer, run.step, peers, say)
+        consistency.on_weights(parts.method, parts.optimizer, run.step, peers, say)
         try:
             return _train(config, ranks, stop, position, setup, run)
         except finite.NotFinite as reason:  # on all ranks
@@ -150,7 +150,7 @@ def _train(
                 logger.log(done, numbers)
                 _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
             if save:  # before what takes long or may fail
-                agree.on_weights(parts.method, parts.optimizer, done, peers, logger.message)
+                consistency.on_weights(parts.method, parts.optimizer, done, peers, logger.message)
                 runs.save(run, config, done, parts)
                 position.saved = done
                 clock.restart()

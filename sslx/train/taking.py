@@ -7,8 +7,8 @@ from sslx import distributed
 from sslx.data import Loader
 from sslx.data.batch import Batch
 from sslx.data.patience import StopWaiting
-from sslx.train.agreement import StopFlag
 from sslx.train.signals import StopSignals
+from sslx.train.stop_flag import StopFlag
 
 GRACE_S = 5.0
 """For data that is late, once a run of several ranks is to stop: a rank that has its data is in the step already."""

@@ -10,8 +10,8 @@ from torch import nn
 
 from sslx import distributed
 from sslx.methods.base import Step
-from sslx.train.agreement import StopFlag
 from sslx.train.clock import AGAIN_AFTER_S, NAMED_AFTER_S, Clock, watch_waits
+from sslx.train.stop_flag import StopFlag
 
 SLOW_S = 0.15
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sslx import distributed
-from sslx.train.agreement import StopFlag
+from sslx.train.stop_flag import StopFlag
 
 SIGTERM = 15
 RunOnRanks = Callable[..., list[Any]]

@@ -20,10 +20,10 @@ from sslx.config import load
 from sslx.data import Config, sources
 from sslx.data.views import eval_view
 from sslx.errors import ConfigError, RanksError
-from sslx.train import agree
+from sslx.train import consistency
 from sslx.train.pretrain import Position, pretrain
 
-PEERS = agree.Peers(("a", "b", "a"), True)
+PEERS = consistency.Peers(("a", "b", "a"), True)
 ALONE = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
 
 # ``sslx pretrain`` whose rank 1 does something of its own in step 15, before the step.
@@ -104,9 +104,9 @@ def test_a_rank_with_other_code_is_refused(tmp_path: Path) -> None:
     code = """if True:
         import os, sys
         from sslx import cli
-        from sslx.train import agree
+        from sslx.train import consistency
         if os.environ["RANK"] == "1":
-            agree.source_digest = lambda: "0123456789ab"
+            consistency.source_digest = lambda: "0123456789ab"
         sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
     """
     codes, said, _ = started_by_hand(tmp_path, {}, code)
@@ -153,7 +153,7 @@ def test_a_rank_in_another_collective_is_named_within_a_minute_or_two(tmp_path: 
 
 def differing(facts: list[dict[str, str]]) -> str:
     try:
-        agree.check(facts[distributed.rank()], "mend it")
+        consistency.check(facts[distributed.rank()], "mend it")
     except ConfigError as error:
         return str(error)
     return ""
@@ -178,7 +178,7 @@ def parts_differ(roots: list[str], widths: list[int]) -> str:
         config, images, [eval_view(8)], batch_size=4, seed=0, device=torch.device("cpu"), dtype=torch.float32
     )
     try:
-        agree.on_parts(loader, nn.Linear(2, widths[distributed.rank()]), torch.float32)
+        consistency.on_parts(loader, nn.Linear(2, widths[distributed.rank()]), torch.float32)
     except ConfigError as error:
         return str(error)
     return ""
@@ -224,7 +224,7 @@ def drift(harm: str, alike: bool) -> str:
             exec(harm, {"model": model, "optimizer": optimizer, "torch": torch})
     said: list[str] = []
     try:
-        agree.on_weights(model, optimizer, 7, agree.Peers(PEERS.hosts, alike), said.append)
+        consistency.on_weights(model, optimizer, 7, consistency.Peers(PEERS.hosts, alike), said.append)
     except RanksError as error:
         said.append(f"error: {error}")
     return "".join(said)
@@ -257,7 +257,7 @@ def nan_of_another_sign() -> str:
     model.weight.data = bits.to(torch.int32).view(torch.float32).reshape(2, 2)
     model.bias.data.zero_()
     said: list[str] = []
-    agree.on_weights(model, torch.optim.SGD(model.parameters()), 7, PEERS, said.append)
+    consistency.on_weights(model, torch.optim.SGD(model.parameters()), 7, PEERS, said.append)
     return "".join(said)
 
 
