@@ -75,6 +75,7 @@ def run(target: str, argv: Sequence[str]) -> int:
     try:
         if module not in ("sslx.jobs", "sslx.cluster"):  # which compute nothing
             environment.check()
+            limits.check_memory()
         gc.disable()  # what an import makes stays: to look for garbage in it takes a fifth of the import's time
         loaded = import_module(module)
         gc.freeze()
@@ -82,7 +83,7 @@ def run(target: str, argv: Sequence[str]) -> int:
         interrupts.has_imported()
         return getattr(loaded, function)(list(argv))
     except UserError as error:
-        return complain(limits.explain(error) or str(error), error.exit_code)
+        return complain(limits.explain(error) or str(error), error.exit_code, error.topic)
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) or not (words := limits.explain(error)):
             raise
@@ -105,10 +106,13 @@ def note(line: str) -> None:
     sys.stderr.flush()
 
 
-def complain(message: str, code: int) -> int:
-    """Print the error once, although every rank of a job may have met it; returns the code."""
+def complain(message: str, code: int, topic: str = "") -> int:
+    """Print the error once, although every rank of a job may have met it; returns the code.
+
+    topic: what makes it the same error where ranks word it differently; "": its words.
+    """
     message = one_line(message, 4_000)
-    if _first_to_say(message):
+    if _first_to_say(topic or message):
         sys.stderr.write(f"error: {message}\n")
         sys.stderr.flush()
     return code

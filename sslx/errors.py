@@ -6,9 +6,16 @@ line prints that line without a traceback; anything else is a bug and keeps its 
 
 
 class UserError(ValueError):
-    """A user's mistake.  ``exit_code`` follows sysexits.h, so that a scheduler can tell what not to requeue."""
+    """A user's mistake.  ``exit_code`` follows sysexits.h, so that a scheduler can tell what not to requeue.
+
+    topic: what several ranks say each in other words, of which a user needs only the first, as of unreadable images.
+    """
 
     exit_code = 64
+
+    def __init__(self, message: str, topic: str = "") -> None:
+        super().__init__(message)
+        self.topic = topic
 
 
 class ConfigError(UserError):

@@ -8,8 +8,8 @@ import signal
 import sys
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-"""Ctrl-C, Slurm's preemption, submitit's, a terminal that closes."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
+"""Ctrl-C, Slurm's preemption, submitit's, a terminal that closes, a limit of CPU time (ulimit -St, once a second)."""
 LAUNCHER = "SSLX_LAUNCHER"
 """The process that started this rank, whose end is this one's too."""
 

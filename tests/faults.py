@@ -38,6 +38,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "SIGHUP while training (a terminal that closes), 1 and 2 ranks": (
         "train/test_stopped_ranks.py::test_a_terminal_that_closes_saves_the_run",
     ),
+    "SIGXCPU while training (a limit of CPU time), 1 and 2 ranks": (
+        "train/test_stopped_ranks.py::test_a_limit_of_cpu_time_saves_the_run",
+    ),
     "SIGUSR1 while training, and nohup, 1 and 2 ranks": (
         "train/test_stopped_ranks.py::test_sigusr1_asks_where_the_run_stands_and_nohup_outlives_the_terminal",
     ),
@@ -221,7 +224,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "data/test_color.py::test_names_of_any_bytes_are_read_and_told_in_one_line",
     ),
     "200 bit flips in images, every backend": ("train/test_bad_files.py::test_200_bit_flips_in_images",),
-    "F15 60 dangling links, 2 ranks": ("train/test_bad_files.py::test_dangling_links_end_two_ranks_in_one_line_each",),
+    "F15 60 dangling links, 2 ranks": ("train/test_bad_files.py::test_dangling_links_end_two_ranks_in_one_line",),
     # loader workers and waits
     "F18 a torchvision worker killed (SIGKILL) or stopped (SIGSTOP)": (
         "data/test_workers.py::test_a_worker_that_is_killed_or_stopped_is_named_and_replaced",
@@ -237,8 +240,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     # the machine
     "ulimit -v 1.5, 2.5 and 3.5 GB": (
-        "train/test_hostile_starts.py::test_too_little_address_space_is_one_line",
-        "machine/test_limits.py::test_too_little_address_space_to_import_torch",
+        "machine/test_limits.py::test_too_little_address_space_is_refused_before_libraries_meet_it",
+        "train/test_hostile_starts.py::test_the_least_address_space_that_is_taken_is_enough",
     ),
     "host memory exhausted by a large batch, 1 and 2 ranks": (
         "machine/test_limits.py::test_a_batch_that_does_not_fit_ends_in_one_line",

@@ -53,7 +53,8 @@ class Quarantine:
             if len(self.bad) > self.max_bad * len(self.source):
                 raise DataError(
                     f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
-                    f"{self.max_bad:g} that --data.max-bad allows; the last one is {name}"
+                    f"{self.max_bad:g} that --data.max-bad allows; the last one is {name}",
+                    topic="unreadable images",
                 )
             self.say(f"unreadable image {name}: replaced by another one ({len(self.bad)} so far)")
         for i in self.bad:

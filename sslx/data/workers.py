@@ -28,6 +28,7 @@ from torch import Tensor
 from sslx import distributed
 from sslx.data.patience import SLICE_S, Patience, Watch, late
 from sslx.errors import ConfigError
+from sslx.interrupts import STOPPING
 
 T = TypeVar("T")
 AHEAD = 2
@@ -39,7 +40,7 @@ _HEADER = struct.Struct("=qq")  # of a worker's memory: reads begun, what it rea
 _ASK = struct.Struct("=qq")  # a result's number, its place
 _LENGTH = struct.Struct("=Q")
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (*STOPPING, signal.SIGUSR1)
 
 
 class Deadly(RuntimeError):

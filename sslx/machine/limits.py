@@ -12,6 +12,8 @@ EXIT_CODE = 64
 """As for too little GPU memory: the same start on the same machine would end alike."""
 FEWEST_FILES = 64
 """What a rank opens with a loader of a few workers."""
+LEAST_MEMORY, MEMORY_PER_CORE = 5 * 2**30, 2**28
+"""Bytes of address space: of 2 cores, torch with its CUDA libraries takes 4 GiB, DALI and its threads 1.2 GiB more."""
 
 _MEMORY = re.compile(
     r"can't allocate memory|not enough memory|cannot allocate memory|failed to map segment|bad_alloc|"
@@ -45,6 +47,21 @@ def allow_files() -> None:
     if hard != resource.RLIM_INFINITY and hard < FEWEST_FILES:
         raise ConfigError(
             f"expected that a process may open {FEWEST_FILES} files or more, got a limit of {hard} (ulimit -Hn)"
+        )
+
+
+def check_memory() -> None:
+    """To be called before libraries are loaded.
+
+    ConfigError where the limit of address space (ulimit -v) is below what they take: with less, OpenBLAS tries again
+    for ever, or interrupts the process.
+    """
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    least = LEAST_MEMORY + MEMORY_PER_CORE * (os.cpu_count() or 1)
+    if soft != resource.RLIM_INFINITY and soft < least:
+        raise ConfigError(
+            f"expected {least / 2**30:.1f} GiB of address space or more, which torch and others reserve, got a "
+            f"limit of {soft / 2**30:.1f} GiB (ulimit -v): raise the limit, or limit memory by a cgroup"
         )
 
 

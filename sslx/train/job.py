@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sslx import __version__, cli, cores, interrupts, jobs, requeue, streams
 from sslx.errors import ConfigError, UserError
-from sslx.machine import environment
+from sslx.machine import environment, limits
 from sslx.train.signals import StopSignals, give_up_s
 
 _LOCAL_REQUEUE = 144  # submitit.local's word for: start me again
@@ -42,6 +42,7 @@ class Job:
         streams.make_safe()
         try:
             environment.check()
+            limits.check_memory()
             limit_s = give_up_s()
         except ConfigError as error:
             sys.exit(cli.complain(str(error), error.exit_code))
@@ -61,7 +62,7 @@ class Job:
         try:
             return getattr(import_module(module), function)([recipe, "--resume", "auto"], stop)
         except UserError as error:
-            return cli.complain(str(error), error.exit_code)
+            return cli.complain(str(error), error.exit_code, error.topic)
         except SystemExit as end:  # a recipe that this version of sslx cannot read: by tyro, in its own words
             return ConfigError.exit_code if end.code == 2 else int(end.code or 0)
 

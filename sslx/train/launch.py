@@ -93,7 +93,7 @@ def _work(settings: PretrainConfig, position: Position, stop: StopSignals) -> in
             told = status is not None and status.state != "running"
             return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
         if reason := _explained(error, position):
-            return _fail(position, *reason)
+            return _fail(position, *reason, error.topic if isinstance(error, UserError) else "")
         if stop.received and position.step == position.saved:  # Ctrl-C ends the compiler too, in the first step
             return _end(position, stop.received)
         traceback.print_exc()
@@ -197,7 +197,7 @@ def lost_peer(error: Exception) -> bool:
     return _LOST_PEER.search(str(error)) is not None
 
 
-def _fail(position: Position, reason: str, code: int) -> int:
+def _fail(position: Position, reason: str, code: int, topic: str = "") -> int:
     if folder := position.owned:  # what is another run's by now, or was deleted, gets no status from here
         outcome.write_status(folder, "failed", position.step, reason, code)
-    return cli.complain(reason, code)
+    return cli.complain(reason, code, topic)

@@ -1,5 +1,6 @@
 """Loader workers that die, are stopped or hang: named and replaced, without a change in any batch, or ended."""
 
+import faulthandler
 import os
 import signal
 import time
@@ -20,6 +21,7 @@ from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
 from sslx.data.workers import Deadly, Pool, WorkerError
 from sslx.errors import ConfigError, StorageError
+from sslx.interrupts import STOPPING
 
 CPU = torch.device("cpu")
 SPECS = (ViewSpec(size=32, augment=Augment()), ViewSpec(size=16, augment=Augment()))
@@ -69,7 +71,7 @@ def test_a_worker_that_is_killed_or_stopped_is_named_and_replaced(source: Source
     until(lambda: all(map(ended, workers)), "the workers' end", 10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [*STOPPING, signal.SIGUSR1])
 def test_what_is_sent_to_the_whole_process_group_ends_no_worker(source: Source, number: signal.Signals) -> None:
     expected = views(train(source, [], 0), 8)
     said = Said()
@@ -128,6 +130,7 @@ def test_a_worker_that_a_file_ends_sets_that_file_aside(source: Source, monkeypa
 
     def deadly(source: Source, index: int) -> Tensor:
         if index == victim:
+            faulthandler.disable()  # pytest's, which would print a death that is meant
             os.kill(os.getpid(), signal.SIGSEGV)
         return read(source, index)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from processes import TINY, is_one_line
+from processes import TINY, Record, is_one_line
 from sslx.errors import DataError
 from sslx.machine import limits
 
@@ -23,12 +23,16 @@ def ulimit(*limit: str) -> Callable[[list[str], Path], subprocess.CompletedProce
     return run
 
 
-@pytest.mark.parametrize("gigabytes", [0.5, 1.5])
-def test_too_little_address_space_to_import_torch(tmp_path: Path, gigabytes: float):
+@pytest.mark.parametrize("gigabytes", [0.5, 1.5, 2.5, 3.0, 3.5, 5.0])
+def test_too_little_address_space_is_refused_before_libraries_meet_it(
+    tmp_path: Path, gigabytes: float, record_property: Record
+):
     run = ulimit("-v", str(int(gigabytes * 2**20)))
-    done = run([sys.executable, "-m", "sslx", "pretrain", *TINY], tmp_path)
-    assert done.returncode == 64
-    is_one_line(done.stderr, "out of host memory", f"may use {gigabytes} GiB", "ulimit -v")
+    for command in ("pretrain", "probe"):
+        done = run([sys.executable, "-m", "sslx", command, *TINY], tmp_path)
+        assert done.returncode == 64
+        is_one_line(done.stderr, "GiB of address space or more", f"got a limit of {gigabytes} GiB (ulimit -v)")
+    record_property("figure", f"ulimit -v {gigabytes} GiB: exit code 64, one line")
 
 
 def test_an_allocation_that_fails_is_named_with_its_size():

@@ -105,6 +105,7 @@ def test_it_works_while_the_main_thread_is_in_native_code_and_a_second_ctrl_c_en
 def test_ctrl_c_ends_with_130_and_a_preemption_with_75():
     assert exit_code(signal.SIGINT) == 130
     assert exit_code(signal.SIGTERM) == exit_code(signal.SIGUSR2) == exit_code(signal.SIGHUP) == 75
+    assert exit_code(signal.SIGXCPU) == 75
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -159,6 +160,21 @@ def test_a_terminal_that_closes_saves_the_run(tmp_path: Path, ranks: int):
         assert process.wait(100) == 75
     assert (status_of(tmp_path).state, status_of(tmp_path).reason) == ("preempted", "SIGHUP")
     assert (tmp_path / "r" / "checkpoints" / f"step_{status_of(tmp_path).step}").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_limit_of_cpu_time_saves_the_run(tmp_path: Path, ranks: int):
+    """Beyond the soft limit the system sends SIGXCPU once a second; with two ranks only one of them gets it."""
+    with started(tmp_path, *LONG, "--ranks", str(ranks)) as process:
+        until_training(tmp_path, process)
+        limited = children(process.pid)[-1] if ranks > 1 else process.pid
+        resource.prlimit(limited, resource.RLIMIT_CPU, (1, resource.RLIM_INFINITY))
+        assert process.wait(100) == 75
+    assert (status_of(tmp_path).state, status_of(tmp_path).reason) == ("preempted", "SIGXCPU")
+    assert (tmp_path / "r" / "checkpoints" / f"step_{status_of(tmp_path).step}").exists()
+    assert said(tmp_path) == ""
 
 
 @pytest.mark.slow
