@@ -38,8 +38,9 @@ for line in sys.stdin:
 """
 SMALL = "--encoder.layers 1 1 1 1 --encoder.channels 8 16 32 64 --online.every 0 --device cpu --precision fp32".split()
 RUN = (
-    "--encoder.layers 1 1 1 1 --optim.name sgd --device cpu --precision fp32 --log.every 5 --checkpoint.every 0".split()
-)
+    "--encoder.layers 1 1 1 1 --encoder.channels 32 64 128 256 --optim.name sgd --device cpu --precision fp32 "
+    "--log.every 5 --checkpoint.every 0"
+).split()
 
 
 def environment(tree: Path, threads: int) -> dict[str, str]:

@@ -8,7 +8,8 @@ line prints that line without a traceback; anything else is a bug and keeps its 
 class UserError(ValueError):
     """A user's mistake.  ``exit_code`` follows sysexits.h, so that a scheduler can tell what not to requeue.
 
-    topic: what several ranks say each in other words, of which a user needs only the first, as of unreadable images.
+    topic: what several ranks say each in other words, of which a user needs only the first, as of unreadable images or
+    of data that does not come.
     """
 
     exit_code = 64

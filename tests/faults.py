@@ -233,6 +233,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "a wait for data that does not come: SIGTERM, the limit": (
         "train/test_waits.py::test_a_signal_while_no_data_comes_saves_the_run_as_it_is",
         "train/test_waits.py::test_files_that_never_answer_end_the_run_with_one_line",
+        "train/test_waits.py::test_a_mount_that_does_not_answer_ends_the_list_of_images",
         "data/test_workers.py::test_a_file_that_does_not_answer_ends_the_wait_at_the_limit",
     ),
     "/dev/shm of 64k: torchvision, dali and resident, 2 ranks": (

@@ -1,11 +1,14 @@
-"""Files whose reading hangs, as on a mount that no longer answers: another process holds a lease on them.
+"""Files and folders whose reading hangs, as on a mount that no longer answers.
 
-Opening such a file waits until the lease is given back, at most /proc/sys/fs/lease-break-time seconds (45).
+Another process holds a lease on the files: opening one waits until the lease is given back, at most
+/proc/sys/fs/lease-break-time seconds (45).  A folder hangs as the mount of a file system that nobody serves.
 """
 
+import ctypes
 import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -27,6 +30,30 @@ def hanging(paths: Sequence[str | Path]) -> Generator[None]:
             yield
         finally:
             holder.kill()
+
+
+@contextmanager
+def hanging_mount(folder: Path) -> Generator[None]:
+    """While it is entered, whatever looks into this folder waits, as on a dead server's share.
+
+    It is a file system in user space (FUSE) whose server says hello and then reads no request.  Needs root.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    server = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    try:
+        if libc.mount(b"hanging", os.fsencode(folder), b"fuse.hanging", 0, options):
+            raise OSError(ctypes.get_errno(), f"mount: {os.strerror(ctypes.get_errno())}")
+        try:
+            request = os.read(server, 2**16)  # FUSE_INIT, whose answer is its number, a version, and zeros
+            unique, major, minor = struct.unpack_from("<8xQ24xII", request)
+            answer = struct.pack("<II", major, minor) + bytes(56)
+            os.write(server, struct.pack("<IiQ", 16 + len(answer), 0, unique) + answer)
+            yield
+        finally:
+            libc.umount2(os.fsencode(folder), 2)  # MNT_DETACH
+    finally:
+        os.close(server)  # which ends all waiting
 
 
 if __name__ == "__main__":

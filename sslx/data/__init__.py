@@ -15,7 +15,7 @@ from sslx import cores, rng
 from sslx.data import identity, sources
 from sslx.data.batch import Batch
 from sslx.data.order import Order, Sequential, Shuffled
-from sslx.data.patience import Patience, StopWaiting
+from sslx.data.patience import Caller, Patience, StopWaiting
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
@@ -180,7 +180,9 @@ class Loader:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        return identity.of(self.source)
+        patience = Patience(self._patience.limit_s, say=self.say)
+        with Caller(patience, lambda: f"the identity of the images of {self.source.name}") as call:
+            return call(lambda: identity.of(self.source))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the samples that ``state`` counts, at this loader's world size and batch size.

@@ -88,7 +88,8 @@ def late(patience: Patience, what: str) -> StorageError:
     """The error of a wait that reached its limit."""
     return StorageError(
         f"rank {distributed.rank()} waited {patience.limit_s:g} s for data (--data.timeout-s) in vain: {what}: "
-        "check the disk or the mount, then start again with --resume auto"
+        "check the disk or the mount, then start again with --resume auto",
+        topic="no data came",
     )
 
 
@@ -103,6 +104,7 @@ class Caller:
         self._patience, self._describe = patience, describe
         self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[list[tuple[Any, BaseException | None]]] = queue.SimpleQueue()
+        self._is_alive = threading.Event()
         threading.Thread(target=_make, args=(self._calls, self._results), daemon=True, name="data").start()
 
     def __call__(self, function: Callable[[], T]) -> T:
@@ -113,12 +115,24 @@ class Caller:
             try:
                 result, error = self._results.get(timeout=SLICE_S).pop()
             except queue.Empty:
+                if self._is_alive.is_set():
+                    self._is_alive.clear()
+                    watch.progress()
                 if watch.slept(SLICE_S):
                     raise late(self._patience, self._describe()) from None
                 continue
             if error is not None:
                 raise error
             return result
+
+    def alive(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """``say`` for a function that is called: each line is a sign of life, with which the wait starts again."""
+
+        def tell(line: str) -> None:
+            self._is_alive.set()
+            say(line)
+
+        return tell
 
     def __enter__(self) -> Self:
         return self

@@ -118,21 +118,22 @@ def build(
     ConfigError, each in one line that names the folder and the flag, and StorageError for a disk that does not answer.
     """
     _check_read(config)
-    source = _found(config, split, say, classes)
+    patience = Patience(config.timeout_s, say=say)
+    source = _found(config, split, say, classes, patience)
     if source.paths is None:
         return source
     if config.range != "auto":
         levels = Levels(chosen=config.range)
     if levels is None:
         measure = partial(black_and_white.measure, source.paths, say)
-        with Caller(
-            Patience(config.timeout_s, say=say), lambda: f"the first look at the images of {source.name}"
-        ) as call:
+        with Caller(patience, lambda: f"the first look at the images of {source.name}") as call:
             levels = call(measure)
     return replace(source, levels=levels)
 
 
-def _found(config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None) -> Source:
+def _found(
+    config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None, patience: Patience
+) -> Source:
     if config.source == "digits":
         return _digits(split)
     if config.source == "synthetic":
@@ -140,7 +141,8 @@ def _found(config: Config, split: Split, say: Callable[[str], None], classes: Se
     if config.source == "folder":
         from sslx.data import folder
 
-        return folder.read(config, split, say, classes)
+        with Caller(patience, lambda: f"the list of the images below {shown(config.root or '')}") as call:
+            return call(partial(folder.read, config, split, call.alive(say), classes))
     return _torchvision(config, split)
 
 

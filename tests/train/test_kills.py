@@ -13,7 +13,7 @@ import torch
 from processes import Record, ended, metrics, started, until
 from sslx import checkpoint, outcome
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 STEPS = ["--data.source", "digits", "--data.backend", "dali", "--data.threads", "1", "--optim.lr", "0.01"]
 """Real images through DALI."""
 

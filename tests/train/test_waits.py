@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hanging import hanging
+from hanging import hanging, hanging_mount
 from processes import TINY, Record, children, ended, is_one_line, metrics, outside, started, until, until_training
 from sslx import checkpoint, outcome
 
@@ -87,6 +87,27 @@ def test_files_that_never_answer_end_the_run_with_one_line(images: list[Path], t
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.code) == ("failed", 74)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse, to mount")
+def test_a_mount_that_does_not_answer_ends_the_list_of_images(tmp_path: Path, record_property: Record) -> None:
+    source = ["--data.source", "folder", "--data.root", str(tmp_path / "mount"), "--data.timeout-s", "2"]
+    (tmp_path / "mount").mkdir()
+    with hanging_mount(tmp_path / "mount"):
+        for ranks in (1, 2):
+            code, _, err = outside(tmp_path, *source, "--ranks", str(ranks), timeout_s=100)
+            assert code == 74
+            is_one_line(err, "waited 2 s for data", "the list of the images below", "check the disk or the mount")
+        with started(tmp_path, *source, "--data.timeout-s", "1000") as process:
+            threads = Path(f"/proc/{process.pid}/task")
+            until(lambda: any("request_wait" in w.read_text() for w in threads.glob("*/wchan")), "a read of the mount")
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 75
+            seconds = time.monotonic() - start
+            assert seconds < 20
+    assert not (tmp_path / "r").exists()
+    record_property("figure", f"exit code 74 after --data.timeout-s; SIGTERM: 75 after {seconds:.1f} s")
 
 
 def test_killing_a_run_leaves_no_worker(images: list[Path], tmp_path: Path) -> None:
