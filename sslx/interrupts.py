@@ -60,8 +60,10 @@ def end() -> None:
 
 
 def _leave_early(number: int, _: FrameType | None) -> None:
+    global _is_settled
     if _is_settled:
         return
+    _is_settled = True  # by this signal: the next one may come before the process is gone
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name} before the first step"
         say(f"error: interrupted{name}")

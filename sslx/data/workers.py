@@ -5,6 +5,7 @@ it shares with this process, and small answers go through a pipe.  Nothing here 
 """
 
 import ctypes
+import gc
 import mmap
 import multiprocessing
 import os
@@ -135,12 +136,17 @@ class _Worker:
         ours = [*others, self.pipe] if method == "fork" else []
         parent = os.getpid() if method != "forkserver" else 0
         self.process = context.Process(target=_serve, args=(self.work, self.memory, theirs, ours, parent), daemon=True)
-        # A signal to the whole process group must not reach a child that still has this process's handlers.
+        # A signal to the whole process group must not reach a child that still has this process's handlers, and what
+        # is garbage here must not be collected there: a DALI pipeline's end waits for threads, which a fork leaves out.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        collects = gc.isenabled()
+        gc.disable()
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            if collects:
+                gc.enable()
         theirs.close()
         self.buffer, self.ended = bytearray(), False
         for number, place in self.asked:
@@ -301,6 +307,8 @@ def _serve(
     work: Work, memory: Memory, pipe: connection.Connection, others: list[connection.Connection], parent: int
 ) -> None:
     """The life of a worker: it makes what it is asked for until its pipe ends."""
+    gc.freeze()  # what was there before it is never collected
+    gc.enable()
     for number in _SIGNALS:  # the run decides, and ends its workers itself
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)  # the parent's

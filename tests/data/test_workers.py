@@ -1,6 +1,7 @@
 """Loader workers that die, are stopped or hang: named and replaced, without a change in any batch, or ended."""
 
 import faulthandler
+import gc
 import os
 import signal
 import time
@@ -19,7 +20,7 @@ from sslx.data import Config, Loader, sources, training
 from sslx.data.patience import Patience, StopWaiting
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
-from sslx.data.workers import Deadly, Pool, WorkerError
+from sslx.data.workers import Deadly, Pool, WorkerError, answer_alone
 from sslx.errors import ConfigError, StorageError
 from sslx.interrupts import STOPPING
 
@@ -165,6 +166,7 @@ def work(number: int, place: Tensor, begin: Callable[[int], None]) -> int:
     if number == 7:
         raise KeyError("a mistake")
     if number == 8:
+        faulthandler.disable()
         os.kill(os.getpid(), signal.SIGABRT)
     if number == 9:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -198,6 +200,31 @@ def test_what_work_raises_comes_through(pool: Any) -> None:
         assert next(results) == (1, 1, 2)
         with pytest.raises(error, match=r"(?s)no room|a bad file|in work.*KeyError: 'a mistake'"):
             next(results)
+
+
+def test_a_pipeline_that_is_garbage_when_a_worker_starts_does_not_hang_it(source: Source) -> None:
+    """Where DALI's pipeline ends it waits for its threads, which a forked process does not have."""
+    loader = train(source, [], 1, "dali")
+    next(loader)
+    cycle: list[Any] = [loader]
+    cycle.append(cycle)
+    enabled = gc.isenabled()
+    gc.disable()
+    del loader, cycle
+    try:
+        told = Said()
+        patience = Patience(limit_s=20, say=told.append)
+        pool = Pool(collect, 1, place_bytes=200, patience=patience, name=str)
+        assert len(list(pool.results(range(3), answer_alone))) == 3
+        pool.close()
+    finally:
+        if enabled:
+            gc.enable()
+    assert told == []
+
+
+def collect(*_: object) -> int:
+    return gc.collect()
 
 
 def test_work_that_ends_two_workers_is_not_given_to_a_third(pool: Any) -> None:

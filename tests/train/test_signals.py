@@ -102,6 +102,28 @@ def test_it_works_while_the_main_thread_is_in_native_code_and_a_second_ctrl_c_en
         assert process.wait(60) == 130
 
 
+def test_a_signal_that_comes_while_a_process_leaves_is_not_said_too():
+    slow_to_leave = (
+        "import time\n"
+        "from sslx import interrupts\n"
+        "descendants = interrupts.descendants\n"
+        "interrupts.descendants = lambda pid: (time.sleep(1), descendants(pid))[1]\n"
+        "interrupts.begin(saves=True)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if name not in ("RANK", "SLURM_PROCID")}
+    argv = [sys.executable, "-c", slow_to_leave]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR2)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "error: interrupted by SIGUSR2 before the first step\n")
+
+
 def test_ctrl_c_ends_with_130_and_a_preemption_with_75():
     assert exit_code(signal.SIGINT) == 130
     assert exit_code(signal.SIGTERM) == exit_code(signal.SIGUSR2) == exit_code(signal.SIGHUP) == 75
