@@ -81,6 +81,8 @@ def main() -> int:
     if "--" in ours:
         ours, options = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
     arguments = parser.parse_args(ours)
+    if missing := sorted(set(arguments.isa) - set(instruction_sets.supported())):
+        parser.error(f"this CPU has no {', '.join(missing)}: it can imitate {instruction_sets.supported()}")
     versions = {name: metadata.version(name) for name in ("torch", "torchvision", "triton", "timm", "numpy")}
     failed = False
     for number in range(1, arguments.times + 1):
