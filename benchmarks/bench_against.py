@@ -38,7 +38,7 @@ for line in sys.stdin:
 """
 SMALL = "--encoder.layers 1 1 1 1 --encoder.channels 8 16 32 64 --online.every 0 --device cpu --precision fp32".split()
 RUN = (
-    "--encoder.layers 1 1 1 1 --encoder.channels 32 64 128 256 --optim.name sgd --device cpu --precision fp32 "
+    "--encoder.layers 1 1 1 1 --encoder.channels 16 16 32 64 --optim.name sgd --device cpu --precision fp32 "
     "--log.every 5 --checkpoint.every 0"
 ).split()
 
@@ -133,7 +133,7 @@ def main() -> int:
             )
         digits = ["--data.source", "digits", "--batch-size", "64"]
         for ranks in (1, 2):
-            cases[f"run, {ranks} ranks"] = lambda _, tree, ranks=ranks: run(tree, ranks, [*digits, "--steps", "85"])
+            cases[f"run, {ranks} ranks"] = lambda _, tree, ranks=ranks: run(tree, ranks, [*digits, "--steps", "60"])
         for name, case in cases.items():
             if args.only and args.only not in name:
                 continue
