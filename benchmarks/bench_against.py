@@ -3,16 +3,17 @@
     python benchmarks/bench_against.py COMMIT --root FOLDER_OF_SMALL_IMAGES [--photos FOLDER_OF_PHOTOS]
 
 The loader of each tree makes batches, with nothing beside it.  The step is that of a whole run, as `sslx pretrain`
-takes it: loader, finite checks, what ranks tell each other, log lines.  Its rate is that between the run's first log
-line and its last.  Fails where this tree is slower by more than 2 % and by more than the spread.
+takes it: loader, finite checks, what ranks tell each other, log lines; each window is 20 steps of a run that stays up
+and waits while it is the other one's turn.  Fails where this tree is slower by more than 2 % and more than the spread.
 """
 
 import argparse
-import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,65 +38,84 @@ for line in sys.stdin:
     print(int(line) * settings.batch_size / (time.perf_counter() - start), flush=True)
 """
 SMALL = "--encoder.layers 1 1 1 1 --encoder.channels 8 16 32 64 --online.every 0 --device cpu --precision fp32".split()
-RUN = (
-    "--encoder.layers 1 1 1 1 --encoder.channels 16 16 32 64 --optim.name sgd --device cpu --precision fp32 "
-    "--log.every 5 --checkpoint.every 0"
+RUN = """
+import os, sys, time
+from sslx import cli
+from sslx.train import pretrain as loop
+train_step, steps, began = loop.train_step, 0, 0.0
+def in_windows(*given):
+    global steps, began
+    if steps % 20 == 0:
+        if steps:
+            print(20 * 64 / (time.perf_counter() - began), flush=True)
+        sys.stdin.readline()
+        began = time.perf_counter()
+    steps += 1
+    return train_step(*given)
+if os.environ["RANK"] == "0":
+    loop.train_step = in_windows
+sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
+"""
+RUN_FLAGS = (
+    "--data.source digits --batch-size 64 --steps 1000000 --encoder.layers 1 1 1 1 --encoder.channels 16 16 32 64 "
+    "--optim.name sgd --device cpu --precision fp32 --log.every 5 --checkpoint.every 0"
 ).split()
 
 
-def environment(tree: Path, threads: int) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": f"{tree}:{tree / 'kernels'}", "OMP_NUM_THREADS": str(threads)}
+def start(
+    stack: ExitStack, tree: Path, code: str, threads: int, flags: list[str], **environ: str
+) -> subprocess.Popen[str]:
+    """A process with the code of ``tree``: its current folder, which is the first of all places to import from."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *flags],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=tree,
+        env=os.environ | {"PYTHONPATH": f"{tree}:{tree / 'kernels'}", "OMP_NUM_THREADS": str(threads)} | environ,
+    )
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    return process
 
 
 def loader(stack: ExitStack, tree: Path, batches: int, flags: list[str]) -> Callable[[], float]:
     """Samples a second of a process that stays up and makes batches when it is asked to."""
-    process = stack.enter_context(
-        subprocess.Popen(
-            [sys.executable, "-c", LOADER, *SMALL, *flags],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment(tree, 1),
-        )
-    )
-    stack.callback(process.kill)
+    return windows(start(stack, tree, LOADER, 1, [*SMALL, *flags]), str(batches))
+
+
+def run(stack: ExitStack, tree: Path, ranks: int) -> Callable[[], float]:
+    """Samples a second of a run of so many ranks."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    threads = max(1, measure.stamp()["cores"] // ranks)
+    processes = [
+        start(stack, tree, RUN, threads, [*RUN_FLAGS, "--runs", folder], RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(ranks)
+    ]
+    for other in processes[1:]:
+        assert other.stdout
+        threading.Thread(target=other.stdout.read, daemon=True).start()
+    return windows(processes[0], "go")
+
+
+def windows(process: subprocess.Popen[str], word: str) -> Callable[[], float]:
+    """What a process answers each time that it gets the word: a number alone on a line, among others that it prints."""
+    assert process.stdin
+    assert process.stdout
+    given, said = process.stdin, process.stdout
 
     def window() -> float:
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write(f"{batches}\n")
-        process.stdin.flush()
-        while True:  # builds of older commits may print what they found
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit(f"the loader of {tree} ended")
+        given.write(f"{word}\n")
+        given.flush()
+        while line := said.readline():
             try:
                 return float(line)
             except ValueError:
                 continue
-
-    return window
-
-
-def run(tree: Path, ranks: int, flags: list[str]) -> Callable[[], float]:
-    """Samples a second of a whole run."""
-
-    def window() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            argv = ["--runs", folder, "--name", "r", "--ranks", str(ranks), *RUN, *flags]
-            done = subprocess.run(
-                [sys.executable, "-m", "sslx", "pretrain", *argv],
-                env=environment(tree, max(1, measure.stamp()["cores"] // ranks)),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise SystemExit(f"the run of {tree} ended with {done.returncode}: {done.stderr}")
-            lines = [json.loads(line) for line in (Path(folder) / "r" / "metrics.jsonl").read_text().splitlines()]
-        first, last = lines[1], lines[-1]
-        return (last["step"] - first["step"]) * 64 / (last["time"] - first["time"])
+        raise SystemExit(f"a process ended with {process.wait()}: {process.args}")
 
     return window
 
@@ -131,9 +151,8 @@ def main() -> int:
             cases["loader, dali, 2 threads, photos at 224 px"] = lambda up, tree, flags=flags: loader(
                 up, tree, 6, flags
             )
-        digits = ["--data.source", "digits", "--batch-size", "64"]
         for ranks in (1, 2):
-            cases[f"run, {ranks} ranks"] = lambda _, tree, ranks=ranks: run(tree, ranks, [*digits, "--steps", "60"])
+            cases[f"run, {ranks} ranks"] = lambda up, tree, ranks=ranks: run(up, tree, ranks)
         for name, case in cases.items():
             if args.only and args.only not in name:
                 continue
