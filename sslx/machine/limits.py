@@ -12,8 +12,6 @@ EXIT_CODE = 64
 """As for too little GPU memory: the same start on the same machine would end alike."""
 FEWEST_FILES = 64
 """What a rank opens with a loader of a few workers."""
-LEAST_MEMORY, MEMORY_PER_CORE = 5 * 2**30, 2**28
-"""Bytes of address space: of 2 cores, torch with its CUDA libraries takes 4 GiB, DALI and its threads 1.2 GiB more."""
 
 _MEMORY = re.compile(
     r"can't allocate memory|not enough memory|cannot allocate memory|failed to map segment|bad_alloc|"
@@ -50,6 +48,15 @@ def allow_files() -> None:
         )
 
 
+def least_memory() -> int:
+    """Bytes of address space that a process needs, most of them never touched, for the cores that it may run on.
+
+    On 2 cores torch with its CUDA libraries reserves 4 GiB, DALI and its threads 1.2 GiB more; what grows with the
+    cores are stacks, arenas of malloc and OpenBLAS's buffers.
+    """
+    return 5 * 2**30 + 2**28 * len(os.sched_getaffinity(0))
+
+
 def check_memory() -> None:
     """To be called before libraries are loaded.
 
@@ -57,7 +64,7 @@ def check_memory() -> None:
     for ever, or interrupts the process.
     """
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
-    least = LEAST_MEMORY + MEMORY_PER_CORE * (os.cpu_count() or 1)
+    least = least_memory()
     if soft != resource.RLIM_INFINITY and soft < least:
         raise ConfigError(
             f"expected {least / 2**30:.1f} GiB of address space or more, which torch and others reserve, got a "
