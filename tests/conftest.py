@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from time import monotonic
@@ -17,24 +16,10 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MOST_CASES = 1
-MANY = (
-    "test_no_method_drifts_by_itself",
-    "test_narrow_encoders_train_with_the_gradients_of_plain_code",
-    "test_training_goes_on_to_its_end",
-    "test_a_stopped_rank_is_named_and_one_signal_ends_the_run",
-    "test_the_slow_rank_is_found_wherever_it_is_slow",
-    "test_a_rank_with_another_setting_is_refused",
-    "test_a_signal_while_no_data_comes_saves_the_run_as_it_is",
-    "test_shared_files_run_nothing",
-    "test_nor_with_other_instructions",
-    "test_a_launcher_that_is_told_to_end_at_any_moment_ends_in_good_order",
-    "test_ranks_that_cannot_meet_are_one_line",
-    "test_a_batch_that_does_not_fit_ends_in_one_line",
-    "test_files_that_never_answer_end_the_run_with_one_line",
-    "test_killing_it_leaves_no_loader_worker",
-)
-"""Slow tests of which tests/run.sh --slow runs MOST_CASES of their cases: CI stays short.  --faults runs them all."""
+import faults
+
+MANY = ("test_no_method_drifts_by_itself", "test_narrow_encoders_train_with_the_gradients_of_plain_code")
+"""Slow tests of many cases, of which CI runs one; ``bash tests/run.sh -m soak -k NAME`` runs the others."""
 
 COLLECTIVE_S = 120.0
 """After this long in one collective a rank gives up by itself."""
@@ -198,14 +183,19 @@ def generator(request: pytest.FixtureRequest) -> torch.Generator:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; mark what is numerical, and the many cases of one slow test."""
-    seen = Counter[str]()
-    for item in items:
-        if item.get_closest_marker("slow"):
-            name = item.nodeid.partition("[")[0]
-            seen[name] += 1
-            if seen[name] > MOST_CASES and name.endswith(MANY):
+    """Skip what needs a GPU where there is none; mark what is numerical, and as soak all but one case of long tests.
+
+    The last case stays, as a rule the one with the most ranks.  ``tests/run.sh --faults`` runs all cases of what is in
+    the table of faults, so that of those CI's slow tier runs one.
+    """
+    seen = set[str]()
+    for item in reversed(items):
+        name = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("slow") and (name.endswith(MANY) or faults.of_row(name)):
+            if name in seen:
                 item.add_marker("soak")
+            seen.add(name)
+    for item in items:
         if item.path.relative_to(os.path.dirname(__file__)).as_posix().startswith(NUMERICAL):
             item.add_marker("numerical")
     if not torch.cuda.is_available():
