@@ -15,7 +15,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -24,29 +23,13 @@ from torch import Tensor, nn
 
 from sslx import files
 from sslx import state as states
-from sslx.errors import ConfigError, DataError, MissingInput, StorageError
+from sslx.errors import DataError, MissingInput, StorageError
 from sslx.words import one_line
 
 FORMAT = 1
 _NAME = re.compile(r"step_(0|[1-9]\d*)(\.old)?")
 _FILES = ("state.pt", "manifest.json")
 _TEMP = re.compile(r"\.step_\d+(\.old)?\.tmp-\d+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """When checkpoints are written and how many stay."""
-
-    every: int = 1000
-    """Steps between checkpoints; 0: only at the end and when the job is stopped."""
-    keep: int = 3
-    """How many checkpoints to keep: the newest ones."""
-
-    def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ConfigError(f"checkpoint.every: expected 0 or more steps, got {self.every}: 0 is 'at the end'")
-        if self.keep < 1:
-            raise ConfigError(f"checkpoint.keep: expected at least 1, got {self.keep}: a restart needs one")
 
 
 def save(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:

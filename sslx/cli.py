@@ -12,10 +12,10 @@ from sslx.machine import environment, limits
 from sslx.words import one_line, shown
 
 COMMANDS = {
-    "pretrain": ("sslx.train.launch:main", "pretrain an encoder: sslx pretrain simclr_digits"),
-    "probe": ("sslx.evaluate:probe_main", "kNN, linear and few-label accuracy of a run's features"),
-    "plot": ("sslx.evaluate:plot_main", "t-SNE picture and loss curve of a run"),
-    "verify": ("sslx.verify:main", "whether W processes train as one does: sslx verify simclr"),
+    "pretrain": ("sslx.commands.pretrain:main", "pretrain an encoder: sslx pretrain simclr_digits"),
+    "probe": ("sslx.commands.probe:main", "kNN, linear and few-label accuracy of a run's features"),
+    "plot": ("sslx.commands.plot:main", "t-SNE picture and loss curve of a run"),
+    "verify": ("sslx.commands.verify:main", "whether W processes train as one does: sslx verify simclr"),
     "bench": ("sslx.bench:main", "what limits a recipe on this machine, and what would help"),
     "submit": ("sslx.cluster:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
     "jobs": ("sslx.jobs:main", "how every run under a folder stands"),

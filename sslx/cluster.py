@@ -23,7 +23,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, files, jobs, outcome, words
+from sslx import config, files, jobs, outcome, resuming, sweeps, words
 from sslx.allocation import Config as AllocationConfig
 from sslx.allocation import one_line
 from sslx.config import PretrainConfig
@@ -35,7 +35,7 @@ from sslx.words import shown
 def main(argv: Sequence[str]) -> int:
     """Submit, and say where what is; returns as soon as the job is queued (debug: when it has ended)."""
     wanted, arguments = config.load_submit(argv)
-    runs = config.sweep(wanted.array, arguments) if wanted.array else [config.load(arguments)]
+    runs = sweeps.runs(wanted.array, arguments) if wanted.array else [config.load(arguments)]
     if any(run.ranks for run in runs):
         raise ConfigError(
             "the job says how many ranks there are: --nodes and --ranks-per-node before the --, no --ranks"
@@ -96,7 +96,7 @@ def check(wanted: AllocationConfig, runs: Sequence[PretrainConfig], queue: jobs.
                 f"run {shown(folder)} belongs to job {owner.id}, which is {words.one_line(state)}: end it with "
                 f"`sslx cancel {shown(folder)}`, or take another --name"
             )
-        config.check_resumable(run, folder)
+        resuming.check_resumable(run, folder)
 
 
 def check_place(folder: Path) -> None:

@@ -6,10 +6,7 @@ once and the later flag wins.  So there is one parser, one error path and one ru
 
 import dataclasses
 import io
-import itertools
 import json
-import math
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
@@ -19,28 +16,19 @@ from typing import Any, Literal
 
 import tyro
 
-from sslx import __version__, checkpoint, files, flags, methods
+from sslx import __version__, files, flags, methods
 from sslx.allocation import Config as AllocationConfig
-from sslx.checkpoint import Config as CheckpointConfig
-from sslx.data import Config as DataConfig
-from sslx.data.views import Augment
-from sslx.encoders import Config as EncoderConfig
-from sslx.errors import ConfigError, MissingInput, UserError
+from sslx.data.augment import Augment
+from sslx.data.config import Config as DataConfig
+from sslx.encoders.config import Config as EncoderConfig
+from sslx.errors import ConfigError, UserError
 from sslx.flags import recipes as recipes
-from sslx.log import Config as LogConfig
-from sslx.methods.base import MethodConfig
-from sslx.optim import Config as OptimConfig
-from sslx.probe import Config as ProbesConfig
-from sslx.probe.health import Config as HealthConfig
-from sslx.probe.online import Config as OnlineConfig
+from sslx.methods.config import MethodConfig
+from sslx.optim.config import Config as OptimConfig
+from sslx.probe.config import Config as ProbesConfig
+from sslx.probe.config import HealthConfig, OnlineConfig
+from sslx.runs.config import CheckpointConfig, LogConfig
 from sslx.words import shown
-
-MAX_RUNS = 2_000
-"""Of one sweep: each is checked before any is submitted, a tenth of a second long."""
-# A resumed run may differ in these: where and how it runs, not what it computes.
-MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root", "data.test_root", "data.splits",
-              "data.download", "data.threads", "data.backend", "data.max_bad", "on_nonfinite", "skip_steps", "online",
-              "health", "checkpoint", "log")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,14 +171,32 @@ def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
         from_files += ["--name", paths[-1].stem]
     args = _with_folder(from_files + from_argv, DataConfig())
     chosen = ([after for before, after in pairwise(args) if before == "--method.name"] or ["simclr"])[-1]
-    default = PretrainConfig(method=methods.module(chosen).Config())
+    default = PretrainConfig(method=_options(chosen))
     for path, tree in zip(paths, trees, strict=True):
         flags.check_known(path, tree, default)
     prog = "sslx pretrain" + " [RECIPE ...]" * ("--help" in args or "-h" in args)
-    config = _parse(PretrainConfig, args, prog, default, quiet)
+    config = _complete(_parse(PretrainConfig, args, prog, default, quiet))
     if not config.name:
         config = dataclasses.replace(config, name=f"{config.method.name}_{config.data.source}")
     return config
+
+
+def _options(name: str) -> MethodConfig:
+    """A method's defaults, to parse its flags by: read without torch, and with all names as choices."""
+    bare = methods.options(name)
+    choices: Any = Literal[methods.available()]
+    kind: Any = dataclasses.make_dataclass(
+        "Config", [("name", choices, field(default=name))], bases=(bare,), frozen=True, kw_only=True
+    )
+    kind.__doc__ = bare.__doc__
+    return kind()
+
+
+def _complete(config: PretrainConfig) -> PretrainConfig:
+    """The config with the method's own class in place of the one that its flags were parsed by."""
+    method = config.method
+    fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    return dataclasses.replace(config, method=methods.module(method.name).Config(**fields))
 
 
 def _with_folder(args: list[str], default: DataConfig) -> list[str]:
@@ -239,38 +245,6 @@ def load_submit(argv: Sequence[str]) -> tuple[AllocationConfig, list[str]]:
     return wanted, list(argv[split + 1 :])
 
 
-def sweep(path: Path, argv: Sequence[str]) -> list[PretrainConfig]:
-    """The runs of a sweep, each named after what it changes.
-
-    path: a .toml whose table ``grid`` has a list of values for each flag, without its dashes (all combinations are
-    run), and whose tables ``run`` have one value for each.  argv: what all runs have in common.
-    """
-    if not os.path.exists(path):
-        raise MissingInput(f"sweep {shown(path)} does not exist")
-    tree = flags.read(path)
-    grid, tables = tree.pop("grid", {}), tree.pop("run", [{}])
-    lists = isinstance(grid, dict) and all(isinstance(values, list) and values for _, values in flags.leaves(grid))
-    if tree or not lists or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(
-            f"{shown(path)}: expected a table [grid] of lists that hold something, tables [[run]], nothing else"
-        )
-    axes = dict(flags.leaves(grid))
-    num_runs = len(tables) * math.prod(map(len, axes.values()))
-    if num_runs > MAX_RUNS:
-        raise ConfigError(f"{shown(path)}: {num_runs:,} runs are more than the {MAX_RUNS:,} of one array: cut it")
-    found: list[PretrainConfig] = []
-    for table in tables:
-        for values in itertools.product(*axes.values()):
-            changes = dict(flags.leaves(table)) | dict(zip(axes, values, strict=True))
-            run = load([*argv, *flags.of(changes, path)])
-            found.append(dataclasses.replace(run, name=flags.name_of_sweep(run.name, changes)))
-    if not found:
-        raise ConfigError(f"{shown(path)}: no run in it")
-    if len({run.name for run in found}) < len(found):
-        raise ConfigError(f"{shown(path)}: two runs change the same: they would share a folder")
-    return found
-
-
 def _parse(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> Any:
     """One object from flags, paths expanded.  A UserError passes; else SystemExit, after help or tyro's words."""
     for arg in args:
@@ -309,61 +283,8 @@ def loads(text: str) -> PretrainConfig:
         why = "it names no method" if isinstance(error, LookupError | TypeError) else files.reason(error)
         raise DamagedConfig(f"the saved config is damaged: {why}") from error
     try:
-        default = PretrainConfig(method=methods.module(name).Config())
-        return _parse(PretrainConfig, flags.of(tree, Path("config.json")), "config.json", default, True)
+        default = PretrainConfig(method=_options(name))
+        return _complete(_parse(PretrainConfig, flags.of(tree, Path("config.json")), "config.json", default, True))
     except (ValueError, TypeError, AttributeError, SystemExit) as error:
         reason = str(error) if isinstance(error, UserError) else "it has other options"
         raise ConfigError(f"the saved config is not of this version of sslx ({__version__}): {reason}") from error
-
-
-def differences(ours: PretrainConfig, theirs: PretrainConfig, ignore: Sequence[str] = ()) -> list[str]:
-    """``flag: theirs -> ours`` for every field that differs, in flag notation; ``ignore`` names prefixes."""
-    a, b = leaves(ours), leaves(theirs)
-    changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-    kept = [key for key in changed if not any(key == i or key.startswith(i + ".") for i in ignore)]
-    return [f"--{key.replace('_', '-')} {b.get(key)} -> {a.get(key)}" for key in kept]
-
-
-def leaves(settings: PretrainConfig) -> dict[str, Any]:
-    """Every field by its dotted name, as JSON holds it."""
-    return dict(flags.leaves(json.loads(dump(settings))))
-
-
-def check_resumable(settings: PretrainConfig, folder: Path) -> str:
-    """Raise ConfigError where the folder holds a run that these settings do not go on with.
-
-    Returns a note where its config.json is damaged, and was compared as the newest checkpoint holds it; else "".
-    """
-    if not os.path.exists(folder / "config.json"):
-        return ""
-    if settings.resume != "auto":
-        raise ConfigError(
-            f"run {shown(folder)} exists: go on with --resume auto, or start another one with --name NAME"
-        )
-    saved, note = _saved(folder)
-    changed = [shown(change) for change in differences(settings, saved, MAY_DIFFER)]
-    if changed:
-        raise ConfigError(
-            f"run {shown(folder)} was started with another config ({'; '.join(changed[:4])}"
-            f"{'; ...' if len(changed) > 4 else ''}): use the same, or another --name"
-        )
-    return note
-
-
-def _saved(folder: Path) -> tuple[PretrainConfig, str]:
-    """The config of a run, and a note where it is the checkpoint's, as config.json is damaged."""
-    path = folder / "config.json"
-    try:
-        return loads(files.read_text(path)), ""
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError) and not isinstance(error, DamagedConfig):
-            raise
-        why = files.reason(error).removeprefix("the saved config is damaged: ")
-    newest, _ = checkpoint.newest(folder, ("config",))
-    if newest is None:
-        raise ConfigError(
-            f"{shown(path)} is damaged ({why}), and there is no checkpoint, which would hold the config too: take "
-            "another --name, or delete the folder"
-        )
-    note = f"{shown(path)} is damaged ({why}): the config of {newest.name} stands in for it"
-    return loads(checkpoint.load(newest, needs=("config",))["config"]), note

@@ -181,10 +181,12 @@ def scores(
     return found
 
 
-def probe_main(argv: Sequence[str]) -> int:
-    """``sslx probe CHECKPOINT``: print the table, and write it to ``probe.json`` in the run folder."""
-    quiet = distributed.joined() not in (None, 0)
-    trained = load(config.load_probe(argv, quiet=quiet).checkpoint)
+def probe_main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
+    """``sslx probe CHECKPOINT``: print the table, and write it to ``probe.json`` in the run folder.
+
+    path: the checkpoint that argv names.  quiet: say nothing on wrong flags.
+    """
+    trained = load(path)
     options = config.load_probe(argv, trained.settings.data, quiet=quiet)
     settings, ours = options.data, trained.settings.data
     if settings.size != ours.size:
@@ -235,13 +237,13 @@ def _picture(trained: Trained, test: Source, name: str, seed: int, device: torch
     return bool(rows)
 
 
-def plot_main(argv: Sequence[str]) -> int:
+def plot_main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     """``sslx plot CHECKPOINT``: ``loss.png``, ``tsne.png`` and, where the method shows something, ``method.png``.
 
     All in the run folder.  What cannot be drawn is left out with a line; the first such error, where nothing can.
+    path: the checkpoint that argv names.  quiet: say nothing on wrong flags.
     """
-    quiet = distributed.joined() not in (None, 0)
-    trained = load(config.load_plot(argv, quiet=quiet).checkpoint)
+    trained = load(path)
     options = config.load_plot(argv, trained.settings.data, quiet=quiet)
     ranks = distributed.init(options.device)
     trained = replace(trained, settings=replace(trained.settings, data=options.data))

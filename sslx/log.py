@@ -14,9 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from rich.console import Console, Group, RenderableType
@@ -29,28 +28,11 @@ from rich.text import Text
 from torch import Tensor
 
 from sslx import files, outcome
-from sslx.errors import ConfigError, StorageError
+from sslx.errors import StorageError
+from sslx.runs.config import LogConfig as Config
 from sslx.words import shown
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """What is logged, how often, and where to besides the terminal and metrics.jsonl."""
-
-    every: int = 20
-    """Steps between two log lines."""
-    wandb: Literal["off", "online", "offline"] = "off"
-    """Weights & Biases; online goes on offline where the server does not answer."""
-    project: str = "sslx"
-    """The wandb project."""
-    wandb_timeout_s: float = 15.0
-    """Seconds to wait for the wandb server at the start and at the end."""
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"log.every: expected at least 1 step, got {self.every}: 1 logs every step")
 
 
 class Meter:

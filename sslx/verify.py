@@ -63,14 +63,10 @@ Key = tuple[str, str, str, str]
 """(method, encoder, precision, optimizer)."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one process, then W, and compare; 0 where all agree, 1 where not."""
-    worker = distributed.joined() is not None
-    wanted = config.load_verify(argv, quiet=worker)
+def main(argv: Sequence[str], wanted: VerifyConfig) -> int:
+    """Run one process, then W, and compare; 0 where all agree, 1 where not.  wanted: what argv says."""
     names = wanted.methods or methods.available()
-    for name in names:
-        methods.module(name)  # an unknown one is refused before anything starts
-    if worker:
+    if distributed.joined() is not None:
         return _work(wanted, names)
     for world_size in wanted.ranks:
         if world_size < 2 or BATCH_SIZE % world_size:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sslx import bench, config, measure
+from sslx import bench, config, measure, resuming
 from sslx.data import sources
 from sslx.distributed import Ranks, init
 
@@ -98,7 +98,7 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
     fast = ["--precision bf16", "--compile on", "--batch-size 32"]
     assert list(bench.candidates(settings, gpu, FOUND, small=True)) == fast
     tried = bench.candidates(settings, gpu, FOUND, small=True)["--batch-size 32"]
-    assert config.differences(tried, settings) == ["--batch-size 16 -> 32"]
+    assert resuming.differences(tried, settings) == ["--batch-size 16 -> 32"]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from kit.checkpoints import State, make_state, names, saved_run, weight
 from processes import Record
 from sslx import checkpoint, outcome
 from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.runs.config import CheckpointConfig
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def test_weights_that_do_not_fit() -> None:
 
 
 def test_config() -> None:
-    assert checkpoint.Config(every=0, keep=1).keep == 1
+    assert CheckpointConfig(every=0, keep=1).keep == 1
     for wrong in ({"every": -1}, {"keep": 0}):
         with pytest.raises(ConfigError, match=f"checkpoint.{next(iter(wrong))}: expected .*, got "):
-            checkpoint.Config(**wrong)
+            CheckpointConfig(**wrong)

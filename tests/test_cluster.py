@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from processes import TINY, until
-from sslx import cli, cluster, config, outcome
+from sslx import cli, cluster, config, outcome, sweeps
 from sslx.allocation import Config
 from sslx.errors import ConfigError, MissingInput
 
@@ -20,7 +20,7 @@ def test_sweeps(tmp_path: Path) -> None:
     path.write_text(
         '[grid]\nseed = [0, 1]\n[[run]]\n"optim.lr" = 0.1\n[[run]]\nbatch_size = 32\n[run.method]\ntemperature=0.5'
     )
-    runs = config.sweep(path, flags(tmp_path))
+    runs = sweeps.runs(path, flags(tmp_path))
     assert [run.name for run in runs] == [
         "r-lr=0.1-seed=0", "r-lr=0.1-seed=1",
         "r-batch_size=32-temperature=0.5-seed=0", "r-batch_size=32-temperature=0.5-seed=1",
@@ -30,15 +30,15 @@ def test_sweeps(tmp_path: Path) -> None:
     for wrong in ("[grid]\nseed = 1\n", "[grid]\nseed = []\n", "[run]\nseed = 1\n", "run = 3\n", "run = [3]\n"):
         path.write_text(wrong)
         with pytest.raises(ConfigError, match=r"expected a table \[grid\] of lists"):
-            config.sweep(path, flags(tmp_path))
+            sweeps.runs(path, flags(tmp_path))
     path.write_text("run = []\n")
     with pytest.raises(ConfigError, match="no run in it"):
-        config.sweep(path, flags(tmp_path))
+        sweeps.runs(path, flags(tmp_path))
     path.write_text("[grid]\nseed = [1, 1]\n")
     with pytest.raises(ConfigError, match="two runs change the same"):
-        config.sweep(path, flags(tmp_path))
+        sweeps.runs(path, flags(tmp_path))
     with pytest.raises(MissingInput, match=r"sweep .* does not exist"):
-        config.sweep(tmp_path / "no.toml", flags(tmp_path))
+        sweeps.runs(tmp_path / "no.toml", flags(tmp_path))
 
 
 def test_profiles_come_before_flags(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sslx import config
-from sslx.config import PretrainConfig, differences, dump, load, loads
+from sslx.config import PretrainConfig, dump, load, loads
 from sslx.errors import ConfigError, MissingInput
+from sslx.resuming import differences
 
 
 @pytest.mark.parametrize("name", config.recipes())

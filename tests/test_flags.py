@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from processes import Record
-from sslx import cli, config, flags
+from sslx import cli, config, flags, sweeps
 from sslx.errors import ConfigError, MissingInput
 
 HOSTILE = {
@@ -171,7 +171,7 @@ def test_sweeps_of_any_values_have_names_of_folders(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     values = ["/data/a", "/data_a", "x\ntouch RAN\ny", "~/a b", "../c", "z" * 300]
     path.write_text(f'[grid]\nseed = [0, 1]\n"data.root" = {json.dumps(values)}\n')
-    runs = config.sweep(path, ["--name", "r"])
+    runs = sweeps.runs(path, ["--name", "r"])
     assert len({run.name for run in runs}) == 12
     assert runs[1].name.startswith("r-seed=0-root=_data_a-")
     assert len(runs[1].name) == len("r-seed=0-root=_data_a-") + 8
@@ -180,7 +180,7 @@ def test_sweeps_of_any_values_have_names_of_folders(tmp_path: Path) -> None:
         flags.check_name(run.name)
     path.write_text("[grid]\n" + "".join(f'"optim.lr{i}" = {list(range(10))}\n' for i in range(20)))
     with pytest.raises(ConfigError, match="100,000,000,000,000,000,000 runs are more than the 2,000"):
-        config.sweep(path, [])
+        sweeps.runs(path, [])
 
 
 @pytest.mark.slow

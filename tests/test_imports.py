@@ -15,7 +15,7 @@ FILES = CODE + sorted((ROOT / "tests").rglob("*.py"))
 
 LEAVES = (
     "errors", "words", "files", "streams", "rng", "schedules", "distributed", "cores", "memory", "compiler",
-    "stopwatch", "joining", "interrupts", "machine",
+    "stopwatch", "joining", "interrupts", "later", "machine",
 )  # fmt: skip
 """Anyone may import these; they import no other part."""
 
@@ -29,9 +29,11 @@ ARROW = (
     ("probe",),
     ("plot",),
     ("config",),
+    ("sweeps", "resuming"),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing
     ("train", "evaluate", "doctor", "measure"),
     ("verify", "cluster", "bench", "operators"),
+    ("commands",),
     ("__main__",),
 )
 """The parts of sslx, each of which imports leaves and earlier ones only; those of one row not one another."""

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from sslx import rng
 from sslx.data import levels as black_and_white
 from sslx.data.color import Levels
+from sslx.data.config import SourceConfig as Config
 from sslx.data.listing import has_images, silent
 from sslx.data.patience import Caller, Patience
-from sslx.data.splits import Choice
 from sslx.errors import ConfigError, MissingInput
 from sslx.files import expanded
 from sslx.words import shown
@@ -23,7 +23,6 @@ from sslx.words import shown
 Split = Literal["pretrain", "train", "test"]
 _TORCHVISION = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 32, "stl10": 96}  # name -> default view size
 _CLASSES_TOLD = 5
-NAMES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "stl10", "folder", "synthetic"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,34 +71,6 @@ class Source:
             names = ", ".join(self.classes[:_CLASSES_TOLD]) + ", ..." * (len(self.classes) > _CLASSES_TOLD)
             kinds = f"{_plural(len(self.classes), 'class', 'classes')} ({names})"
         return f"{self.name}: {_plural(len(self), 'image', 'images')}, {kinds}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Which images to read."""
-
-    source: NAMES = "digits"
-    """digits comes with scikit-learn; folder takes your own images; the others are torchvision's data sets."""
-    root: Path | None = None
-    """Folder of the images (folder) or of the downloaded data set (cifar10, ...; default ~/.cache/sslx)."""
-    test_root: Path | None = None
-    """Folder of the images to test probes on; default: the subfolder of root named test, val or the like."""
-    splits: Choice = "auto"
-    """Subfolders named train, test, val, ...: splits where that is safe (auto), always (folders), never (none)."""
-    download: bool = False
-    """Download the data set where it is missing."""
-    range: Literal["auto"] | tuple[float, float] = "auto"
-    """LOW HIGH: black and white of images of over 8 bits, signed or float; auto: what 256 of them use, as it says."""
-    num_synthetic: int = 4096
-    """Images of the synthetic source."""
-    timeout_s: float = 300.0
-    """Seconds without a sign of life from a worker, disk or mount after which a wait for data ends."""
-
-    def __post_init__(self) -> None:
-        if not self.timeout_s > 0:
-            raise ConfigError(f"--data.timeout-s must be above 0 seconds, not {self.timeout_s:g}")
-        if self.range != "auto" and not (np.isfinite(self.range).all() and self.range[0] < self.range[1]):
-            raise ConfigError(f"--data.range takes two finite numbers, black below white, not {self.range}")
 
 
 def build(

@@ -12,62 +12,18 @@ as its sigma needs (3 sigma each way, 99.7 % of the weight), at most the paper's
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sslx import rng
-from sslx.errors import ConfigError
+from sslx.data.augment import Augment as Augment
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0  # of the blur, in pixels
 _TRIES = 10  # crop boxes drawn until one fits the image, as in torchvision
 FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """The augmentation of a recipe: SimCLR's for ImageNet unless set otherwise."""
-
-    min_scale: float = 0.08
-    """Smallest share of the image's area that a crop may cover (SimCLR: 0.08; 0.2 keeps more of small images)."""
-    max_scale: float = 1.0
-    """Largest share of the image's area that a crop may cover."""
-    max_ratio: float = 4 / 3
-    """Crops have aspect ratios between 1/max_ratio and max_ratio."""
-    flip: float = 0.5
-    """Probability of a horizontal flip; 0 where left and right differ in meaning (digits, text)."""
-    jitter: float = 0.8
-    """Probability of colour jitter."""
-    brightness: float = 0.8
-    """Jitter strength: the factor is uniform in [max(0, 1 - s), 1 + s]."""
-    contrast: float = 0.8
-    """Jitter strength, likewise."""
-    saturation: float = 0.8
-    """Jitter strength, likewise."""
-    hue: float = 0.2
-    """Jitter strength: the shift is uniform in [-s, s] turns of the colour circle, at most 0.5."""
-    gray: float = 0.2
-    """Probability of grayscale."""
-    blur: float = 0.5
-    """Probability of a Gaussian blur with sigma in [0.1, 2] pixels."""
-    solarize: float = 0.0
-    """Probability of inverting all values of 128 and above (BYOL: 0.2 on the second view)."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Filter of the crop's resize, antialiased."""
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "gray", "blur", "solarize"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name} is a probability in [0, 1], not {getattr(self, name)}")
-        if not 0 < self.min_scale <= self.max_scale <= 1:
-            raise ConfigError(
-                f"augment needs 0 < min_scale <= max_scale <= 1, got {self.min_scale} and {self.max_scale}"
-            )
-        if self.max_ratio < 1 or not 0 <= self.hue <= 0.5 or min(self.brightness, self.contrast, self.saturation) < 0:
-            raise ConfigError("augment needs max_ratio >= 1, hue in [0, 0.5] and jitter strengths >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)

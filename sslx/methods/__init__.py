@@ -1,15 +1,21 @@
 """Methods, found by file name: a file ``sslx/methods/<name>.py`` with Config, views and Method is one."""
 
+import ast
 import difflib
+import sys
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from sslx.errors import ConfigError
+from sslx.methods.config import MethodConfig
 
-_SHARED = ("__init__", "base", "heads", "ema", "multicrop")
+_SHARED = ("__init__", "base", "config", "heads", "ema", "multicrop")
+_LIGHT = ("sslx.errors", "sslx.methods.config", "sslx.data.augment")
+"""Modules that import neither torch nor numpy."""
 
 
 @cache
@@ -20,11 +26,51 @@ def available() -> tuple[str, ...]:
 
 def module(name: str) -> ModuleType:
     """The method's module: ``Config``, ``views(config, augment, size)`` and ``Method(config, encoder)``."""
+    return import_module(f"sslx.methods.{_known(name)}")
+
+
+def _known(name: str) -> str:
     if name not in available():
         close = difflib.get_close_matches(name, available(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(f"--method.name {name!r} is unknown: {hint}choose from {', '.join(available())}")
-    return import_module(f"sslx.methods.{name}")
+    return name
+
+
+@cache
+def options(name: str) -> type[MethodConfig]:
+    """The ``Config`` of a method's file without the rest of it, which imports torch for seconds.
+
+    Of the file only constants, light imports and that class are executed: it has the fields and checks of
+    ``module(name).Config``, but is another class.  Where it needs more, it is that one.
+    """
+    path = Path(__file__).parent / f"{_known(name)}.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    alone = ModuleType(f"sslx.methods.{name} (options)")
+    alone.__file__ = str(path)  # where the texts of the options are read
+    sys.modules[alone.__name__] = alone
+    with suppress(Exception):
+        for node in tree.body:
+            if isinstance(node, ast.Assign | ast.ClassDef) or (
+                isinstance(node, ast.ImportFrom | ast.Import) and _is_light(node)
+            ):
+                exec(compile(ast.Module([node], []), str(path), "exec"), vars(alone))
+            if isinstance(node, ast.ClassDef) and node.name == "Config":
+                found: Any = vars(alone)["Config"]
+                found()  # its checks may need what was left out
+                return found
+    return module(name).Config
+
+
+def _is_light(node: ast.ImportFrom | ast.Import) -> bool:
+    names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+    return all(name.partition(".")[0] in sys.stdlib_module_names or name in _LIGHT for name in names)
+
+
+def summary(name: str) -> str:
+    """The first line of the method's file: what it is, and where it was published."""
+    text = (Path(__file__).parent / f"{_known(name)}.py").read_text(encoding="utf-8")
+    return " ".join((ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0].split())
 
 
 def encoders(name: str) -> tuple[Literal["resnet", "vit"], ...]:

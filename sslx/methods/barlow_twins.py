@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from sslx import losses
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base, heads
+from sslx.methods.config import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """The numbers of Barlow Twins; the defaults are the paper's for ImageNet.
 
     The gradient is that of the whole batch; the paper's code has it divided by the number of GPUs.  With LARS, which

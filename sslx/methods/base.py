@@ -11,27 +11,7 @@ from torch.nn import functional as F
 
 from sslx.data.batch import Batch
 from sslx.encoders import Encoder
-from sslx.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    """Fields that all methods share; each method's own Config adds its name and numbers.
-
-    Names of widths end in ``_dim``, and a queue's is ``queue_size``: ``sslx verify`` and the contract test set those.
-    """
-
-    name: str
-    """What to train by: a file of sslx/methods."""
-
-    def check(self, batch_size: int, labelled: bool) -> None:
-        """Raise ConfigError where the method cannot train; called before anything but the source is built.
-
-        batch_size: samples of one loss, over all ranks.  labelled: whether the source has labels.
-        """
-        del labelled
-        if batch_size < 2:
-            raise ConfigError(f"batch norm and negatives need 2 samples or more, got a batch of {batch_size}")
+from sslx.methods.config import MethodConfig as MethodConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base, ema, heads
+from sslx.methods.config import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """BYOL's numbers; the defaults are the paper's for 1000 epochs of ImageNet."""
 
     name: Literal["byol"] = "byol"

@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslx import distributed, losses
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base, ema, heads, multicrop
+from sslx.methods.config import MethodConfig, check_local_views
 
 ENCODERS = ("resnet", "vit")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """DINO's numbers; the defaults are the paper's for 100 epochs of ImageNet."""
 
     name: Literal["dino"] = "dino"
@@ -68,7 +70,7 @@ class Config(base.MethodConfig):
 
     def __post_init__(self) -> None:
         numbers = self.num_local, self.local_size, self.local_min_scale, self.local_max_scale
-        multicrop.check(*numbers, method_name="dino")
+        check_local_views(*numbers, method_name="dino")
         if min(self.hidden_dim, self.bottleneck_dim) < 1 or self.output_dim < 2:
             raise ConfigError("dino needs widths >= 1 and an output_dim >= 2")
         temperatures = self.student_temperature, self.teacher_temperature, self.teacher_temperature_start

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslx import encoders
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base
+from sslx.methods.config import MethodConfig
 
 GRID = 3
 NUM_TILES = GRID * GRID
@@ -31,7 +33,7 @@ EPSILON = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """The permutations and the widths of the context-free network; the defaults are the paper's for ImageNet."""
 
     name: Literal["jigsaw"] = "jigsaw"

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base
+from sslx.methods.config import MethodConfig
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -26,7 +28,7 @@ EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """MAE's numbers; the defaults are the paper's for ImageNet (section 4)."""
 
     name: Literal["mae"] = "mae"

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslx import losses
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base, ema, heads
+from sslx.methods.config import MethodConfig
 
 ENCODERS = ("resnet", "vit")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """MoCo v3's numbers; the defaults are the paper's for ViTs on ImageNet."""
 
     name: Literal["mocov3"] = "mocov3"

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from sslx.data.views import Augment, ViewSpec
-from sslx.errors import ConfigError
+from sslx.data.augment import Augment
+from sslx.data.views import ViewSpec
 
 
 def local_views(
@@ -22,14 +22,3 @@ def local_views(
     pixels = local_size or max(8, 8 * round(size * 96 / 224 / 8))
     local = replace(augment, min_scale=local_min_scale, max_scale=local_max_scale)
     return (ViewSpec(size=pixels, augment=local),) * num_local
-
-
-def check(
-    num_local: int, local_size: int | None, local_min_scale: float, local_max_scale: float, method_name: str
-) -> None:
-    """Raise ConfigError for numbers that make no local views; 0 of them are fine."""
-    if num_local < 0 or (local_size is not None and local_size < 1):
-        raise ConfigError(f"{method_name} needs num_local >= 0 and local_size >= 1, got {num_local} and {local_size}")
-    if not 0 < local_min_scale <= local_max_scale <= 1:
-        got = f"got {local_min_scale} and {local_max_scale}"
-        raise ConfigError(f"{method_name} needs 0 < local_min_scale <= local_max_scale <= 1, {got}")

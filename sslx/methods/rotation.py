@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.methods import base
+from sslx.methods.config import MethodConfig
 
 NUM_ROTATIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """Rotation has no numbers of its own: the paper's four rotations and a linear classifier."""
 
     name: Literal["rotation"] = "rotation"

@@ -17,15 +17,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslx import losses
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base, heads
+from sslx.methods.config import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """The margin, the pairs and the projector; the paper trains a small network for each data set and fixes none."""
 
     name: Literal["siamese"] = "siamese"

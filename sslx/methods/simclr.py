@@ -13,15 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslx import losses
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base, heads
+from sslx.methods.config import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """SimCLR's numbers; the defaults are the paper's for ImageNet.
 
     The loss is the paper's mean over all 2N views; its code sums two means, which is twice that: SGD at a learning rate

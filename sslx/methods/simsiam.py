@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base, heads
+from sslx.methods.config import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """SimSiam's numbers; the defaults are the paper's for ResNet-50 on ImageNet."""
 
     name: Literal["simsiam"] = "simsiam"

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from sslx import losses
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base, heads
+from sslx.methods.config import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """SupCon's numbers; the defaults are the paper's for ImageNet.
 
     The loss is equation 2.  The published code multiplies it by the temperature (TensorFlow) or by temperature / 0.07

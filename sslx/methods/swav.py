@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslx import distributed, losses
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
-from sslx.losses.sinkhorn import MIN_EPSILON
 from sslx.methods import base, heads, multicrop
+from sslx.methods.config import MethodConfig, check_local_views
+
+LEAST_EPSILON = 0.02
+"""That of losses.sinkhorn, which a Config cannot import: it takes torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(base.MethodConfig):
+class Config(MethodConfig):
     """SwAV's numbers; the defaults are the paper's for ImageNet."""
 
     name: Literal["swav"] = "swav"
@@ -57,11 +61,11 @@ class Config(base.MethodConfig):
     """Share of training, from its start, in which the prototypes stay as they are (the code: one epoch, of 200)."""
 
     def __post_init__(self) -> None:
-        multicrop.check(self.num_local, self.local_size, self.local_min_scale, self.local_max_scale, self.name)
+        check_local_views(self.num_local, self.local_size, self.local_min_scale, self.local_max_scale, self.name)
         if not (
-            0 < self.temperature < math.inf and MIN_EPSILON <= self.epsilon < math.inf and self.sinkhorn_steps >= 1
+            0 < self.temperature < math.inf and LEAST_EPSILON <= self.epsilon < math.inf and self.sinkhorn_steps >= 1
         ):
-            raise ConfigError(f"swav needs a temperature > 0, epsilon >= {MIN_EPSILON} and sinkhorn_steps >= 1")
+            raise ConfigError(f"swav needs a temperature > 0, epsilon >= {LEAST_EPSILON} and sinkhorn_steps >= 1")
         if min(self.hidden_dim, self.projection_dim) < 1 or self.num_prototypes < 2 or self.queue_size < 0:
             raise ConfigError("swav needs widths >= 1, num_prototypes >= 2 and queue_size >= 0")
         if not (0 <= self.queue_start <= 1 and 0 <= self.freeze_prototypes <= 1):

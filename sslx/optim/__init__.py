@@ -1,118 +1,21 @@
 """Optimizers by name: LARS, SGD and AdamW, with weight decay where it belongs."""
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from sslx import later
+from sslx.optim.config import Config as Config
 
-from sslx.errors import ConfigError, DataError
-from sslx.optim.adamw import adamw
-from sslx.optim.groups import Groups, split
-from sslx.optim.lars import LARS
+if TYPE_CHECKING:
+    from sslx.optim.lars import LARS as LARS
+    from sslx.optim.optimizers import build as build
+    from sslx.optim.optimizers import load_state as load_state
+    from sslx.optim.optimizers import peak_lr as peak_lr
+    from sslx.optim.optimizers import set_lr as set_lr
 
-__all__ = ["LARS", "Config", "build", "load_state", "peak_lr", "set_lr"]
-
-
-_STATE: dict[type, set[str]] = {
-    LARS: {"velocity"},
-    torch.optim.SGD: {"momentum_buffer"},
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The optimizer and its learning rate.  The defaults are SimCLR's (arXiv 2002.05709 §2.2)."""
-
-    name: Literal["lars", "sgd", "adamw"] = "lars"
-    """lars: for batches from 1024 on; sgd: smaller ones; adamw: transformers, lr 1e-3, weight decay 0.05."""
-    lr: float = 0.3
-    """Peak learning rate, before it is scaled by the batch size."""
-    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """linear: lr * batch size / 256; sqrt: lr * sqrt(batch size) (SimCLR: lr 0.075); none: lr as it is."""
-    weight_decay: float = 1e-6
-    """L2 penalty (adamw: decoupled decay, times lr) on weights; biases and norms have none."""
-    momentum: float = 0.9
-    """Share of the last step that the next one keeps, in [0, 1); lars and sgd."""
-    warmup: float = 0.1
-    """Share of the training in which lr rises from 0 to its peak; then it falls along half a cosine."""
-    trust: float = 0.001
-    """lars: length of a step relative to the tensor's own norm, at a learning rate of 1."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """adamw: shares that the running means of the gradient and of its square keep, each in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        _expect(self.lr > 0 and math.isfinite(self.lr), "lr", "a positive number", self.lr)
-        _expect(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more", self.weight_decay)
-        _expect(0 <= self.momentum < 1, "momentum", "a share in [0, 1)", self.momentum)
-        _expect(0 <= self.warmup <= 1, "warmup", "a share of the training in [0, 1]", self.warmup)
-        _expect(0 < self.trust < math.inf, "trust", "a positive number", self.trust)
-        _expect(all(0 <= beta < 1 for beta in self.betas), "betas", "two shares in [0, 1)", self.betas)
-
-
-def _expect(holds: bool, field: str, what: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"expected optim.{field} to be {what}, got {got}")
-
-
-def build(config: Config, module: nn.Module, groups: Iterable[dict[str, Any]] | None = None) -> torch.optim.Optimizer:
-    """The optimizer for the module's trainable parameters; its learning rate is set by ``set_lr``.
-
-    groups: a method's ``param_groups()``, or None for one of all parameters.  A group may have ``lr_scale``,
-      a factor of the learning rate, and its own ``weight_decay``.  Each is cut in two by ``groups.split``.
-    The module may have ``late_parameters()``, those that are frozen at first (``methods.base``, ``adamw``).
-    """
-    halves = split(module, groups)
-    decay = config.weight_decay
-    match config.name:
-        case "lars":
-            return LARS(halves, config.lr, momentum=config.momentum, weight_decay=decay, trust=config.trust)
-        case "sgd":
-            return _sgd(halves, config.lr, momentum=config.momentum, weight_decay=decay)
-        case "adamw":
-            late = getattr(module, "late_parameters", tuple)()
-            return adamw(halves, config.lr, betas=config.betas, weight_decay=decay, late=late)
-
-
-def _sgd(params: Groups, lr: float, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """torch's fused SGD, which can leave a step out on the device (``train.finite``), from its first step on."""
-    optimizer = torch.optim.SGD(params, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-    if momentum:  # torch takes the first step's from memory that it has not written to where that step is left out
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def peak_lr(config: Config, batch_size: int) -> float:
-    """The learning rate after warm-up for a global batch size (arXiv 2002.05709 §2.2 and appendix B.1)."""
-    scale = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
-    return config.lr * scale[config.lr_scaling]
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group: lr times the group's ``lr_scale``, if it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
-def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], what: str) -> None:
-    """Put back what ``optimizer.state_dict()`` gave, but for the groups' settings, which are the config's.
-
-    what: where it is from, for the message.  DataError where it is of other parameters or of another optimizer.
-    """
-    own = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    expected = _STATE[type(optimizer)]
-    fits = [group["params"] for group in saved["param_groups"]] == [group["params"] for group in own["param_groups"]]
-    for number, state in saved["state"].items():
-        fits = fits and number < len(parameters) and state.keys() in (expected, set[str]())
-        fits = fits and all(
-            isinstance(value, Tensor) and value.shape in (parameters[number].shape, torch.Size())
-            for value in state.values()
-        )
-    if not fits:
-        raise DataError(f"{what} has another optimizer's state, or of other parameters: take another checkpoint")
-    optimizer.load_state_dict({"state": own["state"] | saved["state"], "param_groups": own["param_groups"]})
+__getattr__ = later.names(
+    __name__,
+    {
+        "lars": ("LARS",),
+        "optimizers": ("build", "load_state", "peak_lr", "set_lr"),
+    },
+)

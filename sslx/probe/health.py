@@ -5,8 +5,6 @@ A look takes a few images of the present step, so it needs no loader of its own 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +12,9 @@ from torch.nn import functional as F
 
 from sslx import distributed
 from sslx.data.batch import Batch
-from sslx.errors import CollapseError, ConfigError
+from sslx.errors import CollapseError
 from sslx.methods import base
+from sslx.probe.config import HealthConfig as Config
 from sslx.probe.features import evaluating
 
 LEAST = {"feature_rank": 1.05, "feature_std": 0.005, "std": 0.5}
@@ -36,22 +35,6 @@ SETTLED = 40
 MOST_WEIGHT = 100.0
 """Root mean square of a parameter tensor above which weights have been thrown about: 0.01 to 2 in runs that learn, also
 after loading published weights; 1,000 and more at a learning rate of 1e6, where features need not collapse."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Label-free health of the features during training: rank, std, alignment, uniformity."""
-
-    every: int = 200
-    """Steps between two looks, the first of which comes after as many, the last one at the end; 0: none."""
-    samples: int = 512
-    """Images of a step to look at, at most, over all ranks."""
-    on_collapse: Literal["warn", "stop"] = "warn"
-    """What to do when the features or the embeddings collapse; stop ends the run with exit code 77."""
-
-    def __post_init__(self) -> None:
-        if self.every < 0 or self.samples < 2:
-            raise ConfigError("health.every must be 0 or more, health.samples at least 2")
 
 
 def rank_me(x: Tensor) -> Tensor:

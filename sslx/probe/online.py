@@ -1,7 +1,6 @@
 """The online probe: kNN accuracy of the encoder while it trains, on a bounded sample, whenever labels exist."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,27 +9,11 @@ from torch import nn
 from sslx import rng
 from sslx.data import Loader
 from sslx.data.sources import Source
-from sslx.errors import ConfigError
 from sslx.probe import features, knn
+from sslx.probe.config import OnlineConfig as Config
 
 HELD_OUT = 5
 """One of so many training images is asked about where there is no test split."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """kNN accuracy during training."""
-
-    every: int = 10
-    """Epochs between two online probes; 0: none."""
-    bank: int = 10_000
-    """Labelled training images to compare with, at most."""
-    queries: int = 2_000
-    """Images to classify, at most: of the test split or, where there is none, training images not in the bank."""
-
-    def __post_init__(self) -> None:
-        if self.every < 0 or min(self.bank, self.queries) < 2:
-            raise ConfigError("online.every must be 0 or more, online.bank and online.queries at least 2")
 
 
 class OnlineProbe:

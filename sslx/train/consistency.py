@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslx import __version__, config, distributed
+from sslx import __version__, distributed, resuming
 from sslx.config import PretrainConfig
 from sslx.data import Loader
 from sslx.errors import ConfigError, RanksError
@@ -45,7 +45,7 @@ def on_start(settings: PretrainConfig, device: torch.device) -> Peers:
     """
     facts = {
         f"--{name.replace('_', '-')}": json.dumps(value)
-        for name, value in config.leaves(settings).items()
+        for name, value in resuming.leaves(settings).items()
         if not any(name == prefix or name.startswith(prefix + ".") for prefix in MAY_DIFFER)
     }
     facts |= {

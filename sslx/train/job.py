@@ -34,7 +34,7 @@ class Job:
 
     folder: str
     code: str
-    main: str = "sslx.train.launch:main"
+    main: str = "sslx.commands.pretrain:main"
 
     def __call__(self) -> int:
         """Train; ends the process with the run's exit code where that is not 0."""

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from sslx import cli, config, distributed, interrupts, outcome
+from sslx import cli, distributed, interrupts, outcome
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, RanksError, UserError
 from sslx.interrupts import exit_code
@@ -28,16 +28,13 @@ _LOST_PEER = re.compile(
 _TOO_LATE = re.compile(r"timed out waiting|wait timeout|timeout after|Watchdog caught collective", re.IGNORECASE)
 
 
-def main(argv: Sequence[str], stop: StopSignals | None = None) -> int:
-    """Join the ranks that torchrun or Slurm started, or start them; returns the exit code.
+def main(settings: PretrainConfig, argv: Sequence[str], stop: StopSignals | None = None) -> int:
+    """Join the ranks that torchrun or Slurm started, or start them with ``argv``; returns the exit code.
 
-    stop: entered already, by a job that listened before it imported all this.
+    settings: those of argv.  stop: entered already, by a job that listened before it imported all this.
     """
-    environment.check()
     limits.allow_files()
-    rank = distributed.joined()
-    settings = config.load(argv, quiet=rank not in (None, 0))
-    if rank is not None:
+    if distributed.joined() is not None:
         return work(settings, stop)
     gpus = torch.cuda.device_count() if settings.device != "cpu" else 0
     ranks = settings.ranks or max(1, gpus)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import checkpoint, config, distributed, files, log, optim, outcome, state
+from sslx import checkpoint, config, distributed, files, log, optim, outcome, resuming, state
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, DataError, UserError
 from sslx.runs import lock as locks
@@ -84,7 +84,7 @@ def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[P
     if os.path.exists(saved) and settings.resume != "auto":
         if (owner := locks.look(folder)) and owner[1]:
             raise locks.refuse(folder, owner[0])
-        config.check_resumable(settings, folder)
+        resuming.check_resumable(settings, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held.append(locks.acquire(folder))
@@ -94,7 +94,7 @@ def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[P
             return None, held[0].token, log.run_id(folder), ()
     except OSError as error:
         raise ConfigError(f"cannot write the run folder {shown(folder)}: {error.strerror}; set --runs") from error
-    if note := config.check_resumable(settings, folder):
+    if note := resuming.check_resumable(settings, folder):
         with suppress(OSError):
             files.replace(saved, config.dump(settings).encode())
     newest, problems = checkpoint.newest(folder, state.RESUME)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from sslx import distributed
 from sslx.data.batch import Batch
 from sslx.errors import NonFiniteError
-from sslx.probe import Features
-from sslx.probe.features import by_class, extract, pixels
+from sslx.probe.features import Features, by_class, extract, pixels
 
 
 def images(size: int, side: int = 4) -> Tensor:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslx.probe import Features, knn
+from sslx.probe import knn
+from sslx.probe.features import Features
 
 
 def features(x: Tensor, label: Tensor) -> Features:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslx.errors import DataError
-from sslx.probe import Features, linear
+from sslx.probe import linear
+from sslx.probe.features import Features
 
 
 def split(rows: slice) -> Features:

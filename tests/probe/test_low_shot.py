@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from sslx.errors import DataError
-from sslx.probe import Features, low_shot
+from sslx.probe import low_shot
+from sslx.probe.features import Features
 
 
 def split(rows: slice) -> Features:

@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from sslx.errors import ConfigError, DataError
-from sslx.probe import Config, Features, Score, as_json, evaluate, knn, linear, low_shot, table
+from sslx.probe import Config, Score, as_json, evaluate, knn, linear, low_shot, table
+from sslx.probe.features import Features
 
 
 def clusters(size: int, spread: float = 0.4, classes: int = 3) -> Features:

@@ -1,0 +1,15 @@
+"""``sslx plot CHECKPOINT [flags]``."""
+
+from collections.abc import Sequence
+
+from sslx import config
+from sslx.machine import environment
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the pictures of a run to its folder; returns the exit code."""
+    quiet = environment.joined() not in (None, 0)
+    checkpoint = config.load_plot(argv, quiet=quiet).checkpoint
+    from sslx import evaluate  # it takes torch, and so seconds
+
+    return evaluate.plot_main(argv, checkpoint, quiet=quiet)

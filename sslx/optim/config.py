@@ -1,0 +1,42 @@
+"""The settings of the optimizer.  Imports no torch, for help and flags."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sslx.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The optimizer and its learning rate.  The defaults are SimCLR's (arXiv 2002.05709 §2.2)."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    """lars: for batches from 1024 on; sgd: smaller ones; adamw: transformers, lr 1e-3, weight decay 0.05."""
+    lr: float = 0.3
+    """Peak learning rate, before it is scaled by the batch size."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """linear: lr * batch size / 256; sqrt: lr * sqrt(batch size) (SimCLR: lr 0.075); none: lr as it is."""
+    weight_decay: float = 1e-6
+    """L2 penalty (adamw: decoupled decay, times lr) on weights; biases and norms have none."""
+    momentum: float = 0.9
+    """Share of the last step that the next one keeps, in [0, 1); lars and sgd."""
+    warmup: float = 0.1
+    """Share of the training in which lr rises from 0 to its peak; then it falls along half a cosine."""
+    trust: float = 0.001
+    """lars: length of a step relative to the tensor's own norm, at a learning rate of 1."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """adamw: shares that the running means of the gradient and of its square keep, each in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _expect(self.lr > 0 and math.isfinite(self.lr), "lr", "a positive number", self.lr)
+        _expect(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more", self.weight_decay)
+        _expect(0 <= self.momentum < 1, "momentum", "a share in [0, 1)", self.momentum)
+        _expect(0 <= self.warmup <= 1, "warmup", "a share of the training in [0, 1]", self.warmup)
+        _expect(0 < self.trust < math.inf, "trust", "a positive number", self.trust)
+        _expect(all(0 <= beta < 1 for beta in self.betas), "betas", "two shares in [0, 1)", self.betas)
+
+
+def _expect(holds: bool, field: str, what: str, got: object) -> None:
+    if not holds:
+        raise ConfigError(f"expected optim.{field} to be {what}, got {got}")
