@@ -147,7 +147,7 @@ class Recipe:
 
     def _in_memory(self) -> data.Loader:
         """The same loader on images that are decoded already."""
-        settings, source = self.settings, self.parts.source
+        settings, source = self.parts.settings, self.parts.source
         size = settings.data.size or source.size
         file = methods.module(settings.method.name)
         return data.training(

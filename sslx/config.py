@@ -6,8 +6,9 @@ once and the later flag wins.  So there is one parser, one error path and one ru
 
 import dataclasses
 import io
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 import tyro
 
-from sslx import __version__, files, flags, methods
+from sslx import __version__, files, flags, methods, presets
 from sslx.allocation import Config as AllocationConfig
 from sslx.data.augment import Augment
 from sslx.data.config import Config as DataConfig
@@ -81,6 +82,8 @@ class PretrainConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    unset: tyro.conf.Suppress[tuple[str, ...]] = field(default=(), compare=False)
+    """Options that neither a recipe nor a flag has set, by dotted name, until ``settle``; in no file, nor are those."""
 
     def __post_init__(self) -> None:
         for flag, value in (("epochs", self.epochs), ("steps", self.steps), ("batch-size", self.batch_size)):
@@ -155,30 +158,74 @@ class VerifyConfig:
 
 
 def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
-    """``[RECIPE ...] [--section.option VALUE ...]``; later wins.
+    """``[RECIPE ...] [--section.option VALUE ...]``; later wins, and ``presets`` where none of them says.
 
     quiet: print nothing on a wrong flag (all ranks parse, one prints).  A wrong flag ends in SystemExit(2)
     after tyro's message with suggestions; ConfigError and MissingInput for the rest.
     """
-    given: list[str] = []
-    while len(given) < len(argv) and not argv[len(given)].startswith("-"):
-        given.append(argv[len(given)])
+    return _complete(parse(argv, quiet=quiet))
+
+
+def parse(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
+    """``load`` without torch: ``method`` is what ``methods.options`` makes."""
+    args, default = _read(argv)
+    config = _parse(PretrainConfig, args, "sslx pretrain [RECIPE ...]", default, quiet)
+    if not config.name:
+        config = dataclasses.replace(config, name=f"{config.method.name}_{config.data.source}")
+    return config
+
+
+def _read(argv: Sequence[str]) -> tuple[list[str], PretrainConfig]:
+    """All flags, of the recipes and the user's, and what holds for the others."""
+    given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
     paths = [flags.recipe(name) for name in given]
     trees = [flags.read(path) for path in paths]
     from_argv = [part for a in argv[len(given) :] for part in (a.split("=", 1) if a.startswith("--") else [a])]
     from_files = [flag for path, tree in zip(paths, trees, strict=True) for flag in flags.of(tree, path)]
+    method = flags.last(from_argv, "method.name")
+    if method and method != flags.last(from_files, "method.name", method):  # it brings its own
+        trees = [{key: value for key, value in tree.items() if key not in ("method", "optim")} for tree in trees]
+        from_files = [flag for path, tree in zip(paths, trees, strict=True) for flag in flags.of(tree, path)]
     if paths and paths[-1].suffix.lower() == ".toml":
         from_files += ["--name", paths[-1].stem]
     args = _with_folder(from_files + from_argv, DataConfig())
-    chosen = ([after for before, after in pairwise(args) if before == "--method.name"] or ["simclr"])[-1]
-    default = PretrainConfig(method=_options(chosen))
+    method = flags.last(args, "method.name", "simclr")
+    default = PretrainConfig(method=_options(method))
     for path, tree in zip(paths, trees, strict=True):
         flags.check_known(path, tree, default)
-    prog = "sslx pretrain" + " [RECIPE ...]" * ("--help" in args or "-h" in args)
-    config = _complete(_parse(PretrainConfig, args, prog, default, quiet))
-    if not config.name:
-        config = dataclasses.replace(config, name=f"{config.method.name}_{config.data.source}")
-    return config
+    unset = tuple(sorted(presets.names(method) - flags.names(args)))
+    return args, _chosen(dataclasses.replace(default, unset=unset), args)
+
+
+def _chosen(default: PretrainConfig, args: list[str]) -> PretrainConfig:
+    """The defaults with what ``presets`` chooses for these flags in place of what they leave unset."""
+    encoder = flags.last(args, "encoder.name") or presets.encoder(default.method.name) or default.encoder.name
+    numbers = [flags.last(args, name, "") for name in ("batch-size", "epochs")]
+    batch_size, epochs = (int(text) if text.isdecimal() and int(text) else None for text in numbers)
+    source = flags.last(args, "data.source", default.data.source)
+    found = presets.choices(
+        default.method.name, encoder, batch_size or default.batch_size, epochs or default.epochs, source
+    )
+    return _with(default, presets.merged(found))
+
+
+def settle(config: PretrainConfig, side: int) -> tuple[PretrainConfig, list[str]]:
+    """The config for views of ``side`` pixels, once the images are known, and why what is unset is as it is."""
+    situation = config.method.name, config.encoder.name, config.batch_size, config.epochs, config.data.source, side
+    found = presets.choices(*situation)
+    settled = dataclasses.replace(_with(config, presets.merged(found)), unset=())
+    return settled, presets.words(found, set(config.unset))
+
+
+def _with(config: PretrainConfig, values: Mapping[str, Any]) -> PretrainConfig:
+    """The config with these values, by dotted name, in place of what is unset; others stay."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name in config.unset:
+            section, _, option = name.partition(".")
+            sections.setdefault(section, {})[option] = tuple(value) if isinstance(value, list) else value
+    changes = {name: dataclasses.replace(getattr(config, name), **options) for name, options in sections.items()}
+    return dataclasses.replace(config, **changes)
 
 
 def _options(name: str) -> MethodConfig:
@@ -266,8 +313,12 @@ def _parse(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> 
 
 
 def dump(config: Any) -> str:
-    """JSON that ``load`` reads back to an equal config; stored in every checkpoint and run folder."""
-    return json.dumps(dataclasses.asdict(config), default=str, indent=1) + "\n"
+    """JSON that ``load`` reads back to an equal config; stored, once settled, in every checkpoint and run folder."""
+    tree = dataclasses.asdict(config)
+    for name in tree.pop("unset", ()):
+        section, _, option = name.partition(".")
+        tree[section].pop(option)
+    return json.dumps(tree, default=str, indent=1) + "\n"
 
 
 class DamagedConfig(ConfigError):

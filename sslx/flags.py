@@ -5,8 +5,9 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,23 @@ def _argument(key: str, value: Any) -> str:
     if isinstance(value, str) and re.match(r"-(?!\.?[0-9])", text):
         raise ValueError(f"{key} = '{shown(text, 60)}' begins with a dash, as a flag does")
     return text
+
+
+def names(args: Sequence[str]) -> set[str]:
+    """The options that flags set, by dotted name: --optim.weight-decay 0 -> optim.weight_decay."""
+    return {_name(arg) for arg in args if arg.startswith("--")}
+
+
+def _name(flag: str) -> str:
+    section, _, option = flag.removeprefix("--").replace("-", "_").rpartition(".")
+    return f"{section}.{option}" if section else option
+
+
+def last(args: Sequence[str], name: str, default: str = "") -> str:
+    """The value that the last flag of this name gives."""
+    wanted = _name(name)
+    values = [after for flag, after in pairwise(args) if flag.startswith("--") and _name(flag) == wanted]
+    return values[-1] if values else default
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,8 @@ MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "data.root
 def differences(ours: PretrainConfig, theirs: PretrainConfig, ignore: Sequence[str] = ()) -> list[str]:
     """``flag: theirs -> ours`` for every field that differs, in flag notation; ``ignore`` names prefixes."""
     a, b = leaves(ours), leaves(theirs)
-    changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    unset = {*ours.unset, *theirs.unset}
+    changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in unset)
     kept = [key for key in changed if not any(key == i or key.startswith(i + ".") for i in ignore)]
     return [f"--{key.replace('_', '-')} {b.get(key)} -> {a.get(key)}" for key in kept]
 

@@ -21,7 +21,7 @@ LEAVES = (
 
 ARROW = (
     ("outcome", "allocation", "flags", "state", "runs"),
-    ("requeue",),
+    ("requeue", "presets"),
     ("checkpoint", "log", "sync_bn", "group_norm", "jobs"),
     ("data", "weights"),
     ("encoders", "losses", "optim"),

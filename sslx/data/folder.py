@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sslx.data import splits
+from sslx.data import sides, splits
 from sslx.data.listing import EXTENSIONS, Listing, look
 from sslx.data.sources import Config, Source, Split
 from sslx.errors import ConfigError, DataError, MissingInput
@@ -74,7 +74,10 @@ def _listed(
     notes = [f"{split} images, not taken: {left_out}" if split == "test" else f"not taken: {left_out}"] * bool(left_out)
     if look and (deeper := splits.refuse_deeper(root, listing.folders)):
         notes.append(deeper)
-    source = Source(shown(root), 224, paths=paths, root=listing.root, notes=tuple(notes))
+    side = sides.suitable(paths)
+    if side < sides.LARGEST:
+        notes.append(f"views of {side} px, as most images are no larger (--data.size {side})")
+    source = Source(shown(root), side, paths=paths, root=listing.root, notes=tuple(notes))
     return _labeled(source, listing, classes)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
 from sslx import compiler, data, distributed, encoders, methods, optim, rng, state, sync_bn
-from sslx.config import PretrainConfig
+from sslx.config import PretrainConfig, settle
 from sslx.data import Loader, sources
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec, eval_view
@@ -25,9 +25,11 @@ from sslx.train import consistency
 class Parts:
     """What is trained, by what, on what.  model: the method, in DDP where there are several ranks.
 
-    view: how probes see the images.  dtype: of inputs.  autocast: None for full precision.  peak_lr: scaled.
+    settings: with what was chosen for these images.  view: how probes see the images.  dtype: of inputs.  autocast:
+    None for full precision.  peak_lr: scaled.
     """
 
+    settings: PretrainConfig
     source: Source
     loader: Loader
     view: ViewSpec
@@ -83,8 +85,11 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     source = sources.build(config.data, "pretrain", say=say)
     for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
         say(line)
-    config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
     size = config.data.size or source.size
+    config, reasons = settle(config, size)
+    for line in reasons:
+        say(line)
+    config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
     file = methods.module(config.method.name)
     specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
     view = eval_view(config.data.eval_size or size)
@@ -117,6 +122,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     steps_per_epoch = loader.batches_per_epoch // config.micro_batches
     consistency.on_parts(loader, method, autocast or parameters)
     parts = Parts(
+        config,
         source,
         loader,
         view,

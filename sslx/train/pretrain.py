@@ -75,6 +75,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     resumes = runs.on_main(lambda: runs.resumes(config))
     # Says what is about to happen before the run folder is there.
     parts = build(config, ranks, say, initial_weights=not resumes)
+    config = parts.settings
     probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.autocast)
     setup = Setup(parts, probe, health, StopFlag(), peers)
     watch_waits(parts.model)

@@ -1,0 +1,117 @@
+"""What is taken where neither a recipe nor a flag says: chosen by method, encoder, batch, source and images.
+
+Each method has a file ``recipes/bases/NAME.toml`` with tables by situation, each with its reason (``why``) and the
+published source: ``all``; ``small`` and ``large`` batches; ``vit``, any transformer; ``tiny`` images.  Later win.
+A method without such a file gets plain defaults.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sslx import flags
+
+SMALL_BATCH = 1024
+"""Below it are batches that papers' LARS settings are not for."""
+SMALL_SIDE = 64
+"""Pixels: views up to here are small."""
+_SITUATIONS = ("all", "small", "large", "vit", "tiny")
+_CONVOLUTIONAL = ("res", "reg", "efficientnet", "mobilenet", "densenet", "vgg", "dla", "hrnet", "inception", "xception")
+"""Parts of names of timm's models that train by SGD; the others are transformers and what trains as they do."""
+_PLAIN: dict[str, dict[str, Any]] = {
+    "small": {"why": "batches below 1,024: SGD", "optim": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4}},
+    "large": {"why": "batches of 1,024 and more: LARS", "optim": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6}},
+    "vit": {"why": "transformers: AdamW", "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.05}},
+}
+_DIGITS = {"flip": 0.0, "saturation": 0.0, "hue": 0.0, "gray": 0.0}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values of options by dotted name, and why."""
+
+    why: str
+    values: dict[str, Any]
+
+
+@cache
+def _tables(method: str) -> dict[str, dict[str, Any]]:
+    path = Path(__file__).parent / "recipes" / "bases" / f"{method}.toml"
+    if not path.exists():
+        return _PLAIN
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert tables.keys() <= set(_SITUATIONS), f"{path} has other tables than {_SITUATIONS}"
+    return tables
+
+
+def is_transformer(encoder: str) -> bool:
+    """Whether a timm model of this name trains by AdamW: all but the classic convolutional ones."""
+    name = encoder.lower()
+    return not any(part in name.partition(".")[0] for part in _CONVOLUTIONAL) or "vit" in name
+
+
+def encoder(method: str) -> str | None:
+    """The encoder that a method brings; None: any."""
+    return _tables(method).get("all", {}).get("encoder", {}).get("name")
+
+
+def names(method: str) -> set[str]:
+    """All options that may be chosen for a method, by dotted name."""
+    inside = {name for table in _tables(method).values() for name, _ in flags.leaves(table)} - {"why"}
+    return inside | {"optim.warmup", "encoder.patch", *(f"augment.{name}" for name in _DIGITS)}
+
+
+def choices(
+    method: str, encoder: str, batch_size: int, epochs: int, source: str, side: int | None = None
+) -> list[Choice]:
+    """What suits the situation; of a name in several of them the last one holds.
+
+    side: of the training views, in pixels; None where it is not known yet: photographs.
+    """
+    tables = _tables(method)
+    is_vit, is_tiny = is_transformer(encoder), side is not None and side <= SMALL_SIDE
+    there = ["all", "small" if batch_size < SMALL_BATCH else "large", *["vit"] * is_vit, *["tiny"] * is_tiny]
+    share = min(0.1, 10 / epochs)
+    found = [Choice("", {"optim.warmup": float(f"{share:.3g}")})]
+    if epochs > 100:
+        found = [Choice("10 epochs of warm-up", found[0].values)]
+    for name in there:
+        if table := tables.get(name):
+            values = {key: value for key, value in flags.leaves(table) if key != "why"}
+            found.append(Choice(table.get("why", ""), values))
+    if is_vit and is_tiny and "patch" in encoder:
+        found.append(Choice("a ViT on small images: patches of 4 px", {"encoder.patch": 4}))
+    if source == "digits":
+        found.append(Choice("digits: no flips, no colors", {f"augment.{key}": value for key, value in _DIGITS.items()}))
+    return found
+
+
+def merged(found: list[Choice]) -> dict[str, Any]:
+    """The values of all of them, the last one of each name."""
+    values: dict[str, Any] = {}
+    for choice in found:
+        values |= choice.values
+    return values
+
+
+def words(found: list[Choice], open_names: set[str]) -> list[str]:
+    """A line for each choice with a reason: that, and the flags by which to choose otherwise.
+
+    open_names: the options that nobody has set.
+    """
+    last = merged(found)
+    lines: list[str] = []
+    for choice in found:
+        mine = {name: value for name, value in choice.values.items() if name in open_names and last[name] == value}
+        if choice.why and mine:
+            flags_of = " ".join(f"--{name.replace('_', '-')} {_text(value)}" for name, value in mine.items())
+            lines.append(f"{choice.why} ({flags_of})")
+    return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
