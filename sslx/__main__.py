@@ -9,7 +9,7 @@ from sslx import interrupts
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand, heeding signals from the first line to the last; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    interrupts.begin(saves=arguments[:1] == ["pretrain"])
+    interrupts.begin(saves=arguments[:1] in (["pretrain"], ["resume"]))
     from sslx import cli
 
     code = cli.main(arguments)

@@ -13,11 +13,15 @@ from sslx.words import one_line, shown
 
 COMMANDS = {
     "pretrain": ("sslx.commands.pretrain:main", "pretrain an encoder: sslx pretrain simclr_digits"),
+    "resume": ("sslx.commands.resume:main", "go on with a run: sslx resume runs/simclr_digits"),
     "probe": ("sslx.commands.probe:main", "kNN, linear and few-label accuracy of a run's features"),
     "plot": ("sslx.commands.plot:main", "t-SNE picture and loss curve of a run"),
     "verify": ("sslx.commands.verify:main", "whether W processes train as one does: sslx verify simclr"),
     "bench": ("sslx.bench:main", "what limits a recipe on this machine, and what would help"),
+    "sweep": ("sslx.commands.sweep:main", "several runs, one after the other: sslx sweep FILE RECIPE"),
     "submit": ("sslx.cluster:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
+    "methods": ("sslx.commands.lists:methods_main", "the methods: what each is, its paper, its cost"),
+    "recipes": ("sslx.commands.lists:recipes_main", "the recipes: method, data, hardware, score"),
     "jobs": ("sslx.jobs:main", "how every run under a folder stands"),
     "logs": ("sslx.jobs:logs_main", "what the job of a run has printed"),
     "cancel": ("sslx.jobs:cancel_main", "save a checkpoint of a submitted run and end its job"),

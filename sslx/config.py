@@ -42,37 +42,37 @@ class PretrainConfig:
     """
 
     name: str = ""
-    """Name of the run, whose files go to RUNS/NAME; default: the recipe's name, or METHOD_SOURCE."""
+    """Name of the run; its files go to RUNS/NAME.  Default: the recipe's name, or METHOD_SOURCE."""
     runs: Path = Path("runs")
-    """Folder of all runs."""
+    """Folder that holds all runs."""
     resume: Literal["no", "auto"] = "no"
-    """auto: go on from the run's newest good checkpoint if there is one.  no: an existing run is an error."""
+    """auto, or the folder of a run: continue from its newest good checkpoint.  no: an existing run is an error."""
     seed: int = 0
-    """Every random choice is a function of this, and of nothing else."""
+    """Random seed."""
     epochs: int = 100
-    """Passes over the images."""
+    """How many times to go through all images."""
     steps: int | None = None
-    """Optimizer steps in all; overrides epochs."""
+    """Number of optimizer steps; overrides --epochs."""
     batch_size: int = 256
-    """Images of one optimizer step, over all ranks."""
+    """Images per optimizer step, over all ranks (processes) together."""
     accumulate: int = 1
-    """Shares to cut a step's batch into, to save memory; a sample's negatives are then those of its share."""
+    """Gradient accumulation: micro-batches per step.  Contrastive losses see the negatives of one micro-batch only."""
     grad_cache_chunks: int = 1
-    """Shares to cut a step's batch into, to save memory, that keep all negatives: each is embedded twice."""
+    """GradCache: chunks per step.  Saves memory and keeps all negatives, for a second forward pass."""
     ranks: int | None = None
-    """Processes to start; default: one a visible GPU, or one on the CPU.  Under torchrun or Slurm: theirs."""
+    """Processes to start.  Default: one per visible GPU, or one on the CPU.  torchrun and Slurm decide themselves."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to train on."""
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
-    """bf16: autocast, with losses, normalisation, statistics in fp32; auto: bf16 on GPUs and CPUs (AMX) fast in it."""
+    """bf16: mixed precision, losses and normalization in fp32.  auto: bf16 where the GPU or CPU (AMX) is fast in it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for encoder and heads; auto: on GPUs (on a CPU it costs half a minute at first)."""
+    """Compile encoder and heads.  auto: on GPUs only; on a CPU it takes half a minute before the first step."""
     batch_norm: Literal["local", "sync", "group"] = "local"
-    """Statistics of one rank, or of all together, so that W ranks train as one; group: none, group norm instead."""
+    """local: each rank by its own images.  sync: by all, so many ranks train like one.  group: group norm instead."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A step that is not finite is never taken.  stop: end, code 76.  skip: go on, or back where too many follow."""
+    """If a loss or gradient is not finite: stop with exit code 76, or skip the step (it is never taken) and go on."""
     skip_steps: int = 10
-    """Steps in a row that --on-nonfinite skip leaves out; at one more it goes back to the last checkpoint."""
+    """How many steps in a row --on-nonfinite skip leaves out before it returns to the last checkpoint."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: Augment = field(default_factory=Augment)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -119,13 +119,13 @@ class ProbeConfig:
     checkpoint: tyro.conf.Positional[Path]
     """A run folder, a checkpoint in it, or its state.pt."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Images to probe on; default: those of the run."""
+    """Images to probe on; default: the run's."""
     baselines: bool = True
-    """Also measure raw pixels and the untrained encoder."""
+    """Measure raw pixels and the untrained encoder as well, to compare with."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute features."""
+    """Device to compute features on."""
     batch_size: int = 256
-    """Images at a time on one rank."""
+    """Images per batch on each rank."""
     probe: ProbesConfig = field(default_factory=ProbesConfig)
 
 
@@ -136,21 +136,24 @@ class PlotConfig:
     checkpoint: tyro.conf.Positional[Path]
     """A run folder, a checkpoint in it, or its state.pt."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Images to draw; default: those of the run."""
+    """Images to draw; default: the run's."""
     points: int = 2000
     """Images of the test split to draw; where there is none, of the training split."""
     seed: int = 0
     """Of t-SNE and of the choice of images."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute features."""
+    """Device to compute features on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Show that W processes, a share of the batch each, train as one with all of it."""
+    """Check that several processes, each with part of the batch, train like one.
+
+    They must give the loss, gradients and weights of one process with all of it.
+    """
 
     methods: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Methods to look at; default: all."""
+    """Methods to check; default: all."""
     ranks: tuple[int, ...] = (2, 3)
     """Numbers of processes to compare with one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -167,9 +170,12 @@ def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
 
 
 def parse(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
-    """``load`` without torch: ``method`` is what ``methods.options`` makes."""
-    args, default = _read(argv)
-    config = _parse(PretrainConfig, args, "sslx pretrain [RECIPE ...]", default, quiet)
+    """``load`` without torch: ``method`` is what ``methods.options`` makes.  ``--help-all`` prints all options."""
+    everything = "--help-all" in argv
+    args, default = _read([argument for argument in argv if argument != "--help-all"])
+    config = _parse(PretrainConfig, args, "sslx pretrain", default, quiet)
+    if everything:
+        tyro.cli(PretrainConfig, args=["--help"], prog="sslx pretrain [RECIPE ...]", default=config)
     if not config.name:
         config = dataclasses.replace(config, name=f"{config.method.name}_{config.data.source}")
     return config
@@ -177,6 +183,7 @@ def parse(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
 
 def _read(argv: Sequence[str]) -> tuple[list[str], PretrainConfig]:
     """All flags, of the recipes and the user's, and what holds for the others."""
+    argv = resumed(argv)
     given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
     paths = [flags.recipe(name) for name in given]
     trees = [flags.read(path) for path in paths]
@@ -193,12 +200,46 @@ def _read(argv: Sequence[str]) -> tuple[list[str], PretrainConfig]:
     default = PretrainConfig(method=_options(method))
     for path, tree in zip(paths, trees, strict=True):
         flags.check_known(path, tree, default)
-    unset = tuple(sorted(presets.names(method) - flags.names(args)))
-    return args, _chosen(dataclasses.replace(default, unset=unset), args)
+    return args, _chosen(default, args)
+
+
+def resumed(argv: Sequence[str]) -> list[str]:
+    """The arguments with a run that is to go on, as --resume FOLDER or --resume auto without a recipe, as the recipe.
+
+    Raises ConfigError where the folder of the former holds no run.
+    """
+    argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    wanted = flags.last(argv, "resume")
+    has_recipe = bool(argv) and not argv[0].startswith("-")
+    if wanted in ("", "no") or wanted.startswith("-") or (wanted == "auto" and has_recipe):
+        return argv
+    if wanted == "auto":
+        method = flags.last(argv, "method.name", "simclr")
+        source = flags.last(_with_folder(argv, DataConfig()), "data.source", DataConfig().source)
+        name = flags.last(argv, "name") or f"{method}_{source}"
+        folder = files.expanded(flags.last(argv, "runs", "runs")) / name
+        return [str(folder / "config.json"), *argv] if _is_readable(folder / "config.json") else argv
+    folder = files.expanded(wanted)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"--resume takes auto, no or the folder of a run, and {shown(folder)} holds no run")
+    place = argv.index("--resume")
+    rest = argv[:place] + argv[place + 2 :]
+    folder = folder.absolute()
+    return [str(folder / "config.json"), "--runs", str(folder.parent), "--name", folder.name, "--resume", "auto", *rest]
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether a run's config is there and whole; one that is damaged is looked at later."""
+    try:
+        return path.is_file() and bool(flags.read(path))
+    except ConfigError:
+        return False
 
 
 def _chosen(default: PretrainConfig, args: list[str]) -> PretrainConfig:
     """The defaults with what ``presets`` chooses for these flags in place of what they leave unset."""
+    unset = tuple(sorted(presets.names(default.method.name) - flags.names(args)))
+    default = dataclasses.replace(default, unset=unset)
     encoder = flags.last(args, "encoder.name") or presets.encoder(default.method.name) or default.encoder.name
     numbers = [flags.last(args, name, "") for name in ("batch-size", "epochs")]
     batch_size, epochs = (int(text) if text.isdecimal() and int(text) else None for text in numbers)
@@ -288,7 +329,9 @@ def load_submit(argv: Sequence[str]) -> tuple[AllocationConfig, list[str]]:
         profile = flags.of(tree, path)
     wanted = _parse(AllocationConfig, [*profile, *from_argv], "sslx submit", AllocationConfig(), False)
     if not argv[split + 1 :]:
-        raise ConfigError("what to submit stands behind --, as in: sslx submit --nodes 2 -- simclr_cifar10 --seed 1")
+        raise ConfigError(
+            "put the recipe and its options after --, for example: sslx submit --nodes 2 -- simclr_cifar10 --seed 1"
+        )
     return wanted, list(argv[split + 1 :])
 
 
@@ -310,6 +353,11 @@ def _parse(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> 
             if loud or quiet:
                 raise
     raise AssertionError("tyro has exited")
+
+
+def num_options(config: PretrainConfig) -> int:
+    """How many options there are, with those of its method."""
+    return len(list(flags.leaves(dataclasses.asdict(config)))) - 1  # but for ``unset``
 
 
 def dump(config: Any) -> str:
@@ -334,8 +382,9 @@ def loads(text: str) -> PretrainConfig:
         why = "it names no method" if isinstance(error, LookupError | TypeError) else files.reason(error)
         raise DamagedConfig(f"the saved config is damaged: {why}") from error
     try:
-        default = PretrainConfig(method=_options(name))
-        return _complete(_parse(PretrainConfig, flags.of(tree, Path("config.json")), "config.json", default, True))
+        args = flags.of(tree, Path("config.json"))
+        default = _chosen(PretrainConfig(method=_options(name)), args)
+        return _complete(_parse(PretrainConfig, args, "config.json", default, True))
     except (ValueError, TypeError, AttributeError, SystemExit) as error:
         reason = str(error) if isinstance(error, UserError) else "it has other options"
         raise ConfigError(f"the saved config is not of this version of sslx ({__version__}): {reason}") from error

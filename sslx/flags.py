@@ -36,19 +36,24 @@ def recipe(given: str) -> Path:
     path = files.expanded(given)
     if path.suffix.lower() in (".toml", ".json"):
         if not os.path.exists(path):
-            raise MissingInput(f"recipe {shown(path)} does not exist; the ones with a name are {', '.join(recipes())}")
+            raise MissingInput(f"recipe {shown(path)} does not exist; sslx recipes lists those that have a name")
         return path
     if given in recipes():
         return recipes()[given]
-    if os.path.isfile(path / "config.json"):
-        raise ConfigError(f"recipe {shown(path)} is a folder: give the file {shown(path / 'config.json')}")
+    if os.path.isfile(path / "config.json"):  # a run: its config
+        return path / "config.json"
+    if os.path.isdir(path):
+        raise ConfigError(
+            f"{shown(path)} is a folder and no run: to train on the images in it, sslx pretrain --data.root "
+            f"{shown(path)}"
+        )
     if os.path.exists(path):
         what = "YAML" if path.suffix.lower() in (".yaml", ".yml") else f"'{shown(path.suffix)}'"
         raise ConfigError(f"recipe {shown(path)} must be a .toml or a saved config.json, not {what}")
     close = difflib.get_close_matches(given[:100], recipes(), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise MissingInput(
-        f"no recipe '{shown(given)}': {hint}there are {', '.join(recipes())}, or give the path of a .toml"
+        f"no recipe '{shown(given)}': {hint}sslx recipes lists them all; a .toml file or a run folder is one too"
     )
 
 

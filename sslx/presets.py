@@ -18,6 +18,7 @@ SMALL_BATCH = 1024
 SMALL_SIDE = 64
 """Pixels: views up to here are small."""
 _SITUATIONS = ("all", "small", "large", "vit", "tiny")
+"""Tables of a base file, beside ``about``, what a list of methods says of it."""
 _CONVOLUTIONAL = ("res", "reg", "efficientnet", "mobilenet", "densenet", "vgg", "dla", "hrnet", "inception", "xception")
 """Parts of names of timm's models that train by SGD; the others are transformers and what trains as they do."""
 _PLAIN: dict[str, dict[str, Any]] = {
@@ -42,8 +43,13 @@ def _tables(method: str) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return _PLAIN
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    assert tables.keys() <= set(_SITUATIONS), f"{path} has other tables than {_SITUATIONS}"
+    assert tables.keys() <= {"about", *_SITUATIONS}, f"{path} has other tables than about and {_SITUATIONS}"
     return tables
+
+
+def about(method: str) -> dict[str, str]:
+    """What a list of methods says of it: what, encoders, cost (for each image of a step), paper."""
+    return dict(_tables(method).get("about", {}))
 
 
 def is_transformer(encoder: str) -> bool:
@@ -59,7 +65,8 @@ def encoder(method: str) -> str | None:
 
 def names(method: str) -> set[str]:
     """All options that may be chosen for a method, by dotted name."""
-    inside = {name for table in _tables(method).values() for name, _ in flags.leaves(table)} - {"why"}
+    tables = [table for key, table in _tables(method).items() if key in _SITUATIONS]
+    inside = {name for table in tables for name, _ in flags.leaves(table)} - {"why"}
     return inside | {"optim.warmup", "encoder.patch", *(f"augment.{name}" for name in _DIGITS)}
 
 

@@ -40,14 +40,15 @@ def check_resumable(settings: PretrainConfig, folder: Path) -> str:
         return ""
     if settings.resume != "auto":
         raise ConfigError(
-            f"run {shown(folder)} exists: go on with --resume auto, or start another one with --name NAME"
+            f"run {shown(folder)} exists: go on with sslx resume {shown(folder)}, or start another one with --name NAME"
         )
     saved, note = _saved(folder)
     changed = [shown(change) for change in differences(settings, saved, MAY_DIFFER)]
     if changed:
         raise ConfigError(
             f"run {shown(folder)} was started with another config ({'; '.join(changed[:4])}"
-            f"{'; ...' if len(changed) > 4 else ''}): use the same, or another --name"
+            f"{'; ...' if len(changed) > 4 else ''}): use the same, or another --name; --encoder.weights "
+            f"{shown(folder)} starts from its weights"
         )
     return note
 

@@ -54,7 +54,7 @@ def test_profiles_come_before_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["--cluster", "local"], 64, "stands behind --"),
+        (["--cluster", "local"], 64, "recipe and its options after --"),
         (
             ["--profile", "nowhere", "--", "simclr_digits"],
             66,

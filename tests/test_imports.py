@@ -29,7 +29,7 @@ ARROW = (
     ("probe",),
     ("plot",),
     ("config",),
-    ("sweeps", "resuming"),
+    ("sweeps", "resuming", "short_help"),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing
     ("train", "evaluate", "doctor", "measure"),
     ("verify", "cluster", "bench", "operators"),

@@ -1,5 +1,7 @@
 """``sslx pretrain [RECIPE ...] [flags]``."""
 
+import itertools
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,8 +17,20 @@ def main(argv: Sequence[str], stop: "StopSignals | None" = None) -> int:
 
     stop: entered already, by a job that listened before it imported all this.
     """
+    if any(argument in ("-h", "--help") for argument in argv):
+        return _help([argument for argument in argv if argument not in ("-h", "--help")])
     environment.check()
     settings = config.load(argv, quiet=environment.joined() not in (None, 0))
     from sslx.train import launch  # it takes torch, and so seconds
 
     return launch.main(settings, argv, stop)
+
+
+def _help(argv: Sequence[str]) -> int:
+    """Print what most people set, with the values of the recipes and flags in ``argv``."""
+    from sslx import short_help
+
+    settings = config.parse(argv)
+    recipes = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
+    sys.stdout.write(short_help.text(settings, recipes, config.num_options(settings)))
+    return 0

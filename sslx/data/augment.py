@@ -11,31 +11,31 @@ class Augment:
     """The augmentation of a recipe: SimCLR's for ImageNet unless set otherwise."""
 
     min_scale: float = 0.08
-    """Smallest share of the image's area that a crop may cover (SimCLR: 0.08; 0.2 keeps more of small images)."""
+    """Smallest fraction of the image's area that a crop may cover (SimCLR: 0.08; 0.2 keeps more of small images)."""
     max_scale: float = 1.0
-    """Largest share of the image's area that a crop may cover."""
+    """Largest fraction of the image's area that a crop may cover."""
     max_ratio: float = 4 / 3
     """Crops have aspect ratios between 1/max_ratio and max_ratio."""
     flip: float = 0.5
-    """Probability of a horizontal flip; 0 where left and right differ in meaning (digits, text)."""
+    """Probability of a horizontal flip; take 0 where left and right mean different things (digits, text)."""
     jitter: float = 0.8
-    """Probability of colour jitter."""
+    """Probability of color jitter."""
     brightness: float = 0.8
-    """Jitter strength: the factor is uniform in [max(0, 1 - s), 1 + s]."""
+    """Strength s of the brightness jitter: a factor uniform in [max(0, 1 - s), 1 + s]."""
     contrast: float = 0.8
-    """Jitter strength, likewise."""
+    """Strength of the contrast jitter, as for brightness."""
     saturation: float = 0.8
-    """Jitter strength, likewise."""
+    """Strength of the saturation jitter, as for brightness."""
     hue: float = 0.2
-    """Jitter strength: the shift is uniform in [-s, s] turns of the colour circle, at most 0.5."""
+    """Strength s of the hue jitter: a shift uniform in [-s, s] turns of the color circle, at most 0.5."""
     gray: float = 0.2
-    """Probability of grayscale."""
+    """Probability of turning the view gray."""
     blur: float = 0.5
     """Probability of a Gaussian blur with sigma in [0.1, 2] pixels."""
     solarize: float = 0.0
     """Probability of inverting all values of 128 and above (BYOL: 0.2 on the second view)."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Filter of the crop's resize, antialiased."""
+    """Filter that resizes the crop, antialiased."""
 
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "gray", "blur", "solarize"):

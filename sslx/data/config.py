@@ -16,21 +16,21 @@ class SourceConfig:
     """Which images to read."""
 
     source: NAMES = "digits"
-    """digits comes with scikit-learn; folder takes your own images; the others are torchvision's data sets."""
+    """Where images come from.  folder: your own; digits: part of scikit-learn; the others: torchvision's datasets."""
     root: Path | None = None
-    """Folder of the images (folder) or of the downloaded data set (cifar10, ...; default ~/.cache/sslx)."""
+    """Folder of your images, or of a downloaded dataset (cifar10, ...; default ~/.cache/sslx)."""
     test_root: Path | None = None
-    """Folder of the images to test probes on; default: the subfolder of root named test, val or the like."""
+    """Folder of the images to test on.  Default: a subfolder of the root named test, val or similar."""
     splits: Choice = "auto"
-    """Subfolders named train, test, val, ...: splits where that is safe (auto), always (folders), never (none)."""
+    """Are subfolders named train, test, val, ... splits?  Where that is safe (auto), always (folders), never (none)."""
     download: bool = False
-    """Download the data set where it is missing."""
+    """Download the dataset if it is missing."""
     range: Literal["auto"] | tuple[float, float] = "auto"
-    """LOW HIGH: black and white of images of over 8 bits, signed or float; auto: what 256 of them use, as it says."""
+    """LOW HIGH: black and white of images with more than 8 bits, signed or float.  auto: measured on 256 of them."""
     num_synthetic: int = 4096
-    """Images of the synthetic source."""
+    """Number of images of the synthetic source."""
     timeout_s: float = 300.0
-    """Seconds without a sign of life from a worker, disk or mount after which a wait for data ends."""
+    """Give up waiting for data when no worker, disk or mount shows a sign of life for so many seconds."""
 
     def __post_init__(self) -> None:
         if not self.timeout_s > 0:
@@ -44,15 +44,15 @@ class Config(SourceConfig):
     """Which images to read, and how."""
 
     size: int | None = None
-    """Side of the training views in pixels; default: what suits the source (digits and CIFAR 32, folder 224)."""
+    """Side of the training views in pixels.  Default: 32 for digits and CIFAR, for folders up to 224."""
     eval_size: int | None = None
-    """Side of the probes' views in pixels; default: the same as size."""
+    """Side of the images that probes see, in pixels.  Default: the same as --data.size."""
     backend: Literal["auto", "dali", "torchvision", "resident", "synthetic"] = "auto"
-    """auto: DALI if installed.  resident: decoded once, kept in memory.  synthetic: one batch for ever, to measure."""
+    """auto: DALI if installed.  resident: decode once, keep in memory.  synthetic: repeat one batch, for benchmarks."""
     threads: int | None = None
-    """Loader threads (DALI) or processes (torchvision) a rank; default: the machine's cores / ranks on it."""
+    """Loader threads (DALI) or processes (torchvision) per rank.  Default: the machine's cores / its ranks."""
     max_bad: float = 0.01
-    """Share of unreadable images above which the run ends; fewer are replaced by others and counted."""
+    """Stop if more than this fraction of the images is unreadable; otherwise replace them and report how many."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,13 +1,19 @@
-"""A bug of oneDNN on CPUs, and the layers that are kept away from it.
+"""Two bugs of oneDNN on CPUs, and the layers that are kept away from them.
 
 uxlfoundation/oneDNN#6035: the weight gradient of a convolution of one pixel that skips pixels (kernel 1, stride 2 and
 more) and has fewer channels than a vector holds (8 with AVX2, 16 with AVX-512), in fp32 and channels_last, is computed
 by ``jit_1x1``, which gathers pixels into a buffer of whole vectors and writes beyond its end.  The process dies of a
 damaged heap, at once, later or not at all.  Seen with torch 2.11 to 2.14 (oneDNN 3.10 to 3.12), AVX2 and AVX-512, one
 thread and two, from about 48 px on; not with other kernels, groups, precisions, a contiguous layout or SSE 4.1.
-tests/machine/test_onednn.py tells when it is gone.
+
+The weight gradient of a convolution that skips pixels, in bf16 with AVX-512 or AMX, is left unwritten at every tap of
+the kernel that meets no pixel of the image at all, as 8 of 9 taps of a 3x3 kernel of stride 2 do on an image of one
+pixel (jigsaw's small tiles, tiny crops).  It should be zero there, and is what lay in the memory.  Seen with torch 2.14
+(oneDNN 3.12); not in fp32, not with AVX2, not at a stride of 1.  No report of others was found.
+tests/machine/test_onednn.py tells when they are gone.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,12 +34,39 @@ class Sliced(nn.Conv2d):
         return functional.conv2d(input[:, :, :: self.stride[0], :: self.stride[1]], weight, bias)
 
 
+class Covered(nn.Conv2d):
+    """A convolution that a CPU computes in fp32, in place of bf16, where a tap of its kernel meets no pixel."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+        if not input.is_cpu or low != torch.bfloat16 or not self._misses_a_tap(input):
+            return super()._conv_forward(input, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            full = super()._conv_forward(input.float(), weight.float(), None if bias is None else bias.float())
+        return full.to(low)
+
+    def _misses_a_tap(self, input: Tensor) -> bool:
+        if isinstance(self.padding, str):
+            return False  # "valid" pads nothing, "same" goes with a stride of 1
+        sides = zip(input.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        return any(_misses(*side) for side in sides)
+
+
+def _misses(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Whether a tap of the kernel lies on padding only, at every place of the output."""
+    places = range(-padding, size + padding - dilation * (kernel - 1), stride)
+    return not all(any(0 <= place + tap * dilation < size for place in places) for tap in range(kernel))
+
+
 def keep_out(module: nn.Module) -> None:
-    """Have the affected convolutions of a module take their stride by themselves; parameters keep their names."""
+    """Have the affected convolutions of a module computed in another way; parameters keep their names."""
     for layer in module.modules():
         # Those with a forward of their own are left alone: timm has such layers, but no narrow one that skips pixels.
-        if isinstance(layer, nn.Conv2d) and type(layer).forward is nn.Conv2d.forward and _affected(layer):
-            layer.__class__ = Sliced
+        if isinstance(layer, nn.Conv2d) and type(layer).forward is nn.Conv2d.forward:
+            if _affected(layer):
+                layer.__class__ = Sliced
+            elif max(layer.kernel_size) > 1 and max(layer.stride) > 1 and layer.padding_mode == "zeros":
+                layer.__class__ = Covered
 
 
 def words(module: nn.Module) -> list[str]:

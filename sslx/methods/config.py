@@ -13,7 +13,7 @@ class MethodConfig:
     """
 
     name: str
-    """What to train by: a file of sslx/methods."""
+    """The method to train by; sslx methods describes them."""
 
     def check(self, batch_size: int, labelled: bool) -> None:
         """Raise ConfigError where the method cannot train; called before anything but the source is built.

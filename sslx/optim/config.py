@@ -12,21 +12,21 @@ class Config:
     """The optimizer and its learning rate.  The defaults are SimCLR's (arXiv 2002.05709 §2.2)."""
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
-    """lars: for batches from 1024 on; sgd: smaller ones; adamw: transformers, lr 1e-3, weight decay 0.05."""
+    """lars suits convolutional encoders from a batch size of 1,024 on, sgd smaller batches, adamw transformers."""
     lr: float = 0.3
-    """Peak learning rate, before it is scaled by the batch size."""
+    """Peak learning rate, before scaling by the batch size."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """linear: lr * batch size / 256; sqrt: lr * sqrt(batch size) (SimCLR: lr 0.075); none: lr as it is."""
+    """linear: lr * batch size / 256.  sqrt: lr * sqrt(batch size), for which SimCLR takes 0.075.  none: lr as it is."""
     weight_decay: float = 1e-6
-    """L2 penalty (adamw: decoupled decay, times lr) on weights; biases and norms have none."""
+    """L2 penalty on weights (adamw: decoupled decay, times lr); biases and norms have none."""
     momentum: float = 0.9
-    """Share of the last step that the next one keeps, in [0, 1); lars and sgd."""
+    """Momentum of lars and sgd, in [0, 1)."""
     warmup: float = 0.1
-    """Share of the training in which lr rises from 0 to its peak; then it falls along half a cosine."""
+    """Fraction of the training in which the learning rate rises to its peak, before it falls along half a cosine."""
     trust: float = 0.001
-    """lars: length of a step relative to the tensor's own norm, at a learning rate of 1."""
+    """Trust coefficient of lars: length of a step relative to the tensor's norm, at a learning rate of 1."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """adamw: shares that the running means of the gradient and of its square keep, each in [0, 1)."""
+    """Decay rates of adamw's running means of the gradient and of its square, each in [0, 1)."""
 
     def __post_init__(self) -> None:
         _expect(self.lr > 0 and math.isfinite(self.lr), "lr", "a positive number", self.lr)

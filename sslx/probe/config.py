@@ -11,17 +11,17 @@ class Config:
     """Which probes to run, and how."""
 
     k: int = 200
-    """Neighbours that vote in the kNN probe, at most the mean size of a class; 0 leaves the probe out."""
+    """Neighbors that vote in the kNN probe, at most the mean size of a class; 0 leaves the probe out."""
     temperature: float = 0.07
     """Temperature of the kNN votes' weights, exp(similarity / temperature)."""
     linear: bool = True
     """Fit a linear classifier on all training labels (the slowest probe)."""
     shots: tuple[int, ...] = (1, 5)
-    """Labels a class of the low-shot probes; none leaves them out."""
+    """Labels per class of the few-label probes; give none to leave them out."""
     draws: int = 20
-    """Draws of the labelled samples that a low-shot score is the mean of."""
+    """How many random draws of labeled images a few-label score averages over."""
     seed: int = 0
-    """Seed of the low-shot draws and of the training samples held out to choose the regularisation."""
+    """Seed of those draws, and of the training images held out to choose the regularization."""
 
     def __post_init__(self) -> None:
         if self.k < 0:
@@ -41,11 +41,11 @@ class HealthConfig:
     """Label-free health of the features during training: rank, std, alignment, uniformity."""
 
     every: int = 200
-    """Steps between two looks, the first of which comes after as many, the last one at the end; 0: none."""
+    """Check the features every N steps and at the end; 0 turns it off."""
     samples: int = 512
-    """Images of a step to look at, at most, over all ranks."""
+    """Most images of a step to look at, over all ranks."""
     on_collapse: Literal["warn", "stop"] = "warn"
-    """What to do when the features or the embeddings collapse; stop ends the run with exit code 77."""
+    """What to do when the features collapse (become alike): warn, or stop with exit code 77."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.samples < 2:
@@ -57,11 +57,11 @@ class OnlineConfig:
     """kNN accuracy during training."""
 
     every: int = 10
-    """Epochs between two online probes; 0: none."""
+    """Measure kNN accuracy every N epochs, if there are labels; 0 turns it off."""
     bank: int = 10_000
-    """Labelled training images to compare with, at most."""
+    """Most labeled training images to compare with."""
     queries: int = 2_000
-    """Images to classify, at most: of the test split or, where there is none, training images not in the bank."""
+    """Most images to classify: of the test split or, if there is none, training images that are not compared with."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or min(self.bank, self.queries) < 2:

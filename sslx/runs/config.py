@@ -8,10 +8,10 @@ from sslx.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are written and how many stay."""
+    """When checkpoints are written, and how many are kept."""
 
     every: int = 1000
-    """Steps between checkpoints; 0: only at the end and when the job is stopped."""
+    """Write a checkpoint every N steps; 0: only at the end and when the run is stopped."""
     keep: int = 3
     """How many checkpoints to keep: the newest ones."""
 
@@ -24,16 +24,16 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is logged, how often, and where to besides the terminal and metrics.jsonl."""
+    """What is logged besides the terminal and metrics.jsonl, and how often."""
 
     every: int = 20
-    """Steps between two log lines."""
+    """Write a log line every N steps."""
     wandb: Literal["off", "online", "offline"] = "off"
-    """Weights & Biases; online goes on offline where the server does not answer."""
+    """Log to Weights & Biases too; online continues offline if the server does not answer."""
     project: str = "sslx"
-    """The wandb project."""
+    """Project in Weights & Biases."""
     wandb_timeout_s: float = 15.0
-    """Seconds to wait for the wandb server at the start and at the end."""
+    """How many seconds to wait for its server at the start and at the end."""
 
     def __post_init__(self) -> None:
         if self.every < 1:

@@ -82,14 +82,8 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     """
     parameters, autocast = precision(config, ranks.device)
     torch.backends.cudnn.benchmark = True
-    source = sources.build(config.data, "pretrain", say=say)
-    for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
-        say(line)
+    config, source = _settled(config, say)
     size = config.data.size or source.size
-    config, reasons = settle(config, size)
-    for line in reasons:
-        say(line)
-    config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
     file = methods.module(config.method.name)
     specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
     view = eval_view(config.data.eval_size or size)
@@ -140,6 +134,18 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     return parts
 
 
+def _settled(config: PretrainConfig, say: Callable[[str], None]) -> tuple[PretrainConfig, Source]:
+    """The images, and the config with what suits them in place of what nobody has set."""
+    source = sources.build(config.data, "pretrain", say=say)
+    for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
+        say(line)
+    config, reasons = settle(config, config.data.size or source.size)
+    for line in reasons:
+        say(line)
+    config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
+    return config, source
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is the faster precision there: GPUs that have it, and CPUs with AMX.
 
@@ -153,8 +159,8 @@ def fast_bf16(device: torch.device) -> bool:
 def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
     """(dtype of parameters, dtype of autocast or None).
 
-    Raises ConfigError for bf16 on a CPU with AVX-512's but without AMX: oneDNN leaves the weight gradient of a strided
-    convolution of one pixel unwritten there (torch 2.15), as in jigsaw's small tiles.
+    Raises ConfigError for bf16 on a CPU with AVX-512's but without AMX: it is slower, and layers with a forward of their
+    own have the gradients that ``onednn.Covered`` mends elsewhere.
     """
     choice, fast = config.precision, fast_bf16(device)
     if choice == "auto":

@@ -92,7 +92,8 @@ def test_a_run_whose_weights_are_useless_is_told_so_at_its_end(
     optimizer: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     """At a learning rate at which nothing is infinite, and before the first look that would be due."""
-    flags = [*TINY, "--steps", "40", "--runs", str(tmp_path), "--optim.name", optimizer]
+    flags = [*TINY, "--steps", "40", "--runs", str(tmp_path), "--optim.name", optimizer, "--optim.weight-decay", "1e-6"]
+    flags += ["--method.temperature", "0.1"]
     for name, lr, told in (("wild", "1e6", True), ("calm", "0.01", False)):
         capfd.readouterr()
         assert cli.main(["pretrain", *flags, "--name", name, "--optim.lr", lr]) == 0

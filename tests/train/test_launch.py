@@ -49,7 +49,7 @@ def test_an_existing_run_is_not_overwritten_and_one_of_another_config_not_resume
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     code, err = here()
     assert code == 64
-    is_one_line(err, "exists", "--resume auto", "--name")
+    is_one_line(err, "exists", "sslx resume ", "--name")
     code, err = here("--resume", "auto", "--encoder.channels", "8", "8", "8", "16")
     assert code == 64
     is_one_line(err, "another config", "--encoder.channels [8, 8, 8, 8] -> [8, 8, 8, 16]")

@@ -1,0 +1,91 @@
+"""``sslx methods`` and ``sslx recipes``: what there is, with source, cost and score."""
+
+import argparse
+import re
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sslx import flags, methods, presets
+
+
+def methods_main(argv: Sequence[str]) -> int:
+    """Print the table of methods; returns 0."""
+    parser = argparse.ArgumentParser(prog="sslx methods", description="The methods: what each is, its paper, its cost.")
+    parser.parse_args(argv)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("method", "what it does", "encoders", "cost of a step per image", "paper"):
+        table.add_column(column)
+    for name in methods.available():
+        about = presets.about(name)
+        table.add_row(
+            name,
+            about.get("what") or methods.summary(name),
+            about.get("encoders", "any"),
+            about.get("cost", "-"),
+            about.get("paper") or _paper(methods.summary(name)),
+        )
+    _print(table)
+    sys.stdout.write(
+        "\nTrain by one: sslx pretrain --method.name byol --data.root PHOTOS.  Its options: ... --help-all\n"
+    )
+    return 0
+
+
+def recipes_main(argv: Sequence[str]) -> int:
+    """Print the table of recipes; returns 0."""
+    parser = argparse.ArgumentParser(prog="sslx recipes", description="The recipes: method, data, hardware, score.")
+    parser.parse_args(argv)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("recipe", "data", "encoder", "for", "score"):
+        table.add_column(column)
+    for name, path in flags.recipes().items():
+        tree, comments = tomllib.loads(path.read_text(encoding="utf-8")), _comments(path)
+        table.add_row(
+            name,
+            tree.get("data", {}).get("source", "digits"),
+            _encoder(tree),
+            comments.get("Hardware", "-").rstrip("."),
+            _score(comments),
+        )
+    _print(table)
+    sys.stdout.write("\nTrain one: sslx pretrain simclr_digits.  What it sets: sslx pretrain simclr_digits --help\n")
+    return 0
+
+
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _paper(text: str) -> str:
+    found = re.search(r"arXiv (\d{4}\.\d{5})", text)
+    return found[1] if found else "-"
+
+
+def _comments(path: Path) -> dict[str, str]:
+    """The comments at the head of a recipe: ``# Hardware: ...`` and the like."""
+    lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    text = " ".join(lines)
+    found = re.findall(r"(Hardware|Score): (.*?)(?= Score:| Published| Not measured|$)", text)
+    return {key: value.strip() for key, value in found}
+
+
+def _encoder(tree: dict[str, Any]) -> str:
+    trunk = tree.get("encoder", {})
+    name = trunk.get("name", "resnet18")
+    layers = trunk.get("layers")
+    return f"{name}, smaller" if layers else name
+
+
+def _score(comments: dict[str, str]) -> str:
+    found = re.findall(r"(kNN|linear) (\d+(?:\.\d+)?)", comments.get("Score", ""))
+    return ", ".join(f"{what} {value} %" for what, value in found) or "not measured"

@@ -1,0 +1,92 @@
+"""The short help of ``sslx pretrain``: what most people set, with the values that hold here."""
+
+import ast
+import dataclasses
+import inspect
+import shutil
+import textwrap
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, get_args
+
+from sslx.config import PretrainConfig
+
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "images": ("data.root", "data.source", "data.test_root", "data.size", "data.backend"),
+    "what is trained": ("method.name", "encoder.name", "encoder.weights"),
+    "how long": ("epochs", "steps", "batch_size"),
+    "optimizer": ("optim.name", "optim.lr", "optim.weight_decay", "optim.warmup"),
+    "augmentation": ("augment.min_scale", "augment.jitter", "augment.blur", "augment.flip"),
+    "where and how": ("ranks", "device", "precision", "compile", "batch_norm", "grad_cache_chunks"),
+    "the run": ("name", "runs", "resume", "seed", "checkpoint.every", "log.every", "log.wandb"),
+}
+_INDENT = 30
+
+
+def text(config: PretrainConfig, recipes: Sequence[str], num_options: int) -> str:
+    """The help; recipes: those that the values are of."""
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 110)
+    lines = [
+        "usage: sslx pretrain [RECIPE ...] [--option VALUE ...]",
+        "",
+        "Pretrain an image encoder without labels, as in:  sslx pretrain --data.root PHOTOS",
+        "RECIPE is a name (sslx recipes lists them), a .toml file or a run folder; the last one wins.  Options "
+        "win over recipes.  What neither sets follows the method, the encoder, the batch size and the images.",
+    ]
+    lines = [part for line in lines for part in (textwrap.wrap(line, width) or [""])]
+    whose = "here" if recipes else "default"
+    for group, names in _GROUPS.items():
+        lines += ["", f"{group}:"]
+        for name in names:
+            lines += _option(config, name, whose, width)
+    everything = " ".join(["sslx pretrain", *recipes, "--help-all"])
+    lines += ["", f"All {num_options} options: {everything}.  See also: sslx methods, sslx recipes."]
+    return "\n".join(lines) + "\n"
+
+
+def _option(config: PretrainConfig, name: str, whose: str, width: int) -> list[str]:
+    section, _, option = name.rpartition(".")
+    owner: Any = getattr(config, section) if section else config
+    value = getattr(owner, option)
+    flag = f"  --{name.replace('_', '-')} {_kind(owner, option)}"
+    shown = (
+        " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
+    )
+    words = (
+        f"{_texts(type(owner))[option]} ({whose}: {shown})"
+        if value not in (None, "", ())
+        else _texts(type(owner))[option]
+    )
+    body = textwrap.wrap(" ".join(words.split()), width - _INDENT, break_long_words=False)
+    if len(flag) < _INDENT:
+        return [f"{flag:{_INDENT}}{body[0]}", *(" " * _INDENT + line for line in body[1:])]
+    return [flag, *(" " * _INDENT + line for line in body)]
+
+
+def _kind(owner: Any, option: str) -> str:
+    """What the option takes, in capitals, or its choices where they are few."""
+    annotation = next(field.type for field in dataclasses.fields(owner) if field.name == option)
+    choices = [str(choice) for choice in get_args(annotation) if isinstance(choice, str)]
+    if choices:
+        return "|".join(choices) if len(choices) < 5 else "NAME"
+    text = str(annotation)
+    return next(
+        (word for part, word in (("Path", "FOLDER"), ("float", "X"), ("int", "N"), ("str", "NAME")) if part in text), ""
+    )
+
+
+@cache
+def _texts(kind: type) -> dict[str, str]:
+    """The text below each field of a dataclass, its bases' too."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        try:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError):  # made for the choice of methods: its bases have the texts
+            continue
+        assert isinstance(tree, ast.ClassDef)
+        for field, after in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+                if isinstance(after.value, ast.Constant):
+                    texts[field.target.id] = str(after.value.value)
+    return texts

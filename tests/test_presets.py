@@ -1,0 +1,103 @@
+"""What is chosen where nobody says: it suits every method in every situation, and what a user says is kept."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from sslx import config, flags, methods, presets
+
+PHOTOS = ["--data.source", "folder", "--data.root", "photos"]
+
+
+@pytest.mark.parametrize("method", methods.available())
+def test_every_method_says_what_it_is_and_has_values_for_every_situation(method: str):
+    assert set(presets.about(method)) == {"what", "encoders", "cost", "paper"}
+    for encoder, batch_size, side in itertools.product(("resnet50", "vit_small_patch16_224"), (64, 4096), (32, 224)):
+        given = ["--method.name", method, "--encoder.name", encoder, "--batch-size", str(batch_size), *PHOTOS]
+        settings, reasons = config.settle(config.load(given), side)
+        assert settings.optim.name == "adamw" or "vit" not in encoder
+        assert settings.optim.name != "lars" or batch_size >= 1024 or method == "swav"
+        assert settings.augment.blur == 0 or side > 64
+        assert reasons
+        assert config.loads(config.dump(settings)) == settings
+
+
+def test_a_users_values_and_a_recipes_stay(tmp_path: Path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[optim]\nname = "lars"\n[augment]\nblur = 0.3\n')
+    chosen, reasons = config.settle(config.load([str(recipe), "--method.temperature", "0.5", *PHOTOS]), 32)
+    assert (chosen.optim.name, chosen.augment.blur, chosen.method.temperature) == ("lars", 0.3, 0.5)  # type: ignore[attr-defined]
+    assert (chosen.optim.lr, chosen.augment.brightness) == (0.3, 0.4)
+    said = " ".join(reasons)
+    assert "--optim.lr 0.3" in said
+    assert "--augment.brightness 0.4" in said
+    assert not any(flag in said for flag in ("--optim.name", "--augment.blur", "--method.temperature"))
+
+
+def test_another_method_than_the_recipes_brings_its_own():
+    recipe = config.load(["simclr_digits"])
+    other = config.load(["simclr_digits", "--method.name", "byol"])
+    assert (other.method.name, other.optim.lr) == ("byol", 0.5)
+    assert other.encoder == recipe.encoder
+    assert other.data == recipe.data
+    assert config.load(["simclr_digits", "--method.name", "simclr"]) == recipe
+
+
+def test_a_method_that_needs_a_vit_brings_one():
+    settings = config.load(["--method.name", "mae", *PHOTOS])
+    assert settings.encoder.name == "vit_small_patch16_224"
+    assert config.settle(settings, 32)[0].encoder.patch == 4
+    assert config.settle(settings, 224)[0].encoder.patch is None
+    assert config.load(["--method.name", "mae", "--encoder.name", "vit_tiny_patch16_224"]).encoder.patch is None
+
+
+def test_warm_up_is_ten_epochs_or_a_tenth():
+    assert [config.load(["--epochs", epochs]).optim.warmup for epochs in ("20", "100", "400")] == [0.1, 0.1, 0.025]
+    assert config.load(["--method.name", "simsiam"]).optim.warmup == 0.0
+
+
+def test_the_defaults_follow_the_batch_size_in_any_notation():
+    for given in (["--batch-size", "2048"], ["--batch-size=2048"], ["--batch_size", "2048"]):
+        assert config.load(given).optim.name == "lars"
+    assert config.load([]).optim.name == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", False),
+        ("wide_resnet50_2", False),
+        ("regnety_032", False),
+        ("efficientnet_b0", False),
+        ("vit_base_patch16_224", True),
+        ("deit_tiny_patch16_224", True),
+        ("convnext_tiny", True),
+        ("swin_tiny_patch4_window7_224", True),
+        ("vit_small_r26_s32_224", True),
+    ],
+)
+def test_transformers_are_told_from_convolutional_encoders(name: str, expected: bool):
+    assert presets.is_transformer(name) == expected
+
+
+def test_a_method_of_ones_own_gets_plain_defaults():
+    assert presets.merged(presets.choices("mine", "resnet18", 256, 100, "folder"))["optim.name"] == "sgd"
+    assert presets.merged(presets.choices("mine", "vit_tiny_patch16_224", 256, 100, "folder"))["optim.name"] == "adamw"
+    assert presets.names("mine") >= {"optim.name", "optim.lr", "optim.warmup"}
+
+
+def test_options_are_read_from_flags_in_any_notation():
+    assert flags.names(["--optim.weight-decay", "0", "--steps", "3", "-x"]) == {"optim.weight_decay", "steps"}
+    assert flags.last(["--batch_size", "1", "--batch-size", "2"], "batch-size") == "2"
+    assert flags.last(["--steps"], "steps", "none") == "none"
+
+
+def test_what_is_unset_is_in_no_file_until_it_is_settled():
+    settings = config.load(["--method.name", "dino", *PHOTOS])
+    text = config.dump(settings)
+    assert '"min_scale"' not in text
+    assert '"unset"' not in text
+    settled, _ = config.settle(settings, 224)
+    assert '"min_scale": 0.14' in config.dump(settled)
+    assert settled.unset == ()
