@@ -8,7 +8,7 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,6 +24,7 @@ from sslx.data.config import Config as DataConfig
 from sslx.encoders.config import Config as EncoderConfig
 from sslx.errors import ConfigError, UserError
 from sslx.flags import recipes as recipes
+from sslx.machine import gpus
 from sslx.methods.config import MethodConfig
 from sslx.optim.config import Config as OptimConfig
 from sslx.probe.config import Config as ProbesConfig
@@ -244,29 +245,29 @@ def _chosen(default: PretrainConfig, args: list[str]) -> PretrainConfig:
     numbers = [flags.last(args, name, "") for name in ("batch-size", "epochs")]
     batch_size, epochs = (int(text) if text.isdecimal() and int(text) else None for text in numbers)
     source = flags.last(args, "data.source", default.data.source)
+    gpu = gpus.wanted(flags.last(args, "device", default.device))
+    usual = {} if gpu else presets.ON_CPU
     found = presets.choices(
-        default.method.name, encoder, batch_size or default.batch_size, epochs or default.epochs, source
+        default.method.name,
+        encoder,
+        batch_size or usual.get("batch_size", default.batch_size),
+        epochs or usual.get("epochs", default.epochs),
+        source,
+        gpu=gpu,
     )
-    return _with(default, presets.merged(found))
+    return presets.applied(default, presets.merged(found), unset)
 
 
 def settle(config: PretrainConfig, side: int) -> tuple[PretrainConfig, list[str]]:
     """The config for views of ``side`` pixels, once the images are known, and why what is unset is as it is."""
-    situation = config.method.name, config.encoder.name, config.batch_size, config.epochs, config.data.source, side
-    found = presets.choices(*situation)
-    settled = dataclasses.replace(_with(config, presets.merged(found)), unset=())
+    situation = config.method.name, config.encoder.name, config.batch_size, config.epochs, config.data.source
+    gpu = gpus.wanted(config.device)
+    found: list[presets.Choice] = []
+    if not gpu and side > presets.SIDE_ON_CPU and "data.size" in config.unset:
+        found, side = [presets.SMALLER_VIEWS], presets.SIDE_ON_CPU
+    found += presets.choices(*situation, gpu=gpu, side=side)
+    settled = presets.applied(dataclasses.replace(config, unset=()), presets.merged(found), config.unset)
     return settled, presets.words(found, set(config.unset))
-
-
-def _with(config: PretrainConfig, values: Mapping[str, Any]) -> PretrainConfig:
-    """The config with these values, by dotted name, in place of what is unset; others stay."""
-    sections: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        if name in config.unset:
-            section, _, option = name.partition(".")
-            sections.setdefault(section, {})[option] = tuple(value) if isinstance(value, list) else value
-    changes = {name: dataclasses.replace(getattr(config, name), **options) for name, options in sections.items()}
-    return dataclasses.replace(config, **changes)
 
 
 def _options(name: str) -> MethodConfig:
@@ -364,8 +365,8 @@ def dump(config: Any) -> str:
     """JSON that ``load`` reads back to an equal config; stored, once settled, in every checkpoint and run folder."""
     tree = dataclasses.asdict(config)
     for name in tree.pop("unset", ()):
-        section, _, option = name.partition(".")
-        tree[section].pop(option)
+        section, _, option = name.rpartition(".")
+        (tree[section] if section else tree).pop(option)
     return json.dumps(tree, default=str, indent=1) + "\n"
 
 

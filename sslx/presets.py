@@ -6,13 +6,15 @@ A method without such a file gets plain defaults.
 """
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sslx import flags
 
+Config = TypeVar("Config", bound=Any)
 SMALL_BATCH = 1024
 """Below it are batches that papers' LARS settings are not for."""
 SMALL_SIDE = 64
@@ -26,6 +28,9 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "large": {"why": "batches of 1,024 and more: LARS", "optim": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6}},
     "vit": {"why": "transformers: AdamW", "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.05}},
 }
+ON_CPU = {"batch_size": 64, "epochs": 30}
+SIDE_ON_CPU = 96
+"""Pixels of the views of larger images where there is no GPU."""
 _DIGITS = {"flip": 0.0, "saturation": 0.0, "hue": 0.0, "gray": 0.0}
 
 
@@ -67,15 +72,16 @@ def names(method: str) -> set[str]:
     """All options that may be chosen for a method, by dotted name."""
     tables = [table for key, table in _tables(method).items() if key in _SITUATIONS]
     inside = {name for table in tables for name, _ in flags.leaves(table)} - {"why"}
-    return inside | {"optim.warmup", "encoder.patch", *(f"augment.{name}" for name in _DIGITS)}
+    return inside | {*ON_CPU, "data.size", "optim.warmup", "encoder.patch", *(f"augment.{name}" for name in _DIGITS)}
 
 
 def choices(
-    method: str, encoder: str, batch_size: int, epochs: int, source: str, side: int | None = None
+    method: str, encoder: str, batch_size: int, epochs: int, source: str, *, gpu: bool, side: int | None = None
 ) -> list[Choice]:
     """What suits the situation; of a name in several of them the last one holds.
 
-    side: of the training views, in pixels; None where it is not known yet: photographs.
+    gpu: whether there is one to train on.  side: of the training views, in pixels; None where it is not known yet:
+    photographs.
     """
     tables = _tables(method)
     is_vit, is_tiny = is_transformer(encoder), side is not None and side <= SMALL_SIDE
@@ -90,9 +96,27 @@ def choices(
             found.append(Choice(table.get("why", ""), values))
     if is_vit and is_tiny and "patch" in encoder:
         found.append(Choice("a ViT on small images: patches of 4 px", {"encoder.patch": 4}))
+    if not gpu:
+        found.append(Choice("no GPU: smaller batches, fewer epochs", dict(ON_CPU)))
     if source == "digits":
         found.append(Choice("digits: no flips, no colors", {f"augment.{key}": value for key, value in _DIGITS.items()}))
     return found
+
+
+SMALLER_VIEWS = Choice("no GPU: smaller views, a fifth of the work", {"data.size": SIDE_ON_CPU})
+
+
+def applied(config: Config, values: Mapping[str, Any], names: Collection[str]) -> Config:
+    """The config with these values, by dotted name, in place of those options that are among ``names``."""
+    changes: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, _, option = name.rpartition(".")
+        if name in names:
+            inside = sections.setdefault(section, {}) if section else changes
+            inside[option] = tuple(value) if isinstance(value, list) else value
+    changes |= {name: replace(getattr(config, name), **options) for name, options in sections.items()}
+    return replace(config, **changes)
 
 
 def merged(found: list[Choice]) -> dict[str, Any]:

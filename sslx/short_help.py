@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from sslx.config import PretrainConfig
 
@@ -40,7 +40,8 @@ def text(config: PretrainConfig, recipes: Sequence[str], num_options: int) -> st
         for name in names:
             lines += _option(config, name, whose, width)
     everything = " ".join(["sslx pretrain", *recipes, "--help-all"])
-    lines += ["", f"All {num_options} options: {everything}.  See also: sslx methods, sslx recipes."]
+    last = f"All {num_options} options: {everything}.  See also: sslx methods, sslx recipes."
+    lines += ["", *textwrap.wrap(last, width)]
     return "\n".join(lines) + "\n"
 
 
@@ -49,18 +50,19 @@ def _option(config: PretrainConfig, name: str, whose: str, width: int) -> list[s
     owner: Any = getattr(config, section) if section else config
     value = getattr(owner, option)
     flag = f"  --{name.replace('_', '-')} {_kind(owner, option)}"
-    shown = (
-        " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
-    )
-    words = (
-        f"{_texts(type(owner))[option]} ({whose}: {shown})"
-        if value not in (None, "", ())
-        else _texts(type(owner))[option]
-    )
-    body = textwrap.wrap(" ".join(words.split()), width - _INDENT, break_long_words=False)
+    words = " ".join(_texts(type(owner))[option].split())
+    if value not in (None, "", ()):
+        words += f" ({whose}:\xa0{_shown(value)})"  # in one piece
+    body = [line.replace("\xa0", " ") for line in textwrap.wrap(words, width - _INDENT, break_long_words=False)]
     if len(flag) < _INDENT:
         return [f"{flag:{_INDENT}}{body[0]}", *(" " * _INDENT + line for line in body[1:])]
     return [flag, *(" " * _INDENT + line for line in body)]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "\xa0".join(map(str, cast(tuple[Any, ...], value)))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _kind(owner: Any, option: str) -> str:

@@ -14,7 +14,7 @@ from sslx.errors import ConfigError, MissingInput
 ROOT = Path(__file__).parents[1]
 TINY = [
     "--data.source", "synthetic", "--data.num-synthetic", "32", "--data.size", "16", "--data.backend", "torchvision",
-    "--data.threads", "0", "--batch-size", "8", "--encoder.layers", "1", "1", "0", "0", "--encoder.channels", "8", "8",
+    "--data.threads", "0", "--batch-size", "8", "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8",
     "8", "8", "--method.hidden-dim", "16", "--steps", "2", "--precision", "fp32", "--online.every", "0",
     "--compile", "off",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ PHOTOS = ["--data.source", "folder", "--data.root", "photos"]
 @pytest.mark.parametrize("method", methods.available())
 def test_every_method_says_what_it_is_and_has_values_for_every_situation(method: str):
     assert set(presets.about(method)) == {"what", "encoders", "cost", "paper"}
-    for encoder, batch_size, side in itertools.product(("resnet50", "vit_small_patch16_224"), (64, 4096), (32, 224)):
+    for encoder, batch_size, side in itertools.product(("resnet50", "vit_small_patch16_224"), (64, 4096), (32, 96)):
         given = ["--method.name", method, "--encoder.name", encoder, "--batch-size", str(batch_size), *PHOTOS]
         settings, reasons = config.settle(config.load(given), side)
         assert settings.optim.name == "adamw" or "vit" not in encoder
@@ -82,8 +82,11 @@ def test_transformers_are_told_from_convolutional_encoders(name: str, expected: 
 
 
 def test_a_method_of_ones_own_gets_plain_defaults():
-    assert presets.merged(presets.choices("mine", "resnet18", 256, 100, "folder"))["optim.name"] == "sgd"
-    assert presets.merged(presets.choices("mine", "vit_tiny_patch16_224", 256, 100, "folder"))["optim.name"] == "adamw"
+    assert presets.merged(presets.choices("mine", "resnet18", 256, 100, "folder", gpu=True))["optim.name"] == "sgd"
+    assert (
+        presets.merged(presets.choices("mine", "vit_tiny_patch16_224", 256, 100, "folder", gpu=True))["optim.name"]
+        == "adamw"
+    )
     assert presets.names("mine") >= {"optim.name", "optim.lr", "optim.warmup"}
 
 
@@ -101,3 +104,20 @@ def test_what_is_unset_is_in_no_file_until_it_is_settled():
     settled, _ = config.settle(settings, 224)
     assert '"min_scale": 0.14' in config.dump(settled)
     assert settled.unset == ()
+
+
+def test_without_a_gpu_batches_epochs_and_views_are_smaller(monkeypatch: pytest.MonkeyPatch):
+    small = config.load([*PHOTOS, "--device", "cpu"])
+    assert (small.batch_size, small.epochs) == (64, 30)
+    for side, expected in ((224, 96), (96, None), (32, None)):
+        settled, reasons = config.settle(small, side)
+        assert settled.data.size == expected
+        assert ("--data.size 96" in " ".join(reasons)) == (expected == 96)
+    large = config.load([*PHOTOS, "--device", "cuda"])
+    assert (large.batch_size, large.epochs) == (256, 100)
+    assert config.settle(large, 224)[0].data.size is None
+    given = config.load([*PHOTOS, "--device", "cpu", "--data.size", "224", "--batch-size", "32"])
+    assert config.settle(given, 224)[0].data.size == 224
+    assert given.batch_size == 32
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert config.load(PHOTOS).batch_size == 64

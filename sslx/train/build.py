@@ -159,8 +159,8 @@ def fast_bf16(device: torch.device) -> bool:
 def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
     """(dtype of parameters, dtype of autocast or None).
 
-    Raises ConfigError for bf16 on a CPU with AVX-512's but without AMX: it is slower, and layers with a forward of their
-    own have the gradients that ``onednn.Covered`` mends elsewhere.
+    Raises ConfigError for bf16 on a CPU with AVX-512's but without AMX: it is slower, and layers with a forward of
+    their own have the gradients that ``onednn.Covered`` mends elsewhere.
     """
     choice, fast = config.precision, fast_bf16(device)
     if choice == "auto":
