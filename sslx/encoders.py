@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslx import weights
+from sslx import activity, weights
 from sslx.errors import ConfigError
 from sslx.group_norm import group_norm
 from sslx.machine import onednn
@@ -65,6 +65,7 @@ class Encoder(nn.Module):
         return trunk
 
 
+@activity.doing("building the encoder")
 def build(
     config: Config,
     size: int,
