@@ -47,7 +47,7 @@ def notice(words: str) -> None:
     try:
         is_shown = _is_main() and os.isatty(1) and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
         if is_shown and os.environ.get("TTY_COMPATIBLE") != "0":  # of a job: a file after all
-            _notice = os.write(1, words.encode()) > 0
+            _notice = os.write(1, b"\r\x1b[K" + words.encode()) > 0
     except OSError:
         pass
 

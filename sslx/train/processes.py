@@ -31,6 +31,7 @@ def start(argv: Sequence[str], ranks: int, subcommand: str = "pretrain") -> int:
     shared |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", LAUNCHER: str(os.getpid())}
     shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(cores.share(ranks))}
     launched, previous = _Launched(), dict[int, Any]()
+    interrupts.notice("starting ...")  # until rank 0 has something to say
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, signal.SIGUSR1))  # by the ranks' Python too
     try:
         for rank in range(ranks):
