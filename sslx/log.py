@@ -181,7 +181,7 @@ def _first_line(error: Exception) -> str:
 
 
 class Log:
-    """All sinks of a run.  On the main rank only; elsewhere the terminal is not enabled, and every call does nothing.
+    """All sinks of a run.  On the main rank (enabled) only; elsewhere every call does nothing.
 
     folder: the run folder, there already.  start_step: the step resumed at, 0 for a new run.
     run_id: from new_run_id() or, on a resume, from the checkpoint.  run_config: for wandb.
@@ -193,16 +193,17 @@ class Log:
         self,
         config: Config,
         folder: Path,
+        enabled: bool,
         terminal: Terminal,
         total_steps: int,
         start_step: int,
         run_id: str,
         run_config: dict[str, Any],
     ) -> None:
-        self._terminal = terminal
+        self._terminal = terminal if enabled else Terminal(enabled=False)
         self._jsonl: JSONL | None = None
         self._wandb: WandB | None = None
-        if not terminal.enabled:
+        if not enabled:
             return
         path = folder / "metrics.jsonl"
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kit.screen import lines_on
 from processes import until
 from sslx import activity, display
 from sslx.display import Screen, Terminal
@@ -23,27 +24,6 @@ def plain(text: str) -> list[str]:
 
 def screen(file: io.StringIO, width: int = 80) -> Screen:
     return Screen(file=file, force_terminal=True, width=width)
-
-
-def on_screen(sent: str, height: int = 100) -> list[str]:
-    """The lines that stand on a terminal in the end: it knows what rich sends, and a line feed's carriage return."""
-    lines, row, column = [""], 0, 0
-    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x1b]", sent):
-        if part == "\n":
-            row, column = row + 1, 0
-            lines += [""] * (row == len(lines))
-            assert len(lines) < height
-        elif part == "\r":
-            column = 0
-        elif part == "\x1b[2K":
-            lines[row] = ""
-        elif up := re.fullmatch(r"\x1b\[(\d+)A", part):
-            row -= int(up[1])
-            assert row >= 0
-        elif not part.startswith("\x1b"):
-            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + 1 :]
-            column += 1
-    return lines
 
 
 def test_lines_where_there_is_no_terminal() -> None:
@@ -84,7 +64,7 @@ def test_the_display_on_a_terminal(width: int) -> None:
     terminal.message("  sslx pretrain " + 100 * "x")
     sent = file.getvalue()
     assert "\x1b[?25" not in sent, "the cursor stays as it is: nothing would bring it back after a kill"
-    lines = on_screen(sent)
+    lines = lines_on(sent)
     long = [line for line in lines if "xxx" in line]
     assert long[0].endswith(100 * "x"), "a name is not broken"
     assert long[1] == "  sslx pretrain " + 100 * "x", "nor is a command"
@@ -109,7 +89,7 @@ def test_an_echoed_ctrl_c_leaves_no_copy_of_the_bar() -> None:
         file.write("^C")  # where the cursor stands, by the terminal itself
         terminal.message("saving after this step")
         file.write("^C^C")
-    lines = on_screen(file.getvalue())
+    lines = lines_on(file.getvalue())
     assert sum("step" in line and "/200" in line for line in lines) == 1
     assert not any("^C" in line for line in lines)
     assert lines[-1] == "", "a prompt gets a line of its own"
@@ -130,7 +110,7 @@ def test_what_it_is_busy_with_is_shown_before_the_first_step() -> None:
                 until(lambda: "decoding ... 0:0" in file.getvalue(), "a frame", 60)
             assert activity.current()[0] == "first step"
     assert activity.current() == ("", 0.0)
-    (end,) = [line for line in on_screen(file.getvalue()) if line]
+    (end,) = [line for line in lines_on(file.getvalue()) if line]
     assert re.fullmatch(r"■  ━+    0 %  step  0/10  took 0:\d\d", end.rstrip())
 
 
@@ -139,7 +119,7 @@ def test_a_display_that_ends_before_it_begins_leaves_nothing() -> None:
     with Terminal(console=screen(file)) as terminal:
         pass
     terminal.message("error: no images")
-    assert [line for line in on_screen(file.getvalue()) if line] == ["error: no images"]
+    assert [line for line in lines_on(file.getvalue()) if line] == ["error: no images"]
 
 
 def test_the_bar_moves_and_tells_the_time_left_between_two_log_lines() -> None:

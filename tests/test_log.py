@@ -81,8 +81,8 @@ def read(folder: Path) -> Lines:
 def open_log(
     folder: Path, start_step: int = 0, enabled: bool = True, file: io.StringIO | None = None, **config: Any
 ) -> log.Log:
-    terminal = Terminal(enabled, Console(file=file or io.StringIO(), force_terminal=False))
-    return log.Log(log.Config(**config), folder, terminal, 200, start_step, "0123456789ab", {"seed": 3})
+    terminal = Terminal(console=Console(file=file or io.StringIO(), force_terminal=False))
+    return log.Log(log.Config(**config), folder, enabled, terminal, 200, start_step, "0123456789ab", {"seed": 3})
 
 
 def test_jsonl_over_restarts(tmp_path: Path) -> None:
@@ -141,11 +141,11 @@ def test_a_full_disk_is_told_once_and_survived(tmp_path: Path) -> None:
     assert shown.getvalue().count("cannot write metrics.jsonl: File too large") == 1
     assert [line["step"] for line in read(tmp_path)] == [20, 40, 60, 80]
     with pytest.raises(StorageError, match=r"cannot write .*metrics\.jsonl"):
-        log.Log(log.Config(), tmp_path / "no folder", Terminal(), 200, 0, "id", {})
+        log.Log(log.Config(), tmp_path / "no folder", True, Terminal(), 200, 0, "id", {})
     (tmp_path / "metrics.jsonl").unlink()
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(StorageError, match=r"cannot write .*metrics\.jsonl: it is a named pipe"):
-        log.Log(log.Config(), tmp_path, Terminal(), 200, 0, "id", {})
+        log.Log(log.Config(), tmp_path, True, Terminal(), 200, 0, "id", {})
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -193,7 +193,7 @@ from sslx.display import Terminal
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 def train(start):
     config = log.Config(wandb=mode, project="tests", wandb_timeout_s=1.0)
-    run = log.Log(config, folder, Terminal(), 200, start, "0123456789ab", {"seed": 3})
+    run = log.Log(config, folder, True, Terminal(), 200, start, "0123456789ab", {"seed": 3})
     for step in range(start + 20, start + 81, 20):
         run.log(step, {"loss": 1 / step, "knn": float("nan")})
     return run

@@ -166,8 +166,10 @@ def _answer(position: Position, stop: StopSignals) -> None:
     position.roll_call.stopping = stop.received
     if position.say:
         if _rank() == 0:
-            by = "" if stop.received == signal.SIGINT else f"{_cause(stop.received)}: "
-            position.say(f"{by}saving after this step; press Ctrl-C again to end now")
+            words = "saving after this step; press Ctrl-C again to end now"
+            position.say(
+                words if stop.received == signal.SIGINT else f"{_cause(stop.received)}: saving after this step"
+            )
         return
     name = signal.Signals(stop.received).name
     try:

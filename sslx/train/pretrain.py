@@ -120,7 +120,7 @@ def _train(
 ) -> int:
     """Train from where the run stands to the end or to a signal; finite.NotFinite, on all ranks, where it cannot."""
     parts, probe, health, agreement, peers = setup
-    logger = _log(config, position.terminal, parts, run)
+    logger = _log(config, ranks, position.terminal, parts, run)
     progress = torch.zeros((), device=ranks.device)
     run_step = cached_step if config.grad_cache_chunks > 1 else train_step
     meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts)
@@ -184,9 +184,10 @@ def _first_step(config: PretrainConfig, ranks: Ranks) -> str:
     return "first step: compiling" + ", half a minute the first time" * (ranks.device.type == "cpu")
 
 
-def _log(config: PretrainConfig, terminal: Terminal, parts: Parts, run: runs.Run) -> log.Log:
+def _log(config: PretrainConfig, ranks: Ranks, terminal: Terminal, parts: Parts, run: runs.Run) -> log.Log:
     settings = {"config": dump(config)}
-    logger = log.Log(config.log, run.folder, terminal, parts.total_steps, run.step, run.id, settings)
+    steps = parts.total_steps, run.step
+    logger = log.Log(config.log, run.folder, ranks.is_main, terminal, *steps, run.id, settings)
     for line in run.notes:  # before the first step, which may take long
         logger.message(line)
     return logger
