@@ -149,7 +149,7 @@ def row(run: Path, queue: Queue) -> list[str]:
         f"{speed:,.0f}" if math.isfinite(speed) else "-",
         f"step {saved:,}{age}" if saved else "none",
         str(len(stops) + 1 if status else 0),
-        one_line(last) or "-",
+        "Ctrl-C" if last == "SIGINT" else one_line(last) or "-",
     ]
 
 

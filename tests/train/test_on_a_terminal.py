@@ -105,5 +105,7 @@ def test_a_finished_run_says_what_comes_next_and_a_second_start_that_it_is_finis
     assert command == f"  sslx pretrain {run}/config.json --name NAME --encoder.weights {run}"
     assert (run / "metrics.jsonl").read_bytes() == before
     assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 2)
+    assert cli.main([*argv, "--resume", "auto", "--steps", "3"]) == 64
+    assert f"another --name with --encoder.weights {run}, to train longer" in capfd.readouterr().err
     assert cli.main(shlex.split(command.replace("NAME", "longer"))[1:]) == 0, "as it says"
     assert (tmp_path / "longer" / "checkpoints" / "step_2").exists()
