@@ -80,6 +80,7 @@ def run(target: str, argv: Sequence[str]) -> int:
         if module not in ("sslx.jobs", "sslx.cluster"):  # which compute nothing
             environment.check()
             limits.check_memory()
+            interrupts.notice("starting ...")
         gc.disable()  # what an import makes stays: to look for garbage in it takes a fifth of the import's time
         loaded = import_module(module)
         gc.freeze()
@@ -115,6 +116,7 @@ def complain(message: str, code: int, topic: str = "") -> int:
 
     topic: what makes it the same error where ranks word it differently; "": its words.
     """
+    interrupts.clear()
     message = one_line(message, 4_000)
     if _first_to_say(topic or message):
         sys.stderr.write(f"error: {message}\n")

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from sslx import joining
+from sslx import activity, joining
 from sslx.errors import ConfigError, DataError
 from sslx.machine import environment, network
 from sslx.machine.environment import joined as joined
@@ -32,6 +32,7 @@ Device = Literal["auto", "cpu", "cuda"]
 # torch 2.14 renamed both; the old names, which are all that 2.11 to 2.13 have, warn there.
 _NAMES = ("all_gather_single", "all_gather_into_tensor"), ("reduce_scatter_single", "reduce_scatter_tensor")
 _all_gather_single, _reduce_scatter_single = (getattr(dist, new if hasattr(dist, new) else old) for new, old in _NAMES)
+_WAITING = "waiting for the other ranks"
 _timeout: timedelta | None = None  # init's, for groups made later: new_group would take 30 minutes
 
 
@@ -292,6 +293,7 @@ def check_same(value: int, what: str, group: Group = None) -> None:
         raise DataError(f"expected the same {what} on every rank, got {seen} by rank: cut the data evenly")
 
 
+@activity.doing(_WAITING)
 def broadcast_object(obj: Any, src: int = 0) -> Any:
     """Rank ``src``'s object, on all ranks (pickled)."""
     if world_size() == 1:
@@ -301,6 +303,7 @@ def broadcast_object(obj: Any, src: int = 0) -> Any:
     return objects[0]
 
 
+@activity.doing(_WAITING)
 def gather_objects(obj: Any) -> list[Any]:
     """Every rank's object in the order of ranks, on all ranks (pickled)."""
     if world_size() == 1:
@@ -310,6 +313,7 @@ def gather_objects(obj: Any) -> list[Any]:
     return objects
 
 
+@activity.doing(_WAITING)
 def barrier() -> None:
     """Wait until all ranks are here."""
     if world_size() > 1:

@@ -15,6 +15,7 @@ LAUNCHER = "SSLX_LAUNCHER"
 
 _has_begun = _saves = False
 _is_settled = False
+_notice = False
 
 
 def exit_code(number: int) -> int:
@@ -40,8 +41,35 @@ def begin(saves: bool) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPPING, signal.SIGUSR1))  # the launcher blocked them until now
 
 
+def notice(words: str) -> None:
+    """Show what takes long, on a terminal and of rank 0 alone, until ``clear``; a file gets nothing."""
+    global _notice
+    try:
+        is_shown = _is_main() and os.isatty(1) and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+        if is_shown and os.environ.get("TTY_COMPATIBLE") != "0":  # of a job: a file after all
+            _notice = os.write(1, b"\r\x1b[K" + words.encode()) > 0
+    except OSError:
+        pass
+
+
+def clear() -> None:
+    """Wipe the notice, if there is one, from wherever this is."""
+    global _notice
+    if _notice:
+        _notice = False
+        try:
+            os.write(1, b"\r\x1b[K")
+        except OSError:
+            pass
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def has_imported() -> None:
     """All modules are there: Ctrl-C raises KeyboardInterrupt again in a command that has only to tidy up then."""
+    clear()
     if _has_begun and not _saves:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -64,7 +92,7 @@ def _leave_early(number: int, _: FrameType | None) -> None:
     if _is_settled:
         return
     _is_settled = True  # by this signal: the next one may come before the process is gone
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if _is_main():
         name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name} before the first step"
         say(f"error: interrupted{name}")
     leave(exit_code(number))
@@ -76,6 +104,7 @@ def _note(number: int, _: FrameType | None) -> None:
 
 def say(line: str) -> None:
     """Write a line to stderr from wherever this is, past all buffers; where nothing can be written, be silent."""
+    clear()
     try:
         os.write(2, f"{line}\n".encode(errors="replace"))
     except OSError:

@@ -16,7 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -27,8 +29,11 @@ from sslx.words import one_line, shown
 
 Queue: TypeAlias = "dict[str, tuple[str, str]]"
 """(state, why it waits) of the jobs that Slurm has not ended, by id."""
+_COLUMNS = ["run", "job", "state", "step", "samples/s", "checkpoint", "starts", "last stop"]
+_NUMBERS = ("step", "samples/s", "starts")
 ASK_S = 100.0
 """How long a command of Slurm's may take; Slurm's own limit for most messages is 10 s, times some retries."""
+_GONE = "dead: its process is gone"
 _STATES = {
     "PENDING": "waiting",
     "RUNNING": "running",
@@ -49,19 +54,55 @@ def main(argv: Sequence[str]) -> int:
     if not runs:
         sys.stdout.write(f"no runs in {shown(folder)}\n")
         return 0
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "job", "state", "step", "samples/s", "checkpoint", "starts", "last stop"):
-        table.add_column(column, justify="right" if column in ("step", "samples/s", "starts") else "left")
     queue: Queue = {}
     try:
         queue = queued() if any(is_on_slurm(run) for run in runs) else {}
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
-    for run in runs:
-        name = run.relative_to(folder).as_posix() if run != folder else run.name
-        table.add_row(*(Text(shown(cell, 200)) for cell in (name, *_row(run, queue))))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    names = [run.relative_to(folder).as_posix() if run != folder else run.name for run in runs]
+    rows = [[shown(cell, 200) for cell in (name, *_row(run, queue))] for name, run in zip(names, runs, strict=True)]
+    if sys.stdout.isatty():
+        _print_on_terminal(rows, Console())
+    else:
+        _print_table(rows, Console(width=160))
     return 0
+
+
+def _print_table(rows: list[list[str]], console: Console) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right" if column in _NUMBERS else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _print_on_terminal(rows: list[list[str]], console: Console) -> None:
+    """A table where it fits; where the terminal is too narrow for it, what a run died of stands in lines below it."""
+    used = [i for i, column in enumerate(_COLUMNS) if column != "job" or any(row[i] != "-" for row in rows)]
+    widths = [max(cell_len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
+    if sum(widths) + 2 * len(widths) <= console.width:
+        return _print_table(rows, console)
+    rows = [[*row[:2], *row[2].partition(": ")[::2], *row[3:]] for row in rows]  # the state, and why
+    used = [i + (i > 2) for i in used if i < len(_COLUMNS) - 1]
+    columns = [*_COLUMNS[:3], "", *_COLUMNS[3:]]
+    widths = [max(cell_len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    widths[0] = max(cell_len("run"), min(widths[0], console.width - sum(widths[i] + 2 for i in used[1:])))
+    for row in (columns, *rows):
+        name, *cells = [_padded(row[i], widths[i], right=columns[i] in _NUMBERS) for i in used]
+        if cell_len(name) > widths[0]:  # a long name has a line of its own
+            console.print(Text(name), soft_wrap=True)
+            name = " " * widths[0]
+        console.print(Text("  ".join([name, *cells]).rstrip(), style="bold" if row is columns else ""), soft_wrap=True)
+        why = "; ".join(word for word in (row[3], row[-1]) if word not in ("", "-"))
+        if why and row is not columns:
+            console.print(Padding(Text(why, style="dim"), (0, 0, 0, 2)))
+    return None
+
+
+def _padded(cell: str, width: int, *, right: bool) -> str:
+    space = " " * (width - cell_len(cell))
+    return space + cell if right else cell + space
 
 
 def is_run(folder: Path) -> bool:
@@ -96,31 +137,37 @@ def row(run: Path, queue: Queue) -> list[str]:
     with suppress(OSError):
         age = f", {_ago(time.time() - (run / 'checkpoints' / f'step_{saved}').stat().st_mtime)}"
     speed = metrics.get("samples_per_s", math.nan)
+    owner = locks.look(run)
+    doing = state(job, status, queue, owned=owner[1] if owner else (False if status else None))
     last = stops[-1].reason if stops else (status.reason if status and status.state != "running" else "")
+    if owner and not owner[1] and doing == _GONE:
+        last = str(owner[0])
     return [
         f"{job.id} ({job.cluster})" if job else "-",
-        state(job, status, queue, owned=bool((owner := locks.look(run)) and owner[1])),
+        doing,
         f"{step:,}",
         f"{speed:,.0f}" if math.isfinite(speed) else "-",
         f"step {saved:,}{age}" if saved else "none",
         str(len(stops) + 1 if status else 0),
-        one_line(last) or "-",
+        "Ctrl-C" if last == "SIGINT" else one_line(last) or "-",
     ]
 
 
 def state(job: outcome.Job | None, status: outcome.Status | None, queue: Queue, *, owned: bool | None = None) -> str:
     """What a run is doing, in a word or two: Slurm's state while the job is in its queue, else that of its end.
 
-    owned: whether a living process owns the run folder, None where nobody has looked.
+    owned: whether a living process owns the run folder, None where nobody has looked or it has no status yet.
     """
     if job and (found := live(job, queue)):
         return found
     if status is None:
-        return "lost: the job ended before it began" if job else "starting"
+        if job:
+            return "dead: the job ended before it began"
+        return _GONE if owned is False else "starting"
     if status.state == "running" and job and not owned:
-        return "lost: no job is running it"
+        return "dead: no job is running it"
     if status.state == "running" and owned is False:
-        return "lost: its process is gone"
+        return _GONE
     return f"{status.state} ({status.code})" if status.state == "failed" else status.state
 
 

@@ -1,8 +1,6 @@
-"""What a run tells: metrics averaged on the device, and the sinks: terminal, metrics.jsonl, wandb.
+"""What a run tells: metrics averaged on the device, and the sinks: the display, metrics.jsonl, wandb.
 
-``metrics.jsonl`` in the run folder is the truth; the terminal and wandb are views of it.  The metrics that
-the terminal words in its own way are epoch, loss, lr, samples_per_s and data_wait (the share of the time
-spent waiting for the loader, 0 to 1); all others are shown by name.
+``metrics.jsonl`` in the run folder is the truth; the display and wandb are views of it.
 """
 
 import json
@@ -11,23 +9,16 @@ import os
 import re
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from rich.console import Console, Group, RenderableType
-from rich.constrain import Constrain
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
-from sslx import files, outcome
+from sslx import activity, files, outcome
+from sslx.display import Terminal
 from sslx.errors import StorageError
 from sslx.runs.config import LogConfig as Config
 from sslx.words import shown
@@ -73,105 +64,6 @@ class Meter:
             totals[name] = total + number, weight + numbers[len(names) + group]
         self._sums, self._weights = {}, {}
         return {name: total / weight for name, (total, weight) in totals.items()}
-
-
-_WORDED: dict[str, Callable[[float], str]] = {
-    "epoch": lambda value: f"epoch {value:.2f}",
-    "loss": lambda value: f"loss {value:#.4g}",
-    "lr": lambda value: f"lr {value:#.3g}",
-    "samples_per_s": lambda value: f"{value:,.0f} samples/s",
-    "data_wait": lambda value: f"data {100 * value:.0f} %",
-}
-
-
-_UNSAID = ("slowest_rank", "slowest_rank_s", "other_ranks_s")
-"""Metrics that the terminal leaves out: a line says so where one rank keeps the others waiting."""
-
-
-class Terminal:
-    """A live display of two or three lines on a terminal; elsewhere (a file, Slurm) a line each time."""
-
-    def __init__(self, total_steps: int, start_step: int = 0, console: Console | None = None) -> None:
-        self.console = console or Console()
-        self._total, self._step = total_steps, start_step
-        self._metrics: dict[str, float] = {}
-        self._times = deque[tuple[float, int]](maxlen=20)  # from the first step's end on: it may compile
-        self._start_s = time.monotonic()
-        self._spinner = Spinner("dots", style="cyan")
-        self._live: Live | None = None
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self._live = Live(self, console=self.console, refresh_per_second=4)
-            self._live.start()
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._step = step
-        self._metrics = {**self._metrics, **metrics}  # a new dict: the display's thread may read the old
-        self._times.append((time.monotonic(), step))
-        if self._live is None:
-            fields = [self._count(), *_worded(metrics), *_named(metrics), f"ETA {self._eta()}"]
-            self.message("  ".join(fields))
-
-    def message(self, text: str) -> None:
-        self.console.print(shown(text, 4_000), markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def __rich__(self) -> RenderableType:
-        head = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        for ratio in (None, 1, None, None, None):
-            head.add_column(no_wrap=True, ratio=ratio)
-        done = self._step >= self._total
-        left = f"took {clock(time.monotonic() - self._start_s)}" if done else f"ETA {self._eta():>7}"
-        head.add_row(
-            Text("✓", "green") if done else self._spinner,
-            ProgressBar(total=max(self._total, 1), completed=self._step),
-            f"{100 * self._step // max(self._total, 1):>3} %",
-            self._count(),
-            left,
-        )
-        fields = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        for name in _WORDED:
-            last = name == "data_wait"
-            fields.add_column(no_wrap=True, overflow="ellipsis", justify="right" if last else "left")
-        fields.add_row(*map(_styled, _worded(self._metrics)))
-        rest = Text("  ".join(_named(self._metrics)), style="dim", no_wrap=True, overflow="ellipsis")
-        return Constrain(Group(head, fields, *([rest] if rest else [])), 100)
-
-    def _count(self) -> str:
-        return f"step {self._step:>{len(str(self._total))}}/{self._total}"
-
-    def _eta(self) -> str:
-        """Time left at the pace of the last log lines."""
-        if self._step >= self._total:
-            return "0:00"
-        if not self._times or self._times[0][1] >= self._times[-1][1]:
-            return "-:--"
-        (since, first), (now, last) = self._times[0], self._times[-1]
-        return clock((self._total - last) * (now - since) / (last - first))
-
-
-def clock(seconds: float) -> str:
-    """A duration as people read it: m:ss, or h:mm:ss from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
-def _styled(field: str) -> Text:
-    text = Text(field)
-    text.highlight_regex(r"\b[a-zA-Z/]+\b|%", "dim")
-    text.highlight_regex(r"\b(nan|inf)\b", "not dim bold red")
-    return text
-
-
-def _worded(metrics: Mapping[str, float]) -> list[str]:
-    return [word(metrics[name]) for name, word in _WORDED.items() if name in metrics]
-
-
-def _named(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:.4g}" for name, value in metrics.items() if name not in _WORDED and name not in _UNSAID]
 
 
 class JSONL:
@@ -276,7 +168,7 @@ class Log:
     folder: the run folder, there already.  start_step: the step resumed at, 0 for a new run.
     run_id: from new_run_id() or, on a resume, from the checkpoint.  run_config: for wandb.
     StorageError where metrics.jsonl cannot be opened; later failures to write are told once and go on.
-    As a context manager it closes itself, also when an exception passes.
+    As a context manager it closes what it has opened, also when an exception passes; the terminal stays.
     """
 
     def __init__(
@@ -284,14 +176,13 @@ class Log:
         config: Config,
         folder: Path,
         enabled: bool,
+        terminal: Terminal,
         total_steps: int,
         start_step: int,
         run_id: str,
         run_config: dict[str, Any],
-        *,
-        console: Console | None = None,
     ) -> None:
-        self._terminal: Terminal | None = None
+        self._terminal = terminal if enabled else Terminal(enabled=False)
         self._jsonl: JSONL | None = None
         self._wandb: WandB | None = None
         if not enabled:
@@ -301,9 +192,14 @@ class Log:
             self._jsonl = JSONL(path, start_step, self.message)
         except OSError as error:
             raise StorageError(f"cannot write {shown(path)}: {error.strerror}: free or mount the disk") from error
-        self._terminal = Terminal(total_steps, start_step, console)
+        terminal.begin(total_steps, start_step)
         if config.wandb != "off":
-            self._wandb = WandB(config, folder, run_id, run_config, self.message)
+            with activity.doing("connecting to wandb"):
+                self._wandb = WandB(config, folder, run_id, run_config, self.message)
+
+    def advance(self, step: int) -> None:
+        """Show that this step is done; after each one, whether or not its metrics are fetched."""
+        self._terminal.advance(step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send host numbers to every sink; fetch them from a Meter first."""
@@ -312,18 +208,17 @@ class Log:
                 sink.log(step, metrics)
 
     def message(self, text: str) -> None:
-        """Print a line, above the progress display where there is one."""
-        if self._terminal is not None:
-            self._terminal.message(text)
+        """Print a line, above the live display where there is one."""
+        self._terminal.message(text)
 
     def close(self, exit_code: int = 0) -> None:
-        """Flush and close every sink; twice does no harm.  exit_code: not 0 marks the wandb run as failed."""
+        """Flush and close metrics.jsonl and wandb; twice does no harm.  exit_code: not 0 marks wandb's as failed."""
         if self._wandb is not None:
-            self._wandb.close(exit_code)
-        for sink in (self._jsonl, self._terminal):
-            if sink is not None:
-                sink.close()
-        self._terminal = self._jsonl = self._wandb = None
+            with activity.doing("sending the rest to wandb"):
+                self._wandb.close(exit_code)
+        if self._jsonl is not None:
+            self._jsonl.close()
+        self._jsonl = self._wandb = None
 
     def __enter__(self) -> Self:
         return self

@@ -19,7 +19,8 @@ from sslx.errors import DataError, StorageError
 from sslx.files import replace
 from sslx.words import shown
 
-State = Literal["running", "done", "preempted", "failed"]
+State = Literal["running", "done", "stopped", "preempted", "failed"]
+"""stopped: by the user's Ctrl-C.  preempted: by another signal, after which a job goes on by itself."""
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,11 @@ def check_resumable(settings: PretrainConfig, folder: Path) -> str:
     saved, note = _saved(folder)
     changed = [shown(change) for change in differences(settings, saved, MAY_DIFFER)]
     if changed:
+        longer = all(change.startswith(("--steps ", "--epochs ")) for change in changed)
+        weights = f" with --encoder.weights {shown(folder)}, to train longer" * longer
         raise ConfigError(
             f"run {shown(folder)} was started with another config ({'; '.join(changed[:4])}"
-            f"{'; ...' if len(changed) > 4 else ''}): use the same, or another --name; --encoder.weights "
-            f"{shown(folder)} starts from its weights"
+            f"{'; ...' if len(changed) > 4 else ''}): use the same, or another --name{weights}"
         )
     return note
 

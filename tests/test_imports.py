@@ -15,13 +15,13 @@ FILES = CODE + sorted((ROOT / "tests").rglob("*.py"))
 
 LEAVES = (
     "errors", "words", "files", "streams", "rng", "schedules", "distributed", "cores", "memory", "compiler",
-    "stopwatch", "joining", "interrupts", "later", "machine",
+    "stopwatch", "activity", "joining", "interrupts", "later", "machine",
 )  # fmt: skip
 """Anyone may import these; they import no other part."""
 
 ARROW = (
     ("outcome", "allocation", "flags", "state", "runs"),
-    ("requeue", "presets"),
+    ("requeue", "display", "presets"),
     ("checkpoint", "log", "sync_bn", "group_norm", "jobs"),
     ("data", "weights"),
     ("encoders", "losses", "optim"),

@@ -1,10 +1,14 @@
 """``sslx jobs``, ``sslx logs`` and ``sslx cancel`` of runs in folders; with a queue in tests/slurm."""
 
 import json
+import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,36 @@ def test_a_table_of_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert word in a
     for word in ("sweep/b", "starting", "none"):
         assert word in b
+
+
+@pytest.mark.parametrize("width", [80, 120, 250])
+def test_a_table_on_a_terminal_shows_all_reasons_at_any_width(tmp_path: Path, width: int) -> None:
+    reason = "step 12 has not ended for 600 s: rank 3 on node17 is behind the others; the last checkpoint is step 10"
+    for name in ("short", "a_run_with_a_name_that_is_longer_than_the_terminal_has_room_for_beside_the_others"):
+        outcome.write_status(a_run(tmp_path / name), "failed", 1200, reason, 70)
+    gone = a_run(tmp_path / "killed")
+    outcome.write_status(gone, "running", 5)
+    claim = (
+        "import os, sys; from sslx.runs import lock; import pathlib; keep = lock.acquire(pathlib.Path(sys.argv[1])); "
+    )
+    subprocess.run([sys.executable, "-c", claim + "os.kill(os.getpid(), 9)", gone], check=False)
+    ours, theirs = pty.openpty()
+    environ = os.environ | {"COLUMNS": str(width), "TERM": "xterm"}
+    done = subprocess.run([sys.executable, "-m", "sslx", "jobs", tmp_path], stdout=theirs, env=environ, check=False)
+    os.close(theirs)
+    out = ""
+    with suppress(OSError):  # its end
+        while part := os.read(ours, 65536):
+            out += part.decode()
+    os.close(ours)
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()]
+    assert done.returncode == 0
+    assert " ".join(" ".join(lines).split()).count(reason) == 2
+    names = ("a_run_with_a_name_that_is_longer_than_the_terminal_has_room_for_beside_the_others",)
+    assert all(len(line) <= width or line in names for line in lines)
+    state = next(line for line in lines if line.startswith("killed"))
+    assert "dead" in state
+    assert re.search(r"its process is gone.*process \d+ on ", " ".join(lines))
 
 
 def put(run: Path, name: str, data: bytes | None) -> None:
@@ -152,8 +186,8 @@ def test_states(tmp_path: Path) -> None:
     assert jobs.state(None, None, {}) == "starting"
     assert jobs.state(None, status["running"], waiting) == "running"
     assert jobs.state(SLURM, status["running"], waiting) == "waiting (Resources)"
-    assert jobs.state(SLURM, status["running"], {}) == "lost: no job is running it"
-    assert jobs.state(SLURM, None, {}) == "lost: the job ended before it began"
+    assert jobs.state(SLURM, status["running"], {}) == "dead: no job is running it"
+    assert jobs.state(SLURM, None, {}) == "dead: the job ended before it began"
     assert jobs.state(SLURM, status["failed"], {}) == "failed (70)"
     assert jobs.state(SLURM, None, {"12": ("COMPLETING", "None")}) == "ending"
     assert not list(tmp_path.iterdir())

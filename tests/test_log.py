@@ -1,4 +1,4 @@
-"""Logging: device-side means, what a terminal shows, metrics.jsonl over restarts, real wandb runs."""
+"""Logging: device-side means, metrics.jsonl over restarts, real wandb runs."""
 
 import importlib
 import io
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kit import words
 from sslx import log
+from sslx.display import Terminal
 from sslx.errors import ConfigError, StorageError
 
 METRICS = {"epoch": 0.61, "loss": 5.1234, "lr": 0.24, "samples_per_s": 812.3, "data_wait": 0.03}
@@ -70,71 +71,6 @@ def test_meter_reduces_before_the_transfer() -> None:
     assert meter.fetch(reduce=lambda mine: (mine + other) / 2) == {"loss": 7 / 4}
 
 
-def plain(text: str) -> list[str]:
-    """The lines that a terminal was sent, without colours and cursor moves."""
-    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))
-
-
-def test_lines_where_there_is_no_terminal() -> None:
-    file = io.StringIO()
-    terminal = log.Terminal(3900, 100, Console(file=file, force_terminal=False))
-    terminal.log(101, {})  # an hour, for all that the next steps tell
-    time.sleep(0.04)
-    terminal.message("resumed from step 100 [not markup] :smile:")
-    terminal.log(120, METRICS)
-    terminal.log(3900, {**METRICS, "loss": float("nan"), "lr": 1e-5, "knn/accuracy": 0.91234, "std": 1.0})
-    terminal.close()
-    first, *lines = file.getvalue().splitlines()
-    assert first == "step  101/3900  ETA -:--"
-    assert lines[0] == "resumed from step 100 [not markup] :smile:"
-    fields = "epoch 0.61  loss 5.123  lr 0.240  812 samples/s  data 3 %"
-    assert re.fullmatch(rf"step  120/3900  {fields}  ETA (\d+:\d\d)", lines[1])
-    minutes, seconds = map(int, lines[1].split("ETA ")[1].split(":"))
-    assert 60 * minutes + seconds >= 0.04 / 19 * 3780 - 1
-    assert lines[2] == (
-        "step 3900/3900  epoch 0.61  loss nan  lr 1.00e-05  812 samples/s  data 3 %  "
-        "knn/accuracy 0.9123  std 1  ETA 0:00"
-    )
-    assert len(lines) == 3
-
-
-@pytest.mark.parametrize("width", [80, 60, 200])
-def test_the_display_on_a_terminal(width: int) -> None:
-    file = io.StringIO()
-    terminal = log.Terminal(39000, 0, Console(file=file, force_terminal=True, width=width))
-    worst = {
-        **METRICS,
-        "epoch": 123.45,
-        "loss": 0.012345,
-        "lr": 0.00024,
-        "samples_per_s": 123456,
-        "data_wait": 1.0,
-    }
-    terminal.log(120, METRICS)
-    terminal.message("step 100 is damaged: " + 100 * "x")
-    terminal.log(38000, {**worst, "embedding/std": 0.9, "positive/similarity": 0.5, "queue/age": 7.0})
-    terminal.log(39000, {"knn": 0.5})
-    terminal.close()
-    terminal.close()
-    lines = plain(file.getvalue())
-    assert "step 100 is damaged: " + 100 * "x" in lines
-    display = [line for line in lines if "xxx" not in line]
-    assert max(map(len, display)) <= min(width, 100)
-    end = [line.rstrip() for line in display if line.strip()][-3:]
-    assert re.fullmatch(r"✓  ━+  100 %  step 39000/39000  took 0:0\d", end[0])
-    if width >= 80:
-        assert end[1].split("  ")[0] == "epoch 123.45"
-        fields = [field.strip() for field in end[1].split("  ") if field.strip()]
-        assert fields == ["epoch 123.45", "loss 0.01235", "lr 0.000240", "123,456 samples/s", "data 100 %"]
-        assert end[2].startswith("embedding/std 0.9  positive/similarity 0.5  queue/age 7  knn 0.5")
-    assert file.getvalue().count("\x1b[?25l") == file.getvalue().count("\x1b[?25h") == 1, "the cursor is back"
-
-
-def test_eta() -> None:
-    shown = [log.clock(seconds) for seconds in (0, 59.6, 272, 3600, 100 * 3600 + 62)]
-    assert shown == ["0:00", "1:00", "4:32", "1:00:00", "100:01:02"]
-
-
 Lines = list[dict[str, Any]]
 
 
@@ -145,9 +81,8 @@ def read(folder: Path) -> Lines:
 def open_log(
     folder: Path, start_step: int = 0, enabled: bool = True, file: io.StringIO | None = None, **config: Any
 ) -> log.Log:
-    console = Console(file=file or io.StringIO(), force_terminal=False)
-    given = (log.Config(**config), folder, enabled, 200, start_step, "0123456789ab", {"seed": 3})
-    return log.Log(*given, console=console)
+    terminal = Terminal(console=Console(file=file or io.StringIO(), force_terminal=False))
+    return log.Log(log.Config(**config), folder, enabled, terminal, 200, start_step, "0123456789ab", {"seed": 3})
 
 
 def test_jsonl_over_restarts(tmp_path: Path) -> None:
@@ -206,11 +141,11 @@ def test_a_full_disk_is_told_once_and_survived(tmp_path: Path) -> None:
     assert shown.getvalue().count("cannot write metrics.jsonl: File too large") == 1
     assert [line["step"] for line in read(tmp_path)] == [20, 40, 60, 80]
     with pytest.raises(StorageError, match=r"cannot write .*metrics\.jsonl"):
-        log.Log(log.Config(), tmp_path / "no folder", True, 200, 0, "id", {})
+        log.Log(log.Config(), tmp_path / "no folder", True, Terminal(), 200, 0, "id", {})
     (tmp_path / "metrics.jsonl").unlink()
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(StorageError, match=r"cannot write .*metrics\.jsonl: it is a named pipe"):
-        log.Log(log.Config(), tmp_path, True, 200, 0, "id", {})
+        log.Log(log.Config(), tmp_path, True, Terminal(), 200, 0, "id", {})
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -254,10 +189,11 @@ WANDB = """
 import os, sys
 from pathlib import Path
 from sslx import log
+from sslx.display import Terminal
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 def train(start):
     config = log.Config(wandb=mode, project="tests", wandb_timeout_s=1.0)
-    run = log.Log(config, folder, True, 200, start, "0123456789ab", {"seed": 3})
+    run = log.Log(config, folder, True, Terminal(), 200, start, "0123456789ab", {"seed": 3})
     for step in range(start + 20, start + 81, 20):
         run.log(step, {"loss": 1 / step, "knn": float("nan")})
     return run
@@ -278,7 +214,7 @@ def wandb_run(*arguments: object, **env: str) -> list[str]:
     command = [sys.executable, "-c", WANDB, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=clean | env)
     assert (done.returncode, words.own(done.stderr)) == (0, ""), "wandb's own chatter"
-    return [line for line in done.stdout.splitlines() if not line.startswith("step ")]
+    return [line for line in done.stdout.splitlines() if not line.startswith(("step ", "knn: "))]
 
 
 def test_wandb_offline_crash_and_resume(tmp_path: Path) -> None:

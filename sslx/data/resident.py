@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslx import distributed
+from sslx import activity, distributed
 from sslx.data import row_sums, views
 from sslx.data.finish import finish
 from sslx.data.headers import Unreadable
@@ -96,7 +96,8 @@ class Resident:
             decoded: list[Tensor | None] = []
             while not decoded:
                 try:
-                    decoded = self._decode()
+                    with activity.doing("decoding the images into memory"):
+                        decoded = self._decode()
                 except Deadly as error:
                     self._deadly[error.index] = str(error)
             shape = (len(decoded), 3, *self._sides.max(axis=0).tolist())

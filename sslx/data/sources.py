@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sslx import rng
+from sslx import activity, rng
 from sslx.data import levels as black_and_white
 from sslx.data.color import Levels
 from sslx.data.config import SourceConfig as Config
@@ -97,7 +97,10 @@ def build(
         levels = Levels(chosen=config.range)
     if levels is None:
         measure = partial(black_and_white.measure, source.paths, say)
-        with Caller(patience, lambda: f"the first look at the images of {source.name}") as call:
+        with (
+            activity.doing("measuring the range of the images"),
+            Caller(patience, lambda: f"the first look at the images of {source.name}") as call,
+        ):
             levels = call(measure)
     return replace(source, levels=levels)
 
@@ -112,9 +115,13 @@ def _found(
     if config.source == "folder":
         from sslx.data import folder
 
-        with Caller(patience, lambda: f"the list of the images below {shown(config.root or '')}") as call:
+        with (
+            activity.doing("listing the images"),
+            Caller(patience, lambda: f"the list of the images below {shown(config.root or '')}") as call,
+        ):
             return call(partial(folder.read, config, split, call.alive(say), classes))
-    return _torchvision(config, split)
+    with activity.doing(f"{'downloading' if config.download else 'reading'} {config.source}"):
+        return _torchvision(config, split)
 
 
 def _check_read(config: Config) -> None:

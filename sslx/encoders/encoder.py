@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslx import weights
+from sslx import activity, weights
 from sslx.encoders.config import Config
 from sslx.errors import ConfigError
 from sslx.group_norm import group_norm
@@ -45,6 +45,7 @@ class Encoder(nn.Module):
         return trunk
 
 
+@activity.doing("building the encoder")
 def build(
     config: Config,
     size: int,

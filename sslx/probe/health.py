@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslx import distributed
+from sslx import activity, distributed
 from sslx.data.batch import Batch
 from sslx.errors import CollapseError
 from sslx.methods import base
@@ -83,6 +83,7 @@ class Health:
         self.every, self._config, self._autocast = config.every, config, autocast
         self._healthy, self._told = 0, False
 
+    @activity.doing("looking at the features")
     def look(self, encoder: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
         """``feature_rank`` (RankMe), ``feature_std`` (base.spread), ``feature_alignment`` and ``feature_uniformity``.
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sslx import rng
+from sslx import activity, rng
 from sslx.data import Loader
 from sslx.data.sources import Source
 from sslx.probe import features, knn
@@ -43,6 +43,7 @@ class OnlineProbe:
         self._splits = train.subset(np.sort(order[: config.bank])), test
         self._num_classes, self._evaluation, self._autocast = len(train.classes), evaluation, autocast
 
+    @activity.doing("probing the features (kNN)")
     def look(self, encoder: nn.Module) -> dict[str, float]:
         """``knn``, the accuracy."""
         return {"knn": self.accuracy(encoder)}

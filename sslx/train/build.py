@@ -46,10 +46,11 @@ class Parts:
         """What is about to happen, with the values that were derived rather than given."""
         kind = str(self.dtype).removeprefix("torch.")
         size = config.data.size or self.source.size
+        steps = f"{self.total_steps:,} step{'s' * (self.total_steps != 1)}"
         return [
             f"{config.method.name} on {config.encoder.name}, {size} px, {kind}, "
             f"{ranks.world_size} x {ranks.device.type}",
-            f"{self.total_steps:,} steps of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
+            f"{steps} of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
             f"{config.optim.name}, peak lr {self.peak_lr:.4g}",
             *self._incomplete_batch(config),
             *self._cached_batch_norm(config),

@@ -10,11 +10,13 @@ from functools import partial
 
 import torch
 
-from sslx import cli, distributed, interrupts, outcome
+from sslx import activity, cli, distributed, interrupts, outcome
 from sslx.config import PretrainConfig
-from sslx.errors import ConfigError, RanksError, UserError
+from sslx.display import Terminal
+from sslx.errors import ConfigError, RanksError, StorageError, UserError
 from sslx.interrupts import exit_code
 from sslx.machine import environment, limits
+from sslx.runs import ending
 from sslx.train.pretrain import Position, pretrain
 from sslx.train.processes import start
 from sslx.train.roll_call import RollCall
@@ -26,6 +28,9 @@ _LOST_PEER = re.compile(
     re.IGNORECASE,
 )
 _TOO_LATE = re.compile(r"timed out waiting|wait timeout|timeout after|Watchdog caught collective", re.IGNORECASE)
+
+_MAY_GO_ON = (cli.EXIT_CRASH, StorageError.exit_code)
+"""Exit codes of failures after which the same command may do better."""
 
 
 def main(settings: PretrainConfig, argv: Sequence[str], stop: StopSignals | None = None) -> int:
@@ -53,11 +58,12 @@ def main(settings: PretrainConfig, argv: Sequence[str], stop: StopSignals | None
 
 def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
     """Be one rank: train, and leave ``status.json`` and an exit code behind."""
-    position = Position()
+    position = Position(terminal=Terminal(enabled=_rank() == 0))
     with nullcontext(listening) if listening else StopSignals(give_up_s()) as stop:
         stop.on_stop = partial(_answer, position, stop)
         stop.on_query = partial(_report, position)
         stop.on_give_up = partial(_give_up, position, stop)
+        stop.on_end_now = partial(_end_now, position)
         if stop.received:  # while nothing answered yet
             _answer(position, stop)
         try:
@@ -71,11 +77,13 @@ def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
 
 def _work(settings: PretrainConfig, position: Position, stop: StopSignals) -> int:
     try:
-        ranks = distributed.init(settings.device)
-        say = cli.note if ranks.is_main else None
-        with RollCall(distributed.board(), lambda: position.step, say) as position.roll_call:
-            position.roll_call.on_deadlock = partial(_deadlock, position)
-            received = pretrain(settings, ranks, stop, position)
+        with position.terminal:
+            with activity.doing("waiting for the other ranks"):
+                ranks = distributed.init(settings.device)
+            say = cli.note if ranks.is_main else None
+            with RollCall(distributed.board(), lambda: position.step, say) as position.roll_call:
+                position.roll_call.on_deadlock = partial(_deadlock, position)
+                received = pretrain(settings, ranks, stop, position)
         code = _end(position, received)
         if received:  # rank 0 saves, and whoever starts the ranks ends them all once one has left
             distributed.barrier()
@@ -124,26 +132,51 @@ def _end(position: Position, received: int | None) -> int:
     """Leave behind that the run is done, or saved after a signal; returns the exit code."""
     code = exit_code(received) if received else 0
     if distributed.rank() == 0 and (folder := position.owned):
-        state, reason = ("preempted", signal.Signals(received).name) if received else ("done", "")
+        state, reason = (_state(received), signal.Signals(received).name) if received else ("done", "")
         outcome.write_status(folder, state, position.step, reason, code)
+        if received:
+            _tell(position, ending.stopped(folder, *position.at, _cause(received)))
+        else:
+            lines = ending.finished_before if position.was_done else ending.finished
+            _tell(position, lines(folder, position.step))
     return code
+
+
+def _state(received: int) -> outcome.State:
+    """What a run is that this signal has stopped."""
+    return "stopped" if received == signal.SIGINT else "preempted"
+
+
+def _cause(received: int) -> str:
+    return "Ctrl-C" if received == signal.SIGINT else signal.Signals(received).name
+
+
+def _tell(position: Position, lines: Sequence[str]) -> None:
+    """The last lines of the run, on rank 0, below its display."""
+    position.terminal.close()
+    for line in lines:
+        position.terminal.message(line)
 
 
 def _answer(position: Position, stop: StopSignals) -> None:
     """Called by a thread at the first stopping signal: before the first step there is nothing to save or wait for."""
     position.roll_call.stopping = stop.received
     if position.say:
-        if stop.received == signal.SIGINT and _rank() == 0:
-            position.say("saving after this step; press Ctrl-C again to end now")
+        if _rank() == 0:
+            words = "saving after this step; press Ctrl-C again to end now"
+            position.say(
+                words if stop.received == signal.SIGINT else f"{_cause(stop.received)}: saving after this step"
+            )
         return
     name = signal.Signals(stop.received).name
     try:
         if _rank() == 0:
-            cli.note(
-                "interrupted" if stop.received == signal.SIGINT else f"interrupted by {name} before the first step"
-            )
-            if position.owned:
-                outcome.write_status(position.owned, "preempted", position.saved, name, exit_code(stop.received))
+            position.terminal.close()
+            by = "" if stop.received == signal.SIGINT else f" by {name}"
+            cli.note(f"interrupted{by} before the first step")
+            if folder := position.owned:
+                outcome.write_status(folder, _state(stop.received), position.saved, name, exit_code(stop.received))
+                _tell(position, ending.stopped(folder, *position.at, _cause(stop.received)))
         if position.lock:
             position.lock.release()
     finally:
@@ -160,6 +193,14 @@ def _report(position: Position) -> None:
         say(f"{where}, checkpoint {position.saved:,}, {position.roll_call.stuck_s():.1f} s since the last step{late}")
 
 
+def _end_now(position: Position) -> None:
+    """Called by a thread at a second Ctrl-C, which does not wait for this step."""
+    if _rank() == 0 and (folder := position.owned):
+        saved = outcome.newest_step(folder)  # a save may be under way
+        outcome.write_status(folder, "stopped", saved, "SIGINT", exit_code(signal.SIGINT))
+        _tell(position, ending.stopped(folder, position.step, saved, "Ctrl-C"))
+
+
 def _give_up(position: Position, stop: StopSignals, limit_s: float) -> None:
     """Called by a thread: a rank hangs, and this one waits for it."""
     if not position.roll_call.leads():
@@ -168,9 +209,12 @@ def _give_up(position: Position, stop: StopSignals, limit_s: float) -> None:
     late, reason = position.roll_call.late(), signal.Signals(stop.received).name
     if late or position.step > position.saved:  # else nothing is lost, for instance in the compilation
         reason += f"; {late and late + ', and '}no step ended in {limit_s:.0f} s"
+        position.terminal.close()
         cli.complain(f"{reason}: giving up, at the checkpoint of step {saved:,}", exit_code(stop.received))
     if position.owned:
-        outcome.write_status(position.owned, "preempted", saved, reason, exit_code(stop.received))
+        outcome.write_status(position.owned, _state(stop.received), saved, reason, exit_code(stop.received))
+        if _rank() == 0:
+            _tell(position, ending.stopped(position.owned, position.step, saved, _cause(stop.received)))
 
 
 def _deadlock(position: Position, late: str) -> None:
@@ -197,4 +241,8 @@ def lost_peer(error: Exception) -> bool:
 def _fail(position: Position, reason: str, code: int, topic: str = "") -> int:
     if folder := position.owned:  # what is another run's by now, or was deleted, gets no status from here
         outcome.write_status(folder, "failed", position.step, reason, code)
-    return cli.complain(reason, code, topic)
+    position.terminal.close()
+    cli.complain(reason, code, topic)
+    if folder and code in _MAY_GO_ON and _rank() == 0:
+        _tell(position, ending.failed(folder, position.saved))
+    return code

@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import NamedTuple
 
 import torch
 
-from sslx import distributed, log, optim, schedules
+from sslx import activity, distributed, log, optim, schedules
 from sslx.config import PretrainConfig, dump
 from sslx.data import Loader
-from sslx.data.listing import silent
+from sslx.display import Terminal
 from sslx.distributed import Ranks
 from sslx.errors import NonFiniteError, UserError
 from sslx.methods.base import Method
@@ -24,7 +25,7 @@ from sslx.probe.online import OnlineProbe
 from sslx.runs.lock import Lock
 from sslx.train import consistency, finite, taking
 from sslx.train import run as runs
-from sslx.train.build import Parts, build, online_probe
+from sslx.train.build import Parts, build, compiles, online_probe
 from sslx.train.clock import Clock, watch_waits
 from sslx.train.roll_call import RollCall
 from sslx.train.signals import StopSignals
@@ -40,6 +41,8 @@ class Position:
     lock: the claim on the folder, which whoever reports the end releases after that.
     say: prints a line where the run's own are; not None once the first step has begun.
     roll_call: where this rank and the others stand.
+    terminal: what rank 0 shows; not enabled on the others.
+    was_done: the run had all its steps before this start.
     """
 
     folder: Path | None = None
@@ -48,11 +51,18 @@ class Position:
     saved: int = 0
     say: Callable[[str], None] | None = None
     roll_call: RollCall = field(default_factory=RollCall)
+    terminal: Terminal = field(default_factory=lambda: Terminal(enabled=False))
+    was_done: bool = False
 
     @property
     def owned(self) -> Path | None:
         """The run folder while it is there and this run's."""
         return self.folder if self.lock and self.lock.is_valid else None
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """The last step and the last save."""
+        return self.step, self.saved
 
 
 class Setup(NamedTuple):
@@ -71,7 +81,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     Every rank calls this; ``position`` is kept up to date.  UserErrors where a user can mend what is wrong.
     """
     peers = consistency.on_start(config, ranks.device)
-    say = _print if ranks.is_main else silent
+    say = position.terminal.message
     resumes = runs.on_main(lambda: runs.resumes(config))
     # Says what is about to happen before the run folder is there.
     parts = build(config, ranks, say, initial_weights=not resumes)
@@ -81,6 +91,9 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     watch_waits(parts.model)
     run = runs.claim(config)
     position.folder, position.lock, position.step, position.saved = run.folder, run.lock, run.step, run.step
+    if run.step >= parts.total_steps:
+        position.was_done = True
+        return 0
     gone_back_to = 0
     while True:
         runs.restore(run, config, parts)
@@ -108,7 +121,7 @@ def _train(
 ) -> int:
     """Train from where the run stands to the end or to a signal; finite.NotFinite, on all ranks, where it cannot."""
     parts, probe, health, agreement, peers = setup
-    logger = _log(config, ranks, parts, run)
+    logger = _log(config, ranks, position.terminal, parts, run)
     progress = torch.zeros((), device=ranks.device)
     run_step = cached_step if config.grad_cache_chunks > 1 else train_step
     meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts)
@@ -116,8 +129,6 @@ def _train(
     signal, lr = 0, 0.0
 
     with logger:
-        for line in run.notes:  # before the first step, which may take long
-            logger.message(line)
         position.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
         taking.listen(parts.loader, stop, agreement, position.say)
         for step in range(run.step, parts.total_steps):
@@ -125,12 +136,14 @@ def _train(
                 batches = taking.take(parts.loader, config.micro_batches, agreement)
             if batches:
                 lr = _schedule(step, config, parts, progress)
-                metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
+                with activity.doing(_first_step(config, ranks)) if step == run.step else nullcontext():
+                    metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
                 parts.method.after_step(finite.standing(progress, metrics["taken"]))
                 meter.add(finite.counted(metrics))
                 watch.add(step + 1, metrics, batches)
                 clock.steps += 1
             position.step = done = step + bool(batches)
+            logger.advance(done)
 
             # What comes now and then; all ranks decide alike, so that collectives meet.
             signal = stop.heed(agreement.agreed(stop.received) if batches else agreement.finish())
@@ -165,9 +178,20 @@ def _train(
     return signal
 
 
-def _log(config: PretrainConfig, ranks: Ranks, parts: Parts, run: runs.Run) -> log.Log:
+def _first_step(config: PretrainConfig, ranks: Ranks) -> str:
+    """What the first step is busy with."""
+    if not compiles(config, ranks.device):
+        return "first step"
+    return "first step: compiling" + ", half a minute the first time" * (ranks.device.type == "cpu")
+
+
+def _log(config: PretrainConfig, ranks: Ranks, terminal: Terminal, parts: Parts, run: runs.Run) -> log.Log:
     settings = {"config": dump(config)}
-    return log.Log(config.log, run.folder, ranks.is_main, parts.total_steps, run.step, run.id, settings)
+    steps = parts.total_steps, run.step
+    logger = log.Log(config.log, run.folder, ranks.is_main, terminal, *steps, run.id, settings)
+    for line in run.notes:  # before the first step, which may take long
+        logger.message(line)
+    return logger
 
 
 def _schedule(step: int, config: PretrainConfig, parts: Parts, progress: torch.Tensor) -> float:
@@ -208,12 +232,6 @@ def _judge(
         say(line)
     if ended and (line := health.last_word(step, numbers, method)):
         say(line)
-
-
-def _print(line: str) -> None:
-    """What is known before the display is up."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def _warn(rank: int, line: str) -> None:

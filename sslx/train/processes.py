@@ -13,7 +13,7 @@ from typing import Any
 
 from sslx import cores, distributed, interrupts
 from sslx.interrupts import LAUNCHER, STOPPING, exit_code
-from sslx.train.signals import GIVE_UP_S, give_up_s
+from sslx.train.signals import GIVE_UP_S, LAST_WORDS_S, give_up_s
 
 _Child = subprocess.Popen[bytes]
 NOTICE_S = 10.0
@@ -31,6 +31,7 @@ def start(argv: Sequence[str], ranks: int, subcommand: str = "pretrain") -> int:
     shared |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", LAUNCHER: str(os.getpid())}
     shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(cores.share(ranks))}
     launched, previous = _Launched(), dict[int, Any]()
+    interrupts.notice("starting ...")  # until rank 0 has something to say
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, signal.SIGUSR1))  # by the ranks' Python too
     try:
         for rank in range(ranks):
@@ -58,13 +59,13 @@ class _Launched:
     def __init__(self) -> None:
         self.children: list[_Child] = []
         self._received, self._at_s = 0, 0.0
-        self._at_once = False
+        self._end_now_s = float("inf")
 
     def forward(self, number: int, _: FrameType | None) -> None:
         """The handler of all signals: what comes is passed on.  A second Ctrl-C ends all ranks, as it does each."""
         now = time.monotonic()
         if number == signal.SIGINT and self._received and now - self._at_s > 1:
-            self._at_once = True
+            self._end_now_s = min(self._end_now_s, now + LAST_WORDS_S + 1)  # the ranks end by themselves until then
         if number != signal.SIGUSR1 and not self._received:
             self._received, self._at_s = number, now
         for child in self.children:
@@ -82,7 +83,7 @@ class _Launched:
                 deadline = time.monotonic() + NOTICE_S
                 if first in (exit_code(signal.SIGINT), exit_code(signal.SIGTERM)):  # it may be the only one that knows
                     self._tell_the_rest()
-            if self._at_once:
+            if time.monotonic() > self._end_now_s:
                 return exit_code(signal.SIGINT)
             if time.monotonic() > deadline or (first and self._rest_is_stopped()):
                 break

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import checkpoint, config, distributed, files, log, optim, outcome, resuming, state
+from sslx import activity, checkpoint, config, distributed, files, log, optim, outcome, resuming, state
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, DataError, UserError
 from sslx.runs import lock as locks
@@ -54,6 +54,7 @@ def resumes(settings: PretrainConfig) -> bool:
     return settings.resume == "auto" and (folder / "config.json").exists() and outcome.newest_step(folder) > 0
 
 
+@activity.doing("reading the newest checkpoint")
 def claim(settings: PretrainConfig) -> Run:
     """Own the run folder: make it, or resume the run in it; status.json says "running" then.  Every rank calls this.
 
@@ -127,6 +128,7 @@ def go_back(run: Run, reason: str) -> Run:
     return Run(run.folder, run.lock, run.id, loaded, notes)
 
 
+@activity.doing("saving a checkpoint")
 def save(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> None:
     """Write a checkpoint, on rank 0, if what is to be saved is finite on every rank.  Every rank calls this together.
 

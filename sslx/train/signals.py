@@ -14,6 +14,8 @@ from sslx.interrupts import STOPPING, exit_code
 from sslx.machine import environment
 
 GIVE_UP_S, MOST_S = 30.0, 600.0
+LAST_WORDS_S = 1.0
+"""For a rank's last words after a second Ctrl-C."""
 
 
 class StopSignals:
@@ -21,8 +23,8 @@ class StopSignals:
 
     A thread reads the signals, since a Python handler does not run while the main thread sits in a collective.
     ``on_stop`` is called when the first one comes, ``on_query`` at each SIGUSR1, each by a thread of its own.  A second
-    Ctrl-C ends the process at once; one within a second is the same one, sent by terminal and launcher.  SIGHUP (a
-    terminal that closes) stays ignored where it was when the process started (nohup).
+    Ctrl-C ends the process at once, after a second for ``on_end_now``; one within a second is the same one, sent by
+    terminal and launcher.  SIGHUP (a terminal that closes) stays ignored where it was when the process started (nohup).
     give_up_s: the process ends with the signal's exit code where the ranks have not agreed on stopping so many seconds
     after it (``heed``): a rank hangs.  None: 30 seconds and twice the longest step, 10 minutes at most.
     ``on_give_up`` is called before, with these seconds; ``leave`` ends the process with an exit code.
@@ -32,6 +34,7 @@ class StopSignals:
         self.received = 0
         self.on_stop: Callable[[], None] = lambda: None
         self.on_query: Callable[[], None] = lambda: None
+        self.on_end_now: Callable[[], None] = lambda: None
         self.on_give_up: Callable[[float], None] = lambda _: None
         self.leave: Callable[[int], None] = interrupts.leave
         self._give_up_s, self._heeded = give_up_s, threading.Event()
@@ -64,6 +67,7 @@ class StopSignals:
             for task, name in ((self.on_stop, "answer"), (self._give_up, "give up")):
                 threading.Thread(target=task, daemon=True, name=name).start()
         elif number == signal.SIGINT and time.monotonic() - self._first_s > 1:
+            self._speak(self.on_end_now, LAST_WORDS_S)
             self.leave(130)
 
     def limit_s(self) -> float:
@@ -74,10 +78,14 @@ class StopSignals:
         limit_s = self.limit_s()
         # Longer than a thread can wait for is for ever.
         if not self._heeded.wait(min(limit_s, threading.TIMEOUT_MAX)):
-            speaking = threading.Thread(target=self.on_give_up, args=(limit_s,), daemon=True)
-            speaking.start()
-            speaking.join(10)  # it writes to a disk, which may hang too
+            self._speak(lambda: self.on_give_up(limit_s), 10)
             self.leave(exit_code(self.received))
+
+    def _speak(self, words: Callable[[], None], limit_s: float) -> None:
+        """Call it in a thread for so many seconds: it writes to a disk, which may hang too."""
+        speaking = threading.Thread(target=words, daemon=True, name="last words")
+        speaking.start()
+        speaking.join(limit_s)
 
     def heed(self, agreed: int) -> int:
         """The agreed signal, to be asked once a step; one that is not 0 means that the run is ending in good order."""

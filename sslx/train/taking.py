@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from sslx import distributed
+from sslx import activity, distributed
 from sslx.data import Loader
 from sslx.data.batch import Batch
 from sslx.data.patience import StopWaiting
@@ -26,6 +26,7 @@ def _leaves(stop: StopSignals, agreement: StopFlag, grace_s: float, waited_s: fl
     return bool(stop.received) and waited_s >= grace_s and agreement.all_leave(stop.received)
 
 
+@activity.doing("waiting for images")
 def take(loader: Loader, number: int, agreement: StopFlag) -> list[Batch]:
     """The micro-batches of a step; none, and the loader as it was, where all ranks stop before it."""
     taken = loader.delivered

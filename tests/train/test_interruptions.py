@@ -46,7 +46,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path: Path, ranks: int):
     assert said(tmp_path) == ""
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
-    assert (status.state, status.reason) == ("preempted", "SIGINT")
+    assert (status.state, status.reason) == ("stopped", "SIGINT")
     assert checkpoint.load(tmp_path / "r")["step"] == status.step
 
 
@@ -63,7 +63,7 @@ def test_ctrl_c_in_the_first_step_also_ends_the_compiler(tmp_path: Path, monkeyp
     assert said(tmp_path) == ""
     status = outcome.read_status(tmp_path / "r")
     assert status is not None
-    assert (status.state, status.reason) == ("preempted", "SIGINT")
+    assert (status.state, status.reason) == ("stopped", "SIGINT")
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_second_ctrl_c_ends_a_long_step_at_once(tmp_path: Path, ranks: int):
     """One step of 2,048 micro-batches takes half a minute; the second Ctrl-C does not wait for it."""
     endless = "--data.num-synthetic 4096 --batch-size 4096 --accumulate 1024 --steps 1".split()
     with started(tmp_path, *endless, "--ranks", str(ranks)) as process:
-        until(lambda: "1 steps of 4096" in (tmp_path / "out").read_text(), "start")
+        until(lambda: "1 step of 4096" in (tmp_path / "out").read_text(), "start")
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         time.sleep(3)

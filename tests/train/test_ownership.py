@@ -133,5 +133,5 @@ def test_jobs_tells_a_killed_run_from_one_that_goes_on(tmp_path: Path, capsys: p
         process.wait()
     until(lambda: cli.main(["jobs", str(tmp_path)]) == 0, "table")
     out = capsys.readouterr().out
-    assert "lost: its process is gone" in out
+    assert "dead: its process is gone" in out
     assert "running" not in out
