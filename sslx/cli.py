@@ -13,8 +13,8 @@ from sslx.words import one_line, shown
 
 COMMANDS = {
     "pretrain": ("sslx.train.launch:main", "pretrain an encoder: sslx pretrain simclr_digits"),
-    "probe": ("sslx.evaluate:probe_main", "kNN, linear and few-label accuracy of a run's features"),
-    "plot": ("sslx.evaluate:plot_main", "t-SNE picture and loss curve of a run"),
+    "probe": ("sslx.scores:main", "what a run's features are worth, with labels and without"),
+    "plot": ("sslx.pictures:main", "pictures of a run: loss, map of the features, neighbors, views"),
     "verify": ("sslx.verify:main", "whether W processes train as one does: sslx verify simclr"),
     "bench": ("sslx.bench:main", "what limits a recipe on this machine, and what would help"),
     "submit": ("sslx.cluster:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),

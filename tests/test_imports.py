@@ -31,6 +31,7 @@ ARROW = (
     ("config",),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing
     ("train", "evaluate", "doctor", "measure"),
+    ("scores", "pictures"),
     ("verify", "cluster", "bench", "operators"),
     ("__main__",),
 )
