@@ -122,8 +122,9 @@ class PretrainConfig:
 class ProbeConfig:
     """Measure an encoder's frozen features: kNN, linear probe and few labels.
 
-    Raw pixels and the untrained encoder stand beside it, on the same test split or, where there is none, on a part of
-    the training images.  Without labels: effective rank, alignment, uniformity and instance retrieval.
+    Raw pixels and the untrained encoder stand beside it, on the same images.
+
+    Without labels: effective rank, alignment, uniformity, instance retrieval.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -141,7 +142,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw a run's loss, a map of its features, nearest neighbors and augmented views, as PNG files."""
+    """Draw a run's loss, a map of its features, neighbors and views, as PNG files."""
 
     checkpoint: tyro.conf.Positional[Path]
     """A run folder, a checkpoint in it, or its state.pt."""

@@ -2,8 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,8 +31,8 @@ _WIDTH, _HEIGHT, _LEAST_HEIGHT = 8.0, 7.2, 3.6  # inches
 
 
 def projection() -> Projection:
-    """How features are mapped here: UMAP where it is installed."""
-    return "UMAP" if find_spec("umap") else "t-SNE"
+    """How features are mapped here: by UMAP where umap-learn is installed (the package ``umap`` is another one)."""
+    return "UMAP" if any(metadata.distributions(name="umap-learn")) else "t-SNE"
 
 
 def feature_map(
