@@ -99,7 +99,7 @@ def _whole_steps(axes: "Axes", step: npt.NDArray[np.int64]) -> None:
     """Ticks at whole steps, also of a run of one or two."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     pad = 0.01 * float(step[-1] - step[0]) or 0.5
     axes.set_xlim(float(step[0]) - pad, float(step[-1]) + pad)
