@@ -14,8 +14,8 @@ from sslx.words import one_line, shown
 COMMANDS = {
     "pretrain": ("sslx.commands.pretrain:main", "pretrain an encoder: sslx pretrain simclr_digits"),
     "resume": ("sslx.commands.resume:main", "go on with a run: sslx resume runs/simclr_digits"),
-    "probe": ("sslx.commands.probe:main", "kNN, linear and few-label accuracy of a run's features"),
-    "plot": ("sslx.commands.plot:main", "t-SNE picture and loss curve of a run"),
+    "probe": ("sslx.commands.probe:main", "what a run's features are worth, with labels and without"),
+    "plot": ("sslx.commands.plot:main", "pictures of a run: loss, map of features, neighbors, views"),
     "verify": ("sslx.commands.verify:main", "whether W processes train as one does: sslx verify simclr"),
     "bench": ("sslx.bench:main", "what limits a recipe on this machine, and what would help"),
     "sweep": ("sslx.commands.sweep:main", "several runs, one after the other: sslx sweep FILE RECIPE"),

@@ -114,7 +114,9 @@ class PretrainConfig:
 class ProbeConfig:
     """Measure an encoder's frozen features: kNN, linear probe and few labels.
 
-    Raw pixels and the untrained encoder stand beside it, on the same test split.
+    Raw pixels and the untrained encoder stand beside it, on the same images.
+
+    Without labels: effective rank, alignment, uniformity, instance retrieval.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -132,16 +134,16 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw the t-SNE of a run's test features and its loss curve, as PNG files."""
+    """Draw a run's loss, a map of its features, neighbors and views, as PNG files."""
 
     checkpoint: tyro.conf.Positional[Path]
     """A run folder, a checkpoint in it, or its state.pt."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images to draw; default: the run's."""
     points: int = 2000
-    """Images of the test split to draw; where there is none, of the training split."""
+    """Images on the map, at most: of the test split or, where there is none, of a part of the training images."""
     seed: int = 0
-    """Of t-SNE and of the choice of images."""
+    """Of the map and of the choice of images."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute features on."""
 

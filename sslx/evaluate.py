@@ -1,35 +1,31 @@
-"""``sslx probe`` and ``sslx plot``: a checkpoint's encoder, and what its frozen features are worth and look like."""
+"""A checkpoint's encoder, the images that ``sslx probe`` and ``sslx plot`` look at, and the features of these."""
 
-import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sslx import checkpoint, config, data, distributed, encoders, files, methods, plot, probe, rng
-from sslx.config import PlotConfig, PretrainConfig, ProbeConfig
+from sslx import checkpoint, config, data, distributed, encoders, methods, rng
+from sslx.config import PretrainConfig
 from sslx.data import sources
 from sslx.data.listing import silent
 from sslx.data.sources import Source
-from sslx.data.views import ViewSpec, eval_view
+from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
-from sslx.errors import ConfigError, DataError, MissingInput, StorageError, UserError
+from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.group_norm import group_norm
 from sslx.methods.base import Method
-from sslx.probe import Score, features
+from sslx.probe import features, held_out
 from sslx.probe.features import Features
 from sslx.state import VIEW
-from sslx.words import one_line, shown
-
-DIGITS_NOTE = (
-    "Raw pixels do well here because the digits are 8x8 pixels, centred and of one size: two images of a digit "
-    "overlap pixel by pixel. On photographs they do not (README, CIFAR-10)."
-)
+from sslx.words import one_line
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,20 @@ class Trained:
     weights: dict[str, Any]
     step: int
     folder: Path
+
+    @property
+    def views(self) -> tuple[ViewSpec, ...]:
+        """The augmented views that the method was trained on."""
+        settings = self.settings
+        return methods.module(settings.method.name).views(settings.method, settings.augment, self.size)
+
+    def has_seen(self, settings: data.Config) -> bool:
+        """Whether the training images of these settings are those of the run."""
+        theirs, ours = (
+            (config.source, None if config.root is None else os.path.realpath(config.root))
+            for config in (settings, self.settings.data)
+        )
+        return theirs == ours
 
     def encoder(self, *, trained: bool, device: torch.device) -> encoders.Encoder:
         """The encoder, with the checkpoint's weights or as it was initialised at the start of the run."""
@@ -78,8 +88,8 @@ def load(path: Path) -> Trained:
     return Trained(config.loads(state["config"]), size, view, state["method"], state["step"], folder)
 
 
-class _Bars:
-    """One progress bar for each stage that reports, on rank 0 and a terminal only."""
+class Bars:
+    """One progress bar for the stage that reports, gone when all is done; on rank 0 and a terminal only."""
 
     def __init__(self, console: Console, enabled: bool) -> None:
         columns = (
@@ -88,24 +98,52 @@ class _Bars:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        self.display = Progress(*columns, console=console, transient=True, disable=not enabled)
-        self._tasks: dict[str, Any] = {}
-        self.stage = ""
+        self.display = Progress(
+            *columns, console=console, transient=True, disable=not (enabled and console.is_terminal)
+        )
+        self._task = self.display.add_task("", total=None)
+        self._name = self.stage = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         name = f"{self.stage}: {what}"
-        if name not in self._tasks:
-            self._tasks[name] = self.display.add_task(name, total=total)
-        self.display.update(self._tasks[name], completed=done, total=total)
+        if name != self._name:  # its time left is its own
+            self.display.reset(self._task, description=name, total=total)
+            self._name = name
+        self.display.update(self._task, completed=done, total=total)
 
 
-def _splits(settings: data.Config, say: Callable[[str], None]) -> tuple[Source, Source]:
-    """Both splits to probe on, told of to ``say`` as ``sslx pretrain`` tells of its images."""
+@dataclass(frozen=True)
+class Splits:
+    """The images to look at, ``test``, and those to compare them with, ``train``; what the first are, in words.
+
+    all_train: all training images, of which ``train`` lacks those that are held out.
+    """
+
+    train: Source
+    test: Source
+    name: str
+    all_train: Source
+
+
+def splits(trained: Trained, settings: data.Config, say: Callable[[str], None], *, least: int = 1) -> Splits:
+    """Both splits, told of to ``say`` as ``sslx pretrain`` tells of its images.
+
+    Without a test split, or one without labels where training images have them, a part of the training images stands in
+    for it, as ``probe.held_out`` says, of at least ``least`` images.  Only the folder that --data.test-root names is
+    taken as it is, and its UserErrors are raised.
+    """
     train = sources.build(settings, "train", say=say)
-    test = sources.build(settings, "test", say=say, classes=train.classes, levels=train.levels)
     _describe(train, "training", say)
+    try:
+        test = sources.build(settings, "test", say=say, classes=train.classes, levels=train.levels)
+        if settings.test_root is None and test.labels is None and train.labels is not None:
+            raise DataError(f"the images of {test.name} have no labels ({test.unlabeled})")
+    except (MissingInput, DataError) as error:
+        if settings.test_root is not None:
+            raise
+        return _held_out(trained, settings, train, str(error), least, say)
     _describe(test, "test", say)
-    return train, test
+    return Splits(train, test, "test", train)
 
 
 def _describe(source: Source, split: str, say: Callable[[str], None]) -> None:
@@ -113,23 +151,53 @@ def _describe(source: Source, split: str, say: Callable[[str], None]) -> None:
         say(line)
 
 
-def _check_labels(train: Source, test: Source) -> None:
-    bare = next((source for source in (train, test) if source.labels is None), None)
-    if bare is not None:
-        raise DataError(
-            f"probes need labels, and {bare.name} has none ({bare.unlabeled}): give class folders with "
-            "--data.source folder --data.root TRAIN --data.test-root TEST, or another labeled source"
-        )
+def _held_out(
+    trained: Trained, settings: data.Config, train: Source, why: str, least: int, say: Callable[[str], None]
+) -> Splits:
+    """A part of the training images as the test split, and one line on it."""
+    labels = None if unlearnable(train) else train.labels
+    least = least if labels is not None else max(least, held_out.ENOUGH)
+    rows = held_out.rows(len(train), labels, held_out.number(len(train), least))
+    name = "training" if len(rows) == len(train) else "held-out training"
+    which = f"{len(rows):,} of the {len(train):,} training images are held out in its place"
+    if name == "training":
+        which = "the only training image is taken" if len(rows) == 1 else f"all {len(rows)} training images are taken"
+    seen = ""
+    if trained.has_seen(settings):
+        seen = ", which the encoder has seen in training"
+        seen += ", without their labels" if labels is not None and not _takes_labels(trained.settings) else ""
+    say(f"no test split: {which}{seen} ({why})")
+    return Splits(train.subset(held_out.others(len(train), rows)), train.subset(rows), name, train)
 
 
-def _say(console: Console, ranks: Ranks) -> Callable[[str], None]:
+def unlearnable(source: Source) -> str:
+    """Why no probe can be trained on the labels of a source, "" where one can."""
+    if source.labels is None:
+        return f"{source.name} has no labels" + (f" ({source.unlabeled})" if source.unlabeled else "")
+    counts = np.unique(source.labels, return_counts=True)[1]
+    if len(counts) < 2:
+        return f"all images of {source.name} are of one class"
+    return f"each class of {source.name} has a single image" if counts.max() < 2 else ""
+
+
+def _takes_labels(settings: PretrainConfig) -> bool:
+    """Whether the method trains on labels."""
+    try:
+        settings.method.check(settings.batch_size, False)
+    except ConfigError:
+        return True
+    return False
+
+
+def say_to(console: Console, ranks: Ranks) -> Callable[[str], None]:
     """Prints a line on rank 0, as it is."""
     return partial(console.print, markup=False, highlight=False, soft_wrap=True) if ranks.is_main else silent
 
 
-def _loader(
+def loader(
     settings: data.Config, source: Source, view: ViewSpec, batch_size: int, ranks: Ranks, dtype: torch.dtype
 ) -> data.Loader:
+    """This rank's share of a source, as probes see it."""
     return data.evaluation(
         settings,
         source,
@@ -143,188 +211,14 @@ def _loader(
     )
 
 
-def _autocast(device: torch.device) -> torch.dtype | None:
+def extract(
+    trained: Trained, encoder: encoders.Encoder, settings: data.Config, source: Source, ranks: Ranks, bars: Bars
+) -> Features:
+    """The features of a source as probes see it."""
+    batches = loader(settings, source, trained.view, 256, ranks, torch.float32)
+    return features.extract(encoder, batches, autocast=autocast(ranks.device), num_samples=len(source), progress=bars)
+
+
+def autocast(device: torch.device) -> torch.dtype | None:
+    """The dtype to autocast to where features are computed; None: float32 throughout."""
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-
-
-def scores(
-    trained: Trained, settings: data.Config, options: ProbeConfig, ranks: Ranks, console: Console
-) -> list[Score]:
-    """Probe the pretrained encoder and, if asked, raw pixels and the untrained encoder, on the same splits."""
-    train, test = _splits(settings, _say(console, ranks))
-    _check_labels(train, test)
-    assert train.labels is not None
-    probes, lines = probe.possible(options.probe, torch.from_numpy(train.labels), train.classes or ())
-    for line in lines:
-        _say(console, ranks)(line)
-    device, autocast = ranks.device, _autocast(ranks.device)
-    found: list[Score] = []
-    bars = _Bars(console, ranks.is_main)
-    with bars.display:
-        wanted = ["raw pixels", "untrained encoder"] if options.baselines else []
-        for name in [*wanted, "pretrained encoder"]:
-            bars.stage = name
-            made: list[Features] = []
-            for split in (train, test):
-                batches = _loader(settings, split, trained.view, options.batch_size, ranks, torch.float32)
-                if name == "raw pixels":
-                    made.append(features.pixels(batches, num_samples=len(split), progress=bars))
-                else:
-                    encoder = trained.encoder(trained=name == "pretrained encoder", device=device)
-                    made.append(
-                        features.extract(encoder, batches, autocast=autocast, num_samples=len(split), progress=bars)
-                    )
-            if ranks.is_main:
-                classes = len(train.classes or ())
-                found.append(probe.evaluate(probes, made[0], made[1], name, classes, device=device, progress=bars))
-            distributed.barrier()
-    return found
-
-
-def probe_main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
-    """``sslx probe CHECKPOINT``: print the table, and write it to ``probe.json`` in the run folder.
-
-    path: the checkpoint that argv names.  quiet: say nothing on wrong flags.
-    """
-    trained = load(path)
-    options = config.load_probe(argv, trained.settings.data, quiet=quiet)
-    settings, ours = options.data, trained.settings.data
-    if settings.size != ours.size:
-        raise ConfigError(f"--data.size {settings.size} is of training views; the probes' is --data.eval-size")
-    if settings.eval_size != ours.eval_size and settings.eval_size is not None:
-        trained = replace(trained, view=eval_view(settings.eval_size, trained.view.mean, trained.view.std))
-    ranks = distributed.init(options.device)
-    console = Console()
-    found = scores(trained, settings, options, ranks, console)
-    if ranks.is_main:
-        note = DIGITS_NOTE if settings.source == "digits" and options.baselines else ""
-        what = f"test accuracy in % on {settings.source}, {trained.view.size} px"
-        name = shown(trained.settings.name)
-        console.print(f"{name}, step {trained.step:,}: {what}", markup=False, highlight=False)
-        console.print(probe.table(found, ""))
-        if note:
-            console.print(note, highlight=False)
-        record = {
-            "step": trained.step,
-            "source": settings.source,
-            "view_px": trained.view.size,
-            "scores": probe.as_json(found),
-        }
-        _write(trained.folder / "probe.json", record)
-    distributed.shutdown()
-    return 0
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    try:
-        files.replace(path, (json.dumps(record, indent=1) + "\n").encode())
-    except OSError as error:
-        raise StorageError(f"cannot write {shown(path)}: {error.strerror}: the table above is all there is") from error
-
-
-def _picture(trained: Trained, test: Source, name: str, seed: int, device: torch.device, path: Path) -> bool:
-    """Draw what the method shows of 8 images, cut as for probes, of the training views' size; False: nothing."""
-    method, settings = trained.method(device), trained.settings
-    chosen = plot.subsample(len(test), None if test.labels is None else torch.from_numpy(test.labels), 8, seed)
-    view = replace(trained.view, size=trained.size)
-    alone = Ranks(0, 1, 0, device)
-    batch = next(_loader(settings.data, test.subset(chosen), view, len(chosen), alone, torch.float32))
-    drawn = torch.from_numpy(rng.uniform(seed, "picture", chosen, num=method.num_draws)).float()
-    rows = method.picture(replace(batch, draws=drawn.clamp_(max=1 - 2.0**-24).to(device)))
-    if rows:
-        title = f"{settings.name}: {settings.method.name} on {name} images"
-        plot.images(rows, view, path, title, f"step {trained.step:,}, {trained.size} px")
-    return bool(rows)
-
-
-def plot_main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
-    """``sslx plot CHECKPOINT``: ``loss.png``, ``tsne.png`` and, where the method shows something, ``method.png``.
-
-    All in the run folder.  What cannot be drawn is left out with a line; the first such error, where nothing can.
-    path: the checkpoint that argv names.  quiet: say nothing on wrong flags.
-    """
-    trained = load(path)
-    options = config.load_plot(argv, trained.settings.data, quiet=quiet)
-    ranks = distributed.init(options.device)
-    trained = replace(trained, settings=replace(trained.settings, data=options.data))
-    console = Console()
-    say = _say(console, ranks)
-    written, problems = list[Path](), list[UserError]()
-
-    def attempt(file: str, draw: Callable[[Path], bool]) -> None:
-        try:
-            written.extend([trained.folder / file] * draw(trained.folder / file))
-        except UserError as error:
-            problems.append(error)
-        except OSError as error:
-            problems.append(StorageError(f"cannot write {shown(trained.folder / file)}: {error.strerror}"))
-
-    if ranks.is_main:
-        attempt("loss.png", partial(_loss_curve, trained.folder / "metrics.jsonl"))
-    try:
-        train, source, name = _splits_to_draw(options.data, say)
-    except UserError as error:
-        problems.append(error)
-    else:
-        attempt("tsne.png", partial(_tsne, trained, options, train, source, name, ranks, console))
-        if ranks.is_main:
-            attempt("method.png", partial(_picture, trained, source, name, options.seed, ranks.device))
-    distributed.shutdown()
-    if written:
-        say(f"wrote {', '.join(map(shown, written))}")
-    storage = [problem for problem in problems if isinstance(problem, StorageError)]
-    if ranks.is_main and (storage or not written):
-        raise (*storage, *problems)[0]
-    for problem in problems:
-        say(f"left out: {problem}")
-    return 0
-
-
-def _splits_to_draw(settings: data.Config, say: Callable[[str], None]) -> tuple[Source, Source, str]:
-    """The training split, and what to draw, the test split or, where there is none, the training split; its name."""
-    train = sources.build(settings, "train", say=say)
-    _describe(train, "training", say)
-    try:
-        test = sources.build(settings, "test", say=say, classes=train.classes, levels=train.levels)
-    except (MissingInput, DataError) as error:
-        say(f"drawing training images, for want of a test split: {error}")
-        return train, train, "training"
-    _describe(test, "test", say)
-    return train, test, "test"
-
-
-def _loss_curve(metrics: Path, path: Path) -> bool:
-    plot.loss_curve(metrics, path)
-    return True
-
-
-def _tsne(
-    trained: Trained,
-    options: PlotConfig,
-    train: Source,
-    source: Source,
-    name: str,
-    ranks: Ranks,
-    console: Console,
-    path: Path,
-) -> bool:
-    """Draw the features of ``source``, with its kNN accuracy where it is another than the training split."""
-    bars = _Bars(console, ranks.is_main)
-    made: list[Features] = []
-    with bars.display:
-        bars.stage = "picture"
-        encoder = trained.encoder(trained=True, device=ranks.device)
-        autocast = _autocast(ranks.device)
-        labeled = source is not train and train.labels is not None and source.labels is not None
-        for split in (train, source) if labeled else (source,):
-            batches = _loader(options.data, split, trained.view, 256, ranks, torch.float32)
-            made.append(features.extract(encoder, batches, autocast=autocast, num_samples=len(split), progress=bars))
-    if not ranks.is_main:
-        return False
-    title = f"{trained.settings.name}: features of {len(source):,} {name} images"
-    if labeled and train.classes:
-        title += f", kNN accuracy {100 * probe.knn.accuracy(made[0], made[1], len(train.classes)):.1f} %"
-    with console.status("t-SNE ..."):
-        x, label = made[-1].x, made[-1].label
-        plot.tsne(x, label, train.classes, path, title, max_points=options.points, seed=options.seed)
-    return True

@@ -9,11 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sslx import checkpoint, cli, evaluate
+from sslx import checkpoint, cli, evaluate, pictures
 from sslx.config import load_probe
 from sslx.data import sources
 from sslx.data.views import eval_view
-from sslx.errors import DataError
 
 FLAGS = [
     "simclr_digits", "--epochs", "3", "--batch-size", "128", "--data.size", "16", "--data.eval-size", "24",
@@ -48,11 +47,11 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
     train, test = (sources.build(run.settings.data, split) for split in ("train", "test"))
     options = load_probe([str(trained)])
     ranks = evaluate.Ranks(0, 1, 0, torch.device("cpu"))
-    one = next(evaluate._loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
-    both = next(evaluate._loader(run.settings.data, test, run.view, 8, ranks, torch.float32))
+    one = next(evaluate.loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
+    both = next(evaluate.loader(run.settings.data, test, run.view, 8, ranks, torch.float32))
     assert one.views[0].shape == both.views[0].shape == (8, 3, 24, 24)
     assert len(one.views) == 1
-    again = next(evaluate._loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
+    again = next(evaluate.loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
     assert torch.equal(one.views[0], again.views[0]), "probes never augment"
     assert options.checkpoint == trained
 
@@ -112,10 +111,11 @@ def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys:
     assert cli.main(["plot", str(tmp_path / "run"), "--points", "50"]) == 0
     assert "method.png" in capsys.readouterr().out
     run, cpu = evaluate.load(tmp_path / "run"), torch.device("cpu")
-    test = sources.build(run.settings.data, "test")
     again, other = tmp_path / "again.png", tmp_path / "other.png"
-    assert evaluate._picture(run, test, "test", 0, cpu, again)
-    assert evaluate._picture(run, test, "test", 1, cpu, other)
+    splits = evaluate.splits(run, run.settings.data, lambda _: None)
+    assert splits.name == "test"
+    for seed, path in ((0, again), (1, other)):
+        assert pictures._method(pictures.Scene(run, run.settings.data, splits, seed, cpu), path)
     assert again.read_bytes() == (tmp_path / "run" / "method.png").read_bytes() != other.read_bytes()
     with Image.open(again) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -128,17 +128,6 @@ def test_the_method_of_a_checkpoint_has_its_weights(trained: Path) -> None:
     method = run.method(torch.device("cpu"))
     torch.testing.assert_close(method.state_dict(), run.weights, rtol=0, atol=0)
     assert not method.training
-
-
-def test_probe_needs_labels(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for split in ("train", "test"):
-        (tmp_path / split).mkdir()
-        for i in range(4):
-            Image.new("RGB", (20, 20), (i * 60, 10, 10)).save(tmp_path / split / f"{i}.png")
-    flags = ["--data.source", "folder", "--data.root", str(tmp_path)]
-    code = cli.main(["probe", str(trained), *flags])
-    assert code == DataError.exit_code
-    assert "need labels" in capsys.readouterr().err
 
 
 def test_probe_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

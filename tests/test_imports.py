@@ -32,6 +32,7 @@ ARROW = (
     ("sweeps", "resuming", "short_help"),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing
     ("train", "evaluate", "doctor", "measure"),
+    ("scores", "pictures"),
     ("verify", "cluster", "bench", "operators"),
     ("commands",),
     ("__main__",),

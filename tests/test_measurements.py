@@ -106,7 +106,7 @@ def test_a_folder_without_a_test_split_is_drawn(tmp_path: Path, capsys: pytest.C
     assert cli.main(["plot", str(tmp_path / "r")]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "drawing training images" in out
+    assert "no test split: 14 of the 16 training images are held out in its place" in out
     for name in ("loss.png", "tsne.png"):
         assert (tmp_path / "r" / name).read_bytes().startswith(b"\x89PNG")
     other = images(tmp_path / "other", all__cat=4)

@@ -1,6 +1,7 @@
 """The pictures: what they show, read back from the PNGs, and which samples they show."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ from torch import Tensor
 from sslx import plot
 from sslx.data.views import ViewSpec
 from sslx.errors import DataError, MissingInput
+from sslx.plot import canvas, embedding, thumbnails
 
 
 def clusters(classes: int, size: int = 120) -> tuple[Tensor, Tensor]:
@@ -41,11 +43,11 @@ def metrics(path: Path, records: Sequence[Mapping[str, object]], tail: str = "")
 
 def test_tsne_shows_each_class_in_its_colour_with_a_legend(tmp_path: Path) -> None:
     x, label = clusters(4)
-    plot.tsne(x, label, ("cat", "dog", "owl", "bat"), tmp_path / "new" / "map.png", "kNN 98.3 %")
+    plot.feature_map(x, label, ("cat", "dog", "owl", "bat"), tmp_path / "new" / "map.png", "kNN 98.3 %")
     pixels = read(tmp_path / "new" / "map.png")
-    assert min(pixels.shape[:2]) > 700
+    assert min(pixels.shape[:2]) > 500
     for colour in plot.PALETTE[:4]:
-        assert num_pixels(pixels, colour, plot.OPACITY) > 2000  # 30 points
+        assert num_pixels(pixels, colour, plot.OPACITY) > 1500  # 30 points, some below a name
         assert 100 < num_pixels(pixels, colour) < 2000  # and a mark in the legend
     assert num_pixels(pixels, plot.PALETTE[4], plot.OPACITY) == 0
 
@@ -53,13 +55,13 @@ def test_tsne_shows_each_class_in_its_colour_with_a_legend(tmp_path: Path) -> No
 def test_tsne_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     x, label = clusters(3)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        plot.tsne(x, label, None, tmp_path / name, "title", max_points=60, seed=seed)
+        plot.feature_map(x, label, None, tmp_path / name, "title", max_points=60, seed=seed)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b != c
 
 
 def test_tsne_without_labels_has_one_colour(tmp_path: Path) -> None:
-    plot.tsne(clusters(3)[0], None, None, tmp_path / "map.png", "title")
+    plot.feature_map(clusters(3)[0], None, None, tmp_path / "map.png", "title")
     pixels = read(tmp_path / "map.png")
     assert num_pixels(pixels, plot.PALETTE[0], plot.OPACITY) > 2000
     assert num_pixels(pixels, plot.PALETTE[1], plot.OPACITY) == 0
@@ -68,20 +70,84 @@ def test_tsne_without_labels_has_one_colour(tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [15, pytest.param(30, marks=pytest.mark.slow)])
 def test_tsne_of_many_classes_has_many_colours(classes: int, tmp_path: Path) -> None:
     x, label = clusters(classes)
-    plot.tsne(x, label, None, tmp_path / "map.png", "title")
+    plot.feature_map(x, label, None, tmp_path / "map.png", "title")
     colours, counts = np.unique(read(tmp_path / "map.png").reshape(-1, 3), axis=0, return_counts=True)
     spread = colours.max(1) - colours.min(1) > 40
     assert (counts[spread] > 100).sum() >= 0.8 * classes
 
 
+def test_no_two_of_ten_classes_share_color_or_marker() -> None:
+    for num in (2, 10):
+        colors, markers = zip(*embedding.looks(num), strict=True)
+        assert len(set(colors)) == len(set(markers)) == num
+    for num in (15, 30):
+        assert len(set(embedding.looks(num))) == num
+
+
+def test_a_class_is_named_at_the_median_of_its_points_and_in_the_legend() -> None:
+    places = np.concatenate([np.array([[x, y]]) + np.eye(2) for x, y in ((0, 0), (40, 0), (0, 40), (40.1, 0))])
+    label = np.repeat(np.arange(4), 2)
+    _, axes = canvas.canvas(4, 4)
+    embedding._draw_classes(axes, places, label, ("cat", "dog", "owl", "bat"), per_inch=10)
+    named = {text.get_text(): np.array(text.get_position()) for text in axes.texts}
+    for name, row in (("cat", 0), ("owl", 2)):
+        np.testing.assert_allclose(named[name], np.median(places[label == row], axis=0))
+    assert abs(named["dog"][1] - named["bat"][1]) > 2, "moved apart, as one would lie over the other"
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["cat", "dog", "owl", "bat"]
+
+
+@pytest.mark.parametrize("num", [60, 400])
+def test_thumbnails_cover_the_map_and_lie_over_no_other(num: int) -> None:
+    places = np.random.default_rng(0).normal(size=(num, 2)) * (1.2, 1)
+    side, gap = 0.07 * np.ptp(places[:, 0]), 0.007 * np.ptp(places[:, 0])
+    rows, corners = thumbnails.arrange(places, side, gap)
+    assert 40 <= len(rows) == len(set(rows.tolist())) <= 80
+    for i, corner in enumerate(corners):
+        away = np.abs(np.delete(corners, i, axis=0) - corner).max(1)
+        assert away.min() >= side + gap - 1e-9
+        others = np.delete(places[rows], i, axis=0)
+        assert not ((others > corner) & (others < corner + side)).all(1).any(), "hides the point of another one"
+        nearest = np.clip(places[rows[i]], corner, corner + side)
+        assert np.abs(places[rows[i]] - nearest).max() <= 2.2 * side
+    middle = (places.max(0) + places.min(0)) / 2
+    for x in (-1, 1):
+        for y in (-1, 1):
+            assert (((places[rows] - middle) * (x, y)) > 0).all(1).sum() >= 4, "some in every quarter"
+
+
+def test_the_map_shows_the_images_of_the_rows_that_it_asks_for(tmp_path: Path) -> None:
+    x, asked = clusters(3)[0], list[int]()
+
+    def green(rows: np.ndarray) -> np.ndarray:
+        asked.extend(rows.tolist())
+        return np.tile(np.array([0, 1, 0], np.float32), (len(rows), 8, 8, 1))
+
+    plot.feature_map(x, None, None, tmp_path / "map.png", "title", thumbnails=green)
+    expected = len(asked) * (thumbnails.SIDE * 160) ** 2
+    assert num_pixels(read(tmp_path / "map.png"), "#00ff00") == pytest.approx(expected, rel=0.1)
+    assert 10 < len(asked) <= 72
+    assert max(asked) < len(x)
+
+
+def test_umap_is_drawn_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("umap")
+    assert plot.projection() == "UMAP"
+    for name in ("a.svg", "b.svg"):
+        plot.feature_map(*clusters(3), None, tmp_path / name, "title", by="UMAP")
+    assert any("UMAP of 120 images" in text for text in texts(tmp_path / "a.svg"))
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
 def test_tsne_of_collapsed_features_is_drawn(tmp_path: Path) -> None:
-    plot.tsne(torch.ones(50, 8), torch.arange(50) % 2, None, tmp_path / "map.png", "title")
+    plot.feature_map(torch.ones(50, 8), torch.arange(50) % 2, None, tmp_path / "map.png", "title")
     assert num_pixels(read(tmp_path / "map.png"), plot.PALETTE[1]) > 100
 
 
 def test_tsne_of_too_few_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="4 or more samples"):
-        plot.tsne(torch.ones(3, 8), None, None, tmp_path / "map.png", "title")
+        plot.feature_map(torch.ones(3, 8), None, None, tmp_path / "map.png", "title")
 
 
 def test_subsample_keeps_the_shares_of_the_classes() -> None:
@@ -134,6 +200,22 @@ def test_a_short_run_has_a_curve_too(num: int, tmp_path: Path) -> None:
     assert num_pixels(read(tmp_path / "loss.png"), plot.PALETTE[0]) > 10
 
 
+def test_steps_and_epochs_are_whole_and_the_legend_is_below(tmp_path: Path) -> None:
+    records: list[dict[str, object]] = [{"step": s, "loss": 9.0 + s / 1000, "lr": 0.1, "epoch": s / 9} for s in (1, 2)]
+    path = metrics(tmp_path / "m", records)
+    plot.loss_curve(path, tmp_path / "short.svg", title="my_run: pretraining loss")
+    drawn = texts(tmp_path / "short.svg")
+    assert {"1", "2", "my_run: pretraining loss"} <= set(drawn)
+    assert not {"1.00", "1.25", "epoch"} & set(drawn), "no whole epoch has passed"
+    assert not [text for text in drawn if text.startswith("+")], "losses are written out, not as an offset"
+    metrics(path, [{"step": s, "loss": 9.0, "lr": 0.1, "epoch": s / 9} for s in (1, 20)])
+    plot.loss_curve(path, tmp_path / "longer.svg")
+    assert "epoch" in texts(tmp_path / "longer.svg")
+    assert plot.epoch_marks(np.array([1, 20]), np.array([1, 20]) / 9) == pytest.approx({1: 9, 2: 18})
+    heights = dict(zip(drawn, text_heights(tmp_path / "short.svg"), strict=True))
+    assert heights["loss"] > heights["step"], "of the two texts 'loss' the later one is the legend's"
+
+
 @pytest.mark.parametrize("text", [None, "", '{"step": 1, "lr": 0.1}\n'])
 def test_no_points_are_missing_input(text: str | None, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -172,6 +254,60 @@ def texts(path: Path) -> list[str]:
     return ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
+def text_heights(path: Path) -> list[float]:
+    """How far down each text of an SVG stands."""
+    nodes = ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")
+    places = [node.get("y") or re.findall(r"[-0-9.]+", node.get("transform") or "")[1] for node in nodes]
+    return [float(place) for place in places]
+
+
+def test_neighbors_are_the_nearest_of_all_by_cosine() -> None:
+    x, label = clusters(4)
+    queries, rows, similar = plot.neighbors(x, 8, 6, 0)
+    assert len(set(queries.tolist())) == 8
+    assert set(label[queries].tolist()) == {0, 1, 2, 3}, "spread over the feature space"
+    unit = x.double().numpy() / np.linalg.norm(x.double().numpy(), axis=1, keepdims=True)
+    for query, near, values in zip(queries, rows, similar, strict=True):
+        cosines = unit @ unit[query]
+        cosines[query] = -2
+        best = np.argsort(-cosines, kind="stable")[:6]
+        assert near.tolist() == best.tolist()
+        np.testing.assert_allclose(values, cosines[best], atol=1e-12)
+    again, other = (plot.neighbors(x, 8, 6, seed)[0].tolist() for seed in (0, 1))
+    assert again == queries.tolist() != other
+
+
+@pytest.mark.parametrize("num", [2, 5])
+def test_few_and_collapsed_images_have_neighbors(num: int) -> None:
+    queries, rows, similar = plot.neighbors(torch.ones(num, 3), 8, 6, 0)
+    assert sorted(queries.tolist()) == list(range(num))
+    assert rows.shape == similar.shape == (num, num - 1)
+    assert all(query not in near for query, near in zip(queries, rows, strict=True))
+    with pytest.raises(DataError, match="2 or more images"):
+        plot.neighbors(torch.ones(1, 3), 8, 6, 0)
+
+
+def test_a_sheet_has_the_query_first_and_lines_below(tmp_path: Path) -> None:
+    colors = np.eye(3, dtype=np.float32)
+    pixels = np.tile(colors[:, None, None], (1, 4, 4, 1))
+    rows = [(pixels, ["query", "0.91 cat", "0.90 $dog"]), (pixels, ["query", "0.81", "0.80"])]
+    for name in ("sheet.png", "sheet.svg"):
+        plot.neighbor_sheet(rows, tmp_path / name, "title", "subtitle")
+    drawn = read(tmp_path / "sheet.png")
+    red, green, blue = (np.argwhere(np.abs(drawn - 255 * color).sum(-1) < 20) for color in colors)
+    assert red[:, 1].max() < green[:, 1].min() < green[:, 1].max() < blue[:, 1].min()
+    assert len(green) == pytest.approx(2 * (1.25 * 160) ** 2, rel=0.05)
+    assert {"query", "0.91 cat", "0.90 $dog", "0.80", "title"} <= set(texts(tmp_path / "sheet.svg"))
+
+
+def test_small_views_stand_side_by_side_in_white() -> None:
+    view = ViewSpec(size=9)
+    black = -torch.tensor(view.mean)[:, None, None] / torch.tensor(view.std)[:, None, None]
+    sheet = plot.rgb(plot.side_by_side([black.expand(2, 3, 4, 4)] * 2, view, 9), view)
+    assert sheet.shape == (2, 4, 9, 3)
+    np.testing.assert_allclose(sheet[0, 0, :, 0], [0, 0, 0, 0, 0, 0, 0, 0, 1], atol=1e-6)
+
+
 def test_bars_are_as_long_as_their_values_and_ours_is_coloured(tmp_path: Path) -> None:
     rows = [("sslx", 3000.0, 2900.0, 3100.0), ("other", 1000.0, 900.0, 1100.0)]
     plot.bars(rows, tmp_path / "bars.png", "Title", "subtitle", ours="sslx")
@@ -205,10 +341,10 @@ def test_names_from_outside_are_drawn_as_they_are(tmp_path: Path):
     """Half a formula would raise, and a label that begins with an underscore would be left out."""
     from matplotlib.text import Text as Drawn
 
-    figure, axes = plot._canvas(4, 4)  # pyright: ignore[reportPrivateUsage]
-    plot._legend(axes, dict.fromkeys(HOSTILE, "red"))  # pyright: ignore[reportPrivateUsage]
-    plot._titles(axes, HOSTILE[1], HOSTILE[0])  # pyright: ignore[reportPrivateUsage]
-    plot._save(figure, tmp_path / "a.svg")  # pyright: ignore[reportPrivateUsage]
+    figure, axes = canvas.canvas(4, 4)
+    canvas.legend(axes, dict.fromkeys(HOSTILE, ("red", "o")))
+    canvas.titles(axes, HOSTILE[1], HOSTILE[0])
+    canvas.save(figure, tmp_path / "a.svg")
     drawn = {text.get_text() for text in figure.findobj(Drawn)}  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     assert {"$x^2$", "$\\frac{", "_hidden", "a\\nb", "[bold]", "\\x1b[31m"} <= drawn
     svg = (tmp_path / "a.svg").read_text()

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from sslx.data.loader import Loader as Loader
     from sslx.data.loader import evaluation as evaluation
     from sslx.data.loader import has_dali as has_dali
+    from sslx.data.loader import in_order as in_order
     from sslx.data.loader import training as training
 
 __getattr__ = later.names(
     __name__,
     {
-        "loader": ("Backend", "Indices", "Loader", "evaluation", "has_dali", "training"),
+        "loader": ("Backend", "Indices", "Loader", "evaluation", "has_dali", "in_order", "training"),
     },
 )

@@ -14,7 +14,7 @@ from sslx import cores, rng
 from sslx.data import identity
 from sslx.data.batch import Batch
 from sslx.data.config import Config
-from sslx.data.order import Order, Sequential, Shuffled
+from sslx.data.order import Order, Repeated, Sequential, Shuffled
 from sslx.data.patience import Caller, Patience, StopWaiting
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
@@ -286,13 +286,31 @@ def evaluation(
     """One pass over a source through the evaluation view, every image once; batch_size is per rank."""
     assert spec.augment is None
     order = Sequential(num_samples=len(source), per_rank=batch_size, rank=rank, world_size=world_size)
+    return in_order(
+        config, source, [spec], order, seed=0, local_world_size=local_world_size, device=device, dtype=dtype, say=say
+    )
+
+
+def in_order(
+    config: Config,
+    source: Source,
+    specs: Sequence[ViewSpec],
+    order: Sequential | Repeated,
+    *,
+    seed: int,
+    local_world_size: int = 1,
+    device: torch.device,
+    dtype: torch.dtype,
+    say: Callable[[str], None] = lambda _: None,
+) -> Loader:
+    """Views of the samples of an order, made as in training: of the same seed, epoch and sample they are the same."""
     patience = Patience(config.timeout_s, say=say)
     backend = _backend(
         config,
         source,
-        [spec],
-        seed=0,
-        per_rank=batch_size,
+        specs,
+        seed=seed,
+        per_rank=order.per_rank if isinstance(order, Sequential) else len(order.index),
         local_world_size=local_world_size,
         device=device,
         say=say,

@@ -99,4 +99,25 @@ class Sequential:
         return t >= self.num_batches
 
 
-Order = Shuffled | Sequential
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """The same samples once an epoch, for so many epochs: how each is augmented in one after another."""
+
+    index: Indices
+    num_epochs: int
+
+    @property
+    def num_batches(self) -> int:
+        return 1
+
+    def epoch(self, t: int) -> int:
+        return t
+
+    def batch(self, t: int) -> Indices:  # noqa: ARG002
+        return self.index
+
+    def finished(self, t: int) -> bool:
+        return t >= self.num_epochs
+
+
+Order = Shuffled | Sequential | Repeated

@@ -105,6 +105,11 @@ def build(
     return replace(source, levels=levels)
 
 
+def pretrains_on_more(config: Config) -> bool:
+    """Whether the images of ``pretrain`` are others than those of ``train``: unlabeled ones come on top."""
+    return config.source == "stl10"
+
+
 def _found(
     config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None, patience: Patience
 ) -> Source:

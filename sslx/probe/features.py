@@ -45,6 +45,7 @@ def extract(
     *,
     autocast: torch.dtype | None = None,
     num_samples: int,
+    num_views: int = 1,
     progress: Progress = silent,
 ) -> Features:
     """The features of a split's first view, computed by all ranks and given to each.
@@ -53,6 +54,7 @@ def extract(
     batches: this rank's share, in any order and any batch size; over all ranks each of the ``num_samples``
       samples once.
     autocast: the dtype to autocast to, or None for float32 throughout.
+    num_views: of more than one view, the features of each stand beside one another: (N, num_views * D).
     Raises NonFiniteError, on all ranks, if a feature is not finite.
     """
 
@@ -65,7 +67,7 @@ def extract(
             return encoder(view if autocast is not None else view.float())
 
     with evaluating(encoder):
-        return _collect(embed, batches, num_samples, progress)
+        return _collect(embed, batches, num_samples, num_views, progress)
 
 
 @contextmanager
@@ -80,18 +82,26 @@ def evaluating(module: nn.Module) -> Generator[None]:
             part.training = mode
 
 
-def pixels(batches: Iterable[Batch], *, num_samples: int, progress: Progress = silent) -> Features:
+def pixels(
+    batches: Iterable[Batch],
+    *,
+    num_samples: int,
+    num_views: int = 1,
+    side: int = PIXEL_SIDE,
+    progress: Progress = silent,
+) -> Features:
     """The raw-pixel baseline: the normalised pixels of each sample's first view, flattened to (N, 3·H·W).
 
     Views of more than 16 pixels a side are averaged down to 16 × 16 (``PIXEL_SIDE``) first: at 224 pixels a
     row would hold 150,528 numbers, and an ordinary training split would not fit in memory.
+    num_views: as of ``extract``.  side: for another number of pixels than 16.
     """
 
     def flatten(view: Tensor) -> Tensor:
-        height, width = (min(side, PIXEL_SIDE) for side in view.shape[-2:])
+        height, width = (min(length, side) for length in view.shape[-2:])
         return F.adaptive_avg_pool2d(view.float(), (height, width)).flatten(1)
 
-    return _collect(flatten, batches, num_samples, progress)
+    return _collect(flatten, batches, num_samples, num_views, progress)
 
 
 def by_class(label: Tensor, seed: int, name: str, *counters: int) -> dict[int, npt.NDArray[np.int64]]:
@@ -102,14 +112,14 @@ def by_class(label: Tensor, seed: int, name: str, *counters: int) -> dict[int, n
 
 
 def _collect(
-    embed: Callable[[Tensor], Tensor], batches: Iterable[Batch], num_samples: int, progress: Progress
+    embed: Callable[[Tensor], Tensor], batches: Iterable[Batch], num_samples: int, num_views: int, progress: Progress
 ) -> Features:
     world_size = distributed.world_size()
     x, label, index = list[Tensor](), list[Tensor](), list[Tensor]()
     done, problem = 0, None
     try:
         for batch in batches:
-            x.append(embed(batch.views[0]).float().cpu())
+            x.append(torch.cat([embed(view).float().cpu() for view in batch.views[:num_views]], 1))
             memory.keep_freed()
             index.append(batch.index.cpu())
             if batch.label is not None:

@@ -76,7 +76,7 @@ def test_a_second_ctrl_c_in_a_long_step_ends_it_with_words_and_a_visible_cursor(
     assert "\x1b[?25" not in terminal.sent
     lines = [line for line in terminal.lines if line]
     assert lines[-3] == "stopped by Ctrl-C before the first checkpoint: nothing is saved"
-    assert lines[-1] == f"  sslx pretrain {tmp_path}/r/config.json --resume auto"
+    assert lines[-1] == f"  sslx resume {tmp_path}/r"
     assert len(bars(terminal)) == 1
     assert (status_of(tmp_path).state, status_of(tmp_path).code) == ("stopped", 130)
 

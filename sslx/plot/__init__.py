@@ -1,0 +1,18 @@
+"""Pictures: a map of the features, the loss over training, sheets of images, and charts of measurements."""
+
+from sslx.plot.canvas import MARKERS as MARKERS
+from sslx.plot.canvas import OPACITY as OPACITY
+from sslx.plot.canvas import PALETTE as PALETTE
+from sslx.plot.charts import bars as bars
+from sslx.plot.charts import curves as curves
+from sslx.plot.charts import roofline as roofline
+from sslx.plot.embedding import feature_map as feature_map
+from sslx.plot.embedding import projection as projection
+from sslx.plot.embedding import subsample as subsample
+from sslx.plot.loss import epoch_marks as epoch_marks
+from sslx.plot.loss import loss_curve as loss_curve
+from sslx.plot.sheets import images as images
+from sslx.plot.sheets import neighbor_sheet as neighbor_sheet
+from sslx.plot.sheets import neighbors as neighbors
+from sslx.plot.sheets import rgb as rgb
+from sslx.plot.sheets import side_by_side as side_by_side

@@ -1,0 +1,290 @@
+"""sslx probe and sslx plot where there are no labels, no test split, or hardly any images: there is no dead end."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from processes import TINY, is_one_line
+from sslx import cli, data, evaluate, pictures, scores
+from sslx.config import DataConfig
+from sslx.data import sources
+from sslx.probe import features, health, held_out
+
+CPU = torch.device("cpu")
+READ = ["--data.source", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
+PICTURES = ("loss.png", "tsne.png", "neighbors.png", "views.png")
+Said = Callable[..., tuple[int, list[str], str]]
+
+
+def images(folder: Path, number: int, seed: int = 0) -> Path:
+    """Pictures of their own colors, 24 px."""
+    folder.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (number, 3, 3, 3), np.uint8)
+    for i, pixels in enumerate(coarse):
+        Image.fromarray(pixels).resize((24, 24), Image.Resampling.BICUBIC).save(folder / f"{i:03}.png")
+    return folder
+
+
+def pretrain(root: Path, runs: Path, *flags: str) -> Path:
+    assert (
+        cli.main(["pretrain", *TINY, *READ, "--data.root", str(root), "--runs", str(runs), "--name", "r", *flags]) == 0
+    )
+    return runs / "r"
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on 120 photos without labels and without a test split."""
+    folder = tmp_path_factory.mktemp("flat")
+    return pretrain(images(folder / "photos", 120), folder)
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on three classes of 30, 20 and 10 images, without a test split, with small crops."""
+    folder = tmp_path_factory.mktemp("classes")
+    for seed, (name, number) in enumerate((("cat", 30), ("dog", 20), ("[owl]", 10))):
+        images(folder / "photos" / name, number, seed)
+    flags = [*TINY[: TINY.index("--method.hidden-dim")], "--method.name", "swav", "--method.num-local", "4"]
+    widths = ["--method.hidden-dim", "16", "--method.projection-dim", "8", "--method.num-prototypes", "8"]
+    rest = ["--method.queue-size", "0", *TINY[TINY.index("--batch-size") :], *READ]
+    argv = ["pretrain", *flags, *widths, *rest, "--data.root", str(folder / "photos"), "--runs", str(folder)]
+    assert cli.main([*argv, "--name", "r"]) == 0
+    return folder / "r"
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """The exit code of a command, the lines that it prints, and what it says on stderr."""
+
+    def call(*argv: object) -> tuple[int, list[str], str]:
+        capsys.readouterr()
+        code = cli.main([str(arg) for arg in argv])
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err
+
+    return call
+
+
+def scene(run: Path, settings: DataConfig | None = None) -> pictures.Scene:
+    trained = evaluate.load(run)
+    settings = settings or trained.settings.data
+    splits = evaluate.splits(trained, settings, lambda _: None, least=held_out.ENOUGH)
+    return pictures.Scene(trained, settings, splits, 0, CPU)
+
+
+def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, said: Said) -> None:
+    code, lines, err = said("probe", flat)
+    assert (code, err) == (0, "")
+    text = "\n".join(lines)
+    (line,) = [line for line in lines if line.startswith("no test split: ")]
+    assert "50 of the 120 training images are held out in its place, which the encoder has seen in training" in line
+    assert "--data.test-root" in line
+    for word in ("RankMe", "alignment: ", "uniformity: ", "retrieval: ", "kNN, linear and few-label accuracy"):
+        assert word in text
+    assert f"wrote {flat / 'probe.json'}" in lines
+    record = json.loads((flat / "probe.json").read_text())
+    assert (record["scores"], record["split"], record["num_images"]) == ([], "held-out training", 50)
+    pixels, _, ours = record["label_free"]
+    assert [pixels["name"], ours["name"]] == ["raw pixels", "pretrained encoder"]
+    assert pixels["rank"] is None
+    of = scene(flat)
+    encoder = of.trained.encoder(trained=True, device=CPU)
+    batches = of.loader(of.splits.test, of.trained.view)
+    x = features.extract(encoder, batches, num_samples=50).x
+    assert ours["rank"] == pytest.approx(float(health.rank_me(x)), rel=1e-4)
+    assert 0 <= ours["retrieval"] <= 1
+    assert 0 < ours["alignment"] < 4
+
+
+def test_the_pairs_of_alignment_are_the_training_loaders_views(flat: Path) -> None:
+    of = scene(flat)
+    settings, test = of.trained.settings, of.splits.test
+    order = data.Sequential(num_samples=50, per_rank=16)
+    batches = data.in_order(
+        of.settings, test, of.trained.views, order, seed=settings.seed, device=CPU, dtype=torch.float32
+    )
+    made = list(batches)
+    trains = data.training(
+        of.settings, test, of.trained.views, batch_size=50, seed=settings.seed, device=CPU, dtype=torch.float32
+    )
+    epoch = next(trains)
+    for view in (0, 1):
+        ours = torch.cat([batch.views[view] for batch in made])
+        torch.testing.assert_close(ours[epoch.index], epoch.views[view], rtol=0, atol=0)
+
+
+def test_plot_draws_an_unlabeled_run(flat: Path, said: Said) -> None:
+    code, lines, err = said("plot", flat)
+    assert (code, err) == (0, "")
+    assert lines[-1] == "wrote " + ", ".join(str(flat / name) for name in PICTURES)
+    assert len([line for line in lines if "no test split" in line]) == 1
+    for name in PICTURES:
+        with Image.open(flat / name) as image:
+            assert min(image.size) > 400
+    assert said("probe", flat, "--data.test-root", images(flat.parent / "others", 6, 9))[0] == 0
+    assert json.loads((flat / "probe.json").read_text())["split"] == "test"
+
+
+def test_the_views_are_those_of_the_first_batch_and_of_the_next_epoch(flat: Path, classes: Path) -> None:
+    for run, num_views, num_epochs in ((flat, 2, 2), (classes, 6, 1)):
+        of = scene(run)
+        settings = of.trained.settings
+        index, epochs, source = pictures.training_views(of)
+        loader = data.training(
+            of.settings, source, of.trained.views, batch_size=16, seed=settings.seed, device=CPU, dtype=torch.float32
+        )
+        first = next(loader)
+        assert first.index[:6].tolist() == index.tolist()
+        assert [len(views) for views in epochs] == [num_views] * num_epochs
+        for ours, theirs in zip(epochs[0], first.views, strict=True):
+            torch.testing.assert_close(ours, theirs[:6], rtol=0, atol=0)
+    of = scene(flat)
+    index, epochs, source = pictures.training_views(of)
+    loader = data.training(
+        of.settings, source, of.trained.views, batch_size=20, seed=settings.seed, device=CPU, dtype=torch.float32
+    )
+    later = dict[int, torch.Tensor]()
+    for batch, _ in zip(loader, range(12), strict=False):
+        later |= zip(batch.index.tolist(), batch.views[1], strict=True)
+    for place, i in enumerate(index.tolist()):  # of 120 images, batches 7 to 12 are the second epoch's
+        torch.testing.assert_close(epochs[1][1][place], later[i], rtol=0, atol=0)
+
+
+def test_small_crops_stand_side_by_side(classes: Path) -> None:
+    of = scene(classes)
+    _, (views,), _ = pictures.training_views(of)
+    names = [name for name, _ in pictures._rows_of_views(views, of.trained.view)]
+    assert names == ["view 1, 16 px", "view 2, 16 px", "view 3, 8 px", "view 4, 8 px", "view 5, 8 px", "view 6, 8 px"]
+    small = [torch.zeros(2, 3, 24, 24)] * 3 + [torch.zeros(2, 3, 7, 7)] * 5
+    rows = pictures._rows_of_views(small, of.trained.view)
+    assert [name for name, _ in rows[3:]] == ["views 4 to 6, 7 px", "views 7 and 8, 7 px"]
+    assert all(row.shape[3] == 24 for _, row in rows)
+
+
+def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path, said: Said) -> None:
+    trained = evaluate.load(classes)
+    settings = trained.settings.data
+    splits = evaluate.splits(trained, settings, lambda _: None)
+    train, test = splits.train, splits.test
+    assert train.paths is not None
+    assert test.paths is not None
+    assert test.labels is not None
+    assert not set(train.paths) & set(test.paths)
+    assert sorted([*train.paths, *test.paths]) == list(splits.all_train.paths or ())
+    assert np.bincount(test.labels).tolist() in ([2, 6, 4], [2, 4, 6])
+    other = evaluate.splits(
+        evaluate.Trained(
+            **{**vars(trained), "settings": type(trained.settings)(**{**vars(trained.settings), "seed": 5})}
+        ),
+        settings,
+        lambda _: None,
+    )
+    assert list(other.test.paths or ()) == list(test.paths), "not a function of the run's seed"
+    code, lines, err = said("probe", classes, "--probe.draws", "2")
+    assert (code, err) == (0, "")
+    (line,) = [line for line in lines if line.startswith("no test split: ")]
+    assert "12 of the 60 training images" in line
+    assert "seen in training, without their labels" in line
+    record = json.loads((classes / "probe.json").read_text())
+    assert (record["split"], record["num_images"], len(record["scores"])) == ("held-out training", 12, 3)
+
+
+def test_a_labeled_run_is_drawn_too(classes: Path, said: Said) -> None:
+    code, lines, err = said("plot", classes)
+    assert (code, err) == (0, "")
+    assert lines[-1] == "wrote " + ", ".join(str(classes / name) for name in PICTURES)
+
+
+def test_an_unlabeled_test_folder_gives_way_to_held_out_labels(classes: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        images(tmp_path / "train" / name, 10)
+    images(tmp_path / "test", 5)
+    trained = evaluate.load(classes)
+    lines = list[str]()
+    settings = type(trained.settings.data)(**{**vars(trained.settings.data), "root": tmp_path})
+    splits = evaluate.splits(trained, settings, lines.append)
+    assert splits.name == "held-out training"
+    assert "have no labels" in lines[-1]
+    assert "has seen" not in lines[-1], "these are not the run's images"
+    named = type(settings)(**{**vars(settings), "root": tmp_path / "train", "test_root": tmp_path / "test"})
+    assert evaluate.splits(trained, named, lines.append).name == "test", "what the user names is taken"
+
+
+def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
+    trained = evaluate.load(classes)
+    settings = trained.settings.data
+    splits, lines = evaluate.splits(trained, settings, lambda _: None), list[str]()
+    worse = {"raw pixels": 0.5, "pretrained encoder": 0.25}
+    assert scores._say_few_steps(trained, splits, settings, worse, "kNN", lines.append)
+    assert "kNN: 25.0 % against 50.0 %): it was trained for 2 steps (0.5 epochs) only" in lines[0]
+    assert not scores._say_few_steps(trained, splits, settings, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
+    long = evaluate.Trained(**{**vars(trained), "step": 600})
+    assert not scores._say_few_steps(long, splits, settings, worse, "kNN", lines.append)
+
+
+@pytest.mark.parametrize(
+    ("layout", "probed", "drawn"),
+    [
+        ({"": 1}, "expected 2 or more images to tell apart, got 1", ("loss.png", "views.png")),
+        ({"": 2}, "", ("loss.png", "neighbors.png", "views.png")),
+        ({"cat": 1, "dog": 1, "owl": 1}, "", ("loss.png", "neighbors.png", "views.png")),
+        ({"cat": 8}, "", PICTURES),
+        ({}, "no images below", ("loss.png",)),
+    ],
+    ids=["one image", "two images", "classes of one image", "one class", "none"],
+)
+def test_hardly_any_images_are_a_line_and_no_traceback(
+    layout: dict[str, int], probed: str, drawn: tuple[str, ...], flat: Path, tmp_path: Path, said: Said
+) -> None:
+    root = images(tmp_path / "few", 0)
+    for name, number in layout.items():
+        images(root / name, number)
+    code, lines, err = said("probe", flat, "--data.root", root)
+    if probed:
+        assert code in (65, 66)
+        is_one_line(err, probed)
+        assert "--data.root" in err
+    else:
+        assert (code, err) == (0, "")
+        assert any(line.startswith("scores without labels: ") for line in lines)
+    code, lines, err = said("plot", flat, "--data.root", root)
+    assert (code, err) == (0, "")
+    assert "wrote " + ", ".join(str(flat / name) for name in drawn) in lines
+    if len(drawn) < len(PICTURES):
+        assert [line for line in lines if line.startswith("left out: ")]
+
+
+def test_a_wrong_test_root_is_an_error(flat: Path, tmp_path: Path, said: Said) -> None:
+    code, _, err = said("probe", flat, "--data.test-root", tmp_path / "typo")
+    assert code == 66
+    is_one_line(err, "--data.test-root")
+
+
+def test_all_stages_share_one_bar() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    bars = evaluate.Bars(console, True)
+    with bars.display:
+        for stage in ("raw pixels", "pretrained encoder"):
+            bars.stage = stage
+            for what in ("features", "kNN"):
+                bars(what, 3, 7)
+    (task,) = bars.display.tasks
+    assert task.description == "pretrained encoder: kNN"
+    assert (task.completed, task.total) == (3, 7)
+    silent = Console(file=io.StringIO())
+    with evaluate.Bars(silent, True).display:
+        pass
+    assert silent.file.getvalue() == "", "nothing where no terminal is"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_more_images_than_are_trained_on_with_labels() -> None:
+    assert sources.pretrains_on_more(DataConfig(source="stl10"))
+    assert not sources.pretrains_on_more(DataConfig(source="digits"))
