@@ -176,7 +176,7 @@ def test_durations() -> None:
 def test_the_last_words_name_commands_that_a_shell_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     folder = Path("my runs/a'b")
-    command = """sslx pretrain 'my runs/a'"'"'b/config.json' --resume auto"""
+    command = """sslx resume 'my runs/a'"'"'b'"""
     assert ending.resume_command(folder) == command
     saved = ending.stopped(folder, 5, 5, "Ctrl-C")
     assert saved == [
