@@ -229,7 +229,8 @@ def test_the_rank_whose_step_or_loader_is_slow_is_named(tmp_path: Path, record_p
         assert last["slowest_rank"] == 1
         assert last["slowest_rank_s"] > 0.45
         assert last["samples_per_s"] < 16 / 0.5
-        assert (last["data_wait"] > 0.5) == (where == "loader")
+        waited_s = last["data_wait"] * 16 / last["samples_per_s"]  # of a step; its share depends on the machine's load
+        assert (waited_s > 0.4) == (where == "loader")
         record_property(
             "figure",
             f"slow {where}: rank 1 at {last['slowest_rank_s']:.2f} s a step, the others {last['other_ranks_s']:.2f} s, "
