@@ -49,7 +49,7 @@ def train(method: str, root: Path, runs: Path, flags: list[str]) -> dict[str, ob
         raise SystemExit(f"{method}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     seconds = time.monotonic() - start
     run = runs / f"{method}_photos"
-    lines = outcome.read_metrics(run / "metrics.jsonl")
+    lines = list(outcome.read_metrics(run / "metrics.jsonl"))
     losses = [line["loss"] for line in lines if "loss" in line]
     last = {key: value for line in lines for key, value in line.items()}
     subprocess.run([sys.executable, "-m", "sslx", "probe", str(run)], capture_output=True, check=True)

@@ -18,7 +18,7 @@ from sslx.group_norm import group_norm, has_batch_norm
 from sslx.machine import onednn
 from sslx.methods.base import Method
 from sslx.probe.online import HELD_OUT, OnlineProbe
-from sslx.train import consistency
+from sslx.train import consistency, needs
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,12 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
             f"--encoder.weights {config.encoder.weights} holds numbers that are not finite, in {len(bad)} tensors, "
             f"such as {bad[0]}: take other weights"
         )
-    method = _method(config, file.Method(config.method, encoder), ranks.device, parameters)
+    bare: Method = file.Method(config.method, encoder)
+    samples = config.batch_size // ranks.world_size // config.micro_batches
+    needed = needs.of_step(bare, specs, samples, config.optim.name, autocast)
+    for line in needs.words(needed, needs.available(ranks.device), config.batch_size, distributed.local_world_size()):
+        say(line)
+    method = _method(config, bare, ranks.device, parameters)
     loader = data.training(
         config.data,
         source,

@@ -1,0 +1,70 @@
+"""How much memory a step takes is known before it is taken, and said where it is more than there is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslx import distributed
+from sslx.config import load
+from sslx.train import build as builds
+from sslx.train import needs
+
+GIB = 2.0**30
+FLAGS = (
+    "--data.source synthetic --data.num-synthetic 64 --data.size 32 --data.backend synthetic --device cpu "
+    "--precision fp32 --batch-size 64 --data.threads 0"
+).split()
+
+TAKEN = """
+import resource, sys, torch
+from sslx import config, distributed
+from sslx.train import needs
+from sslx.train.build import build
+from sslx.train.step import train_step
+found = []
+real = needs.of_step
+needs.of_step = lambda *given: found.append(real(*given)) or found[-1]
+parts = build(config.load(sys.argv[1:]), distributed.init("cpu"), lambda _: None)
+batches, progress = [next(parts.loader)], torch.full((), 0.5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for _ in range(2):
+    train_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
+print(found[0], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("method", ["simclr", "byol"])
+def test_the_estimate_is_what_a_step_takes(method: str) -> None:
+    argv = [sys.executable, "-c", TAKEN, *FLAGS, "--method.name", method]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    estimate, taken = map(float, done.stdout.split())
+    assert 0.6 * taken < estimate < 1.6 * taken, (estimate / GIB, taken / GIB)
+
+
+def test_the_method_and_the_random_state_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: list[dict[str, torch.Tensor]] = []
+    for estimate in (needs.of_step, lambda *_: 0.0):
+        monkeypatch.setattr(needs, "of_step", estimate)
+        parts = builds.build(load([*FLAGS, "--batch-size", "8"]), distributed.init("cpu"), lambda _: None)
+        weights.append({**parts.method.state_dict(), "drawn": torch.rand(4)})
+        parts.loader.close()
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_too_much_is_said_with_what_to_do() -> None:
+    assert needs.words(1 * GIB, 8 * GIB, 64, 2) == []
+    (line,) = needs.words(10.1 * GIB, 7.2 * GIB, 256, 1)
+    assert line.startswith("memory: a step takes about 10.1 GiB, and 7.2 GiB are free: ")
+    assert "--grad-cache-chunks 4" in line
+    assert "--batch-size 64" in line
+    assert "on each of 2 ranks" in needs.words(4 * GIB, 8 * GIB, 64, 2)[0]
+
+
+def test_what_is_free_is_less_than_the_machine_has() -> None:
+    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    free = needs.available(torch.device("cpu"))
+    assert 0 < free < float(total.split()[1]) * 1024
