@@ -226,7 +226,8 @@ def peers() -> str:
     return table(head, rows) + prose(
         f"On {found[0]['cores']} cores of {found[0]['cpu']}, {found[0]['tuned_precision']}. The last two rows are "
         "medians of ratios, not ratios of the medians above: in each turn, sslx is compared with that turn's run of "
-        "lightly's example and with the faster of that turn's two tuned runs, since the machine's speed moves from turn to turn. "
+        "lightly's example and with the faster of that turn's two tuned runs, since the machine's speed moves from "
+        "turn to turn. "
         f"Compared with the lightly run that takes the least memory, sslx takes {shares}."
     )
 

@@ -4,10 +4,12 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from sslx import cli, config
+from sslx import cli, config, evaluate
 from sslx.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +82,19 @@ def test_a_command_of_a_readme_parses(command: str):
 def test_commands_in_sentences_exist(path: Path):
     named = re.findall(r"`sslx\s+([a-z]\S*?)[\s`]", path.read_text())
     assert {name for name in named if name not in cli.COMMANDS} == set()
+
+
+def test_the_encoder_loads_into_timm_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--data.source synthetic --data.num-synthetic 8 --data.size 72 --data.backend torchvision --data.threads 0"
+    flags += " --batch-size 4 --steps 1 --online.every 0 --health.every 0 --precision fp32 --name photos"
+    assert cli.main(["pretrain", *flags.split()]) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("step_1000", "step_1"), names)
+    trained = evaluate.load(tmp_path / "runs" / "photos").encoder(trained=True, device=torch.device("cpu")).eval()
+    images = torch.randn(2, 3, 72, 72)
+    torch.testing.assert_close(names["encoder"].eval()(images), trained(images))
 
 
 @pytest.mark.parametrize("options", [["--encoder.nam", "resnet50"], ["--method.name", "bjol"]])
