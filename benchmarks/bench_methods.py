@@ -148,7 +148,8 @@ def passes(name: str, found: list[Record]) -> bool:
 
 
 def table(found: list[Record]) -> str:
-    """A Markdown table, a row a method, best linear probe first; means over seeds, ± half of how far they differ.
+    """A Markdown table, a row for each method, by name, since it is no ranking.  Means over seeds, ± half
+    of how far they differ.
 
     Speed and memory are the first seed's: the others take as many steps, on whatever machine.
     """
@@ -158,10 +159,7 @@ def table(found: list[Record]) -> str:
         text = f"{100 * statistics.mean(values):.1f}"
         return f"{text} ± {50 * (max(values) - min(values)):.1f}" if len(values) > 1 else text
 
-    def linear(name: str) -> float:
-        return statistics.mean(r["trained"]["linear"] for r in of(found, name))
-
-    for name in sorted({r["method"] for r in found}, key=linear, reverse=True):
+    for name in sorted({r["method"] for r in found}):
         mine = of(found, name)
         cells = [percent([r["trained"][score] for r in mine]) for score in ("knn", "linear")]
         cells.append(", ".join(percent([r["untrained"][score] for r in mine]) for score in ("knn", "linear")))

@@ -26,11 +26,14 @@ import bench_step
 from sslx import measure, plot
 
 HERE = Path(__file__).parent
-READMES = [HERE.parent / path for path in ("README.md", "slurm/README.md", "kernels/README.md")]
+READMES = [
+    HERE.parent / folder / "README.md"
+    for folder in (".", "benchmarks", "slurm", "kernels", "sslx/data", "sslx/methods", "sslx/train", "tests")
+]
 RECIPES = sorted(HERE.parent.glob("sslx/recipes/*_cifar10_cpu.toml"))
 SCORE = re.compile(r"^# Score: .*\n", re.MULTILINE)
 BLOCK = re.compile(r"(?<=<!-- figures: )(\w+)( -->\n)(.*?)(?=<!-- end of figures -->)", re.DOTALL)
-PICTURE = re.compile(r"benchmarks/results/(\w+)\.svg")
+PICTURE = re.compile(r"\bresults/(\w+)\.svg")
 SCALING = {"strong": "the batch shared (strong)", "weak": "a whole batch each (weak)"}
 Record = dict[str, Any]
 
@@ -86,7 +89,7 @@ def probes(found: list[Record], first: str, names: dict[str, str]) -> str:
         shots = [shot([score["low_shot"][labels] for score in scores]) for labels in scores[0]["low_shot"]]
         return [names.get(name, name), *(cell([score[k] for score in scores]) for k in ("knn", "linear")), *shots]
 
-    head = [first, "kNN", "linear", "1 label a class", "5 labels a class"]
+    head = [first, "kNN", "linear", "1 label per class", "5 labels per class"]
     return table(head, [row(*item) for item in by_name.items()])
 
 
@@ -97,8 +100,8 @@ def quickstart() -> str:
 def startup() -> str:
     one, two = (newest("startup")[0]["seconds"][ranks] for ranks in "12")
     return prose(
-        f"From the command to the first training step it takes {one['median']:.1f} s on one rank and "
-        f"{two['median']:.1f} s on two (medians of {one['n']})."
+        f"From the command to the first training step, one process takes {one['median']:.1f} s and two processes take "
+        f"{two['median']:.1f} s (medians of {one['n']})."
     )
 
 
@@ -140,10 +143,11 @@ def nt_xent() -> str:
         if "peak_mib" in record:
             peaks[record["batch_size"]] = record["peak_mib"]
     return table(["", *(f"B = {size}" for size in sizes)], rows) + prose(
-        f"At B = 4096 that is {dense['ms']['median'] / ours['ms']['median']:.1f} times as fast as the dense matrix and "
-        f"{lightly['ms']['median'] / ours['ms']['median']:.1f} times as lightly's loss, {spread(share)} % of the rate "
-        f"at which this machine multiplies matrices (counted at 5·N²·D), in {peaks[4096]:.0f} MiB of memory; B = 16384 "
-        f"takes {peaks[16384]:.0f} MiB. How: [kernels/README.md](kernels/README.md)."
+        f"At B = 4096, sslx is {dense['ms']['median'] / ours['ms']['median']:.1f} times as fast as the dense matrix "
+        f"and {lightly['ms']['median'] / ours['ms']['median']:.1f} times as fast as lightly's loss. It reaches "
+        f"{spread(share)} % of the rate at which this machine multiplies matrices (counted at 5·N²·D) and takes "
+        f"{peaks[4096]:.0f} MiB of memory; B = 16384 takes {peaks[16384]:.0f} MiB. How: "
+        "[kernels/README.md](../kernels/README.md)."
     )
 
 
@@ -174,8 +178,8 @@ def accuracy() -> str:
     }
     times = [record["train_s"] for record in found]
     return probes(found, f"{found[0]['images']}, test accuracy, %", names) + prose(
-        f"Means of {len(found)} seeds, ± half their range; trained in {min(times):.0f} to {max(times):.0f} s, in "
-        f"{found[0]['precision']}, on {found[0]['cores']} cores of {found[0]['cpu']}."
+        f"Means of {len(found)} seeds, ± half their range. Each was trained in {min(times):.0f} to {max(times):.0f} s, "
+        f"in {found[0]['precision']}, on {found[0]['cores']} cores of {found[0]['cpu']}."
     )
 
 
@@ -191,11 +195,12 @@ def step() -> str:
         f"{record['views']} views of {record['size_px']} px, {record['precision']}"
         f"{', compiled' if record['compile'] == 'on' else ''}, on {record['cores']} cores of {record['cpu']}. "
         f"A run waits for data {100 * record['data_wait']:.0f} % of the time and takes "
-        f"{record['peak_bytes'] / 2**30:.2f} GiB at its peak. MFU: the step's products and convolutions over the "
+        f"{record['peak_bytes'] / 2**30:.2f} GiB at its peak. MFU (model FLOP utilization) is what the "
+        "step's products and convolutions use of the "
         f"{record['matrix_flops_per_s'] / 1e12:.2f} TFLOP/s that this machine reaches in large {record['precision']} "
         "products."
         + (
-            f" Uncompiled, a run makes {spread(beside['samples_per_s_ratio'], 2)} times as many samples/s."
+            f" Uncompiled, the same run makes {spread(beside['samples_per_s_ratio'], 2)} times as many samples/s."
             if beside
             else ""
         )
@@ -219,28 +224,34 @@ def peers() -> str:
         f"{r['peak_bytes']['sslx'] / least:.2f} of it ({r['encoder']})" for r, least in zip(found, lightly, strict=True)
     )
     return table(head, rows) + prose(
-        f"On {found[0]['cores']} cores of {found[0]['cpu']}, {found[0]['tuned_precision']}. Beside the lightly that "
-        f"takes least memory, sslx takes {shares}."
+        f"On {found[0]['cores']} cores of {found[0]['cpu']}, {found[0]['tuned_precision']}. The last two rows are "
+        "medians of ratios, not ratios of the medians above: in each turn, sslx is compared with that turn's run of "
+        "lightly's example and with the faster of that turn's two tuned runs, since the machine's speed moves from "
+        "turn to turn. "
+        f"Compared with the lightly run that takes the least memory, sslx takes {shares}."
     )
 
 
 def harness() -> str:
     record = newest("harness")[0]
     return prose(
-        f"Measured twice in one run, the same work's medians differed by less than the spread that is printed in "
-        f"{record['agree']} of {record['rounds']} rounds ({100 * record['medians_apart']['median']:.1f} % apart, "
+        f"When the same work was measured twice in one run, the two medians differed by less than the printed spread "
+        f"in {record['agree']} of {record['rounds']} rounds ({100 * record['medians_apart']['median']:.1f} % apart, "
         f"spread {100 * record['spread']['median']:.1f} %; medians)."
     )
 
 
 def time_to_accuracy() -> str:
     found = newest("time_to_accuracy", "peer", "budget_s")
-    plain = max((r for r in found if r["peer"] == "plain"), key=lambda r: r["train_s"])
+    plain, lightly = (
+        max((r for r in found if r["peer"] == peer), key=lambda r: r["train_s"]) for peer in ("plain", "lightly")
+    )
     ours = [r for r in found if r["peer"] == "sslx" and r["linear"] >= plain["linear"]]
     first = min(ours, key=lambda r: r["train_s"])
     return prose(
-        f"The {100 * plain['linear']:.1f} % (linear probe) that the plain script has after {plain['train_s'] / 60:.0f} "
-        f"minutes, sslx has passed after {first['train_s'] / 60:.1f}: {100 * first['linear']:.1f} %."
+        f"With a recipe that was tuned for this test, sslx reaches {100 * first['linear']:.1f} % (linear probe) after "
+        f"{first['train_s'] / 60:.1f} minutes. The plain script reaches {100 * plain['linear']:.1f} % after "
+        f"{plain['train_s'] / 60:.0f} minutes, and lightly {100 * lightly['linear']:.1f} %."
     )
 
 
@@ -259,9 +270,9 @@ def methods_picture() -> partial[None]:
     untrained = statistics.mean(100 * r["untrained"]["linear"] for r in bench_methods.of(found, "simclr"))
     return partial(
         plot.bars,
-        sorted(rows, key=lambda row: -row[1]),
-        title="Every method after three minutes on two CPU cores",
-        subtitle="CIFAR-10 (JPEG q75), linear probe, %: mean and range of seeds; supcon has the labels, mae a ViT",
+        sorted(rows),
+        title="Every method after about three minutes on two CPU cores",
+        subtitle="CIFAR-10 (JPEG q75), linear probe, %; no ranking: the machine's speed varied; supcon has the labels",
         line=("untrained ResNet", untrained),
     )
 

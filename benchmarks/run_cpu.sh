@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's figures, on this machine:
+# The READMEs' figures, on this machine:
 #   bash benchmarks/run_cpu.sh --quick CIFAR10 PHOTOS    throughput and memory, under 40 minutes on 2 cores
 #   bash benchmarks/run_cpu.sh CIFAR10 PHOTOS            and accuracies, 5 hours more, as parts: started again it goes on
 # CIFAR10: a folder with train/CLASS/* and test/CLASS/*.  PHOTOS: a folder of photos.  Both end with the READMEs written.

@@ -1,6 +1,5 @@
 """What ``pip install`` brings: a wheel with sslx, sslx_kernels and the recipes, that imports from anywhere."""
 
-import re
 import subprocess
 import sys
 import tomllib
@@ -63,14 +62,3 @@ def test_the_command_and_the_version_are_the_packages(wheel: Path):
         assert file.read(entry).decode().split("\n")[:2] == ["[console_scripts]", "sslx = sslx.__main__:main"]
     init = (ROOT / "sslx" / "__init__.py").read_text()
     assert f'__version__ = "{PROJECT["version"]}"' in init
-
-
-def test_links_in_documents_lead_somewhere():
-    documents = [path for path in tracked("*.md") if path.exists()]
-    assert ROOT / "README.md" in documents
-    for document in documents:
-        for target in re.findall(r"\]\(([^)\s]+)", document.read_text()):
-            if not re.match(r"[a-z]+:|#", target):
-                path = (document.parent / target.partition("#")[0]).resolve()
-                assert path.exists(), f"{document.relative_to(ROOT)}: {target}"
-                assert path.is_relative_to(ROOT), f"{document.relative_to(ROOT)}: {target} is not in the project"

@@ -79,7 +79,7 @@ def test_a_method_that_fails_on_one_rank_only_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_readmes_method_is_one_file_that_trains_and_is_the_same_on_three_ranks(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "sslx" / "methods" / "README.md").read_text()
     code = readme.split("`sslx/methods/uniformity.py`:\n\n```python\n")[1].split("```")[0]
     assert code.count("\n") < 60
     tree = copy_of_the_package(tmp_path)

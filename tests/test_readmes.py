@@ -1,0 +1,103 @@
+"""The READMEs: links and pictures lead somewhere, commands parse, and the first one stays short."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sslx import cli, config, evaluate
+from sslx.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+READMES = [
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()
+]  # fmt: skip
+LINK = re.compile(r"""\]\(([^)\s]+)|(?:src|href)="([^"]+)""")
+FENCE = re.compile(r"^( *)```bash\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every shell line of a README that calls sslx, from "sslx" on, without its comment."""
+    lines = [line for path in READMES for _, block in FENCE.findall(path.read_text()) for line in block.splitlines()]
+    calls = [match[1] for line in lines if (match := re.search(r"(?:^|-m )(sslx .*)", line.strip()))]
+    return sorted({call.split(" # ")[0].strip() for call in calls})
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub names the headings of a file by."""
+    headings = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_first_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 250
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_pictures_lead_somewhere(path: Path):
+    for found in LINK.findall(path.read_text()):
+        target, _, anchor = "".join(found).partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        leads_to = (path.parent / target).resolve() if target else path
+        assert leads_to.exists(), target
+        assert leads_to.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in anchors(leads_to), f"{target}#{anchor}"
+
+
+def test_there_are_commands_to_test():
+    assert len(commands()) > 15
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_a_readme_parses(command: str):
+    _, name, *argv = shlex.split(command)
+    assert name in cli.COMMANDS
+    if name == "submit":
+        _, argv = config.load_submit(argv)
+    if name == "sweep":
+        argv = argv[1:]
+    if name in ("pretrain", "bench", "submit", "sweep"):
+        config.parse(argv)
+    elif name == "probe":
+        config.load_probe(argv)
+    elif name == "plot":
+        config.load_plot(argv)
+    elif name == "verify":
+        config.load_verify(argv)
+    else:
+        assert not [argument for argument in argv if argument.startswith("-")], f"{name} is not parsed here"
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_sentences_exist(path: Path):
+    named = re.findall(r"`sslx\s+([a-z]\S*?)[\s`]", path.read_text())
+    assert {name for name in named if name not in cli.COMMANDS} == set()
+
+
+def test_the_encoder_loads_into_timm_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--data.source synthetic --data.num-synthetic 8 --data.size 72 --data.backend torchvision --data.threads 0"
+    flags += " --batch-size 4 --steps 1 --online.every 0 --health.every 0 --precision fp32 --name photos"
+    assert cli.main(["pretrain", *flags.split()]) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("step_1000", "step_1"), names)
+    trained = evaluate.load(tmp_path / "runs" / "photos").encoder(trained=True, device=torch.device("cpu")).eval()
+    images = torch.randn(2, 3, 72, 72)
+    torch.testing.assert_close(names["encoder"].eval()(images), trained(images))
+
+
+@pytest.mark.parametrize("options", [["--encoder.nam", "resnet50"], ["--method.name", "bjol"]])
+def test_a_wrong_option_would_be_found(options: list[str]):
+    with pytest.raises((SystemExit, UserError)):
+        config.parse(["--data.root", "PHOTOS", *options], quiet=True)
