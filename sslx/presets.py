@@ -1,8 +1,8 @@
 """What is taken where neither a recipe nor a flag says: chosen by method, encoder, batch, source and images.
 
 Each method has a file ``recipes/bases/NAME.toml`` with tables by situation, each with its reason (``why``) and the
-published source: ``all``; ``small`` and ``large`` batches; ``vit``, any transformer; ``tiny`` images.  Later win.
-A method without such a file gets plain defaults.
+published source: ``all``; ``small`` and ``large`` batches; ``cpu``, small ones without a GPU, so short runs; ``vit``,
+any transformer; ``tiny`` images.  Later ones win.  A method without such a file gets plain defaults.
 """
 
 import tomllib
@@ -19,7 +19,7 @@ SMALL_BATCH = 1024
 """Below it are batches that papers' LARS settings are not for."""
 SMALL_SIDE = 64
 """Pixels: views up to here are small."""
-_SITUATIONS = ("all", "small", "large", "vit", "tiny")
+_SITUATIONS = ("all", "small", "large", "cpu", "vit", "tiny")
 """Tables of a base file, beside ``about``, what a list of methods says of it."""
 _CONVOLUTIONAL = ("res", "reg", "efficientnet", "mobilenet", "densenet", "vgg", "dla", "hrnet", "inception", "xception")
 """Parts of names of timm's models that train by SGD; the others are transformers and what trains as they do."""
@@ -85,7 +85,9 @@ def choices(
     """
     tables = _tables(method)
     is_vit, is_tiny = is_transformer(encoder), side is not None and side <= SMALL_SIDE
-    there = ["all", "small" if batch_size < SMALL_BATCH else "large", *["vit"] * is_vit, *["tiny"] * is_tiny]
+    is_small = batch_size < SMALL_BATCH
+    is_short = is_small and not gpu
+    there = ["all", "small" if is_small else "large", *["cpu"] * is_short, *["vit"] * is_vit, *["tiny"] * is_tiny]
     share = min(0.1, 10 / epochs)
     found = [Choice("", {"optim.warmup": float(f"{share:.3g}")})]
     if epochs > 100:
@@ -132,14 +134,22 @@ def words(found: list[Choice], open_names: set[str]) -> list[str]:
 
     open_names: the options that nobody has set.
     """
-    last = merged(found)
+    said = set[str]()
     lines: list[str] = []
-    for choice in found:
-        mine = {name: value for name, value in choice.values.items() if name in open_names and last[name] == value}
+    for choice in reversed(found):  # a value is the last one's that sets it
+        mine = {name: value for name, value in choice.values.items() if name in open_names and name not in said}
+        said |= mine.keys()
         if choice.why and mine:
-            flags_of = " ".join(f"--{name.replace('_', '-')} {_text(value)}" for name, value in mine.items())
-            lines.append(f"{choice.why} ({flags_of})")
-    return lines
+            lines.append(f"{choice.why} ({' '.join(_flag(name, value) for name, value in mine.items())})")
+    return lines[::-1]
+
+
+def _flag(name: str, value: Any) -> str:
+    section, _, option = name.replace("_", "-").rpartition(".")
+    prefix = f"--{section}." if section else "--"
+    if isinstance(value, bool):
+        return f"{prefix}{option}" if value else f"{prefix}no-{option}"
+    return f"{prefix}{option} {_text(value)}"
 
 
 def _text(value: Any) -> str:

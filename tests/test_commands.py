@@ -121,7 +121,7 @@ def test_a_sweep_trains_all_runs_and_goes_on(tmp_path: Path):
     (tmp_path / "lrs.toml").write_text('[grid]\n"optim.lr" = [0.1, 0.2]\n')
     first = sslx("sweep", "lrs.toml", *TINY, "--name", "s", cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert first.stdout.count("done") == 2
+    assert first.stdout.count("done: 2 steps") == 2
     for lr in ("0.1", "0.2"):
         saved = json.loads((tmp_path / "runs" / f"s-lr={lr}" / "config.json").read_text())
         assert saved["optim"]["lr"] == float(lr)

@@ -15,6 +15,7 @@ from processes import TINY, is_one_line
 from sslx import cli, data, evaluate, pictures, scores
 from sslx.config import DataConfig
 from sslx.data import sources
+from sslx.data.order import Sequential
 from sslx.probe import features, health, held_out
 
 CPU = torch.device("cpu")
@@ -107,7 +108,7 @@ def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, 
 def test_the_pairs_of_alignment_are_the_training_loaders_views(flat: Path) -> None:
     of = scene(flat)
     settings, test = of.trained.settings, of.splits.test
-    order = data.Sequential(num_samples=50, per_rank=16)
+    order = Sequential(num_samples=50, per_rank=16)
     batches = data.in_order(
         of.settings, test, of.trained.views, order, seed=settings.seed, device=CPU, dtype=torch.float32
     )

@@ -7,7 +7,7 @@ import pytest
 
 from sslx import config, flags, methods, presets
 
-PHOTOS = ["--data.source", "folder", "--data.root", "photos"]
+PHOTOS = ["--data.source", "folder", "--data.root", "photos", "--device", "cuda"]
 
 
 @pytest.mark.parametrize("method", methods.available())
@@ -17,7 +17,7 @@ def test_every_method_says_what_it_is_and_has_values_for_every_situation(method:
         given = ["--method.name", method, "--encoder.name", encoder, "--batch-size", str(batch_size), *PHOTOS]
         settings, reasons = config.settle(config.load(given), side)
         assert settings.optim.name == "adamw" or "vit" not in encoder
-        assert settings.optim.name != "lars" or batch_size >= 1024 or method == "swav"
+        assert settings.optim.name != "lars" or batch_size >= 1024 or method == "swav"  # as its authors do
         assert settings.augment.blur == 0 or side > 64
         assert reasons
         assert config.loads(config.dump(settings)) == settings
@@ -37,7 +37,7 @@ def test_a_users_values_and_a_recipes_stay(tmp_path: Path):
 
 def test_another_method_than_the_recipes_brings_its_own():
     recipe = config.load(["simclr_digits"])
-    other = config.load(["simclr_digits", "--method.name", "byol"])
+    other = config.load(["simclr_digits", "--method.name", "byol", "--device", "cuda"])
     assert (other.method.name, other.optim.lr) == ("byol", 0.5)
     assert other.encoder == recipe.encoder
     assert other.data == recipe.data
@@ -54,7 +54,7 @@ def test_a_method_that_needs_a_vit_brings_one():
 
 def test_warm_up_is_ten_epochs_or_a_tenth():
     assert [config.load(["--epochs", epochs]).optim.warmup for epochs in ("20", "100", "400")] == [0.1, 0.1, 0.025]
-    assert config.load(["--method.name", "simsiam"]).optim.warmup == 0.0
+    assert config.load(["--method.name", "simsiam", "--device", "cuda"]).optim.warmup == 0.0
 
 
 def test_the_defaults_follow_the_batch_size_in_any_notation():
@@ -107,17 +107,27 @@ def test_what_is_unset_is_in_no_file_until_it_is_settled():
 
 
 def test_without_a_gpu_batches_epochs_and_views_are_smaller(monkeypatch: pytest.MonkeyPatch):
-    small = config.load([*PHOTOS, "--device", "cpu"])
+    small = config.load([*PHOTOS[:4], "--device", "cpu"])
     assert (small.batch_size, small.epochs) == (64, 30)
     for side, expected in ((224, 96), (96, None), (32, None)):
         settled, reasons = config.settle(small, side)
         assert settled.data.size == expected
         assert ("--data.size 96" in " ".join(reasons)) == (expected == 96)
-    large = config.load([*PHOTOS, "--device", "cuda"])
+    large = config.load(PHOTOS)
     assert (large.batch_size, large.epochs) == (256, 100)
     assert config.settle(large, 224)[0].data.size is None
-    given = config.load([*PHOTOS, "--device", "cpu", "--data.size", "224", "--batch-size", "32"])
+    given = config.load([*PHOTOS[:4], "--device", "cpu", "--data.size", "224", "--batch-size", "32"])
     assert config.settle(given, 224)[0].data.size == 224
     assert given.batch_size == 32
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert config.load(PHOTOS).batch_size == 64
+    assert config.load(PHOTOS[:4]).batch_size == 64
+
+
+@pytest.mark.parametrize("method", methods.available())
+def test_short_runs_on_a_cpu_take_what_the_recipes_for_cpus_were_tuned_with(method: str):
+    recipe = config.load([f"{method}_cifar10_cpu"])
+    settings = config.load(["--method.name", method, "--encoder.name", recipe.encoder.name, "--device", "cpu"])
+    if method in ("mae", "jigsaw", "rotation"):  # a ViT; what suits both; other batches
+        return
+    assert settings.optim.name == recipe.optim.name
+    assert settings.optim.lr == recipe.optim.lr

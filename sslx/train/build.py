@@ -1,6 +1,6 @@
 """From a config to everything that a step needs: loader, method, optimizer, on this rank's device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -99,10 +99,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
             f"such as {bad[0]}: take other weights"
         )
     bare: Method = file.Method(config.method, encoder)
-    samples = config.batch_size // ranks.world_size // config.micro_batches
-    needed = needs.of_step(bare, specs, samples, config.optim.name, autocast)
-    for line in needs.words(needed, needs.available(ranks.device), config.batch_size, distributed.local_world_size()):
-        say(line)
+    _ask_for_memory(bare, specs, config, ranks, autocast, say)
     method = _method(config, bare, ranks.device, parameters)
     loader = data.training(
         config.data,
@@ -150,6 +147,22 @@ def _settled(config: PretrainConfig, say: Callable[[str], None]) -> tuple[Pretra
         say(line)
     config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
     return config, source
+
+
+def _ask_for_memory(
+    method: Method,
+    specs: Sequence[ViewSpec],
+    config: PretrainConfig,
+    ranks: Ranks,
+    autocast: torch.dtype | None,
+    say: Callable[[str], None],
+) -> None:
+    """Say where a step may take more memory than there is."""
+    samples = config.batch_size // ranks.world_size // config.micro_batches
+    needed = needs.of_step(method, specs, samples, config.optim.name, autocast)
+    on_one = distributed.local_world_size() if ranks.device.type == "cpu" else 1
+    for line in needs.words(needed, needs.available(ranks.device), config.batch_size, on_one):
+        say(line)
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -91,12 +91,12 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     watch_waits(parts.model)
     run = runs.claim(config)
     position.folder, position.lock, position.step, position.saved = run.folder, run.lock, run.step, run.step
-    if run.step >= parts.total_steps:
-        position.was_done = True
-        return 0
     gone_back_to = 0
     while True:
-        runs.restore(run, config, parts)
+        runs.restore(run, config, parts)  # of a finished run too: what does not fit it is refused
+        if run.step >= parts.total_steps:
+            position.was_done = True
+            return 0
         consistency.on_weights(parts.method, parts.optimizer, run.step, peers, say)
         try:
             return _train(config, ranks, stop, position, setup, run)
