@@ -35,7 +35,8 @@ from sslx.words import shown
 def main(argv: Sequence[str]) -> int:
     """Submit, and say where what is; returns as soon as the job is queued (debug: when it has ended)."""
     wanted, arguments = config.load_submit(argv)
-    runs = sweeps.runs(wanted.array, arguments) if wanted.array else [config.load(arguments)]
+    gpu = wanted.gpus_per_node > 0 if wanted.cluster == "slurm" else None  # of the job's machines, not of this one
+    runs = sweeps.runs(wanted.array, arguments, gpu=gpu) if wanted.array else [config.load(arguments, gpu=gpu)]
     if any(run.ranks for run in runs):
         raise ConfigError(
             "the job says how many ranks there are: --nodes and --ranks-per-node before the --, no --ranks"
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         wanted = dataclasses.replace(wanted, array=None)
     runs = [dataclasses.replace(run, runs=run.runs.absolute(), ranks=wanted.ranks) for run in runs]
     asks = wanted.cluster == "slurm" or any(jobs.is_on_slurm(_folder(run)) for run in runs)
-    check(wanted, runs, jobs.queued() if asks else {})
+    check(wanted, runs, jobs.queued() if asks and not wanted.dry_run else {})
     folder = _array_folder(config.load(arguments).name, runs) if wanted.array else _folder(runs[0])
     executor = prepared(wanted, folder, runs)
     script = batch_script(executor, len(runs)) if wanted.cluster == "slurm" else ""
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 def check(wanted: AllocationConfig, runs: Sequence[PretrainConfig], queue: jobs.Queue) -> None:
     """Raise ConfigError or MissingInput for what cannot run, before anything is queued or written."""
-    if wanted.cluster == "slurm" and not shutil.which("sbatch"):
+    if wanted.cluster == "slurm" and not wanted.dry_run and not shutil.which("sbatch"):
         raise MissingInput(
             "no Slurm on this machine (sbatch is not in PATH): submit on a login node, or take --cluster local"
         )
@@ -134,6 +135,8 @@ def prepared(wanted: AllocationConfig, folder: Path, runs: Sequence[PretrainConf
     """submitit's executor with all that the job asks for."""
     pickles = folder if wanted.array else folder / "job"
     python = {"slurm_python": shlex.join(wanted.python_words)} if wanted.python else {}
+    if wanted.dry_run and not shutil.which("srun"):  # submitit looks for it, but a script is all that is made
+        submitit.SlurmExecutor.affinity = classmethod(lambda _: 1)  # pyright: ignore[reportAttributeAccessIssue]
     executor = submitit.AutoExecutor(pickles, wanted.cluster, **python)
     options: dict[str, Any] = {
         "name": runs[0].name,

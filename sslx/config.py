@@ -32,6 +32,8 @@ from sslx.probe.config import HealthConfig, OnlineConfig
 from sslx.runs.config import CheckpointConfig, LogConfig
 from sslx.words import shown
 
+BEHIND_DASHES = "put the recipe and its options after --, for example: sslx submit --nodes 2 -- simclr_cifar10 --seed 1"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
@@ -163,19 +165,20 @@ class VerifyConfig:
     """auto: GPUs where there is one for each rank."""
 
 
-def load(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
+def load(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) -> PretrainConfig:
     """``[RECIPE ...] [--section.option VALUE ...]``; later wins, and ``presets`` where none of them says.
 
-    quiet: print nothing on a wrong flag (all ranks parse, one prints).  A wrong flag ends in SystemExit(2)
-    after tyro's message with suggestions; ConfigError and MissingInput for the rest.
+    quiet: print nothing on a wrong flag (all ranks parse, one prints).  gpu: whether to choose as for a GPU; default:
+    where this machine has one that the flags allow.  A wrong flag ends in SystemExit(2) after tyro's message with
+    suggestions; ConfigError and MissingInput for the rest.
     """
-    return _complete(parse(argv, quiet=quiet))
+    return _complete(parse(argv, quiet=quiet, gpu=gpu))
 
 
-def parse(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
+def parse(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) -> PretrainConfig:
     """``load`` without torch: ``method`` is what ``methods.options`` makes.  ``--help-all`` prints all options."""
     everything = "--help-all" in argv
-    args, default = _read([argument for argument in argv if argument != "--help-all"])
+    args, default = _read([argument for argument in argv if argument != "--help-all"], gpu)
     config = _parse(PretrainConfig, args, "sslx pretrain", default, quiet)
     if everything:
         tyro.cli(PretrainConfig, args=["--help"], prog="sslx pretrain [RECIPE ...]", default=config)
@@ -184,7 +187,7 @@ def parse(argv: Sequence[str], *, quiet: bool = False) -> PretrainConfig:
     return config
 
 
-def _read(argv: Sequence[str]) -> tuple[list[str], PretrainConfig]:
+def _read(argv: Sequence[str], gpu: bool | None) -> tuple[list[str], PretrainConfig]:
     """All flags, of the recipes and the user's, and what holds for the others."""
     argv = resumed(argv)
     given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
@@ -203,7 +206,7 @@ def _read(argv: Sequence[str]) -> tuple[list[str], PretrainConfig]:
     default = PretrainConfig(method=_options(method))
     for path, tree in zip(paths, trees, strict=True):
         flags.check_known(path, tree, default)
-    return args, _chosen(default, args)
+    return args, _chosen(default, args, gpu)
 
 
 def resumed(argv: Sequence[str]) -> list[str]:
@@ -239,7 +242,7 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def _chosen(default: PretrainConfig, args: list[str]) -> PretrainConfig:
+def _chosen(default: PretrainConfig, args: list[str], gpu: bool | None = None) -> PretrainConfig:
     """The defaults with what ``presets`` chooses for these flags in place of what they leave unset."""
     unset = tuple(sorted(presets.names(default.method.name) - flags.names(args)))
     default = dataclasses.replace(default, unset=unset)
@@ -247,7 +250,7 @@ def _chosen(default: PretrainConfig, args: list[str]) -> PretrainConfig:
     numbers = [flags.last(args, name, "") for name in ("batch-size", "epochs")]
     batch_size, epochs = (int(text) if text.isdecimal() and int(text) else None for text in numbers)
     source = flags.last(args, "data.source", default.data.source)
-    gpu = gpus.wanted(flags.last(args, "device", default.device))
+    gpu = gpus.wanted(flags.last(args, "device", default.device)) if gpu is None else gpu
     usual = {} if gpu else presets.ON_CPU
     found = presets.choices(
         default.method.name,
@@ -260,14 +263,16 @@ def _chosen(default: PretrainConfig, args: list[str]) -> PretrainConfig:
     return presets.applied(default, presets.merged(found), unset)
 
 
-def settle(config: PretrainConfig, side: int) -> tuple[PretrainConfig, list[str]]:
-    """The config for views of ``side`` pixels, once the images are known, and why what is unset is as it is."""
+def settle(config: PretrainConfig, side: int, num_images: int | None = None) -> tuple[PretrainConfig, list[str]]:
+    """The config for so many images and views of ``side`` pixels, and why what is unset is as it is."""
     situation = config.method.name, config.encoder.name, config.batch_size, config.epochs, config.data.source
     gpu = gpus.wanted(config.device)
     found: list[presets.Choice] = []
     if not gpu and side > presets.SIDE_ON_CPU and "data.size" in config.unset:
         found, side = [presets.SMALLER_VIEWS], presets.SIDE_ON_CPU
     found += presets.choices(*situation, gpu=gpu, side=side)
+    if num_images is not None and 2 <= num_images < config.batch_size and "batch_size" in config.unset:
+        found.append(presets.smaller_batch(num_images))
     settled = presets.applied(dataclasses.replace(config, unset=()), presets.merged(found), config.unset)
     return settled, presets.words(found, set(config.unset))
 
@@ -322,6 +327,8 @@ def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:
 def load_submit(argv: Sequence[str]) -> tuple[AllocationConfig, list[str]]:
     """``[--flags] -- RECIPE [--flags]``: the settings of the job, and the arguments of ``sslx pretrain``."""
     split = list(argv).index("--") if "--" in argv else len(argv)
+    if "--" not in argv and any(argument in recipes() for argument in argv):
+        raise ConfigError(BEHIND_DASHES)
     from_argv = [part for a in argv[:split] for part in (a.split("=", 1) if a.startswith("--") else [a])]
     chosen = ([after for before, after in pairwise(from_argv) if before == "--profile"] or [""])[-1]
     profile: list[str] = []
@@ -332,9 +339,7 @@ def load_submit(argv: Sequence[str]) -> tuple[AllocationConfig, list[str]]:
         profile = flags.of(tree, path)
     wanted = _parse(AllocationConfig, [*profile, *from_argv], "sslx submit", AllocationConfig(), False)
     if not argv[split + 1 :]:
-        raise ConfigError(
-            "put the recipe and its options after --, for example: sslx submit --nodes 2 -- simclr_cifar10 --seed 1"
-        )
+        raise ConfigError(BEHIND_DASHES)
     return wanted, list(argv[split + 1 :])
 
 

@@ -108,6 +108,11 @@ def choices(
 SMALLER_VIEWS = Choice("no GPU: smaller views, a fifth of the work", {"data.size": SIDE_ON_CPU})
 
 
+def smaller_batch(num_images: int) -> Choice:
+    """The largest power of two of images that there are."""
+    return Choice(f"{num_images} images are less than a batch", {"batch_size": 2 ** (num_images.bit_length() - 1)})
+
+
 def applied(config: Config, values: Mapping[str, Any], names: Collection[str]) -> Config:
     """The config with these values, by dotted name, in place of those options that are among ``names``."""
     changes: dict[str, Any] = {}

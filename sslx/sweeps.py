@@ -16,7 +16,7 @@ MAX_RUNS = 2_000
 """Of one sweep: each is checked before any is submitted, a tenth of a second long."""
 
 
-def runs(path: Path, argv: Sequence[str]) -> list[PretrainConfig]:
+def runs(path: Path, argv: Sequence[str], *, gpu: bool | None = None) -> list[PretrainConfig]:
     """The runs of a sweep, each named after what it changes.
 
     path: a .toml whose table ``grid`` has a list of values for each flag, without its dashes (all combinations are
@@ -39,7 +39,7 @@ def runs(path: Path, argv: Sequence[str]) -> list[PretrainConfig]:
     for table in tables:
         for values in itertools.product(*axes.values()):
             changes = dict(flags.leaves(table)) | dict(zip(axes, values, strict=True))
-            run = load([*argv, *flags.of(changes, path)])
+            run = load([*argv, *flags.of(changes, path)], gpu=gpu)
             found.append(dataclasses.replace(run, name=flags.name_of_sweep(run.name, changes)))
     if not found:
         raise ConfigError(f"{shown(path)}: no run in it")

@@ -131,3 +131,11 @@ def test_short_runs_on_a_cpu_take_what_the_recipes_for_cpus_were_tuned_with(meth
         return
     assert settings.optim.name == recipe.optim.name
     assert settings.optim.lr == recipe.optim.lr
+
+
+def test_a_batch_that_nobody_set_is_no_larger_than_the_images():
+    for num_images, expected in ((2, 2), (3, 2), (40, 32), (64, 64), (1000, 64)):
+        settings = config.load([*PHOTOS[:4], "--device", "cpu"])
+        assert config.settle(settings, 32, num_images)[0].batch_size == expected
+    given = config.load([*PHOTOS, "--batch-size", "128"])
+    assert config.settle(given, 32, 40)[0].batch_size == 128

@@ -17,6 +17,7 @@ from sslx.files import expanded
 from sslx.words import shown
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 _TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")
 _DATA_SETS = {  # folders of torchvision's data sets, and the source that reads them
     "cifar-10-batches-py": "cifar10",
@@ -69,7 +70,8 @@ def _listed(
     if not paths:
         found = f"not taken: {left_out}" if left_out else "found nothing"
         raise MissingInput(
-            f"no images below {shown(root)}: expected {', '.join(EXTENSIONS)}; {found}: {_hint(root)}check {flag}"
+            f"no images below {shown(root)}: expected {', '.join(EXTENSIONS)}; {found}: "
+            f"{_hint(root, set(listing.skipped))}check {flag}"
         )
     notes = [f"{split} images, not taken: {left_out}" if split == "test" else f"not taken: {left_out}"] * bool(left_out)
     if look and (deeper := splits.refuse_deeper(root, listing.folders)):
@@ -100,19 +102,21 @@ def _labeled(source: Source, listing: Listing, classes: Sequence[str] | None) ->
         source,
         labels=labels,
         classes=tuple(number),
-        notes=(*source.notes, *_on_classes(listing, names)),
+        notes=(*source.notes, *_on_classes(listing, names, len(tops))),
     )
     unknown = [shown(name) for name in names if known[name] < 0]
     return _without_unknown(source, unknown) if unknown else source
 
 
-def _on_classes(listing: Listing, names: Sequence[str]) -> list[str]:
+def _on_classes(listing: Listing, names: Sequence[str], num_images: int) -> list[str]:
     """What a user may not know of the class folders."""
     notes: list[str] = []
     filled = set(names)
     filled |= {run.partition("/")[0] for run in listing.runs}
     if empty := sorted(f for f in listing.folders if f.count("/") == 1 and f[:-1] not in filled):
         notes.append(f"no class, since no image lies in it: {shown(empty[0])}" + _and_more(len(empty) - 1))
+    if 1 < len(names) == num_images:
+        notes.append("each class has one image, so that classes tell nothing: the probes will leave them out")
     if len(names) == 1 and any(f.count("/") == 2 for f in listing.folders):
         notes.append(
             f"all images lie in {shown(names[0])}/, so there is one class: give {shown(listing.root + names[0])} to "
@@ -169,7 +173,13 @@ def _checked(path: Path, flag: str) -> Path:
     raise DataError(f"{flag} {shown(folder)} is {what}, not a folder: {advice}")
 
 
-def _hint(root: Path) -> str:
-    """What else the folder is, where it is a data set that torchvision reads."""
+def _hint(root: Path, suffixes: set[str]) -> str:
+    """What else the folder is, and what to do: a data set that torchvision reads, or files of these suffixes."""
     name = next((name for folder, name in _DATA_SETS.items() if (root / folder).is_dir()), "")
-    return f"it holds {name}, which --data.source {name} reads; " if name else ""
+    if name:
+        return f"it holds {name}, which --data.source {name} reads; "
+    if suffixes & set(_VIDEOS):
+        return "videos are not read: write their frames as images first (ffmpeg -i VIDEO -r 1 FRAMES/%06d.jpg); "
+    if suffixes & set(_ARCHIVES):
+        return "archives are not read: unpack them first; "
+    return "tables are not read: give the folder of the images themselves; " if suffixes & set(_TABLES) else ""

@@ -142,7 +142,7 @@ def _settled(config: PretrainConfig, say: Callable[[str], None]) -> tuple[Pretra
     source = sources.build(config.data, "pretrain", say=say)
     for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
         say(line)
-    config, reasons = settle(config, config.data.size or source.size)
+    config, reasons = settle(config, config.data.size or source.size, len(source))
     for line in reasons:
         say(line)
     config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
