@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_probe_prints_a_table_and_writes_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["probe", str(trained), "--probe.draws", "2"]) == 0
     out = capsys.readouterr().out
-    for row in ("raw pixels", "untrained encoder", "pretrained encoder", "1 label a class", "5 labels a class"):
+    for row in ("raw pixels", "untrained encoder", "pretrained encoder", "1 label per class", "5 labels per class"):
         assert row in out
     found = json.loads((trained / "probe.json").read_text())
     names = [score["name"] for score in found["scores"]]

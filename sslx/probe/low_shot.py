@@ -10,7 +10,7 @@ from sslx.probe.features import Features, Progress, by_class, silent
 from sslx.probe.linear import fit, predict, standardise
 
 C = 1.0
-"""scikit-learn's default: with one label a class there is nothing to choose it on."""
+"""scikit-learn's default: with one label per class there is nothing to choose it on."""
 
 
 def accuracy(
@@ -39,7 +39,7 @@ def accuracy(
         rows = torch.from_numpy(labelled(train.label, shots, draw, seed)).to(device)
         weight = _fit_few(x[rows], label[rows], num_classes)
         scores.append(float((predict(test_x, weight) == test_label).double().mean()))
-        progress(f"{shots} label{'s' * (shots > 1)} a class", draw + 1, draws)
+        progress(f"{shots} label{'s' * (shots > 1)} per class", draw + 1, draws)
     return float(np.mean(scores)), float(np.std(scores, ddof=1)) if draws > 1 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Probes: what frozen features are worth, by kNN, a linear classifier and a few labels a class."""
+"""Probes: what frozen features are worth, by kNN, a linear classifier and a few labels per class."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def possible(config: Config, label: Tensor, classes: Sequence[str]) -> tuple[Con
     few = tuple(shots for shots in config.shots if shots > counts[rarest])
     for shots in few:
         number = f"{counts[rarest]} training image{'s' * (counts[rarest] > 1)}"
-        lines.append(f"no probe by {shots} labels a class: class {name} has {number}")
+        lines.append(f"no probe by {shots} labels per class: class {name} has {number}")
     if config.linear and max(counts.values()) < 2:
         lines.append("no linear probe: no class has the 2 training images that it takes to choose its regularization")
     if config.k and (k := knn.neighbors(label, config.k)) < config.k:
@@ -45,7 +45,7 @@ def possible(config: Config, label: Tensor, classes: Sequence[str]) -> tuple[Con
 class Score:
     """What the probes make of one representation of ``dim`` dimensions.
 
-    Accuracies on the test split, in [0, 1]; None for a probe left out.  low_shot: labels a class -> (mean,
+    Accuracies on the test split, in [0, 1]; None for a probe left out.  low_shot: labels per class -> (mean,
     standard deviation) over the draws.  C: the regularisation of the linear probe.
     k: neighbors that voted, 0: none.
     """
@@ -92,7 +92,7 @@ def table(scores: Sequence[Score], title: str, note: str = "") -> Table:
     shots = sorted({shots for score in scores for shots in score.low_shot})
     columns = [("kNN", [_cell(s.knn) for s in scores]), ("linear", [_cell(s.linear) for s in scores])]
     columns += [
-        (f"{n} label{'s' * (n > 1)} a class", [_cell(*s.low_shot.get(n, (None,))) for s in scores]) for n in shots
+        (f"{n} label{'s' * (n > 1)} per class", [_cell(*s.low_shot.get(n, (None,))) for s in scores]) for n in shots
     ]
     columns = [(head, cells) for head, cells in columns if any(text for _, text in cells)]
     drawn = Table(

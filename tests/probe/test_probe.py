@@ -54,7 +54,7 @@ def test_table_has_percentages_and_the_best_in_bold() -> None:
     ]
     text = rendered(scores, "on 10 classes")
     bold = "\x1b[1m"
-    for wanted in ("raw pixels", "1 label a class", "5 labels a class", "on 10 classes"):
+    for wanted in ("raw pixels", "1 label per class", "5 labels per class", "on 10 classes"):
         assert wanted in text
     for best in ("98.0", "95.0", "60.0 ± 4.0", "70.0 ± 2.0"):
         assert f"{bold}{best}" in text
