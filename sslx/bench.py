@@ -182,10 +182,13 @@ def limit(found: dict[str, float]) -> str:
     slower, name = min((step, "the training step"), (loader, "the loader"))
     share = min(1.0, whole / slower)  # beyond it is noise
     if share >= LIMITING:
-        return f"{name}: the run reaches {100 * share:.0f} % of what it does alone"
+        other = (
+            "Data loading does not slow it down" if name == "the training step" else "The training step waits for it"
+        )
+        return f"{name}. {other}: a run reaches {100 * share:.0f} % of the speed that it has alone"
     return (
-        f"{name} and what it shares with the other: a run reaches {100 * share:.0f} % of the slower of the two, "
-        "so they compete for the same cores"
+        f"{name}, and the cores that it shares with the rest: a run reaches {100 * share:.0f} % of the speed of the "
+        "slower part, so the two compete for the same cores"
     )
 
 
@@ -294,7 +297,7 @@ def _measure(settings: PretrainConfig, ranks: Ranks, console: Console) -> tuple[
         f"{str(recipe.matrix_dtype()).removeprefix('torch.')}); peak memory {recipe.peak_bytes() / 2**30:.2f} GiB; "
         f"machine's noise {100 * noise:.0f} %"
     )
-    console.print(f"[bold]limit: {limit(medians)}[/]")
+    console.print(f"[bold]bottleneck: {limit(medians)}[/]")
     recipe.close()
     return medians, recipe.parts.source
 
@@ -312,11 +315,15 @@ def gain(
 
 
 def _tried(settings: PretrainConfig, other: PretrainConfig, ranks: Ranks, flags: str, console: Console) -> float:
-    """The median gain of other settings, which is printed; 0 where they cannot run."""
+    """The median gain of other settings, which is printed; 1 where it may be noise, 0 where they cannot run."""
     try:
         found = gain(settings, other, ranks)
     except (RuntimeError, UserError) as error:  # also of memory: OutOfMemoryError is a RuntimeError
         console.print(f"tried {flags}: cannot run ({one_line(error) or type(error).__name__})", markup=False)
         return 0.0
-    console.print(f"tried {flags}: {found['median']:.2f} x the samples/s ({found['p20']:.2f} to {found['p80']:.2f})")
-    return float(found["median"])
+    is_sure = found["p20"] > 1 or found["median"] < 1
+    console.print(
+        f"tried {flags}: {found['median']:.2f} x the samples/s ({found['p20']:.2f} to {found['p80']:.2f})"
+        + ("" if is_sure else ": within the noise of this machine")
+    )
+    return float(found["median"]) if is_sure else 1.0

@@ -4,17 +4,19 @@ import ctypes
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sslx import compiler
-from sslx.machine import versions
-from sslx.words import shown
+from sslx.machine import limits, versions
+from sslx.words import one_line, shown
 
 
 def driver_cuda() -> int | None:
@@ -30,7 +32,9 @@ def driver_cuda() -> int | None:
 def findings() -> list[tuple[str, str]]:
     """(what, what was found) for each thing that sslx uses."""
     rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    rows += [("cpu", f"{len(os.sched_getaffinity(0))} cores")]
+    free, disk = limits.free_memory(), shutil.disk_usage(".").free
+    rows += [("cpu", f"{len(os.sched_getaffinity(0))} cores"), ("memory", f"{free / 2**30:.1f} GiB free")]
+    rows += [("disk", f"{disk / 2**30:.1f} GiB free in this folder")]
     for name in versions.TESTED:
         try:
             rows.append((name, versions.words(name, metadata.version(name))))
@@ -53,8 +57,28 @@ def findings() -> list[tuple[str, str]]:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         rows.append(("gpu", ", ".join(names) or f"driver for CUDA {cuda}, but torch sees no GPU"))
     rows.append(("compiler", compiler.cpp() or f"none: {compiler.INSTALL} (torch.compile on the CPU needs it)"))
-    rows.append(("slurm", shutil.which("sbatch") or "none: jobs run on this machine"))
+    rows.append(("slurm", _slurm()))
+    rows.append(("verdict", _verdict(cuda, torch.cuda.is_available())))
     return rows
+
+
+def _slurm() -> str:
+    if not (path := shutil.which("sbatch")):
+        return "none: jobs run on this machine"
+    try:
+        done = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return f"{path}, but Slurm does not answer"
+    return path if done.returncode == 0 else f"{path}, but Slurm does not answer: {one_line(done.stderr)}"
+
+
+def _verdict(cuda: int | None, has_gpu: bool) -> str:
+    """What this machine is ready for, in a sentence."""
+    if missing := [name for name in ("torch", "torchvision", "timm") if find_spec(name) is None]:
+        return f"not ready: pip install {' '.join(missing)}"
+    if has_gpu:
+        return "ready to train on GPUs"
+    return "ready to train on the CPU" + ("" if cuda is None else ", but not on its GPU: see the line on it")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -208,8 +208,11 @@ def worst(
 
 def _report(wanted: VerifyConfig, names: Sequence[str], folder: Path) -> int:
     """The table, and what is behind each cell that is not right."""
-    table = Table(title="largest error of W processes against one", title_justify="left")
-    for column in ("method", "encoder", "ranks", "in", *PARTS, ""):
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table(title="largest error of several processes against one", title_justify="left")
+    parts = PARTS if console.width >= 110 else ("loss", "grads", "norms", "state", "weights")
+    table.padding = (0, 1) if console.width >= 110 else (0, 0)
+    for column in ("method", "encoder", "ranks", "in", *parts, ""):
         table.add_column(column, justify="left" if column in ("method", "encoder", "in", "") else "right")
     truth: dict[Key, State | str] = torch.load(folder / "1" / "0.pt")
     complaints: list[str] = []
@@ -221,7 +224,7 @@ def _report(wanted: VerifyConfig, names: Sequence[str], folder: Path) -> int:
                 run = f"{key[2]} {key[3]}"
                 complaints += [f"{name} on a {encoder}, {world_size} ranks, {run}: {problem}"] if problem else []
                 table.add_row(name, encoder, str(world_size), run, *row, "wrong" if problem else "ok")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console.print(table)
     for complaint in complaints:
         sys.stdout.write(complaint + "\n")
     limits = ", ".join(f"{limit:g} in {precision}" for precision, limit in TOLERANCE.items())

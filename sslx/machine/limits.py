@@ -72,6 +72,20 @@ def check_memory() -> None:
         )
 
 
+def free_memory() -> float:
+    """Bytes of memory that are free for this process now; inf where that cannot be found out."""
+    free = float("inf")
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as taken:
+            if (limit := most.read().strip()).isdecimal():
+                free = min(free, float(limit) - float(taken.read()))
+    except (OSError, StopIteration, ValueError):
+        pass
+    return free
+
+
 def _explain(error: BaseException) -> str | None:
     text = str(error)
     number = error.errno if isinstance(error, OSError) else None

@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sslx.data.batch import Batch
 from sslx.data.views import ViewSpec
+from sslx.machine import limits
 from sslx.methods.base import Method
 
 _FEW = 2
@@ -59,16 +59,7 @@ def available(device: torch.device) -> float:
     """Bytes that are free there now; inf where that cannot be found out."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    free = float("inf")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit.isdecimal():
-            free = min(free, float(limit) - float(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, StopIteration, ValueError):
-        pass
-    return free
+    return limits.free_memory()
 
 
 def words(needed: float, free: float, batch_size: int, ranks: int) -> list[str]:
