@@ -9,7 +9,7 @@ import json
 import platform
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def on_start(settings: PretrainConfig, device: torch.device) -> Peers:
     """
     facts = {
         f"--{name.replace('_', '-')}": json.dumps(value)
-        for name, value in resuming.leaves(settings).items()
+        for name, value in resuming.leaves(replace(settings, unset=())).items()
         if not any(name == prefix or name.startswith(prefix + ".") for prefix in MAY_DIFFER)
     }
     facts |= {
