@@ -23,7 +23,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, files, jobs, outcome, resuming, sweeps, words
+from sslx import config, files, flags, jobs, outcome, resuming, sweeps, words
 from sslx.allocation import Config as AllocationConfig
 from sslx.allocation import one_line
 from sslx.config import PretrainConfig
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     wanted, arguments = config.load_submit(argv)
     gpu = wanted.gpus_per_node > 0 if wanted.cluster == "slurm" else None  # of the job's machines, not of this one
     runs = sweeps.runs(wanted.array, arguments, gpu=gpu) if wanted.array else [config.load(arguments, gpu=gpu)]
-    if any(run.ranks for run in runs):
+    if "ranks" in flags.names(arguments):
         raise ConfigError(
             "the job says how many ranks there are: --nodes and --ranks-per-node before the --, no --ranks"
         )

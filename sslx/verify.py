@@ -46,6 +46,9 @@ PARTS = ("loss", "gradients", "batch norm", "other state", "parameters")
 SETTINGS = [
     "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.threads", "1",
     "--batch-norm", "sync", "--batch-size", str(BATCH_SIZE), "--augment.min-scale", "0.3", "--compile", "off",
+    "--augment.flip", "0.5", "--augment.jitter", "0.8", "--augment.brightness", "0.8", "--augment.contrast", "0.8",
+    "--augment.saturation", "0.8", "--augment.hue", "0.2", "--augment.gray", "0.2", "--augment.blur", "0.5",
+    "--augment.solarize", "0", "--augment.interpolation", "bilinear",
     "--optim.lr", "0.1", "--optim.weight-decay", "1e-4", "--optim.lr-scaling", "none", "--optim.warmup", "0",
 ]  # fmt: skip
 ENCODERS = {

@@ -96,6 +96,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
         runs.restore(run, config, parts)  # of a finished run too: what does not fit it is refused
         if run.step >= parts.total_steps:
             position.was_done = True
+            for line in run.notes:
+                say(line)
             return 0
         consistency.on_weights(parts.method, parts.optimizer, run.step, peers, say)
         try:

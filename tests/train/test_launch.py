@@ -55,7 +55,7 @@ def test_an_existing_run_is_not_overwritten_and_one_of_another_config_not_resume
     is_one_line(err, "another config", "--encoder.channels [8, 8, 8, 8] -> [8, 8, 8, 16]")
     code, err = here("--resume", "auto", "--optim.lr=0.2")
     assert code == 64
-    is_one_line(err, "--optim.lr 0.3 -> 0.2")
+    is_one_line(err, "--optim.lr 0.6 -> 0.2")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert here("--resume", "auto", "--checkpoint.keep", "1")[0] == 0  # what may differ
 
@@ -199,7 +199,7 @@ def test_two_ranks_say_everything_once(tmp_path: Path):
     [
         ("--data.source folder --data.root {tmp}/texts", 66, ["no images below", "a.txt"]),
         ("--encoder.name resnet999", 64, ["no timm model", "did you mean resnet"]),
-        ("--name old --resume auto --optim.lr 0.2", 64, ["another config", "--optim.lr 0.3 -> 0.2"]),
+        ("--name old --resume auto --optim.lr 0.2", 64, ["another config", "--optim.lr 0.6 -> 0.2"]),
     ],
 )
 def test_a_mistake_on_two_ranks_is_one_line_too(here: Run, tmp_path: Path, flags: str, code: int, words: list[str]):
