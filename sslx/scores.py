@@ -185,13 +185,9 @@ def _show_labeled(
     console.print(probe.table(scores, ""))
     if settings.source == "digits" and len(scores) > 1:
         console.print(DIGITS_NOTE, highlight=False)
-    for kind, accuracies in (
-        ("kNN", {score.name: score.knn for score in scores}),
-        ("linear", {score.name: score.linear for score in scores}),
-    ):
-        numbers = {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
-        if _say_few_steps(trained, splits, settings, numbers, kind, say):
-            break
+    linear = {score.name: score.linear for score in scores if score.linear is not None}
+    knn = {score.name: score.knn for score in scores if score.knn is not None}
+    _say_few_steps(trained, splits, settings, linear or knn, "linear" if linear else "kNN", say)
 
 
 def _show_label_free(
@@ -224,7 +220,7 @@ def _say_few_steps(
         return False
     steps, epochs = f"{trained.step:,} step{'s' * (trained.step != 1)}", float("inf")
     if trained.has_seen(settings):
-        epochs = trained.step * trained.settings.batch_size / len(splits.all_train)
+        epochs = trained.step / max(1, len(splits.all_train) // trained.settings.batch_size)
         steps += f" ({epochs:.1f} epochs)"
     if trained.step >= FEW_STEPS and epochs >= FEW_EPOCHS:
         return False

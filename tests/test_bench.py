@@ -108,6 +108,6 @@ def test_the_command_says_what_limits_a_recipe_and_what_to_take() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False, env=here)
     assert done.returncode == 0, done.stderr
     assert "end to end" in done.stdout
-    assert "limit: " in done.stdout
+    assert "bottleneck: " in done.stdout
     assert "keep the settings" in done.stdout or "take --" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.startswith("tried ")]) >= 1

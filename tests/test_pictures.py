@@ -225,7 +225,7 @@ def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
     splits, lines = evaluate.splits(trained, settings, lambda _: None), list[str]()
     worse = {"raw pixels": 0.5, "pretrained encoder": 0.25}
     assert scores._say_few_steps(trained, splits, settings, worse, "kNN", lines.append)
-    assert "kNN: 25.0 % against 50.0 %): it was trained for 2 steps (0.5 epochs) only" in lines[0]
+    assert "kNN: 25.0 % against 50.0 %): it was trained for 2 steps (0.7 epochs) only" in lines[0]
     assert not scores._say_few_steps(trained, splits, settings, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
     long = evaluate.Trained(**{**vars(trained), "step": 600})
     assert not scores._say_few_steps(long, splits, settings, worse, "kNN", lines.append)

@@ -16,11 +16,8 @@ from sslx import flags, methods, presets
 
 def methods_main(argv: Sequence[str]) -> int:
     """Print the table of methods; returns 0."""
-    parser = argparse.ArgumentParser(prog="sslx methods", description="The methods: what each is, its paper, its cost.")
-    parser.parse_args(argv)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "what it does", "encoders", "cost of a step per image", "paper"):
-        table.add_column(column)
+    columns = ("method", "what it does", "encoders", "cost of a step per image", "paper")
+    table = _table("sslx methods", "The methods: what each is, its paper, its cost.", columns, argv)
     for name in methods.available():
         about = presets.about(name)
         table.add_row(
@@ -39,11 +36,8 @@ def methods_main(argv: Sequence[str]) -> int:
 
 def recipes_main(argv: Sequence[str]) -> int:
     """Print the table of recipes; returns 0."""
-    parser = argparse.ArgumentParser(prog="sslx recipes", description="The recipes: method, data, hardware, score.")
-    parser.parse_args(argv)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("recipe", "data", "encoder", "for", "score"):
-        table.add_column(column)
+    columns = ("recipe", "data", "encoder", "for", "score")
+    table = _table("sslx recipes", "The recipes: method, data, hardware, score.", columns, argv)
     for name, path in flags.recipes().items():
         tree, comments = tomllib.loads(path.read_text(encoding="utf-8")), _comments(path)
         table.add_row(
@@ -56,6 +50,15 @@ def recipes_main(argv: Sequence[str]) -> int:
     _print(table)
     sys.stdout.write("\nTrain one: sslx pretrain simclr_digits.  What it sets: sslx pretrain simclr_digits --help\n")
     return 0
+
+
+def _table(prog: str, description: str, columns: Sequence[str], argv: Sequence[str]) -> Table:
+    """The empty table of a command that takes no arguments but --help."""
+    argparse.ArgumentParser(prog=prog, description=description).parse_args(argv)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
 
 
 def _print(table: Table) -> None:

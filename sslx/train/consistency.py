@@ -44,16 +44,15 @@ def on_start(settings: PretrainConfig, device: torch.device) -> Peers:
     Before anything else that the ranks do together: what waits for a rank with other settings may wait for ever.
     """
     facts = {
-        f"--{name.replace('_', '-')}": json.dumps(value)
-        for name, value in resuming.leaves(replace(settings, unset=())).items()
-        if not any(name == prefix or name.startswith(prefix + ".") for prefix in MAY_DIFFER)
-    }
-    facts |= {
         "sslx": f"{__version__} {source_digest()}",
         "Python": platform.python_version(),
         "the kind of device": device.type,
     }
     facts |= {name: version for name in _LIBRARIES if (version := _version(name))}
+    values = resuming.leaves(replace(settings, unset=()))
+    for name in sorted(values, key=lambda name: name in settings.unset):  # what was set decides what was chosen
+        if not any(name == prefix or name.startswith(prefix + ".") for prefix in MAY_DIFFER):
+            facts[f"--{name.replace('_', '-')}"] = json.dumps(values[name])
     check(facts, "start all ranks by the same command, with the same installation")
     every = distributed.gather_objects((socket.gethostname(), _processor(device)))
     return Peers(tuple(host for host, _ in every), len({processor for _, processor in every}) == 1)
