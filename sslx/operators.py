@@ -33,9 +33,9 @@ class _Meter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if (inside := _inside(func)) is not None:
+        if (own := inside(func)) is not None:
             with self:
-                return inside(*args, **(kwargs or {}))
+                return own(*args, **(kwargs or {}))
         found: list[Any] = []
         spent = measure.seconds(lambda: found.append(func(*args, **(kwargs or {}))), self.device)
         name = str(func.overloadpacket).removeprefix("aten.")
@@ -54,7 +54,7 @@ class _Meter(TorchDispatchMode):
         return found[0]
 
 
-def _inside(func: Any) -> Callable[..., Any] | None:
+def inside(func: Any) -> Callable[..., Any] | None:
     """What a custom operator of torch.library calls, which a mode does not see by itself; None of others."""
     try:
         from torch._library.custom_ops import OPDEFS

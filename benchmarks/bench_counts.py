@@ -1,0 +1,90 @@
+"""What a step of each recipe does to a GPU, counted on fake CUDA tensors: needs no GPU, and times nothing.
+
+    python benchmarks/bench_counts.py            compares with the table, as tests/benchmarks/test_counts.py does
+    python benchmarks/bench_counts.py --write    adds the cases that differ to benchmarks/results/counts.jsonl
+    --only simclr_imagenet ...                   some of the cases
+
+Uncompiled, on one of the GPUs that share the recipe's batch: kernels launched, copies from the host, waits of the
+host, bytes that all operators read and write, and the peak of memory, without what an allocator and the images add.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import fake_step
+
+from sslx import config, flags, measure
+
+RESULTS = Path(__file__).parent / "results" / "counts.jsonl"
+MOST = 0.1
+"""The share by which a figure may differ from the table's without a word."""
+FIGURES = ("launches", "copies", "waits", "moved_bytes", "peak_bytes")
+_GPUS = {"simclr_imagenet": 8}
+_OTHERS = {"dino_photos, ViT-S/16": ["dino_photos", "--encoder.name", "vit_small_patch16_224"]}
+
+
+def cases() -> dict[str, list[str]]:
+    """Each recipe for GPUs, and what else is counted, by its flags."""
+    return {name: [name] for name in flags.recipes() if name.endswith(("_photos", "_cifar10", "_imagenet"))} | _OTHERS
+
+
+def count(name: str) -> dict[str, Any]:
+    """A case's figures, with the pixels and samples that they are of."""
+    settings = config.load([*cases()[name], "--device", "cuda"], gpu=True, quiet=True)
+    side = settings.data.size or 224
+    settings, _ = config.settle(settings, side)
+    per_gpu = settings.batch_size // _GPUS.get(name, 1)
+    counts = fake_step.counts(settings, side, per_gpu)
+    return {
+        "case": name,
+        "encoder": settings.encoder.name,
+        "pixels": side,
+        "samples": per_gpu,
+        "optimizer": settings.optim.name,
+        "launches": counts.launches,
+        "copies": len(counts.copies),
+        "waits": len(counts.reads),
+        "moved_bytes": counts.moved_bytes,
+        "peak_bytes": counts.peak_bytes,
+    }
+
+
+def table(path: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The last line of each case."""
+    records = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+    return {record["case"]: record for record in records}
+
+
+def differences(now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+    """Where a case's figures differ by more than ``MOST``, in words."""
+    if before is None:
+        return [f"{now['case']} is not in the table"]
+    return [
+        f"{now['case']}: {figure} {before[figure]:,} -> {now[figure]:,}"
+        for figure in FIGURES
+        if abs(now[figure] - before[figure]) > MOST * before[figure]
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(cases()), choices=cases())
+    parser.add_argument("--write", action="store_true", help="add what differs to the table")
+    args = parser.parse_args()
+    known, differ = table(), False
+    for name in args.only:
+        found = count(name)
+        lines = differences(found, known.get(name))
+        differ |= bool(lines)
+        sys.stdout.write("".join(f"{line}\n" for line in lines) or f"{name}: as in the table\n")
+        sys.stdout.flush()
+        if lines and args.write:
+            measure.append(RESULTS, {"benchmark": "counts", **found})
+    return int(differ and not args.write)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
