@@ -52,7 +52,7 @@ def test_a_batch_is_the_sum_of_its_definitions(size: int, generator: torch.Gener
     spec, drawn, image = batch(size, 12, generator)
     assert 0 < drawn.blur.sum() < 12
     assert drawn.solarize.any()
-    got = finish.finish(spec, drawn, image)
+    got = finish.Finish(spec, image.device)(drawn, image)
     assert got.shape == (12, 3, size, size)
     assert got.is_contiguous(memory_format=torch.channels_last)
     for row in range(12):
@@ -104,4 +104,4 @@ def test_the_evaluation_view_is_only_normalised(generator: torch.Generator) -> N
     want = (image.permute(0, 3, 1, 2) / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(
         3, 1, 1
     )
-    torch.testing.assert_close(finish.finish(spec, None, image), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(finish.Finish(spec, image.device)(None, image), want, rtol=0, atol=1e-6)

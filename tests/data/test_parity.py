@@ -60,7 +60,7 @@ def views_of(kind: type[Dali] | type[TorchVision] | type[Resident], source: Sour
         backend = Resident(source, [spec], seed=5, device=CPU, num_threads=1)
     else:
         backend = TorchVision(source, [spec], seed=5, device=CPU, num_threads=0)
-    (view,) = next(backend.stream(Sequential(num_samples=number, per_rank=number), 0, lambda index: index))
+    (view,), _ = next(backend.stream(Sequential(num_samples=number, per_rank=number), 0, lambda index: index))
     return view
 
 
@@ -174,7 +174,7 @@ def test_hue_turns_as_in_hsv(square: Source) -> None:
     from torchvision.transforms.v2 import functional
 
     from sslx.data import views
-    from sslx.data.finish import finish
+    from sslx.data.finish import Finish
 
     assert square.pixels is not None
     pixels = torch.from_numpy(square.pixels)
@@ -182,7 +182,7 @@ def test_hue_turns_as_in_hsv(square: Source) -> None:
     drawn = views.draw(spec, 0, 0, np.arange(len(pixels)), 0)
     for third in (-1 / 3, 1 / 3):
         hue = np.full(len(pixels), third, dtype=np.float32)
-        turned = finish(spec, views.Draw(**{**vars(drawn), "hue": hue}), pixels)
+        turned = Finish(spec, CPU)(views.Draw(**{**vars(drawn), "hue": hue}), pixels)
         expected = functional.adjust_hue(pixels.permute(0, 3, 1, 2), third).float()
         torch.testing.assert_close(turned, expected, rtol=0, atol=1.01)
 
