@@ -58,6 +58,9 @@ fn: Any = _fn  # DALI's stubs know neither its generated constants nor that an o
 types: Any = _types
 backend: Any = _backend
 
+PREFETCHED = {"cpu": 2, "cuda": 3}
+"""Batches that DALI makes ahead."""
+
 
 class Dali:
     """Batches of views, made by DALI.
@@ -219,7 +222,7 @@ class Dali:
             "batch_size": self.max_per_rank,
             "num_threads": self.num_threads,
             "device_id": (self.device.index or 0) if self.gpu else None,
-            "prefetch_queue_depth": 3 if self.gpu else 2,
+            "prefetch_queue_depth": PREFETCHED[self.device.type],
             "seed": 0,  # nothing in the graph draws
         }
         if self.branched:

@@ -155,7 +155,7 @@ class TorchVision:
     def _finish(self, order: Order, along: Along, t: int, _: Any, place: Tensor) -> Made:
         """The batch's views on the device, normalised: on a GPU by the operations that all backends end with."""
         made = _views(self.specs, len(order.batch(t)), place)
-        sent, came = send([{str(number): view.numpy() for number, view in enumerate(made)}, along(t)], self.device)
+        sent, came = send([{str(number): view for number, view in enumerate(made)}, along(t)], self.device)
         if self.device.type == "cuda":
             finished = [finish(None, view) for finish, view in zip(self._normalized, sent.values(), strict=True)]
             came = {name: tensor.clone() for name, tensor in came.items()}  # or the pixels would live as long as they

@@ -17,6 +17,7 @@ Along = Callable[[int], Arrays]
 """What else of batch t is to come to the device, beside what its views need."""
 Made = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 """A batch's views, and what came along."""
+Group = Mapping[str, npt.NDArray[Any]] | Mapping[str, Tensor]
 _ALIGNED = 64  # bytes: where each array begins, for any type and for wide loads
 
 
@@ -25,33 +26,45 @@ def nothing(_: int) -> Arrays:
     return {}
 
 
-def send(groups: Sequence[Mapping[str, npt.NDArray[Any]]], device: torch.device) -> list[dict[str, Tensor]]:
-    """The arrays as tensors on a device, under the same names.
+def send(groups: Sequence[Group], device: torch.device) -> list[dict[str, Tensor]]:
+    """Arrays, or tensors of the host, as tensors on a device, under the same names.
 
-    On a CPU the tensors are the arrays' own memory.  On a GPU they are parts of one, and the pinned buffer is given out
-    again by torch once the copy is done: the arrays may be written over when this returns.
+    On a CPU they share the arrays' memory.  On a GPU they are parts of one copy; torch gives the pinned buffer out
+    again once the copy is done, so that the arrays may be written over when this returns.
     """
-    if device.type != "cuda":
-        return [{name: torch.from_numpy(array).to(device) for name, array in group.items()} for group in groups]
-    places: list[tuple[int, int]] = []
-    end = 0
-    for group in groups:
-        for array in group.values():
-            start = -(-end // _ALIGNED) * _ALIGNED
-            end = start + array.nbytes
-            places.append((start, end))
-    if not places:
-        return [{} for _ in groups]
-    host = torch.empty(end, dtype=torch.uint8, pin_memory=True)
-    for (start, stop), array in zip(places, (array for group in groups for array in group.values()), strict=True):
-        host[start:stop].copy_(torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-    there, parts = host.to(device, non_blocking=True), iter(places)
+    tensors = [{name: _tensor(array) for name, array in group.items()} for group in groups]
+    if device.type == "cpu" or not any(tensors):
+        return tensors
+    return unpack(pack(tensors, pinned=device.type == "cuda").to(device, non_blocking=True), tensors)
+
+
+def pack(groups: Sequence[Mapping[str, Tensor]], *, pinned: bool) -> Tensor:
+    """(bytes,) uint8: the tensors one after another."""
+    tensors = [tensor for group in groups for tensor in group.values()]
+    places = _places(tensors)
+    buffer = torch.empty(places[-1].stop, dtype=torch.uint8, pin_memory=pinned)
+    for tensor, place in zip(tensors, places, strict=True):
+        buffer[place].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    return buffer
+
+
+def unpack(buffer: Tensor, like: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The parts of a packed buffer, which may be on another device by now, as what was packed."""
+    places = iter(_places([tensor for group in like for tensor in group.values()]))
     return [
-        {name: _as(there[slice(*next(parts))], torch.from_numpy(array)) for name, array in group.items()}
-        for group in groups
+        {name: buffer[next(places)].view(tensor.dtype).view(tensor.shape) for name, tensor in group.items()}
+        for group in like
     ]
 
 
-def _as(data: Tensor, like: Tensor) -> Tensor:
-    """(bytes,) uint8 as the type and shape of another tensor."""
-    return data.view(like.dtype).view(like.shape)
+def _places(tensors: Sequence[Tensor]) -> list[slice]:
+    places, end = list[slice](), 0
+    for tensor in tensors:
+        start = -(-end // _ALIGNED) * _ALIGNED
+        end = start + tensor.nbytes
+        places.append(slice(start, end))
+    return places
+
+
+def _tensor(array: npt.NDArray[Any] | Tensor) -> Tensor:
+    return array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))

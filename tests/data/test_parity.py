@@ -187,6 +187,21 @@ def test_hue_turns_as_in_hsv(square: Source) -> None:
         torch.testing.assert_close(turned, expected, rtol=0, atol=1.01)
 
 
+def test_dalis_crops_with_torchs_brightness_and_contrast_are_dalis_views(varied: Source) -> None:
+    """As on a GPU, where DALI leaves both to torch: they differ by what DALI rounds between its operations."""
+    from sslx.data import views
+    from sslx.data.finish import Finish
+
+    jittered = spec_of(64, augment(**ALL | {"blur": 0.0, "solarize": 0.0}))
+    crops = views_of(Dali, varied, spec_of(64, augment(flip=0.5))).permute(0, 2, 3, 1).round().to(torch.uint8)
+    drawn = views.draw(jittered, 5, 0, np.arange(len(varied)), 0)
+    difference = (Finish(jittered, CPU, jitter=True)(drawn, crops) - views_of(Dali, varied, jittered)).abs()
+    assert difference.mean() < 0.6
+    assert difference.max() < 4
+    without = Finish(jittered, CPU)(drawn, crops)
+    assert (without - views_of(Dali, varied, jittered)).abs().mean() > 5
+
+
 @pytest.mark.parametrize("center", [1.0, 0.875])
 @pytest.mark.parametrize("side", SIDES)
 def test_the_evaluation_view(varied: Source, side: int, center: float) -> None:
