@@ -22,6 +22,7 @@ from sslx.data.torchvision import read
 from sslx.distributed import Ranks
 from sslx.errors import UserError
 from sslx.train.build import Parts, build, compiles, fast_bf16
+from sslx.train.clock import DataWaits
 from sslx.train.step import cached_step, train_step
 from sslx.words import one_line, shown
 
@@ -48,7 +49,7 @@ class Recipe:
         self.parts: Parts = build(settings, ranks, lambda _: None)
         self._progress = torch.full((), 0.5, device=ranks.device)
         self._step = cached_step if settings.grad_cache_chunks > 1 else train_step
-        self._waited = 0.0
+        self._waits = DataWaits.on(ranks.device)
         optim.set_lr(self.parts.optimizer, 0.0)
         self.batches = self._read()
         self.parts.loader.close()  # its threads would go on filling their queues
@@ -84,16 +85,16 @@ class Recipe:
         return self._update(self.batches)
 
     def data_wait(self, steps: int) -> float:
-        """The share of the time that a run of some steps waits for its loader."""
+        """The share of the time that a run of some steps waits for its loader, as a run's log has it."""
         self._drain(self.parts.loader)
         self.train()
-        self._waited = 0.0
+        self._waits.restart()
         start = time.perf_counter()
         for _ in range(steps):
             self.train()
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
-        return self._waited / (time.perf_counter() - start)
+        return self._waits.late_s() / (time.perf_counter() - start)
 
     def peak_bytes(self) -> int:
         """Memory at its peak during two steps of a run: on the GPU, or resident."""
@@ -140,9 +141,8 @@ class Recipe:
 
     def train(self) -> None:
         """One step of a run: read and update."""
-        start = time.perf_counter()
-        batches = self._read()
-        self._waited += time.perf_counter() - start
+        with self._waits:
+            batches = self._read()
         self._update(batches)
 
     def _in_memory(self) -> data.Loader:

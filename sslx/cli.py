@@ -90,9 +90,14 @@ def run(target: str, argv: Sequence[str]) -> int:
     except UserError as error:
         return complain(limits.explain(error) or str(error), error.exit_code, error.topic)
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
-        if isinstance(error, BrokenPipeError) or not (words := limits.explain(error)):
+        if isinstance(error, BrokenPipeError):
             raise
-        return complain(words, limits.EXIT_CODE)
+        device_errors = sys.modules.get("sslx.machine.device_errors")  # there wherever torch and images are
+        if device_errors and (told := device_errors.explain(error)):
+            return complain(*told)
+        if words := limits.explain(error):
+            return complain(words, limits.EXIT_CODE)
+        raise
     except KeyboardInterrupt:
         return complain("interrupted", 130)
     except SystemExit as error:  # tyro: 0 after --help, 2 after a wrong flag, which it has explained

@@ -46,6 +46,15 @@ class RanksError(UserError):
     exit_code = 70
 
 
+class DeviceError(UserError):
+    """A GPU that failed or was lost; too little of its memory is no failure but a ConfigError's code.
+
+    A new start, maybe on another node, may go better.
+    """
+
+    exit_code = 71
+
+
 class StorageError(UserError):
     """A checkpoint, log or result that could not be written, or data that a disk or mount did not bring in time."""
 

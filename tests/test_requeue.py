@@ -37,7 +37,7 @@ def test_what_would_end_alike_is_not_started_again(run: Path, code: int) -> None
     assert (stop.code, stop.reason) == (code, f"exit code {code}")
 
 
-@pytest.mark.parametrize("code", [75, 70, 1, 137, 143])
+@pytest.mark.parametrize("code", [75, 70, 71, 1, 137, 143])
 def test_a_preempted_or_crashed_run_is(run: Path, code: int) -> None:
     assert asked(run, code) == requeue.SAVED
 

@@ -1,9 +1,9 @@
 """ViewSpec -> NVIDIA DALI pipeline, on the CPU or the GPU.  The only importer of nvidia.dali.
 
 The pipeline is stateless: an external source feeds it paths (or pixels) and every sample's parameters, drawn
-by ``views.draw``; DALI reads, decodes once, crops and flips each view, and sets brightness and contrast.  Nothing
-of it needs to be checkpointed.  The other operations are matrix products, which torch makes on the same device
-(``finish``): on a CPU in a third of DALI's time.
+by ``views.draw``; DALI reads, decodes once, crops and flips each view.  Nothing of it needs to be checkpointed.  The
+other operations torch makes on the same device (``finish``): on a CPU in a third of DALI's time.  Brightness and
+contrast are DALI's on a CPU alone: on a GPU the mean gray that contrast needs would have to come back to the host.
 
 DALI reads the files that ``headers.is_plain`` knows it to read as all backends do.  The others are read by ``color``
 and fed as pixels, in a graph with a branch, which costs 5 us a sample and so is built only once one of them is met.
@@ -22,10 +22,10 @@ Traps (DALI 2.4), each held by a parity test against torchvision:
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from functools import partial
+from itertools import count
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -34,37 +34,32 @@ import torch
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # DALI's own, which writes of damaged files to the terminal
 
+from nvidia.dali import backend as _backend
 from nvidia.dali import fn as _fn
 from nvidia.dali import types as _types
 from nvidia.dali.pipeline import Pipeline, do_not_convert, pipeline_def
+from PIL import Image
 from torch import Tensor
 
-from sslx.data import views
-from sslx.data.finish import finish
-from sslx.data.headers import Unreadable
-from sslx.data.order import Order, Sequential
+from sslx.data.feed import Feed, crop_boxes, fed_parameters
+from sslx.data.finish import Finish
+from sslx.data.order import Order, Sequential, Shuffled
 from sslx.data.patience import Caller, Patience, being_read
 from sslx.data.sources import Source
+from sslx.data.transfer import Along, Arrays, Made, nothing, send
 from sslx.data.triage import Triage
 from sslx.data.views import Draw, ViewSpec
-from sslx.words import shown
+from sslx.machine import device_errors, limits
+from sslx.words import one_line, shown
 
 Indices = npt.NDArray[np.int64]
 Node = Any  # a DALI DataNode
 fn: Any = _fn  # DALI's stubs know neither its generated constants nor that an operator has one output
 types: Any = _types
+backend: Any = _backend
 
-_AHEAD = 2  # batches whose odd images are read before they are fed
-_NO_PIXELS = np.zeros((1, 1, 3), dtype=np.uint8)
-_ONE = np.ones(1, dtype=np.float32)
-
-
-def _fed(spec: ViewSpec) -> list[str]:
-    """The drawn parameters that the graph takes from outside for one view, in the order in which they are fed."""
-    augment = spec.augment
-    if augment is None or augment.jitter == 0:
-        return []
-    return [name for name in ("brightness", "contrast") if getattr(augment, name) > 0]
+PREFETCHED = {"cpu": 2, "cuda": 3}
+"""Batches that DALI makes ahead."""
 
 
 class Dali:
@@ -88,50 +83,66 @@ class Dali:
         self.max_per_rank, self.device, self.num_threads = max_per_rank, device, num_threads
         self.patience = patience or Patience()
         self.branched = False
+        self.gpu = device.type == "cuda"
+        self._finish = [Finish(spec, device, jitter=self.gpu) for spec in self.specs]
         self.triage = Triage(source, num_threads)
 
     def stream(
-        self, order: Order, start: int, substitute: Callable[[Indices], Indices]
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield batch start, start + 1, ... of the order: one (B, 3, H, W) float32 channels_last tensor a view.
+        self, order: Order, start: int, substitute: Callable[[Indices], Indices], along: Along = nothing
+    ) -> Iterator[Made]:
+        """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view; what came along.
 
         substitute: maps sample indices to those to read in their place (bad files).  Raises RuntimeError where
         a file of the batch cannot be read; the stream is then at its end.  Also what ``patience.Caller`` raises.
         """
         t = start
-        while not order.finished(t):
-            feed = _Feed(self, order, t, substitute)
-            for batch in self._run(feed):
-                yield batch
-                t += 1
-            if feed.error is not None:
-                raise feed.error
+        try:
+            while not order.finished(t):
+                feed = Feed(self, order, t, substitute)
+                for batch in self._run(feed, along):
+                    yield batch
+                    t += 1
+                if feed.error is not None:
+                    raise feed.error
+        finally:
+            if not isinstance(order, Shuffled):  # what a probe or a look at bad files took, training may need
+                self._release()
 
-    def _run(self, feed: "_Feed") -> Iterator[tuple[Tensor, ...]]:
+    def _run(self, feed: Feed, along: Along) -> Iterator[Made]:
         """The batches of one pipeline, until its feed ends."""
         pipeline = self._pipeline(feed)
         pipeline.build()
         with Caller(self.patience, self._being_read) as call:
-            yield from self._batches(partial(call, pipeline.run), feed)
+            for t in count(feed.start):
+                try:
+                    images = self._images(call, pipeline)
+                except StopIteration:
+                    return
+                batch = [self._make(images, feed.ahead.popleft(), along(t))]
+                del images
+                yield batch.pop()
 
-    def _batches(self, run: Callable[[], Any], feed: "_Feed") -> Iterator[tuple[Tensor, ...]]:
-        # On a GPU torch reads DALI's buffers after this function has gone on; let go, DALI would fill them again.
-        held: deque[tuple[torch.cuda.Event, Any]] = deque()
-        while True:
-            try:
-                outputs = run()
-            except StopIteration:
-                return
-            made: list[Tensor] = []
-            for spec, drawn, output in zip(self.specs, feed.ahead.popleft(), outputs, strict=True):
-                made.append(finish(spec, drawn, torch.from_dlpack(output.as_tensor())))
-            if self.device.type == "cuda":
-                read = torch.cuda.Event()
-                read.record()
-                held.append((read, outputs))
-                while held and held[0][0].query():
-                    held.popleft()
-            yield tuple(made)
+    def _images(self, call: Caller, pipeline: Pipeline) -> list[Tensor]:
+        """The next batch of crops, (B, size, size, 3) uint8 a view.
+
+        On a GPU they belong to torch's stream: nobody waits for them, and their memory is DALI's again in the order of
+        that stream, so that what torch still reads is not overwritten.
+        """
+        stream = torch.cuda.current_stream(self.device) if self.gpu else None
+        outputs = call(partial(pipeline.run, stream))
+        return [torch.from_dlpack(output.as_tensor()) for output in outputs]
+
+    def _release(self) -> None:
+        """Give the GPU's memory back that DALI keeps and no pipeline uses."""
+        if self.gpu:
+            backend.ReleaseUnusedMemory()
+
+    def _make(self, images: list[Tensor], drawn: list[Draw | None], along: Arrays) -> Made:
+        """The views of a batch from its crops."""
+        parameters = [finish.parameters(one) for one, finish in zip(drawn, self._finish, strict=True)]
+        came, *sent = send([along, *parameters], self.device)
+        every = zip(self._finish, drawn, images, sent, strict=True)
+        return tuple(finish(one, image, there) for finish, one, image, there in every), came
 
     def _being_read(self) -> str:
         """What DALI and ``triage``, whose threads tell nothing, may be waiting for."""
@@ -141,26 +152,49 @@ class Dali:
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images cannot be read, and why: by ``color``, as on the other backends.
 
-        What that reads and DALI does not, ``color`` reads from now on.
+        What that reads and DALI does not, ``color`` reads from now on.  Raises what ``device_errors.of`` names, also
+        where DALI does not decode an image of sslx's own either (on a CPU RuntimeError): then no file is to blame.
         """
         with Caller(self.patience, self._being_read) as call:
             reasons = call(partial(self.triage.unreadable, index))
         if not reasons:
-            for i in self._refused_by_dali(index[self.triage.plain(index)]):
-                self.triage.set_odd(i)
+            plain = index[self.triage.plain(index)]
+            if len(plain) and (error := self._refusal(plain)):
+                self._check_itself(error)
+                for i in self._refused_by_dali(plain):
+                    self.triage.set_odd(i)
+        self._release()
         return reasons
+
+    def _check_itself(self, error: RuntimeError) -> None:
+        """Raise the error if DALI refuses an image that is known to be good."""
+        with NamedTemporaryFile(suffix=".jpg") as file:
+            Image.new("RGB", (16, 16)).save(file, "JPEG")
+            file.flush()
+            good = Dali(
+                Source("an image of sslx's own", 8, paths=[file.name]),
+                self.specs,
+                seed=0,
+                max_per_rank=1,
+                device=self.device,
+                num_threads=self.num_threads,
+                patience=self.patience,
+            )
+            if good._refusal(np.zeros(1, dtype=np.int64)):
+                kind = torch.AcceleratorError if self.gpu else RuntimeError
+                raise kind(f"DALI does not decode an image of sslx's own either: {one_line(error)}") from error
 
     def _refused_by_dali(self, files: Indices) -> list[int]:
         """Those that DALI cannot decode: halves that fail are halved again."""
-        if not len(files) or self._decodes(files):
+        if not len(files) or not self._refusal(files):
             return []
         half = len(files) // 2
         if half == 0:
             return [int(files[0])]
         return self._refused_by_dali(files[:half]) + self._refused_by_dali(files[half:])
 
-    def _decodes(self, files: Indices) -> bool:
-        """Whether DALI reads and decodes all these files."""
+    def _refusal(self, files: Indices) -> RuntimeError | None:
+        """Why DALI does not read and decode all these files; None where it does.  Raises as ``unreadable``."""
         number = len(files)
         small = Dali(
             self.source,
@@ -174,95 +208,26 @@ class Dali:
         small.triage = self.triage
         try:
             next(small.stream(Sequential(num_samples=number, per_rank=number), 0, files.take))
-        except RuntimeError:
-            return False
-        return True
+        except (RuntimeError, MemoryError) as error:
+            if fault := device_errors.of(error):
+                raise fault from None if fault is error else error
+            if isinstance(error, MemoryError) or limits.explain(error):
+                raise
+            return error
+        return None
 
-    def _pipeline(self, feed: "_Feed") -> Pipeline:
-        gpu = self.device.type == "cuda"
-        boxes = do_not_convert(partial(_boxes, self.specs, feed.uncropped))
+    def _pipeline(self, feed: Feed) -> Pipeline:
+        boxes = do_not_convert(partial(crop_boxes, self.specs, feed.uncropped))
         arguments: dict[str, Any] = {
             "batch_size": self.max_per_rank,
             "num_threads": self.num_threads,
-            "device_id": (self.device.index or 0) if gpu else None,
-            "prefetch_queue_depth": 3 if gpu else 2,
+            "device_id": (self.device.index or 0) if self.gpu else None,
+            "prefetch_queue_depth": PREFETCHED[self.device.type],
             "seed": 0,  # nothing in the graph draws
         }
         if self.branched:
-            return _branched_graph(self.specs, gpu, iter(feed), boxes, **arguments)
-        return _graph(self.specs, self.source.pixels is None, gpu, iter(feed), boxes, **arguments)
-
-
-class _Images:
-    """What the graph is fed for the images of a batch; the reading of odd ones begins here."""
-
-    def __init__(self, dali: Dali, files: Indices) -> None:
-        self.source, self.files, self.triage = dali.source, files, dali.triage
-        self.plain = np.ones(len(files), dtype=np.bool_)
-        self.error: Unreadable | None = None
-        self.odd: dict[np.int64, Future[npt.NDArray[np.uint8]]] = {}
-        if self.source.pixels is None:
-            try:
-                self.plain = self.triage.plain(files)
-            except Unreadable as error:
-                self.error = error
-            odd = files[~self.plain]
-            self.odd = dict(zip(odd, self.triage.pixels(odd), strict=True))
-
-    def inputs(self, branched: bool) -> list[Any]:
-        """For the graph with a branch or without one.  Raises Unreadable."""
-        if self.error is not None:
-            raise self.error
-        if self.source.pixels is not None:
-            pixels = self.source.pixels[self.files]
-            return [list(pixels) if pixels.dtype == object else pixels]
-        paths = self.triage.paths(self.files)
-        if not branched:
-            return [paths]
-        odd = {i: pixels.result() for i, pixels in self.odd.items()}
-        return [paths, [odd.get(i, _NO_PIXELS) for i in self.files], ~self.plain]
-
-
-class _Feed:
-    """The inputs of each batch: the images, then every view's parameters.
-
-    It ends with the order, before a batch that needs the graph with a branch, or with an ``error``.
-    ahead: what was drawn for batches that DALI is still making.  uncropped: and for those whose images it has yet to
-    look at.
-    """
-
-    def __init__(self, dali: Dali, order: Order, start: int, substitute: Callable[[Indices], Indices]) -> None:
-        self.dali, self.order, self.start, self.substitute = dali, order, start, substitute
-        self.ahead: deque[list[Draw | None]] = deque()
-        self.uncropped: deque[list[Draw | None]] = deque()
-        self.error: Unreadable | None = None
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        t, images = self.start, deque[_Images]()
-        while not self.order.finished(t):
-            while len(images) <= _AHEAD and not self.order.finished(t + len(images)):
-                files = self.substitute(self.order.batch(t + len(images)))
-                images.append(_Images(self.dali, files))
-            batch = images.popleft()
-            if batch.odd and not self.dali.branched:
-                self.dali.branched = True
-                return
-            try:
-                inputs = batch.inputs(self.dali.branched)
-            except Unreadable as error:
-                self.error = error
-                return
-            index, drawn = self.order.batch(t), list[Draw | None]()
-            for number, spec in enumerate(self.dali.specs):
-                one = None
-                if spec.augment is not None:
-                    one = views.draw(spec, self.dali.seed, self.order.epoch(t), index, number)
-                drawn.append(one)
-                inputs += [getattr(one, name) for name in _fed(spec)]
-            self.ahead.append(drawn)
-            self.uncropped.append(drawn)
-            yield tuple(inputs)
-            t += 1
+            return _branched_graph(self.specs, self.gpu, iter(feed), boxes, **arguments)
+        return _graph(self.specs, self.source.pixels is None, self.gpu, iter(feed), boxes, **arguments)
 
 
 @pipeline_def
@@ -274,13 +239,13 @@ def _graph(
     boxes: Callable[[list[Any]], tuple[Any, ...]],
 ) -> tuple[Node, ...]:
     """The pipeline, the same for both devices: images and parameters in, one uint8 HWC batch a view out."""
-    image, *fed = _inputs(specs, feed, [(types.UINT8, 1, "") if from_files else (types.UINT8, 3, "HWC")])
+    image, *fed = _inputs(specs, gpu, feed, [(types.UINT8, 1, "") if from_files else (types.UINT8, 3, "HWC")])
     if not from_files:
         corners, _ = _corners(specs, image.shape(), boxes)
-        return _views(specs, image.gpu() if gpu else image, corners, fed)
+        return _views(specs, gpu, image.gpu() if gpu else image, corners, fed)
     encoded = _file(image)
     corners, checked = _corners(specs, fn.peek_image_shape(encoded), boxes)
-    return _views(specs, _decode(encoded, checked, gpu), corners, fed)
+    return _views(specs, gpu, _decode(encoded, checked, gpu), corners, fed)
 
 
 @pipeline_def(enable_conditionals=True)
@@ -291,7 +256,8 @@ def _branched_graph(
     boxes: Callable[[list[Any]], tuple[Any, ...]],
 ) -> tuple[Node, ...]:
     """The same for files of which some (``odd``) come as pixels."""
-    path, pixels, odd, *fed = _inputs(specs, feed, [(types.UINT8, 1, ""), (types.UINT8, 3, "HWC"), (types.BOOL, 0, "")])
+    images = [(types.UINT8, 1, ""), (types.UINT8, 3, "HWC"), (types.BOOL, 0, "")]
+    path, pixels, odd, *fed = _inputs(specs, gpu, feed, images)
     if odd:
         encoded = path
         shape = pixels.shape(dtype=types.INT64)
@@ -303,15 +269,15 @@ def _branched_graph(
         image = pixels.gpu() if gpu else fn.copy(pixels)
     else:
         image = _decode(encoded, checked, gpu)
-    return _views(specs, image, corners, fed)
+    return _views(specs, gpu, image, corners, fed)
 
 
 @do_not_convert
 def _inputs(
-    specs: Sequence[ViewSpec], feed: Iterator[tuple[Any, ...]], images: list[tuple[Any, int, str]]
+    specs: Sequence[ViewSpec], gpu: bool, feed: Iterator[tuple[Any, ...]], images: list[tuple[Any, int, str]]
 ) -> list[Node]:
     """What is fed: the images, each input's (type, dimensions, layout), and the drawn parameters."""
-    kinds = images + [(types.FLOAT, 0, "")] * sum(len(_fed(spec)) for spec in specs)
+    kinds = images + [(types.FLOAT, 0, "")] * sum(len(fed_parameters(spec, gpu)) for spec in specs)
     dtype, ndim, layout = map(list, zip(*kinds, strict=True))
     return fn.external_source(source=feed, num_outputs=len(kinds), batch=True, dtype=dtype, ndim=ndim, layout=layout)
 
@@ -320,16 +286,16 @@ def _inputs(
 def _corners(
     specs: Sequence[ViewSpec], shape: Node, boxes: Callable[[list[Any]], tuple[Any, ...]]
 ) -> tuple[list[Node], Node]:
-    """``_boxes`` in the graph: the start and end of each view's box, and a 1 once all shapes are known."""
+    """``crop_boxes`` in the graph: the start and end of each view's box, and a 1 once all shapes are known."""
     *corners, checked = fn.python_function(shape, function=boxes, batch_processing=True, num_outputs=2 * len(specs) + 1)
     return corners, checked
 
 
 @do_not_convert
-def _views(specs: Sequence[ViewSpec], image: Node, corners: list[Node], fed: list[Node]) -> tuple[Node, ...]:
+def _views(specs: Sequence[ViewSpec], gpu: bool, image: Node, corners: list[Node], fed: list[Node]) -> tuple[Node, ...]:
     outputs: list[Node] = []
     for spec, start, end in zip(specs, corners[::2], corners[1::2], strict=True):
-        names = _fed(spec)
+        names = fed_parameters(spec, gpu)
         outputs.append(_jitter(_resize(spec, image, start, end), dict(zip(names, fed, strict=False))))
         fed = fed[len(names) :]
     return tuple(outputs)
@@ -340,26 +306,14 @@ def _file(path: Node) -> Node:
     return fn.io.file.read(path, dont_use_mmap=True)
 
 
-def _boxes(
-    specs: Sequence[ViewSpec], uncropped: deque[list[Draw | None]], shapes: list[npt.NDArray[np.int64]]
-) -> tuple[list[npt.NDArray[np.float32]], ...]:
-    """Where each view's crop starts and ends, (y, x) a sample, from the (H, W, C) of a batch's images; then ones."""
-    height, width = np.array(shapes)[:, :2].T
-    corners: list[list[npt.NDArray[np.float32]]] = []
-    for spec, drawn in zip(specs, uncropped.popleft(), strict=True):
-        box = views.boxes(spec, drawn, height, width).astype(np.float32)
-        if drawn is not None:
-            flipped = drawn.flip > 0
-            box[flipped] = box[flipped][:, [0, 3, 2, 1]]
-        corners += [list(box[:, :2]), list(box[:, 2:])]
-    return *corners, [_ONE] * len(shapes)
-
-
 @do_not_convert
 def _decode(encoded: Node, checked: Node, gpu: bool) -> Node:
     """RGB uint8 HWC of a plain file: grayscale repeated, alpha dropped, EXIF turned upright.
 
-    On the CPU the pixels are those of ``color.read``.  Flipped bytes in a JPEG may pass in one and not in both.
+    On the CPU the pixels are those of ``color.read``, and what ``color`` refuses as cut, DALI refuses too: held by
+    tests/data/test_bad_images.py.  Flipped bytes in a JPEG may pass in one and not in both.  On a GPU nobody has tested
+    either so far: nvJPEG and the JPEG engine may accept a cut file, whose end then is gray or repeated in its view,
+    and round the pixels of good ones otherwise, by a level as a rule.
     checked: a 1 for each sample, computed from what ``peek_image_shape`` found in all of them.
     """
     encoded = fn.reshape(encoded, rel_shape=checked)  # as it is, but not before
@@ -384,12 +338,11 @@ def _resize(spec: ViewSpec, image: Node, start: Node, end: Node) -> Node:
 
 
 def _jitter(image: Node, fed: dict[str, Node]) -> Node:
-    """Brightness, then contrast; what the recipe never does is left out of the graph."""
+    """Brightness, then contrast, on a CPU; what the recipe never does is left out of the graph."""
     if "brightness" in fed:
         image = fn.brightness_contrast(image, brightness=fed["brightness"])
     if "contrast" in fed:
         gray = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
         center = fn.reductions.mean(gray, axes=[0, 1, 2])
-        center = center.cpu() if gray.device == "gpu" else center
         image = fn.brightness_contrast(image, contrast=fed["contrast"], contrast_center=center)
     return image

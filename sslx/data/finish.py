@@ -11,7 +11,7 @@ Unlike torchvision's, the parts are not clipped one by one: saturation and then 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from sslx.data import row_sums, views
-from sslx.data.views import Draw, FloatArray, ViewSpec
+from sslx.data.transfer import Arrays, send
+from sslx.data.views import Draw, ViewSpec
 
 _LUMA = np.outer(np.ones(3), (0.299, 0.587, 0.114))  # ITU-R BT.601, as in PIL, torchvision and DALI
 _MEAN = np.full((3, 3), 1 / 3)
@@ -35,44 +36,116 @@ def matrix(drawn: Draw) -> npt.NDArray[np.float64]:
     return np.where(drawn.gray[:, None, None] > 0, _LUMA @ turned, turned)
 
 
-def finish(spec: ViewSpec, drawn: Draw | None, image: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 or float32 -> (N, 3, H, W) float32, channels_last: colours, blur, solarize, normalise.
+class Finish:
+    """Colours, blur, solarize and normalisation of one view; its constants lie on the device.
 
-    drawn: the samples' parameters, None for the evaluation view.  Each sample's view is the same to the last bit
-    whatever else is in its batch.
+    jitter: brightness and contrast too, first of all, where nothing has set them before.
     """
-    number, height, width, _ = image.shape
-    mix = None if drawn is None else _tensor(matrix(drawn), image)
-    scale = _tensor(np.tile(1 / (255 * np.array(spec.std)), width), image)
-    shift = _tensor(np.tile(-np.array(spec.mean) / np.array(spec.std), width), image)
-    out = torch.empty((number, height, width, 3), device=image.device)
-    for part in row_sums.parts(image, height * width * 3):
-        if drawn is None or mix is None:
-            out[part] = image[part]
-        else:
-            out[part] = _augmented(spec, drawn, part, image[part], mix[part]).permute(0, 2, 3, 1)
-        rows = out[part].view(-1, height, width * 3)
-        torch.addcmul(shift, rows, scale, out=rows)
-    return out.permute(0, 3, 1, 2)
+
+    def __init__(self, spec: ViewSpec, device: torch.device, *, jitter: bool = False) -> None:
+        self.spec, self.jitter = spec, jitter
+        self._scale = _constant(np.tile(1 / (255 * np.array(spec.std)), spec.size), device)
+        self._shift = _constant(np.tile(-np.array(spec.mean) / np.array(spec.std), spec.size), device)
+
+    def parameters(self, drawn: Draw | None) -> Arrays:
+        """What a call needs on its device of the parameters drawn for a batch of N samples."""
+        if drawn is None:
+            return {}
+        arrays: Arrays = {"mix": matrix(drawn).astype(np.float32)}
+        if self.jitter:
+            arrays |= jitter_parameters(drawn)
+        if len(rows := np.flatnonzero(drawn.blur)):
+            arrays |= {"blurred": rows, "taps": _taps(drawn.sigma[rows], drawn.window[rows], self._reach)}
+        if len(rows := np.flatnonzero(drawn.solarize)):
+            arrays["solarized"] = rows
+        return arrays
+
+    def __call__(self, drawn: Draw | None, image: Tensor, sent: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(N, size, size, 3) uint8 or float32 -> (N, 3, size, size) float32, channels_last, normalised.
+
+        drawn: the samples' parameters, None for the evaluation view.  sent: ``parameters(drawn)`` on the image's
+        device; sent now where they are not given.  Each sample's view is the same to the last bit whatever else is in
+        its batch.
+        """
+        if sent is None:
+            (sent,) = send([self.parameters(drawn)], image.device)
+        number, height, width, _ = image.shape
+        out = torch.empty((number, height, width, 3), device=image.device)
+        for part in row_sums.parts(image, height * width * 3):
+            if drawn is None:
+                out[part] = image[part]
+            else:
+                out[part] = self._augmented(drawn, part, image[part], sent).permute(0, 2, 3, 1)
+            rows = out[part].view(-1, height, width * 3)
+            torch.addcmul(self._shift, rows, self._scale, out=rows)
+        return out.permute(0, 3, 1, 2)
+
+    @property
+    def _reach(self) -> int:
+        """Pixels to each side of the widest blur."""
+        return views.widest_window(self.spec) // 2
+
+    def _augmented(self, drawn: Draw, part: slice, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """(N, H, W, 3) -> (N, 3, H, W) float32 in [0, 255].  part: the samples' rows in ``drawn`` and ``sent``."""
+        pixels = image.permute(0, 3, 1, 2).float().contiguous()
+        if self.jitter:
+            jitter(pixels, drawn, part, sent)
+        pixels = row_sums.mixed(pixels, sent["mix"][part]).clamp_(0, 255)
+        if drawn.blur[part].any():
+            chosen, these = _chosen(drawn.blur, part)
+            widest = int(drawn.window[part][chosen].max()) // 2
+            taps = sent["taps"][these, self._reach - widest : self._reach + widest + 1]
+            pixels = _changed(pixels, part, chosen, sent["blurred"][these], lambda some: _blurred(some, taps))
+        if drawn.solarize[part].any():
+            chosen, these = _chosen(drawn.solarize, part)
+            pixels = _changed(pixels, part, chosen, sent["solarized"][these], _solarized)
+        return pixels
 
 
-def _augmented(spec: ViewSpec, drawn: Draw, part: slice, image: Tensor, mix: Tensor) -> Tensor:
-    """(N, H, W, 3) -> (N, 3, H, W) float32 in [0, 255].  part: the samples' rows in ``drawn``."""
-    pixels = row_sums.mixed(image.permute(0, 3, 1, 2).float().contiguous(), mix).clamp_(0, 255)
-    if drawn.blur[part].any():
-        chosen = np.flatnonzero(drawn.blur[part])
-        sigma, window = drawn.sigma[part][chosen], drawn.window[part][chosen]
-        pixels = _changed(pixels, chosen, lambda some: _blurred(some, sigma, window, views.widest_window(spec) // 2))
-    if drawn.solarize[part].any():
-        pixels = _changed(pixels, np.flatnonzero(drawn.solarize[part]), _solarized)
-    return pixels
+def jitter_parameters(drawn: Draw) -> Arrays:
+    """What ``jitter`` needs on the device."""
+    both = {"brightness": drawn.brightness, "contrast": drawn.contrast}
+    return {name: values for name, values in both.items() if (values != 1).any()}
 
 
-def _changed(pixels: Tensor, chosen: npt.NDArray[np.int64], change: Callable[[Tensor], Tensor]) -> Tensor:
-    """(N, 3, H, W), with ``change`` made to the chosen samples."""
+def jitter(pixels: Tensor, drawn: Draw, part: slice, sent: Mapping[str, Tensor]) -> None:
+    """Brightness, then contrast, in place: (N, 3, H, W) float32 in [0, 255].
+
+    What is left as it is, is so to the last bit beside others that are changed: times 1, plus 0, clamped before.
+    """
+    if (drawn.brightness[part] != 1).any():
+        pixels.mul_(sent["brightness"][part, None, None, None]).clamp_(0, 255)
+    if (drawn.contrast[part] != 1).any():
+        contrast = sent["contrast"][part, None, None, None]
+        gray = _gray(pixels) * (1 - contrast)
+        pixels.mul_(contrast).add_(gray).clamp_(0, 255)
+
+
+def _gray(pixels: Tensor) -> Tensor:
+    """(N, 3, H, W) in [0, 255] -> (N, 1, 1, 1): the mean luma of each.
+
+    Of lumas rounded to 2^-16, which fp64 adds without any error: so the order, which depends on the batch on a GPU,
+    makes no difference.
+    """
+    red, green, blue = pixels.unbind(1)
+    luma = red * _LUMA[0, 0] + green * _LUMA[0, 1] + blue * _LUMA[0, 2]
+    sums = luma.mul_(2.0**16).round_().sum((1, 2), dtype=torch.float64)
+    return (sums / (2.0**16 * luma[0].numel())).float()[:, None, None, None]
+
+
+def _chosen(flag: npt.NDArray[np.float32], part: slice) -> tuple[npt.NDArray[np.int64], slice]:
+    """The samples of a part with a flag, counted from its start; where they stand among those of the whole batch."""
+    before, chosen = int(np.count_nonzero(flag[: part.start])), np.flatnonzero(flag[part])
+    return chosen, slice(before, before + len(chosen))
+
+
+def _changed(
+    pixels: Tensor, part: slice, chosen: npt.NDArray[np.int64], rows: Tensor, change: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """(N, 3, H, W), with ``change`` made to the chosen samples; rows: these on the device, counted in the batch."""
     if len(chosen) == len(pixels):  # as on a CPU with large views, one at a time: nothing to gather
         return change(pixels)
-    rows = torch.from_numpy(chosen).to(pixels.device, non_blocking=True)
+    rows = rows - part.start if part.start else rows
     return pixels.index_copy_(0, rows, change(pixels.index_select(0, rows)))
 
 
@@ -80,19 +153,21 @@ def _solarized(pixels: Tensor) -> Tensor:
     return torch.where(pixels >= 128, 255 - pixels, pixels)
 
 
-def _blurred(planes: Tensor, sigma: FloatArray, window: FloatArray, reach: int) -> Tensor:
-    """(N, 3, H, W) with a Gaussian of each sample's sigma and window, in pixels; mirrored at the borders.
+def _taps(sigma: npt.NDArray[np.float32], window: npt.NDArray[np.float32], reach: int) -> npt.NDArray[np.float32]:
+    """(N, 2 reach + 1): the weights of a Gaussian of each sample's sigma within its window, in pixels.
 
-    Down and across.  The weights are computed as wide for all samples as the recipe needs (reach, to each side), so
-    that none depends on its neighbours, and those that are 0 for all of them are left out.
+    As wide for all samples as the recipe needs, so that none depends on its neighbours.
     """
     offset = np.arange(-reach, reach + 1)
     # Outside the window 0 and not tiny: a CPU multiplies denormals far more slowly.
     weight = np.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (np.abs(offset) <= window[:, None] // 2)
-    widest = int(window.max()) // 2
-    taps = _tensor((weight / weight.sum(axis=1, keepdims=True))[:, reach - widest : reach + widest + 1], planes)
+    return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _blurred(planes: Tensor, taps: Tensor) -> Tensor:
+    """(N, 3, H, W), blurred by each sample's taps (N, T), down and across; mirrored at the borders."""
     for _ in range(2):
-        planes = row_sums.filtered(planes, _mirrored(planes, widest), taps[:, None]).mT
+        planes = row_sums.filtered(planes, _mirrored(planes, taps.shape[1] // 2), taps[:, None]).mT
     return planes
 
 
@@ -103,5 +178,5 @@ def _mirrored(planes: Tensor, reach: int) -> Tensor:
     return (last - (last - rows.abs()).abs()).clamp_(min=0)[None]
 
 
-def _tensor(values: npt.NDArray[np.float64], like: Tensor) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)
+def _constant(values: npt.NDArray[np.float64], device: torch.device) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).to(device)

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from sslx import cores, rng
 from sslx.data import identity
@@ -18,10 +17,11 @@ from sslx.data.order import Order, Repeated, Sequential, Shuffled
 from sslx.data.patience import Caller, Patience, StopWaiting
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
+from sslx.data.transfer import Along, Arrays, Made
 from sslx.data.views import ViewSpec
 from sslx.data.workers import Deadly
 from sslx.errors import ConfigError, DataError, UserError
-from sslx.machine import limits
+from sslx.machine import device_errors, limits
 
 Indices = npt.NDArray[np.int64]
 
@@ -30,8 +30,8 @@ class Backend(Protocol):
     """What makes views: see ``dali.Dali.stream``."""
 
     def stream(
-        self, order: Order, start: int, substitute: Callable[[Indices], Indices]
-    ) -> Iterator[tuple[Tensor, ...]]: ...
+        self, order: Order, start: int, substitute: Callable[[Indices], Indices], along: Along
+    ) -> Iterator[Made]: ...
 
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images cannot be read, and why: the same on every backend."""
@@ -67,7 +67,7 @@ class Loader:
         self.delivered = 0
         self.say = say
         self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line))
-        self._stream: Iterator[tuple[Tensor, ...]] | None = None
+        self._stream: Iterator[Made] | None = None
 
     @property
     def bad(self) -> dict[int, str]:
@@ -86,26 +86,28 @@ class Loader:
             self.close()
             raise StopIteration
         index = self.order.batch(self.delivered)
-        made, draws = self._views(index), self._draws(index)
+        views, came = self._made(index)
+        self._quarantine.known_good = index[-1:]
         self.delivered += 1
-        labels = self.source.labels
-        label = None if labels is None else torch.from_numpy(labels[self._quarantine.substitute(index)])
-        # DALI's buffers are reused once released; `to` copies only where dtype or device differ.
-        return Batch(made, label, torch.from_numpy(index), draws).to(self.device, self.dtype)
+        batch = Batch(views, came.get("label"), torch.from_numpy(index), came.get("draws"))
+        return batch.to(self.device, self.dtype)  # copies only where dtype or device differ
 
-    def _draws(self, index: Indices) -> Tensor | None:
-        if not self.num_draws:
-            return None
-        assert isinstance(self.order, Shuffled)
-        epoch = self.order.epoch(self.delivered)
-        drawn = rng.uniform(self.order.seed, "method", epoch, index, num=self.num_draws)
-        return torch.from_numpy(drawn.astype(np.float32)).clamp_(max=1 - 2.0**-24)  # the largest round to 1
+    def _along(self, t: int) -> Arrays:
+        """Batch t's labels and draws, for the backend to send with what its views need."""
+        index, arrays = self.order.batch(t), Arrays()
+        if self.source.labels is not None:
+            arrays["label"] = self.source.labels[self._quarantine.substitute(index)]
+        if self.num_draws:
+            assert isinstance(self.order, Shuffled)
+            drawn = rng.uniform(self.order.seed, "method", self.order.epoch(t), index, num=self.num_draws)
+            arrays["draws"] = np.minimum(drawn.astype(np.float32), np.float32(1 - 2.0**-24))  # the largest round to 1
+        return arrays
 
-    def _views(self, index: Indices) -> tuple[Tensor, ...]:
+    def _made(self, index: Indices) -> Made:
         failed = False
         while True:
             if self._stream is None:
-                self._stream = self.backend.stream(self.order, self.delivered, self._quarantine.substitute)
+                self._stream = self.backend.stream(self.order, self.delivered, self._quarantine.substitute, self._along)
             try:
                 return next(self._stream)
             except (StopWaiting, UserError):
@@ -116,6 +118,8 @@ class Loader:
                 self._quarantine.set_aside({error.index: str(error)})
             except (RuntimeError, MemoryError) as error:
                 self.close()
+                if fault := device_errors.of(error):  # no file's fault, and no other file would do better
+                    raise fault from None if fault is error else error
                 if words := limits.explain(error):
                     raise ConfigError(f"the loader: {words}") from error
                 if self._quarantine.search(index):

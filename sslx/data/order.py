@@ -28,7 +28,7 @@ class Shuffled:
     seed: int
     rank: int = 0
     world_size: int = 1
-    _epoch: list[tuple[int, Indices]] = field(default_factory=list[tuple[int, Indices]], repr=False)
+    _epochs: dict[int, Indices] = field(default_factory=dict[int, Indices], repr=False)
 
     def __post_init__(self) -> None:
         share = self.accumulate * self.world_size
@@ -65,10 +65,12 @@ class Shuffled:
     def batch(self, t: int) -> Indices:
         """This rank's sample indices of batch t: (per_rank,)."""
         epoch, within = divmod(t, self.num_batches)
-        if not self._epoch or self._epoch[0][0] != epoch:  # one permutation is kept: the current epoch's
-            self._epoch[:] = [(epoch, rng.permutation(self.seed, "sample order", epoch, size=self.num_samples))]
+        if epoch not in self._epochs:
+            while len(self._epochs) > 1:  # two are kept: what reads ahead is in the next epoch before the loader is
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[epoch] = rng.permutation(self.seed, "sample order", epoch, size=self.num_samples)
         start = (within * self.world_size + self.rank) * self.per_rank
-        return self._epoch[0][1][start : start + self.per_rank]
+        return self._epochs[epoch][start : start + self.per_rank]
 
     def finished(self, t: int) -> bool:  # noqa: ARG002 (training never ends by itself)
         return False

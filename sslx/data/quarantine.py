@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from sslx import rng
 from sslx.data.sources import Source
-from sslx.errors import DataError
+from sslx.errors import DataError, StorageError
 from sslx.words import shown
 
 Indices = npt.NDArray[np.int64]
+_CANDIDATES = 100
+"""Images that are tried as another one's stand-in: if none can be read, it is not for single files that are damaged."""
 
 
 class Reader(Protocol):
@@ -22,22 +24,37 @@ class Reader(Protocol):
 
 
 class Quarantine:
-    """``bad``: index -> path of the images found unreadable so far.  ``substitute``: what is read in their place."""
+    """``bad``: index -> path of the images found unreadable so far.  ``substitute``: what is read in their place.
+
+    known_good: (1,) an image of the batch that was read last, or (0,).
+    """
 
     def __init__(self, source: Source, reader: Reader, max_bad: float, say: Callable[[str], None]) -> None:
         self.source, self.reader, self.max_bad, self.say = source, reader, max_bad, say
         self.bad: dict[int, str] = {}
+        self.known_good: Indices = np.empty(0, dtype=np.int64)
         self._stand_in: dict[int, int] = {}
         self.substitute = partial(_replace, self._stand_in)  # not a method: spawned workers must unpickle it
 
     def search(self, index: Indices) -> bool:
         """Find the unreadable files of a batch and name their stand-ins; False where all can be read.
 
-        Raises as ``set_aside``.
+        Raises as ``set_aside``, and StorageError where not one of them can be read, nor what was read before: then it
+        is not the images that are damaged.
         """
         if self.source.paths is None:
             return False
-        reasons = self.reader.unreadable(np.unique(self.substitute(index)))
+        files = np.unique(self.substitute(index))
+        reasons = self.reader.unreadable(files)
+        if len(reasons) == len(files) and len(self.known_good):
+            before = self.substitute(self.known_good)
+            if lost := self.reader.unreadable(before):
+                ((i, reason),) = lost.items()
+                raise StorageError(
+                    f"not one of {len(files)} images can be read, nor {shown(self.source.paths[i])}, which was read "
+                    f"before ({reason}): check the disk or the mount, then start again with --resume auto",
+                    topic="no image can be read",
+                )
         self.set_aside(reasons)
         return bool(reasons)
 
@@ -63,9 +80,20 @@ class Quarantine:
 
     def _choose(self, i: int) -> int:
         """The stand-in of an unreadable image: the first readable one of a random order of its own."""
+        tried = 0
         for candidate in rng.permutation(0, "stand-in", i, size=len(self.source)):
-            if int(candidate) not in self.bad and not self.reader.unreadable(np.array([candidate])):
+            if int(candidate) in self.bad:
+                continue
+            if not self.reader.unreadable(np.array([candidate])):
                 return int(candidate)
+            tried += 1
+            if tried == _CANDIDATES:
+                raise DataError(
+                    f"not one of {tried} images that were tried in the place of {shown(self.bad[i])} can be read, the "
+                    f"last of them {shown(self.source.paths[int(candidate)]) if self.source.paths else candidate}: "
+                    "check the images, the disk and the mount",
+                    topic="unreadable images",
+                )
         raise DataError(f"not one of the {len(self.source):,} images can be read")
 
 

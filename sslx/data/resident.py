@@ -8,8 +8,9 @@ and torchvision: a triangle, or Keys' cubic (IEEE TASSP 29, 1981) with a = -0.5,
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from sslx import activity, distributed
 from sslx.data import row_sums, views
-from sslx.data.finish import finish
+from sslx.data.finish import Finish, jitter, jitter_parameters
 from sslx.data.headers import Unreadable
 from sslx.data.order import Order
 from sslx.data.patience import Patience
 from sslx.data.sources import Source
 from sslx.data.torchvision import read
+from sslx.data.transfer import Along, Arrays, Made, nothing, send
 from sslx.data.views import Draw, ViewSpec
 from sslx.data.workers import Deadly, Pool, answer_alone, unseen
 from sslx.errors import ConfigError
@@ -33,7 +35,6 @@ Pixels = npt.NDArray[np.uint8]
 _SAY_EVERY_S = 3.0
 _SHARE = 0.5  # of the memory
 _CHUNK = 32  # images that a worker hands over at once
-_LUMA = (0.299, 0.587, 0.114)
 
 
 class Resident:
@@ -56,15 +57,16 @@ class Resident:
         self.source, self.specs, self.seed = source, tuple(specs), seed
         self.device, self.num_threads, self.say = device, num_threads, say
         self.patience = patience or Patience()
+        self._steps = [(Crop(spec), Finish(spec, device)) for spec in self.specs]
         self._deadly: dict[int, str] = {}
         self._reasons: dict[int, str] = {}
         self._sides = np.zeros((len(source), 2), dtype=np.int64)
         self._pixels: Tensor | None = None
 
     def stream(
-        self, order: Order, start: int, substitute: Callable[[Indices], Indices]
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view.
+        self, order: Order, start: int, substitute: Callable[[Indices], Indices], along: Along = nothing
+    ) -> Iterator[Made]:
+        """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view; what came along.
 
         Raises RuntimeError where a file of the batch could not be decoded; the stream is then at its end.
         """
@@ -75,15 +77,22 @@ class Resident:
             pixels = self._images()
             if not self._reasons.keys().isdisjoint(files.tolist()):
                 raise RuntimeError("an unreadable image")
-            images = pixels[torch.from_numpy(files).to(self.device, non_blocking=True)].float()
-            made: list[Tensor] = []
-            for number, spec in enumerate(self.specs):
-                drawn = None
-                if spec.augment is not None:
-                    drawn = views.draw(spec, self.seed, order.epoch(t), index, number)
-                made.append(finish(spec, drawn, crop(spec, drawn, images, self._sides[files])))
-            yield tuple(made)
+            drawn = views.draws(self.specs, self.seed, order.epoch(t), index)
+            yield self._make(pixels, files, drawn, along(t))
             t += 1
+
+    def _make(self, pixels: Tensor, files: Indices, drawn: Sequence[Draw | None], along: Arrays) -> Made:
+        """A batch from the images in memory."""
+        cropping = [crop.parameters(one, self._sides[files]) for one, (crop, _) in zip(drawn, self._steps, strict=True)]
+        finishing = [finish.parameters(one) for one, (_, finish) in zip(drawn, self._steps, strict=True)]
+        both = [{**crop, **finish} for crop, finish in zip(cropping, finishing, strict=True)]
+        chosen, came, *sent = send([{"files": files}, along, *both], self.device)
+        images = pixels[chosen["files"]].float()
+        made = [
+            finish(one, crop(one, images, parameters, there), there)
+            for one, (crop, finish), parameters, there in zip(drawn, self._steps, cropping, sent, strict=True)
+        ]
+        return tuple(made), came
 
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images could not be decoded, and why."""
@@ -184,61 +193,65 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def crop(spec: ViewSpec, drawn: Draw | None, images: Tensor, sides: Indices) -> Tensor:
-    """(N, 3, H, W) float32 in [0, 255] -> (N, size, size, 3): box, resize, flip, brightness and contrast.
+class Crop:
+    """Box, resize, flip, brightness and contrast of one view, of images in memory."""
 
-    drawn: the samples' parameters, None for the evaluation view.  sides: (N, 2) height and width of each image.  Each
-    sample's crop is the same to the last bit whatever else is in its batch.
-    """
-    box = views.boxes(spec, drawn, sides[:, 0], sides[:, 1])
-    out = images.new_empty((len(images), 3, spec.size, spec.size))
-    for part in row_sums.parts(images, images[0].numel()):
-        _crop(spec, drawn, part, images[part], box[part], out[part])
-    return out.permute(0, 2, 3, 1)
+    def __init__(self, spec: ViewSpec) -> None:
+        self.spec = spec
+        self._cubic = spec.augment is not None and spec.augment.interpolation == "bicubic"
+
+    def parameters(self, drawn: Draw | None, sides: Indices) -> Arrays:
+        """What a call needs of a batch on its device: where each box starts and ends, (down, across), and flips."""
+        box = views.boxes(self.spec, drawn, sides[:, 0], sides[:, 1])
+        lines = np.zeros((3, 2, len(box)), dtype=np.float32)
+        lines[:2] = box.T.reshape(2, 2, -1)
+        if drawn is None:
+            return {"lines": lines}
+        lines[2, 1] = drawn.flip > 0
+        return {"lines": lines, **jitter_parameters(drawn)}
+
+    def __call__(
+        self,
+        drawn: Draw | None,
+        images: Tensor,
+        parameters: Mapping[str, npt.NDArray[Any]],
+        sent: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 255] -> (N, size, size, 3).
+
+        drawn: the samples' parameters, None for the evaluation view.  sent: ``parameters`` on the images' device; sent
+        now where they are not given.  Each sample's crop is the same to the last bit whatever else is in its batch.
+        """
+        if sent is None:
+            (sent,) = send([parameters], images.device)
+        start, stop, _ = parameters["lines"]
+        length = (stop - start).max(axis=0)
+        out = images.new_empty((len(images), 3, self.spec.size, self.spec.size))
+        for part in row_sums.parts(images, images[0].numel()):
+            self._crop(drawn, part, images[part], float(length[part].max()), sent, out[part])
+        return out.permute(0, 2, 3, 1)
+
+    def _crop(
+        self, drawn: Draw | None, part: slice, images: Tensor, longest: float, sent: Mapping[str, Tensor], out: Tensor
+    ) -> None:
+        """A part of the batch, whose rows in ``drawn`` and ``sent`` these are, into ``out``: (N, 3, size, size)."""
+        index, weight = filters(sent["lines"][..., part], longest, self.spec.size, self._cubic)
+        pixels = row_sums.filtered(images.mT, index[1], weight[1]).clamp_(0, 255)  # a cubic overshoots, each way
+        torch.clamp(row_sums.filtered(pixels.mT, index[0], weight[0]), 0, 255, out=out)
+        if drawn is not None:
+            jitter(out, drawn, part, sent)
 
 
-def _crop(spec: ViewSpec, drawn: Draw | None, part: slice, images: Tensor, box: Indices, out: Tensor) -> None:
-    """``crop`` of a part of the batch, whose rows in ``drawn`` these are, into ``out``: (N, 3, size, size)."""
-    cubic = spec.augment is not None and drawn is not None and spec.augment.interpolation == "bicubic"
-    flip = np.zeros((2, len(box)), dtype=bool)  # (left to right, top to bottom)
-    if drawn is not None:
-        flip[0] = drawn.flip[part] > 0
-    index, weight = filters(box[:, [1, 0]].T, box[:, [3, 2]].T, flip, spec.size, cubic, images.device)
-    pixels = row_sums.filtered(images.mT, index[0], weight[0]).clamp_(0, 255)  # a cubic overshoots, each way
-    torch.clamp(row_sums.filtered(pixels.mT, index[1], weight[1]), 0, 255, out=out)
-    # What is left as it is, is so to the last bit beside others that are changed: times 1, plus 0, clamped before.
-    if drawn is not None and (drawn.brightness[part] != 1).any():
-        out.mul_(_column(drawn.brightness[part], images)[..., None]).clamp_(0, 255)
-    if drawn is not None and (drawn.contrast[part] != 1).any():
-        contrast = _column(drawn.contrast[part], images)[..., None]
-        gray = _gray(out) * (1 - contrast)
-        out.mul_(contrast).add_(gray).clamp_(0, 255)
-
-
-def _gray(pixels: Tensor) -> Tensor:
-    """(N, 3, H, W) in [0, 255] -> (N, 1, 1, 1): the mean luma of each.
-
-    Of lumas rounded to 2^-16, which fp64 adds without any error: so the order, which depends on the batch on a GPU,
-    makes no difference.
-    """
-    red, green, blue = pixels.unbind(1)
-    luma = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
-    sums = luma.mul_(2.0**16).round_().sum((1, 2), dtype=torch.float64)
-    return (sums / (2.0**16 * luma[0].numel())).float()[:, None, None, None]
-
-
-def filters(
-    start: Indices, stop: Indices, flip: npt.NDArray[np.bool_], size: int, cubic: bool, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def filters(lines: Tensor, longest: float, size: int, cubic: bool) -> tuple[Tensor, Tensor]:
     """Which of a line's pixels start to stop - 1 count in each of ``size`` new ones, and with what shares.
 
-    start, stop: (...) of any shape.  flip: (...), whether the new ones stand in the reverse order.  Returns
-    (..., size, T) int64 in [start, stop) and (..., size, T) float32, with T for the longest line: shares beyond are 0.
+    lines: (3, ...) float32: start, stop, and whether the new ones stand in the reverse order.  longest: of
+    stop - start.  Returns (..., size, T) int64 in [start, stop) and (..., size, T) float32, with T for the longest
+    line: shares beyond are 0.
     """
-    radius = 2 if cubic else 1
-    terms = int(2 * radius * max(1.0, float((stop - start).max()) / size) + 0.75) + 1
-    values = torch.from_numpy(np.stack([start, stop, flip]).astype(np.float32)).to(device, non_blocking=True)
-    first, last, turned = values[..., None].unbind(0)
+    radius, device = 2 if cubic else 1, lines.device
+    terms = int(2 * radius * max(1.0, longest / size) + 0.75) + 1
+    first, last, turned = lines[..., None].unbind(0)
     step = (last - first) / size
     place = torch.arange(size, device=device) + 0.5
     center = (first + torch.where(turned > 0, size - place, place) * step)[..., None]
@@ -258,8 +271,3 @@ def _keys(x: Tensor) -> Tensor:
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-
-
-def _column(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, 1) on a device."""
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device, non_blocking=True)[:, None, None]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sslx import rng
 from sslx.data.order import Order
+from sslx.data.transfer import Along, Made, nothing, send
 from sslx.data.views import ViewSpec
 
 
@@ -17,6 +18,7 @@ class Synthetic:
 
     def __init__(self, specs: Sequence[ViewSpec], *, seed: int, max_per_rank: int, device: torch.device) -> None:
         self.views: list[Tensor] = []
+        self.device = device
         for number, spec in enumerate(specs):
             shape = (spec.size, spec.size, 3)
             index = np.arange(max_per_rank)
@@ -25,14 +27,19 @@ class Synthetic:
             self.views.append((2 * pixels - 1).permute(0, 3, 1, 2))
 
     def stream(
-        self, order: Order, start: int, substitute: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
-    ) -> Iterator[tuple[Tensor, ...]]:
+        self,
+        order: Order,
+        start: int,
+        substitute: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
+        along: Along = nothing,
+    ) -> Iterator[Made]:
         """Yield the same views for every batch of the order; ``substitute`` has nothing to do."""
         del substitute
         t = start
         while not order.finished(t):
             size = len(order.batch(t))
-            yield tuple(view[:size] for view in self.views)
+            (came,) = send([along(t)], self.device)
+            yield tuple(view[:size] for view in self.views), came
             t += 1
 
     def unreadable(self, index: npt.NDArray[np.int64]) -> dict[int, str]:  # noqa: ARG002 (nothing is read)

@@ -16,10 +16,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from sslx.data import color, levels, views
+from sslx.data.finish import Finish
 from sslx.data.headers import Unreadable
 from sslx.data.order import Order
 from sslx.data.patience import Patience
 from sslx.data.sources import Source
+from sslx.data.transfer import Along, Made, nothing, send
 from sslx.data.views import Draw, ViewSpec
 from sslx.data.workers import Deadly, Pool, answer_alone, unseen
 
@@ -93,8 +95,8 @@ def _make(
     for i in substitute(index):
         begin(int(i))
         images.append(read(source, int(i)))
-    for number, (spec, view) in enumerate(zip(specs, _views(specs, len(index), place), strict=True)):
-        drawn = None if spec.augment is None else views.draw(spec, seed, order.epoch(t), index, number)
+    drawn_of_views = views.draws(specs, seed, order.epoch(t), index)
+    for spec, drawn, view in zip(specs, drawn_of_views, _views(specs, len(index), place), strict=True):
         for row, image in enumerate(images):
             view[row] = apply(spec, image, drawn, row).permute(1, 2, 0)
 
@@ -121,13 +123,14 @@ class TorchVision:
     ) -> None:
         self.source, self.specs, self.seed = source, tuple(specs), seed
         self.device, self.num_threads, self.patience = device, num_threads, patience or Patience()
-        self._scale = [torch.tensor([255 * s for s in spec.std]).to(device) for spec in self.specs]
-        self._shift = [torch.tensor([255 * m for m in spec.mean]).to(device) for spec in self.specs]
+        self._scale = [torch.tensor([255 * s for s in spec.std]) for spec in self.specs]
+        self._shift = [torch.tensor([255 * m for m in spec.mean]) for spec in self.specs]
+        self._normalized = [Finish(spec, device) for spec in self.specs]
 
     def stream(
-        self, order: Order, start: int, substitute: Callable[[Indices], Indices]
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view.
+        self, order: Order, start: int, substitute: Callable[[Indices], Indices], along: Along = nothing
+    ) -> Iterator[Made]:
+        """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view; what came along.
 
         Raises RuntimeError where a file of the batch cannot be decoded; the stream is then at its end.  Also what
         ``workers.Pool.results`` raises.
@@ -141,25 +144,27 @@ class TorchVision:
             place = torch.empty(place_bytes, dtype=torch.uint8)
             for t in numbers:
                 work(t, place, unseen)
-                yield self._finish(order, t, None, place)
+                yield self._finish(order, along, t, None, place)
             return
         pool = Pool(work, self.num_threads, place_bytes=place_bytes, patience=self.patience, name=self.source.where)
         try:
-            yield from pool.results(numbers, partial(self._finish, order))
+            yield from pool.results(numbers, partial(self._finish, order, along))
         finally:
             pool.close()
 
-    def _finish(self, order: Order, t: int, _: Any, place: Tensor) -> tuple[Tensor, ...]:
-        """The batch's views on the device, normalised."""
-        views_of_batch = _views(self.specs, len(order.batch(t)), place)
-        return tuple(
-            ((self._moved(view).float() - m) / s).permute(0, 3, 1, 2)
-            for view, m, s in zip(views_of_batch, self._shift, self._scale, strict=True)
-        )
-
-    def _moved(self, view: Tensor) -> Tensor:
-        """The view on the device; to a GPU by way of pinned memory, so that the host does not wait for it."""
-        return view.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else view
+    def _finish(self, order: Order, along: Along, t: int, _: Any, place: Tensor) -> Made:
+        """The batch's views on the device, normalised: on a GPU by the operations that all backends end with."""
+        made = _views(self.specs, len(order.batch(t)), place)
+        sent, came = send([{str(number): view for number, view in enumerate(made)}, along(t)], self.device)
+        if self.device.type == "cuda":
+            finished = [finish(None, view) for finish, view in zip(self._normalized, sent.values(), strict=True)]
+            came = {name: tensor.clone() for name, tensor in came.items()}  # or the pixels would live as long as they
+        else:
+            finished = [
+                ((view.float() - m) / s).permute(0, 3, 1, 2)
+                for view, m, s in zip(sent.values(), self._shift, self._scale, strict=True)
+            ]
+        return tuple(finished), came
 
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images cannot be read, and why; by a worker where there are any: a file may end its reader."""

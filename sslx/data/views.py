@@ -11,6 +11,7 @@ as its sigma needs (3 sigma each way, 99.7 % of the weight), at most the paper's
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +111,11 @@ def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], vi
         "solarize": rest[11] < a.solarize,
     }
     return Draw(**{name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()})
+
+
+def draws(specs: Sequence[ViewSpec], seed: int, epoch: int, index: npt.NDArray[np.int64]) -> list[Draw | None]:
+    """The parameters of every view of the given samples; None for evaluation views."""
+    return [None if s.augment is None else draw(s, seed, epoch, index, view) for view, s in enumerate(specs)]
 
 
 def boxes(spec: ViewSpec, drawn: Draw | None, height: npt.ArrayLike, width: npt.ArrayLike) -> npt.NDArray[np.int64]:

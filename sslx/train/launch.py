@@ -13,9 +13,9 @@ import torch
 from sslx import activity, cli, distributed, interrupts, outcome
 from sslx.config import PretrainConfig
 from sslx.display import Terminal
-from sslx.errors import ConfigError, RanksError, StorageError, UserError
+from sslx.errors import ConfigError, DeviceError, RanksError, StorageError, UserError
 from sslx.interrupts import exit_code
-from sslx.machine import environment, limits
+from sslx.machine import device_errors, environment, limits
 from sslx.runs import ending
 from sslx.train.pretrain import Position, pretrain
 from sslx.train.processes import start
@@ -29,7 +29,7 @@ _LOST_PEER = re.compile(
 )
 _TOO_LATE = re.compile(r"timed out waiting|wait timeout|timeout after|Watchdog caught collective", re.IGNORECASE)
 
-_MAY_GO_ON = (cli.EXIT_CRASH, StorageError.exit_code)
+_MAY_GO_ON = (cli.EXIT_CRASH, DeviceError.exit_code, StorageError.exit_code)
 """Exit codes of failures after which the same command may do better."""
 
 
@@ -107,12 +107,8 @@ def _work(settings: PretrainConfig, position: Position, stop: StopSignals) -> in
 
 def _explained(error: Exception, position: Position) -> tuple[str, int] | None:
     """What a user can mend, and the exit code; None for a bug."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            "out of GPU memory: take a smaller --batch-size or --data.size, more --accumulate, or --precision "
-            f"bf16 ({str(error).splitlines()[0]})",
-            ConfigError.exit_code,
-        )
+    if words := device_errors.explain(error):
+        return words
     if words := limits.explain(error):
         return words, limits.EXIT_CODE
     if isinstance(error, UserError):

@@ -126,7 +126,7 @@ def _train(
     logger = _log(config, ranks, position.terminal, parts, run)
     progress = torch.zeros((), device=ranks.device)
     run_step = cached_step if config.grad_cache_chunks > 1 else train_step
-    meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts)
+    meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts, ranks.device)
     watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.paths)
     signal, lr = 0, 0.0
 

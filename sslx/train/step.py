@@ -89,7 +89,7 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor, before: finite.Buffe
     taken = finite.agreed(loss, [p.grad for p in parameters if p.grad is not None])
     finite.step_if(taken, optimizer)
     before.put_back(unless=taken)
-    memory.keep_freed()
+    memory.keep_freed(loss.device)
     return taken
 
 

@@ -38,8 +38,15 @@ def blurred(image: npt.NDArray[np.float64], sigma: float, window: int) -> npt.ND
     return image
 
 
-def expected(spec: ViewSpec, drawn: Draw, image: npt.NDArray[np.uint8], row: int) -> npt.NDArray[np.float64]:
-    view = (image.astype(np.float64) @ finish.matrix(drawn)[row].T).clip(0, 255)
+def expected(
+    spec: ViewSpec, drawn: Draw, image: npt.NDArray[np.uint8], row: int, jitter: bool = False
+) -> npt.NDArray[np.float64]:
+    view = image.astype(np.float64)
+    if jitter:
+        view = (view * drawn.brightness[row]).clip(0, 255)
+        gray = (view @ np.array([0.299, 0.587, 0.114])).mean()
+        view = (view * drawn.contrast[row] + gray * (1 - drawn.contrast[row])).clip(0, 255)
+    view = (view @ finish.matrix(drawn)[row].T).clip(0, 255)
     if drawn.blur[row]:
         view = blurred(view, float(drawn.sigma[row]), int(drawn.window[row]))
     if drawn.solarize[row]:
@@ -52,7 +59,7 @@ def test_a_batch_is_the_sum_of_its_definitions(size: int, generator: torch.Gener
     spec, drawn, image = batch(size, 12, generator)
     assert 0 < drawn.blur.sum() < 12
     assert drawn.solarize.any()
-    got = finish.finish(spec, drawn, image)
+    got = finish.Finish(spec, image.device)(drawn, image)
     assert got.shape == (12, 3, size, size)
     assert got.is_contiguous(memory_format=torch.channels_last)
     for row in range(12):
@@ -61,6 +68,19 @@ def test_a_batch_is_the_sum_of_its_definitions(size: int, generator: torch.Gener
         # A value within a rounding of 128 may be solarized in one and not in the other: a pixel, or one in 1,000.
         assert (difference > 1e-4).sum() <= max(3, difference.numel() // 1000)
         assert drawn.solarize[row] or difference.max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [8, 57])
+def test_brightness_and_contrast_come_first_where_nothing_has_set_them(size: int, generator: torch.Generator) -> None:
+    recipe = Augment(blur=0.5, jitter=0.7, brightness=0.6, contrast=0.6)
+    spec, drawn, image = batch(size, 12, generator, recipe)
+    assert 0 < (drawn.contrast != 1).sum() < 12
+    got = finish.Finish(spec, image.device, jitter=True)(drawn, image)
+    for row in range(12):
+        want = torch.from_numpy(expected(spec, drawn, image[row].numpy(), row, jitter=True)).permute(2, 0, 1)
+        torch.testing.assert_close(got[row].double(), want, rtol=0, atol=1e-4)
+    untouched = finish.Finish(spec, image.device)(drawn, image)
+    assert (untouched - got).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("size", [8, 9, 33, 113])
@@ -104,4 +124,4 @@ def test_the_evaluation_view_is_only_normalised(generator: torch.Generator) -> N
     want = (image.permute(0, 3, 1, 2) / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(
         3, 1, 1
     )
-    torch.testing.assert_close(finish.finish(spec, None, image), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(finish.Finish(spec, image.device)(None, image), want, rtol=0, atol=1e-6)

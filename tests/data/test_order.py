@@ -1,12 +1,18 @@
 """The sampler: every epoch a permutation, the same batches at every world size, messages that help."""
 
 import re
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from sslx import schedules
+from sslx import rng, schedules
+from sslx.data import Config, dali, training
 from sslx.data.order import Sequential, Shuffled
+from sslx.data.sources import Source
+from sslx.data.views import ViewSpec
 from sslx.errors import ConfigError
 
 WORLD_SIZES = (1, 2, 3, 4)
@@ -130,3 +136,43 @@ def test_256_ranks_see_every_sample_once_however_often_they_are_stopped() -> Non
     peak = steps // 10
     assert lrs[:peak] == sorted(lrs[:peak])
     assert lrs[peak:] == sorted(lrs[peak:], reverse=True)
+
+
+@pytest.fixture
+def permutations(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each epoch's order has been computed."""
+    computed = Counter[int]()
+    right = rng.permutation
+
+    def counted(seed: int, name: str, *counters: int, size: int) -> Any:
+        computed[counters[0]] += 1
+        return right(seed, name, *counters, size=size)
+
+    monkeypatch.setattr(rng, "permutation", counted)
+    return computed
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 6])
+def test_an_epochs_order_is_computed_once_whoever_reads_ahead(ahead: int, permutations: Counter[int]) -> None:
+    order = one_rank()
+    for t in range(5 * order.num_batches):
+        for position in (t + ahead, t, t + ahead // 2):
+            order.batch(position)
+    assert set(permutations) == set(range(5 + (ahead > 0)))
+    assert set(permutations.values()) == {1}
+    assert len(order._epochs) <= 2
+
+
+def test_nor_more_often_where_dali_prefetches_as_on_a_gpu(
+    permutations: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(dali.PREFETCHED, "cpu", dali.PREFETCHED["cuda"])
+    source = Source("flat", 8, pixels=np.zeros((60, 8, 8, 3), dtype=np.uint8))
+    config = Config(backend="dali", threads=1)
+    spec = ViewSpec(size=8)
+    loader = training(config, source, [spec], batch_size=6, seed=1, device=torch.device("cpu"), dtype=torch.float32)
+    for _ in range(35):
+        next(loader)
+    loader.close()
+    assert permutations.keys() >= {0, 1, 2, 3}
+    assert set(permutations.values()) == {1}

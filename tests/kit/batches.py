@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sslx.data import resident, views
-from sslx.data.finish import finish
+from sslx.data.finish import Finish
 from sslx.data.views import Augment, ViewSpec
 
 RECIPES = (
@@ -35,8 +35,10 @@ def differences(size: int, number: int, generator: np.random.Generator) -> Itera
 
     def made(spec: ViewSpec, rows: Rows) -> tuple[Tensor, Tensor]:
         drawn = None if spec.augment is None else views.draw(spec, 5, 1, rows, 0)
-        cropped = resident.crop(spec, drawn, pixels[rows].float(), sides[rows])
-        return finish(spec, drawn, image[rows]), finish(spec, drawn, cropped)
+        crop = resident.Crop(spec)
+        cropped = crop(drawn, pixels[rows].float(), crop.parameters(drawn, sides[rows]))
+        finish = Finish(spec, image.device)
+        return finish(drawn, image[rows]), finish(drawn, cropped)
 
     was = torch.get_num_threads()
     try:

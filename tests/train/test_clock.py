@@ -1,7 +1,10 @@
 """Throughput, the wait for data and the straggler: on gloo ranks of which one is slow in a known place."""
 
 import math
+import queue
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,10 +13,11 @@ from torch import nn
 
 from sslx import distributed
 from sslx.methods.base import Step
-from sslx.train.clock import AGAIN_AFTER_S, NAMED_AFTER_S, Clock, watch_waits
+from sslx.train.clock import AGAIN_AFTER_S, NAMED_AFTER_S, Clock, DataWaits, watch_waits
 from sslx.train.stop_flag import StopFlag
 
 SLOW_S = 0.15
+CPU = torch.device("cpu")
 
 
 class Slow(nn.Module):
@@ -36,7 +40,7 @@ def measured(where: str, slow_rank: int, steps: int, readings: int) -> list[tupl
     model = Slow(late_s if where == "forward" else 0.0)
     wrapped = distributed.wrap(model, device=torch.device("cpu"), sync_bn=False)
     watch_waits(wrapped)
-    clock, flag = Clock(8, [f"host{rank}" for rank in range(distributed.world_size())]), StopFlag()
+    clock, flag = Clock(8, [f"host{rank}" for rank in range(distributed.world_size())], CPU), StopFlag()
     said: list[tuple[dict[str, float], str]] = []
     for _ in range(readings):
         for _ in range(steps):
@@ -92,7 +96,7 @@ def test_one_rank_has_nobody_to_wait_for(ranks: Any) -> None:
 
 
 def alarm(rings: bool) -> bool:
-    clock = Clock(8, ["a", "b"])
+    clock = Clock(8, ["a", "b"], CPU)
     clock.arrive()
     clock.read(print, lost=rings and distributed.rank() == 0)
     return clock.lost
@@ -101,3 +105,94 @@ def alarm(rings: bool) -> bool:
 def test_what_rank_0_has_lost_all_know(ranks: Any) -> None:
     assert ranks(2, alarm, True) == [True, True]
     assert ranks(2, alarm, False) == [False, False]
+
+
+class Queue:
+    """A device that computes what it is given, in order, while the host goes on: a thread, with a clock of its own."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[float | threading.Event | None] = queue.SimpleQueue()
+        self._times: dict[threading.Event, float] = {}
+        self.busy: list[tuple[float, float]] = []
+        self._thread = threading.Thread(target=self._compute, daemon=True)
+        self._thread.start()
+
+    def _compute(self) -> None:
+        while (item := self._work.get()) is not None:
+            if isinstance(item, float):
+                began = time.perf_counter()
+                time.sleep(item)
+                self.busy.append((began, time.perf_counter()))
+            else:
+                self._times[item] = time.perf_counter()
+                item.set()
+
+    def launch(self, seconds: float) -> None:
+        self._work.put(seconds)
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+    def restart(self) -> None:
+        self.mark().wait()
+
+    def mark(self) -> threading.Event:
+        mark = threading.Event()
+        self._work.put(mark)
+        return mark
+
+    def ended_s(self, mark: threading.Event, *, wait: bool) -> float | None:
+        if wait:
+            mark.wait()
+        return self._times[mark] if mark.is_set() else None
+
+
+@pytest.fixture
+def device() -> Iterator[Queue]:
+    device = Queue()
+    yield device
+    device.close()
+
+
+@pytest.mark.parametrize(("read_s", "step_s"), [(0.01, 0.06), (0.06, 0.01), (0.03, 0.03)])
+def test_only_what_a_device_stands_idle_counts_as_a_wait_for_data(device: Queue, read_s: float, step_s: float) -> None:
+    waits, blind, spans = DataWaits(device), DataWaits(), list[tuple[float, float]]()
+    device.launch(step_s)
+    waits.restart()
+    device.launch(step_s)
+    for _ in range(6):
+        began = time.perf_counter()
+        with waits, blind:
+            time.sleep(read_s)
+        spans.append((began, time.perf_counter()))
+        device.launch(step_s)
+    late_s = waits.late_s()
+    device.mark().wait()
+    busy_s = sum(max(0.0, min(b, d) - max(a, c)) for a, b in spans for c, d in device.busy)
+    assert late_s == pytest.approx(sum(b - a for a, b in spans) - busy_s, abs=0.015)
+    assert late_s > 6 * 0.03 if read_s > step_s else late_s < waits.host_s
+    assert blind.late_s() == pytest.approx(blind.host_s)
+    assert blind.late_s() >= 6 * read_s, "on a CPU all of it counts"
+    waits.restart()
+    assert waits.late_s() == waits.host_s == 0
+
+
+def test_waits_that_are_never_read_do_not_pile_up(device: Queue) -> None:
+    waits = DataWaits(device)
+    for _ in range(50):
+        with waits:
+            device.mark().wait()
+    assert len(waits._open) < 3
+
+
+@pytest.mark.gpu
+def test_a_gpus_clock_is_compared_with_the_hosts() -> None:
+    waits = DataWaits.on(torch.device("cuda"))
+    torch.cuda._sleep(int(2e9))  # a second or so
+    with waits:
+        time.sleep(0.05)
+    assert waits.late_s() == 0.0
+    with waits:
+        time.sleep(0.05)
+    assert waits.late_s() == pytest.approx(0.05, abs=0.01)

@@ -1,0 +1,222 @@
+"""The loaders' device code on fake CUDA tensors: one copy from the host a batch, and nothing waits for the device."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from kit.device_copies import CUDA, Seen, fake, watched
+from sslx.data import Config, Loader, dali, row_sums, training, transfer, views
+from sslx.data import finish as finishing
+from sslx.data.dali import Dali
+from sslx.data.order import Shuffled
+from sslx.data.resident import Resident
+from sslx.data.sources import Source
+from sslx.data.torchvision import TorchVision
+from sslx.data.views import Augment, ViewSpec
+from sslx.errors import DataError
+
+Backend = Literal["resident", "torchvision", "synthetic"]
+SPECS = (  # as multi-crop has them
+    ViewSpec(size=24, augment=Augment(blur=0.5)),
+    ViewSpec(size=24, augment=Augment(solarize=0.3, interpolation="bicubic")),
+    ViewSpec(size=16, augment=Augment(min_scale=0.05, max_scale=0.4)),
+)
+BATCH = 6
+
+
+@pytest.fixture
+def source() -> Source:
+    generator = np.random.default_rng()
+    pixels = generator.integers(0, 256, (18, 32, 32, 3), dtype=np.uint8)
+    return Source("noise", 32, generator.integers(0, 5, 18), tuple("abcde"), pixels=pixels)
+
+
+def loader_of(source: Source, backend: Backend, specs: tuple[ViewSpec, ...] = SPECS) -> Loader:
+    """On a fake GPU, to be called within ``fake()``; a few batches in, so that what is made once is there."""
+    config = Config(backend=backend, threads=0)
+    loader = training(config, source, specs, batch_size=BATCH, seed=3, device=CUDA, dtype=torch.bfloat16)
+    loader.num_draws = 5
+    if isinstance(loader.backend, Resident):
+        assert source.pixels is not None
+        loader.backend._pixels = torch.from_numpy(source.pixels).permute(0, 3, 1, 2).to(CUDA)
+        loader.backend._sides = np.full((len(source), 2), 32)
+    next(loader)
+    return loader
+
+
+def made_by_dali(source: Source) -> tuple[Dali, Callable[[int], transfer.Made]]:
+    """What torch does after DALI's graph, whose crops on a GPU are uint8 there."""
+    backend = Dali(source, SPECS, seed=3, max_per_rank=BATCH, device=CUDA, num_threads=1)
+    order = Shuffled(num_samples=18, batch_size=BATCH, seed=3)
+
+    def make(t: int) -> transfer.Made:
+        crops = [torch.empty(BATCH, spec.size, spec.size, 3, dtype=torch.uint8, device=CUDA) for spec in SPECS]
+        drawn = views.draws(SPECS, 3, order.epoch(t), order.batch(t))
+        return backend._make(crops, drawn, {"label": order.batch(t), "draws": np.ones((BATCH, 5), dtype=np.float32)})
+
+    return backend, make
+
+
+def one_copy_a_batch(seen: Seen, num_batches: int) -> None:
+    assert len(seen.copies) == num_batches
+    assert all(without_waiting for _, without_waiting in seen.copies)
+    assert seen.launches > 0
+
+
+@pytest.mark.parametrize("backend", ["resident", "torchvision", "synthetic"])
+def test_a_batch_is_one_copy_and_nothing_waits(source: Source, backend: Backend) -> None:
+    with fake():
+        loader = loader_of(source, backend)
+        with watched() as seen:
+            batches = [next(loader) for _ in range(2)]
+    one_copy_a_batch(seen, 2)
+    for batch in batches:
+        assert batch.label is not None
+        assert batch.draws is not None
+        assert {tensor.device for tensor in (*batch.views, batch.label, batch.draws)} == {CUDA}
+        assert (batch.label.dtype, tuple(batch.label.shape)) == (torch.int64, (BATCH,))
+        assert (batch.draws.dtype, tuple(batch.draws.shape)) == (torch.float32, (BATCH, 5))
+        for spec, view in zip(SPECS, batch.views, strict=True):
+            assert (view.dtype, tuple(view.shape)) == (torch.bfloat16, (BATCH, 3, spec.size, spec.size))
+            assert view.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_torch_does_for_dali_is_one_copy_and_nothing_waits(source: Source) -> None:
+    with fake():
+        _, make = made_by_dali(source)
+        with watched() as seen:
+            (made, came), _ = make(0), make(5)
+    one_copy_a_batch(seen, 2)
+    assert {tensor.device for tensor in (*made, *came.values())} == {CUDA}
+    assert [tuple(view.shape) for view in made] == [(BATCH, 3, spec.size, spec.size) for spec in SPECS]
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in made)
+
+
+def test_evaluation_views_too(source: Source) -> None:
+    plain = (ViewSpec(size=16),)
+    with fake():
+        for backend in ("resident", "torchvision"):
+            loader = loader_of(source, backend, plain)
+            with watched() as seen:
+                next(loader)
+            one_copy_a_batch(seen, 1)
+
+
+def item(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    return x * float(matrix.sum())
+
+
+def mask(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    x[matrix[:, 0, 0] > 0] = 1.0
+    return x
+
+
+def host_tensor(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return x * torch.ones(len(x), 1, 1, 1)
+
+
+def host_index(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return x[torch.arange(len(x))]
+
+
+def second_copy(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return x * torch.from_numpy(np.ones((len(x), 1, 1, 1), dtype=np.float32)).to(x.device, non_blocking=True)
+
+
+@pytest.mark.parametrize("fault", [item, mask, host_tensor, host_index, second_copy])
+@pytest.mark.parametrize("backend", ["resident", "dali"])
+def test_planted_faults_are_found(
+    source: Source, backend: Any, fault: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = row_sums.mixed
+    with fake():
+        make = made_by_dali(source)[1] if backend == "dali" else None
+        loader = None if make else loader_of(source, backend)
+        monkeypatch.setattr(finishing.row_sums, "mixed", lambda planes, matrix: right(fault(planes, matrix), matrix))
+        with pytest.raises((AssertionError, RuntimeError, DataError)), watched() as seen:  # noqa: PT012
+            batch = make(0) if make else next(loader) if loader else None
+            assert batch
+            one_copy_a_batch(seen, 1)
+
+
+def test_a_copy_from_memory_that_is_not_pinned_is_found(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = transfer.pack
+    monkeypatch.setattr(transfer, "pack", lambda tensors, *, pinned: right(tensors, pinned=not pinned))
+    with fake():
+        loader = loader_of(source, "resident")
+        with watched() as seen:
+            next(loader)
+    with pytest.raises(AssertionError):
+        one_copy_a_batch(seen, 1)
+
+
+def test_labels_do_not_keep_the_pixels_that_came_with_them(source: Source) -> None:
+    with fake():
+        batch = next(loader_of(source, "torchvision"))
+    assert batch.label is not None
+    assert batch.label.untyped_storage().nbytes() == 8 * BATCH
+
+
+def test_what_is_packed_comes_out_as_it_was() -> None:
+    generator = np.random.default_rng()
+    for _ in range(50):
+        groups = list[dict[str, torch.Tensor]]()
+        for _ in range(generator.integers(1, 5)):
+            dtypes = generator.choice(["float32", "int64", "uint8", "float64"], generator.integers(0, 5))
+            shapes = [tuple(generator.integers(0, 6, generator.integers(1, 4))) for _ in dtypes]
+            arrays = [generator.integers(0, 256, shape).astype(d) for shape, d in zip(shapes, dtypes, strict=True)]
+            groups.append({str(number): torch.from_numpy(array) for number, array in enumerate(arrays)})
+        if not any(groups):
+            continue
+        back = transfer.unpack(transfer.pack(groups, pinned=False), groups)
+        for group, again in zip(groups, back, strict=True):
+            assert group.keys() == again.keys()
+            assert all(group[name].dtype == again[name].dtype for name in group)
+            assert all(torch.equal(group[name], again[name]) for name in group)
+
+
+def test_on_a_cpu_nothing_is_copied() -> None:
+    array = np.arange(5)
+    ((sent,),) = [group.values() for group in transfer.send([{"array": array}], torch.device("cpu"))]
+    array[2] = 17
+    assert sent.tolist() == [0, 1, 17, 3, 4]
+
+
+def test_dalis_crops_come_without_brightness_and_contrast_on_a_gpu_alone() -> None:
+    both = SPECS[0]
+    assert dali.fed_parameters(both, gpu=True) == []
+    assert dali.fed_parameters(both, gpu=False) == ["brightness", "contrast"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["resident", "torchvision", "dali"])
+def test_views_of_a_gpu_are_those_of_the_cpu(source: Source, backend: Any) -> None:
+    def taken(device: torch.device) -> list[Any]:
+        config = Config(backend=backend, threads=1)
+        loader = training(config, source, SPECS, batch_size=BATCH, seed=3, device=device, dtype=torch.float32)
+        loader.num_draws = 5
+        return [next(loader) for _ in range(3)]
+
+    for here, there in zip(taken(torch.device("cpu")), taken(CUDA), strict=True):
+        assert torch.equal(here.label, there.label.cpu())
+        assert torch.equal(here.draws, there.draws.cpu())
+        for a, b in zip(here.views, there.views, strict=True):
+            off = ((a - b.cpu()).abs() * 255 * 0.225).flatten(1)
+            assert off.mean() < (1.0 if backend == "dali" else 0.05)  # levels; a solarized pixel may flip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [TorchVision, Resident])
+def test_no_synchronizing_call_in_a_batch(source: Source, kind: Any) -> None:
+    backend = kind(source, SPECS, seed=3, device=CUDA, num_threads=0)
+    stream = backend.stream(Shuffled(num_samples=18, batch_size=BATCH, seed=3), 0, lambda index: index)
+    next(stream)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(stream)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
