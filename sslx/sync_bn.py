@@ -1,4 +1,9 @@
-"""Batch norm over the samples of all ranks, on any device, gloo and CPU too."""
+"""Batch norm over the samples of all ranks, on any device, gloo and CPU too.
+
+What ranks tell each other are two opaque operators on small tensors, which wait for no device: a gather of each rank's
+mean, variance and count, and in the backward a sum of the gradients of the first two.  Around them compiled code is
+plain arithmetic, for the compiler to fuse, and code that is not compiled takes the kernels of plain batch norm.
+"""
 
 from typing import Any, cast
 
@@ -8,25 +13,101 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from sslx.distributed import Group, all_gather, sum_over_ranks, world_size
+from sslx.distributed import Group, all_gather, group_named, name_of, sum_over_ranks, world_size
 
 
-class _SyncBatchNorm(torch.autograd.Function):
-    """Batch norm over the samples of all ranks.  Returns (output, mean, biased variance, global count)."""
+def _merged(mean: Tensor, var: Tensor, count: int, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), biased variance (C,) and number of samples () of all ranks, from this rank's; one gather of 2C + 1."""
+    # Chan, Golub & LeVeque 1983: merging (mean, variance, count) does not cancel as sums of squares do.
+    every = all_gather(torch.cat([mean, var, mean.new_full((1,), count)])[None], group)
+    means, variances, counts = every.split([len(mean), len(mean), 1], dim=1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total
+    return mean, (counts * (variances + (means - mean).square())).sum(0) / total, total
+
+
+@torch.library.custom_op("sslx::merge_moments", mutates_args=())
+def _merge(mean: Tensor, var: Tensor, count: int, group_name: str) -> tuple[Tensor, Tensor, Tensor]:
+    return _merged(mean, var, count, group_named(group_name))
+
+
+@_merge.register_fake
+def _(mean: Tensor, var: Tensor, count: int, group_name: str) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
+    return torch.empty_like(mean), torch.empty_like(var), mean.new_empty(())
+
+
+@torch.library.custom_op("sslx::merge_moments_backward", mutates_args=())
+def _merge_backward(
+    grad_mean: Tensor, grad_var: Tensor, own_mean: Tensor, mean: Tensor, share: Tensor, group_name: str
+) -> tuple[Tensor, Tensor]:
+    """The gradients (C,) of this rank's mean and variance; one sum over ranks of 2C.
+
+    share: of all samples, this rank's.  Every rank's loss depends on the merged moments, so their gradients add up.
+    """
+    grad_mean, grad_var = sum_over_ranks(torch.stack([grad_mean, grad_var]), group_named(group_name)).mul_(share)
+    return torch.addcmul(grad_mean, own_mean - mean, grad_var, value=2), grad_var.clone()
+
+
+@_merge_backward.register_fake
+def _(
+    grad_mean: Tensor,  # noqa: ARG001
+    grad_var: Tensor,  # noqa: ARG001
+    own_mean: Tensor,
+    mean: Tensor,
+    share: Tensor,  # noqa: ARG001
+    group_name: str,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(own_mean), torch.empty_like(mean)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    own_mean, _, count, ctx.group_name = inputs
+    mean, _, total = output
+    ctx.mark_non_differentiable(total)
+    ctx.save_for_backward(own_mean, mean, count / total)
+
+
+def _differentiate(ctx: Any, grad_mean: Tensor, grad_var: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_merge_backward(grad_mean, grad_var, *ctx.saved_tensors, ctx.group_name), None, None
+
+
+_merge.register_autograd(_differentiate, setup_context=_save)
+
+
+def _of_channels(x: Tensor, ndim: int) -> Tensor:
+    """(C,) as (1, C, 1, ...), to meet (N, C, ...)."""
+    return x.view([1, -1, *[1] * (ndim - 2)])
+
+
+def _in_plain_code(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group_name: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What ``_Fused`` computes, for a compiler: elementwise code and reductions around two opaque operators.
+
+    The compiler fuses it with what comes before and after, sees neither a wait nor a break, and differentiates it.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    var, mean = torch.var_mean(wide, [0, *range(2, x.ndim)], correction=0)
+    mean, var, total = _merge(mean, var, wide.numel() // wide.shape[1], group_name)
+    scale = torch.rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    output = (wide - _of_channels(mean, x.ndim)) * _of_channels(scale, x.ndim)
+    output = output if bias is None else output + _of_channels(bias, x.ndim)
+    return output.to(x.dtype), mean.detach(), var.detach(), total
+
+
+class _Fused(torch.autograd.Function):
+    """Batch norm over the samples of all ranks by the kernels of plain batch norm, which read x once each.
+
+    Returns (output, mean, biased variance, global count).
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Group
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean, var = torch.batch_norm_update_stats(wide, None, None, 0.0)
-        count = mean.new_full((1,), wide.numel() / wide.shape[1])
-        # Chan, Golub & LeVeque 1983: merging (mean, variance, count) does not cancel as sums of squares do.
-        every = all_gather(torch.cat([mean, var, count])[None], group)
-        means, variances, counts = every.split([len(mean), len(mean), 1], dim=1)
-        total = counts.sum()
-        mean = (counts * means).sum(0) / total
-        var = (counts * (variances + (means - mean).square())).sum(0) / total
+        mean, var, total = _merged(*_own_moments(wide), wide.numel() // wide.shape[1], group)
         affine = [None if p is None else p.to(mean.dtype) for p in (weight, bias)]
         output = F.batch_norm(x, mean, var, *affine, training=False, eps=eps)
         ctx.save_for_backward(x, weight, bias, mean, torch.rsqrt(var + eps), total)
@@ -49,12 +130,19 @@ class _SyncBatchNorm(torch.autograd.Function):
             mean_dy, mean_dot = sum_over_ranks(torch.stack([own_sum, own_dot]), ctx.group) / total
             scale = inverse_std if weight is None else inverse_std * weight
             slope = scale * inverse_std * mean_dot
-            shape = [1, -1, *[1] * (x.ndim - 2)]
-            grad_x = (wide - mean.view(shape)).mul_(-slope.view(shape)).addcmul_(grad, scale.view(shape))
-            grad_x = grad_x.sub_((scale * mean_dy).view(shape)).to(x.dtype)
+            of_x = [_of_channels(c, x.ndim) for c in (mean, -slope, scale, scale * mean_dy)]
+            grad_x = (wide - of_x[0]).mul_(of_x[1]).addcmul_(grad, of_x[2]).sub_(of_x[3]).to(x.dtype)
         grad_weight = None if weight is None else own_dot.to(weight.dtype)
         grad_bias = None if bias is None else own_sum.to(bias.dtype)
         return grad_x, grad_weight, grad_bias, None, None
+
+
+def _own_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of this rank's samples, (N, C, ...) in fp32 at least."""
+    if x.device.type == "cpu":
+        return torch.batch_norm_update_stats(x, None, None, 0.0)  # faster there, in channels_last above all
+    var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+    return mean, var
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -76,7 +164,7 @@ class SyncBatchNorm(_BatchNorm):
         group: Group = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        self.group = group
+        self.group, self._group_name = group, name_of(group)
         self.drop: nn.Module = nn.Identity()
         self.act: nn.Module = nn.Identity()
 
@@ -90,13 +178,13 @@ class SyncBatchNorm(_BatchNorm):
         if input.ndim < 2:
             raise ValueError(f"expected input (N, C, ...), got shape {tuple(input.shape)}")
 
-    @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
     def _over_ranks(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        output, mean, var, count = cast(
-            "tuple[Tensor, ...]",
-            _SyncBatchNorm.apply(input, self.weight, self.bias, self.eps, self.group),
-        )
+        arguments = input, self.weight, self.bias, self.eps
+        if torch.compiler.is_compiling():  # where DDP's compiler takes no autograd.Function
+            output, mean, var, count = _in_plain_code(*arguments, self._group_name)
+        else:
+            output, mean, var, count = cast("tuple[Tensor, ...]", _Fused.apply(*arguments, self.group))
         if self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
@@ -111,18 +199,10 @@ class SyncBatchNorm(_BatchNorm):
 def sync_batch_norm(module: nn.Module, group: Group = None) -> nn.Module:
     """Replace every nn.BatchNorm*d and timm BatchNormAct2d in the module (or itself) by a synchronised one.
 
-    Parameters, buffers and state-dict keys stay.  On a GPU torch's own takes over, whose kernels are faster
-    but know no CPU: move the module to its device first.
+    Parameters, buffers and state-dict keys stay.
     """
     if isinstance(module, _BatchNorm):
-        if isinstance(module, SyncBatchNorm | nn.SyncBatchNorm):
-            return module
-        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if tensors and tensors[0].is_cuda:
-            from timm.layers.norm_act import convert_sync_batchnorm
-
-            return convert_sync_batchnorm(module, group)
-        return _convert(module, group)
+        return module if isinstance(module, SyncBatchNorm) else _convert(module, group)
     for name, child in module.named_children():
         setattr(module, name, sync_batch_norm(child, group))
     return module

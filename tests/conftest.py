@@ -161,10 +161,17 @@ def ranks() -> Iterator[RunOnRanks]:
 
 
 class _NoHostSync(TorchDispatchMode):
+    _INDEXING = ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_")
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "nonzero", "masked_select"):
-            raise AssertionError(f"aten.{name} waits for the device")
+        masks = (
+            [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+            if name in self._INDEXING
+            else []
+        )
+        if masks or name in ("_local_scalar_dense", "nonzero", "masked_select"):
+            raise AssertionError(f"aten.{name} waits for the device{' (a boolean mask)' if masks else ''}")
         return func(*args, **(kwargs or {}))
 
 

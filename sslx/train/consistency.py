@@ -161,7 +161,7 @@ def _shared(method: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tup
     own = {
         f"{name}.{statistic}".lstrip(".")
         for name, module in method.named_modules()
-        if not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm)
+        if not isinstance(module, SyncBatchNorm)
         for statistic in ("running_mean", "running_var")
     }
     for name, tensor in method.state_dict().items():
