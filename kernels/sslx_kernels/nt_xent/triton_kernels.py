@@ -61,15 +61,24 @@ def _left_out(rows, cols, N, M, self_column, positive_column, NAMED: tl.constexp
 
 
 @triton.jit
-def _named_ranges(rows, self_column, positive_column, N, NAMED: tl.constexpr):
+def _named_ranges(first_row, rows, self_column, positive_column, N, NAMED: tl.constexpr, BM: tl.constexpr):
     """(first, last) of the columns that these rows leave out: themselves, then their positives; last < first if none"""
     if NAMED == "none":
         return 2147483647, -1, 2147483647, -1
+    elif NAMED == "pairs":
+        half = N // 2
+        if first_row + BM <= half:
+            first, last = first_row + half, first_row + half + BM - 1
+        elif first_row >= half:
+            first, last = first_row - half, first_row - half + BM - 1
+        else:  # rows of both views
+            first, last = 0, N - 1
+        return first_row, first_row + BM - 1, first, last
     else:
         own, positive = _itself(rows, self_column, N, NAMED), _positive(rows, positive_column, N, NAMED)
-        first = tl.min(tl.where(own < 0, 2147483647, own), 0)
-        first_positive = tl.min(tl.where(positive < 0, 2147483647, positive), 0)
-        return first, tl.max(own, 0), first_positive, tl.max(positive, 0)
+        own_first = tl.min(tl.where(own < 0, 2147483647, own), 0)
+        positive_first = tl.min(tl.where(positive < 0, 2147483647, positive), 0)
+        return own_first, tl.max(own, 0), positive_first, tl.max(positive, 0)
 
 
 @triton.jit
@@ -94,13 +103,13 @@ def sums_kernel(
             return
     scale = _exponent_scale(temperature)
     numbers = tl.arange(0, TILES)
-    mirror = tl.zeros([TILES, BN], tl.float32)
+    mirror = tl.zeros([BN, TILES], tl.float32)
     for panel in range(PANELS):
         first = (block_row * PANELS + panel) * BM
         rows = first + tl.arange(0, BM)
         xt = _rows(x, first, N, D, BM, BD)
         row_scale = tl.load(x_scale + rows, mask=rows < N, other=0.0) * scale
-        own, own_last, positive, positive_last = _named_ranges(rows, self_column, positive_column, N, NAMED)
+        own, own_last, positive, positive_last = _named_ranges(first, rows, self_column, positive_column, N, NAMED, BM)
         total = tl.zeros([BM], tl.float32)
         largest = tl.full([BM], float("-inf"), tl.float32)
         for t in range(TILES):
@@ -119,7 +128,7 @@ def sums_kernel(
                     e = tl.where(_left_out(rows, cols, N, M, self_column, positive_column, NAMED, False), 0.0, e)
                 total += tl.sum(e, 1)
                 if SYMMETRIC:
-                    mirror += tl.where((numbers == t)[:, None], tl.sum(e, 0)[None, :], 0.0)
+                    mirror += tl.where((numbers == t)[None, :], tl.sum(e, 0)[:, None], 0.0)
             else:
                 if masked:
                     out = _left_out(rows, cols, N, M, self_column, positive_column, NAMED, False)
@@ -133,7 +142,7 @@ def sums_kernel(
             tl.store(part_max + block_col.to(tl.int64) * N + rows, largest, mask=rows < N)
     if SYMMETRIC:
         if block_row != block_col:
-            cols = block_col * TILES * BN + numbers[:, None] * BN + tl.arange(0, BN)[None, :]
+            cols = block_col * TILES * BN + numbers[None, :] * BN + tl.arange(0, BN)[:, None]
             tl.store(part_sum + block_row.to(tl.int64) * N + cols, mirror, mask=cols < N)
 
 
@@ -155,7 +164,7 @@ def gradient_kernel(
     xt = _rows(x, first, N, D, BM, BD)
     row_scale = tl.load(x_scale + rows, mask=rows < N, other=0.0) * scale
     own, own_last, positive, positive_last = _named_ranges(
-        rows, self_column, positive_column, N, "none" if ON_COLUMNS else NAMED
+        first, rows, self_column, positive_column, N, "none" if ON_COLUMNS else NAMED, BM
     )
     if HAS_ROW:
         g = tl.load(of_row + rows, mask=rows < N, other=0.0)
