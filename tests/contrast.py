@@ -69,7 +69,7 @@ def raw_gradient(arguments: tuple[Tensor, ...], temperature: float, impl: str) -
     free = temperature >= smallest_shift_free_temperature(len(columns), torch.float32)
     given = None if rows is columns else columns
     loss, *saved = op.forward(rows, given, own, positive, t, free, impl)
-    d, _, _ = op.backward(torch.ones_like(loss), *saved, own, positive, t, free, impl, False)
+    d, _, _ = op.backward(torch.ones_like(loss), *saved, own, positive, t, free, impl, False, False)
     return loss.item(), d
 
 

@@ -84,40 +84,38 @@ def _layout(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return own, (own + size) % (2 * size)
 
 
-def _others(columns: Tensor, num_own: int, group: Group) -> list[Tensor]:
-    """The parts of ``columns`` (rank-major) that come from other ranks."""
+def _others(columns: Tensor, num_own: int, group: Group) -> list[slice]:
+    """Which of ``columns`` (rank-major) come from other ranks."""
     first = distributed.rank(group) * num_own
-    return [part for part in (columns[:first], columns[first + num_own :]) if len(part)]
+    return [part for part in (slice(first), slice(first + num_own, len(columns))) if part.stop > (part.start or 0)]
 
 
 @torch.library.custom_op("sslx::nt_xent", mutates_args=())
 @op.in_full_precision
 def _forward(
     z1: Tensor, z2: Tensor, temperature: Tensor, lowest: float, impl: str, group_name: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What the backward needs comes after the loss ().
 
-    Of all ranks: the prepared rows (M, D), their log denominators (M,).  Of this one: 1 - softmax (N,), the rows'
-    factors (N, 1).  lowest: the lowest that the temperature can be, 0 if nobody knows.
+    Of all ranks: the prepared rows (M, D), their scales where other ranks' have any, their denominators (M,).  Of this
+    one: 1 - softmax (N,), the rows' scales.  lowest: the lowest that the temperature can be, 0 if nobody knows.
     """
     group, k = distributed.group_named(group_name), op.kernel(impl)
-    size = _checked_size(z1, group)
-    z = torch.cat([z1, z2])
-    factor = op.factors(z)
-    x = k.prepare(z, factor)
-    gather = distributed.start_all_gather(x, group)
-    inverse = 1 / temperature.double()
-    shift_free = _shift_free(lowest, len(x), x.dtype, group)
-    skip = _layout(size, x.device)
-    log_negatives = k.log_sums(x, None, skip, inverse, shift_free)
+    _checked_size(z1, group)
+    rows = k.prepare(z1, z2)
+    gather = distributed.start_all_gather(rows.x, group)
+    inverse = k.inverse(temperature)
+    shift_free = _shift_free(lowest, len(rows.x), rows.x.dtype, group)
+    sums = [k.sums(rows, None, None, inverse, shift_free)]
     columns = gather()
-    for part in _others(columns, len(x), group):
-        log_negatives = torch.logaddexp(log_negatives, k.log_sums(x, part, (), inverse, shift_free))
-    u = k.unit(x)
-    loss, log_all, missed = op.tail(u, u[skip[1]], log_negatives, inverse)
-    gathered = distributed.all_gather(log_all, group)
+    others = _others(columns, len(rows.x), group)
+    of_all = k.received(columns) if others else kernels.Rows(columns, rows.scales.new_empty(0))
+    for part in others:
+        sums.append(k.sums(rows, of_all.part(part), (), inverse, shift_free))
+    loss, denominators, missed = k.finish(rows, None, None, sums, inverse, shift_free)
+    gathered = distributed.all_gather(denominators, group)
     # An operator may not return one tensor twice, nor a part of one.
-    return loss, columns, gathered, missed, factor
+    return loss, columns, of_all.scales, gathered, missed, rows.scales
 
 
 def _shift_free(lowest: float, num_rows: int, dtype: torch.dtype, group: Group) -> bool:
@@ -128,18 +126,19 @@ def _shift_free(lowest: float, num_rows: int, dtype: torch.dtype, group: Group) 
 @_forward.register_fake
 def _(
     z1: Tensor,
-    z2: Tensor,  # noqa: ARG001
+    z2: Tensor,
     temperature: Tensor,  # noqa: ARG001
     lowest: float,  # noqa: ARG001
     impl: str,
     group_name: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, world_size = 2 * len(z1), distributed.world_size(distributed.group_named(group_name))
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    k, world_size = op.kernel(impl), distributed.world_size(distributed.group_named(group_name))
     dtype = torch.promote_types(z1.dtype, torch.float32)
-    columns = z1.new_empty(world_size * rows, z1.shape[1], dtype=op.kernel(impl).prepared_dtype(z1.dtype))
-    log_all = z1.new_empty(world_size * rows, dtype=torch.float64)
-    missed, factor = z1.new_empty(rows, dtype=torch.float64), z1.new_empty(rows, 1, dtype=torch.float64)
-    return z1.new_empty((), dtype=dtype), columns, log_all, missed, factor
+    z = torch.cat([z1, z2])
+    columns = z.new_empty(world_size * len(z), z.shape[1], dtype=k.prepared_dtype(z.dtype))
+    scales, missed = k.kept_like(z)
+    of_all = k.received(columns).scales if world_size > 1 else scales.new_empty(0)
+    return z.new_empty((), dtype=dtype), columns, of_all, missed.new_empty(len(columns)), missed, scales
 
 
 @torch.library.custom_op("sslx::nt_xent_backward", mutates_args=())
@@ -148,31 +147,28 @@ def _backward(
     gradient: Tensor,
     temperature: Tensor,
     columns: Tensor,
-    log_all: Tensor,
+    of_all: Tensor,
+    denominators: Tensor,
     missed: Tensor,
-    factor: Tensor,
+    scales: Tensor,
     lowest: float,
     impl: str,
     group_name: str,
+    temperature_too: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the own rows [z1; z2] (N, D), in fp32 or more, and of the temperature ()."""
-    group, k = distributed.group_named(group_name), op.kernel(impl)
-    first = distributed.rank(group) * len(missed)
-    own = slice(first, first + len(missed))
-    x, one = columns[own], torch.ones_like(log_all)
-    inverse = 1 / temperature.double()
-    shift_free = _shift_free(lowest, len(x), x.dtype, group)
-    skip = _layout(len(x) // 2, x.device)
-    row = one[own], log_all[own]
-    d, _ = k.gradients(x, None, skip, inverse, shift_free, row, None)
-    others = zip(_others(columns, len(x), group), _others(log_all, len(x), group), strict=True)
-    for part, log_part in others:
-        d += k.gradients(x, part, (), inverse, shift_free, row, (one[: len(part)], log_part))[0]
-    u = k.unit(x)
-    d.addcmul_((missed + missed[skip[1]])[:, None].to(d.dtype), u[skip[1]], value=-1)
-    d, share = op.through_unit_(d, u, factor, gradient.double() * inverse / len(x))
-    # Each similarity is counted in both its rows' gradients.
-    return d, (share * -0.5 * inverse).to(temperature.dtype)
+    """The gradients of the own rows [z1; z2] (N, D), in fp32 or more, and of the temperature (), if asked for."""
+    group, k, num = distributed.group_named(group_name), op.kernel(impl), len(missed)
+    first = distributed.rank(group) * num
+    own = slice(first, first + num)
+    rows, of_all_ranks = kernels.Rows(columns[own], scales), kernels.Rows(columns, of_all)
+    shift_free = _shift_free(lowest, num, columns.dtype, group)
+    others = [
+        kernels.Block(of_all_ranks.part(part), (), denominators[part]) for part in _others(columns, num, group)
+    ]
+    d, _, shares = k.gradient(
+        rows, [kernels.Block(None, None), *others], denominators[own], missed, gradient, k.inverse(temperature), shift_free
+    )
+    return d, op.of_temperature(shares, temperature, temperature_too)
 
 
 @_backward.register_fake
@@ -180,28 +176,32 @@ def _(
     gradient: Tensor,  # noqa: ARG001
     temperature: Tensor,
     columns: Tensor,
-    log_all: Tensor,  # noqa: ARG001
+    of_all: Tensor,  # noqa: ARG001
+    denominators: Tensor,  # noqa: ARG001
     missed: Tensor,
-    factor: Tensor,  # noqa: ARG001
+    scales: Tensor,  # noqa: ARG001
     lowest: float,  # noqa: ARG001
     impl: str,  # noqa: ARG001
     group_name: str,  # noqa: ARG001
+    temperature_too: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(columns.dtype, torch.float32)
-    return columns.new_empty(len(missed), columns.shape[1], dtype=dtype), torch.empty_like(temperature)
+    d = columns.new_empty(len(missed), columns.shape[1], dtype=dtype)
+    return d, temperature.new_empty(() if temperature_too else 0)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    z1, z2, temperature, ctx.lowest, ctx.impl, ctx.group_name = inputs
-    ctx.mark_non_differentiable(*output[1:4])  # the factors tie a second derivative to here, where it is refused
-    ctx.dtypes = z1.dtype, z2.dtype
+    z1, _, temperature, ctx.lowest, ctx.impl, ctx.group_name = inputs
+    ctx.mark_non_differentiable(*output[1:5])  # the scales tie a second derivative to here, where it is refused
+    ctx.dtype = z1.dtype
     ctx.save_for_backward(temperature, *output[1:])
 
 
 def _differentiate(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    d, dt = _backward(gradient, *ctx.saved_tensors, ctx.lowest, ctx.impl, ctx.group_name)
-    d1, d2 = d.chunk(2)
-    return d1.to(ctx.dtypes[0]), d2.to(ctx.dtypes[1]), dt if ctx.needs_input_grad[2] else None, None, None, None
+    temperature_too = ctx.needs_input_grad[2]
+    d, dt = _backward(gradient, *ctx.saved_tensors, ctx.lowest, ctx.impl, ctx.group_name, temperature_too)
+    d1, d2 = d.to(ctx.dtype).chunk(2)
+    return d1, d2, dt if temperature_too else None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

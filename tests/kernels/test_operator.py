@@ -65,7 +65,7 @@ def test_the_operators_pass_torchs_own_checks(generator: torch.Generator, same: 
     with torch.no_grad():
         _, *saved = op.forward(*arguments)
     one = torch.ones((), dtype=torch.float64)
-    torch.library.opcheck(op.backward, (one, *saved, own, positive, t.detach(), True, "tiled", not same))
+    torch.library.opcheck(op.backward, (one, *saved, own, positive, t.detach(), True, "tiled", not same, True))
 
 
 @pytest.mark.gpu
@@ -136,7 +136,7 @@ def test_no_tensor_is_larger_than_a_tile_for_each_core(
     t = torch.tensor(temperature)
     with Largest() as largest, no_host_sync:
         _, *saved = op.forward._init_fn(rows, None, own, positive, t, temperature > 0.01, "tiled")
-        op.backward._init_fn(torch.ones(()), *saved, own, positive, t, temperature > 0.01, "tiled", False)
+        op.backward._init_fn(torch.ones(()), *saved, own, positive, t, temperature > 0.01, "tiled", False, True)
     assert 25 * 25 <= largest.numel <= torch.get_num_threads() * 32 * 32
 
 

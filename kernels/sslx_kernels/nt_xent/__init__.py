@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from sslx_kernels.nt_xent import op, reference
+from sslx_kernels.nt_xent.rows import Block as Block
+from sslx_kernels.nt_xent.rows import Rows as Rows
 
 Impl = Literal["auto", "reference", "tiled", "fused"]
 _TRITON = importlib.util.find_spec("triton") is not None  # here: torch 2.11 cannot trace the question

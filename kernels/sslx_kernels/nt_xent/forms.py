@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslx_kernels.nt_xent import Impl, choose, nt_xent, op, prepare_temperature
-from sslx_kernels.nt_xent.tiled import EPS, factors
+from sslx_kernels.nt_xent import Impl, choose, nt_xent, op, prepare_temperature, tiled
+from sslx_kernels.nt_xent.rows import EPS
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float | Tensor, impl: Impl = "auto") -> Tensor:
@@ -46,7 +46,7 @@ def sup_con(z: Tensor, label: Tensor, num_classes: int, temperature: float | Ten
             logits = (u @ u.T / t).fill_diagonal_(-torch.inf)
             log_sums = logits.logsumexp(1)
         else:
-            log_sums = _log_sums(wide, t, shift_free, chosen)[0]
+            log_sums = _log_sums(wide, t, shift_free)[0]
         sums = u.new_zeros(num_classes, u.shape[1]).index_put((label,), u, accumulate=True)
         others = F.one_hot(label, num_classes).sum(0)[label] - 1
         aligned = torch.linalg.vecdot(u, sums[label] - u) / t
@@ -56,30 +56,28 @@ def sup_con(z: Tensor, label: Tensor, num_classes: int, temperature: float | Ten
 
 @torch.library.custom_op("sslx_kernels::log_sums", mutates_args=())
 @op.in_full_precision
-def _log_sums(rows: Tensor, temperature: Tensor, shift_free: bool, impl: str) -> tuple[Tensor, Tensor]:
-    """(log of the sum of exp(s_ij / T) over j != i for each row (N,), the prepared rows (N, D))."""
-    k = op.kernel(impl)
-    x = k.prepare(rows, factors(rows))
+def _log_sums(rows: Tensor, temperature: Tensor, shift_free: bool) -> tuple[Tensor, Tensor]:
+    """(log of the sum of exp(s_ij / T) over j != i for each row (N,), the unit rows (N, D))."""
+    x = tiled.prepare(rows).x
     own = torch.arange(len(x), device=x.device)
-    found = k.log_sums(x, None, (own,), 1 / temperature.double(), shift_free)
+    found = tiled.log_sums(x, None, (own,), tiled.inverse(temperature), shift_free)
     return found.to(torch.promote_types(rows.dtype, torch.float32)), x
 
 
 @_log_sums.register_fake
-def _(rows: Tensor, temperature: Tensor, shift_free: bool, impl: str) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    x = rows.new_empty(rows.shape, dtype=op.kernel(impl).prepared_dtype(rows.dtype))
+def _(rows: Tensor, temperature: Tensor, shift_free: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    x = rows.new_empty(rows.shape, dtype=tiled.prepared_dtype(rows.dtype))
     return rows.new_empty(len(rows), dtype=torch.promote_types(rows.dtype, torch.float32)), x
 
 
 @torch.library.custom_op("sslx_kernels::log_sums_backward", mutates_args=())
 @op.in_full_precision
 def _log_sums_backward(
-    gradient: Tensor, rows: Tensor, temperature: Tensor, log_sums: Tensor, x: Tensor, shift_free: bool, impl: str
+    gradient: Tensor, rows: Tensor, temperature: Tensor, log_sums: Tensor, x: Tensor, shift_free: bool
 ) -> tuple[Tensor, Tensor]:
-    k, inverse = op.kernel(impl), 1 / temperature.double()
-    own = torch.arange(len(x), device=x.device)
-    d, _ = k.gradients(x, None, (own,), inverse, shift_free, (gradient, log_sums), None)
-    d, share = op.through_unit_(d, k.unit(x), factors(rows), inverse)
+    inverse, own = tiled.inverse(temperature), torch.arange(len(x), device=x.device)
+    d, _ = tiled.gradients(x, None, (own,), inverse, shift_free, (gradient, log_sums), None)
+    d, share = tiled.through_unit_(d, x, tiled.factors(rows), inverse)
     return d, (share * -0.5 * inverse).to(temperature.dtype)
 
 
@@ -91,7 +89,6 @@ def _(
     log_sums: Tensor,  # noqa: ARG001
     x: Tensor,  # noqa: ARG001
     shift_free: bool,  # noqa: ARG001
-    impl: str,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     return rows.new_empty(rows.shape, dtype=torch.promote_types(rows.dtype, torch.float32)), torch.empty_like(
         temperature
@@ -99,15 +96,15 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, temperature, ctx.shift_free, ctx.impl = inputs
+    rows, temperature, ctx.shift_free = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(rows, temperature, *output)
 
 
 def _differentiate(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     rows, temperature, *rest = ctx.saved_tensors
-    d, dt = _log_sums_backward(gradient, rows, temperature, *rest, ctx.shift_free, ctx.impl)
-    return d.to(rows.dtype), dt if ctx.needs_input_grad[1] else None, None, None
+    d, dt = _log_sums_backward(gradient, rows, temperature, *rest, ctx.shift_free)
+    return d.to(rows.dtype), dt if ctx.needs_input_grad[1] else None, None
 
 
 _log_sums.register_autograd(_differentiate, setup_context=_save)

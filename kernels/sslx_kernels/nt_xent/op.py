@@ -13,10 +13,9 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sslx_kernels.nt_xent import tiled
-from sslx_kernels.nt_xent.tiled import EPS, factors
+from sslx_kernels.nt_xent.rows import Block, Rows, Skip
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,22 +25,33 @@ class Kernel(Protocol):
     """What an implementation gives; ``tiled`` says what each function does."""
 
     def prepared_dtype(self, dtype: torch.dtype) -> torch.dtype: ...
-    def prepare(self, z: Tensor, factor: Tensor) -> Tensor: ...
-    def unit(self, x: Tensor) -> Tensor: ...
-    def log_sums(
-        self, x: Tensor, y: Tensor | None, skip: Sequence[Tensor], inverse_temperature: Tensor, shift_free: bool
-    ) -> Tensor: ...
-    def gradients(
+    def kept_like(self, rows: Tensor) -> tuple[Tensor, Tensor]: ...
+    def inverse(self, temperature: Tensor) -> Tensor: ...
+    def prepare(self, z1: Tensor, z2: Tensor | None = None) -> Rows: ...
+    def received(self, x: Tensor) -> Rows: ...
+    def sums(
+        self, rows: Rows, columns: Rows | None, skip: Skip, inverse_temperature: Tensor, shift_free: bool
+    ) -> tuple[Tensor, ...]: ...
+    def finish(
         self,
-        x: Tensor,
-        y: Tensor | None,
-        skip: Sequence[Tensor],
+        rows: Rows,
+        columns: Rows | None,
+        skip: Skip,
+        all_sums: Sequence[tuple[Tensor, ...]],
         inverse_temperature: Tensor,
         shift_free: bool,
-        row: tuple[Tensor, Tensor],
-        column: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def gradient(
+        self,
+        rows: Rows,
+        blocks: Sequence[Block],
+        denominators: Tensor,
+        missed: Tensor,
+        upstream: Tensor,
+        inverse_temperature: Tensor,
+        shift_free: bool,
         columns_too: bool = False,
-    ) -> tuple[Tensor, Tensor | None]: ...
+    ) -> tuple[Tensor, Tensor | None, Tensor]: ...
 
 
 def kernel(impl: str) -> Kernel:
@@ -65,30 +75,9 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def tail(
-    x: Tensor, positive: Tensor, log_negatives: Tensor, inverse_temperature: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """From the sums over negatives to the loss.
-
-    x, positive: (N, D) unit rows, and the unit column that is the positive of each.  log_negatives: (N,), log l_i.
-    Returns (mean loss (), the log of softmax's denominator, with the positive in it (N,), 1 - softmax (N,)); the
-    last two in fp64.
-    """
-    logit = torch.linalg.vecdot(x, positive).double() * inverse_temperature
-    margin = log_negatives - logit
-    # softplus with its threshold: log1p(exp(x)) is x to fp64's last bit from 40 on.
-    return F.softplus(margin, threshold=40).mean().to(x.dtype), torch.logaddexp(log_negatives, logit), margin.sigmoid()
-
-
-def through_unit_(d: Tensor, u: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn scale·d, the gradient (N, D) of the unit rows u, into that of the raw ones, which ``factor`` (N, 1) scaled.
-
-    Returns (d, which holds it now, the sum of <scale·d_i, u_i> over rows () in fp64).
-    """
-    along = torch.linalg.vecdot(u, d.mul_(scale.to(d.dtype)))[:, None]
-    # A row shorter than EPS was only scaled: nothing is projected out.
-    d.addcmul_(u, torch.where(factor < 1 / EPS, along, 0), value=-1).mul_(factor.to(d.dtype))
-    return d, along.double().sum()
+def of_temperature(shares: Tensor, temperature: Tensor, wanted: bool) -> Tensor:
+    """The temperature's gradient from its shares; empty unless it is wanted."""
+    return shares.sum().to(temperature.dtype) if wanted else temperature.new_empty(0)
 
 
 @torch.library.custom_op("sslx_kernels::nt_xent", mutates_args=())
@@ -104,26 +93,22 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What the backward needs comes after the loss ().
 
-    Prepared rows (N, D) and columns, log denominators and 1 - softmax (N,), factors of rows (N, 1) and columns; those
-    of columns are empty where columns are rows.
+    Prepared rows (N, D) and columns, denominators and 1 - softmax (N,), scales of rows and columns; those of columns
+    are empty where columns are rows.
     """
     k = kernel(impl)
-    of_rows = factors(rows)
-    x = k.prepare(rows, of_rows)
-    of_columns = of_rows.new_empty(0) if columns is None else factors(columns)
-    y = x.new_empty(0) if columns is None else k.prepare(columns, of_columns)
-    if columns is None:
-        index = torch.arange(len(x), device=x.device)
+    a, b = k.prepare(rows), None if columns is None else k.prepare(columns)
+    if b is None:
+        index = torch.arange(len(rows), device=rows.device)
         ours = (self_column == index) & (positive_column[positive_column] == index)
         torch.ops.aten._assert_async.msg(
             ours.all(), "expected positives in pairs, and self_column = 0, 1, ..., where columns are rows"
         )
-    inverse = 1 / temperature.double()
-    log_negatives = k.log_sums(x, None if columns is None else y, (self_column, positive_column), inverse, shift_free)
-    u = k.unit(x)
-    positive = (u if columns is None else k.unit(y))[positive_column]
-    loss, log_all, missed = tail(u, positive, log_negatives, inverse)
-    return loss, x, y, log_all, missed, of_rows, of_columns
+    skip, inverse = (self_column, positive_column), k.inverse(temperature)
+    sums = k.sums(a, b, skip, inverse, shift_free)
+    loss, denominators, missed = k.finish(a, b, skip, [sums], inverse, shift_free)
+    y, of_columns = (a.x.new_empty(0), a.scales.new_empty(0)) if b is None else b
+    return loss, a.x, y, denominators, missed, a.scales, of_columns
 
 
 @forward.register_fake
@@ -136,12 +121,11 @@ def _(
     shift_free: bool,  # noqa: ARG001
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    x = rows.new_empty(rows.shape, dtype=kernel(impl).prepared_dtype(rows.dtype))
+    k, dtype = kernel(impl), torch.promote_types(rows.dtype, torch.float32)
+    x = rows.new_empty(rows.shape, dtype=k.prepared_dtype(rows.dtype))
     y = x.new_empty(0) if columns is None else x.new_empty(columns.shape)
-    per_row = rows.new_empty(len(rows), dtype=torch.float64)
-    of_rows = per_row.new_empty(len(rows), 1)
-    of_columns = per_row.new_empty(0) if columns is None else per_row.new_empty(len(columns), 1)
+    of_rows, per_row = k.kept_like(rows)
+    of_columns = of_rows.new_empty(0) if columns is None else k.kept_like(columns)[0]
     return rows.new_empty((), dtype=dtype), x, y, per_row, torch.empty_like(per_row), of_rows, of_columns
 
 
@@ -151,7 +135,7 @@ def backward(
     gradient: Tensor,
     x: Tensor,
     y: Tensor,
-    log_all: Tensor,
+    denominators: Tensor,
     missed: Tensor,
     of_rows: Tensor,
     of_columns: Tensor,
@@ -161,30 +145,21 @@ def backward(
     shift_free: bool,
     impl: str,
     columns_too: bool,
+    temperature_too: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of rows (N, D), columns ((M, D), or empty if not asked for), in fp32 or more, and temperature ().
+    """The gradients of rows (N, D), columns (M, D) and temperature (), the first two in fp32 or more; the last two are
+    empty if not asked for.
 
     x to of_columns: what the forward returned.
     """
-    k, inverse, skip = kernel(impl), 1 / temperature.double(), (self_column, positive_column)
-    whole = (torch.ones_like(log_all), log_all)
-    u = k.unit(x)
-    scale = gradient.double() * inverse / len(x)
-    symmetric = len(of_columns) == 0
-    if symmetric:
-        dx, dy = k.gradients(x, None, skip, inverse, shift_free, whole, None)
-        dx.addcmul_((missed + missed[positive_column])[:, None].to(u.dtype), u[positive_column], value=-1)
-    else:
-        dx, dy = k.gradients(x, y, skip, inverse, shift_free, whole, None, columns_too)
-        v, part = k.unit(y), missed[:, None].to(u.dtype)
-        dx.addcmul_(part, v[positive_column], value=-1)
-        if dy is not None:  # two rows may share a positive; index_put_ adds in a fixed order, index_add_ in any
-            dy.index_put_((positive_column,), -part * u, accumulate=True)
-            dy, _ = through_unit_(dy, v, of_columns, scale)
-    dx, share = through_unit_(dx, u, of_rows, scale)
-    # Where the rows are the columns too, each similarity is counted in both its rows' gradients.
-    d_temperature = share * inverse * (-0.5 if symmetric else -1.0)
-    return dx, dx.new_empty(0) if dy is None else dy, d_temperature.to(temperature.dtype)
+    k, columns = kernel(impl), Rows(y, of_columns) if len(of_columns) else None
+    blocks = [Block(columns, (self_column, positive_column))]
+    inverse = k.inverse(temperature)
+    dx, dy, shares = k.gradient(
+        Rows(x, of_rows), blocks, denominators, missed, gradient, inverse, shift_free, columns_too
+    )
+    dt = of_temperature(shares, temperature, temperature_too)
+    return dx, dx.new_empty(0) if dy is None else dy, dt
 
 
 @backward.register_fake
@@ -192,7 +167,7 @@ def _(
     gradient: Tensor,  # noqa: ARG001
     x: Tensor,
     y: Tensor,
-    log_all: Tensor,  # noqa: ARG001
+    denominators: Tensor,  # noqa: ARG001
     missed: Tensor,  # noqa: ARG001
     of_rows: Tensor,  # noqa: ARG001
     of_columns: Tensor,  # noqa: ARG001
@@ -202,24 +177,26 @@ def _(
     shift_free: bool,  # noqa: ARG001
     impl: str,  # noqa: ARG001
     columns_too: bool,
+    temperature_too: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, torch.float32)
     dy = y.new_empty(y.shape if columns_too else 0, dtype=dtype)
-    return x.new_empty(x.shape, dtype=dtype), dy, torch.empty_like(temperature)
+    return x.new_empty(x.shape, dtype=dtype), dy, temperature.new_empty(() if temperature_too else 0)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     rows, columns, self_column, positive_column, temperature, ctx.shift_free, ctx.impl = inputs
     ctx.dtype, ctx.symmetric = rows.dtype, columns is None
-    ctx.mark_non_differentiable(*output[1:5])  # the factors tie a second derivative to here, where it is refused
+    ctx.mark_non_differentiable(*output[1:5])  # the scales tie a second derivative to here, where it is refused
     ctx.save_for_backward(*output[1:], self_column, positive_column, temperature)
 
 
 def _backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     columns_too = not ctx.symmetric and ctx.needs_input_grad[1]
-    dx, dy, dt = backward(gradient, *ctx.saved_tensors, ctx.shift_free, ctx.impl, columns_too)
+    temperature_too = ctx.needs_input_grad[4]
+    dx, dy, dt = backward(gradient, *ctx.saved_tensors, ctx.shift_free, ctx.impl, columns_too, temperature_too)
     d_columns = dy.to(ctx.dtype) if columns_too else None
-    return dx.to(ctx.dtype), d_columns, None, None, dt if ctx.needs_input_grad[4] else None, None, None
+    return dx.to(ctx.dtype), d_columns, None, None, dt if temperature_too else None, None, None
 
 
 def no_second_derivative(*_: Any) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-EPS = 1e-12
-"""Rows shorter than this are divided by it instead of by their length, as ``F.normalize`` does."""
+from sslx_kernels.nt_xent.rows import EPS, Block, Rows, Skip
 
 TILE = 512
 """Rows and columns of a tile at most: 1 MB in fp32, which stays in a core's own cache while it is worked on."""
@@ -36,15 +36,116 @@ def prepared_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def prepare(z: Tensor, factor: Tensor) -> Tensor:
-    """What the functions below take: the rows scaled to length 1, in fp32 (fp64 for fp64)."""
-    dtype = prepared_dtype(z.dtype)
-    return z.to(dtype).mul(factor.to(dtype)).contiguous()
+def kept_like(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Empty tensors of the shape and dtype of the rows' scales, and of a number of each row that the backward needs."""
+    per_row = rows.new_empty(len(rows), dtype=torch.float64)
+    return per_row.new_empty(len(rows), 1), per_row
 
 
-def unit(x: Tensor) -> Tensor:
-    """The unit rows that ``prepare`` made."""
-    return x
+def inverse(temperature: Tensor) -> Tensor:
+    """What the functions below take for the temperature: 1/T in fp64."""
+    return 1 / temperature.double()
+
+
+def prepare(z1: Tensor, z2: Tensor | None = None) -> Rows:
+    """The rows of [z1; z2] scaled to length 1, in fp32 (fp64 for fp64), and what has scaled them, (N, 1) in fp64."""
+    z = z1 if z2 is None else torch.cat([z1, z2])
+    factor, dtype = factors(z), prepared_dtype(z.dtype)
+    return Rows(z.to(dtype).mul(factor.to(dtype)).contiguous(), factor)
+
+
+def received(x: Tensor) -> Rows:
+    """Rows that another rank prepared."""
+    return Rows(x, x.new_empty(0))
+
+
+def sums(
+    rows: Rows, columns: Rows | None, skip: Skip, inverse_temperature: Tensor, shift_free: bool
+) -> tuple[Tensor, ...]:
+    """What ``finish`` takes of a block of columns, None for the rows themselves: here, the ``log_sums``."""
+    named = _pairs(rows.x) if skip is None else skip
+    return (log_sums(rows.x, None if columns is None else columns.x, named, inverse_temperature, shift_free),)
+
+
+def finish(
+    rows: Rows,
+    columns: Rows | None,
+    skip: Skip,
+    all_sums: Sequence[tuple[Tensor, ...]],
+    inverse_temperature: Tensor,
+    shift_free: bool,  # noqa: ARG001  (the logarithms are there either way)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From the sums over negatives, a block of columns at a time, to the loss; the positives are among ``columns``.
+
+    Returns (mean loss (), softmax's denominator of each row, with the positive in it, as ``gradient`` takes it (N,),
+    1 - softmax (N,)); here the logarithm, both in fp64.
+    """
+    positive = (_pairs(rows.x) if skip is None else skip)[1]
+    log_negatives = all_sums[0][0]
+    for (more,) in all_sums[1:]:
+        log_negatives = torch.logaddexp(log_negatives, more)
+    u = (rows if columns is None else columns).x[positive]
+    logit = torch.linalg.vecdot(rows.x, u).double() * inverse_temperature
+    margin = log_negatives - logit
+    # softplus with its threshold: log1p(exp(x)) is x to fp64's last bit from 40 on.
+    loss = F.softplus(margin, threshold=40).mean().to(u.dtype)
+    return loss, torch.logaddexp(log_negatives, logit), margin.sigmoid()
+
+
+def gradient(
+    rows: Rows,
+    blocks: Sequence[Block],
+    denominators: Tensor,
+    missed: Tensor,
+    upstream: Tensor,
+    inverse_temperature: Tensor,
+    shift_free: bool,
+    columns_too: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The gradient (N, D) of the raw rows, in fp32 or more; of the raw columns, if asked for, of one block; and
+    numbers whose sum is that of the temperature, in fp64.
+
+    blocks: of columns; the first holds the positives.  denominators, missed: what ``finish`` returned.  upstream: the
+    gradient of the loss ().
+    """
+    first, one = blocks[0], torch.ones_like(denominators)
+    x, y = rows.x, rows.x if first.columns is None else first.columns.x
+    skip = _pairs(x) if first.skip is None else first.skip
+    d, dy = torch.empty(0), None
+    for block in blocks:
+        columns = None if block.columns is None else block.columns.x
+        of_columns = block.denominators
+        column = None if of_columns is None else (torch.ones_like(of_columns), of_columns)
+        named = skip if block is first else block.skip or ()
+        row = (one, denominators)
+        part, dy = gradients(x, columns, named, inverse_temperature, shift_free, row, column, columns_too)
+        d = part if block is first else d.add_(part)
+    pull = missed + missed[skip[1]] if first.columns is None else missed
+    d.addcmul_(pull[:, None].to(d.dtype), y[skip[1]], value=-1)
+    scale = upstream.double() * inverse_temperature / len(x)
+    if dy is not None:  # two rows may share a positive; index_put_ adds in a fixed order, index_add_ in any
+        assert first.columns is not None
+        dy.index_put_((skip[1],), -missed[:, None].to(d.dtype) * x, accumulate=True)
+        dy, _ = through_unit_(dy, y, first.columns.scales, scale)
+    d, share = through_unit_(d, x, rows.scales, scale)
+    # Where the rows are the columns too, each similarity is counted in both its rows' gradients.
+    return d, dy, share * inverse_temperature * (-0.5 if first.columns is None else -1.0)
+
+
+def through_unit_(d: Tensor, u: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn scale·d, the gradient (N, D) of the unit rows u, into that of the raw ones, which ``factor`` (N, 1) scaled.
+
+    Returns (d, which holds it now, the sum of <scale·d_i, u_i> over rows () in fp64).
+    """
+    along = torch.linalg.vecdot(u, d.mul_(scale.to(d.dtype)))[:, None]
+    # A row shorter than EPS was only scaled: nothing is projected out.
+    d.addcmul_(u, torch.where(factor < 1 / EPS, along, 0), value=-1).mul_(factor.to(d.dtype))
+    return d, along.double().sum()
+
+
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    own = torch.arange(len(x), device=x.device)
+    return own, (own + len(x) // 2) % len(x)
 
 
 def log_sums(
