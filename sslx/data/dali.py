@@ -47,6 +47,7 @@ from sslx.data.patience import Caller, Patience, being_read
 from sslx.data.sources import Source
 from sslx.data.triage import Triage
 from sslx.data.views import Draw, ViewSpec
+from sslx.machine import deterministic
 from sslx.words import shown
 
 Indices = npt.NDArray[np.int64]
@@ -364,8 +365,9 @@ def _decode(encoded: Node, checked: Node, gpu: bool) -> Node:
     """
     encoded = fn.reshape(encoded, rel_shape=checked)  # as it is, but not before
     if gpu:
+        load = deterministic.decoder_load()
         return fn.decoders.image(
-            encoded, device="mixed", output_type=types.RGB, jpeg_fancy_upsampling=True, hw_decoder_load=0.75
+            encoded, device="mixed", output_type=types.RGB, jpeg_fancy_upsampling=True, hw_decoder_load=load
         )
     return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
 
