@@ -67,7 +67,7 @@ class PretrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on."""
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
-    """bf16: mixed precision, losses and norms in fp32.  fp32: without TF32.  auto: bf16 where the GPU or CPU is fast."""
+    """bf16: mixed precision, losses and norms in fp32.  fp32: without TF32.  auto: bf16 where GPU or CPU is fast."""
     deterministic: bool = False
     """Restarts equal to the last bit on GPUs too, at some cost in speed; on CPUs they always are."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -67,9 +67,7 @@ def losses(folder: Path) -> dict[int, float]:
         pytest.param(2, "dali", ["--deterministic", "--method.name", "byol"], marks=pytest.mark.slow),
     ],
 )
-def test_resumed_twice_is_bit_identical(
-    ranks, tmp_path: Path, world_size: int, backend: str, more: list[str]
-) -> None:
+def test_resumed_twice_is_bit_identical(ranks, tmp_path: Path, world_size: int, backend: str, more: list[str]) -> None:
     flags = ["--data.backend", backend, "--precision", "fp32", *more]
     flags += ["--data.threads", "0"] if backend == "torchvision" else []
     whole, parts = tmp_path / "whole", tmp_path / "parts"
