@@ -14,14 +14,14 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslx import compiler, config, cores, data, distributed, measure, methods, optim
+from sslx import config, cores, data, distributed, measure, methods, optim
 from sslx.config import PretrainConfig
 from sslx.data.batch import Batch
 from sslx.data.sources import Source
 from sslx.data.torchvision import read
 from sslx.distributed import Ranks
 from sslx.errors import UserError
-from sslx.train.build import Parts, build, compiles, fast_bf16
+from sslx.train.build import Parts, build, compiles, fast_bf16, lacks
 from sslx.train.clock import DataWaits
 from sslx.train.step import cached_step, train_step
 from sslx.words import one_line, shown
@@ -237,7 +237,7 @@ def candidates(
             tries["--precision bf16"] = replace(settings, precision="bf16")
         elif half and not cuda:  # small products are not worth their casts everywhere
             tries["--precision fp32"] = replace(settings, precision="fp32")
-        if not compiles(settings, ranks.device) and (cuda or compiler.cpp()):
+        if not compiles(settings, ranks.device) and not lacks(ranks.device)[0]:
             tries["--compile on"] = replace(settings, compile="on")
         if cuda:
             tries[f"--batch-size {2 * settings.batch_size}"] = replace(settings, batch_size=2 * settings.batch_size)

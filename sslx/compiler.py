@@ -1,4 +1,4 @@
-"""What torch.compile needs on a CPU: a C++ compiler and Python's headers."""
+"""What torch.compile needs on a CPU, a C++ compiler and Python's headers, and what to spare it there and on a GPU."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 INSTALL = "apt install g++ python3-dev"
@@ -25,3 +26,8 @@ def for_cpu() -> None:
     # that is new enough for torch's own headers (C++20) knows them.
     os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a CUDA toolkit without a GPU
+
+
+def for_gpu() -> None:
+    """Before torch.compile on a GPU: products in fp32 are few, and meant to be exact."""
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")

@@ -67,7 +67,9 @@ class PretrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on."""
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
-    """bf16: mixed precision, losses and normalization in fp32.  auto: bf16 where the GPU or CPU (AMX) is fast in it."""
+    """bf16: mixed precision, losses and norms in fp32.  fp32: without TF32.  auto: bf16 where GPU or CPU is fast."""
+    deterministic: bool = False
+    """Restarts equal to the last bit on GPUs too, at some cost in speed; on CPUs they always are."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile encoder and heads.  auto: on GPUs only; on a CPU it takes half a minute before the first step."""
     batch_norm: Literal["local", "sync", "group"] = "local"
@@ -290,9 +292,8 @@ def _options(name: str) -> MethodConfig:
 
 def _complete(config: PretrainConfig) -> PretrainConfig:
     """The config with the method's own class in place of the one that its flags were parsed by."""
-    method = config.method
-    fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    return dataclasses.replace(config, method=methods.module(method.name).Config(**fields))
+    fields = {field.name: getattr(config.method, field.name) for field in dataclasses.fields(config.method)}
+    return dataclasses.replace(config, method=methods.module(config.method.name).Config(**fields))
 
 
 def _with_folder(args: list[str], default: DataConfig) -> list[str]:

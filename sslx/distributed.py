@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sslx import activity, joining
 from sslx.errors import ConfigError, DataError
-from sslx.machine import environment, network
+from sslx.machine import environment, limits, network
 from sslx.machine.environment import joined as joined
 from sslx.machine.environment import local_world_size as local_world_size
 from sslx.stopwatch import blocking
@@ -71,7 +71,10 @@ def init(device: Device = "auto", timeout_s: float | None = None, join_s: float 
         _timeout = timedelta(seconds=timeout_s or environment.seconds("SSLX_STALL_S", 600.0))
         on_gpu = ranks.device.type == "cuda"
         limit_s = join_s or environment.seconds("SSLX_JOIN_S", 300.0)
+        limits.allow_files()
         store, prefix, _board = joining.meet(connect, rank, world_size, limit_s)
+        if world_size > local_world_size():
+            network.lead_to_others(os.environ, environment.meeting_point(os.environ)[0], _board.addresses)
         store.set_timeout(_timeout)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",

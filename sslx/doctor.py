@@ -56,10 +56,22 @@ def findings() -> list[tuple[str, str]]:
     else:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         rows.append(("gpu", ", ".join(names) or f"driver for CUDA {cuda}, but torch sees no GPU"))
-    rows.append(("compiler", compiler.cpp() or f"none: {compiler.INSTALL} (torch.compile on the CPU needs it)"))
+    rows.append(("compiler", _compilers()))
     rows.append(("slurm", _slurm()))
     rows.append(("verdict", _verdict(cuda, torch.cuda.is_available())))
     return rows
+
+
+def _compilers() -> str:
+    """The compiler that torch.compile calls on a CPU, and what each missing piece costs."""
+    from sslx.losses import toolchain
+
+    costs: list[str] = []
+    if not (cpp := compiler.cpp()):
+        costs.append(f"{compiler.INSTALL}: without, no torch.compile on the CPU")
+    if missing := toolchain.missing():
+        costs.append(f"{toolchain.INSTALL}: without {missing}, no torch.compile and no fused loss on a GPU")
+    return "; ".join([cpp or "none for C++", *costs])
 
 
 def _slurm() -> str:

@@ -221,4 +221,5 @@ def extract(
 
 def autocast(device: torch.device) -> torch.dtype | None:
     """The dtype to autocast to where features are computed; None: float32 throughout."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else None

@@ -43,6 +43,10 @@ class Board:
         self._store, self._prefix = store, prefix
         self.hosts = self._read("host", range(world_size))
 
+    def addresses(self) -> list[str]:
+        """The address that each rank reaches the store from; "" where it does not know."""
+        return self._read("address", range(self.world_size))
+
     def write(self, line: str) -> None:
         """Replace this rank's line."""
         try:
@@ -83,6 +87,7 @@ def meet(connect: Connect[S], rank: int, world_size: int, limit_s: float) -> tup
         prefix = f"{base}/{store.add(f'{base}/start/{rank}', 1)}"  # a process may leave and join again
         store.set(f"{prefix}/line/{rank}", "")
         store.set(f"{prefix}/host/{rank}", socket.gethostname())
+        store.set(f"{prefix}/address/{rank}", network.source_address(host))
         if store.add(f"{prefix}/ranks", 1) >= world_size:
             store.set(f"{prefix}/complete", "1")
     except RuntimeError as error:

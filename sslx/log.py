@@ -46,24 +46,29 @@ class Meter:
             self._sums[names] = values * weight
         self._weights[names] = self._weights.get(names, 0.0) + weight
 
-    def fetch(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
-        """The weighted means, and a fresh start.  A host sync, the only one: one transfer for all metrics.
+    def fetch(
+        self, reduce: Callable[[Tensor], Tensor] | None = None, beside: Tensor | None = None
+    ) -> tuple[dict[str, float], list[float]]:
+        """(the weighted means, what ``beside`` holds), and a fresh start.  A host sync, the only one: one transfer.
 
         reduce: applied to the float64 vector of all sums and weights before it leaves the device, such as
           ``distributed.mean_over_ranks``; every rank must then fetch, having added the same metrics.
+        beside: any numbers on the same device, float64 (M,), that are to be read with them, of this rank alone.
         """
         if not self._sums:
-            return {}
+            return {}, [] if beside is None else beside.tolist()
         sums = torch.cat(list(self._sums.values()))
         vector = torch.cat([sums, sums.new_tensor(list(self._weights.values()))])
-        numbers: list[float] = (reduce(vector) if reduce else vector).tolist()  # sync point
+        vector = reduce(vector) if reduce else vector
+        read: list[float] = (vector if beside is None else torch.cat([vector, beside])).tolist()  # sync point
+        numbers, others = read[: len(vector)], read[len(vector) :]
         names = [(name, group) for group, names in enumerate(self._sums) for name in names]
         totals: dict[str, tuple[float, float]] = {}
         for (name, group), number in zip(names, numbers, strict=False):
             total, weight = totals.get(name, (0.0, 0.0))
             totals[name] = total + number, weight + numbers[len(names) + group]
         self._sums, self._weights = {}, {}
-        return {name: total / weight for name, (total, weight) in totals.items()}
+        return {name: total / weight for name, (total, weight) in totals.items()}, others
 
 
 class JSONL:

@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import math
 import os
 import re
 import resource
@@ -47,12 +48,12 @@ def test_meter_means_without_a_sync() -> None:
                 meter.add({"rare": value, "loss": value}, weight=3)
     with pytest.raises(AssertionError, match="a host sync"), NoSync():
         value.item()
-    means = meter.fetch()
+    means, _ = meter.fetch()
     assert means == pytest.approx({"loss": (45 + 3 * 5) / 16, "std": 1.0, "rare": 2.5}, rel=1e-15)
-    assert meter.fetch() == {}
+    assert meter.fetch() == ({}, [])
     meter.add({})
     meter.add({"loss": torch.tensor(7)})
-    assert meter.fetch() == {"loss": 7.0}
+    assert meter.fetch()[0] == {"loss": 7.0}
 
 
 def test_meter_sums_in_float64() -> None:
@@ -60,15 +61,17 @@ def test_meter_sums_in_float64() -> None:
     for value in (2.0**30, 1.0, 1.0, -(2.0**30)):  # in float32 the ones vanish
         meter.add({"float32": torch.tensor(value)})
         meter.add({"float64": torch.tensor(0.1, dtype=torch.float64)})
-    assert meter.fetch() == {"float32": 0.5, "float64": pytest.approx(0.1, rel=1e-15)}
+    assert meter.fetch()[0] == {"float32": 0.5, "float64": pytest.approx(0.1, rel=1e-15)}
     meter.add({"loss": torch.tensor(float("nan"))})
-    assert str(meter.fetch()) == "{'loss': nan}"
+    assert str(meter.fetch()[0]) == "{'loss': nan}"
 
 
 def test_meter_reduces_before_the_transfer() -> None:
     meter, other = log.Meter(), torch.tensor([6.0, 3.0], dtype=torch.float64)  # another rank's sum and weight
     meter.add({"loss": torch.tensor(1.0)})
-    assert meter.fetch(reduce=lambda mine: (mine + other) / 2) == {"loss": 7 / 4}
+    beside = torch.tensor([1.5, math.inf], dtype=torch.float64)
+    assert meter.fetch(lambda mine: (mine + other) / 2, beside) == ({"loss": 7 / 4}, [1.5, math.inf])
+    assert meter.fetch(beside=beside) == ({}, [1.5, math.inf])
 
 
 Lines = list[dict[str, Any]]

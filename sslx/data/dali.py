@@ -49,7 +49,7 @@ from sslx.data.sources import Source
 from sslx.data.transfer import Along, Arrays, Made, nothing, send
 from sslx.data.triage import Triage
 from sslx.data.views import Draw, ViewSpec
-from sslx.machine import device_errors, limits
+from sslx.machine import deterministic, device_errors, limits
 from sslx.words import one_line, shown
 
 Indices = npt.NDArray[np.int64]
@@ -318,8 +318,9 @@ def _decode(encoded: Node, checked: Node, gpu: bool) -> Node:
     """
     encoded = fn.reshape(encoded, rel_shape=checked)  # as it is, but not before
     if gpu:
+        load = deterministic.decoder_load()
         return fn.decoders.image(
-            encoded, device="mixed", output_type=types.RGB, jpeg_fancy_upsampling=True, hw_decoder_load=0.75
+            encoded, device="mixed", output_type=types.RGB, jpeg_fancy_upsampling=True, hw_decoder_load=load
         )
     return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
 

@@ -1,9 +1,17 @@
-"""Where ranks meet: an address resolved and a port bound or reached, within a limit and without torch's warnings."""
+"""Where ranks meet: an address resolved and a port bound or reached, within a limit and without torch's warnings.
 
+And by which of this machine's networks they then reach each other.
+"""
+
+import ctypes
 import errno
+import ipaddress
+import os
 import socket
+import sys
 import threading
 import time
+from collections.abc import Callable, MutableMapping, Sequence
 
 from sslx.errors import ConfigError, RanksError
 
@@ -79,3 +87,73 @@ def answers(host: str, port: int, timeout_s: float = 2.0) -> bool:
             return True
     except OSError:
         return False
+
+
+def lead_to_others(environ: MutableMapping[str, str], master: str, others: Callable[[], Sequence[str]]) -> None:
+    """Have gloo and nccl connect over the network that leads to the other machines, unless the variables are set.
+
+    gloo takes the address of the host's own name: 127.0.1.1 on Debian, and one of many where there are many networks.
+    master: MASTER_ADDR.  others: asked for the addresses that other ranks reach it from where it is on this machine.
+    And gloo connects each pair of ranks when they first talk: a rank would else hold a socket for every other one.
+    """
+    environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    if "GLOO_SOCKET_IFNAME" in environ:
+        return
+    own = source_address(master)
+    if _is_loopback(own):  # its name is this machine's, which its own hosts file may know by such an address
+        own = source_address(next((address for address in others() if address and not _is_loopback(address)), ""))
+    if own and not _is_loopback(own) and (name := interface_of(own)):
+        environ["GLOO_SOCKET_IFNAME"] = name
+        environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": not a prefix, as eth1 is one of eth10
+
+
+def source_address(host: str) -> str:
+    """The address that packets from here to this host leave with; "" where it cannot be found out."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM) if host else ():
+            with socket.socket(family, kind, protocol) as udp:
+                udp.connect(address)  # sends nothing
+                return udp.getsockname()[0]
+    except (OSError, UnicodeError):
+        pass
+    return ""
+
+
+def _is_loopback(address: str) -> bool:
+    return bool(address) and ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+class _Interface(ctypes.Structure):
+    """struct ifaddrs of Linux, up to the address."""
+
+
+_Interface._fields_ = [
+    ("next", ctypes.POINTER(_Interface)),
+    ("name", ctypes.c_char_p),
+    ("flags", ctypes.c_uint),
+    ("address", ctypes.c_void_p),
+]
+_ADDRESS_AT: dict[int, tuple[int, int]] = {socket.AF_INET: (4, 4), socket.AF_INET6: (8, 16)}
+"""(offset, length) of the address in a socket address."""
+
+
+def interface_of(address: str) -> str:
+    """The network interface of this machine that has the address; "" where there is none."""
+    if sys.platform != "linux":
+        return ""
+    wanted = ipaddress.ip_address(address.partition("%")[0]).packed
+    libc, first = ctypes.CDLL(None), ctypes.POINTER(_Interface)()
+    if libc.getifaddrs(ctypes.byref(first)):
+        return ""
+    try:
+        entry = first
+        while entry:
+            one = entry.contents
+            family = ctypes.c_ushort.from_address(one.address).value if one.address else socket.AF_UNSPEC
+            start, length = _ADDRESS_AT.get(family, (0, 0))
+            if length and ctypes.string_at(one.address + start, length) == wanted:
+                return os.fsdecode(one.name)
+            entry = one.next
+        return ""
+    finally:
+        libc.freeifaddrs(first)

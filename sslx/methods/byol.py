@@ -64,6 +64,7 @@ class Method(base.Method):
         self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.projection_dim, last_norm=False)
         self.predictor = heads.mlp(config.projection_dim, config.hidden_dim, config.projection_dim, last_norm=False)
         self.target = ema.frozen_copy(nn.Sequential(self.encoder, self.projector))
+        self._average = ema.Average(self.target, self.encoder, self.projector)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Online predictions and target projections of both views (p1, p2, t1, t2): (B, projection_dim) each."""
@@ -91,7 +92,7 @@ class Method(base.Method):
 
     def after_step(self, progress: Tensor) -> None:
         """The target follows the online network."""
-        ema.update(self.target, nn.Sequential(self.encoder, self.projector), self._momentum(progress))
+        self._average.update(self._momentum(progress))
 
     def _momentum(self, progress: Tensor) -> Tensor:
         return ema.cosine_momentum(self.config.target_momentum, progress)

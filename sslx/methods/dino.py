@@ -140,6 +140,7 @@ class Method(base.Method):
         self.config, self.encoder = config, encoder
         self.head = Head(encoder.dim, config)
         self.teacher = ema.frozen_copy(nn.Sequential(self.encoder, self.head))
+        self._average = ema.Average(self.teacher, self.encoder, self.head)
         self.register_buffer("center", torch.zeros(1, config.output_dim))
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -181,7 +182,7 @@ class Method(base.Method):
 
     def after_step(self, progress: Tensor) -> None:
         """The teacher follows the student."""
-        ema.update(self.teacher, nn.Sequential(self.encoder, self.head), self._momentum(progress))
+        self._average.update(self._momentum(progress))
 
     def _temperature(self, progress: Tensor) -> Tensor:
         config = self.config

@@ -174,4 +174,7 @@ def encode(trunk: "VisionTransformer", view: Tensor, places: Tensor) -> Tensor:
 def patchify(images: Tensor, patch: int) -> Tensor:
     """(B, 3, H, W) -> the N square patches, row by row, (B, N, 3 * patch^2), channel-major; fp32, or fp64 of fp64."""
     images = images.to(torch.promote_types(images.dtype, torch.float32))
-    return F.unfold(images, patch, stride=patch).mT
+    rows, columns = (side // patch for side in images.shape[2:])
+    images = images[:, :, : rows * patch, : columns * patch]
+    patches = images.reshape(*images.shape[:2], rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(len(images), rows * columns, -1)  # one copy; F.unfold is a launch for each image on a GPU

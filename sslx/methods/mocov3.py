@@ -87,6 +87,7 @@ class Method(base.Method):
         if vit:
             self.predictor[-1] = nn.BatchNorm1d(config.projection_dim, affine=False)
         self.target = ema.frozen_copy(nn.Sequential(self.encoder, self.projector))
+        self._average = ema.Average(self.target, self.encoder, self.projector)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Queries and keys of both views (q1, q2, k1, k2): (B, projection_dim) each."""
@@ -118,7 +119,7 @@ class Method(base.Method):
 
     def after_step(self, progress: Tensor) -> None:
         """The momentum copies follow encoder and projector."""
-        ema.update(self.target, nn.Sequential(self.encoder, self.projector), self._momentum(progress))
+        self._average.update(self._momentum(progress))
 
     def _momentum(self, progress: Tensor) -> Tensor:
         return ema.cosine_momentum(self.config.momentum, progress)

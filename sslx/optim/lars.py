@@ -35,6 +35,7 @@ class LARS(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
         super().__init__(params, {**defaults, "adapt": True})
         self._step_supports_amp_scaling = True  # as torch's fused optimizers: a step is none where found_inf is 1
+        self._scratch: dict[tuple[int, ...], _Scratch] = {}
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -59,11 +60,14 @@ class LARS(torch.optim.Optimizer):
                 self.state[p]["velocity"] = torch.zeros_like(p)
         velocities = [self.state[p]["velocity"] for p in params]
         gradients = [p.grad for p in params if p.grad is not None]
-        directions = list(foreach._foreach_add(gradients, params, alpha=group["weight_decay"]))
-        factors = group["lr"]
-        if group["adapt"]:
-            factors = list((_ratios(params, directions, group["trust"]) * group["lr"]).unbind())
-        foreach._foreach_mul_(directions, factors)
+        if group["adapt"] and _is_launched(params):
+            directions = self._scaled(params, gradients, group)
+        else:
+            directions = list(foreach._foreach_add(gradients, params, alpha=group["weight_decay"]))
+            factors = group["lr"]
+            if group["adapt"]:
+                factors = list((_ratios(params, directions, group["trust"]) * group["lr"]).unbind())
+            foreach._foreach_mul_(directions, factors)
         # velocities = momentum * velocities + directions; params -= velocities
         if params[0].is_cpu and params[0].dtype.itemsize < 4:  # torch 2.11's fused step leaves these parameters alone
             found_inf = getattr(self, "found_inf", None)
@@ -85,6 +89,39 @@ class LARS(torch.optim.Optimizer):
             is_first_step=False,
             found_inf=getattr(self, "found_inf", None),
         )
+
+    def _scaled(self, params: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """The same directions times their factors, to the last bit, in a few launches in place of one a tensor."""
+        key = tuple(map(id, params))
+        if key not in self._scratch:
+            self._scratch[key] = _Scratch(params)
+        scratch = self._scratch[key]
+        foreach._foreach_copy_(scratch.directions, gradients)
+        foreach._foreach_add_(scratch.directions, params, alpha=group["weight_decay"])
+        factors = _ratios(params, scratch.directions, group["trust"]) * group["lr"]
+        scratch.flat.mul_(factors.repeat_interleave(scratch.sizes, output_size=len(scratch.flat)))
+        return scratch.directions
+
+
+class _Scratch:
+    """Room for the directions of N tensors, one behind the other.
+
+    directions: of the shape and layout of each tensor.  sizes: (N,) numbers that each has, up to the next one's start.
+    """
+
+    ALIGNED = 64
+
+    def __init__(self, params: list[Tensor]) -> None:
+        sizes = [-(-p.numel() // self.ALIGNED) * self.ALIGNED for p in params]
+        self.flat = params[0].new_zeros(sum(sizes))
+        self.sizes = torch.tensor(sizes, device=params[0].device)
+        parts = self.flat.split(sizes)
+        self.directions = [part.as_strided(p.shape, p.stride()) for part, p in zip(parts, params, strict=True)]
+
+
+def _is_launched(params: list[Tensor]) -> bool:
+    """Whether each operator is a launch, which takes longer than what it does to a small tensor."""
+    return not params[0].is_cpu
 
 
 def _ratios(params: list[Tensor], directions: list[Tensor], trust: float) -> Tensor:

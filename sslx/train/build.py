@@ -15,7 +15,8 @@ from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.group_norm import group_norm, has_batch_norm
-from sslx.machine import onednn
+from sslx.losses import toolchain
+from sslx.machine import deterministic, onednn
 from sslx.methods.base import Method
 from sslx.probe.online import HELD_OUT, OnlineProbe
 from sslx.train import consistency, needs
@@ -55,7 +56,7 @@ class Parts:
             *self._incomplete_batch(config),
             *self._cached_batch_norm(config),
             *(onednn.words(self.method) if ranks.device.type == "cpu" else []),
-            *["compiles in the first step, half a minute on a CPU the first time"] * compiles(config, ranks.device),
+            *compilation(config, ranks.device),
         ]
 
     def _incomplete_batch(self, config: PretrainConfig) -> list[str]:
@@ -81,8 +82,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     initial_weights: whether to load --encoder.weights; False for a run that goes on from a checkpoint, which needs no
     file of others any more.  UserErrors where a user can mend what is wrong.
     """
-    parameters, autocast = precision(config, ranks.device)
-    torch.backends.cudnn.benchmark = True
+    parameters, autocast = _arithmetic(config, ranks.device)
     config, source = _settled(config, say)
     size = config.data.size or source.size
     file = methods.module(config.method.name)
@@ -137,6 +137,16 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     return parts
 
 
+def _arithmetic(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
+    """Settle how this process computes; returns (dtype of parameters, dtype of autocast or None)."""
+    parameters, autocast = precision(config, device)
+    check_tools(config, device)
+    deterministic.settle(config.deterministic)
+    # Where fp32 was asked for it is IEEE's, in convolutions too, as it is in products without anybody's doing.
+    torch.backends.cudnn.allow_tf32 = autocast is not None
+    return parameters, autocast
+
+
 def _settled(config: PretrainConfig, say: Callable[[str], None]) -> tuple[PretrainConfig, Source]:
     """The images, and the config with what suits them in place of what nobody has set."""
     source = sources.build(config.data, "pretrain", say=say)
@@ -171,7 +181,7 @@ def fast_bf16(device: torch.device) -> bool:
     A CPU with AVX-512's bf16 alone trains a ResNet-18 5 to 15 % slower in it than in fp32.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return _is_amx_tile_supported()
 
 
@@ -204,16 +214,40 @@ def _method(config: PretrainConfig, method: Method, device: torch.device, dtype:
         group_norm(method)
     if compiles(config, device):
         if device.type == "cpu":
-            if not compiler.cpp():
-                raise ConfigError(f"--compile on needs a C++ compiler: {compiler.INSTALL}, or take --compile off")
             compiler.for_cpu()
+        else:
+            compiler.for_gpu()
         method.embed = torch.compile(method.embed)
     return method
 
 
+def lacks(device: torch.device) -> tuple[str, str]:
+    """(what torch.compile needs there and the machine does not have, "" if nothing; the command that installs it)."""
+    if device.type == "cuda":
+        return toolchain.missing(), toolchain.INSTALL
+    return "" if compiler.cpp() else "a C++ compiler", compiler.INSTALL
+
+
+def check_tools(config: PretrainConfig, device: torch.device) -> None:
+    """Raise ConfigError where compiling was asked for and cannot be."""
+    missing, install = lacks(device)
+    if config.compile == "on" and missing:
+        raise ConfigError(f"--compile on needs {missing}: {install}, or take --compile off")
+
+
 def compiles(config: PretrainConfig, device: torch.device) -> bool:
-    """Whether encoder and heads are compiled there."""
-    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    """Whether encoder and heads are compiled there: by itself on GPUs only, where the machine has what it takes."""
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and not lacks(device)[0])
+
+
+def compilation(config: PretrainConfig, device: torch.device) -> list[str]:
+    """A line on what is compiled, or cannot be."""
+    missing, install = lacks(device)
+    if missing and device.type == "cuda":
+        return [f"without {missing} nothing is compiled and no loss is fused, which is slower: {install}"]
+    if not compiles(config, device):
+        return []
+    return [f"compiles in the first step{', half a minute the first time' * (device.type == 'cpu')}"]
 
 
 def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callable[[str], None]) -> OnlineProbe | None:

@@ -107,6 +107,7 @@ class Watch:
     def __init__(self, limit: int, folder: Path, device: torch.device, names: Sequence[str] | None) -> None:
         self._limit, self._folder, self._names = limit, folder, names
         self._every = 1 if device.type == "cpu" else EVERY
+        self._none = torch.empty(0, dtype=torch.float64, device=device)
         self._steps: list[_Step] = []
         self._in_row = 0
         self.skipped = 0
@@ -122,11 +123,17 @@ class Watch:
         Names the samples of each step that was not taken in ``nonfinite.jsonl`` and says a line of it.  NotFinite where
         they are too many in a row.
         """
-        if not self._steps or (not now and len(self._steps) < self._every):
-            return
+        if self._steps and (now or len(self._steps) >= self._every):
+            self.judge(say, self.pending().tolist())  # sync point
+
+    def pending(self) -> Tensor:
+        """The verdicts on the steps that the host has not read yet, (2 * steps,) float64, on the device."""
+        return torch.cat([step.flags for step in self._steps]) if self._steps else self._none
+
+    def judge(self, say: Callable[[str], None], verdicts: Sequence[float]) -> None:
+        """``look``, with what ``pending`` gave read by the caller."""
         steps, self._steps = self._steps, []
-        verdicts: list[tuple[float, float]] = torch.stack([step.flags for step in steps]).tolist()  # sync point
-        for step, (taken, loss) in zip(steps, verdicts, strict=True):
+        for step, taken, loss in zip(steps, verdicts[::2], verdicts[1::2], strict=True):
             if taken:
                 self._in_row = 0
                 continue

@@ -3,11 +3,8 @@
 Small and pickled by reference.  Listens to signals before it imports anything heavy.
 """
 
-import fcntl
 import hashlib
 import os
-import socket
-import struct
 import subprocess
 import sys
 import time
@@ -75,49 +72,15 @@ class Job:
 
 
 def prepare(environ: MutableMapping[str, str]) -> None:
-    """Threads for this rank's share of the cores; the network interface that leads to the other nodes.
+    """Threads for this rank's share of the cores, under Slurm only: on one machine the launcher does it.
 
-    Leaves alone what is set.  Under Slurm only: on one machine the launcher does it.
+    Leaves alone what is set.
     """
     environ["TTY_COMPATIBLE"] = "0"  # srun --unbuffered is a terminal to its tasks: rich would draw in the log
     if "SLURM_STEP_ID" not in environ:
         return
     threads = environ.get("SLURM_CPUS_PER_TASK") or str(cores.share(environment.local_world_size(environ)))
     environ.setdefault("OMP_NUM_THREADS", threads)
-    others = other_nodes(environ)
-    if others and (found := interface_to(others[0])):
-        environ.setdefault("GLOO_SOCKET_IFNAME", found)
-        environ.setdefault("NCCL_SOCKET_IFNAME", found)
-
-
-def other_nodes(environ: MutableMapping[str, str]) -> list[str]:
-    """The job's nodes without this one, in Slurm's order."""
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
-    asked = ["scontrol", "show", "hostnames", nodes]  # expands n[03-05,9] by itself, without the controller
-    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split() if nodes else []
-    return [name for name in found if name != environ.get("SLURMD_NODENAME", socket.gethostname())]
-
-
-def interface_to(host: str) -> str:
-    """The network interface that packets to this host leave by; "" where it cannot be found out.
-
-    Many machines have several, and gloo takes the one of its own name's address: 127.0.1.1 on Debian.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        try:
-            udp.connect((host, 9))  # sends nothing
-            source = udp.getsockname()[0]
-        except OSError:
-            return ""
-        for _, name in socket.if_nameindex():
-            try:
-                request = struct.pack("256s", name.encode()[:15])
-                address = fcntl.ioctl(udp.fileno(), 0x8915, request)[20:24]  # SIOCGIFADDR
-            except OSError:  # it has no address
-                continue
-            if socket.inet_ntoa(address) == source:
-                return name
-    return ""
 
 
 def code_version() -> str:

@@ -15,7 +15,7 @@ from sslx.config import PretrainConfig
 from sslx.display import Terminal
 from sslx.errors import ConfigError, DeviceError, RanksError, StorageError, UserError
 from sslx.interrupts import exit_code
-from sslx.machine import device_errors, environment, limits
+from sslx.machine import deterministic, device_errors, environment, limits
 from sslx.runs import ending
 from sslx.train.pretrain import Position, pretrain
 from sslx.train.processes import start
@@ -97,7 +97,7 @@ def _work(settings: PretrainConfig, position: Position, stop: StopSignals) -> in
             status = outcome.read_status(position.folder) if position.folder else None
             told = status is not None and status.state != "running"
             return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
-        if reason := _explained(error, position):
+        if reason := explained(error, position):
             return _fail(position, *reason, error.topic if isinstance(error, UserError) else "")
         if stop.received and position.step == position.saved:  # Ctrl-C ends the compiler too, in the first step
             return _end(position, stop.received)
@@ -105,12 +105,14 @@ def _work(settings: PretrainConfig, position: Position, stop: StopSignals) -> in
         return _fail(position, traceback.format_exception_only(error)[0].splitlines()[0], cli.EXIT_CRASH)
 
 
-def _explained(error: Exception, position: Position) -> tuple[str, int] | None:
+def explained(error: Exception, position: Position) -> tuple[str, int] | None:
     """What a user can mend, and the exit code; None for a bug."""
     if words := device_errors.explain(error):
         return words
     if words := limits.explain(error):
         return words, limits.EXIT_CODE
+    if words := deterministic.explain(error):
+        return words, ConfigError.exit_code
     if isinstance(error, UserError):
         return str(error), error.exit_code
     if distributed.world_size() > 1 and _TOO_LATE.search(str(error)):

@@ -153,10 +153,9 @@ def _train(
             save = done > position.saved and (ended or signal > 0 or _due(config.checkpoint.every, done))
             look = bool(batches) and (_due(config.health.every, done) or (ended and config.health.every > 0))
             tell = clock.steps > 0 and (save or look or done % config.log.every == 0 or done == run.step + 1)
-            watch.look(logger.message, now=tell)
             if tell:
                 clock.arrive()
-                numbers = _means(meter, parts.loader, ranks.device, watch)
+                numbers = means(meter, parts.loader, ranks.device, watch, logger.message)
                 numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch}
                 numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
                 runs.check(run, clock.lost)
@@ -165,6 +164,8 @@ def _train(
                     clock.restart()
                 logger.log(done, numbers)
                 _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
+            else:
+                watch.look(logger.message, now=False)
             if save:  # before what takes long or may fail
                 consistency.on_weights(parts.method, parts.optimizer, done, peers, logger.message)
                 runs.save(run, config, done, parts)
@@ -241,9 +242,16 @@ def _warn(rank: int, line: str) -> None:
     sys.stderr.write(f"[rank {rank}] {line}\n")
 
 
-def _means(meter: log.Meter, loader: Loader, device: torch.device, watch: finite.Watch) -> dict[str, float]:
-    """The metrics since the last time, over all ranks, their unreadable images and steps that were not taken."""
-    means = finite.means(meter.fetch(distributed.mean_over_ranks))
-    bad = float(distributed.sum_over_ranks(torch.tensor(float(len(loader.bad)), device=device)))
-    counts = {"unreadable_images": bad, "skipped_steps": float(watch.skipped)}
-    return means | {name: count for name, count in counts.items() if count}
+def means(
+    meter: log.Meter, loader: Loader, device: torch.device, watch: finite.Watch, say: Callable[[str], None]
+) -> dict[str, float]:
+    """The metrics since the last time, over all ranks, their unreadable images and steps that were not taken.
+
+    Raises finite.NotFinite, as ``watch.look``: what both read comes from the device at once.
+    """
+    meter.add({"unreadable_images": torch.full((), float(len(loader.bad)), device=device)})
+    numbers, verdicts = meter.fetch(distributed.mean_over_ranks, watch.pending())
+    watch.judge(say, verdicts)
+    bad = round(numbers.pop("unreadable_images") * distributed.world_size())
+    counts = {"unreadable_images": float(bad), "skipped_steps": float(watch.skipped)}
+    return finite.means(numbers) | {name: count for name, count in counts.items() if count}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sslx import encoders, rng
 from sslx.data.batch import Batch
@@ -96,6 +97,21 @@ def test_patches_are_cut_row_by_row_and_in_fp32(generator: torch.Generator):
     for place in range(NUM):
         assert torch.equal(patches[:, place], pixels(images.bfloat16().float(), place).flatten(1))
     assert torch.equal(mae.patchify(images, 1), images.flatten(2).mT)
+    for form in (images, images.contiguous(memory_format=torch.channels_last), images[:, :, :-1, 1:]):
+        assert torch.equal(mae.patchify(form, PATCH), F.unfold(form, PATCH, stride=PATCH).mT)
+
+
+def test_cutting_by_unfold_would_train_to_the_same_last_bit(generator: torch.Generator, monkeypatch: Any):
+    method, images = make(), batch(generator)
+
+    def numbers() -> list[Tensor]:
+        method.zero_grad()
+        (loss := method(images, NOW).loss).backward()
+        return [loss.detach(), *(p.grad.clone() for p in method.parameters() if p.grad is not None)]
+
+    ours = numbers()
+    monkeypatch.setattr(mae, "patchify", lambda images, patch: F.unfold(images, patch, stride=patch).mT)
+    assert all(map(torch.equal, ours, numbers()))
 
 
 def test_the_decoders_positions_are_sines_and_cosines_of_row_and_column():

@@ -87,6 +87,37 @@ def test_parameters_without_gradient_stay(generator: torch.Generator) -> None:
     assert not torch.equal(net[3].weight, torch.zeros_like(net[3].weight))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_few_launches_for_all_tensors_make_the_same_bits(
+    dtype: torch.dtype, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, no_host_sync: Any
+) -> None:
+    """What a GPU runs, on the CPU: channels_last too, with a step left out and one tensor without a gradient."""
+    nets = [make(dtype).to(memory_format=torch.channels_last)]
+    nets.append(copy.deepcopy(nets[0]))
+    optimizers = [lars(net) for net in nets]
+    for step in range(5):
+        for launched, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
+            monkeypatch.setattr("sslx.optim.lars._is_launched", lambda _, launched=launched: bool(launched))
+            if launched:
+                for mine, other in zip(net.parameters(), nets[0].parameters(), strict=True):
+                    mine.grad = None if other.grad is None else other.grad.clone()
+            else:
+                backward(net, generator)
+                net[0].weight.grad = None if step == 3 else net[0].weight.grad
+            optimizer.found_inf = torch.tensor(float(step == 2))
+            optimizer.param_groups[0]["lr"] = LR * (step + 1) / 5
+            with no_host_sync:
+                optimizer.step()
+        assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters())), step
+    assert equal_state(*optimizers)
+    assert optimizers[1].state_dict()["state"].keys() == optimizers[0].state_dict()["state"].keys()
+
+
+def equal_state(a: LARS, b: LARS) -> bool:
+    velocities = [[state["velocity"] for state in each.state_dict()["state"].values()] for each in (a, b)]
+    return len(velocities[0]) > 2 and all(map(torch.equal, *velocities))
+
+
 def test_norms_of_bf16_are_in_fp32() -> None:
     p = nn.Parameter(torch.full((300, 300), 1 / 3, dtype=torch.bfloat16))
     p.grad = torch.full_like(p, 0.75)

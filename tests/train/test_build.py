@@ -1,5 +1,7 @@
 """What a run is built of: the same schedule at any world size, and what a method cannot train on refused at once."""
 
+import sys
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from sslx import encoders
 from sslx.config import load
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError
-from sslx.train.build import build, precision
+from sslx.train.build import build, check_tools, compilation, compiles, precision
 
 SMALL = ["--data.size", "16", "--encoder.layers", *"1111", "--encoder.channels", "8", "8", "8", "16"]
 
@@ -78,3 +80,26 @@ def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyP
     config = load(["simclr_digits", *SMALL, "--compile", "on"])
     with pytest.raises(ConfigError, match="or take --compile off"):
         build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
+
+
+def test_a_gpu_machine_without_a_compiler_goes_on_uncompiled_and_says_so(monkeypatch: pytest.MonkeyPatch):
+    """Triton builds its launcher with a C compiler, also where all else comes from wheels."""
+    auto, on, off = (load(["simclr_digits", "--compile", choice]) for choice in ("auto", "on", "off"))
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setenv("CC", sys.executable)  # any program that there is
+    monkeypatch.setattr("sslx_kernels.toolchain.Path.exists", lambda _: True)
+    assert (compiles(auto, cuda), compiles(on, cuda), compiles(off, cuda), compiles(auto, cpu)) == (1, 1, 0, 0)
+    assert compilation(auto, cuda) == ["compiles in the first step"]
+    check_tools(on, cuda)
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "/no/such/folder")
+    assert (compiles(auto, cuda), compiles(off, cuda)) == (False, False)
+    for config in (auto, off):
+        check_tools(config, cuda)
+        without = "without a C compiler nothing is compiled and no loss is fused, which is slower"
+        assert compilation(config, cuda) == [f"{without}: apt install gcc python3-dev"]
+    with pytest.raises(ConfigError, match=r"^--compile on needs a C compiler: apt install gcc python3-dev, or take "):
+        check_tools(on, cuda)
+    monkeypatch.setattr("sslx_kernels.toolchain.Path.exists", lambda _: False)
+    with pytest.raises(ConfigError, match=r"needs a C compiler and Python's headers \(Python\.h\): apt install"):
+        check_tools(on, cuda)

@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from processes import TINY, Record, is_one_line, metrics
-from sslx import checkpoint, distributed, encoders, optim, outcome, rng
+from sslx import checkpoint, distributed, encoders, log, optim, outcome, rng
 from sslx.config import load
 from sslx.data.batch import Batch
 from sslx.errors import NonFiniteError
@@ -21,7 +23,7 @@ from sslx.methods import simclr
 from sslx.methods.base import Method, Step
 from sslx.state import not_finite
 from sslx.train import finite
-from sslx.train.pretrain import Position, pretrain
+from sslx.train.pretrain import Position, means, pretrain
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
 
@@ -66,6 +68,37 @@ def step(method: Method, optimizer: torch.optim.Optimizer, batches: list[Batch])
     found = run(method, batches, optimizer, NOW, None)
     method.after_step(finite.standing(NOW, found["taken"]))
     return bool(found["taken"])
+
+
+class Reads(TorchFunctionMode):
+    """Counts what brings a tensor's values to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func.__name__ in ("tolist", "item", "__float__", "__int__", "__bool__", "cpu", "numpy")
+        return func(*args, **(kwargs or {}))
+
+
+def test_all_that_is_told_comes_from_the_device_at_once(tmp_path: Path) -> None:
+    """Each read lets a GPU run dry."""
+    meter, said = log.Meter(), list[str]()
+    watch = finite.Watch(3, tmp_path, torch.device("cpu"), None)
+    for number, loss in enumerate((1.0, math.inf, 3.0)):
+        numbers = {"loss": torch.tensor(loss), "taken": torch.tensor(math.isfinite(loss))}
+        meter.add(finite.counted(numbers))
+        watch.add(number + 1, numbers, [Batch((), None, torch.arange(2))])
+    loader = SimpleNamespace(bad={4: "cut", 7: "no image"})
+    with Reads() as reads:
+        told = means(meter, loader, torch.device("cpu"), watch, said.append)  # pyright: ignore[reportArgumentType]
+        assert reads.number == 2, "one for all, one for the samples of the step that was not taken"
+    assert told == {"loss": 2.0, "unreadable_images": 2.0, "skipped_steps": 1.0}
+    assert [line.partition(",")[0] for line in said] == ["the loss is inf at step 2"]
+    with Reads() as reads:
+        assert float(torch.ones(())) == 1
+    assert reads.number == 1
 
 
 # ---------------------------------------------------------------- one step

@@ -5,7 +5,6 @@ import pickle
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -103,13 +102,6 @@ def test_a_local_job_that_is_stopped_before_its_first_step_starts_again_too(tmp_
             process.stdout.read()
             assert process.wait(100) == 144
     assert [stop.code for stop in outcome.read_stops(folder)] == [75, 75]
-
-
-def test_the_interface_is_the_one_that_packets_leave_by() -> None:
-    assert job.interface_to("127.0.0.1") == "lo"
-    assert job.interface_to("no.such.host.invalid") == ""
-    names = {name for _, name in socket.if_nameindex()}
-    assert job.interface_to("198.51.100.1") in names | {""}
 
 
 def test_threads_are_the_tasks_share_and_what_is_set_stays() -> None:

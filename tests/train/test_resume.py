@@ -57,11 +57,18 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "backend"),
-    [(1, "dali"), (1, "torchvision"), (2, "dali"), pytest.param(3, "dali", marks=pytest.mark.slow)],
+    ("world_size", "backend", "more"),
+    [
+        (1, "dali", []),
+        (1, "torchvision", []),
+        (2, "dali", []),
+        (1, "resident", ["--deterministic"]),
+        pytest.param(3, "dali", [], marks=pytest.mark.slow),
+        pytest.param(2, "dali", ["--deterministic", "--method.name", "byol"], marks=pytest.mark.slow),
+    ],
 )
-def test_resumed_twice_is_bit_identical(ranks, tmp_path: Path, world_size: int, backend: str) -> None:
-    flags = ["--data.backend", backend, "--precision", "fp32"]
+def test_resumed_twice_is_bit_identical(ranks, tmp_path: Path, world_size: int, backend: str, more: list[str]) -> None:
+    flags = ["--data.backend", backend, "--precision", "fp32", *more]
     flags += ["--data.threads", "0"] if backend == "torchvision" else []
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert ranks(world_size, run, str(whole), 99, flags) == [STEPS] * world_size

@@ -8,12 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sslx_kernels import toolchain
 from sslx_kernels.nt_xent import op, reference
 from sslx_kernels.nt_xent.rows import Block as Block
 from sslx_kernels.nt_xent.rows import Rows as Rows
 
 Impl = Literal["auto", "reference", "tiled", "fused"]
 _TRITON = importlib.util.find_spec("triton") is not None  # here: torch 2.11 cannot trace the question
+_LACKS = toolchain.missing()
 IMPLS = ("auto", "reference", "tiled", "fused")
 _FUSED_DTYPES, _FUSED_DIM = (torch.bfloat16, torch.float16), 256
 
@@ -79,6 +81,8 @@ def _not_fused(rows: Tensor) -> str:
         return "needs triton, which is not installed"
     if rows.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"needs a CUDA device, got {rows.device.type}"
+    if _LACKS and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"needs {_LACKS}: {toolchain.INSTALL}"
     if rows.dtype not in _FUSED_DTYPES:
         return f"takes bf16 and fp16, got {rows.dtype}"
     if rows.shape[1] > _FUSED_DIM:
