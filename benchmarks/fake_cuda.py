@@ -28,7 +28,7 @@ from sslx import operators
 
 CAPABILITY = (9, 0)
 """Of the GPU that is not there: an H100."""
-_READ = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "repeat_interleave"}
+_READ = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount"}
 # Operators whose result, or its shape, the host reads; and all that begin with unique.
 _LINALG = ("linalg_eig", "_linalg_eig", "_linalg_svd", "linalg_cholesky", "linalg_inv", "linalg_solve")
 # Decompositions, which wait for their solver's verdict.
@@ -256,7 +256,7 @@ class _Count(TorchDispatchMode):
         if name == "nonzero":  # one is found
             return args[0].new_empty((1, args[0].ndim), dtype=torch.int64)
         result = func(*args, **kwargs)  # what has a shape that depends on numbers fails here
-        if name.startswith(_LINALG):
+        if name not in ("_to_copy", "copy_"):
             return result
         with _without_modes():
             return torch.ones(tuple(result.shape), dtype=result.dtype)
@@ -271,6 +271,8 @@ def _reads(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether the host waits for what this operator gives."""
     if name in _READ or name.startswith(("unique", "_unique", *_LINALG)):
         return True
+    if name == "repeat_interleave":
+        return kwargs.get("output_size") is None
     if name == "index" or name.startswith(("index_put", "_index_put")):
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     if name == "_to_copy":
