@@ -1,24 +1,24 @@
-"""Ranks and what they say to each other: start-up, gathers, agreement, DDP.
+"""Ranks and what they say to each other: start-up, gathers, agreement.
 
 The only importer of ``torch.distributed``.  Every function also works on one rank without a process group,
 so that no caller asks how many ranks there are.
 """
 
 import functools
-import inspect
 import os
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.autograd.function import once_differentiable
-from torch.nn.parallel import DistributedDataParallel
 
 from sslx import activity, joining
 from sslx.errors import ConfigError, DataError
@@ -88,14 +88,42 @@ def init(device: Device = "auto", timeout_s: float | None = None, join_s: float 
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, with all other ranks."""
+    _forget()
+    if _is_up():
+        dist.destroy_process_group()
+
+
+def abandon(limit_s: float = 10.0) -> bool:
+    """Leave the process group alone, after an error; whether that was done in so many seconds.
+
+    What waits on the device for other ranks is given up: kernels of nccl would keep the process from ending, until
+    the others have ended too or the collective times out.  The ranks that wait for this one notice once it has ended.
+    """
+    if not _is_up():
+        return True
+    _forget()
+    abort: Callable[[], None] = getattr(dist.distributed_c10d, "_abort_process_group", dist.destroy_process_group)
+
+    def leave() -> None:
+        with suppress(Exception):  # what could not be done in good order is not said: the error itself is
+            abort()
+
+    # It may wait for a driver or for threads that hang.
+    leaving = threading.Thread(target=leave, daemon=True, name="leaving the other ranks")
+    leaving.start()
+    leaving.join(limit_s)
+    return not leaving.is_alive()
+
+
+def _forget() -> None:
+    """All that was made for the process group."""
     global _board
     _board = None
     _control_group.cache_clear()
     _named.clear()
     _named[""] = None
-    if _is_up():
-        dist.destroy_process_group()
+    _steady.clear()
 
 
 def host_store() -> TCPStore:
@@ -281,19 +309,58 @@ def mean_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     return sum_over_ranks(x, group) / world_size(group)
 
 
-@blocking
+_steady: dict[tuple[str, str], int] = {}  # the sizes that all ranks have had in this loop, by what and whose they are
+_in_loop = False
+
+
+@contextmanager
+def steady_sizes() -> Generator[None]:
+    """While it is entered, sizes do not change from step to step, so ``check_same`` asks the other ranks but once."""
+    global _in_loop
+    _in_loop = True
+    try:
+        yield
+    finally:
+        _in_loop = False
+        _steady.clear()
+
+
 def check_same(value: int, what: str, group: Group = None) -> None:
     """Raise DataError on all ranks unless all bring the same value; a round over the hosts, none on the GPUs.
 
-    For sizes that a collective takes on trust: nccl hangs on unequal ones, or mixes up the rows.
+    For sizes that a collective takes on trust: nccl hangs on unequal ones, or mixes up the rows.  In a loop of steps
+    (``steady_sizes``) only the first such value of a kind costs a round; a rank whose value then changes raises
+    DataError by itself, before it has told the others anything, and they learn nothing without it.
     """
     if world_size(group) == 1:
         return
+    key = what, name_of(group)
+    before = _steady.get(key, value)
+    if before != value:
+        raise DataError(
+            f"expected the same {what} at every step, got {before} before and now {value} on rank {rank(group)}: "
+            "cut the data evenly"
+        )
+    if key not in _steady:
+        _ask_for_same(value, what, group)
+        if _in_loop:
+            _steady[key] = value
+
+
+@blocking
+def _ask_for_same(value: int, what: str, group: Group) -> None:
     values = torch.empty(world_size(group), dtype=torch.int64)
     _all_gather_single(values, torch.tensor([value]), group=_control_group(group))
     seen: list[int] = values.tolist()
     if len(set(seen)) > 1:
         raise DataError(f"expected the same {what} on every rank, got {seen} by rank: cut the data evenly")
+
+
+@blocking
+def broadcast(x: Tensor, src: int = 0) -> None:
+    """Make x rank ``src``'s, in place."""
+    if world_size() > 1:
+        dist.broadcast(x, src)
 
 
 @activity.doing(_WAITING)
@@ -328,52 +395,3 @@ def start_max(x: Tensor, group: Group = None) -> dist.Work:
     work = dist.all_reduce(x, op=dist.ReduceOp.MAX, group=_control_group(group), async_op=True)
     assert work is not None
     return work
-
-
-def wrap(module: nn.Module, *, device: torch.device, sync_bn: bool) -> nn.Module:
-    """The module in DDP, which averages gradients over ranks; on one rank the module itself.
-
-    device: where the module's parameters are.  sync_bn: whether its batch norms are synchronised; where they
-    are not, rank 0's buffers are sent to all ranks before each forward.
-    """
-    if world_size() == 1:
-        return module
-    # torch 2.15 renamed it; the old name warns, and its False leaves buffers unequal from the start.
-    known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {buffers: not sync_bn, "gradient_as_bucket_view": True}
-    wrapped = DistributedDataParallel(module, [device] if device.type == "cuda" else None, **options)
-    _settle_buckets(wrapped)
-    return wrapped
-
-
-def _settle_buckets(wrapped: DistributedDataParallel) -> None:
-    """Fix DDP's gradient buckets now, by a backward of zeros.
-
-    DDP lays them out anew, in the order of the gradients, after its first backward.  A ring sums each part of
-    a bucket in another order of ranks, so with three or more the first step after a restart differed in the
-    last bit from the same step of a run that went on.
-    """
-    module: nn.Module = wrapped.module
-    own_forward = vars(module).get("forward")
-
-    def zero(_: Tensor) -> Tensor:
-        sums = [p.sum() for p in module.parameters() if p.requires_grad]
-        return torch.stack([s.float() for s in sums]).sum() * 0
-
-    module.forward = zero
-    try:
-        wrapped(torch.zeros(1)).backward()  # with device_ids, DDP takes no call without an argument
-    finally:
-        del module.forward
-        if own_forward is not None:
-            module.forward = own_forward
-    module.zero_grad(set_to_none=True)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside DDP and torch.compile, in any order."""
-    while isinstance(module, DistributedDataParallel) or hasattr(module, "_orig_mod"):
-        inner = module.module if isinstance(module, DistributedDataParallel) else module._orig_mod
-        module = cast(nn.Module, inner)
-    return module

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslx import distributed
+from sslx import distributed, parallel
 from sslx.errors import ConfigError, DataError
 from sslx.train.stop_flag import StopFlag
 
@@ -246,7 +246,7 @@ def restarts() -> tuple[list[Tensor], list[Tensor]]:
         layers = [nn.Linear(300, 700), nn.Linear(700, 500), nn.Linear(500, 300)]
         net = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
         net = nn.Sequential(*net, nn.ReLU(), nn.Linear(300, 11))
-        wrapped = distributed.wrap(net, device=CPU, sync_bn=True)
+        wrapped = parallel.wrap(net, device=CPU)
         gradients.append(steps(net, wrapped, first, 3 - first))
     return gradients[0], gradients[1]
 
@@ -261,10 +261,10 @@ def wraps() -> tuple[Any, ...]:
     rank = distributed.rank()
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
     net[1].running_mean.fill_(rank)
-    wrapped = distributed.wrap(net, device=CPU, sync_bn=False)
+    wrapped = parallel.wrap(net, device=CPU)
     untouched = all(p.grad is None for p in net.parameters()) and "forward" not in vars(net)
     compiled = torch.compile(wrapped, backend="eager")
-    same = distributed.unwrap(wrapped) is net and distributed.unwrap(compiled) is net
+    same = parallel.unwrap(wrapped) is net and parallel.unwrap(compiled) is net
     net.eval()
     x = torch.full((1, 3), float(rank + 1), dtype=torch.float64)
     wrapped(x)[0, 0].backward()
@@ -289,5 +289,5 @@ def test_wrap_averages_gradients_and_starts_equal(ranks: RunOnRanks) -> None:
 
 def test_one_rank_needs_no_wrapping() -> None:
     net = nn.Linear(2, 2)
-    assert distributed.wrap(net, device=CPU, sync_bn=False) is net
-    assert distributed.unwrap(net) is net
+    assert parallel.wrap(net, device=CPU) is net
+    assert parallel.unwrap(net) is net

@@ -14,8 +14,8 @@ SSLX = [path for path in CODE if path.is_relative_to(ROOT / "sslx")]
 FILES = CODE + sorted((ROOT / "tests").rglob("*.py"))
 
 LEAVES = (
-    "errors", "words", "files", "streams", "rng", "schedules", "distributed", "cores", "memory", "compiler",
-    "stopwatch", "activity", "joining", "interrupts", "later", "machine",
+    "errors", "words", "files", "streams", "rng", "schedules", "distributed", "parallel", "cores", "memory",
+    "compiler", "stopwatch", "activity", "joining", "interrupts", "later", "machine",
 )  # fmt: skip
 """Anyone may import these; they import no other part."""
 

@@ -182,7 +182,7 @@ class Dali:
             )
             if good._refusal(np.zeros(1, dtype=np.int64)):
                 kind = torch.AcceleratorError if self.gpu else RuntimeError
-                raise kind(f"DALI does not decode an image of sslx's own either: {one_line(error)}") from error
+                raise kind(f"DALI does not decode an image of sslx's own either: {one_line(error, 2_000)}") from error
 
     def _refused_by_dali(self, files: Indices) -> list[int]:
         """Those that DALI cannot decode: halves that fail are halved again."""

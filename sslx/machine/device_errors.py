@@ -27,7 +27,10 @@ def of(error: BaseException) -> torch.OutOfMemoryError | torch.AcceleratorError 
     while link is not None:
         if isinstance(link, torch.OutOfMemoryError):
             return link
-        if isinstance(link, torch.AcceleratorError | RuntimeError | MemoryError):
+        if isinstance(link, torch.AcceleratorError) or type(link) in (
+            RuntimeError,
+            MemoryError,
+        ):  # not sslx's own kinds
             text = " ".join(str(link).split())
             if match := _MEMORY.search(text):
                 return torch.OutOfMemoryError(text[match.start() :])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
-from sslx import compiler, data, distributed, encoders, methods, optim, rng, state, sync_bn
+from sslx import compiler, data, distributed, encoders, methods, optim, parallel, rng, state, sync_bn
 from sslx.config import PretrainConfig, settle
 from sslx.data import Loader, sources
 from sslx.data.sources import Source
@@ -124,7 +124,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         loader,
         view,
         method,
-        distributed.wrap(method, device=ranks.device, sync_bn=config.batch_norm == "sync"),
+        parallel.wrap(method, device=ranks.device),
         optim.build(config.optim, method, method.param_groups()),
         autocast or parameters,
         autocast,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from sslx import distributed, stopwatch
+from sslx import distributed, parallel, stopwatch
 
 RATIO, SHARE = 1.5, 0.1
 """A straggler's own time is so many times the others', and the difference such a share of the step."""
@@ -181,20 +181,12 @@ class Clock:
 
 
 def watch_waits(model: nn.Module) -> None:
-    """Count as waiting for other ranks what DDP does of it: for rank 0's buffers, and for the others' gradients.
+    """Count as waiting for other ranks what DDP does of it: for the others' gradients.
 
     Does nothing to a module that is not in DDP, nor to any number.
     """
-    if (inner := distributed.unwrap(model)) is model:
+    if parallel.unwrap(model) is model:
         return
-    entered = 0.0
-
-    def enter(*_: Any) -> None:
-        nonlocal entered
-        entered = time.perf_counter()
-
-    def inside(*_: Any) -> None:
-        stopwatch.add_blocked(time.perf_counter() - entered)
 
     def after_forward(_: nn.Module, __: Any, step: Any) -> None:
         if step.loss.requires_grad:
@@ -208,6 +200,4 @@ def watch_waits(model: nn.Module) -> None:
         queue(lambda: stopwatch.add_blocked(time.perf_counter() - began))
 
     queue: Callable[[Callable[[], None]], None] = vars(torch.autograd.Variable)["_execution_engine"].queue_callback
-    model.register_forward_pre_hook(enter)
-    inner.register_forward_pre_hook(inside)
     model.register_forward_hook(after_forward)

@@ -72,6 +72,8 @@ def work(settings: PretrainConfig, listening: StopSignals | None = None) -> int:
             if position.lock:
                 position.lock.release()
         interrupts.settle()
+        if not distributed.abandon():  # after an error: Python would wait at its end for what has not ended by now
+            stop.leave(code)
     return code
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from sslx import activity, distributed, log, optim, schedules
+from sslx import activity, distributed, log, optim, parallel, schedules
 from sslx.config import PretrainConfig, dump
 from sslx.data import Loader
 from sslx.display import Terminal
@@ -130,7 +130,7 @@ def _train(
     watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.paths)
     signal, lr = 0, 0.0
 
-    with logger:
+    with logger, distributed.steady_sizes():
         position.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
         taking.listen(parts.loader, stop, agreement, position.say)
         for step in range(run.step, parts.total_steps):
@@ -160,6 +160,7 @@ def _train(
                 numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
                 runs.check(run, clock.lost)
                 if look:
+                    parallel.share_buffers(parts.method)
                     numbers |= _measured("health", partial(health.look, parts.method.encoder, batches), logger.message)
                     clock.restart()
                 logger.log(done, numbers)
@@ -172,6 +173,7 @@ def _train(
                 position.saved = done
                 clock.restart()
             if probe and batches and (ended or _due(config.online.every * parts.steps_per_epoch, done)):
+                parallel.share_buffers(parts.method)
                 if found := _measured("online probe", partial(probe.look, parts.method.encoder), logger.message):
                     logger.log(done, found)
                 clock.restart()

@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sslx import memory
 from sslx.data.batch import Batch
-from sslx.distributed import unwrap
 from sslx.methods.base import Method, Step
+from sslx.parallel import unwrap
 from sslx.train import finite
 
 

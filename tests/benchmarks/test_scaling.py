@@ -14,13 +14,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def counts(folder: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
     from torch.distributed.tensor.debug import CommDebugMode
 
-    from sslx import distributed
+    from sslx import distributed, parallel
 
     sys.path.insert(0, folder)
     import bench_scaling
 
     ranks = distributed.init("cpu")
-    wrapped = distributed.wrap(nn.Linear(100, 50), device=ranks.device, sync_bn=False)
+    wrapped = parallel.wrap(nn.Linear(100, 50), device=ranks.device)
     x = torch.randn(8, 100)
 
     def step() -> None:

@@ -1,14 +1,17 @@
 """The loaders' device code on fake CUDA tensors: one copy from the host a batch, and nothing waits for the device."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kit.device_copies import CUDA, Seen, fake, watched
-from sslx.data import Config, Loader, dali, row_sums, training, transfer, views
+from sslx.data import Config, Loader, dali, evaluation, row_sums, training, transfer, views
 from sslx.data import finish as finishing
 from sslx.data.dali import Dali
 from sslx.data.order import Shuffled
@@ -189,6 +192,41 @@ def test_dalis_crops_come_without_brightness_and_contrast_on_a_gpu_alone() -> No
     both = SPECS[0]
     assert dali.fed_parameters(both, gpu=True) == []
     assert dali.fed_parameters(both, gpu=False) == ["brightness", "contrast"]
+
+
+def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
+    source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Given back when the pipeline that took it has ended, and not beside a training pipeline that will need it."""
+    given_back = list[bool]()
+    dali.backend.ReleaseUnusedMemory()  # DALI has it, and without a GPU it does nothing
+    pipelines = WeakSet[Any]()
+    pipeline, right = Dali._pipeline, Dali._release
+
+    def noted(self: Dali, feed: Any) -> Any:
+        made = pipeline(self, feed)
+        pipelines.add(made)
+        return made
+
+    def release(self: Dali) -> None:
+        given_back.append(not pipelines)
+        right(self)
+
+    monkeypatch.setattr(Dali, "_pipeline", noted)
+    monkeypatch.setattr(Dali, "_release", release)
+    config, cpu = Config(backend="dali", threads=1), torch.device("cpu")
+    evaluated = evaluation(config, source, ViewSpec(size=8), batch_size=5, device=cpu, dtype=torch.float32)
+    assert len(list(evaluated)) == 4
+    assert given_back == [True], "once, after the pipeline's end"
+    loader = training(config, source, SPECS[:1], batch_size=6, seed=0, device=cpu, dtype=torch.float32)
+    next(loader)
+    loader.close()
+    assert given_back == [True], "the next batch will need it"
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    files = Source("file", 8, paths=[str(tmp_path / "a.png")])
+    backend = Dali(files, [ViewSpec(size=8)], seed=0, max_per_rank=1, device=cpu, num_threads=1)
+    assert backend.unreadable(np.zeros(1, dtype=np.int64)) == {}
+    assert given_back[-1], "after its look at the file"
 
 
 @pytest.mark.gpu

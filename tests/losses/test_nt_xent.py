@@ -11,7 +11,7 @@ import torch._dynamo.testing as dynamo_testing
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sslx import distributed
+from sslx import distributed, parallel
 from sslx.errors import ConfigError, DataError
 from sslx.losses import nt_xent
 
@@ -46,7 +46,7 @@ def loss_and_gradients(x1: Tensor, x2: Tensor, weight: Tensor) -> tuple[float, T
     """This rank's share of the batch through DDP: the loss's mean over ranks and DDP's gradients."""
     world_size, rank = distributed.world_size(), distributed.rank()
     net = Net(weight)
-    wrapped = distributed.wrap(net, device=torch.device("cpu"), sync_bn=True)
+    wrapped = parallel.wrap(net, device=torch.device("cpu"))
     loss = wrapped(x1.chunk(world_size)[rank], x2.chunk(world_size)[rank])
     loss.backward()
     assert net.weight.grad is not None

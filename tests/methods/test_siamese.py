@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslx import distributed, encoders, losses
+from sslx import distributed, encoders, losses, parallel
 from sslx.data.batch import Batch
 from sslx.errors import ConfigError, DataError
 from sslx.methods import siamese
@@ -50,7 +50,7 @@ def on_a_rank(x1: Tensor, x2: Tensor, label: Tensor | None, weight: Tensor, marg
     """This rank's share through DDP: the loss's mean over ranks and DDP's gradient."""
     world_size, rank = distributed.world_size(), distributed.rank()
     net = Net(weight)
-    wrapped = distributed.wrap(net, device=torch.device("cpu"), sync_bn=True)
+    wrapped = parallel.wrap(net, device=torch.device("cpu"))
     share = [None if x is None else x.chunk(world_size)[rank] for x in (x1, x2, label)]
     loss = wrapped(*share, margin)
     loss.backward()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslx import distributed, encoders, losses
+from sslx import distributed, encoders, losses, parallel
 from sslx.data.batch import Batch
 from sslx.errors import ConfigError
 from sslx.methods import supcon
@@ -47,7 +47,7 @@ class Net(nn.Module):
 def on_a_rank(x1: Tensor, x2: Tensor, label: Tensor, weight: Tensor) -> tuple[float, float, Tensor]:
     """This rank's share through DDP: the means over ranks of the loss and the cosine, and DDP's gradient."""
     net = Net(weight)
-    wrapped = distributed.wrap(net, device=torch.device("cpu"), sync_bn=True)
+    wrapped = parallel.wrap(net, device=torch.device("cpu"))
     loss, cosine = wrapped(*(x.chunk(distributed.world_size())[distributed.rank()] for x in (x1, x2, label)))
     loss.backward()
     assert net.weight.grad is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslx import distributed
+from sslx import distributed, parallel
 from sslx.methods.base import Step
 from sslx.train.clock import AGAIN_AFTER_S, NAMED_AFTER_S, Clock, DataWaits, watch_waits
 from sslx.train.stop_flag import StopFlag
@@ -38,7 +38,7 @@ def measured(where: str, slow_rank: int, steps: int, readings: int) -> list[tupl
     torch.manual_seed(0)
     late_s = SLOW_S if distributed.rank() == slow_rank else 0.0
     model = Slow(late_s if where == "forward" else 0.0)
-    wrapped = distributed.wrap(model, device=torch.device("cpu"), sync_bn=False)
+    wrapped = parallel.wrap(model, device=torch.device("cpu"))
     watch_waits(wrapped)
     clock, flag = Clock(8, [f"host{rank}" for rank in range(distributed.world_size())], CPU), StopFlag()
     said: list[tuple[dict[str, float], str]] = []

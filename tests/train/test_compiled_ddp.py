@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from sslx import distributed, methods, verify
+from sslx import distributed, methods, parallel, verify
 from sslx.config import load
 from sslx.train import build
 
@@ -30,10 +30,10 @@ class _InManyBuckets(DistributedDataParallel):
 
 @contextlib.contextmanager
 def _compiled_in_pieces(num_buckets: list[int]) -> Iterator[None]:
-    """Compile by AOTAutograd without Inductor, which would take minutes; note into how many parts DDP's compiler cuts."""
+    """Compile by AOTAutograd without Inductor, which takes minutes; note into how many parts DDP's compiler cuts."""
     from torch._dynamo.backends.distributed import DDPOptimizer
 
-    was = distributed.DistributedDataParallel, dist._DEFAULT_FIRST_BUCKET_BYTES, torch.compile, DDPOptimizer.compile_fn
+    was = parallel.DistributedDataParallel, dist._DEFAULT_FIRST_BUCKET_BYTES, torch.compile, DDPOptimizer.compile_fn
 
     def counted(self: Any, graph: Any, inputs: Any) -> Any:
         compiled = was[3](self, graph, inputs)
@@ -41,12 +41,12 @@ def _compiled_in_pieces(num_buckets: list[int]) -> Iterator[None]:
         return compiled
 
     _InManyBuckets.__signature__ = inspect.signature(DistributedDataParallel)
-    distributed.DistributedDataParallel, dist._DEFAULT_FIRST_BUCKET_BYTES = _InManyBuckets, 2048
+    parallel.DistributedDataParallel, dist._DEFAULT_FIRST_BUCKET_BYTES = _InManyBuckets, 2048
     torch.compile, DDPOptimizer.compile_fn = lambda function: was[2](function, backend="aot_eager"), counted
     try:
         yield
     finally:
-        distributed.DistributedDataParallel, dist._DEFAULT_FIRST_BUCKET_BYTES = was[:2]
+        parallel.DistributedDataParallel, dist._DEFAULT_FIRST_BUCKET_BYTES = was[:2]
         torch.compile, DDPOptimizer.compile_fn = was[2:]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslx import data, distributed, encoders, methods, optim, rng, sync_bn
+from sslx import data, distributed, encoders, methods, optim, parallel, rng, sync_bn
 from sslx.config import load
 from sslx.data import sources
 from sslx.train.step import train_step
@@ -41,7 +41,7 @@ def train(
     )
     method = file.Method(settings.method, encoders.build(settings.encoder, 16)).to(dtype)
     method = sync_bn.sync_batch_norm(method) if sync else method
-    model = distributed.wrap(method, device=torch.device("cpu"), sync_bn=sync)
+    model = parallel.wrap(method, device=torch.device("cpu"))
     optimizer = optim.build(settings.optim, method)
     losses: list[float] = []
     gradients: list[Tensor] = []

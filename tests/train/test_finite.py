@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from processes import TINY, Record, is_one_line, metrics
-from sslx import checkpoint, distributed, encoders, log, optim, outcome, rng
+from sslx import checkpoint, distributed, encoders, log, optim, outcome, parallel, rng
 from sslx.config import load
 from sslx.data.batch import Batch
 from sslx.errors import NonFiniteError
@@ -144,7 +144,7 @@ def on_this_rank(kind: str, seed: int) -> tuple[bool, bool, bool]:
     """A bad step, then a good one, with DDP: (the first was taken, it left a trace, the second was taken)."""
     generator = torch.Generator().manual_seed(seed)
     method, optimizer = build("lars")
-    model = distributed.wrap(method, device=torch.device("cpu"), sync_bn=False)
+    model = parallel.wrap(method, device=torch.device("cpu"))
     here = distributed.rank() == 1
     good = batch(generator)
     shares = [good, batch(generator, bad=here and kind == "views")]

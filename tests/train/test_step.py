@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
-from sslx import data, distributed, encoders, memory, methods, optim, rng
+from sslx import data, distributed, encoders, memory, methods, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
 from sslx.data.batch import Batch
@@ -126,7 +126,7 @@ def on_this_rank(cached: bool) -> torch.Tensor:
     """The gradient that DDP leaves after a step on this rank's share of two batches of 8."""
     method, optimizer, batches = build(FROZEN, torch.float64)
     group_norm(method)
-    model = distributed.wrap(method, device=torch.device("cpu"), sync_bn=False)
+    model = parallel.wrap(method, device=torch.device("cpu"))
     size, rank = 8 // distributed.world_size(), distributed.rank()
     own = slice(rank * size, (rank + 1) * size)
     shares = [Batch(tuple(v[own] for v in b.views), None, b.index[own]) for b in batches]

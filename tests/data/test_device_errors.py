@@ -1,0 +1,223 @@
+"""Errors of a GPU in the loader: what they are, on every backend, and never the images' fault."""
+
+import shutil
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from sslx.cli import EXIT_CRASH
+from sslx.data import Config, Loader, dali, quarantine, resident, torchvision, training
+from sslx.data.dali import Dali
+from sslx.data.headers import Unreadable
+from sslx.data.quarantine import Quarantine
+from sslx.data.sources import Source
+from sslx.data.views import Augment, ViewSpec
+from sslx.errors import ConfigError, DataError, DeviceError, StorageError, UserError
+from sslx.machine import device_errors
+from sslx.train import launch
+from sslx.train.pretrain import Position
+
+Backend = Literal["dali", "torchvision", "resident"]
+CPU = torch.device("cpu")
+SPECS = (ViewSpec(size=16, augment=Augment()),)
+MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.35 GiB. GPU 0 has a total capacity of 79.1 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("Error in MIXED operator `nvidia.dali.fn.decoders.image`:\nCUDA allocation failed\n"),
+    RuntimeError("CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory"),
+    MemoryError("CUDA allocation failed"),
+)
+FAILURES = (
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"),
+    RuntimeError("CUDA runtime API error cudaErrorIllegalAddress (700):\nan illegal memory access was encountered"),
+    RuntimeError("CUDA driver API error CUDA_ERROR_ECC_UNCORRECTABLE (214):\nuncorrectable ECC error encountered"),
+)
+OTHERS = (
+    RuntimeError("Failed to decode sample #3 from source 'CUDA/1.jpg': nvjpeg_cuda_decoder, libjpeg-turbo: cut file"),
+    RuntimeError("an unreadable image"),
+    RuntimeError("std::bad_alloc"),
+    MemoryError(),
+    ValueError("CUDA error: not an error of torch or DALI"),
+)
+
+
+@pytest.fixture
+def source(folder: Path, tmp_path: Path) -> Source:
+    shutil.copytree(folder, tmp_path / "images")
+    return Source("pictures", 32, paths=sorted(str(path) for path in (tmp_path / "images").rglob("*.*")))
+
+
+def loader_of(source: Source, backend: Backend, said: list[str], **changes: Any) -> Loader:
+    config = Config(backend=backend, threads=int(backend == "dali"), max_bad=0.9)
+    arguments: dict[str, Any] = {"batch_size": 6, "seed": 3, "device": CPU, "dtype": torch.float32}
+    return training(config, source, SPECS, say=said.append, **(arguments | changes))
+
+
+def fails(error: BaseException, after: int = 0) -> Callable[..., Any]:
+    """In the place of device code: raises from call number ``after`` on, as a sticky error does."""
+    calls = [0]
+
+    def raising(right: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            if calls[0] > after:
+                raise error
+            return right(*args, **kwargs)
+
+        return called
+
+    return raising
+
+
+@pytest.mark.parametrize("error", [*MEMORY, *FAILURES], ids=lambda error: f"{type(error).__name__} {error}"[:60])
+@pytest.mark.parametrize("backend", ["dali", "torchvision", "resident"])
+def test_an_error_of_the_device_is_what_it_is(
+    source: Source, backend: Backend, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = {"dali": dali, "torchvision": torchvision, "resident": resident}[backend]
+    said: list[str] = []
+    loader = loader_of(source, backend, said)
+    next(loader)
+    monkeypatch.setattr(module, "send", fails(error)(module.send))
+    kind = torch.OutOfMemoryError if error in MEMORY else torch.AcceleratorError
+    with pytest.raises(kind) as caught:
+        next(loader)
+    assert not isinstance(caught.value, UserError)
+    assert loader.bad == {}
+    assert said == []
+    words, code = launch._explained(caught.value, Position()) or ("", 0)
+    assert "\n" not in words
+    if error in MEMORY:
+        assert code == ConfigError.exit_code == 64
+        assert words.startswith("out of GPU memory: take a smaller --batch-size")
+    else:
+        assert code == DeviceError.exit_code not in (EXIT_CRASH, ConfigError.exit_code, DataError.exit_code)
+        assert "--resume auto" in words
+        assert "encountered" in words
+
+
+@pytest.mark.parametrize("error", [MEMORY[2], FAILURES[1]], ids=["memory", "failure"])
+def test_within_dalis_own_graph_too(source: Source, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through DALI's threads, which make of it a RuntimeError of their own words."""
+    monkeypatch.setattr(dali, "crop_boxes", fails(error)(dali.crop_boxes))
+    said: list[str] = []
+    loader = loader_of(source, "dali", said)
+    with pytest.raises(torch.OutOfMemoryError if error in MEMORY else torch.AcceleratorError) as caught:
+        next(loader)
+    assert "CUDA" in str(caught.value)
+    assert len(str(caught.value)) < 3000
+    assert (loader.bad, said) == ({}, [])
+
+
+def test_and_where_files_are_looked_at_again(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first error is a decoder's, so files are tried; what fails then is the device."""
+    sticky = fails(FAILURES[1])(dali.crop_boxes)
+    monkeypatch.setattr(dali, "crop_boxes", fails(RuntimeError("a decoder failed"))(dali.crop_boxes))
+    tried = Dali._refusal
+
+    def refusal(self: Dali, files: Any) -> Any:
+        monkeypatch.setattr(dali, "crop_boxes", sticky)
+        return tried(self, files)
+
+    monkeypatch.setattr(Dali, "_refusal", refusal)
+    loader = loader_of(source, "dali", [])
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        next(loader)
+    assert loader.bad == {}
+
+
+def test_a_dali_that_decodes_nothing_blames_no_file(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = [0]
+    pipeline = Dali._pipeline
+
+    def counted(self: Dali, feed: Any) -> Any:
+        built[0] += 1
+        return pipeline(self, feed)
+
+    monkeypatch.setattr(Dali, "_pipeline", counted)
+    monkeypatch.setattr(dali, "crop_boxes", fails(RuntimeError("a decoder failed"))(dali.crop_boxes))
+    loader = loader_of(source, "dali", [])
+    with pytest.raises(RuntimeError, match=r"does not decode an image of sslx's own either: .*a decoder failed"):
+        next(loader)
+    assert loader.bad == {}
+    assert built[0] <= 3, "the batch, its files again, sslx's own image"
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=lambda error: f"{type(error).__name__} {error}"[:60])
+def test_what_is_no_error_of_the_device_is_not_taken_for_one(error: BaseException) -> None:
+    assert device_errors.of(error) is None
+    assert device_errors.explain(error) is None
+
+
+def test_the_cause_of_an_error_counts() -> None:
+    error = RuntimeError("the pipeline is no longer valid")
+    error.__cause__ = MEMORY[3]
+    assert isinstance(device_errors.of(error), torch.OutOfMemoryError)
+    for known in (MEMORY[0], FAILURES[0]):
+        assert device_errors.of(known) is known
+
+
+class Gone:
+    """A reader to which most images are gone; counts how often it was asked."""
+
+    def __init__(self, is_gone: Callable[[int], bool]) -> None:
+        self.is_gone, self.calls = is_gone, 0
+
+    def unreadable(self, index: Any) -> dict[int, str]:
+        self.calls += 1
+        return {int(i): "No such file or directory" for i in index if self.is_gone(int(i))}
+
+
+def big(number: int = 1_281_167) -> Source:
+    return Source("folder", 224, paths=[f"/x/{i}.jpg" for i in range(number)])
+
+
+def test_the_search_for_a_stand_in_ends() -> None:
+    reader = Gone(lambda _: True)
+    with pytest.raises(DataError, match=r"not one of 100 images that were tried in the place of /x/\d+\.jpg") as caught:
+        Quarantine(big(), reader, 0.01, lambda _: None).search(np.arange(512))
+    assert "\n" not in str(caught.value)
+    assert reader.calls <= quarantine._CANDIDATES + 1
+
+
+def test_images_that_are_all_gone_at_once_are_the_mounts_fault() -> None:
+    said: list[str] = []
+    reader = Gone(lambda _: True)
+    found = Quarantine(big(), reader, 0.01, said.append)
+    found.known_good = np.array([700])
+    with pytest.raises(
+        StorageError, match=r"not one of 512 images can be read, nor /x/700\.jpg, which was read before"
+    ):
+        found.search(np.arange(512))
+    assert (found.bad, said, reader.calls) == ({}, [], 2)
+
+
+def test_a_batch_of_damaged_images_beside_a_good_one_is_just_that() -> None:
+    found = Quarantine(big(4000), Gone(lambda i: i < 6), 0.01, lambda _: None)
+    found.known_good = np.array([700])
+    assert found.search(np.arange(6))
+    assert sorted(found.bad) == list(range(6))
+    assert (found.substitute(np.arange(6)) >= 6).all()
+
+
+@pytest.mark.parametrize("backend", ["dali", "torchvision"])
+def test_a_mount_that_goes_away(source: Source, backend: Backend) -> None:
+    said: list[str] = []
+    loader = loader_of(source, backend, said)
+    batch = next(loader)
+    loader.close()
+    assert source.paths is not None
+    shutil.rmtree(Path(source.paths[0]).parents[1])
+    with pytest.raises(StorageError, match="which was read before") as caught:  # after what was read ahead
+        list(islice(loader, 10))
+    assert source.paths[int(batch.index[-1])] in str(caught.value)
+    assert (loader.bad, said) == ({}, [])
+
+
+def test_unreadable_is_no_error_of_the_device() -> None:
+    assert device_errors.of(Unreadable("a JPEG that cannot be decoded: CUDA error: a comment in it")) is None
