@@ -14,7 +14,7 @@ from sslx import distributed
 from sslx.distributed import Group
 from sslx.errors import ConfigError
 from sslx_kernels import nt_xent as kernels
-from sslx_kernels.nt_xent import op
+from sslx_kernels.nt_xent import dense, op
 
 Impl = kernels.Impl
 
@@ -55,6 +55,10 @@ def nt_xent(
     chosen = kernels.choose(impl, z1)
     if chosen == "reference":
         return _by_definition(z1, z2, t, group)
+    if impl == "auto" and chosen == "tiled" and distributed.world_size(group) == 1:
+        _checked_size(z1, group)
+        if dense.fits(z1, _shift_free(lowest or 0.0, 2 * len(z1), z1.dtype, group)):
+            return dense.nt_xent(z1, z2, temperature)
     name = distributed.name_of(group)
     loss, *_ = _forward(z1, z2, t, 0.0 if lowest is None else lowest, chosen, name)
     return loss

@@ -207,6 +207,15 @@ def gradients(
     return dx, None if y is None else dy
 
 
+def tiles_at_once(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else GPU_TILES
+
+
+def side(length: int, at_once: int) -> int:
+    """The size of blocks of ``length`` rows: one for every thread, as long as those are of half a tile at least."""
+    return -(-length // max(-(-length // TILE), min(at_once, 2 * length // TILE)))
+
+
 class _Blocks:
     """The rows of a matrix, or the numbers of a vector, in blocks of one size and a shorter one of what is left.
 
@@ -215,9 +224,8 @@ class _Blocks:
 
     def __init__(self, whole: Tensor) -> None:
         length = len(whole)
-        self.at_once = torch.get_num_threads() if whole.device.type == "cpu" else GPU_TILES
-        # A tile for every thread, as long as those are of half the size at least.
-        self.side = -(-length // max(-(-length // TILE), min(self.at_once, 2 * length // TILE)))
+        self.at_once = tiles_at_once(whole.device)
+        self.side = side(length, self.at_once)
         self.full = length // self.side
         self.stack = whole[: self.full * self.side].view(self.full, self.side, *whole.shape[1:])
         self.short = whole[self.full * self.side :][None]

@@ -1,0 +1,105 @@
+"""SimCLR's NT-Xent of a small batch: the numbers of ``tiled`` to the last bit, in a third of its operators.
+
+Where all similarities are one tile anyway, the bookkeeping of tiles takes longer than the arithmetic.  Here the tile is
+kept for the backward, which then has one matrix product instead of two.  An operator of its own costs more than either,
+so this is an autograd.Function; under torch.compile, ``tiled`` runs instead.
+
+On a GPU the number of launches decides at this size: some 45 of these, 140 of ``tiled``, 30 of a dense softmax by
+autograd, and 9 of ``fused``, which is therefore taken at every size where it can run.
+"""
+
+import struct
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslx_kernels.nt_xent import tiled
+from sslx_kernels.nt_xent.op import no_second_derivative
+from sslx_kernels.nt_xent.rows import EPS
+
+
+def fits(z1: Tensor, shift_free: bool) -> bool:
+    """Whether two views (B, D) like this one are few enough, and this is not being compiled."""
+    at_once = tiled.tiles_at_once(z1.device)
+    one_tile = tiled.side(2 * len(z1), at_once if z1.device.type == "cpu" else 1) == 2 * len(z1)
+    return one_tile and shift_free and z1.dtype != torch.float64 and not torch.compiler.is_compiling()
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
+    """As ``sslx.losses.nt_xent`` on one process, for what ``fits``: z1, z2 (B, D) of one dtype, B >= 2."""
+    if not isinstance(temperature, Tensor):  # as a tensor in fp32 holds it; Python's own floats need no operator
+        temperature = struct.unpack("f", struct.pack("f", temperature))[0]
+    if torch.is_autocast_enabled(z1.device.type):
+        with torch.autocast(z1.device.type, enabled=False):
+            return _apply(z1, z2, temperature)
+    return _apply(z1, z2, temperature)
+
+
+class _Dense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
+        z, size = torch.cat((z1, z2)), len(z1)
+        dtype, num = torch.promote_types(z.dtype, torch.float32), 2 * size
+        factor = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64).clamp_min_(EPS).reciprocal_()
+        to_raw = factor.to(dtype)
+        u = z * to_raw  # an inf, times 0, is NaN, and reaches all sums
+        inverse: Any = 1 / (temperature.double() if isinstance(temperature, Tensor) else temperature)
+        scaled = u * (inverse.to(dtype) if isinstance(inverse, Tensor) else inverse)
+        e = torch.bmm(scaled[None], u[None].mT)[0].exp_()
+        # [h, i, k]: row h·B + i, and of its columns i + k·B: itself and its positive.
+        e.as_strided((2, size, 2), (size * num, num + 1, size)).zero_()
+        log_negatives = e.sum(1).double().log_()
+        partner = u.roll(size, 0)
+        logit = (u * partner).sum(1).double().mul_(inverse)
+        margin = log_negatives - logit
+        ctx.temperature, ctx.inverse, ctx.dtype = temperature, inverse, z1.dtype
+        ctx.save_for_backward(z1, z2, e, u, partner, factor, to_raw, log_negatives, logit)
+        return F.softplus(margin, threshold=40).mean().to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        z1, z2, *saved = ctx.saved_tensors
+        again = torch.is_grad_enabled()
+        with torch.no_grad() if again else nullcontext():
+            d, share = _gradient(gradient, ctx.inverse, *saved)
+            d1, d2 = d.to(ctx.dtype).chunk(2)
+            dt = None
+            if ctx.needs_input_grad[2]:  # each similarity is counted in both its rows' gradients
+                dt = share.double().sum().mul_(ctx.inverse).mul_(-0.5).to(ctx.temperature.dtype)
+        if again:
+            d1, d2 = _Refused.apply(d1, d2, z1, z2)
+        return d1, d2, dt
+
+
+class _Refused(torch.autograd.Function):
+    """The gradients, tied to what they are of: a second derivative is refused instead of wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, d1: Tensor, d2: Tensor, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
+        return d1.clone(), d2.clone()
+
+    backward = staticmethod(no_second_derivative)  # pyright: ignore[reportAssignmentType]
+
+
+def _gradient(
+    upstream: Tensor, inverse: Any, e: Tensor, u: Tensor, partner: Tensor, factor: Tensor, to_raw: Tensor,
+    log_negatives: Tensor, logit: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(the gradient of the raw rows (N, D), what of each goes along the row (N, 1))."""
+    num, dtype = len(u), u.dtype
+    missed = (log_negatives - logit).sigmoid_()
+    share = torch.logaddexp(log_negatives, logit).neg_().exp_().to(dtype)
+    weights = torch.add(share[:, None], share).mul_(e)
+    d = u.new_zeros(1, *u.shape).baddbmm_(weights[None], u[None])[0]
+    d.addcmul_((missed + missed.roll(num // 2)).to(dtype)[:, None], partner, value=-1)
+    d.mul_((upstream.double() * inverse / num).to(dtype))
+    along = (u * d).sum(1, keepdim=True)
+    # A row shorter than EPS was only scaled: nothing is projected out.
+    d.addcmul_(u, along * (factor < 1 / EPS), value=-1).mul_(to_raw)
+    return d, along
+
+
+_apply: Any = _Dense.apply
