@@ -390,6 +390,14 @@ def barrier() -> None:
         dist.barrier(group=_control_group(None))
 
 
+@activity.doing(_WAITING)
+@blocking
+def wait_for_main() -> None:
+    """Wait until rank 0 is here too, however long: what it does alone may take longer than a collective waits."""
+    if _board is not None:
+        _board.wait_for_main()
+
+
 def start_max(x: Tensor, group: Group = None) -> dist.Work:
     """The elementwise largest of every rank's x, in place, over the hosts and in the background: ``wait()`` for it."""
     work = dist.all_reduce(x, op=dist.ReduceOp.MAX, group=_control_group(group), async_op=True)

@@ -28,6 +28,7 @@ class Store(Protocol):
 
 
 S = TypeVar("S", bound=Store)
+T = TypeVar("T")
 Connect: TypeAlias = Callable[[str, int, socket.socket | None], S]
 """What asks the store at that address; with a listening socket, the store itself."""
 
@@ -40,7 +41,7 @@ class Board:
 
     def __init__(self, store: Store, prefix: str, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
-        self._store, self._prefix = store, prefix
+        self._store, self._prefix, self._num_waits = store, prefix, 0
         self.hosts = self._read("host", range(world_size))
 
     def addresses(self) -> list[str]:
@@ -49,21 +50,33 @@ class Board:
 
     def write(self, line: str) -> None:
         """Replace this rank's line."""
+        self._ask(lambda: self._store.set(f"{self._prefix}/line/{self.rank}", line))
+
+    def wait_for_main(self) -> None:
+        """Wait until rank 0 calls this too; the n-th call of one is that of all.  RanksError where the store ends."""
+        self._num_waits += 1
+        mark = f"{self._prefix}/main/{self._num_waits}"
         try:
-            self._store.set(f"{self._prefix}/line/{self.rank}", line)
-        except RuntimeError as error:
-            raise ConnectionError(str(error)) from error
+            if self.rank == 0:
+                self._ask(lambda: self._store.set(mark, "1"))
+            while not self._ask(lambda: self._store.check([mark])):
+                time.sleep(0.1)
+        except ConnectionError as error:
+            raise RanksError("the store of the ranks has ended: rank 0 has left") from error
 
     def read(self, ranks: range) -> list[str]:
         """The lines of these ranks; "" of one that has written none."""
         return self._read("line", ranks)
 
     def _read(self, what: str, ranks: range) -> list[str]:
+        values = self._ask(lambda: self._store.multi_get([f"{self._prefix}/{what}/{rank}" for rank in ranks]))
+        return [value.decode(errors="replace") for value in values]
+
+    def _ask(self, question: Callable[[], T]) -> T:
         try:
-            values = self._store.multi_get([f"{self._prefix}/{what}/{rank}" for rank in ranks])
+            return question()
         except RuntimeError as error:
             raise ConnectionError(str(error)) from error
-        return [value.decode(errors="replace") for value in values]
 
 
 def meet(connect: Connect[S], rank: int, world_size: int, limit_s: float) -> tuple[S, str, Board]:

@@ -109,7 +109,7 @@ def labeled_scores(
                 found.append(
                     probe.evaluate(probes, made[0], made[1], name, classes, device=ranks.device, progress=bars)
                 )
-            distributed.barrier()
+            distributed.wait_for_main()
     return found
 
 
@@ -148,7 +148,7 @@ def label_free_scores(
             x, y = _represent(trained, name, batches, len(source), ranks, bars, num_views=2).x.chunk(2, 1)
             if ranks.is_main:
                 found.append(label_free.score(name, plain, x, y, with_rank=name != PIXELS))
-            distributed.barrier()
+            distributed.wait_for_main()
     return found
 
 

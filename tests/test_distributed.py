@@ -121,6 +121,31 @@ def _finish(process: subprocess.Popen[str]) -> None:
         process.communicate()
 
 
+WAIT = """
+import sys, time, torch
+from sslx import distributed
+ranks = distributed.init("cpu", timeout_s=3)
+for wait in (distributed.wait_for_main, getattr(distributed, sys.argv[1])):
+    began = time.monotonic()
+    if ranks.is_main:
+        time.sleep(8)
+    wait()
+    assert time.monotonic() - began > 4
+distributed.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", ["wait_for_main", "barrier"])
+def test_ranks_wait_for_the_main_one_longer_than_a_collective_would(tmp_path: Path, wait: str) -> None:
+    """As while rank 0 alone fits a probe; a barrier gives up after the seconds that are set, here 3."""
+    (tmp_path / "wait.py").write_text(WAIT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = _start([*torchrun, str(tmp_path / "wait.py"), wait])
+    _, err = process.communicate(timeout=200)
+    assert (process.returncode == 0) is (wait == "wait_for_main"), err
+
+
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
     (tmp_path / "join.py").write_text(JOIN)

@@ -117,13 +117,9 @@ class Watch:
         flags = torch.stack([metrics["taken"].double(), metrics["loss"].double()])
         self._steps.append(_Step(number, flags, torch.cat([batch.index for batch in batches])))
 
-    def look(self, say: Callable[[str], None], *, now: bool) -> None:
-        """Ask the device, now or once it has been long enough; every rank calls this together.
-
-        Names the samples of each step that was not taken in ``nonfinite.jsonl`` and says a line of it.  NotFinite where
-        they are too many in a row.
-        """
-        if self._steps and (now or len(self._steps) >= self._every):
+    def look(self, say: Callable[[str], None]) -> None:
+        """Ask the device once it has been long enough, and ``judge``; every rank calls this together."""
+        if len(self._steps) >= self._every:
             self.judge(say, self.pending().tolist())  # sync point
 
     def pending(self) -> Tensor:
@@ -131,7 +127,10 @@ class Watch:
         return torch.cat([step.flags for step in self._steps]) if self._steps else self._none
 
     def judge(self, say: Callable[[str], None], verdicts: Sequence[float]) -> None:
-        """``look``, with what ``pending`` gave read by the caller."""
+        """Given what ``pending`` gave, name the samples of each step that was not taken in ``nonfinite.jsonl``.
+
+        Says a line of each.  NotFinite where they are too many in a row.
+        """
         steps, self._steps = self._steps, []
         for step, taken, loss in zip(steps, verdicts[::2], verdicts[1::2], strict=True):
             if taken:

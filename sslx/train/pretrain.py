@@ -156,8 +156,8 @@ def _train(
             if tell:
                 clock.arrive()
                 numbers = means(meter, parts.loader, ranks.device, watch, logger.message)
-                numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch}
-                numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
+                rates = clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
+                numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch, **rates}
                 runs.check(run, clock.lost)
                 if look:
                     parallel.share_buffers(parts.method)
@@ -166,7 +166,7 @@ def _train(
                 logger.log(done, numbers)
                 _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
             else:
-                watch.look(logger.message, now=False)
+                watch.look(logger.message)
             if save:  # before what takes long or may fail
                 consistency.on_weights(parts.method, parts.optimizer, done, peers, logger.message)
                 runs.save(run, config, done, parts)
