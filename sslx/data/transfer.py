@@ -7,7 +7,6 @@ each copy costs a launch, so that the parameters of all views, the labels and th
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -67,4 +66,4 @@ def _places(tensors: Sequence[Tensor]) -> list[slice]:
 
 
 def _tensor(array: npt.NDArray[Any] | Tensor) -> Tensor:
-    return array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+    return array if isinstance(array, Tensor) else torch.from_numpy(array)
