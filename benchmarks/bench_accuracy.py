@@ -12,6 +12,7 @@ starts'.  Fails where a part trains for longer than --limit-s, or where the mean
 import argparse
 import hashlib
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -80,7 +81,12 @@ def part(args: argparse.Namespace, flags: list[str], seed: int) -> Record:
     if finished_s(run) is None:
         with starts.open("a") as file:
             file.write(f"{time.time()}\n")
-        subprocess.run([*sslx, "pretrain", *flags], check=True)
+        signal.signal(
+            signal.SIGTERM, lambda *_: None
+        )  # the run gets it too, saves, and ends with 75: to be gone on with
+        if code := subprocess.run([*sslx, "pretrain", *flags], check=False).returncode:
+            sys.exit(code)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     subprocess.run([*sslx, "probe", str(run)], check=True)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     begun = [float(line) for line in starts.read_text().splitlines()]

@@ -71,6 +71,11 @@ def error(loss: Loss, z1: Tensor, z2: Tensor, truth: tuple[float, Tensor]) -> tu
     return abs(value / truth[0] - 1), float((z1.grad.double() - truth[1]).norm() / truth[1].norm())
 
 
+def first_line(failure: Exception) -> str:
+    """What went wrong, in one line."""
+    return str(failure).partition("\n")[0]
+
+
 def timed(call: Callable[[], object], device: torch.device, seconds: float) -> Callable[[], float]:
     """A window: calls a second, after a call that pays for what the last arm freed."""
     return measure.window(call, device, seconds, before=call)
@@ -133,19 +138,24 @@ def compare(
         try:
             errors[name] = error(loss, z1, z2, truth)
             peaks[name] = gpu_peak_mib(loss, z1, z2) if device.type == "cuda" else None
-        except torch.OutOfMemoryError:
-            print(f"{name}: out of memory at B = {batch_size}")
+        except Exception as failure:  # out of memory, or what a compiler refuses: the other arms go on
+            print(f"{name}: left out at B = {batch_size} ({type(failure).__name__}: {first_line(failure)})")
             continue
         windows[name] = timed(lambda loss=loss: run(loss, z1, z2), device, args.seconds)
         if device.type == "cuda":
             try:
                 windows[f"{name}, replayed"] = timed(replay(loss, z1, z2), device, args.seconds)
-            except RuntimeError as failure:
-                print(f"{name}: not a CUDA graph ({str(failure).splitlines()[0]})")
-    found = measure.take_turns(windows, args.windows)
+            except Exception as failure:
+                print(f"{name}: not a CUDA graph ({first_line(failure)})")
+    found = measure.take_turns(
+        windows,
+        args.windows,
+        limit_s=args.limit_s,
+        failed=lambda name, failure: print(f"{name}: left out at B = {batch_size} ({first_line(failure)})"),
+    )
     rates = [operations * calls_per_s / 1e9 for calls_per_s in found.pop("matrix rate")]
     count = 5 * (2 * batch_size) ** 2 * args.dim / 1e9
-    print(f"\nB = {batch_size}, D = {args.dim}, {dtype}: ms forward and backward, n = {args.windows}", end="; ")
+    print(f"\nB = {batch_size}, D = {args.dim}, {dtype}: ms forward and backward, n = {len(rates)}", end="; ")
     print(f"matrix products at {measure.spread(rates)['median']:.0f} GFLOP/s")
     lines: list[dict[str, Any]] = []
     for name, values in found.items():
@@ -175,6 +185,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.1)
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="of a batch size; then fewer windows")
     parser.add_argument("--no-compile", action="store_true", help="leave dense torch.compile out")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--no-record", action="store_true", help="print only")

@@ -135,11 +135,16 @@ def compare(args: argparse.Namespace, flags: list[str]) -> None:
     for _ in range(args.rounds):
         for size in sizes:
             for kind in KINDS if size > 1 else KINDS[:1]:  # one rank: the same job
-                runs[kind, size].append(launched(args, kind, size, flags))
+                try:
+                    runs[kind, size].append(launched(args, kind, size, flags))
+                except (subprocess.CalledProcessError, ValueError, IndexError) as error:  # the others go on
+                    print(f"{kind}, {size} ranks: left out ({error})")
     for kind in KINDS:
         alone = runs.get((KINDS[0], 1))
         for size in sizes:
             found = runs[kind, size] or runs[KINDS[0], size]
+            if not found:
+                continue
             record: dict[str, Any] = {"benchmark": "scaling", "recipe": settings.name, "kind": kind, "world_size": size}
             record |= {"step_s": measure.spread([s for run in found for s in run["step_s"]])}
             record |= {key: found[-1][key] for key in ("batch_size", "collectives", "network")}

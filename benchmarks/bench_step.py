@@ -33,6 +33,7 @@ def main() -> None:
     )
     parser.add_argument("--windows", type=int, default=measure.WINDOWS)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="of the windows; then there are fewer")
     parser.add_argument("--images", default="", help="what the images are, for the record")
     parser.add_argument("--picture", type=Path, help="write a roofline, as PNG or SVG")
     parser.add_argument("--trace", type=Path, help="write torch's profile of three steps, for chrome://tracing")
@@ -45,7 +46,12 @@ def main() -> None:
     noise = measure.warn_of_noise(ranks.device, print)
     recipe = Recipe(settings, ranks, args.seconds)
     rate, bandwidth = measure.matrix_rate(ranks.device, recipe.matrix_dtype()), measure.memory_rate(ranks.device)
-    values = measure.take_turns(recipe.arms(), args.windows)
+    values = measure.take_turns(
+        recipe.arms(),
+        args.windows,
+        limit_s=args.limit_s,
+        failed=lambda name, error: print(f"{name}: left out ({type(error).__name__}: {error})"),
+    )
     arms = {name: measure.spread(samples) for name, samples in values.items()}
     medians = {name: float(found["median"]) for name, found in arms.items()}
     flops = recipe.flops() / settings.batch_size
@@ -56,7 +62,7 @@ def main() -> None:
     record |= {"precision": str(recipe.matrix_dtype()).removeprefix("torch."), "views": recipe.views}
     record |= {"size_px": recipe.batches[0].views[0].shape[-1], "samples_per_s": arms, "flops_per_sample": flops}
     record |= {"matrix_flops_per_s": rate, "memory_bytes_per_s": bandwidth, "data_wait": recipe.data_wait(5)}
-    record |= {"mfu": {name: flops * medians[name] / rate for name in ("step alone", "end to end")}}
+    record |= {"mfu": {name: flops * medians[name] / rate for name in ("step alone", "end to end") if name in medians}}
     record |= {"peak_bytes": recipe.peak_bytes()}
     with recipe.eager():
         costs = operators.costs(recipe.step, ranks.device)
@@ -86,8 +92,10 @@ def show(record: dict[str, Any], medians: dict[str, float]) -> None:
             f"  {name:20} {found['median']:10,.1f} samples/s  ({found['p20']:,.1f} to {found['p80']:,.1f})"
             f"  {found['median'] * record['views']:10,.1f} views/s{mfu}"
         )
+    if {"end to end", "step alone", "loader alone"} <= medians.keys():
+        print(f"limit: {limit(medians)}")
     print(
-        f"limit: {limit(medians)}\n{record['flops_per_sample'] / 1e9:.2f} GFLOP a sample; products at "
+        f"{record['flops_per_sample'] / 1e9:.2f} GFLOP a sample; products at "
         f"{record['matrix_flops_per_s'] / 1e12:.2f} TFLOP/s, memory at {record['memory_bytes_per_s'] / 1e9:.0f} GB/s; "
         f"waits for data {100 * record['data_wait']:.0f} % of the time; peak memory {record['peak_bytes'] / 2**30:.2f} "
         f"GiB\nwhere {1e3 * record['operators_s']:.0f} ms of a step go, uncompiled, each operator waited for:"

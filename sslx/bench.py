@@ -29,6 +29,8 @@ from sslx.words import one_line, shown
 ARMS = ("end to end", "step alone", "loader alone", "augmentation alone")
 WINDOWS, WINDOW_S = 3, 2.0
 TRY_WINDOWS = 3
+DRAIN_S = 2.0
+"""What was prefetched before a window is used up, for so long at most."""
 DECODED = 64  # images held in memory for the augmentation alone
 LIMITING = 0.9
 """Of the slower of its parts: a run that reaches less is held up by both at once."""
@@ -130,7 +132,11 @@ class Recipe:
 
     def _drain(self, loader: data.Loader) -> None:
         threads = self.settings.data.threads or cores.share(distributed.local_world_size())
-        for _ in range(2 * threads + 2):  # DALI makes two batches in advance, torchvision's workers two each
+        next(loader)
+        start = time.perf_counter()
+        for _ in range(2 * threads + 1):  # DALI makes two batches in advance, torchvision's workers two each
+            if time.perf_counter() - start > DRAIN_S:  # a slow loader has none in advance by now
+                return
             next(loader)
 
     def _update(self, batches: Sequence[Batch]) -> dict[str, Tensor]:

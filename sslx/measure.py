@@ -216,18 +216,36 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def take_turns(
-    arms: Mapping[str, Callable[[], float]], windows: int = WINDOWS, *, warm_up: int = 1
+    arms: Mapping[str, Callable[[], float]],
+    windows: int = WINDOWS,
+    *,
+    warm_up: int = 1,
+    limit_s: float = math.inf,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[float]]:
     """Call each arm once a window, one after the other, so that the machine's moods hit all alike.
 
     Each call measures by itself and returns a figure; the first windows are a warm-up and not counted.
+    limit_s: no window begins later, but for the first that counts.  failed: told of an arm that raises, which is then
+    left out; without it the exception is raised.
     """
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    started, found = time.monotonic(), dict[str, list[float]]()
+    arms = dict(arms)
     for window in range(windows + warm_up):
-        for name, arm in arms.items():
-            value = arm()
+        if window > warm_up and time.monotonic() - started > limit_s:
+            break
+        for name, arm in list(arms.items()):
+            try:
+                value = arm()
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                del arms[name]
+                found.pop(name, None)
+                continue
             if window >= warm_up:
-                found[name].append(value)
+                found.setdefault(name, []).append(value)
     return found
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -10,7 +11,6 @@ from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any, Protocol
 
-import cloudpickle
 import pytest
 import torch
 import torch.distributed as dist
@@ -46,10 +46,12 @@ class _ByValue:
         self.pickled = _dump(function)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return cloudpickle.loads, (self.pickled,)
+        return pickle.loads, (self.pickled,)
 
 
 def _dump(message: Any, function: Callable[..., Any] | None = None) -> bytes:
+    import cloudpickle  # here: submitit brings it, and tests without ranks do without both
+
     module = sys.modules.get(getattr(function or message, "__module__", ""))
     if module is None or not getattr(module, "__file__", "").startswith(os.path.dirname(__file__)):
         return cloudpickle.dumps(message)
@@ -69,11 +71,11 @@ def _serve(connection: Connection, environ: dict[str, str]) -> None:
     distributed.init("cpu", timeout_s=COLLECTIVE_S)
     with contextlib.suppress(EOFError):
         while True:
-            function, args = cloudpickle.loads(connection.recv_bytes())
+            function, args = pickle.loads(connection.recv_bytes())
             try:
-                answer = cloudpickle.dumps((True, function(*args)))
+                answer = _dump((True, function(*args)))
             except BaseException:
-                answer = cloudpickle.dumps((False, traceback.format_exc()))
+                answer = _dump((False, traceback.format_exc()))
             connection.send_bytes(answer)
 
 
@@ -123,7 +125,7 @@ class _Pool:
 
     def _receive(self, rank: int) -> tuple[bool, Any]:
         try:
-            return cloudpickle.loads(self.connections[rank].recv_bytes())
+            return pickle.loads(self.connections[rank].recv_bytes())
         except EOFError:
             self.processes[rank].join(5)
             return False, f"died with exit code {self.processes[rank].exitcode}"
@@ -144,6 +146,7 @@ def ranks() -> Iterator[RunOnRanks]:
     The ranks have joined by ``sslx.distributed.init``.  They stay up for the next call, so a call costs
     milliseconds.  A failure on a rank fails the test with that rank's traceback.
     """
+    pytest.importorskip("cloudpickle")
     pools: dict[int, _Pool] = {}
 
     def run(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 200.0) -> list[Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,28 @@ def test_the_arms_run_and_leave_the_weights_alone(ranks: Ranks) -> None:
     assert 0 <= recipe.data_wait(2) <= 1
     assert recipe.views == 2
     assert recipe.flops() > 1e6
+    recipe.close()
+
+
+def test_what_was_prefetched_is_used_up_but_a_slow_loader_not_waited_for(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """640 samples/s in batches of 256 on 16 cores: 34 batches before every window were 14 s."""
+    recipe = bench.Recipe(config.load([*TINY, "--data.threads", "16"]), ranks, window_s=0.05)
+    clock, taken = 0.0, 0
+    monkeypatch.setattr("time.perf_counter", lambda: clock)
+
+    def loader(batch_s: float) -> Iterator[int]:
+        nonlocal clock, taken
+        taken = 0
+        while True:
+            clock += batch_s
+            taken += 1
+            yield taken
+
+    for batch_s, number in ((0.001, 34), (0.4, 7), (9.0, 2)):
+        recipe._drain(loader(batch_s))  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+        assert taken == number
     recipe.close()
 
 

@@ -29,6 +29,33 @@ def test_arms_take_turns_and_the_first_window_is_not_counted() -> None:
     assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
 
 
+def test_an_arm_that_fails_does_not_keep_the_others_from_their_turns() -> None:
+    told: list[tuple[str, str]] = []
+
+    def broken() -> float:
+        raise RuntimeError("refused")
+
+    arms: dict[str, Callable[[], float]] = {"a": lambda: 1.0, "b": broken, "c": lambda: 3.0}
+    found = measure.take_turns(arms, 2, failed=lambda name, error: told.append((name, str(error))))
+    assert found == {"a": [1.0, 1.0], "c": [3.0, 3.0]}
+    assert told == [("b", "refused")]
+    with pytest.raises(RuntimeError, match="refused"):
+        measure.take_turns(arms, 2)
+
+
+def test_after_its_time_no_window_begins_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+
+    def arm() -> float:
+        nonlocal clock
+        clock += 10.0
+        return clock
+
+    assert measure.take_turns({"a": arm}, 9, limit_s=35.0) == {"a": [20.0, 30.0, 40.0]}
+    assert measure.take_turns({"a": arm}, 9, limit_s=1.0) == {"a": [60.0]}
+
+
 def test_a_record_says_where_it_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "results" / "x.jsonl"
     for value in (1, 2):

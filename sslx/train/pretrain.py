@@ -123,14 +123,12 @@ def _train(
 ) -> int:
     """Train from where the run stands to the end or to a signal; finite.NotFinite, on all ranks, where it cannot."""
     parts, probe, health, agreement, peers = setup
-    logger = _log(config, ranks, position.terminal, parts, run)
-    progress = torch.zeros((), device=ranks.device)
+    progress, signal, lr = torch.zeros((), device=ranks.device), 0, 0.0
     run_step = cached_step if config.grad_cache_chunks > 1 else train_step
     meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts, ranks.device)
     watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.paths)
-    signal, lr = 0, 0.0
 
-    with logger, distributed.steady_sizes():
+    with _log(config, ranks, position.terminal, parts, run) as logger, distributed.steady_sizes():
         position.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
         taking.listen(parts.loader, stop, agreement, position.say)
         for step in range(run.step, parts.total_steps):
@@ -153,11 +151,13 @@ def _train(
             save = done > position.saved and (ended or signal > 0 or _due(config.checkpoint.every, done))
             look = bool(batches) and (_due(config.health.every, done) or (ended and config.health.every > 0))
             tell = clock.steps > 0 and (save or look or done % config.log.every == 0 or done == run.step + 1)
-            if tell:
+            if not tell:
+                watch.look(logger.message)
+            else:
                 clock.arrive()
                 numbers = means(meter, parts.loader, ranks.device, watch, logger.message)
-                rates = clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
-                numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch, **rates}
+                numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch}
+                numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
                 runs.check(run, clock.lost)
                 if look:
                     parallel.share_buffers(parts.method)
@@ -165,8 +165,6 @@ def _train(
                     clock.restart()
                 logger.log(done, numbers)
                 _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
-            else:
-                watch.look(logger.message)
             if save:  # before what takes long or may fail
                 consistency.on_weights(parts.method, parts.optimizer, done, peers, logger.message)
                 runs.save(run, config, done, parts)
