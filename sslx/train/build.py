@@ -207,6 +207,7 @@ def _method(config: PretrainConfig, method: Method, device: torch.device, dtype:
             if not compiler.cpp():
                 raise ConfigError(f"--compile on needs a C++ compiler: {compiler.INSTALL}, or take --compile off")
             compiler.for_cpu()
+        compiler.keep_precision()
         method.embed = torch.compile(method.embed)
     return method
 
