@@ -19,6 +19,18 @@ def cpp() -> str | None:
     return shutil.which(words[0]) if words and headers.exists() else None
 
 
+def keep_precision() -> None:
+    """Before torch.compile under autocast: the backward is computed as it would be without, in the forward's dtypes.
+
+    torch traces a backward under the forward's autocast, so that the gradients of what a method computes in fp32 with
+    autocast off, as cosines with prototypes, were products in bf16.  Uncompiled, ``backward`` is called outside of it.
+    """
+    import torch._functorch.config as functorch
+
+    if hasattr(functorch, "backward_pass_autocast"):
+        functorch.backward_pass_autocast = "off"
+
+
 def for_cpu() -> None:
     """Before torch.compile on a CPU: what costs time or memory there and is of no use."""
     os.environ.setdefault("TORCH_WARM_POOL", "0")  # Triton's processes: 80 MB each, and they compete for the cores

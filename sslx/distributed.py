@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
@@ -21,14 +21,13 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.autograd.function import once_differentiable
 
 from sslx import activity, joining
-from sslx.errors import ConfigError, DataError
-from sslx.machine import environment, limits, network
+from sslx.errors import DataError
+from sslx.machine import devices, environment, limits, network
 from sslx.machine.environment import joined as joined
 from sslx.machine.environment import local_world_size as local_world_size
 from sslx.stopwatch import blocking
 
 Group: TypeAlias = "dist.ProcessGroup | None"
-Device = Literal["auto", "cpu", "cuda"]
 # torch 2.14 renamed both; the old names, which are all that 2.11 to 2.13 have, warn there.
 _NAMES = ("all_gather_single", "all_gather_into_tensor"), ("reduce_scatter_single", "reduce_scatter_tensor")
 _all_gather_single, _reduce_scatter_single = (getattr(dist, new if hasattr(dist, new) else old) for new, old in _NAMES)
@@ -51,7 +50,7 @@ class Ranks:
         return self.rank == 0
 
 
-def init(device: Device = "auto", timeout_s: float | None = None, join_s: float | None = None) -> Ranks:
+def init(device: devices.Device = "auto", timeout_s: float | None = None, join_s: float | None = None) -> Ranks:
     """Join the ranks that torchrun or Slurm started; without either, be the only one.
 
     device: "auto" takes this rank's GPU where there is one.  nccl connects GPUs, gloo CPUs.
@@ -63,7 +62,7 @@ def init(device: Device = "auto", timeout_s: float | None = None, join_s: float 
     """
     environment.check()
     rank, world_size, local_rank = environment.ranks(os.environ)
-    ranks = Ranks(rank, world_size, local_rank, _find_device(device, local_rank))
+    ranks = Ranks(rank, world_size, local_rank, devices.of_rank(device, local_rank))
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     if world_size > 1 and not _is_up():
@@ -155,22 +154,6 @@ def board() -> joining.Board | None:
 def num_collectives() -> int:
     """Collectives of all ranks that this rank has begun; where all of them wait, it is the same number on all."""
     return vars(dist.ProcessGroup)["_get_sequence_number_for_group"](dist.group.WORLD) if _is_up() else 0
-
-
-def _find_device(device: Device, local_rank: int) -> torch.device:
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cuda" and num_gpus == 0:
-        raise ConfigError("expected a CUDA GPU for device cuda, none is visible: use --device cpu or auto")
-    if device == "cpu" or num_gpus == 0:
-        return torch.device("cpu")
-    if local_rank < num_gpus:
-        return torch.device("cuda", local_rank)
-    if num_gpus == 1 and "SLURM_LOCALID" in os.environ:  # --gpus-per-task: every task sees only its own
-        return torch.device("cuda", 0)
-    raise ConfigError(
-        f"expected a GPU for each rank of a machine, got local rank {local_rank} and {num_gpus} GPU(s): "
-        "start fewer ranks per machine"
-    )
 
 
 def _is_up() -> bool:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +232,93 @@ def checks(mode: Any) -> str:
 def test_check_same(ranks: RunOnRanks, no_host_sync: Any) -> None:
     expected = "expected the same batch size on every rank, got [5, 4] by rank: cut the data evenly"
     assert ranks(2, checks, no_host_sync) == [expected] * 2
+
+
+def rounds_in_a_loop() -> tuple[list[int], str, str]:
+    """Rounds over the hosts that sizes have cost so far; what a rank of another size at the start, and later, says."""
+    ask, rank, rounds = distributed._ask_for_same, distributed.rank(), list[str]()
+
+    def counted(value: int, what: str, group: distributed.Group) -> None:
+        rounds.append(what)
+        ask(value, what, group)
+
+    distributed._ask_for_same = counted
+    try:
+        counts = list[int]()
+        with distributed.steady_sizes():
+            for size in (4, 4, 4):
+                distributed.check_same(size, "batch size")
+                distributed.check_same(2 * size, "other size")
+                counts.append(len(rounds))
+            later = ""
+            try:
+                distributed.check_same(4 + rank, "batch size")
+            except DataError as error:
+                later = str(error)
+        for size in (4, 5, 4):
+            distributed.check_same(size, "batch size")
+        counts.append(len(rounds))
+        with distributed.steady_sizes(), pytest.raises(DataError) as raised:
+            distributed.check_same(4 + rank, "batch size")
+    finally:
+        distributed._ask_for_same = ask
+    return counts, later, str(raised.value)
+
+
+def test_in_a_loop_sizes_cost_one_round_and_none_may_change(ranks: RunOnRanks) -> None:
+    """The rank that differs says so before it sends a row; from the start on, all say so."""
+    first = "expected the same batch size on every rank, got [4, 5] by rank: cut the data evenly"
+    later = "expected the same batch size at every step, got 4 before and now 5 on rank 1: cut the data evenly"
+    assert ranks(2, rounds_in_a_loop) == [([2, 2, 2, 5], "", first), ([2, 2, 2, 5], later, first)]
+
+
+ENDS = """
+import sys, time, torch
+import torch.distributed as dist
+from sslx import distributed, losses
+from sslx.errors import DataError
+from sslx.train.launch import lost_peer
+from sslx.train.stop_flag import StopFlag
+ranks = distributed.init("cpu", timeout_s=300)
+flag, words = StopFlag(), "all is well"
+try:
+    with distributed.steady_sizes():
+        for step in range(3):
+            z = torch.randn(3 if ranks.rank == 1 and step == 2 else 4, 8)
+            losses.nt_xent(z, z.flip(0))
+            flag.agreed(0)
+except DataError as error:
+    words = str(error)
+except RuntimeError as error:
+    words = "lost a rank" if lost_peer(error) else str(error)
+failed = time.time()
+if ranks.rank == 1:  # whose flag is on its way to a rank that waits for rows
+    abort = dist.distributed_c10d._abort_process_group
+    dist.distributed_c10d._abort_process_group = lambda: time.sleep(60)
+    words += f"; leaves a driver that hangs: {not distributed.abandon(0.2)}"
+    dist.distributed_c10d._abort_process_group = abort
+words += f"; has left: {distributed.abandon()}, {distributed.world_size()} rank"
+open(f"{sys.argv[1]}/{ranks.rank}", "w").write(f"{failed}\\n{words}")
+"""
+
+
+@pytest.mark.slow
+def test_an_error_on_one_rank_ends_all_promptly(tmp_path: Path) -> None:
+    """One rank's batch is short in the third step.  The other's collectives would wait for 300 s."""
+    job = {**SLURM_TASK, "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost"}
+    job |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "1"}
+    tasks = [
+        _start([sys.executable, "-c", ENDS, str(tmp_path)], **{**job, "SLURM_PROCID": r, "SLURM_LOCALID": r})
+        for r in "01"
+    ]
+    for task in tasks[::-1]:
+        _finish(task)
+    ended = time.time()
+    (_, other), (failed, words) = ((tmp_path / r).read_text().split("\n") for r in "01")
+    assert words.startswith("expected the same batch size of NT-Xent at every step, got 4 before and now 3 on rank 1: ")
+    assert words.endswith("; leaves a driver that hangs: True; has left: True, 1 rank")
+    assert other == "lost a rank; has left: True, 1 rank"
+    assert ended - float(failed) < 60
 
 
 def stops(mode: Any) -> tuple[list[int], int, int]:

@@ -166,11 +166,15 @@ def _backward(
     own = slice(first, first + num)
     rows, of_all_ranks = kernels.Rows(columns[own], scales), kernels.Rows(columns, of_all)
     shift_free = _shift_free(lowest, num, columns.dtype, group)
-    others = [
-        kernels.Block(of_all_ranks.part(part), (), denominators[part]) for part in _others(columns, num, group)
-    ]
+    others = [kernels.Block(of_all_ranks.part(part), (), denominators[part]) for part in _others(columns, num, group)]
     d, _, shares = k.gradient(
-        rows, [kernels.Block(None, None), *others], denominators[own], missed, gradient, k.inverse(temperature), shift_free
+        rows,
+        [kernels.Block(None, None), *others],
+        denominators[own],
+        missed,
+        gradient,
+        k.inverse(temperature),
+        shift_free,
     )
     return d, op.of_temperature(shares, temperature, temperature_too)
 

@@ -217,6 +217,7 @@ def _method(config: PretrainConfig, method: Method, device: torch.device, dtype:
             compiler.for_cpu()
         else:
             compiler.for_gpu()
+        compiler.keep_precision()
         method.embed = torch.compile(method.embed)
     return method
 

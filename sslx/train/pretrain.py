@@ -18,6 +18,7 @@ from sslx.config import PretrainConfig, dump
 from sslx.data import Loader
 from sslx.display import Terminal
 from sslx.distributed import Ranks
+from sslx.encoders import Encoder
 from sslx.errors import NonFiniteError, UserError
 from sslx.methods.base import Method
 from sslx.probe.health import Health
@@ -160,8 +161,7 @@ def _train(
                 numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
                 runs.check(run, clock.lost)
                 if look:
-                    parallel.share_buffers(parts.method)
-                    numbers |= _measured("health", partial(health.look, parts.method.encoder, batches), logger.message)
+                    numbers |= _measured("health", parts.method, partial(health.look, batches=batches), logger.message)
                     clock.restart()
                 logger.log(done, numbers)
                 _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
@@ -171,8 +171,7 @@ def _train(
                 position.saved = done
                 clock.restart()
             if probe and batches and (ended or _due(config.online.every * parts.steps_per_epoch, done)):
-                parallel.share_buffers(parts.method)
-                if found := _measured("online probe", partial(probe.look, parts.method.encoder), logger.message):
+                if found := _measured("online probe", parts.method, probe.look, logger.message):
                     logger.log(done, found)
                 clock.restart()
             if signal:
@@ -210,10 +209,16 @@ def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _measured(what: str, measure: Callable[[], dict[str, float]], say: Callable[[str], None]) -> dict[str, float]:
-    """What ``measure`` finds; nothing, and a line, where it cannot: training goes on without it."""
+def _measured(
+    what: str, method: Method, measure: Callable[[Encoder], dict[str, float]], say: Callable[[str], None]
+) -> dict[str, float]:
+    """What ``measure`` finds in the encoder, with rank 0's running statistics on all ranks, as it is saved.
+
+    Nothing, and a line, where it cannot: training goes on without it.
+    """
+    parallel.share_buffers(method)
     try:
-        return measure()
+        return measure(method.encoder)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
         say(f"no {what} this time: {one_line(error) or type(error).__name__}")
         return {}

@@ -51,9 +51,12 @@ def _compiled_in_pieces(num_buckets: list[int]) -> Iterator[None]:
 
 
 def trained(
-    name: str, encoder: str, flags: list[str], autocast: torch.dtype | None
+    name: str, encoder: str, flags: list[str], autocast: torch.dtype | None = None
 ) -> tuple[verify.State, verify.State, list[int], int, dict[str, int]]:
-    """What some steps uncompiled and compiled come to; the sizes of the cuts, the number of graphs and the breaks."""
+    """What some steps uncompiled and compiled come to; the sizes of the cuts, the number of graphs and the breaks.
+
+    Under autocast, uncompiled code casts each weight anew where it is used, as compiled code does.
+    """
     from torch._dynamo.utils import counters
     from torch.backends import mkldnn
 
@@ -64,6 +67,7 @@ def trained(
     precision = build.precision
     if autocast:  # which this CPU may not be fast at
         build.precision = lambda *_: (torch.float32, autocast)
+    torch.set_autocast_cache_enabled(False)
     try:
         for compiled in ("off", "on"):
             argv = [*verify.SETTINGS, *verify.ENCODERS[encoder], "--method.name", name, "--data.size", "16"]
@@ -75,6 +79,7 @@ def trained(
                 states.append(verify.train(settings, ranks, STEPS))
     finally:
         build.precision = precision
+        torch.set_autocast_cache_enabled(True)
     breaks = {reason[:200]: count for reason, count in counters["graph_break"].items()}
     return states[0], states[1], num_buckets, counters["stats"]["unique_graphs"], breaks
 
@@ -82,11 +87,32 @@ def trained(
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "encoder"), PAIRS)
 def test_compiled_in_ddp_is_uncompiled(name: str, encoder: str, ranks: RunOnRanks) -> None:
+    """Three steps in fp64, synchronized batch norm included: one graph, no break, cut into many."""
     flags = ["--precision", "fp64", "--batch-norm", "sync"]
-    for eager, compiled, num_buckets, num_graphs, breaks in ranks(2, trained, name, encoder, flags, None):
+    for eager, compiled, num_buckets, num_graphs, breaks in ranks(2, trained, name, encoder, flags, timeout_s=600):
         assert breaks == {}
         assert num_graphs == 1
-        assert [num >= LEAST_BUCKETS for num in num_buckets] == [True], num_buckets
+        assert len(num_buckets) == 1
+        assert num_buckets[0] >= LEAST_BUCKETS
         for part in verify.PARTS:
-            error, where = verify.worst(compiled[part], eager[part], 1e-4)
+            error, where = verify.worst(compiled[part], eager[part], verify.FLOOR["fp64"])
             assert error <= verify.TOLERANCE["fp64"], (part, where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "encoder"), [("swav", "resnet"), ("dino", "vit")])
+def test_multi_crop_methods_do_not_drift_in_bf16(name: str, encoder: str, ranks: RunOnRanks) -> None:
+    """Compiled SwAV and DINO left the uncompiled ones from the second step on; two causes explain it to the last bit.
+
+    torch traced the backward under autocast, so that the gradient of scores, which are computed in fp32, was a product
+    in bf16: prototypes' gradients were the first values that differed, by 1e-2.  ``compiler.keep_precision`` mends it.
+    What is left, 2e-3 of a convolution's gradient at the first step, is rounding, to the good of compiled code: crops
+    of two sizes use each weight twice.  Uncompiled autocast casts it once and so adds both gradients in bf16, compiled
+    code casts it twice and adds them in fp32.  Here uncompiled code casts twice too, and nothing at all differs.
+    """
+    flags = ["--precision", "fp32", "--batch-norm", "local"]
+    for eager, compiled, *_ in ranks(2, trained, name, encoder, flags, torch.bfloat16, timeout_s=600):
+        assert len(eager["gradients"]) == STEPS
+        for part in verify.PARTS:
+            for ours, truth in zip(compiled[part], eager[part], strict=True):
+                assert [key for key, value in truth.items() if not torch.equal(ours[key], value)] == []

@@ -43,7 +43,7 @@ def test_a_run_that_is_looked_at_ends_in_the_same_weights(here: Run, tmp_path: P
 
 
 def test_looks_are_left_out_of_the_throughput(here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def slow(*_: object) -> dict[str, float]:
+    def slow(*_: object, **__: object) -> dict[str, float]:
         time.sleep(1)
         return {}
 
