@@ -120,6 +120,13 @@ def gpu_peak_mib(loss: Loss, z1: Tensor, z2: Tensor) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+def failure_of(arm: str, batch_size: int, failure: Exception) -> dict[str, Any]:
+    """The line of an arm that could not run, printed too."""
+    text = f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
+    print(f"{arm}: failed at B = {batch_size} ({text})")
+    return {"batch_size": batch_size, "arm": arm, "error": text}
+
+
 def compare(
     batch_size: int, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
@@ -129,25 +136,26 @@ def compare(
     product, operations = measure.product(device, dtype, 8192 if device.type == "cuda" else 4096)
     windows = {"matrix rate": timed(product, device, min(args.seconds, 1.0))}
     errors, peaks = {}, {}
+    failed: list[dict[str, Any]] = []
     for name, loss in arms(args.temperature, device, not args.no_compile).items():
         try:
             errors[name] = error(loss, z1, z2, truth)
             peaks[name] = gpu_peak_mib(loss, z1, z2) if device.type == "cuda" else None
-        except torch.OutOfMemoryError:
-            print(f"{name}: out of memory at B = {batch_size}")
+        except Exception as failure:  # one arm's, of whatever kind, must not cost the others their lines
+            failed.append(failure_of(name, batch_size, failure))
             continue
         windows[name] = timed(lambda loss=loss: run(loss, z1, z2), device, args.seconds)
         if device.type == "cuda":
             try:
                 windows[f"{name}, replayed"] = timed(replay(loss, z1, z2), device, args.seconds)
-            except RuntimeError as failure:
-                print(f"{name}: not a CUDA graph ({str(failure).splitlines()[0]})")
+            except Exception as failure:
+                failed.append(failure_of(f"{name}, replayed", batch_size, failure))
     found = measure.take_turns(windows, args.windows)
     rates = [operations * calls_per_s / 1e9 for calls_per_s in found.pop("matrix rate")]
     count = 5 * (2 * batch_size) ** 2 * args.dim / 1e9
     print(f"\nB = {batch_size}, D = {args.dim}, {dtype}: ms forward and backward, n = {args.windows}", end="; ")
     print(f"matrix products at {measure.spread(rates)['median']:.0f} GFLOP/s")
-    lines: list[dict[str, Any]] = []
+    lines = failed
     for name, values in found.items():
         ms = measure.spread([1e3 / calls_per_s for calls_per_s in values])
         share = measure.spread([count * calls / rate for calls, rate in zip(values, rates, strict=True)])

@@ -27,7 +27,7 @@ def arms(temperature: float, device: torch.device, compiled: bool) -> dict[str, 
         "dense eager": lambda z1, z2: dense(z1, z2, temperature),
     }
     if compiled:
-        fast = torch.compile(dense)
+        fast = torch.compile(dense, dynamic=False)  # else the second size is compiled for all sizes
         found["dense torch.compile"] = lambda z1, z2: fast(z1, z2, temperature)
     makers = {"lightly NTXentLoss": _lightly, "pytorch-metric-learning SupConLoss": _metric_learning}
     if device.type == "cuda":
@@ -39,6 +39,8 @@ def arms(temperature: float, device: torch.device, compiled: bool) -> dict[str, 
             found[name] = make(temperature)
         except ImportError as error:
             print(f"{name}: left out ({error}; pip install -e .[bench])")
+        except Exception as error:  # a peer that cannot even be made must not end the others' comparison
+            print(f"{name}: left out ({type(error).__name__}: {str(error).splitlines()[:1]})")
     return found
 
 
