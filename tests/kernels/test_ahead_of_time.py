@@ -48,7 +48,7 @@ def test_what_is_launched_fits_the_gpu_and_does_not_spill(capability: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(metadata.version("triton") < "3.8", reason="counted with Triton 3.8")
+@pytest.mark.skipif(".".join(metadata.version("triton").split(".")[:2]) in SPILLED_BYTES, reason="needs Triton 3.8")
 def test_the_inner_loops_have_few_instructions() -> None:
     """On sm_90 at D = 128, of the tiles that need no mask, which are all but those on two diagonals and the edges."""
     kernels = compiled("--capabilities", "90", "--dims", "128", "--simclr-only")
