@@ -2,7 +2,8 @@
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sslx.losses import nt_xent as _  # noqa: F401  (registers the operators)
-from sslx_kernels.nt_xent import fused, op
+import sslx.losses
+from sslx_kernels.nt_xent import fused
 from sslx_kernels.nt_xent.rows import Block, Rows, Skip
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
-TYPES |= {torch.int64: "i64", torch.int32: "i32"}
+TYPES = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.int64: "i64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def launch_of(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]
     signature: dict[str, str] = {}
     fixed, aligned = dict(constants), list[int]()
     for at, name in enumerate(kernel.arg_names):
-        value = arguments[at] if at < len(arguments) else None
+        value: Any = arguments[at] if at < len(arguments) else None
         if at >= len(arguments) or (not isinstance(value, Tensor) and value == 1):
             fixed.setdefault(name, value)
             signature[name] = "constexpr"
@@ -59,7 +61,7 @@ def launch_of(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]
 
 
 @contextmanager
-def recorded(capability: int) -> Iterator[list[Launch]]:
+def recorded(capability: int) -> Generator[list[Launch]]:
     """What ``fused`` launches inside, on a GPU of this capability (90 for sm_90), of which there need be none."""
     found: list[Launch] = []
 
@@ -67,8 +69,11 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
         assert all(0 < n < limit for n, limit in zip(grid, (2**31, 2**16), strict=False)), (kernel, grid)
         found.append(launch_of(kernel, (x, *rest), constants))
 
+    def generation(device: torch.device) -> int:  # noqa: ARG001
+        return capability // 10
+
     before: tuple[Callable[..., Any], Callable[..., Any]] = fused.launch, fused.generation
-    fused.launch, fused.generation = record, lambda _: capability // 10  # pyright: ignore[reportUnknownLambdaType]
+    fused.launch, fused.generation = record, generation
     try:
         with FakeTensorMode():
             yield found
@@ -78,9 +83,7 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
 
 def simclr(batch_size: int, dim: int, temperature: float) -> None:
     """SimCLR's loss and its backward, by the operators' own code, on fake tensors."""
-    import sys
-
-    losses = sys.modules["sslx.losses.nt_xent"]
+    losses: Any = sys.modules[sslx.losses.nt_xent.__module__]
     z1, z2 = (torch.empty(batch_size, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     t, one = torch.full((), temperature, device="cuda"), torch.ones((), device="cuda")
     _, *saved = losses._forward._init_fn(z1, z2, t, temperature, "fused", "")
@@ -92,6 +95,7 @@ def two_sets(num_rows: int, num_columns: int, dim: int, shift_free: bool) -> Non
     rows, columns = (torch.empty(n, dim, device="cuda", dtype=torch.float16) for n in (num_rows, num_columns))
     index = torch.empty(num_rows, device="cuda", dtype=torch.int64)
     t, one = torch.full((), 0.1, device="cuda"), torch.ones((), device="cuda")
+    op: Any = sys.modules["sslx_kernels.nt_xent.op"]
     _, *saved = op.forward._init_fn(rows, columns, index, index, t, shift_free, "fused")
     op.backward._init_fn(one, *saved, index, index, t, shift_free, "fused", True, True)
     own, theirs = fused.prepare(rows), fused.received(columns)

@@ -125,6 +125,13 @@ def gpu_peak_mib(loss: Loss, z1: Tensor, z2: Tensor) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+def failure_of(arm: str, batch_size: int, failure: Exception) -> dict[str, Any]:
+    """The line of an arm that could not run, printed too."""
+    text = f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
+    print(f"{arm}: failed at B = {batch_size} ({text})")
+    return {"batch_size": batch_size, "arm": arm, "error": text}
+
+
 def compare(
     batch_size: int, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
@@ -134,30 +141,31 @@ def compare(
     product, operations = measure.product(device, dtype, 8192 if device.type == "cuda" else 4096)
     windows = {"matrix rate": timed(product, device, min(args.seconds, 1.0))}
     errors, peaks = {}, {}
+    failed: list[dict[str, Any]] = []
     for name, loss in arms(args.temperature, device, not args.no_compile).items():
         try:
             errors[name] = error(loss, z1, z2, truth)
             peaks[name] = gpu_peak_mib(loss, z1, z2) if device.type == "cuda" else None
-        except Exception as failure:  # out of memory, or what a compiler refuses: the other arms go on
-            print(f"{name}: left out at B = {batch_size} ({type(failure).__name__}: {first_line(failure)})")
+        except Exception as failure:  # one arm's, of whatever kind, must not cost the others their lines
+            failed.append(failure_of(name, batch_size, failure))
             continue
         windows[name] = timed(lambda loss=loss: run(loss, z1, z2), device, args.seconds)
         if device.type == "cuda":
             try:
                 windows[f"{name}, replayed"] = timed(replay(loss, z1, z2), device, args.seconds)
             except Exception as failure:
-                print(f"{name}: not a CUDA graph ({first_line(failure)})")
+                failed.append(failure_of(f"{name}, replayed", batch_size, failure))
     found = measure.take_turns(
         windows,
         args.windows,
         limit_s=args.limit_s,
-        failed=lambda name, failure: print(f"{name}: left out at B = {batch_size} ({first_line(failure)})"),
+        failed=lambda name, failure: failed.append(failure_of(name, batch_size, failure)),
     )
     rates = [operations * calls_per_s / 1e9 for calls_per_s in found.pop("matrix rate")]
     count = 5 * (2 * batch_size) ** 2 * args.dim / 1e9
     print(f"\nB = {batch_size}, D = {args.dim}, {dtype}: ms forward and backward, n = {len(rates)}", end="; ")
     print(f"matrix products at {measure.spread(rates)['median']:.0f} GFLOP/s")
-    lines: list[dict[str, Any]] = []
+    lines = failed
     for name, values in found.items():
         ms = measure.spread([1e3 / calls_per_s for calls_per_s in values])
         share = measure.spread([count * calls / rate for calls, rate in zip(values, rates, strict=True)])

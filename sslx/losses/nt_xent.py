@@ -50,17 +50,16 @@ def nt_xent(
         raise ValueError(f"expected z1 and z2 of floats, got {z1.dtype} and {z2.dtype}")
     dtype = torch.promote_types(z1.dtype, z2.dtype)
     z1, z2 = z1.to(dtype), z2.to(dtype)
-    lowest = min_temperature if isinstance(temperature, Tensor) else temperature
-    t, _ = kernels.prepare_temperature(temperature, 1, z1, min_temperature)
+    lowest = kernels.lowest_temperature(temperature, min_temperature)
     chosen = kernels.choose(impl, z1)
     if chosen == "reference":
-        return _by_definition(z1, z2, t, group)
+        return _by_definition(z1, z2, kernels.as_tensor(temperature, z1), group)
     if impl == "auto" and chosen == "tiled" and distributed.world_size(group) == 1:
         _checked_size(z1, group)
-        if dense.fits(z1, _shift_free(lowest or 0.0, 2 * len(z1), z1.dtype, group)):
+        if dense.fits(z1, _shift_free(lowest, 2 * len(z1), z1.dtype, group)):
             return dense.nt_xent(z1, z2, temperature)
     name = distributed.name_of(group)
-    loss, *_ = _forward(z1, z2, t, 0.0 if lowest is None else lowest, chosen, name)
+    loss, *_ = _forward(z1, z2, kernels.as_tensor(temperature, z1), lowest, chosen, name)
     return loss
 
 

@@ -18,6 +18,8 @@ _TRITON = importlib.util.find_spec("triton") is not None  # here: torch 2.11 can
 _LACKS = toolchain.missing()
 IMPLS = ("auto", "reference", "tiled", "fused")
 _FUSED_DTYPES, _FUSED_DIM = (torch.bfloat16, torch.float16), 256
+_FUSED_CAPABILITY = 8, 0
+"""A T4 (7.5) has too little shared memory for the tiles, and spills thousands of bytes a thread."""
 
 
 def nt_xent(
@@ -83,6 +85,8 @@ def _not_fused(rows: Tensor) -> str:
         return f"needs a CUDA device, got {rows.device.type}"
     if _LACKS and os.environ.get("TRITON_INTERPRET") != "1":
         return f"needs {_LACKS}: {toolchain.INSTALL}"
+    if (capability := _capability(rows.device.type, rows.device.index)) < _FUSED_CAPABILITY:
+        return f"needs a GPU of compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
     if rows.dtype not in _FUSED_DTYPES:
         return f"takes bf16 and fp16, got {rows.dtype}"
     if rows.shape[1] > _FUSED_DIM:
@@ -90,24 +94,46 @@ def _not_fused(rows: Tensor) -> str:
     return ""
 
 
+@torch.compiler.assume_constant_result
+def _capability(device: str, index: int | None) -> tuple[int, int]:
+    """A GPU's compute capability; what is enough where there is no GPU to ask, as with fake tensors."""
+    if device != "cuda" or not torch.cuda.is_available():
+        return _FUSED_CAPABILITY
+    return torch.cuda.get_device_capability(index)
+
+
+def lowest_temperature(temperature: float | Tensor, min_temperature: float | None = None) -> float:
+    """How low the temperature can be, 0 if nobody knows.
+
+    Raises ValueError for a temperature that is not positive and finite, or not of one element.
+    """
+    lowest: float | None = min_temperature
+    if not isinstance(temperature, Tensor):
+        lowest = temperature
+    elif temperature.numel() != 1 or not temperature.is_floating_point():
+        got = f"{tuple(temperature.shape)} {temperature.dtype}"
+        raise ValueError(f"expected a temperature of one floating-point element, got {got}")
+    if lowest is not None and not 0 < lowest < math.inf:
+        raise ValueError(f"expected a positive temperature, got {lowest}")
+    return lowest or 0.0
+
+
+def as_tensor(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """The temperature as a tensor () of fp32 or more."""
+    if isinstance(temperature, Tensor):
+        return temperature.reshape(())
+    return torch.full((), temperature, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+
+
 def prepare_temperature(
     temperature: float | Tensor, num_columns: int, like: Tensor, min_temperature: float | None = None
 ) -> tuple[Tensor, bool]:
     """(temperature as a tensor () of fp32 or more, whether exp(s/T) summed over the columns fits without a shift).
 
-    Raises ValueError for a temperature that is not positive and finite, or not of one element.
+    Raises what ``lowest_temperature`` raises.
     """
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    if isinstance(temperature, Tensor):
-        if temperature.numel() != 1 or not temperature.is_floating_point():
-            got = f"{tuple(temperature.shape)} {temperature.dtype}"
-            raise ValueError(f"expected a temperature of one floating-point element, got {got}")
-        lowest, tensor = min_temperature, temperature.reshape(())
-    else:
-        lowest, tensor = temperature, torch.full((), temperature, dtype=dtype, device=like.device)
-    if lowest is not None and not 0 < lowest < math.inf:
-        raise ValueError(f"expected a positive temperature, got {lowest}")
-    return tensor, lowest is not None and lowest >= smallest_shift_free_temperature(num_columns, dtype)
+    lowest = lowest_temperature(temperature, min_temperature)
+    return as_tensor(temperature, like), lowest >= smallest_shift_free_temperature(num_columns, like.dtype)
 
 
 def smallest_shift_free_temperature(num_columns: int, dtype: torch.dtype) -> float:

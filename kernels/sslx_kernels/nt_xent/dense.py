@@ -30,7 +30,9 @@ def fits(z1: Tensor, shift_free: bool) -> bool:
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     """As ``sslx.losses.nt_xent`` on one process, for what ``fits``: z1, z2 (B, D) of one dtype, B >= 2."""
-    if not isinstance(temperature, Tensor):  # as a tensor in fp32 holds it; Python's own floats need no operator
+    if isinstance(temperature, Tensor):
+        temperature = temperature.reshape(())
+    else:  # as a tensor in fp32 holds it; Python's own floats need no operator
         temperature = struct.unpack("f", struct.pack("f", temperature))[0]
     if torch.is_autocast_enabled(z1.device.type):
         with torch.autocast(z1.device.type, enabled=False):
@@ -51,19 +53,20 @@ class _Dense(torch.autograd.Function):
         e = torch.bmm(scaled[None], u[None].mT)[0].exp_()
         # [h, i, k]: row h·B + i, and of its columns i + k·B: itself and its positive.
         e.as_strided((2, size, 2), (size * num, num + 1, size)).zero_()
-        log_negatives = e.sum(1).double().log_()
-        partner = u.roll(size, 0)
-        logit = (u * partner).sum(1).double().mul_(inverse)
-        margin = log_negatives - logit
+        log_negatives = e.sum(1).double().log_().view(2, size)
+        logit = (u[:size] * u[size:]).sum(1).double().mul_(inverse)  # of both views
         ctx.temperature, ctx.inverse, ctx.dtype = temperature, inverse, z1.dtype
-        ctx.save_for_backward(z1, z2, e, u, partner, factor, to_raw, log_negatives, logit)
-        return F.softplus(margin, threshold=40).mean().to(dtype)
+        ctx.save_for_backward(z1, z2, e, u, factor, to_raw, log_negatives, logit)
+        return F.softplus(log_negatives - logit, threshold=40).mean().to(dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         z1, z2, *saved = ctx.saved_tensors
-        again = torch.is_grad_enabled()
-        with torch.no_grad() if again else nullcontext():
+        again, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(z1.device.type)
+        with (
+            torch.no_grad() if again else nullcontext(),
+            torch.autocast(z1.device.type, enabled=False) if autocast else nullcontext(),
+        ):
             d, share = _gradient(gradient, ctx.inverse, *saved)
             d1, d2 = d.to(ctx.dtype).chunk(2)
             dt = None
@@ -85,16 +88,16 @@ class _Refused(torch.autograd.Function):
 
 
 def _gradient(
-    upstream: Tensor, inverse: Any, e: Tensor, u: Tensor, partner: Tensor, factor: Tensor, to_raw: Tensor,
-    log_negatives: Tensor, logit: Tensor,
+    upstream: Tensor, inverse: Any, e: Tensor, u: Tensor, factor: Tensor, to_raw: Tensor, log_negatives: Tensor,
+    logit: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(the gradient of the raw rows (N, D), what of each goes along the row (N, 1))."""
-    num, dtype = len(u), u.dtype
-    missed = (log_negatives - logit).sigmoid_()
-    share = torch.logaddexp(log_negatives, logit).neg_().exp_().to(dtype)
+    (num, dim), dtype = u.shape, u.dtype
+    share = torch.logaddexp(log_negatives, logit).neg_().exp_().to(dtype).view(num)
     weights = torch.add(share[:, None], share).mul_(e)
-    d = u.new_zeros(1, *u.shape).baddbmm_(weights[None], u[None])[0]
-    d.addcmul_((missed + missed.roll(num // 2)).to(dtype)[:, None], partner, value=-1)
+    d = u.new_zeros(1, num, dim).baddbmm_(weights[None], u[None])[0]
+    pull = (log_negatives - logit).sigmoid_().sum(0).to(dtype)
+    d.view(2, -1, dim).addcmul_(pull[:, None], u.view(2, -1, dim).flip(0), value=-1)
     d.mul_((upstream.double() * inverse / num).to(dtype))
     along = (u * d).sum(1, keepdim=True)
     # A row shorter than EPS was only scaled: nothing is projected out.

@@ -39,20 +39,22 @@ class Blocks:
 
 
 def forward_blocks(dim: int, generation: int) -> Blocks:
-    """Tiles of the forward for (padded) rows of ``dim`` numbers on GPUs of sm_80, 90 or 100 (generation 8, 9, 10).
+    """Tiles of the forward for (padded) rows of ``dim`` numbers on GPUs of sm_80, 90, 100 or 120 (generation 8 to 12).
 
     The largest that were found to spill no register, by compiling them (tests/kernels/test_ahead_of_time.py).
     """
     if generation == 9 and dim <= 128:
         return Blocks(128, 128, 8, 3)
-    if generation >= 9 or dim <= 64:
+    if generation in (9, 10) and dim == 256:
+        return Blocks(64, 64, 8, 3)
+    if generation in (9, 10) or dim <= 64:
         return Blocks(64, 64, 4, 3)
     return Blocks(64, 64, 8, 3) if dim <= 128 else Blocks(64, 32, 8, 2)
 
 
 def backward_blocks(dim: int, generation: int) -> Blocks:
     """Tiles of the backward, which also holds ``rows`` × ``dim`` sums in registers; found likewise."""
-    small = 128 if generation >= 9 else 64
+    small = 128 if generation in (9, 10) else 64
     return Blocks(128, 64, 8, 3) if dim <= small else Blocks(64, 64, 8, 2)
 
 

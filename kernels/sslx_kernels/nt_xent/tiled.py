@@ -111,7 +111,7 @@ def gradient(
     first, one = blocks[0], torch.ones_like(denominators)
     x, y = rows.x, rows.x if first.columns is None else first.columns.x
     skip = _pairs(x) if first.skip is None else first.skip
-    d, dy = torch.empty(0), None
+    d, dy = x, None
     for block in blocks:
         columns = None if block.columns is None else block.columns.x
         of_columns = block.denominators

@@ -82,7 +82,7 @@ def _named_ranges(first_row, rows, self_column, positive_column, N, NAMED: tl.co
 
 
 @triton.jit
-def _touches(start, end, first_row, end_row, N, M, own_first, own_last, positive_first, positive_last):
+def _touches(start, end, end_row, N, M, own_first, own_last, positive_first, positive_last):
     """Whether columns ``start`` to ``end`` of these rows cross an edge or may hold one that is left out."""
     edge = (end > M) | (end_row > N)
     own = (own_first < end) & (own_last >= start)
@@ -121,7 +121,7 @@ def sums_kernel(
                 other=0.0,
             )
             s = _similarity(xt, yt, row_scale, tl.load(y_scale + cols, mask=cols < M, other=0.0))
-            masked = _touches(start, start + BN, first, first + BM, N, M, own, own_last, positive, positive_last)
+            masked = _touches(start, start + BN, first + BM, N, M, own, own_last, positive, positive_last)
             if SHIFT_FREE:
                 e = tl.exp2(s)
                 if masked:
@@ -190,7 +190,7 @@ def gradient_kernel(
             if HAS_COL:
                 w += tl.exp2(s - h[None, :])
         w = w * (col_scale * BOOST)[None, :]
-        masked = _touches(start, start + BN, first, first + BM, N, M, own, own_last, positive, positive_last)
+        masked = _touches(start, start + BN, first + BM, N, M, own, own_last, positive, positive_last)
         if masked or (ON_COLUMNS and NAMED != "none"):
             w = tl.where(_left_out(rows, cols, N, M, self_column, positive_column, NAMED, ON_COLUMNS), 0.0, w)
         total = tl.dot(w.to(yt.dtype), yt, total)
@@ -206,7 +206,7 @@ def prepare_kernel(
     N1, N, stride1, stride2,
     D: tl.constexpr, EPS: tl.constexpr, STORE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """BM rows of [z1; z2] at lengths of 64 to 128 (x, if STORE), and what brings x and z to length 1 (scales (2, N))."""
+    """BM rows of [z1; z2] at lengths of 64 to 128 (x, if STORE); what brings x and z to length 1 (scales (2, N))."""
     rows, dims = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BD)
     inside = (rows < N)[:, None] & (dims < D)[None, :]
     wide = rows.to(tl.int64)[:, None]
