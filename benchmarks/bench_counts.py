@@ -4,8 +4,9 @@
     python benchmarks/bench_counts.py --write    adds the cases that differ to benchmarks/results/counts.jsonl
     --only simclr_imagenet ...                   some of the cases
 
-Uncompiled, on one of the GPUs that share the recipe's batch: kernels launched, copies from the host, waits of the
-host, bytes that all operators read and write, and the peak of memory, without what an allocator and the images add.
+From images in the GPU's memory to the update, uncompiled, on one of the GPUs that share the recipe's batch: kernels
+launched, collectives, copies from the host, waits of the host, bytes that all operators read and write, and the peak
+of memory, without what an allocator and DDP's buckets add.
 """
 
 import argparse
@@ -21,9 +22,12 @@ from sslx import config, flags, measure
 RESULTS = Path(__file__).parent / "results" / "counts.jsonl"
 MOST = 0.1
 """The share by which a figure may differ from the table's without a word."""
-FIGURES = ("launches", "copies", "waits", "moved_bytes", "peak_bytes")
+FIGURES = ("launches", "collectives", "copies", "waits", "moved_bytes", "peak_bytes")
 _GPUS = {"simclr_imagenet": 8}
-_OTHERS = {"dino_photos, ViT-S/16": ["dino_photos", "--encoder.name", "vit_small_patch16_224"]}
+_OTHERS = {
+    "dino_photos, ViT-S/16": ["dino_photos", "--encoder.name", "vit_small_patch16_224"],
+    "simclr_imagenet, local batch norm": ["simclr_imagenet", "--batch-norm", "local", "--batch-size", "512"],
+}
 
 
 def cases() -> dict[str, list[str]]:
@@ -37,14 +41,17 @@ def count(name: str) -> dict[str, Any]:
     side = settings.data.size or 224
     settings, _ = config.settle(settings, side)
     per_gpu = settings.batch_size // _GPUS.get(name, 1)
-    counts = fake_step.counts(settings, side, per_gpu)
+    counts = fake_step.counts(settings, side, per_gpu, _GPUS.get(name, 1))
     return {
         "case": name,
         "encoder": settings.encoder.name,
         "pixels": side,
         "samples": per_gpu,
         "optimizer": settings.optim.name,
+        "batch_norm": settings.batch_norm,
+        "ranks": _GPUS.get(name, 1),
         "launches": counts.launches,
+        "collectives": counts.collectives,
         "copies": len(counts.copies),
         "waits": len(counts.reads),
         "moved_bytes": counts.moved_bytes,

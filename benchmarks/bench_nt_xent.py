@@ -71,11 +71,6 @@ def error(loss: Loss, z1: Tensor, z2: Tensor, truth: tuple[float, Tensor]) -> tu
     return abs(value / truth[0] - 1), float((z1.grad.double() - truth[1]).norm() / truth[1].norm())
 
 
-def first_line(failure: Exception) -> str:
-    """What went wrong, in one line."""
-    return str(failure).partition("\n")[0]
-
-
 def timed(call: Callable[[], object], device: torch.device, seconds: float) -> Callable[[], float]:
     """A window: calls a second, after a call that pays for what the last arm freed."""
     return measure.window(call, device, seconds, before=call)

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from sslx import operators
 
-CAPABILITY = (9, 0)
+CAPABILITY, MEMORY_BYTES = (9, 0), 80 << 30
 """Of the GPU that is not there: an H100."""
 _READ = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount"}
 # Operators whose result, or its shape, the host reads; and all that begin with unique.
@@ -55,6 +55,7 @@ class Counts:
       of tensors take as many as they have to.
     copies: the bytes of each copy from the host; of those, ``blocking`` may make the host wait: not from pinned memory,
       or not declared non-blocking.
+    collectives: those on tensors of the GPU.
     reads: operators whose result went to the host, where ``on(may_read=True)`` allows that.
     moved_bytes: of all operators' inputs and outputs, each read or written once.
     peak_bytes: the most that tensors on the GPU held at a time, without what an allocator adds.
@@ -62,6 +63,7 @@ class Counts:
 
     operators: Counter[str] = field(default_factory=Counter[str])
     launches: int = 0
+    collectives: int = 0
     copies: list[int] = field(default_factory=list[int])
     blocking: int = 0
     reads: list[str] = field(default_factory=list[str])
@@ -69,6 +71,16 @@ class Counts:
     peak_bytes: int = 0
     _held_bytes: int = 0
     _held: set[int] = field(default_factory=set[int])
+    _pinned: set[int] = field(default_factory=set[int])
+
+    def pin(self, tensor: Tensor) -> None:
+        """Take this tensor of the host, and its parts, for pinned memory."""
+        storage = tensor.untyped_storage()
+        self._pinned.add(id(storage))
+        finalize(storage, self._pinned.discard, id(storage))
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        return id(tensor.untyped_storage()) in self._pinned
 
     def hold(self, tensors: Iterable[Any]) -> None:
         """Count the memory of these tensors, among other things, until it is freed."""
@@ -87,7 +99,7 @@ class Counts:
         self.operators.clear()
         self.copies.clear()
         self.reads.clear()
-        self.launches = self.blocking = self.moved_bytes = 0
+        self.launches = self.collectives = self.blocking = self.moved_bytes = 0
         self.peak_bytes = self._held_bytes
 
     def _free(self, number: int, nbytes: int) -> None:
@@ -110,6 +122,7 @@ def on(*, may_read: bool = False) -> Generator[Counts]:
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
             "torch.cuda.get_device_capability": lambda *_: CAPABILITY,
             "torch.cuda.current_device": lambda: 0,
+            "torch.cuda.mem_get_info": lambda *_: (MEMORY_BYTES, MEMORY_BYTES),
             "torch.cuda.get_rng_state": lambda *_: torch.get_rng_state(),
             "torch.cuda.set_rng_state": lambda *_: None,
             "triton.runtime.jit.JITFunction.run": counts_a_kernel(counts),
@@ -209,7 +222,8 @@ class _Count(TorchDispatchMode):
         if (inside := operators.inside(func)) is not None:
             with self:
                 return inside(*args, **kwargs)
-        if func.namespace != "aten":  # prim::device, which launches nothing
+        if func.namespace != "aten":  # prim::device, which launches nothing; collectives
+            self._counts.collectives += func.namespace == "c10d" and _is_on_gpu(tree_leaves((args, kwargs)))
             return func(*args, **kwargs)
         if _internals._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE):  # as within a custom operator
             with self:
@@ -217,9 +231,13 @@ class _Count(TorchDispatchMode):
         name = func.overloadpacket.__name__
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not any(isinstance(tensor, FakeTensor) for tensor in inputs) and _stays(kwargs):
+            pinned = kwargs.pop("pin_memory", False) if name == "empty" else False
             with _without_modes():  # the host has its numbers
-                return func(*args, **kwargs)
-        if any(tensor.device.type == "cuda" for tensor in inputs) and _reads(name, args, kwargs):
+                result = func(*args, **kwargs)
+            if pinned:
+                self._counts.pin(result)
+            return result
+        if _is_on_gpu(inputs) and _reads(name, args, kwargs):
             return self._read(name, func, args, kwargs)
         if name.startswith("_fused_") and name.endswith("_"):  # changes its lists in place; not all have a fake
             result = None
@@ -228,7 +246,7 @@ class _Count(TorchDispatchMode):
         else:
             result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not func.is_view and any(tensor.device.type == "cuda" for tensor in outputs or inputs):
+        if not func.is_view and _is_on_gpu(outputs or inputs):
             self._add(name, args, kwargs, inputs, outputs)
         return result
 
@@ -242,7 +260,7 @@ class _Count(TorchDispatchMode):
         counts.operators[name] += 1
         if name in ("_to_copy", "copy_") and (source := inputs[-1]).device.type == "cpu":
             counts.copies.append(source.nbytes)
-            counts.blocking += not (_is_declared(name, args, kwargs) and source.is_pinned())
+            counts.blocking += not (_is_declared(name, args, kwargs) and counts.is_pinned(source))
             return
         counts.launches += _num_launches(name, args)
         counts.moved_bytes += sum({id(tensor): tensor.nbytes for tensor in (*inputs, *outputs)}.values())
@@ -255,11 +273,17 @@ class _Count(TorchDispatchMode):
             return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
         if name == "nonzero":  # one is found
             return args[0].new_empty((1, args[0].ndim), dtype=torch.int64)
+        if name == "index" and (mask := args[1][0]) is not None and mask.dtype == torch.bool:  # all are taken
+            return args[0].new_empty((mask.numel(), *args[0].shape[mask.ndim :]))
         result = func(*args, **kwargs)  # what has a shape that depends on numbers fails here
         if name not in ("_to_copy", "copy_"):
             return result
         with _without_modes():
             return torch.ones(tuple(result.shape), dtype=result.dtype)
+
+
+def _is_on_gpu(leaves: Iterable[Any]) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.device.type == "cuda" for leaf in leaves)
 
 
 def _stays(kwargs: dict[str, Any]) -> bool:
@@ -274,7 +298,8 @@ def _reads(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     if name == "repeat_interleave":
         return kwargs.get("output_size") is None
     if name == "index" or name.startswith(("index_put", "_index_put")):
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        indices = [index for index in args[1] if index is not None]
+        return any(index.dtype in (torch.bool, torch.uint8) or index.device.type == "cpu" for index in indices)
     if name == "_to_copy":
         to = torch.device(kwargs.get("device") or args[0].device)
         return args[0].device.type == "cuda" and to.type == "cpu" and not _is_declared(name, args, kwargs)

@@ -1,13 +1,20 @@
 """A recipe's step on fake CUDA tensors (``fake_cuda``): the functions that the loop calls, in the loop's order."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import fake_cuda
+import numpy as np
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sslx import encoders, log, methods, optim, sync_bn
+from sslx import data, distributed, encoders, log, methods, optim, sync_bn
 from sslx.config import PretrainConfig
+from sslx.data import sources
 from sslx.data.batch import Batch
 from sslx.data.views import ViewSpec
 from sslx.group_norm import group_norm
@@ -48,25 +55,34 @@ class Run:
         self.meter = log.Meter()
         self.watch = finite.Watch(config.may_skip, Path("nowhere"), DEVICE, None)
         self.steps = 0
+        self._loader = self._loader_of(np.random.default_rng())
+
+    def _loader_of(self, generator: np.random.Generator) -> data.Loader:
+        """Of a few images, which stand for all, as large as the largest view."""
+        number, side = self.per_batch * self.config.micro_batches, max(spec.size for spec in self.specs)
+        pixels = generator.integers(0, 256, (1, side, side, 3), dtype=np.uint8).repeat(number, 0)
+        source = sources.Source("noise", side, np.arange(number) % 2, ("a", "b"), pixels=pixels)
+        settings = replace(self.config.data, backend="resident", threads=0)
+        loader = data.training(
+            settings,
+            source,
+            self.specs,
+            batch_size=self.per_batch * self.config.micro_batches,
+            accumulate=self.config.micro_batches,
+            seed=0,
+            device=DEVICE,
+            dtype=AUTOCAST,
+        )
+        loader.num_draws = self.method.num_draws
+        return loader
 
     def batches(self) -> list[Batch]:
-        """What a loader leaves on the device."""
-        number, draws = self.per_batch, self.method.num_draws
-        return [
-            Batch(
-                tuple(
-                    torch.empty(number, s.size, s.size, 3, device=DEVICE, dtype=AUTOCAST).permute(0, 3, 1, 2)
-                    for s in self.specs
-                ),
-                torch.empty(number, dtype=torch.int64, device=DEVICE),
-                torch.arange(number),
-                torch.empty(number, draws, device=DEVICE) if draws else None,
-            )
-            for _ in range(self.config.micro_batches)
-        ]
+        """The next step's, by the loader's own code, from images in the GPU's memory."""
+        return [next(self._loader) for _ in range(self.config.micro_batches)]
 
-    def step(self, batches: list[Batch]) -> None:
+    def step(self) -> None:
         """All that the loop does in a step in which nothing is logged or saved."""
+        batches = self.batches()
         optim.set_lr(self.optimizer, 0.1)
         self.progress.fill_(0.5)
         take = cached_step if self.config.grad_cache_chunks > 1 else train_step
@@ -77,13 +93,30 @@ class Run:
         self.watch.add(self.steps, metrics, batches)
 
 
-def counts(config: PretrainConfig, size: int, per_rank: int) -> fake_cuda.Counts:
-    """Of the second step: launches, copies, bytes moved, and the peak of memory, with parameters and optimizer."""
+@contextmanager
+def ranks(world_size: int) -> Generator[None]:
+    """As rank 0 of so many, whose collectives give results of the right shape and send nothing."""
+    if world_size == 1:
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        with mock.patch("sslx.distributed.check_same"):
+            yield
+    finally:
+        distributed.shutdown()
+
+
+def counts(config: PretrainConfig, size: int, per_rank: int, world_size: int = 1) -> fake_cuda.Counts:
+    """Of the second step: launches, copies, bytes moved, and the peak of memory, with all that is there before it.
+
+    Of one rank of several: without DDP, whose buckets are gone over once more.
+    """
     method, specs = build(config, size)
-    with fake_cuda.on(may_read=True) as found:
+    with ranks(world_size), fake_cuda.on(may_read=True) as found:
         run = Run(config, method, specs, per_rank)
         found.hold([*method.parameters(), *method.buffers()])
-        run.step(run.batches())  # the first also makes the optimizer's state
+        run.step()  # the first also makes the optimizer's state
         found.forget()
-        run.step(run.batches())
+        run.step()
     return found

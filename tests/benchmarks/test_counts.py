@@ -15,7 +15,15 @@ def test_a_recipes_step_is_as_in_the_table(name: str) -> None:
 
 
 def test_a_change_of_more_than_a_tenth_is_said() -> None:
-    before = {"case": "x", "launches": 100, "copies": 1, "waits": 0, "moved_bytes": 1000, "peak_bytes": 1000}
+    before = {
+        "case": "x",
+        "launches": 100,
+        "collectives": 0,
+        "copies": 1,
+        "waits": 0,
+        "moved_bytes": 1000,
+        "peak_bytes": 1000,
+    }
     assert bench_counts.differences(before, before) == []
     assert bench_counts.differences({**before, "launches": 109}, before) == []
     assert bench_counts.differences({**before, "launches": 111}, before) == ["x: launches 100 -> 111"]

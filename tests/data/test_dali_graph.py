@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import fake_cuda
 import numpy as np
 import pytest
 import torch
 
-from kit.device_copies import CUDA, fake
 from sslx.data import dali
 from sslx.data.dali import Dali, backend, fn, types
 from sslx.data.feed import Feed
@@ -21,6 +21,7 @@ from sslx.data.order import Sequential
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
 
+CUDA = torch.device("cuda", 0)
 Kind = str
 KINDS = ("files", "pixels", "branched")
 SPECS = (
@@ -80,7 +81,7 @@ def graph() -> Callable[..., Any]:
     def made(kind: Kind, device: torch.device = CUDA, specs: tuple[ViewSpec, ...] = SPECS) -> Any:
         pixels = np.zeros((4, 20, 20, 3), dtype=np.uint8) if kind == "pixels" else None
         source = Source("x", 20, pixels=pixels, paths=None if kind == "pixels" else ["/nowhere.jpg"] * 4)
-        with fake():
+        with fake_cuda.on():
             backend = Dali(source, specs, seed=0, max_per_rank=4, device=device, num_threads=1)
         backend.branched = kind == "branched"
         pipeline = backend._pipeline(Feed(backend, Sequential(num_samples=4, per_rank=4), 0, lambda index: index))

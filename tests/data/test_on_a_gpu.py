@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
 
+import fake_cuda
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from kit.device_copies import CUDA, Seen, fake, watched
 from sslx.data import Config, Loader, dali, evaluation, row_sums, training, transfer, views
 from sslx.data import finish as finishing
 from sslx.data.dali import Dali
@@ -21,6 +21,7 @@ from sslx.data.torchvision import TorchVision
 from sslx.data.views import Augment, ViewSpec
 from sslx.errors import DataError
 
+CUDA = torch.device("cuda", 0)
 Backend = Literal["resident", "torchvision", "synthetic"]
 SPECS = (  # as multi-crop has them
     ViewSpec(size=24, augment=Augment(blur=0.5)),
@@ -38,7 +39,7 @@ def source() -> Source:
 
 
 def loader_of(source: Source, backend: Backend, specs: tuple[ViewSpec, ...] = SPECS) -> Loader:
-    """On a fake GPU, to be called within ``fake()``; a few batches in, so that what is made once is there."""
+    """On a fake GPU, to be called within ``fake_cuda.on``; a few batches in, so that what is made once is there."""
     config = Config(backend=backend, threads=0)
     loader = training(config, source, specs, batch_size=BATCH, seed=3, device=CUDA, dtype=torch.bfloat16)
     loader.num_draws = 5
@@ -63,19 +64,19 @@ def made_by_dali(source: Source) -> tuple[Dali, Callable[[int], transfer.Made]]:
     return backend, make
 
 
-def one_copy_a_batch(seen: Seen, num_batches: int) -> None:
-    assert len(seen.copies) == num_batches
-    assert all(without_waiting for _, without_waiting in seen.copies)
-    assert seen.launches > 0
+def one_copy_a_batch(counts: fake_cuda.Counts, num_batches: int) -> None:
+    assert len(counts.copies) == num_batches
+    assert counts.blocking == 0
+    assert counts.launches > 0
 
 
 @pytest.mark.parametrize("backend", ["resident", "torchvision", "synthetic"])
 def test_a_batch_is_one_copy_and_nothing_waits(source: Source, backend: Backend) -> None:
-    with fake():
+    with fake_cuda.on() as counts:
         loader = loader_of(source, backend)
-        with watched() as seen:
-            batches = [next(loader) for _ in range(2)]
-    one_copy_a_batch(seen, 2)
+        counts.forget()
+        batches = [next(loader) for _ in range(2)]
+        one_copy_a_batch(counts, 2)
     for batch in batches:
         assert batch.label is not None
         assert batch.draws is not None
@@ -88,11 +89,11 @@ def test_a_batch_is_one_copy_and_nothing_waits(source: Source, backend: Backend)
 
 
 def test_what_torch_does_for_dali_is_one_copy_and_nothing_waits(source: Source) -> None:
-    with fake():
+    with fake_cuda.on() as counts:
         _, make = made_by_dali(source)
-        with watched() as seen:
-            (made, came), _ = make(0), make(5)
-    one_copy_a_batch(seen, 2)
+        counts.forget()
+        (made, came), _ = make(0), make(5)
+        one_copy_a_batch(counts, 2)
     assert {tensor.device for tensor in (*made, *came.values())} == {CUDA}
     assert [tuple(view.shape) for view in made] == [(BATCH, 3, spec.size, spec.size) for spec in SPECS]
     assert all(view.is_contiguous(memory_format=torch.channels_last) for view in made)
@@ -100,12 +101,12 @@ def test_what_torch_does_for_dali_is_one_copy_and_nothing_waits(source: Source) 
 
 def test_evaluation_views_too(source: Source) -> None:
     plain = (ViewSpec(size=16),)
-    with fake():
+    with fake_cuda.on() as counts:
         for backend in ("resident", "torchvision"):
             loader = loader_of(source, backend, plain)
-            with watched() as seen:
-                next(loader)
-            one_copy_a_batch(seen, 1)
+            counts.forget()
+            next(loader)
+            one_copy_a_batch(counts, 1)
 
 
 def item(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -135,29 +136,29 @@ def test_planted_faults_are_found(
     source: Source, backend: Any, fault: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = row_sums.mixed
-    with fake():
+    with fake_cuda.on() as counts:
         make = made_by_dali(source)[1] if backend == "dali" else None
         loader = None if make else loader_of(source, backend)
         monkeypatch.setattr(finishing.row_sums, "mixed", lambda planes, matrix: right(fault(planes, matrix), matrix))
-        with pytest.raises((AssertionError, RuntimeError, DataError)), watched() as seen:  # noqa: PT012
+        counts.forget()
+        with pytest.raises((AssertionError, RuntimeError, DataError)):  # noqa: PT012
             batch = make(0) if make else next(loader) if loader else None
             assert batch
-            one_copy_a_batch(seen, 1)
+            one_copy_a_batch(counts, 1)
 
 
 def test_a_copy_from_memory_that_is_not_pinned_is_found(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     right = transfer.pack
     monkeypatch.setattr(transfer, "pack", lambda tensors, *, pinned: right(tensors, pinned=not pinned))
-    with fake():
+    with fake_cuda.on() as counts:
         loader = loader_of(source, "resident")
-        with watched() as seen:
-            next(loader)
-    with pytest.raises(AssertionError):
-        one_copy_a_batch(seen, 1)
+        counts.forget()
+        next(loader)
+        assert (len(counts.copies), counts.blocking) == (1, 1)
 
 
 def test_labels_do_not_keep_the_pixels_that_came_with_them(source: Source) -> None:
-    with fake():
+    with fake_cuda.on():
         batch = next(loader_of(source, "torchvision"))
     assert batch.label is not None
     assert batch.label.untyped_storage().nbytes() == 8 * BATCH

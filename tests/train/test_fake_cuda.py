@@ -56,10 +56,10 @@ def test_a_step_stays_on_the_gpu_and_the_host_never_waits(
     for optimizer in optimizers:
         config = settings(name, encoder, optimizer, grad_cache_chunks=chunks)
         with on_cuda(config) as (run, counts):
-            run.step(run.batches())
+            run.step()
             counts.forget()
-            run.step(run.batches())
-        assert not counts.copies, "a step takes all it needs from the batch"
+            run.step()
+        assert (len(counts.copies), counts.blocking) == (chunks, 0), "one for each batch"
         assert counts.launches > 50
         trained = {key: p for key, p in run.method.named_parameters() if p.requires_grad}
         assert all(p.grad is not None and p.grad.shape == p.shape for p in trained.values())
@@ -160,26 +160,26 @@ def test_a_planted_fault_is_found(harm: Harm, error: str, monkeypatch: pytest.Mo
     embed = kind.embed
     config = settings("simclr", "resnet")
     with on_cuda(config) as (run, _):
-        run.step(run.batches())
+        run.step()
         monkeypatch.setattr(kind, "embed", harmed)
         with pytest.raises((fake_cuda.HostWait, RuntimeError), match=error):
-            run.step(run.batches())
+            run.step()
 
 
 def test_a_planted_fault_in_a_custom_operators_backward_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from sslx_kernels.nt_xent import op
 
-    through = op.through_unit_
+    of_temperature = op.of_temperature
 
-    def harmed(d: Tensor, *rest: Any) -> Any:
-        assert d.abs().max().item() >= 0
-        return through(d, *rest)
+    def harmed(shares: Tensor, *rest: Any) -> Any:
+        assert shares.abs().max().item() >= 0
+        return of_temperature(shares, *rest)
 
     config = settings("simclr", "resnet")
-    monkeypatch.setattr(op, "through_unit_", harmed)
+    monkeypatch.setattr(op, "of_temperature", harmed)
     with on_cuda(config) as (run, _):
         with pytest.raises(fake_cuda.HostWait, match="_local_scalar_dense"):
-            run.step(run.batches())
+            run.step()
 
 
 def test_a_copy_from_the_host_in_a_step_is_counted() -> None:
