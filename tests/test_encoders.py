@@ -132,7 +132,7 @@ def test_the_weights_are_a_function_of_the_seed():
     ("options", "size", "words"),
     [
         ({"name": "resnet181"}, 32, ["--encoder.name 'resnet181'", "did you mean", "resnet18"]),
-        ({"name": "zzzzzz"}, 32, ["no timm model", "timm.list_models()"]),
+        ({"name": "zzzzzz"}, 32, ["not a timm model", "timm.list_models()"]),
         ({"name": "resnet18", "layers": (1, 1)}, 32, ["4 stages", "--encoder.layers"]),
         ({"name": "resnet18", "channels": (8, 8, 8, 0)}, 32, ["4 stages", ">= 1"]),
         ({"name": "resnet18", "channels": (0, 8, 8, 8)}, 32, ["4 stages", ">= 1"]),

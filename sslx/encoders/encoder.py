@@ -65,7 +65,7 @@ def build(
     if not timm.is_model(config.name):
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
-        raise ConfigError(f"--encoder.name {config.name!r} is no timm model: {hint}")
+        raise ConfigError(f"--encoder.name {config.name!r} is not a timm model: {hint}")
     arguments: dict[str, Any] = {"pretrained": config.weights == "timm", "num_classes": 0}
     vit = is_plain_vit(config.name)
     arguments |= _vit_arguments(config) if vit else _resnet_arguments(config)
