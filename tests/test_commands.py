@@ -173,3 +173,20 @@ def test_a_short_run_on_ones_own_images_is_told_so(tmp_path: Path):
     done = sslx("pretrain", *flags, "--steps", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "a short run of 1 step: features usually take 500 or more to become good (--steps 500)" in done.stdout
+
+
+def test_completion_by_bash_and_a_script_for_zsh(tmp_path: Path):
+    script = sslx("pretrain", "--tyro-print-completion", "bash", cwd=tmp_path).stdout
+    (tmp_path / "sslx.bash").write_text(script)
+    for word, last, expected in (("--optim.l", "--optim.l", "--optim.lr"), ("si", "--method.name si", "simclr")):
+        line = f"sslx pretrain {last}"
+        ask = (
+            f"source sslx.bash; COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; COMP_LINE='{line}'; "
+            'COMP_POINT=${#COMP_LINE}; _tyro_sslx_pretrain; printf "%s\\n" "${COMPREPLY[@]}"; complete -p sslx'
+        )
+        done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=False)
+        *words, registered = done.stdout.split("\n")[:-1]
+        assert expected in words, done.stderr
+        assert all(found.startswith(word) for found in words)
+        assert registered == "complete -F _tyro_sslx_pretrain sslx"
+    assert sslx("pretrain", "--tyro-print-completion", "zsh", cwd=tmp_path).stdout.startswith("#compdef sslx")
