@@ -227,8 +227,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
         return [str(folder / "config.json"), *argv] if _is_readable(folder / "config.json") else argv
     folder = files.expanded(wanted)
     if not (folder / "config.json").is_file():
-        near = Path("runs") / wanted
-        hint = f": did you mean {shown(near)}?" if (near / "config.json").is_file() else ""
+        hint = f": did you mean runs/{shown(wanted)}?" if (Path("runs") / wanted / "config.json").is_file() else ""
         raise ConfigError(f"--resume takes auto, no or the folder of a run, and {shown(folder)} holds no run{hint}")
     place = argv.index("--resume")
     rest = argv[:place] + argv[place + 2 :]

@@ -128,6 +128,16 @@ def test_the_weights_are_a_function_of_the_seed():
     assert not torch.equal(made[0]["conv1.weight"], made[2]["conv1.weight"])
 
 
+def test_weights_of_timm_without_internet_are_told_how_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError) as error:
+        build(Config(weights="timm"), 64)
+    is_one_line(error, "resnet18 with timm's weights", "download them elsewhere", "--encoder.weights FILE")
+
+
 @pytest.mark.parametrize(
     ("options", "size", "words"),
     [
