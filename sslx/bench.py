@@ -258,7 +258,7 @@ def main(argv: Sequence[str]) -> int:
         )
     settings = config.load(argv)
     ranks = distributed.init(settings.device)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())  # a terminal breaks words
     devices = settings.ranks or (torch.cuda.device_count() if ranks.device.type == "cuda" else 1)
     if devices > 1:  # one device's share: the arms need no others
         settings = replace(settings, ranks=1, batch_size=settings.batch_size // devices)

@@ -22,7 +22,7 @@ COMMANDS = {
     "submit": ("sslx.cluster:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
     "methods": ("sslx.commands.lists:methods_main", "the methods: what each is, its paper, its cost"),
     "recipes": ("sslx.commands.lists:recipes_main", "the recipes: method, data, hardware, score"),
-    "jobs": ("sslx.jobs:main", "how every run under a folder stands"),
+    "jobs": ("sslx.jobs:main", "status of every run in a folder"),
     "logs": ("sslx.jobs:logs_main", "what the job of a run has printed"),
     "cancel": ("sslx.jobs:cancel_main", "save a checkpoint of a submitted run and end its job"),
     "doctor": ("sslx.doctor:main", "what this machine has, and what is missing"),
@@ -67,7 +67,7 @@ def _main(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         import difflib
 
-        close = difflib.get_close_matches(argv[0][:100], COMMANDS, n=1)
+        close = difflib.get_close_matches(argv[0][:100], COMMANDS, n=1, cutoff=0.65)
         hint = f"did you mean {close[0]}? " if close else ""
         return complain(f"sslx has no command '{shown(argv[0], 60)}': {hint}it has {', '.join(COMMANDS)}", 64)
     return run(COMMANDS[argv[0]][0], argv[1:])

@@ -229,7 +229,8 @@ def resumed(argv: Sequence[str]) -> list[str]:
         return [str(folder / "config.json"), *argv] if _is_readable(folder / "config.json") else argv
     folder = files.expanded(wanted)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"--resume takes auto, no or the folder of a run, and {shown(folder)} holds no run")
+        hint = f": did you mean runs/{shown(wanted)}?" if (Path("runs") / wanted / "config.json").is_file() else ""
+        raise ConfigError(f"--resume takes auto, no or the folder of a run, and {shown(folder)} holds no run{hint}")
     place = argv.index("--resume")
     rest = argv[:place] + argv[place + 2 :]
     folder = folder.absolute()

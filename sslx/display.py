@@ -5,7 +5,6 @@ waiting for the loader, 0 to 1); all others are shown by name.
 """
 
 import sys
-import textwrap
 import threading
 import time
 from collections import deque
@@ -21,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sslx import activity
-from sslx.words import shown
+from sslx.words import shown, wrapped
 
 SAID_AFTER_S = 2.0
 """Seconds after which a line says what the run is busy with, where there is no live display."""
@@ -128,9 +127,8 @@ class Terminal:
         if not self.enabled:
             return
         line = shown(text, 4_000)
-        if self.console.is_terminal and not line.startswith(" "):
-            width = max(20, self.console.width)
-            line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        if self.console.is_terminal:
+            line = wrapped(line, self.console.width)
         self.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from sslx.methods.base import Method
 from sslx.probe import features, held_out
 from sslx.probe.features import Features
 from sslx.state import VIEW
-from sslx.words import one_line
+from sslx.words import one_line, shown, wrapped
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,10 @@ class Trained:
 
 def load(path: Path) -> Trained:
     """Read a run folder, a checkpoint directory or a state.pt."""
-    state = checkpoint.load(path, needs=VIEW)
+    try:
+        state = checkpoint.load(path, needs=VIEW)
+    except MissingInput as error:
+        raise MissingInput(f"{error}{_meant(path)}") from error
     try:
         view = ViewSpec(**state["eval_view"])
     except (TypeError, ValueError) as error:
@@ -86,6 +88,15 @@ def load(path: Path) -> Trained:
         folder = folder.parent.parent
     size = state.get("size", view.size)  # of the training views: the encoder's stem depends on it
     return Trained(config.loads(state["config"]), size, view, state["method"], state["step"], folder)
+
+
+def _meant(path: Path) -> str:
+    """What may have been meant by a path without a checkpoint, to be added to the error; else ""."""
+    if (run := Path("runs") / path.name) != path and (run / "config.json").is_file():
+        return f"; did you mean {shown(run)}?"
+    if path.exists() and not (path / "config.json").is_file():
+        return "; the images to look at go into --data.root"
+    return ""
 
 
 class Bars:
@@ -190,8 +201,13 @@ def _takes_labels(settings: PretrainConfig) -> bool:
 
 
 def say_to(console: Console, ranks: Ranks) -> Callable[[str], None]:
-    """Prints a line on rank 0, as it is."""
-    return partial(console.print, markup=False, highlight=False, soft_wrap=True) if ranks.is_main else silent
+    """Prints a line on rank 0: wrapped between words on a terminal, else as it is."""
+
+    def say(line: str) -> None:
+        text = wrapped(line, console.width) if console.is_terminal else line
+        console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    return say if ranks.is_main else silent
 
 
 def loader(

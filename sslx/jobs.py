@@ -45,7 +45,7 @@ _STATES = {
 
 def main(argv: Sequence[str]) -> int:
     """A table of all runs under a folder."""
-    parser = argparse.ArgumentParser(prog="sslx jobs", description="How every run under a folder stands.")
+    parser = argparse.ArgumentParser(prog="sslx jobs", description="Status of every run in a folder.")
     parser.add_argument("folder", nargs="?", default="runs", help="a run, or a folder of runs (runs)")
     folder = files.expanded(parser.parse_args(argv).folder)
     if not os.path.isdir(folder):

@@ -155,9 +155,11 @@ def _features(scene: Scene, ranks: Ranks, console: Console) -> tuple[Features | 
 
 
 def _map(scene: Scene, points: int, by: Projection, bank: Features | None, found: Features, path: Path) -> bool:
-    """The map of the features; without classes, with some of the images on it."""
+    """The map of the features; without classes, or with more than a legend names, with some of the images on it."""
     splits, labels = scene.splits, scene.labels
-    several = labels is not None and len(labels.unique()) > 1
+    num_classes = 0 if labels is None else len(labels.unique())
+    several = num_classes > 1 and not evaluate.unlearnable(splits.all_train)
+    named = several and num_classes <= plot.MOST_NAMED
     title = f"{scene.name}: features of {len(found.x):,} {splits.name} images"
     if bank is not None and several and splits.train.classes:
         title += f", kNN accuracy {100 * probe.knn.accuracy(bank, found, len(splits.train.classes)):.1f} %"
@@ -167,7 +169,7 @@ def _map(scene: Scene, points: int, by: Projection, bank: Features | None, found
         splits.test.classes,
         path,
         title,
-        thumbnails=None if several else partial(scene.pixels, size=_THUMBNAIL_PX),
+        thumbnails=None if named else partial(scene.pixels, size=_THUMBNAIL_PX),
         by=by,
         max_points=points,
         seed=scene.seed,

@@ -17,6 +17,8 @@ from sslx import flags
 Config = TypeVar("Config", bound=Any)
 SMALL_BATCH = 1024
 """Below it are batches that papers' LARS settings are not for."""
+FEW_STEPS, FEW_EPOCHS = 500, 10
+"""With fewer a run is too short to expect much of it."""
 SMALL_SIDE = 64
 """Pixels: views up to here are small."""
 _SITUATIONS = ("all", "small", "large", "cpu", "vit", "tiny")

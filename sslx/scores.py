@@ -17,6 +17,7 @@ from sslx.data.views import eval_view
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.evaluate import Bars, Splits, Trained
+from sslx.presets import FEW_EPOCHS, FEW_STEPS
 from sslx.probe import Score, features, held_out, label_free
 from sslx.probe.features import Features
 from sslx.words import shown
@@ -29,8 +30,6 @@ LABELS_NOTE = (
     "With labels, sslx probe gives kNN, linear and few-label accuracy: --data.root FOLDER with one subfolder a class, "
     "and a test split of the same classes in --data.test-root FOLDER."
 )
-FEW_STEPS, FEW_EPOCHS = 500, 10
-"""With fewer a run is too short to expect much of it."""
 PRETRAINED, UNTRAINED, PIXELS = "pretrained encoder", "untrained encoder", "raw pixels"
 
 

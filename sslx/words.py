@@ -5,6 +5,7 @@ Whoever prints through rich wraps the result in ``rich.text.Text`` or says ``mar
 
 import os
 import re
+import textwrap
 from contextlib import suppress
 
 _KEPT = re.compile(
@@ -34,6 +35,13 @@ def shown(name: object, limit: int = LIMIT) -> str:
 def one_line(message: object, limit: int = LIMIT) -> str:
     """A message of several lines as one: every run of spaces and line breaks is a space, and the rest as ``shown``."""
     return shown(" ".join(str(message)[: 10 * limit].split()), limit)
+
+
+def wrapped(line: str, width: int) -> str:
+    """A line for a terminal of so many columns, broken between words only; an indented one, a command, stays whole."""
+    if line.startswith(" "):
+        return line
+    return textwrap.fill(line, max(20, width), break_long_words=False, break_on_hyphens=False)
 
 
 def _escaped(character: str) -> str:

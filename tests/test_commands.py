@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sslx import cli, config, flags, methods
 from sslx.errors import ConfigError, MissingInput
@@ -140,3 +142,51 @@ def test_a_sweep_says_which_run_failed_and_trains_the_others(tmp_path: Path):
     assert done.returncode == 64, done.stdout + done.stderr
     assert "s-batch_size=8" in done.stdout
     assert json.loads((tmp_path / "runs" / "s-batch_size=8" / "status.json").read_text())["state"] == "done"
+
+
+def test_a_name_in_place_of_a_runs_folder_and_an_existing_run(tmp_path: Path):
+    """Both are answered at once, before the encoder is built."""
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.json").write_text("{}")
+    (tmp_path / "photos").mkdir()
+    for command in ("probe", "plot", "resume"):
+        done = sslx(command, "mine", cwd=tmp_path)
+        assert "did you mean runs/mine?" in done.stderr
+        assert done.returncode in (64, 66)
+    done = sslx("probe", "photos", cwd=tmp_path)
+    assert "no checkpoint at photos" in done.stderr
+    assert "--data.root" in done.stderr
+    done = sslx("pretrain", *TINY, "--name", "mine", cwd=tmp_path)
+    assert done.returncode == 64
+    assert done.stderr.startswith("error: run runs/mine exists: go on with sslx resume runs/mine")
+    assert "building" not in done.stdout
+    done = sslx("export", "runs/mine", cwd=tmp_path)
+    assert "did you mean" not in done.stderr
+
+
+def test_a_short_run_on_ones_own_images_is_told_so(tmp_path: Path):
+    rng = np.random.default_rng()
+    (tmp_path / "photos").mkdir()
+    for i in range(9):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    flags = ["--data.root", "photos", "--data.threads", "0", *TINY[4:]]
+    done = sslx("pretrain", *flags, "--steps", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "a short run of 1 step: features usually take 500 or more to become good (--steps 500)" in done.stdout
+
+
+def test_completion_by_bash_and_a_script_for_zsh(tmp_path: Path):
+    script = sslx("pretrain", "--tyro-print-completion", "bash", cwd=tmp_path).stdout
+    (tmp_path / "sslx.bash").write_text(script)
+    for word, last, expected in (("--optim.l", "--optim.l", "--optim.lr"), ("si", "--method.name si", "simclr")):
+        line = f"sslx pretrain {last}"
+        ask = (
+            f"source sslx.bash; COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; COMP_LINE='{line}'; "
+            'COMP_POINT=${#COMP_LINE}; _tyro_sslx_pretrain; printf "%s\\n" "${COMPREPLY[@]}"; complete -p sslx'
+        )
+        done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=False)
+        *words, registered = done.stdout.split("\n")[:-1]
+        assert expected in words, done.stderr
+        assert all(found.startswith(word) for found in words)
+        assert registered == "complete -F _tyro_sslx_pretrain sslx"
+    assert sslx("pretrain", "--tyro-print-completion", "zsh", cwd=tmp_path).stdout.startswith("#compdef sslx")

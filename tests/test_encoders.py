@@ -128,11 +128,21 @@ def test_the_weights_are_a_function_of_the_seed():
     assert not torch.equal(made[0]["conv1.weight"], made[2]["conv1.weight"])
 
 
+def test_weights_of_timm_without_internet_are_told_how_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError) as error:
+        build(Config(weights="timm"), 64)
+    is_one_line(error, "resnet18 with timm's weights", "download them elsewhere", "--encoder.weights FILE")
+
+
 @pytest.mark.parametrize(
     ("options", "size", "words"),
     [
         ({"name": "resnet181"}, 32, ["--encoder.name 'resnet181'", "did you mean", "resnet18"]),
-        ({"name": "zzzzzz"}, 32, ["no timm model", "timm.list_models()"]),
+        ({"name": "zzzzzz"}, 32, ["not a timm model", "timm.list_models()"]),
         ({"name": "resnet18", "layers": (1, 1)}, 32, ["4 stages", "--encoder.layers"]),
         ({"name": "resnet18", "channels": (8, 8, 8, 0)}, 32, ["4 stages", ">= 1"]),
         ({"name": "resnet18", "channels": (0, 8, 8, 8)}, 32, ["4 stages", ">= 1"]),

@@ -263,6 +263,19 @@ def test_hardly_any_images_are_a_line_and_no_traceback(
         assert [line for line in lines if line.startswith("left out: ")]
 
 
+def test_a_map_of_classes_of_one_image_is_the_unlabeled_ones(flat: Path, tmp_path: Path, said: Said) -> None:
+    """Their colors would tell nothing: it shows the images in their place."""
+    plain, classes = images(tmp_path / "plain", 6), tmp_path / "classes"
+    for path in sorted(plain.iterdir()):
+        (classes / path.stem).mkdir(parents=True)
+        (classes / path.stem / path.name).write_bytes(path.read_bytes())
+    maps: list[np.ndarray] = []
+    for root in (plain, classes):
+        assert said("plot", flat, "--data.root", root)[0] == 0
+        maps.append(np.asarray(Image.open(flat / "tsne.png").convert("RGB")))
+    assert np.array_equal(maps[0], maps[1])
+
+
 def test_a_wrong_test_root_is_an_error(flat: Path, tmp_path: Path, said: Said) -> None:
     code, _, err = said("probe", flat, "--data.test-root", tmp_path / "typo")
     assert code == 66

@@ -146,7 +146,7 @@ def test_tsne_of_collapsed_features_is_drawn(tmp_path: Path) -> None:
 
 
 def test_tsne_of_too_few_samples_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="4 or more samples"):
+    with pytest.raises(DataError, match="4 or more images"):
         plot.feature_map(torch.ones(3, 8), None, None, tmp_path / "map.png", "title")
 
 

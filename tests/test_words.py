@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sslx.words import one_line, shown
+from sslx.words import one_line, shown, wrapped
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,11 @@ def test_the_middle_of_what_is_too_long_is_left_out() -> None:
 def test_a_message_of_several_lines_is_one() -> None:
     assert one_line("first\n\n  second\tthird\x1b[0m\n") == r"first second third\x1b[0m"
     assert len(one_line("word\n" * 1_000_000)) < 500
+
+
+def test_a_line_is_broken_between_words_and_a_command_is_not() -> None:
+    text = "no test images: some-long-name/with-parts has none, or " + "x" * 60
+    lines = wrapped(text, 40).split("\n")
+    assert " ".join(lines) == text
+    assert [len(line) <= 40 for line in lines] == [True, True, False], "what has no space is copied whole"
+    assert wrapped(f"  sslx probe {'run ' * 20}", 40) == f"  sslx probe {'run ' * 20}"

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shutil
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sslx import flags, methods, presets
+from sslx.words import wrapped
 
 
 def methods_main(argv: Sequence[str]) -> int:
@@ -28,9 +30,7 @@ def methods_main(argv: Sequence[str]) -> int:
             about.get("paper") or _paper(methods.summary(name)),
         )
     _print(table)
-    sys.stdout.write(
-        "\nTrain by one: sslx pretrain --method.name byol --data.root PHOTOS.  Its options: ... --help-all\n"
-    )
+    _print_last("Train by one: sslx pretrain --method.name byol --data.root PHOTOS.  Its options: ... --help-all")
     return 0
 
 
@@ -48,7 +48,7 @@ def recipes_main(argv: Sequence[str]) -> int:
             _score(comments),
         )
     _print(table)
-    sys.stdout.write("\nTrain one: sslx pretrain simclr_digits.  What it sets: sslx pretrain simclr_digits --help\n")
+    _print_last("Train one: sslx pretrain simclr_digits.  What it sets: sslx pretrain simclr_digits --help")
     return 0
 
 
@@ -57,12 +57,17 @@ def _table(prog: str, description: str, columns: Sequence[str], argv: Sequence[s
     argparse.ArgumentParser(prog=prog, description=description).parse_args(argv)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == columns[0])  # a name is copied whole
     return table
 
 
 def _print(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _print_last(line: str) -> None:
+    width = shutil.get_terminal_size().columns
+    sys.stdout.write(f"\n{wrapped(line, width) if sys.stdout.isatty() else line}\n")
 
 
 def _paper(text: str) -> str:

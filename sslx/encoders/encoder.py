@@ -65,7 +65,7 @@ def build(
     if not timm.is_model(config.name):
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
-        raise ConfigError(f"--encoder.name {config.name!r} is no timm model: {hint}")
+        raise ConfigError(f"--encoder.name {config.name!r} is not a timm model: {hint}")
     arguments: dict[str, Any] = {"pretrained": config.weights == "timm", "num_classes": 0}
     vit = is_plain_vit(config.name)
     arguments |= _vit_arguments(config) if vit else _resnet_arguments(config)
@@ -78,11 +78,16 @@ def build(
         except TypeError:  # a convolutional trunk, which takes any size
             trunk = timm.create_model(config.name, **arguments)
     except Exception as error:  # timm, its hub and its models raise anything
-        what = f"{config.name} with timm's weights" if config.weights == "timm" else config.name
-        raise ConfigError(f"cannot build {what} for {size} px: {_first_line(error)}") from error
+        what, hint = config.name, ""
+        if config.weights == "timm":
+            what += " with timm's weights"
+            hint = "; where there is no internet, download them elsewhere and give the file as --encoder.weights FILE"
+        raise ConfigError(f"cannot build {what} for {size} px: {_first_line(error)}{hint}") from error
     stem = config.stem if config.stem != "auto" else ("small" if size <= SMALL else "imagenet")
     if stem in ("small", "narrow") and isinstance(trunk, ResNet):
         _small_stem(trunk)
+        if config.weights == "timm":
+            say(f"--encoder.weights timm: all but conv1, new in a {stem} stem (--encoder.stem imagenet keeps it)")
     elif config.stem in ("small", "narrow"):
         raise ConfigError(
             f"--encoder.stem {config.stem} is for ResNets, and {config.name} is none: take auto or imagenet"

@@ -6,6 +6,7 @@ from sslx.plot.canvas import PALETTE as PALETTE
 from sslx.plot.charts import bars as bars
 from sslx.plot.charts import curves as curves
 from sslx.plot.charts import roofline as roofline
+from sslx.plot.embedding import MOST_NAMED as MOST_NAMED
 from sslx.plot.embedding import feature_map as feature_map
 from sslx.plot.embedding import projection as projection
 from sslx.plot.embedding import subsample as subsample

@@ -27,6 +27,8 @@ Thumbnails = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 Projection = Literal["t-SNE", "UMAP"]
 FEWEST = 4
 """Samples that make a map."""
+MOST_NAMED = 20
+"""Classes that a legend names."""
 _WIDTH, _HEIGHT, _LEAST_HEIGHT = 8.0, 7.2, 3.6  # inches
 
 
@@ -92,7 +94,7 @@ def subsample(size: int, labels: Tensor | None, most: int, seed: int) -> npt.NDA
 def _places(x: Places, by: Projection, seed: int) -> tuple[Places, bool]:
     """((N, 2) places on the map, whether all rows of x (N, D) are the same, of which there is no map)."""
     if len(x) < FEWEST:
-        raise DataError(f"expected {FEWEST} or more samples to map by {by}, got {len(x)}; give it more of them")
+        raise DataError(f"expected {FEWEST} or more images to map by {by}, got {len(x)}; give a folder of more images")
     if not np.ptp(x, axis=0).any():
         return np.zeros((len(x), 2)), True
     if by == "UMAP":
@@ -142,7 +144,7 @@ def _draw_classes(
     for label, (color, marker) in look_of.items():
         mine = places[labels == label]
         axes.scatter(*mine.T, s=size, c=color, marker=marker, alpha=OPACITY, linewidths=0)
-    if len(present) > 20:
+    if len(present) > MOST_NAMED:
         return f", {len(present)} classes by color (too many for a legend)"
     names = {label: str(classes[label] if classes else label) for label in present}
     if np.ptp(places, axis=0).any():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from sslx import activity, distributed, log, optim, parallel, schedules
+from sslx import activity, distributed, log, optim, parallel, presets, schedules
 from sslx.config import PretrainConfig, dump
 from sslx.data import Loader
 from sslx.display import Terminal
@@ -87,6 +87,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     # Says what is about to happen before the run folder is there.
     parts = build(config, ranks, say, initial_weights=not resumes)
     config = parts.settings
+    if not resumes and (line := _few_steps(config, parts)):
+        say(line)
     probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.autocast)
     setup = Setup(parts, probe, health, StopFlag(), peers)
     watch_waits(parts.model)
@@ -108,6 +110,16 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
                 raise NonFiniteError(_advice(str(reason), config, position)) from None
             run = runs.go_back(run, str(reason))
             gone_back_to = position.step = position.saved = run.step
+
+
+def _few_steps(config: PretrainConfig, parts: Parts) -> str:
+    """A line where a run on a user's own images is too short to expect much of it; else ""."""
+    if config.data.source != "folder" or config.encoder.weights or parts.total_steps >= presets.FEW_STEPS:
+        return ""
+    steps = f"{parts.total_steps:,} step{'s' * (parts.total_steps != 1)}"
+    epochs = -(-presets.FEW_STEPS // parts.steps_per_epoch)
+    more = f"--steps {presets.FEW_STEPS}" if config.steps else f"--epochs {epochs}"
+    return f"a short run of {steps}: features usually take {presets.FEW_STEPS} or more to become good ({more})"
 
 
 def _advice(reason: str, config: PretrainConfig, position: Position) -> str:

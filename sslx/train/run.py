@@ -49,8 +49,12 @@ def on_main(decide: Callable[[], T]) -> T:
 
 
 def resumes(settings: PretrainConfig) -> bool:
-    """Whether this start will go on from a checkpoint, as far as names tell: what is needed before it is claimed."""
+    """Whether this start will go on from a checkpoint, as far as names tell: what is needed before it is claimed.
+
+    ConfigError where the folder holds a run and nothing says to go on with it: before anything that takes long.
+    """
     folder = settings.runs / settings.name
+    _refuse_taken(settings, folder)
     return settings.resume == "auto" and (folder / "config.json").exists() and outcome.newest_step(folder) > 0
 
 
@@ -82,10 +86,7 @@ def claim(settings: PretrainConfig) -> Run:
 def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[Path | None, str, str, tuple[str, ...]]:
     """(checkpoint to go on from, the lock's token, wandb's id, notes); the lock itself goes to ``held``."""
     saved, id_file = folder / "config.json", folder / "run_id"
-    if os.path.exists(saved) and settings.resume != "auto":
-        if (owner := locks.look(folder)) and owner[1]:
-            raise locks.refuse(folder, owner[0])
-        resuming.check_resumable(settings, folder)
+    _refuse_taken(settings, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held.append(locks.acquire(folder))
@@ -104,6 +105,14 @@ def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[P
         run_id = log.run_id(folder)  # one wandb run, however often it starts before its first save
         return None, held[0].token, run_id, (*notes, f"{shown(folder)} has no checkpoint yet: starting at step 0")
     return newest, held[0].token, "", notes
+
+
+def _refuse_taken(settings: PretrainConfig, folder: Path) -> None:
+    """Raise ConfigError for a folder that holds a run which these settings do not say to go on with."""
+    if os.path.exists(folder / "config.json") and settings.resume != "auto":
+        if (owner := locks.look(folder)) and owner[1]:
+            raise locks.refuse(folder, owner[0])
+        resuming.check_resumable(settings, folder)
 
 
 def check(run: Run, lost: bool) -> None:

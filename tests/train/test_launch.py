@@ -68,7 +68,7 @@ def test_an_existing_run_is_not_overwritten_and_one_of_another_config_not_resume
         ("--data.source folder --data.root {tmp}/empty", 66, ["no images below {tmp}/empty", "found nothing"]),
         ("--data.source folder --data.root {tmp}/texts", 66, ["no images below", "not taken: .txt: 1 (a.txt)"]),
         ("--data.source cifar10 --data.root {tmp}", 66, ["cifar10 not found under {tmp}", "--data.root"]),
-        ("--encoder.name resnet999", 64, ["'resnet999' is no timm model", "did you mean resnet"]),
+        ("--encoder.name resnet999", 64, ["'resnet999' is not a timm model", "did you mean resnet"]),
         ("--encoder.weights {tmp}/no.pt", 66, ["--encoder.weights {tmp}/no.pt does not exist"]),
         ("--batch-size 15 --accumulate 2", 64, ["15 must be divisible", "--batch-size 14"]),
         ("--batch-size 100", 64, ["batch size 100 is more than the 64 images", "--batch-size 64"]),
@@ -198,7 +198,7 @@ def test_two_ranks_say_everything_once(tmp_path: Path):
     ("flags", "code", "words"),
     [
         ("--data.source folder --data.root {tmp}/texts", 66, ["no images below", "a.txt"]),
-        ("--encoder.name resnet999", 64, ["no timm model", "did you mean resnet"]),
+        ("--encoder.name resnet999", 64, ["not a timm model", "did you mean resnet"]),
         ("--name old --resume auto --optim.lr 0.2", 64, ["another config", "--optim.lr 0.6 -> 0.2"]),
     ],
 )
