@@ -36,9 +36,8 @@ def test_what_is_launched_fits_the_gpu_and_does_not_spill(capability: int) -> No
     dims = (256,) if capability in (86, 89) else (16, 32, 64, 128, 200, 256)
     kernels = compiled("--capabilities", str(capability), "--simclr-only", "--dims", *map(str, dims))
     kernels += compiled("--capabilities", str(capability), "--dims", "128")
-    most = SPILLED_BYTES.get(
-        ".".join(metadata.version("triton").split(".")[:2]), 0 if capability in (80, 90, 100) else 16
-    )
+    version = ".".join(metadata.version("triton").split(".")[:2])
+    most = SPILLED_BYTES.get(version, 0 if capability in (80, 90, 100) else 16)
     limit = min(SHARED_BYTES[86], SHARED_BYTES[capability]) if capability == 80 else SHARED_BYTES[capability]
     assert {k["constants"]["D"] for k in kernels} == {*dims, 128}
     sums = [k["constants"] for k in kernels if k["kernel"] == "sums_kernel"]
