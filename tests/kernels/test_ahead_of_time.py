@@ -16,7 +16,7 @@ SHARED_BYTES = {80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 2
 """What a block may have on an A100, an A10, an L40, an H100 or H200, a B200, an RTX Blackwell."""
 
 SPILLED_BYTES = {"3.6": 128, "3.7": 128}
-"""Of a thread, at most, by version of Triton; none with later ones.  Triton 3.6 keeps a few of 255 registers in memory
+"""Of a thread, at most, by version of Triton; with later ones none on sm_80, 90 and 100, 16 elsewhere.  Triton 3.6 keeps a few of 255 registers in memory
 of tiles that were the fastest on an H200.  A tile too large spills hundreds of bytes with any."""
 
 
@@ -36,7 +36,8 @@ def test_what_is_launched_fits_the_gpu_and_does_not_spill(capability: int) -> No
     dims = (256,) if capability in (86, 89) else (16, 32, 64, 128, 200, 256)
     kernels = compiled("--capabilities", str(capability), "--simclr-only", "--dims", *map(str, dims))
     kernels += compiled("--capabilities", str(capability), "--dims", "128")
-    most = SPILLED_BYTES.get(".".join(metadata.version("triton").split(".")[:2]), 0)
+    version = ".".join(metadata.version("triton").split(".")[:2])
+    most = SPILLED_BYTES.get(version, 0 if capability in (80, 90, 100) else 16)
     limit = min(SHARED_BYTES[86], SHARED_BYTES[capability]) if capability == 80 else SHARED_BYTES[capability]
     assert {k["constants"]["D"] for k in kernels} == {*dims, 128}
     sums = [k["constants"] for k in kernels if k["kernel"] == "sums_kernel"]

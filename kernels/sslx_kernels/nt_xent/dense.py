@@ -60,14 +60,14 @@ class _Dense(torch.autograd.Function):
         return F.softplus(log_negatives - logit, threshold=40).mean().to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         z1, z2, *saved = ctx.saved_tensors
         again, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(z1.device.type)
         with (
             torch.no_grad() if again else nullcontext(),
             torch.autocast(z1.device.type, enabled=False) if autocast else nullcontext(),
         ):
-            d, share = _gradient(gradient, ctx.inverse, *saved)
+            d, share = _gradient(gradients[0], ctx.inverse, *saved)
             d1, d2 = d.to(ctx.dtype).chunk(2)
             dt = None
             if ctx.needs_input_grad[2]:  # each similarity is counted in both its rows' gradients
@@ -84,7 +84,9 @@ class _Refused(torch.autograd.Function):
     def forward(ctx: Any, d1: Tensor, d2: Tensor, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
         return d1.clone(), d2.clone()
 
-    backward = staticmethod(no_second_derivative)  # pyright: ignore[reportAssignmentType]
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:  # noqa: ARG004
+        no_second_derivative()
 
 
 def _gradient(
