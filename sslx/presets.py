@@ -147,7 +147,9 @@ def words(found: list[Choice], open_names: set[str]) -> list[str]:
         mine = {name: value for name, value in choice.values.items() if name in open_names and name not in said}
         said |= mine.keys()
         if choice.why and mine:
-            lines.append(f"{choice.why} ({' '.join(_flag(name, value) for name, value in mine.items())})")
+            mostly = 2 * len(mine) > len(choice.values.keys() & open_names)  # else later choices have replaced it
+            why = choice.why if mostly else "besides"
+            lines.append(f"{why} ({' '.join(_flag(name, value) for name, value in mine.items())})")
     return lines[::-1]
 
 

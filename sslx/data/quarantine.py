@@ -61,13 +61,14 @@ class Quarantine:
     def set_aside(self, reasons: dict[int, str]) -> None:
         """Name these unreadable files, each with its reason, and choose their stand-ins.
 
-        Raises DataError where they are more than the share ``max_bad``.
+        Raises DataError where they are more than the share ``max_bad``, and more than one.
         """
         assert self.source.paths is not None
+        most = max(1, self.max_bad * len(self.source)) if self.max_bad else 0  # one of a few images ends no run
         for i, reason in sorted(reasons.items()):
             self.bad[i] = self.source.paths[i]
             name = f"{shown(self.bad[i])} ({reason})"
-            if len(self.bad) > self.max_bad * len(self.source):
+            if len(self.bad) > most:
                 raise DataError(
                     f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
                     f"{self.max_bad:g} that --data.max-bad allows; the last one is {name}",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
@@ -10,6 +11,7 @@ from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyrig
 from sslx import compiler, data, distributed, encoders, methods, optim, parallel, rng, state, sync_bn
 from sslx.config import PretrainConfig, settle
 from sslx.data import Loader, sources
+from sslx.data.order import Shuffled
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
@@ -83,7 +85,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     file of others any more.  UserErrors where a user can mend what is wrong.
     """
     parameters, autocast = _arithmetic(config, ranks.device)
-    config, source = _settled(config, say)
+    config, source = _settled(config, ranks.world_size, say)
     size = config.data.size or source.size
     file = methods.module(config.method.name)
     specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
@@ -147,8 +149,11 @@ def _arithmetic(config: PretrainConfig, device: torch.device) -> tuple[torch.dty
     return parameters, autocast
 
 
-def _settled(config: PretrainConfig, say: Callable[[str], None]) -> tuple[PretrainConfig, Source]:
-    """The images, and the config with what suits them in place of what nobody has set."""
+def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]) -> tuple[PretrainConfig, Source]:
+    """The images, and the config with what suits them in place of what nobody has set.
+
+    Raises ConfigError where they fill no batch, before an encoder is built.
+    """
     source = sources.build(config.data, "pretrain", say=say)
     for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
         say(line)
@@ -156,6 +161,13 @@ def _settled(config: PretrainConfig, say: Callable[[str], None]) -> tuple[Pretra
     for line in reasons:
         say(line)
     config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
+    Shuffled(
+        num_samples=len(source),
+        batch_size=config.batch_size,
+        accumulate=config.micro_batches,
+        seed=config.seed,
+        world_size=world_size,
+    )
     return config, source
 
 
@@ -257,7 +269,9 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
     Pretraining needs no test split: where there is none, or none of these classes, ``say`` is told so.
     """
     source = parts.source
-    if not config.online.every or source.labels is None or len(source.classes or ()) < 2:
+    if not config.online.every or source.labels is None or np.bincount(source.labels, minlength=2).max() < 2:
+        return None
+    if len(source.classes or ()) < 2:
         return None
     try:
         test = sources.build(config.data, "test", say=say, classes=source.classes, levels=source.levels)

@@ -90,7 +90,7 @@ def test_an_error_of_the_device_is_what_it_is(
     assert not isinstance(caught.value, UserError)
     assert loader.bad == {}
     assert said == []
-    words, code = launch._explained(caught.value, Position()) or ("", 0)
+    words, code = launch.explained(caught.value, Position()) or ("", 0)
     assert "\n" not in words
     if error in MEMORY:
         assert code == ConfigError.exit_code == 64

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslx.data import sides
+from sslx.data import Config, sides, sources
 
 
 def save(folder: Path, sizes: list[tuple[int, int]]) -> list[str]:
@@ -32,12 +32,27 @@ def save(folder: Path, sizes: list[tuple[int, int]]) -> list[str]:
     ],
 )
 def test_four_of_five_images_have_as_many_pixels(sizes: list[tuple[int, int]], side: int, tmp_path: Path):
-    assert sides.suitable(save(tmp_path, sizes)) == side
+    assert sides.suitable(save(tmp_path, sizes)) == (side, "")
 
 
 def test_what_cannot_be_read_counts_for_nothing(tmp_path: Path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    assert sides.suitable([str(broken), *save(tmp_path, [(64, 64)] * 3)]) == 64
-    assert sides.suitable([str(broken)]) == 224
-    assert sides.suitable([]) == 224
+    assert sides.suitable([str(broken), *save(tmp_path, [(64, 64)] * 3)]) == (64, "")
+    assert sides.suitable([str(broken)]) == (224, "")
+    assert sides.suitable([]) == (224, "")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".png", ".webp"])
+def test_a_file_of_several_pages_is_noticed(suffix: str, tmp_path: Path):
+    generator = np.random.default_rng()
+    pages = [Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
+    paths = save(tmp_path, [(64, 64)] * 2)
+    for path in (one := tmp_path / f"one{suffix}", several := tmp_path / f"several{suffix}"):
+        pages[0].save(path, save_all=path == several, append_images=pages[1:] if path == several else [])
+    assert sides.suitable([*paths, str(one)])[1] == ""
+    assert sides.suitable([*paths, str(several)])[1] == str(several)
+    source = sources.build(Config(source="folder", root=str(tmp_path)), "pretrain")
+    assert f"several{suffix} holds several pages or frames: only the first of each such file is read" in "\n".join(
+        source.notes
+    )
