@@ -17,8 +17,8 @@ SHARED_BYTES = {80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 2
 
 VERSION = ".".join(metadata.version("triton").split(".")[:2])
 SPILLED_BYTES = {"3.6": 128, "3.7": 128}
-"""Of a thread, at most, by version of Triton; with later ones none on sm_80, 90 and 100, 16 elsewhere.  Triton 3.6 keeps
-a few of 255 registers in memory of tiles that were the fastest on an H200.  A tile too large spills hundreds of bytes
+"""Of a thread, at most, by version of Triton; with later ones none on sm_80, 90 and 100, 16 elsewhere.  Triton 3.6 has
+a few of 255 registers in memory, of tiles that were the fastest on an H200.  A tile too large spills hundreds of bytes
 with any."""
 
 
