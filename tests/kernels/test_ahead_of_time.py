@@ -15,9 +15,11 @@ KIB = 1024
 SHARED_BYTES = {80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB}
 """What a block may have on an A100, an A10, an L40, an H100 or H200, a B200, an RTX Blackwell."""
 
+VERSION = ".".join(metadata.version("triton").split(".")[:2])
 SPILLED_BYTES = {"3.6": 128, "3.7": 128}
-"""Of a thread, at most, by version of Triton; with later ones none on sm_80, 90 and 100, 16 elsewhere.  Triton 3.6 keeps a few of 255 registers in memory
-of tiles that were the fastest on an H200.  A tile too large spills hundreds of bytes with any."""
+"""Of a thread, at most, by version of Triton; with later ones none on sm_80, 90 and 100, 16 elsewhere.  Triton 3.6 has
+a few of 255 registers in memory, of tiles that were the fastest on an H200.  A tile too large spills hundreds of bytes
+with any."""
 
 
 def compiled(*options: str) -> list[dict[str, Any]]:
@@ -36,8 +38,7 @@ def test_what_is_launched_fits_the_gpu_and_does_not_spill(capability: int) -> No
     dims = (256,) if capability in (86, 89) else (16, 32, 64, 128, 200, 256)
     kernels = compiled("--capabilities", str(capability), "--simclr-only", "--dims", *map(str, dims))
     kernels += compiled("--capabilities", str(capability), "--dims", "128")
-    version = ".".join(metadata.version("triton").split(".")[:2])
-    most = SPILLED_BYTES.get(version, 0 if capability in (80, 90, 100) else 16)
+    most = SPILLED_BYTES.get(VERSION, 0 if capability in (80, 90, 100) else 16)
     limit = min(SHARED_BYTES[86], SHARED_BYTES[capability]) if capability == 80 else SHARED_BYTES[capability]
     assert {k["constants"]["D"] for k in kernels} == {*dims, 128}
     sums = [k["constants"] for k in kernels if k["kernel"] == "sums_kernel"]
@@ -49,7 +50,7 @@ def test_what_is_launched_fits_the_gpu_and_does_not_spill(capability: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(".".join(metadata.version("triton").split(".")[:2]) in SPILLED_BYTES, reason="needs Triton 3.8")
+@pytest.mark.skipif(VERSION in SPILLED_BYTES, reason="counted with Triton 3.8")
 def test_the_inner_loops_have_few_instructions() -> None:
     """On sm_90 at D = 128, of the tiles that need no mask, which are all but those on two diagonals and the edges."""
     kernels = compiled("--capabilities", "90", "--dims", "128", "--simclr-only")
