@@ -125,7 +125,7 @@ def on(*, may_read: bool = False) -> Generator[Counts]:
             "torch.cuda.mem_get_info": lambda *_: (MEMORY_BYTES, MEMORY_BYTES),
             "torch.cuda.get_rng_state": lambda *_: torch.get_rng_state(),
             "torch.cuda.set_rng_state": lambda *_: None,
-            "triton.runtime.jit.JITFunction.run": counts_a_kernel(counts),
+            "sslx_kernels.nt_xent.fused.launch": counts_a_kernel(counts),
         }.items():
             stack.enter_context(mock.patch(name, value))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -136,16 +136,15 @@ def on(*, may_read: bool = False) -> Generator[Counts]:
 def counts_a_kernel(counts: Counts) -> Any:
     """What a Triton kernel's launch does instead: count it, and check where its tensors are."""
 
-    def run(kernel: Any, *args: Any, **kwargs: Any) -> None:
-        name = kernel.fn.__name__
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves((args, constants)) if isinstance(leaf, Tensor)]
         if elsewhere := {str(tensor.device) for tensor in tensors if tensor.device.type != "cuda"}:
-            raise RuntimeError(f"the kernel {name} is given a tensor on {elsewhere}")
-        counts.operators[name] += 1
+            raise RuntimeError(f"a kernel, launched on {grid} blocks, is given a tensor on {elsewhere}")
+        counts.operators[kernel.fn.__name__] += 1
         counts.launches += 1
         counts.moved_bytes += sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
-    return run
+    return launch
 
 
 def to_cuda(module: nn.Module) -> None:

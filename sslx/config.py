@@ -293,8 +293,7 @@ def _options(name: str) -> MethodConfig:
 
 def _complete(config: PretrainConfig) -> PretrainConfig:
     """The config with the method's own class in place of the one that its flags were parsed by."""
-    fields = {field.name: getattr(config.method, field.name) for field in dataclasses.fields(config.method)}
-    return dataclasses.replace(config, method=methods.module(config.method.name).Config(**fields))
+    return dataclasses.replace(config, method=methods.module(config.method.name).Config(**vars(config.method)))
 
 
 def _with_folder(args: list[str], default: DataConfig) -> list[str]:

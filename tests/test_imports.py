@@ -40,7 +40,7 @@ ARROW = (
 """The parts of sslx, each of which imports leaves and earlier ones only; those of one row not one another."""
 
 ONLY_IMPORTERS = {
-    "torch.distributed": ("sslx/distributed.py",),
+    "torch.distributed": ("sslx/distributed.py", "benchmarks/fake_step.py"),
     "nvidia.dali": ("sslx/data/dali.py",),
     "wandb": ("sslx/log.py",),
     "tyro": ("sslx/config.py",),
@@ -51,7 +51,7 @@ ONLY_IMPORTERS = {
     "numpy.random": (),
 }
 
-MAX_IGNORES = 15
+MAX_IGNORES = 14
 """Of pyright, all in wrappers of untyped libraries.  Lower it when one goes; do not raise it."""
 
 

@@ -36,12 +36,11 @@ def read(config: Config, split: Split, say: Callable[[str], None], classes: Sequ
     layout = splits.find(root, config.splits, test_root)
     if split == "test":
         if test_root is not None:
-            return _listed(config, test_root, "--data.test-root", (), say, classes, split)
+            return _listed(test_root, "--data.test-root", (), say, classes, split)
         if not layout.test:
             raise MissingInput(f"no test images: {_why_no_test(root, config)}: give the folder with --data.test-root")
-        return _listed(config, layout.test[0], "--data.root", (), say, classes, split)
-    held_out, look = layout.held_out, config.splits != "none"
-    source = _listed(config, layout.train, "--data.root", held_out, say, classes, split, look=look)
+        return _listed(layout.test[0], "--data.root", (), say, classes, split)
+    source = _listed(layout.train, "--data.root", layout.held_out, say, classes, split, look=config.splits != "none")
     return replace(source, notes=(*layout.notes, *source.notes))
 
 
@@ -55,7 +54,6 @@ def _why_no_test(root: Path, config: Config) -> str:
 
 
 def _listed(
-    config: Config,
     root: Path,
     flag: str,
     held_out: Sequence[Path],
@@ -81,8 +79,6 @@ def _listed(
     side, paged = sides.suitable(paths)
     if paged:
         notes.append(f"{shown(paged)} holds several pages or frames: only the first of each such file is read")
-    if side < sides.LARGEST and config.size is None:
-        notes.append(f"views of {side} px, as most images are no larger (--data.size {side})")
     source = Source(shown(root), side, paths=paths, root=listing.root, notes=tuple(notes))
     return _labeled(source, listing, classes)
 

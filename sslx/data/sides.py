@@ -1,4 +1,4 @@
-"""What the headers of some images of a folder say: the side of the views that suits them, and whether files hold pages."""
+"""What the headers of some images of a folder say: the side of the views that suits them, and whether one has pages."""
 
 from collections.abc import Sequence
 

@@ -10,7 +10,7 @@ from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyrig
 
 from sslx import compiler, data, distributed, encoders, methods, optim, parallel, rng, state, sync_bn
 from sslx.config import PretrainConfig, settle
-from sslx.data import Loader, sources
+from sslx.data import Loader, sides, sources
 from sslx.data.order import Shuffled
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec, eval_view
@@ -158,6 +158,9 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
     for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
         say(line)
     config, reasons = settle(config, config.data.size or source.size, len(source))
+    side = source.size
+    if config.data.source == "folder" and config.data.size is None and side < sides.LARGEST:
+        reasons.append(f"views of {side} px, as most images are no larger (--data.size {side})")
     for line in reasons:
         say(line)
     config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)

@@ -43,7 +43,7 @@ def test_what_cannot_be_read_counts_for_nothing(tmp_path: Path):
     assert sides.suitable([]) == (224, "")
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".gif", ".png", ".webp"])
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".webp"])
 def test_a_file_of_several_pages_is_noticed(suffix: str, tmp_path: Path):
     generator = np.random.default_rng()
     pages = [Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
