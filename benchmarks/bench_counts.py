@@ -65,6 +65,31 @@ def table(path: Path = RESULTS) -> dict[str, dict[str, Any]]:
     return {record["case"]: record for record in records}
 
 
+SHOWN = {
+    "simclr_imagenet, local batch norm": "SimCLR, ResNet-50, 224 px, 512",
+    "simclr_imagenet": "the same, synchronized batch norm, one of 8 GPUs",
+    "simclr_cifar10": "SimCLR, ResNet-18, 32 px, 512",
+    "dino_photos, ViT-S/16": "DINO, ViT-S/16, 224 px and small crops, 256",
+}
+"""The cases of the README, and what each is called there."""
+
+
+def markdown(path: Path = RESULTS) -> str:
+    """The README's table: each case's first line and its last."""
+    rows = [
+        "| step | kernels launched | copies | waits | GB moved | peak, GiB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    scales = {"launches": 1.0, "copies": 1.0, "waits": 1.0, "moved_bytes": 1e9, "peak_bytes": 2.0**30}
+    for case, name in SHOWN.items():
+        mine = [line for line in lines if line["case"] == case]
+        cells = [[f"{line[figure] / scale:,.0f}" for line in (mine[0], mine[-1])] for figure, scale in scales.items()]
+        texts = [now if len(mine) == 1 or before == now else f"{before} → {now}" for before, now in cells]
+        rows.append(f"| {name} | {' | '.join(texts)} |")
+    return "\n".join(rows) + "\n"
+
+
 def differences(now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
     """Where a case's figures differ by more than ``MOST``, in words."""
     if before is None:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bench_counts
 import bench_methods
 import bench_step
 
@@ -309,7 +310,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (quickstart, accuracy, startup, parity, loader, nt_xent, methods, slurm, step, peers,
                      harness, time_to_accuracy)
-}  # fmt: skip
+} | {"counts": bench_counts.markdown}  # fmt: skip
 PICTURES: dict[str, Callable[[], partial[None]]] = {
     "peers": peers_picture,
     "methods": methods_picture,
