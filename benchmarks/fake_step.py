@@ -25,10 +25,14 @@ from sslx.train.step import cached_step, train_step
 DEVICE, AUTOCAST = torch.device("cuda", 0), torch.bfloat16
 
 
+def specs_of(config: PretrainConfig, size: int) -> tuple[ViewSpec, ...]:
+    """The views that the method asks for."""
+    return methods.module(config.method.name).views(config.method, config.augment, size)
+
+
 def build(config: PretrainConfig, size: int) -> tuple[Method, tuple[ViewSpec, ...]]:
     """The method, on the CPU as yet, and its views."""
-    file = methods.module(config.method.name)
-    specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
+    file, specs = methods.module(config.method.name), specs_of(config, size)
     norm = "group" if config.batch_norm == "group" else "batch"
     method: Method = file.Method(
         config.method, encoders.build(replace(config.encoder, weights=None), size, *(s.size for s in specs), norm=norm)

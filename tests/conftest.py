@@ -28,7 +28,8 @@ COLLECTIVE_S = 120.0
 NUMERICAL = (
     "losses/", "kernels/", "optim/", "methods/", "machine/", "data/test_finish.py", "data/test_parity.py",
     "data/test_views.py", "probe/test_knn.py", "probe/test_linear.py", "probe/test_health.py", "test_group_norm.py",
-    "test_sync_bn.py", "test_verify.py", "train/test_equivalence.py",
+    "test_sync_bn.py", "test_verify.py", "train/test_equivalence.py", "train/test_fake_cuda.py",
+    "data/test_on_a_gpu.py",
 )  # fmt: skip
 """What depends on the CPU and on the versions of libraries: run again with others (tests/run.sh --oldest, --isa)."""
 
@@ -206,7 +207,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker("soak")
             seen.add(name)
     for item in items:
-        if item.path.relative_to(os.path.dirname(__file__)).as_posix().startswith(NUMERICAL):
+        path = item.path.relative_to(os.path.dirname(__file__)).as_posix()
+        if path.startswith(NUMERICAL) and path != "kernels/test_ahead_of_time.py":  # which only compiles
             item.add_marker("numerical")
     if not torch.cuda.is_available():
         for item in items:

@@ -92,7 +92,7 @@ class Loader:
         batch = Batch(views, came.get("label"), torch.from_numpy(index), came.get("draws"))
         return batch.to(self.device, self.dtype)  # copies only where dtype or device differ
 
-    def _along(self, t: int) -> Arrays:
+    def along(self, t: int) -> Arrays:
         """Batch t's labels and draws, for the backend to send with what its views need."""
         index, arrays = self.order.batch(t), Arrays()
         if self.source.labels is not None:
@@ -107,7 +107,7 @@ class Loader:
         failed = False
         while True:
             if self._stream is None:
-                self._stream = self.backend.stream(self.order, self.delivered, self._quarantine.substitute, self._along)
+                self._stream = self.backend.stream(self.order, self.delivered, self._quarantine.substitute, self.along)
             try:
                 return next(self._stream)
             except (StopWaiting, UserError):

@@ -72,21 +72,29 @@ class Resident:
         """
         t = start
         while not order.finished(t):
-            index = order.batch(t)
-            files = substitute(index)
+            groups, drawn, cropping = self.prepared(order, t, substitute, along)
             pixels = self._images()
-            if not self._reasons.keys().isdisjoint(files.tolist()):
+            if not self._reasons.keys().isdisjoint(groups[0]["files"].tolist()):
                 raise RuntimeError("an unreadable image")
-            drawn = views.draws(self.specs, self.seed, order.epoch(t), index)
-            yield self._make(pixels, files, drawn, along(t))
+            yield self._make(pixels, groups, drawn, cropping)
             t += 1
 
-    def _make(self, pixels: Tensor, files: Indices, drawn: Sequence[Draw | None], along: Arrays) -> Made:
-        """A batch from the images in memory."""
+    def prepared(
+        self, order: Order, t: int, substitute: Callable[[Indices], Indices], along: Along
+    ) -> tuple[list[Arrays], Sequence[Draw | None], list[Arrays]]:
+        """What the host makes for batch t: arrays for the device, the draws, and each view's arrays for ``Crop``."""
+        self._images()
+        index = order.batch(t)
+        files = substitute(index)
+        drawn = views.draws(self.specs, self.seed, order.epoch(t), index)
         cropping = [crop.parameters(one, self._sides[files]) for one, (crop, _) in zip(drawn, self._steps, strict=True)]
         finishing = [finish.parameters(one) for one, (_, finish) in zip(drawn, self._steps, strict=True)]
         both = [{**crop, **finish} for crop, finish in zip(cropping, finishing, strict=True)]
-        chosen, came, *sent = send([{"files": files}, along, *both], self.device)
+        return [{"files": files}, along(t), *both], drawn, cropping
+
+    def _make(self, pixels: Tensor, groups: list[Arrays], drawn: Sequence[Draw | None], cropping: list[Arrays]) -> Made:
+        """A batch from the images in memory."""
+        chosen, came, *sent = send(groups, self.device)
         images = pixels[chosen["files"]].float()
         made = [
             finish(one, crop(one, images, parameters, there), there)
