@@ -148,7 +148,7 @@ def words(found: list[Choice], open_names: set[str]) -> list[str]:
         said |= mine.keys()
         if choice.why and mine:
             mostly = 2 * len(mine) > len(choice.values.keys() & open_names)  # else later choices have replaced it
-            why = choice.why if mostly else "besides"
+            why = choice.why if mostly else "other defaults of the method"
             lines.append(f"{why} ({' '.join(_flag(name, value) for name, value in mine.items())})")
     return lines[::-1]
 

@@ -139,3 +139,17 @@ def test_a_batch_that_nobody_set_is_no_larger_than_the_images():
         assert config.settle(settings, 32, num_images)[0].batch_size == expected
     given = config.load([*PHOTOS, "--batch-size", "128"])
     assert config.settle(given, 32, 40)[0].batch_size == 128
+
+
+def test_a_reason_is_not_given_for_values_that_another_choice_has_replaced():
+    found = [
+        presets.Choice("SGD as in the paper", {"optim.name": "sgd", "optim.lr": 0.03, "method.head_norm": True}),
+        presets.Choice("no GPU: LARS", {"optim.name": "lars", "optim.lr": 3.0}),
+    ]
+    names = {"optim.name", "optim.lr", "method.head_norm"}
+    assert presets.words(found, names) == [
+        "other defaults of the method (--method.head-norm)",
+        "no GPU: LARS (--optim.name lars --optim.lr 3)",
+    ]
+    assert presets.words(found[:1], names)[0].startswith("SGD as in the paper (")
+    assert presets.words(found[:1], {"optim.lr"}) == ["SGD as in the paper (--optim.lr 0.03)"]

@@ -215,6 +215,22 @@ def test_too_many_end_the_run(source: Source, backend: Backend) -> None:
     assert sorted(loader.bad) == [4, 11, 17]
 
 
+def test_one_of_a_few_images_ends_no_run(source: Source) -> None:
+    """1 of 26 is more than the share 0.01, and nothing that a user would end a run for."""
+    assert source.paths is not None
+    damage(source.paths[3], "empty")
+    loader = train(source, "torchvision", max_bad=0.01)
+    for _ in range(2 * 2):
+        next(loader)
+    assert list(loader.bad) == [3]
+    strict = train(source, "torchvision", max_bad=0.0)
+    with pytest.raises(DataError, match="1 of 26 images are unreadable"):
+        [next(strict) for _ in range(4)]
+    damage(source.paths[7], "empty")
+    with pytest.raises(DataError, match="2 of 26 images are unreadable"):
+        [next(loader) for _ in range(4)]
+
+
 @all_backends
 def test_nothing_left_to_read_ends_the_run(source: Source, backend: Backend) -> None:
     few = source.subset(np.arange(3))

@@ -1,16 +1,20 @@
 """What a run is built of: the same schedule at any world size, and what a method cannot train on refused at once."""
 
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sslx import encoders
 from sslx.config import load
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError
-from sslx.train.build import build, check_tools, compilation, compiles, precision
+from sslx.train.build import build, check_tools, compilation, compiles, online_probe, precision
 
+CPU = torch.device("cpu")
 SMALL = ["--data.size", "16", "--encoder.layers", *"1111", "--encoder.channels", "8", "8", "8", "16"]
 
 
@@ -44,6 +48,43 @@ def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(
     with pytest.raises(ConfigError, match=words) as error:
         build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
     assert "\n" not in str(error.value)
+
+
+def photos(folder: Path, number: int, side: int, labels: int = 0) -> str:
+    generator = np.random.default_rng()
+    for i in range(number):
+        place = folder / str(i % labels) if labels else folder
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    return str(folder)
+
+
+def test_the_side_of_the_views_is_said_where_nobody_has_set_it(tmp_path: Path):
+    small = [flag for flag in SMALL if flag not in ("--data.size", "16")] + ["--encoder.channels", "8", "8", "8", "16"]
+    flags = ["--data.root", photos(tmp_path, 8, 64), *small, "--device", "cpu"]
+    for more, expected in (([], 1), (["--data.size", "32"], 0)):
+        lines = list[str]()
+        build(load([*flags, *more]), Ranks(0, 1, 0, torch.device("cpu")), lines.append)
+        assert sum("views of 64 px, as most images are no larger" in line for line in lines) == expected, lines
+
+
+def test_images_that_fill_no_batch_are_refused_before_an_encoder_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(encoders, "build", lambda *_, **__: pytest.fail("an encoder was built"))
+    config = load(["--data.root", photos(tmp_path, 6, 32), *SMALL, "--batch-size", "16"])
+    with pytest.raises(ConfigError, match="batch size 16 is more than the 6 images"):
+        build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
+    (tmp_path / "one").mkdir()
+    config = load(["--data.root", photos(tmp_path / "one", 1, 32), *SMALL])
+    with pytest.raises(ConfigError, match="the source has 1 image, too few to train on"):
+        build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
+
+
+@pytest.mark.parametrize(("number", "labels", "probed"), [(12, 12, False), (12, 2, True)])
+def test_classes_of_one_image_are_not_probed(number: int, labels: int, probed: bool, tmp_path: Path):
+    config, ranks = load(["--data.root", photos(tmp_path, number, 32, labels), *SMALL]), Ranks(0, 1, 0, CPU)
+    assert (online_probe(config, ranks, build(config, ranks, silent), silent) is not None) == probed
 
 
 @pytest.mark.parametrize("amx", [False, True])
