@@ -65,16 +65,18 @@ class Quarantine:
         """
         assert self.source.paths is not None
         most = max(1, self.max_bad * len(self.source)) if self.max_bad else 0  # one of a few images ends no run
+        before, lines = len(self.bad), list[str]()
         for i, reason in sorted(reasons.items()):
             self.bad[i] = self.source.paths[i]
-            name = f"{shown(self.bad[i])} ({reason})"
-            if len(self.bad) > most:
-                raise DataError(
-                    f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
-                    f"{self.max_bad:g} that --data.max-bad allows; the last one is {name}",
-                    topic="unreadable images",
-                )
-            self.say(f"unreadable image {name}: replaced by another one ({len(self.bad)} so far)")
+            lines.append(f"{shown(self.bad[i])} ({reason})")
+        if len(self.bad) > most:
+            raise DataError(
+                f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
+                f"{self.max_bad:g} that --data.max-bad allows; the last one is {lines[-1]}",
+                topic="unreadable images",
+            )
+        for number, line in enumerate(lines, before + 1):
+            self.say(f"unreadable image {line}: replaced by another one ({number} so far)")
         for i in self.bad:
             if self._stand_in.get(i, i) in self.bad:
                 self._stand_in[i] = self._choose(i)

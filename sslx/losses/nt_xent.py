@@ -54,7 +54,8 @@ def nt_xent(
     chosen = kernels.choose(impl, z1)
     if chosen == "reference":
         return _by_definition(z1, z2, kernels.as_tensor(temperature, z1), group)
-    if impl == "auto" and chosen == "tiled" and distributed.world_size(group) == 1:
+    alone = distributed.world_size(group) == 1 and not torch.compiler.is_compiling()  # which takes it whole
+    if impl == "auto" and chosen == "tiled" and alone:
         _checked_size(z1, group)
         if dense.fits(z1, _shift_free(lowest, 2 * len(z1), z1.dtype, group)):
             return dense.nt_xent(z1, z2, temperature)

@@ -46,7 +46,7 @@ class RollCall:
         self._count = 0
         self._left = threading.Event()
         self._told = -1
-        self._apart: dict[int, int] = {}  # the number of collectives of each rank, while they wait in different ones
+        self._apart: dict[int, int | str] = {}  # where each rank waits, while they wait for different things
         self.on_deadlock: Callable[[str], None] = lambda _: None
 
     def __enter__(self) -> Self:
@@ -70,12 +70,9 @@ class RollCall:
         """
         if not self._board:
             return ""
-        now = time.monotonic()
-        limit_s = 3 * self._beat_s
-        if self._asked and now - self._asked > limit_s:
+        if self._asked and time.monotonic() - self._asked > 3 * self._beat_s:
             return f"{self._name([0])} does not answer (stopped or gone)"
-        silent = [rank for rank, since in self._changed.items() if now - since > limit_s]
-        if silent:
+        if silent := self._silent():
             return f"{self._name(silent)} do{'es' * (len(silent) == 1)} not answer (stopped or gone)"
         if self._board.rank or not self._places:
             return ""
@@ -86,24 +83,40 @@ class RollCall:
         busy = [rank for rank in behind if not places[rank]["waits"]]
         behind = busy or behind
         if len(behind) == self._board.world_size:
-            return self._at_another_collective(self._counts_apart())
+            return self._at_another_collective(self._waits_apart())
         at = places[behind[0]]["at"]
         where = f" (at {at})" if len(behind) == 1 and at != "?" else ""
         return f"{self._name(sorted(behind))}{where} {'is' if len(behind) == 1 else 'are'} behind the others"
 
-    def _counts_apart(self) -> dict[int, int]:
-        """Of every rank how many collectives it has begun, if all wait in one and not all in the same; else empty."""
-        places = {0: self._own(), **self._places}
-        counts = {rank: place["collectives"] for rank, place in places.items()}
-        return counts if all(p["waits"] for p in places.values()) and len(set(counts.values())) > 1 else {}
+    def _waits_apart(self) -> dict[int, int | str]:
+        """Of every rank where it waits, if all wait and not all for the same; else empty.
 
-    def _at_another_collective(self, counts: dict[int, int]) -> str:
-        if not counts:
+        By the number of collectives that each has begun; where that is the same, by the place in the code.
+        """
+        places = {0: self._own(), **self._places}
+        if all(place["waits"] for place in places.values()) and not self._silent():
+            for what in ("collectives", "at"):
+                found = {rank: place[what] for rank, place in places.items()}
+                if len(set(found.values())) > 1:
+                    return found
+        return {}
+
+    def _at_another_collective(self, apart: dict[int, int | str]) -> str:
+        if not apart:
             return ""
-        common = max(counts.values(), key=list(counts.values()).count)  # of two ranks, rank 0's
-        odd = sorted(rank for rank, count in counts.items() if count != common)
-        where = f"has begun {counts[odd[0]]:,} collectives where others have begun {common:,}"
+        common = max(apart.values(), key=list(apart.values()).count)  # of two ranks, rank 0's
+        odd = sorted(rank for rank, where in apart.items() if where != common)
+        theirs = apart[odd[0]]
+        if isinstance(theirs, str):
+            where = f"wait{'s' * (len(odd) == 1)} at {theirs} where others wait at {common}"
+            return f"{self._name(odd)} {where}, so all wait for one another"
+        where = f"has begun {theirs:,} collectives where others have begun {common:,}"
         return f"{self._name(odd)} {where}, so all wait for one another"
+
+    def _silent(self) -> list[int]:
+        """The ranks that have not written for some beats."""
+        now = time.monotonic()
+        return [rank for rank, since in self._changed.items() if now - since > 3 * self._beat_s]
 
     def leads(self) -> bool:
         """Whether this rank speaks for all: rank 0 does, else those who find rank 0 silent or not told to stop."""
@@ -174,7 +187,7 @@ class RollCall:
     def _warn(self) -> None:
         if self._say is None or self.stuck_s() < max(self._warn_s, 3 * self._longest_s):
             return
-        apart, before = self._counts_apart() if self._board and self._places else {}, self._apart
+        apart, before = self._waits_apart() if self._board and self._places else {}, self._apart
         self._apart = apart
         if apart and apart == before:
             self.on_deadlock(self._at_another_collective(apart))

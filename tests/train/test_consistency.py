@@ -140,7 +140,7 @@ def test_a_rank_in_another_collective_is_named_within_a_minute_or_two(tmp_path: 
     harm = "torch.distributed.all_reduce(torch.ones(3))"
     codes, said, seconds = started_by_hand(tmp_path, flags, HARMED.format(harm=harm))
     assert codes == [70, 70], said
-    is_one_line(error_lines(said), "step 15 cannot end: rank 1 on ", " has begun ", "so all wait for one another")
+    is_one_line(error_lines(said), "step 15 cannot end: rank 1 on ", " waits at ", "so all wait for one another")
     assert 60 < seconds < 180, "a collective's timeout is 600 s"
     record_property("figure", f"exit codes {codes} after {seconds:.0f} s")
     status = outcome.read_status(tmp_path / "r")
