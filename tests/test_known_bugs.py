@@ -53,7 +53,7 @@ BUGS: dict[str, tuple[str, ...]] = {
     ),
     "VISSL #123, #230: SimCLR's and Barlow Twins' gradients are wrong by a factor at W > 1": (
         *LOSSES,
-        "test_distributed.py::test_wrap_averages_gradients_and_starts_equal",
+        "test_parallel.py::test_wrap_averages_gradients_and_starts_equal",
         VERIFY,
     ),
     "Spijkervet/SimCLR #30, #37: several GPUs change nothing, the loss stays at ln(N)": (
