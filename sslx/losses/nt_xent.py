@@ -48,17 +48,15 @@ def nt_xent(
         raise ValueError(f"expected z1 and z2 of one shape (B, D), got {tuple(z1.shape)}, {tuple(z2.shape)}")
     if not (z1.is_floating_point() and z2.is_floating_point()):
         raise ValueError(f"expected z1 and z2 of floats, got {z1.dtype} and {z2.dtype}")
-    dtype = torch.promote_types(z1.dtype, z2.dtype)
-    z1, z2 = z1.to(dtype), z2.to(dtype)
+    if z1.dtype != z2.dtype:
+        dtype = torch.promote_types(z1.dtype, z2.dtype)
+        z1, z2 = z1.to(dtype), z2.to(dtype)
     lowest = kernels.lowest_temperature(temperature, min_temperature)
     chosen = kernels.choose(impl, z1)
     if chosen == "reference":
         return _by_definition(z1, z2, kernels.as_tensor(temperature, z1), group)
-    alone = distributed.world_size(group) == 1 and not torch.compiler.is_compiling()  # which takes it whole
-    if impl == "auto" and chosen == "tiled" and alone:
-        _checked_size(z1, group)
-        if dense.fits(z1, _shift_free(lowest, 2 * len(z1), z1.dtype, group)):
-            return dense.nt_xent(z1, z2, temperature)
+    if impl == "auto" and chosen == "tiled" and dense.fits(z1, lowest) and distributed.world_size(group) == 1:
+        return dense.nt_xent(z1, z2, temperature)
     name = distributed.name_of(group)
     loss, *_ = _forward(z1, z2, kernels.as_tensor(temperature, z1), lowest, chosen, name)
     return loss

@@ -79,6 +79,10 @@ def choose(impl: str, rows: Tensor) -> str:
 
 def _not_fused(rows: Tensor) -> str:
     """What of these rows the Triton kernels cannot take; empty if nothing."""
+    if rows.dtype not in _FUSED_DTYPES:
+        return f"takes bf16 and fp16, got {rows.dtype}"
+    if rows.shape[1] > _FUSED_DIM:
+        return f"takes rows of up to {_FUSED_DIM} numbers, got {rows.shape[1]}"
     if not _TRITON:
         return "needs triton, which is not installed"
     if rows.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -87,10 +91,6 @@ def _not_fused(rows: Tensor) -> str:
         return f"needs {_LACKS}: {toolchain.INSTALL}"
     if (capability := _capability(rows.device.type, rows.device.index)) < _FUSED_CAPABILITY:
         return f"needs a GPU of compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
-    if rows.dtype not in _FUSED_DTYPES:
-        return f"takes bf16 and fp16, got {rows.dtype}"
-    if rows.shape[1] > _FUSED_DIM:
-        return f"takes rows of up to {_FUSED_DIM} numbers, got {rows.shape[1]}"
     return ""
 
 
