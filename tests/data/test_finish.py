@@ -97,6 +97,9 @@ def test_a_view_does_not_depend_on_its_batch(size: int) -> None:
 def test_nor_with_other_instructions(isa: str) -> None:
     if isa not in instruction_sets.supported():
         pytest.skip(f"this CPU cannot imitate {isa}")
+    asked = instruction_sets.environment(isa)["ATEN_CPU_CAPABILITY"]
+    if os.environ.get("ATEN_CPU_CAPABILITY", asked) != asked:
+        pytest.skip("a run that imitates another CPU")
     seed = str(np.random.default_rng().integers(2**31))
     sizes = ("8", "11", "32", "33", "64", "113", "224")
     run = [sys.executable, batches.__file__, seed, *sizes]
@@ -104,7 +107,7 @@ def test_nor_with_other_instructions(isa: str) -> None:
     ended = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=850)
     assert ended.returncode == 0, ended.stderr
     capability, *differences = ended.stdout.splitlines()
-    assert capability.lower() == instruction_sets.environment(isa)["ATEN_CPU_CAPABILITY"]
+    assert capability.lower() == asked
     assert differences == [], f"seed {seed}"
 
 

@@ -113,7 +113,7 @@ from sslx import distributed
 from sslx.machine import network
 if "LEFT_OUT" in os.environ:
     network.lead_to_others = lambda *_: None
-ranks = distributed.init("cpu", timeout_s=20, join_s=60)
+ranks = distributed.init("cpu", timeout_s=float(os.environ.get("TIMEOUT_S", "20")), join_s=60)
 total = distributed.sum_over_ranks(torch.tensor(float(2**ranks.rank)))
 hosts = distributed.gather_objects(os.uname().nodename)
 distributed.barrier()
@@ -166,7 +166,7 @@ def test_by_their_own_names_or_over_another_network_they_would_not_meet(
     machines: Machines, tmp_path: Path, fault: str
 ) -> None:
     """The test above can fail."""
-    results = outputs(machines, "torchrun", tmp_path, {fault: "eth0"})
+    results = outputs(machines, "torchrun", tmp_path, {fault: "eth0", "TIMEOUT_S": "4"})
     assert all(code for code, _ in results), results
 
 
