@@ -28,6 +28,8 @@ TIERS = {
     "numerical": "slow and numerical and not gpu and not slurm and not soak",
     "fast": "not slow and not gpu and not slurm and not soak",
 }
+NO_NUMBERS = "--deselect=tests/train/test_fake_cuda.py"
+"""Of the numerical tests those whose tensors are fake: the CPU has no part in them."""
 
 
 def run(tier: str, isa: str | None, busy: int, options: list[str]) -> dict[str, object]:
@@ -46,6 +48,7 @@ def run(tier: str, isa: str | None, busy: int, options: list[str]) -> dict[str, 
         "worksteal",
         "-m",
         TIERS[tier],
+        *([NO_NUMBERS] if isa else []),
         *options,
     ]
     start = time.monotonic()

@@ -35,7 +35,7 @@ def moves(sent: str) -> bool:
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path, ranks: int):
-    steps = ["--steps", "400", "--checkpoint.every", "0", "--optim.lr", "0.01", "--ranks", str(ranks)]
+    steps = ["--steps", "150", "--checkpoint.every", "0", "--optim.lr", "0.01", "--ranks", str(ranks)]
     with sslx_on_a_terminal(*pretrain(tmp_path, *steps, "--batch-size", "64", "--accumulate", "4")) as terminal:
         terminal.until(lambda sent: "starting ..." in sent, "the first word")
         terminal.until(moves, "two steps")
@@ -48,7 +48,7 @@ def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path,
     assert "starting ..." not in "\n".join(terminal.lines)
     status = status_of(tmp_path)
     assert (status.state, status.reason, status.code) == ("stopped", "SIGINT", 130)
-    assert 1 < status.step < 400
+    assert 1 < status.step < 150
     lines = [line for line in terminal.lines if line]
     assert f"stopped at step {status.step} by Ctrl-C; checkpoint: " in " ".join(lines)
     assert lines[-2] == "to go on:"
@@ -57,8 +57,8 @@ def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path,
     with sslx_on_a_terminal(*argv) as terminal:
         assert terminal.wait() == 0
     assert re.sub(r"\s", "", f"resumed {tmp_path / 'r'} at step {status.step}") in re.sub(r"\s", "", terminal.sent)
-    assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 400)
-    assert metrics(tmp_path / "r")[-1]["step"] == 400
+    assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 150)
+    assert metrics(tmp_path / "r")[-1]["step"] == 150
 
 
 @pytest.mark.slow
