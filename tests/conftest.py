@@ -87,7 +87,7 @@ class _Pool:
         # This process holds the store, on a port that the system chose, so no port can be taken meanwhile.
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "cloudpickle", "sslx.distributed"])
+        context.set_forkserver_preload(["cloudpickle", "torch._dynamo", "timm", "sslx.train.build"])
         self.connections: list[Connection] = []
         self.processes: list[Any] = []
         for rank in range(world_size):

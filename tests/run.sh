@@ -8,13 +8,14 @@
 #   --install-only           makes the environment and tests nothing
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tier="not slow and not gpu and not slurm and not soak" plugin=() numerical="" side_by_side=1 venv=.venv isa=none only=""
+cores=$(nproc) tier="not slow and not gpu and not slurm and not soak" plugin=() numerical="" venv=.venv isa=none only=""
+jobs=$((cores < 4 ? cores : 4))
 while [ $# -gt 0 ]; do
   case "$1" in
     --install-only) only=1 ;;
     --slow) tier="slow and not gpu and not slurm and not soak" ;;
-    --slurm) tier="slurm" side_by_side=0 ;;
-    --gpu) tier="gpu" side_by_side=0 ;;
+    --slurm) tier="slurm" jobs=0 ;;
+    --gpu) tier="gpu" jobs=0 ;;
     --faults)
       tier="not gpu and not slurm" plugin=(-p faults)
       export PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}"
@@ -48,8 +49,8 @@ if [ "$isa" != none ]; then
   variables=$($venv/bin/python tests/kit/instruction_sets.py "$isa")
   while IFS= read -r variable; do export "${variable?}"; done <<<"$variables"
 fi
-if ((side_by_side)); then # a process a core, of one thread: more would wait for each other
-  set -- -n "$(($(nproc) < 4 ? $(nproc) : 4))" --dist worksteal "$@"
-  export OMP_NUM_THREADS=1 # after nproc, which heeds it
+if ((jobs)); then # processes of one thread: more would wait for each other
+  set -- -n $jobs --dist worksteal "$@"
+  export OMP_NUM_THREADS=1
 fi
 exec $venv/bin/python -m pytest ${plugin[@]+"${plugin[@]}"} -m "$tier$numerical" "$@"
