@@ -16,10 +16,10 @@ SHARED_BYTES = {80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 2
 """What a block may have on an A100, an A10, an L40, an H100 or H200, a B200, an RTX Blackwell."""
 
 VERSION = ".".join(metadata.version("triton").split(".")[:2])
-SPILLED_BYTES = {"3.6": 128, "3.7": 128}
-"""Of a thread, at most, by version of Triton; with later ones none on sm_80, 90 and 100, 16 elsewhere.  Triton 3.6 has
-a few of 255 registers in memory, of tiles that were the fastest on an H200.  A tile too large spills hundreds of bytes
-with any."""
+SPILLED_BYTES = {"3.6": 128, "3.7": 128, "3.9": 48}
+"""Of a thread, at most, by version of Triton; with 3.8 none on sm_80, 90 and 100, 16 elsewhere.  Triton 3.6 has a few
+of 255 registers in memory, of tiles that were the fastest on an H200.  A tile too large spills hundreds of bytes with
+any."""
 
 
 def compiled(*options: str) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ def test_what_is_launched_fits_the_gpu_and_does_not_spill(capability: int, dims:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(VERSION in SPILLED_BYTES, reason="counted with Triton 3.8")
+@pytest.mark.skipif(VERSION in ("3.6", "3.7"), reason="counted with Triton 3.8")
 def test_the_inner_loops_have_few_instructions() -> None:
     """On sm_90 at D = 128, of the tiles that need no mask, which are all but those on two diagonals and the edges."""
     kernels = compiled("--capabilities", "90", "--dims", "128", "--simclr-only")
