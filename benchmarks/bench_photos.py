@@ -21,6 +21,7 @@ from sklearn.datasets import load_sample_images
 
 from sslx import measure, methods, outcome
 
+SMALL, BUNDLED = "2,000 CIFAR-10 images", "400 crops of scikit-learn's two photos"
 NARROW = {
     "resnet": ["--encoder.layers", *"1111", "--encoder.channels", "32", "64", "128", "256"],
     "vit": ["--encoder.name", "vit_tiny_patch16_224", "--encoder.layers", "4", "--encoder.channels", "128"],
@@ -64,10 +65,26 @@ def train(method: str, root: Path, runs: Path, flags: list[str]) -> dict[str, ob
     }
 
 
+def markdown(path: Path = RESULTS) -> str:
+    """The README's table: of each method its newest line for each set of images."""
+    lines = {(r["images"], r["method"]): r for r in map(json.loads, path.read_text().splitlines())}
+    rows = [
+        "| method | kNN | linear | untrained encoder: kNN, linear | crops: loss, first to last | directions in use |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for method in methods.available():
+        small, crops = lines[SMALL, method], lines[BUNDLED, method]
+        before, after = ([f"{100 * score[key]:.1f}" for key in ("knn", "linear")] for score in small["scores"][-2:])
+        loss = f"{crops['first_loss']:.2f} to {crops['last_loss']:.2f}"
+        cells = [f"`{method}`", *after, ", ".join(before), loss, f"{crops['feature_rank']:.0f}"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path)
-    parser.add_argument("--what", default="400 crops of scikit-learn's two photos", help="what the images are")
+    parser.add_argument("--what", default=BUNDLED, help="what the images are")
     parser.add_argument("--only", nargs="+", default=list(methods.available()), choices=methods.available())
     parser.add_argument("--narrow", action="store_true", help="small encoders")
     parser.add_argument("--results", type=Path, default=RESULTS)

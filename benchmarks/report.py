@@ -22,6 +22,7 @@ from typing import Any
 
 import bench_counts
 import bench_methods
+import bench_photos
 import bench_step
 
 from sslx import measure, plot
@@ -310,7 +311,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (quickstart, accuracy, startup, parity, loader, nt_xent, methods, slurm, step, peers,
                      harness, time_to_accuracy)
-} | {"counts": bench_counts.markdown}  # fmt: skip
+} | {"counts": bench_counts.markdown, "photos": bench_photos.markdown}  # fmt: skip
 PICTURES: dict[str, Callable[[], partial[None]]] = {
     "peers": peers_picture,
     "methods": methods_picture,

@@ -308,7 +308,8 @@ def test_fp16_under_a_loss_scale_of_65536(generator: torch.Generator, impl: Any)
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is what it starts")
 def test_the_triton_kernels_in_tritons_interpreter() -> None:
-    files = [__file__, *(str(Path(__file__).with_name(name)) for name in ("test_operator.py", "test_masks.py"))]
+    others = "test_operator.py", "test_masks.py", "../losses/test_nt_xent.py"
+    files = [__file__, *(str(Path(__file__).parent / name) for name in others)]
     argv = [sys.executable, "-m", "pytest", "-q", "-k", "fused", "-m", "not gpu", *files]
     environ = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=850, check=False)

@@ -1,6 +1,7 @@
 """NT-Xent over real ranks: the full-batch loss and the full-batch gradients at any world size."""
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -93,6 +94,22 @@ def test_own_columns_first_and_the_others_after_are_the_definition(
         assert ours[0] == pytest.approx(theirs[0], rel=2e-6)
         for a, b in zip(ours[1:], theirs[1:], strict=True):
             assert (a.double() - b).norm() <= 5e-5 * b.norm()
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run by tests/kernels/test_nt_xent.py")
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_the_fused_form_over_ranks_is_the_definition(
+    ranks: RunOnRanks, generator: torch.Generator, world_size: int, temperature: float
+) -> None:
+    """What travels is prepared rows in fp16 and their denominators; in Triton's interpreter."""
+    z1, z2 = torch.randn(2, 6 * world_size, 32, generator=generator).bfloat16()
+    truth = ranks(world_size, share_of, z1.double(), z2.double(), temperature, "reference")
+    found = ranks(world_size, share_of, z1, z2, temperature, "fused", timeout_s=600.0)
+    for ours, theirs in zip(found, truth, strict=True):
+        assert ours[0] == pytest.approx(theirs[0], rel=2e-4)
+        for a, b in zip(ours[1:], theirs[1:], strict=True):
+            assert (a.double() - b).norm() <= 5e-3 * b.norm()
 
 
 def sent(z1: Tensor, z2: Tensor) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
