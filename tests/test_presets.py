@@ -127,7 +127,7 @@ def test_without_a_gpu_batches_epochs_and_views_are_smaller(monkeypatch: pytest.
 def test_short_runs_on_a_cpu_take_what_the_recipes_for_cpus_were_tuned_with(method: str):
     recipe = config.load([f"{method}_cifar10_cpu"])
     settings = config.load(["--method.name", method, "--encoder.name", recipe.encoder.name, "--device", "cpu"])
-    if method in ("mae", "jigsaw", "rotation"):  # a ViT; what suits both; other batches
+    if method in ("mae", "jigsaw", "rotation", "byol"):  # a ViT; what suits both; other batches; SGD takes 700 steps
         return
     assert settings.optim.name == recipe.optim.name
     assert settings.optim.lr == recipe.optim.lr
