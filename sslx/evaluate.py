@@ -109,9 +109,9 @@ class Bars:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        self.display = Progress(
-            *columns, console=console, transient=True, disable=not (enabled and console.is_terminal)
-        )
+        visible = enabled and console.is_terminal
+        quiet = Console(quiet=True)  # rich 14 ends a bar with a line even where it shows none
+        self.display = Progress(*columns, console=console if visible else quiet, transient=True, disable=not visible)
         self._task = self.display.add_task("", total=None)
         self._name = self.stage = ""
 

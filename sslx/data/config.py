@@ -44,8 +44,7 @@ class Config(SourceConfig):
     """Which images to read, and how."""
 
     size: int | None = None
-    """Side of the training views in pixels.  Default: 32 for digits and CIFAR; for folders that of most images, up to
-    224, or 96 without a GPU."""
+    """Side of the training views in pixels.  Default: that of most images, up to 224; without a GPU, up to 96."""
     eval_size: int | None = None
     """Side of the images that probes see, in pixels.  Default: the same as --data.size."""
     backend: Literal["auto", "dali", "torchvision", "resident", "synthetic"] = "auto"
