@@ -153,6 +153,12 @@ def nt_xent() -> str:
     )
 
 
+def nt_xent_small() -> str:
+    by = {(r["arm"], r["batch_size"]): spread(r["ms"], 2) for r in newest("nt_xent_small", "batch_size", "arm")}
+    sizes = sorted({size for _, size in by})
+    return table(["B", "sslx", "dense eager"], [[str(n), by["sslx", n], by["dense eager", n]] for n in sizes])
+
+
 def methods() -> str:
     found = newest("methods", "method", "seed", timed=False)  # as many steps on any machine
     measure.comparable(record for record in found if record["seed"] == 0)  # whose speeds are shown
@@ -309,7 +315,7 @@ def scaling_picture() -> partial[None]:
 
 FIGURES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (quickstart, accuracy, startup, parity, loader, nt_xent, methods, slurm, step, peers,
+    for function in (quickstart, accuracy, startup, parity, loader, nt_xent, nt_xent_small, methods, slurm, step, peers,
                      harness, time_to_accuracy)
 } | {"counts": bench_counts.markdown, "photos": bench_photos.markdown}  # fmt: skip
 PICTURES: dict[str, Callable[[], partial[None]]] = {
