@@ -1,14 +1,17 @@
 """Whether each recipe METHOD_photos learns from photos: a short run of each, its health, and its features' kNN.
 
-    python benchmarks/bench_photos.py --root FOLDER --what "2,000 CIFAR-10 images" [--only simclr dino] -- --epochs 20
+    python benchmarks/bench_photos.py --root TRAIN --each 200 --what "2,000 CIFAR-10 images" --narrow -- --epochs 15
+    python benchmarks/bench_photos.py --narrow -- --epochs 15
 
-FOLDER: images in class folders, which the probe's held-out part gets its labels from; training does not look at them,
-but for supcon.  Without --root: 400 crops of 160 px of the two photos that come with scikit-learn, and no kNN.
---narrow: small encoders, for minutes on a CPU.  What comes after -- goes to sslx pretrain, of every method.
+--root: images in class folders, which the probe's held-out part gets its labels from; training does not look at them,
+but for supcon.  --each: of every class the first so many.  Without --root: 400 crops of 160 px of the two photos that
+come with scikit-learn.  --narrow: small encoders, for minutes on a CPU.  What comes after -- goes to sslx pretrain, of
+every method.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,6 +42,14 @@ def bundled(folder: Path, number: int = 400, side: int = 160) -> None:
             Image.fromarray(photo[top : top + side, left : left + side]).save(
                 folder / name / f"{count}.jpg", quality=90
             )
+
+
+def part(folder: Path, root: Path, each: int) -> None:
+    """The first ``each`` files, by name, of every class of ``root``."""
+    for place in sorted(root.iterdir()):
+        (folder / place.name).mkdir(parents=True)
+        for file in sorted(place.iterdir())[:each]:
+            shutil.copy(file, folder / place.name)
 
 
 def train(method: str, root: Path, runs: Path, flags: list[str]) -> dict[str, object]:
@@ -84,6 +95,7 @@ def markdown(path: Path = RESULTS) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path)
+    parser.add_argument("--each", type=int, help="images of each class; default: all")
     parser.add_argument("--what", default=BUNDLED, help="what the images are")
     parser.add_argument("--only", nargs="+", default=list(methods.available()), choices=methods.available())
     parser.add_argument("--narrow", action="store_true", help="small encoders")
@@ -92,10 +104,16 @@ def main() -> None:
     if "--" in ours:
         ours, flags = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
     args = parser.parse_args(ours)
+    if args.root and args.what == BUNDLED:
+        parser.error("--root needs --what, the words for its images")
     with tempfile.TemporaryDirectory() as folder:
-        root = args.root or Path(folder) / "images"
+        root = Path(folder) / "images"
         if not args.root:
             bundled(root)
+        elif args.each:
+            part(root, args.root, args.each)
+        else:
+            root = args.root
         for method in args.only:
             narrow = NARROW["vit" if method == "mae" else "resnet"] if args.narrow else []
             record = train(method, root, Path(folder) / "runs", [*narrow, *flags])

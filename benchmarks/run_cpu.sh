@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The READMEs' figures, on this machine:
 #   bash benchmarks/run_cpu.sh --quick CIFAR10 PHOTOS    throughput and memory, under 40 minutes on 2 cores
-#   bash benchmarks/run_cpu.sh CIFAR10 PHOTOS            and accuracies, 5 hours more, as parts: started again it goes on
+#   bash benchmarks/run_cpu.sh CIFAR10 PHOTOS            and accuracies, 6 hours more, as parts: started again it goes on
 # CIFAR10: a folder with train/CLASS/* and test/CLASS/*.  PHOTOS: a folder of photos.  Both end with the READMEs written.
 set -euo pipefail
 quick=0
@@ -22,6 +22,8 @@ run bench_startup.py --runs 3
 run bench_loader.py --root "$cifar/train" --size 32 --seconds 4 --windows 3
 run bench_loader.py --root "$photos" --size 224 --seconds 4 --batch-size 32 --windows 3
 run bench_nt_xent.py --seconds 1 --windows 3
+run bench_nt_xent.py --batch-sizes 2 8 16 32 64 128 256 --seconds 0.4 --windows 9 --no-compile --memory-at \
+  --results benchmarks/results/nt_xent_small.jsonl
 run bench_step.py simclr_cifar10_cpu "${images[@]}" --windows 5 --beside "--compile off" --images "CIFAR-10 (JPEG q75)"
 run bench_peers.py --root "$cifar" --windows 3 --seconds 8
 run bench_scaling.py --rounds 2 --window-steps 5 --windows 3 simclr_cifar10_cpu --data.source synthetic --data.backend synthetic
@@ -31,6 +33,8 @@ if ((!quick)); then
   run bench_parity.py --root "$photos" --size 224
   run bench_accuracy.py simclr_cifar10_6min "${images[@]}" --limit-s 360 --linear-at-least 0.60
   run bench_methods.py --root "$cifar"
+  run bench_photos.py --root "$cifar/train" --each 200 --what "2,000 CIFAR-10 images" --narrow -- --epochs 15
+  run bench_photos.py --narrow -- --epochs 15
   run bench_time_to_accuracy.py --root "$cifar"
 fi
 .venv/bin/python benchmarks/report.py
