@@ -125,16 +125,22 @@ remove_network() {
   ip link del "$bridge" 2>/dev/null || true
 }
 
-# The nodes' names must resolve; lines of clusters that are no more go.
+# The nodes' names must resolve.  This cluster's old lines go, and those of clusters that are no more, whose folders a
+# killed machine may have left: a node would have two addresses.
 write_hosts() {
-  local line name
+  local line name other
+  exec {lock}</etc/hosts
+  flock "$lock"
   {
-    while IFS= read -r line; do
-      [[ $line == *"$mark"* && ( $line == *"$mark $dir" || ! -f ${line##* }/settings ) ]] || echo "$line"
+    while IFS= read -r line || [[ -n $line ]]; do
+      other=${line##*"$mark "}
+      [[ $line == *"$mark "* && ( $other == "$dir" || -z $(SLURM_CONF=$other/slurm.conf pid_in "$other/run/slurmctld.pid") ) ]] ||
+        echo "$line"
     done </etc/hosts
     for name in "$@"; do echo "$(address "$name") $name $mark $dir"; done
   } >"$dir/hosts"
   cat "$dir/hosts" >/etc/hosts # not mv: in a container /etc/hosts is a mount
+  exec {lock}<&-
 }
 
 start() {

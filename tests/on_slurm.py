@@ -98,7 +98,7 @@ class Run:
 
     def until_step(self, step: int) -> None:
         until(lambda: self.step >= step or self._gone(), f"step {step}")
-        assert self.step >= step, self.log
+        assert self.step >= step, self.log + Path("/etc/hosts").read_text()
 
     def _gone(self) -> bool:
         return time.time() - self.submitted > 3 and not self.state

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import suppress
 
 from sslx.errors import ConfigError, RanksError
 
@@ -108,15 +109,18 @@ def lead_to_others(environ: MutableMapping[str, str], master: str, others: Calla
 
 
 def source_address(host: str) -> str:
-    """The address that packets from here to this host leave with; "" where it cannot be found out."""
-    try:
+    """The address that packets from here to this host leave with; "" where it cannot be found out.
+
+    Of a host that has several addresses the first that is not this machine's loopback counts: a hosts file may hold
+    an old line for a name beside the right one, and what connects tries them all.
+    """
+    found: list[str] = []
+    with suppress(OSError, UnicodeError):
         for family, kind, protocol, _, address in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM) if host else ():
-            with socket.socket(family, kind, protocol) as udp:
+            with suppress(OSError), socket.socket(family, kind, protocol) as udp:
                 udp.connect(address)  # sends nothing
-                return udp.getsockname()[0]
-    except (OSError, UnicodeError):
-        pass
-    return ""
+                found.append(udp.getsockname()[0])
+    return next((address for address in found if not _is_loopback(address)), found[0] if found else "")
 
 
 def _is_loopback(address: str) -> bool:

@@ -66,6 +66,7 @@ class Machines:
             self.ip("-n", self.router, "addr", "add", f"10.213.{i}.1/24", "dev", f"fast0{i}")
             self.ip("-n", name, "route", "add", "10.213.0.0/16", "via", f"10.213.{i}.1")
             hosts = ["127.0.0.1 localhost", f"127.0.1.1 {name}"]
+            hosts += [f"127.0.0.1 {self.names[0]}", f"10.213.0.2 {self.names[0]}"]  # the master's, one of them old
             hosts += [f"10.213.{j}.2 {other}" for j, other in enumerate(self.names) if j != i]
             (folder := Path("/etc/netns") / name).mkdir(parents=True)
             (folder / "hosts").write_text("\n".join(hosts) + "\n")  # `ip netns exec` mounts it over /etc/hosts
