@@ -6,9 +6,10 @@
 Data, encoder, batch, augmentation and loss are the same (``peers.py``).  Every window is a process of its own, so that
 nobody inherits memory or threads, only what was compiled before; the clock runs after the warm-up.  lightly runs as its
 example does (fp32), and tuned by hand as sslx is: channels-last, compiled, bf16 where it is faster (AMX), one and two
-loader processes, of which the faster counts; only sslx keeps freed memory (``sslx.memory``).  Memory is the most that
-the living processes of a job have had together, each at its peak, shared pages counted once; without the first window,
-in which g++ may be among them, for one arm and not for another.  plain: see ``peers.py``, three convolutions.
+loader processes, of which the faster counts; only sslx keeps freed memory (``sslx.machine.memory``).  Memory is the
+most that the living processes of a job have had together, each at its peak, shared pages counted once; without the
+first window, in which g++ may be among them, for one arm and not for another.  plain: see ``peers.py``, three
+convolutions.
 """
 
 import argparse

@@ -7,7 +7,7 @@ it trains on and leaves its encoder behind after so many seconds from its start.
 
 lightly: as its documentation's example trains (torch's DataLoader, SimCLRTransform, SimCLRProjectionHead, NTXentLoss,
 SGD); --tuned adds what sslx sets in torch: channels-last, torch.compile, and bf16 where the CPU is fast in it (AMX).
-That sslx keeps freed memory (``sslx.memory``) is its own doing.
+That sslx keeps freed memory (``sslx.machine.memory``) is its own doing.
 plain: the script that tutorials start from, a loop over torchvision's transforms with an N x N cross-entropy, here with
 the sample itself left out of its negatives.
 """
@@ -29,10 +29,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from sslx import compiler, config, distributed, encoders, optim, rng
+from sslx import config, distributed, encoders, optim, rng
 from sslx.bench import Recipe
 from sslx.data import sources
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD
+from sslx.machine import compiler
 from sslx.train.build import fast_bf16
 
 BATCH_SIZE, SIZE, TEMPERATURE = 128, 32, 0.2

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from sslx import interrupts
+from sslx.machine import interrupts
 
 
 def main(argv: Sequence[str] | None = None) -> int:

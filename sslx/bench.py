@@ -14,13 +14,14 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslx import config, cores, data, distributed, measure, methods, optim
+from sslx import config, data, distributed, measure, methods, optim
 from sslx.config import PretrainConfig
 from sslx.data.batch import Batch
 from sslx.data.sources import Source
 from sslx.data.torchvision import read
 from sslx.distributed import Ranks
 from sslx.errors import UserError
+from sslx.machine import cores
 from sslx.train.build import Parts, build, compiles, fast_bf16, lacks
 from sslx.train.clock import DataWaits
 from sslx.train.step import cached_step, train_step

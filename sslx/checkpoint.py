@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
-from sslx import files
 from sslx import state as states
 from sslx.errors import DataError, MissingInput, StorageError
+from sslx.machine import files
 from sslx.words import one_line
 
 FORMAT = 1

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from sslx import __version__, interrupts, streams
+from sslx import __version__, streams
 from sslx.errors import UserError
-from sslx.machine import environment, limits
+from sslx.machine import environment, interrupts, limits
 from sslx.words import one_line, shown
 
 COMMANDS = {

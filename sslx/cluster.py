@@ -23,11 +23,12 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, files, flags, jobs, outcome, resuming, sweeps, words
+from sslx import config, flags, jobs, outcome, resuming, sweeps, words
 from sslx.allocation import Config as AllocationConfig
 from sslx.allocation import one_line
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, MissingInput
+from sslx.machine import files
 from sslx.train.job import Job, code_version
 from sslx.words import shown
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.autograd.function import once_differentiable
 
-from sslx import activity, joining
+from sslx import activity
 from sslx.errors import DataError
-from sslx.machine import devices, environment, limits, network
+from sslx.machine import devices, environment, joining, limits, network
 from sslx.machine.environment import joined as joined
 from sslx.machine.environment import local_world_size as local_world_size
-from sslx.stopwatch import blocking
+from sslx.machine.stopwatch import blocking
 
 Group: TypeAlias = "dist.ProcessGroup | None"
 # torch 2.14 renamed both; the old names, which are all that 2.11 to 2.13 have, warn there.

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sslx import compiler
-from sslx.machine import limits, versions
+from sslx.machine import compiler, limits, versions
 from sslx.words import one_line, shown
 
 

@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sslx import files
 from sslx.errors import ConfigError, MissingInput
+from sslx.machine import files
 from sslx.words import shown
 
 MAX_BYTES, MAX_VALUES, MAX_TEXT = 1 << 18, 20_000, 10_000

@@ -22,8 +22,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sslx import files, outcome, requeue
+from sslx import outcome, requeue
 from sslx.errors import ConfigError, DataError, MissingInput, StorageError
+from sslx.machine import files
 from sslx.runs import lock as locks
 from sslx.words import one_line, shown
 

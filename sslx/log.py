@@ -17,9 +17,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sslx import activity, files, outcome
+from sslx import activity, outcome
 from sslx.display import Terminal
 from sslx.errors import StorageError
+from sslx.machine import files
 from sslx.runs.config import LogConfig as Config
 from sslx.words import shown
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from sslx import files
 from sslx.errors import DataError, StorageError
-from sslx.files import replace
+from sslx.machine import files
+from sslx.machine.files import replace
 from sslx.words import shown
 
 State = Literal["running", "done", "stopped", "preempted", "failed"]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslx import files, flags
+from sslx import flags
 from sslx.config import DamagedConfig, PretrainConfig, dump, loads
 from sslx.errors import ConfigError
+from sslx.machine import files
 from sslx.words import shown
 
 # A resumed run may differ in these: where and how it runs, not what it computes.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sslx import config, data, distributed, evaluate, files, probe
+from sslx import config, data, distributed, evaluate, probe
 from sslx.config import ProbeConfig
 from sslx.data.order import Sequential
 from sslx.data.sources import Source
@@ -17,6 +17,7 @@ from sslx.data.views import eval_view
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.evaluate import Bars, Splits, Trained
+from sslx.machine import files
 from sslx.presets import FEW_EPOCHS, FEW_STEPS
 from sslx.probe import Score, features, held_out, label_free
 from sslx.probe.features import Features

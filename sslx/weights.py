@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sslx import checkpoint
 from sslx.errors import DataError, MissingInput
-from sslx.files import expanded
+from sslx.machine.files import expanded
 from sslx.words import shown
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

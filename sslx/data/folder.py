@@ -13,7 +13,7 @@ from sslx.data import sides, splits
 from sslx.data.listing import EXTENSIONS, Listing, look
 from sslx.data.sources import Config, Source, Split
 from sslx.errors import ConfigError, DataError, MissingInput
-from sslx.files import expanded
+from sslx.machine.files import expanded
 from sslx.words import shown
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sslx import cores, rng
+from sslx import rng
 from sslx.data import identity
 from sslx.data.batch import Batch
 from sslx.data.config import Config
@@ -21,7 +21,7 @@ from sslx.data.transfer import Along, Arrays, Made
 from sslx.data.views import ViewSpec
 from sslx.data.workers import Deadly
 from sslx.errors import ConfigError, DataError, UserError
-from sslx.machine import device_errors, limits
+from sslx.machine import cores, device_errors, limits
 
 Indices = npt.NDArray[np.int64]
 

@@ -17,7 +17,7 @@ from sslx.data.config import SourceConfig as Config
 from sslx.data.listing import has_images, silent
 from sslx.data.patience import Caller, Patience
 from sslx.errors import ConfigError, MissingInput
-from sslx.files import expanded
+from sslx.machine.files import expanded
 from sslx.words import shown
 
 Split = Literal["pretrain", "train", "test"]

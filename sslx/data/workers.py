@@ -29,7 +29,7 @@ from torch import Tensor
 from sslx import distributed
 from sslx.data.patience import SLICE_S, Patience, Watch, late
 from sslx.errors import ConfigError
-from sslx.interrupts import STOPPING
+from sslx.machine.interrupts import STOPPING
 
 T = TypeVar("T")
 AHEAD = 2

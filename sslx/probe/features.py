@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslx import distributed, memory, rng
+from sslx import distributed, rng
 from sslx.data.batch import Batch
 from sslx.errors import ConfigError, NonFiniteError, UserError
+from sslx.machine import memory
 from sslx.words import one_line
 
 Progress = Callable[[str, int, int], None]

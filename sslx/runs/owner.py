@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sslx import files
+from sslx.machine import files
 from sslx.words import one_line
 
 HEARTBEAT_S = 10.0

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from sslx import distributed, parallel, stopwatch
+from sslx import distributed, parallel
+from sslx.machine import stopwatch
 
 RATIO, SHARE = 1.5, 0.1
 """A straggler's own time is so many times the others', and the difference such a share of the step."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from sslx import __version__, cli, cores, interrupts, jobs, requeue, streams
+from sslx import __version__, cli, jobs, requeue, streams
 from sslx.errors import ConfigError, UserError
-from sslx.machine import environment, limits
+from sslx.machine import cores, environment, interrupts, limits
 from sslx.train.signals import StopSignals, give_up_s
 
 _LOCAL_REQUEUE = 144  # submitit.local's word for: start me again

@@ -10,12 +10,12 @@ from functools import partial
 
 import torch
 
-from sslx import activity, cli, distributed, interrupts, outcome
+from sslx import activity, cli, distributed, outcome
 from sslx.config import PretrainConfig
 from sslx.display import Terminal
 from sslx.errors import ConfigError, DeviceError, RanksError, StorageError, UserError
-from sslx.interrupts import exit_code
-from sslx.machine import deterministic, device_errors, environment, limits
+from sslx.machine import deterministic, device_errors, environment, interrupts, limits
+from sslx.machine.interrupts import exit_code
 from sslx.runs import ending
 from sslx.train.pretrain import Position, pretrain
 from sslx.train.processes import start

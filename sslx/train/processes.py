@@ -11,8 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sslx import cores, distributed, interrupts
-from sslx.interrupts import LAUNCHER, STOPPING, exit_code
+from sslx import distributed
+from sslx.machine import cores, interrupts
+from sslx.machine.interrupts import LAUNCHER, STOPPING, exit_code
 from sslx.train.signals import GIVE_UP_S, LAST_WORDS_S, give_up_s
 
 _Child = subprocess.Popen[bytes]

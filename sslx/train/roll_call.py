@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from sslx import distributed
-from sslx.joining import Board
+from sslx.machine.joining import Board
 
 WARN_S = 60.0
 """A step that takes so long, and three times the longest before, is spoken of once."""

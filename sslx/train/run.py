@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import activity, checkpoint, config, distributed, files, log, optim, outcome, resuming, state
+from sslx import activity, checkpoint, config, distributed, log, optim, outcome, resuming, state
 from sslx.config import PretrainConfig
 from sslx.errors import ConfigError, DataError, UserError
+from sslx.machine import files
 from sslx.runs import lock as locks
 from sslx.runs.lock import Lock
 from sslx.train import finite

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from sslx import interrupts
-from sslx.interrupts import STOPPING, exit_code
-from sslx.machine import environment
+from sslx.machine import environment, interrupts
+from sslx.machine.interrupts import STOPPING, exit_code
 
 GIVE_UP_S, MOST_S = 30.0, 600.0
 LAST_WORDS_S = 1.0

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sslx import memory
 from sslx.data.batch import Batch
+from sslx.machine import memory
 from sslx.methods.base import Method, Step
 from sslx.parallel import unwrap
 from sslx.train import finite

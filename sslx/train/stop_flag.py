@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sslx import distributed
-from sslx.stopwatch import blocking
+from sslx.machine.stopwatch import blocking
 
 
 class StopFlag:

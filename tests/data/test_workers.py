@@ -22,7 +22,7 @@ from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
 from sslx.data.workers import Deadly, Pool, WorkerError, answer_alone
 from sslx.errors import ConfigError, StorageError
-from sslx.interrupts import STOPPING
+from sslx.machine.interrupts import STOPPING
 
 CPU = torch.device("cpu")
 SPECS = (ViewSpec(size=32, augment=Augment()), ViewSpec(size=16, augment=Augment()))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslx import checkpoint, cli, compiler, evaluate
+from sslx import checkpoint, cli, evaluate
+from sslx.machine import compiler
 
 TINY = (
     "simclr_digits --data.size 16 --data.threads 1 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 "

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from processes import LONG, TINY, children, is_one_line, metrics, outside, said, started, until, until_training
-from sslx import checkpoint, compiler, outcome
+from sslx import checkpoint, outcome
+from sslx.machine import compiler
 
 Run = Callable[..., tuple[int, str]]
 

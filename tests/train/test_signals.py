@@ -13,7 +13,7 @@ import pytest
 
 from processes import until
 from sslx.errors import ConfigError
-from sslx.interrupts import STOPPING, exit_code
+from sslx.machine.interrupts import STOPPING, exit_code
 from sslx.train.signals import StopSignals, give_up_s
 
 

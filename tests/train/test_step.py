@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
-from sslx import data, distributed, encoders, memory, methods, optim, parallel, rng
+from sslx import data, distributed, encoders, methods, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
 from sslx.data.batch import Batch
 from sslx.group_norm import group_norm
+from sslx.machine import memory
 from sslx.methods.base import Method
 from sslx.train.step import cached_step, train_step
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sslx import distributed, joining
+from sslx import distributed
 from sslx.errors import ConfigError, RanksError, UserError
-from sslx.machine import network
+from sslx.machine import joining, network
 
 
 @pytest.fixture
@@ -104,7 +104,8 @@ def test_a_port_that_is_taken_for_a_moment_only_is_waited_for(port: int):
 
 
 ASKING = """
-from sslx import distributed, joining
+from sslx import distributed
+from sslx.machine import joining
 joining.ANSWER_S = 1.0
 try:
     joining.meet(distributed.connect, 1, 2, 60)

@@ -10,7 +10,7 @@ import ctypes
 import resource
 import sys
 import torch
-from sslx import memory
+from sslx.machine import memory
 
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of 4 KiB
 
@@ -35,6 +35,6 @@ def test_what_was_freed_is_not_faulted_in_again_on_a_cpu_alone(device: str) -> N
     command = [sys.executable, "-c", SCRIPT, device]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     before, after = map(int, done.stdout.split())
-    assert before > 1000, "the allocator keeps memory by itself: sslx.memory is needed no more"
+    assert before > 1000, "the allocator keeps memory by itself: sslx.machine.memory is needed no more"
     # 0 as a rule; two of the ten were seen once, on a busy machine
     assert after < before / 3 if device == "cpu" else after > before / 3

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sslx import files
 from sslx.errors import ConfigError
+from sslx.machine import files
 
 
 def test_text_with_and_without_a_byte_order_mark(tmp_path: Path) -> None:

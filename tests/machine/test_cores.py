@@ -2,7 +2,7 @@
 
 import pytest
 
-from sslx import cores
+from sslx.machine import cores
 
 
 @pytest.mark.parametrize(
