@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sslx.console.words import shown
 from sslx.errors import ConfigError
 from sslx.machine import files
-from sslx.words import shown
 
 _ONE_LINE = ("partition", "account", "qos", "constraint", "reservation", "container", "mounts", "python", "interface")
 

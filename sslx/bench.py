@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sslx import config, data, distributed, measure, methods, optim
 from sslx.config import PretrainConfig
+from sslx.console.words import one_line, shown
 from sslx.data.batch import Batch
 from sslx.data.sources import Source
 from sslx.data.torchvision import read
@@ -25,7 +26,6 @@ from sslx.machine import cores
 from sslx.train.build import Parts, build, compiles, fast_bf16, lacks
 from sslx.train.clock import DataWaits
 from sslx.train.step import cached_step, train_step
-from sslx.words import one_line, shown
 
 ARMS = ("end to end", "step alone", "loader alone", "augmentation alone")
 WINDOWS, WINDOW_S = 3, 2.0

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from sslx import state as states
+from sslx.console.words import one_line
 from sslx.errors import DataError, MissingInput, StorageError
 from sslx.machine import files
-from sslx.words import one_line
 
 FORMAT = 1
 _NAME = re.compile(r"step_(0|[1-9]\d*)(\.old)?")

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from sslx import __version__, streams
+from sslx import __version__
+from sslx.console import streams
+from sslx.console.words import one_line, shown
 from sslx.errors import UserError
 from sslx.machine import environment, interrupts, limits
-from sslx.words import one_line, shown
 
 COMMANDS = {
     "pretrain": ("sslx.commands.pretrain:main", "pretrain an encoder: sslx pretrain simclr_digits"),

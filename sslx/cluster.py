@@ -23,14 +23,15 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, flags, jobs, outcome, resuming, sweeps, words
+from sslx import config, flags, jobs, outcome, resuming, sweeps
 from sslx.allocation import Config as AllocationConfig
 from sslx.allocation import one_line
 from sslx.config import PretrainConfig
+from sslx.console import words
+from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput
 from sslx.machine import files
 from sslx.train.job import Job, code_version
-from sslx.words import shown
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,6 +19,7 @@ import tyro
 
 from sslx import __version__, flags, methods, presets
 from sslx.allocation import Config as AllocationConfig
+from sslx.console.words import shown
 from sslx.data.augment import Augment
 from sslx.data.config import Config as DataConfig
 from sslx.encoders.config import Config as EncoderConfig
@@ -30,7 +31,6 @@ from sslx.optim.config import Config as OptimConfig
 from sslx.probe.config import Config as ProbesConfig
 from sslx.probe.config import HealthConfig, OnlineConfig
 from sslx.runs.config import CheckpointConfig, LogConfig
-from sslx.words import shown
 
 BEHIND_DASHES = "put the recipe and its options after --, for example: sslx submit --nodes 2 -- simclr_cifar10 --seed 1"
 

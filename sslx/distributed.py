@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.autograd.function import once_differentiable
 
-from sslx import activity
+from sslx.console import activity
 from sslx.errors import DataError
 from sslx.machine import devices, environment, joining, limits, network
 from sslx.machine.environment import joined as joined

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sslx.console.words import one_line, shown
 from sslx.machine import compiler, limits, versions
-from sslx.words import one_line, shown
 
 
 def driver_cuda() -> int | None:

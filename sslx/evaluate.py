@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sslx import checkpoint, config, data, distributed, encoders, methods, rng
 from sslx.config import PretrainConfig
+from sslx.console.words import one_line, shown, wrapped
 from sslx.data import sources
 from sslx.data.listing import silent
 from sslx.data.sources import Source
@@ -24,7 +25,6 @@ from sslx.methods.base import Method
 from sslx.probe import features, held_out
 from sslx.probe.features import Features
 from sslx.state import VIEW
-from sslx.words import one_line, shown, wrapped
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput
 from sslx.machine import files
-from sslx.words import shown
 
 MAX_BYTES, MAX_VALUES, MAX_TEXT = 1 << 18, 20_000, 10_000
 """Of one file, values in it, and characters of one of them: more is no file of settings."""

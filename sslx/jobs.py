@@ -23,10 +23,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sslx import outcome, requeue
+from sslx.console.words import one_line, shown
 from sslx.errors import ConfigError, DataError, MissingInput, StorageError
 from sslx.machine import files
 from sslx.runs import lock as locks
-from sslx.words import one_line, shown
 
 Queue: TypeAlias = "dict[str, tuple[str, str]]"
 """(state, why it waits) of the jobs that Slurm has not ended, by id."""

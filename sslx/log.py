@@ -17,12 +17,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sslx import activity, outcome
-from sslx.display import Terminal
+from sslx import outcome
+from sslx.console import activity
+from sslx.console.display import Terminal
+from sslx.console.words import shown
 from sslx.errors import StorageError
 from sslx.machine import files
 from sslx.runs.config import LogConfig as Config
-from sslx.words import shown
 
 Tell = Callable[[str], None]
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from sslx.console.words import shown
 from sslx.errors import DataError, StorageError
 from sslx.machine import files
 from sslx.machine.files import replace
-from sslx.words import shown
 
 State = Literal["running", "done", "stopped", "preempted", "failed"]
 """stopped: by the user's Ctrl-C.  preempted: by another signal, after which a job goes on by itself."""

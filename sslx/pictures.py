@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sslx import config, data, distributed, evaluate, plot, probe, rng
 from sslx.config import PlotConfig
+from sslx.console.words import shown
 from sslx.data import sources
 from sslx.data.order import Repeated, Shuffled
 from sslx.data.sources import Source
@@ -24,7 +25,6 @@ from sslx.evaluate import Bars, Splits, Trained
 from sslx.plot.embedding import Projection
 from sslx.probe import held_out
 from sslx.probe.features import Features
-from sslx.words import shown
 
 QUERIES, NEIGHBORS = 8, 6
 VIEWED, FEWEST_VIEWS = 6, 4

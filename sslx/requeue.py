@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import outcome, streams
+from sslx import outcome
+from sslx.console import streams
+from sslx.console.words import one_line, shown
 from sslx.errors import DataError, UserError
 from sslx.machine import files
-from sslx.words import one_line, shown
 
 Record = TypeVar("Record", outcome.Status, outcome.Job)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from sslx import flags
 from sslx.config import DamagedConfig, PretrainConfig, dump, loads
+from sslx.console.words import shown
 from sslx.errors import ConfigError
 from sslx.machine import files
-from sslx.words import shown
 
 # A resumed run may differ in these: where and how it runs, not what it computes.
 MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "deterministic", "data.root", "data.test_root",

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sslx import config, data, distributed, evaluate, probe
 from sslx.config import ProbeConfig
+from sslx.console.words import shown
 from sslx.data.order import Sequential
 from sslx.data.sources import Source
 from sslx.data.views import eval_view
@@ -21,7 +22,6 @@ from sslx.machine import files
 from sslx.presets import FEW_EPOCHS, FEW_STEPS
 from sslx.probe import Score, features, held_out, label_free
 from sslx.probe.features import Features
-from sslx.words import shown
 
 DIGITS_NOTE = (
     "Raw pixels do well here because the digits are 8x8 pixels, centred and of one size: two images of a digit "

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sslx import flags
 from sslx.config import PretrainConfig, load
+from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput
-from sslx.words import shown
 
 MAX_RUNS = 2_000
 """Of one sweep: each is checked before any is submitted, a tenth of a second long."""

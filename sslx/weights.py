@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from sslx import checkpoint
+from sslx.console.words import shown
 from sslx.errors import DataError, MissingInput
 from sslx.machine.files import expanded
-from sslx.words import shown
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of names that torch's wrappers put anywhere."""

@@ -13,12 +13,12 @@ CODE = sorted(p for top in ("sslx", "kernels", "launch", "benchmarks", "slurm") 
 SSLX = [path for path in CODE if path.is_relative_to(ROOT / "sslx")]
 FILES = CODE + sorted((ROOT / "tests").rglob("*.py"))
 
-LEAVES = ("errors", "words", "streams", "rng", "schedules", "distributed", "parallel", "activity", "later", "machine")
+LEAVES = ("errors", "console", "rng", "schedules", "distributed", "parallel", "later", "machine")
 """Anyone may import these; they import no other part."""
 
 ARROW = (
     ("outcome", "allocation", "flags", "state", "runs"),
-    ("requeue", "display", "presets"),
+    ("requeue", "presets"),
     ("checkpoint", "log", "sync_bn", "group_norm", "jobs"),
     ("data", "weights"),
     ("encoders", "losses", "optim"),

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from sslx import cli, jobs, outcome
+from sslx.console.words import shown
 from sslx.errors import ConfigError
-from sslx.words import shown
 
 SLURM = outcome.Job(cluster="slurm", id="12", log="/nowhere/12.log", code="0.1.0", submitted=0.0)
 

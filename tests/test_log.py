@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kit import words
 from sslx import log
-from sslx.display import Terminal
+from sslx.console.display import Terminal
 from sslx.errors import ConfigError, StorageError
 
 METRICS = {"epoch": 0.61, "loss": 5.1234, "lr": 0.24, "samples_per_s": 812.3, "data_wait": 0.03}
@@ -192,7 +192,7 @@ WANDB = """
 import os, sys
 from pathlib import Path
 from sslx import log
-from sslx.display import Terminal
+from sslx.console.display import Terminal
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 def train(start):
     config = log.Config(wandb=mode, project="tests", wandb_timeout_s=1.0)

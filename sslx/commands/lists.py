@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sslx import flags, methods, presets
-from sslx.words import wrapped
+from sslx.console.words import wrapped
 
 
 def methods_main(argv: Sequence[str]) -> int:

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from sslx import config, outcome, sweeps
 from sslx.config import PretrainConfig
+from sslx.console.words import shown
 from sslx.errors import ConfigError
-from sslx.words import shown
 
 HELP = """usage: sslx sweep FILE [RECIPE ...] [--option VALUE ...]
 

@@ -34,9 +34,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from sslx.console.words import one_line
 from sslx.data import headers
 from sslx.data.headers import Unreadable
-from sslx.words import one_line
 
 Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]

@@ -41,6 +41,7 @@ from nvidia.dali.pipeline import Pipeline, do_not_convert, pipeline_def
 from PIL import Image
 from torch import Tensor
 
+from sslx.console.words import one_line, shown
 from sslx.data.feed import Feed, crop_boxes, fed_parameters
 from sslx.data.finish import Finish
 from sslx.data.order import Order, Sequential, Shuffled
@@ -50,7 +51,6 @@ from sslx.data.transfer import Along, Arrays, Made, nothing, send
 from sslx.data.triage import Triage
 from sslx.data.views import Draw, ViewSpec
 from sslx.machine import deterministic, device_errors, limits
-from sslx.words import one_line, shown
 
 Indices = npt.NDArray[np.int64]
 Node = Any  # a DALI DataNode

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sslx.console.words import shown
 from sslx.data import sides, splits
 from sslx.data.listing import EXTENSIONS, Listing, look
 from sslx.data.sources import Config, Source, Split
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.machine.files import expanded
-from sslx.words import shown
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslx.console.words import shown
 from sslx.data.sources import Source
-from sslx.words import shown
 
 _LOOKED_INTO = 64  # images, spread evenly: others under the same names are found without reading them all
 _READ_BYTES = 2**16

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx import rng
+from sslx.console.words import shown
 from sslx.data.sources import Source
 from sslx.errors import DataError, StorageError
-from sslx.words import shown
 
 Indices = npt.NDArray[np.int64]
 _CANDIDATES = 100

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslx import activity, distributed
+from sslx import distributed
+from sslx.console import activity
 from sslx.data import row_sums, views
 from sslx.data.finish import Finish, jitter, jitter_parameters
 from sslx.data.headers import Unreadable

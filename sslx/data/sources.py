@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sslx import activity, rng
+from sslx import rng
+from sslx.console import activity
+from sslx.console.words import shown
 from sslx.data import levels as black_and_white
 from sslx.data.color import Levels
 from sslx.data.config import SourceConfig as Config
@@ -18,7 +20,6 @@ from sslx.data.listing import has_images, silent
 from sslx.data.patience import Caller, Patience
 from sslx.errors import ConfigError, MissingInput
 from sslx.machine.files import expanded
-from sslx.words import shown
 
 Split = Literal["pretrain", "train", "test"]
 _TORCHVISION = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 32, "stl10": 96}  # name -> default view size

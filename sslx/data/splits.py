@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sslx.console.words import shown
 from sslx.data.listing import has_images, look
 from sslx.errors import ConfigError
-from sslx.words import shown
 
 Kind = Literal["train", "test", "val"]
 KINDS: tuple[Kind, ...] = ("train", "test", "val")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslx import activity, weights
+from sslx import weights
+from sslx.console import activity
 from sslx.encoders.config import Config
 from sslx.errors import ConfigError
 from sslx.group_norm import group_norm

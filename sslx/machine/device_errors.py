@@ -8,8 +8,8 @@ import re
 
 import torch
 
+from sslx.console.words import one_line
 from sslx.errors import ConfigError, DeviceError
-from sslx.words import one_line
 
 _MEMORY = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|CUDA allocation failed|cudaErrorMemoryAllocation|"

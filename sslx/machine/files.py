@@ -12,8 +12,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, cast
 
+from sslx.console.words import one_line
 from sslx.errors import ConfigError
-from sslx.words import one_line
 
 MAX_BYTES = 1 << 20
 """Of a file that is read as a whole: recipes, profiles and records have a few thousand."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslx.words import shown
+from sslx.console.words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sslx import rng
+from sslx.console.words import shown
 from sslx.errors import DataError
 from sslx.plot.canvas import INK, MARKERS, OPACITY, PALETTE, canvas, legend, save, titles
 from sslx.plot.thumbnails import GAP, SIDE, arrange, draw_thumbnails
 from sslx.probe.features import by_class
-from sslx.words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslx import rng
+from sslx.console.words import shown
 from sslx.data.views import ViewSpec
 from sslx.errors import DataError
 from sslx.plot.canvas import INK, canvas, save, titles
 from sslx.probe.knn import nearest
-from sslx.words import shown
 
 Pixels = npt.NDArray[np.float32]
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslx import distributed, rng
+from sslx.console.words import one_line
 from sslx.data.batch import Batch
 from sslx.errors import ConfigError, NonFiniteError, UserError
 from sslx.machine import memory
-from sslx.words import one_line
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what, done, total)`` while something that may take seconds goes on."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslx import activity, distributed
+from sslx import distributed
+from sslx.console import activity
 from sslx.data.batch import Batch
 from sslx.errors import CollapseError
 from sslx.methods import base

@@ -11,11 +11,11 @@ from rich.text import Text
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslx.console.words import shown
 from sslx.errors import DataError
 from sslx.methods import base
 from sslx.probe import health
 from sslx.probe.knn import nearest
-from sslx.words import shown
 
 MOST = 2_000
 """Images to look at: rank and uniformity grow with their square, and numbers compare only between equally many."""

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sslx import activity, rng
+from sslx import rng
+from sslx.console import activity
 from sslx.data import Loader
 from sslx.data.sources import Source
 from sslx.probe import features, knn

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from sslx.console.words import shown
 from sslx.errors import DataError
 from sslx.probe import knn, linear, low_shot
 from sslx.probe.config import Config
 from sslx.probe.features import Features, Progress, silent
-from sslx.words import shown
 
 
 def possible(config: Config, label: Tensor, classes: Sequence[str]) -> tuple[Config, list[str]]:

@@ -4,7 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
-from sslx.words import shown
+from sslx.console.words import shown
 
 
 def resume_command(folder: Path) -> str:

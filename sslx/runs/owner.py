@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sslx.console.words import one_line
 from sslx.machine import files
-from sslx.words import one_line
 
 HEARTBEAT_S = 10.0
 """Seconds between two signs of life of an owner."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from sslx import __version__, cli, jobs, requeue, streams
+from sslx import __version__, cli, jobs, requeue
+from sslx.console import streams
 from sslx.errors import ConfigError, UserError
 from sslx.machine import cores, environment, interrupts, limits
 from sslx.train.signals import StopSignals, give_up_s

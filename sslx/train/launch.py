@@ -10,9 +10,10 @@ from functools import partial
 
 import torch
 
-from sslx import activity, cli, distributed, outcome
+from sslx import cli, distributed, outcome
 from sslx.config import PretrainConfig
-from sslx.display import Terminal
+from sslx.console import activity
+from sslx.console.display import Terminal
 from sslx.errors import ConfigError, DeviceError, RanksError, StorageError, UserError
 from sslx.machine import deterministic, device_errors, environment, interrupts, limits
 from sslx.machine.interrupts import exit_code

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import torch
 
-from sslx import activity, distributed, log, optim, parallel, presets, schedules
+from sslx import distributed, log, optim, parallel, presets, schedules
 from sslx.config import PretrainConfig, dump
+from sslx.console import activity
+from sslx.console.display import Terminal
+from sslx.console.words import one_line
 from sslx.data import Loader
-from sslx.display import Terminal
 from sslx.distributed import Ranks
 from sslx.encoders import Encoder
 from sslx.errors import NonFiniteError, UserError
@@ -32,7 +34,6 @@ from sslx.train.roll_call import RollCall
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
 from sslx.train.stop_flag import StopFlag
-from sslx.words import one_line
 
 
 @dataclass

@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import activity, checkpoint, config, distributed, log, optim, outcome, resuming, state
+from sslx import checkpoint, config, distributed, log, optim, outcome, resuming, state
 from sslx.config import PretrainConfig
+from sslx.console import activity
+from sslx.console.words import one_line, shown
 from sslx.errors import ConfigError, DataError, UserError
 from sslx.machine import files
 from sslx.runs import lock as locks
 from sslx.runs.lock import Lock
 from sslx.train import finite
 from sslx.train.build import Parts
-from sslx.words import one_line, shown
 
 T = TypeVar("T")
 

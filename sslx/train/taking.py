@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from sslx import activity, distributed
+from sslx import distributed
+from sslx.console import activity
 from sslx.data import Loader
 from sslx.data.batch import Batch
 from sslx.data.patience import StopWaiting

@@ -206,7 +206,7 @@ def test_sigusr1_asks_where_the_run_stands_and_nohup_outlives_the_terminal(tmp_p
 FIRST_LINE = (
     "import os, sys\n"
     "from sslx.__main__ import main\n"
-    "from sslx import interrupts\n"
+    "from sslx.machine import interrupts\n"
     "begin = interrupts.begin\n"
     "def telling(saves):\n"
     "    begin(saves)\n"

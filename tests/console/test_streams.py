@@ -27,7 +27,7 @@ def shell(script: str, *arguments: str | Path, **environ: str) -> subprocess.Com
 
 CHILD = """
 import os, subprocess, sys
-from sslx import streams
+from sslx.console import streams
 streams.make_safe()
 streams.make_safe()
 kept = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
@@ -54,7 +54,7 @@ def test_a_closed_stream_is_written_to_by_nobody(tmp_path: Path, closed: str) ->
 @pytest.mark.parametrize("flags", [[], ["-u"]])
 def test_a_full_disk_is_told_once_on_the_other_stream(flags: list[str]) -> None:
     code = (
-        "import sys; from sslx import streams; streams.make_safe()\n"
+        "import sys; from sslx.console import streams; streams.make_safe()\n"
         "for _ in range(3): print('x' * 10_000, flush=True); print('y', file=sys.stderr)"
     )
     done = shell('"$PYTHON" "$@" >/dev/full', *flags, "-c", code)
@@ -70,7 +70,7 @@ def test_a_full_disk_is_told_once_on_the_other_stream(flags: list[str]) -> None:
 def test_a_slow_reader_of_a_pipe_that_does_not_block_gets_all(flags: list[str]) -> None:
     code = (
         "import os; os.set_blocking(1, False)\n"
-        "from sslx import streams; streams.make_safe()\n"
+        "from sslx.console import streams; streams.make_safe()\n"
         "for i in range(20_000): print(i, '.' * 90)"
     )
     reader = "import sys, time; time.sleep(0.3); print(sys.stdin.read().split('\\n')[19_999][:6])"
@@ -79,7 +79,7 @@ def test_a_slow_reader_of_a_pipe_that_does_not_block_gets_all(flags: list[str]) 
 
 
 def test_what_an_encoding_does_not_have_is_replaced() -> None:
-    code = "import sys; from sslx import streams; streams.make_safe(); print('\\xfc\\udcff\\u2501')"
+    code = "import sys; from sslx.console import streams; streams.make_safe(); print('\\xfc\\udcff\\u2501')"
     code += "; sys.stderr.write('\\xfc\\n')"
     done = shell('"$PYTHON" -c "$1"', code, **ASCII)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"???\n", b"\\xfc\n")
@@ -88,7 +88,7 @@ def test_what_an_encoding_does_not_have_is_replaced() -> None:
 
 
 def test_a_stream_of_a_test_stays(capsys: pytest.CaptureFixture[str]) -> None:
-    from sslx import streams
+    from sslx.console import streams
 
     before = sys.stdout, sys.stderr
     streams.make_safe()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sslx.words import one_line, shown, wrapped
+from sslx.console.words import one_line, shown, wrapped
 
 
 @pytest.mark.parametrize(

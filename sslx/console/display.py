@@ -19,8 +19,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from sslx import activity
-from sslx.words import shown, wrapped
+from sslx.console import activity
+from sslx.console.words import shown, wrapped
 
 SAID_AFTER_S = 2.0
 """Seconds after which a line says what the run is busy with, where there is no live display."""
@@ -61,9 +61,10 @@ class Screen(Console):
 class Terminal:
     """A live display on a terminal; elsewhere a line each time.  Not enabled, as on other ranks, every call is silent.
 
-    It is up while it is entered: at first it says what the run is busy with (``sslx.activity``); from ``begin`` on it
-    also shows how far the run has come.  Its last line is empty, which is where the cursor stands: what the terminal
-    echoes (^C) is wiped with the next frame, and a shell's prompt has a line of its own however the process ends.
+    It is up while it is entered: at first it says what the run is busy with (``sslx.console.activity``); from ``begin``
+    on it also shows how far the run has come.  Its last line is empty, which is where the cursor stands: what the
+    terminal echoes (^C) is wiped with the next frame, and a shell's prompt has a line of its own however the process
+    ends.
     """
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:

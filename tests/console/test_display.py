@@ -10,8 +10,8 @@ from rich.console import Console
 
 from kit.screen import lines_on
 from processes import until
-from sslx import activity, display
-from sslx.display import Screen, Terminal
+from sslx.console import activity, display
+from sslx.console.display import Screen, Terminal
 from sslx.runs import ending
 
 METRICS = {"epoch": 0.61, "loss": 5.1234, "lr": 0.24, "samples_per_s": 812.3, "data_wait": 0.03}
