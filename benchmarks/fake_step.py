@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sslx import data, distributed, encoders, log, methods, optim, sync_bn
+from sslx import data, distributed, encoders, log, methods, optim
 from sslx.config import PretrainConfig
 from sslx.data import sources
 from sslx.data.batch import Batch
 from sslx.data.views import ViewSpec
-from sslx.group_norm import group_norm
+from sslx.encoders import sync_bn
+from sslx.encoders.group_norm import group_norm
 from sslx.methods.base import Method
 from sslx.train import finite
 from sslx.train.step import cached_step, train_step

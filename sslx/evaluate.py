@@ -19,8 +19,8 @@ from sslx.data.listing import silent
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
+from sslx.encoders.group_norm import group_norm
 from sslx.errors import ConfigError, DataError, MissingInput
-from sslx.group_norm import group_norm
 from sslx.methods.base import Method
 from sslx.probe import features, held_out
 from sslx.probe.features import Features

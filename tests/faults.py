@@ -105,12 +105,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     # ports and the environment
     "F14 two launchers of the same pid (containers on the host's network) at the same moment": (
         "train/test_hostile_starts.py::test_launchers_of_the_same_pid_on_one_network_at_the_same_moment",
-        "test_joining.py::test_launchers_at_the_same_moment_have_ports_of_their_own",
+        "machine/test_joining.py::test_launchers_at_the_same_moment_have_ports_of_their_own",
     ),
     "F14 MASTER_PORT taken by another process": (
         "train/test_hostile_starts.py::test_a_port_that_another_process_has_is_one_line",
-        "test_joining.py::test_a_port_that_is_taken_for_a_moment_only_is_waited_for",
-        "test_joining.py::test_something_else_that_listens_is_no_rank_0",
+        "machine/test_joining.py::test_a_port_that_is_taken_for_a_moment_only_is_waited_for",
+        "machine/test_joining.py::test_something_else_that_listens_is_no_rank_0",
     ),
     "hostile environment: RANK=x, WORLD_SIZE=0, out of range, MASTER_PORT=x, SSLX_GIVE_UP_S=abc, SLURM_*": (
         "train/test_hostile_starts.py::test_an_environment_that_cannot_be_is_one_line_at_once",
@@ -118,7 +118,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "hostile environment: MASTER_ADDR=no.such.host.invalid, ranks that never come": (
         "train/test_hostile_starts.py::test_ranks_that_cannot_meet_are_one_line",
-        "test_joining.py::test_an_address_that_is_none_is_one_line_soon",
+        "machine/test_joining.py::test_an_address_that_is_none_is_one_line_soon",
     ),
     "the current folder deleted before the start": (
         "train/test_hostile_starts.py::test_a_current_folder_that_was_deleted_is_one_line",
@@ -187,19 +187,19 @@ ROWS: dict[str, tuple[str, ...]] = {
     "named pipes, folders and devices in place of state.pt, manifest.json, owner.json, weights, metrics.jsonl": (
         "test_checkpoint_damage.py::test_what_is_no_regular_file_falls_back_without_a_wait",
         "runs/test_lock.py::test_a_pipe_in_the_owners_place_is_waited_for_by_nobody",
-        "test_weights.py::test_a_pipe_and_a_device_are_waited_for_by_nobody",
+        "encoders/test_weights.py::test_a_pipe_and_a_device_are_waited_for_by_nobody",
         "test_log.py::test_a_full_disk_is_told_once_and_survived",
     ),
     # files of settings, names, and what a batch script is made of
     "TOML: nested tables, arrays, inline tables; a million tables side by side; 100,000 keys": (
         "test_flags.py::test_a_hostile_file_is_refused_in_one_line_at_once",
         "test_flags.py::test_many_keys_that_are_no_options_are_not_each_looked_up",
-        "test_files.py::test_nested_toml_costs_no_time",
+        "machine/test_files.py::test_nested_toml_costs_no_time",
     ),
     "JSON: nested, a list of pairs, a string of 100 MB": (
         "test_flags.py::test_a_file_of_100_mb_costs_no_memory",
-        "test_files.py::test_nested_json_costs_no_time",
-        "test_files.py::test_json_is_an_object",
+        "machine/test_files.py::test_nested_json_costs_no_time",
+        "machine/test_files.py::test_json_is_an_object",
         "test_config.py::test_a_saved_config_of_another_version_is_one_line",
     ),
     "--name of 300 characters, and other names": (
@@ -250,9 +250,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "MemoryError in a step": ("train/test_hostile_starts.py::test_memory_that_ends_in_a_step_is_one_line",),
     "open-file limit 20, 2 ranks": ("machine/test_limits.py::test_a_run_with_too_few_open_files_ends_in_one_line",),
     "stdout closed, all three closed, /dev/full, 1 and 2 ranks": (
-        "test_streams.py::test_training_goes_on_to_its_end",
-        "test_streams.py::test_commands_print_whatever_the_streams_are",
-        "test_streams.py::test_a_closed_stream_is_written_to_by_nobody",
+        "console/test_streams.py::test_training_goes_on_to_its_end",
+        "console/test_streams.py::test_commands_print_whatever_the_streams_are",
+        "console/test_streams.py::test_a_closed_stream_is_written_to_by_nobody",
     ),
     "growth over 2000 steps: torchvision 2 workers, digits, 1 rank": (
         "train/test_bad_files.py::test_a_long_run_holds_no_more_than_a_short_one",

@@ -19,8 +19,8 @@ LEAVES = ("errors", "console", "rng", "schedules", "distributed", "parallel", "l
 ARROW = (
     ("outcome", "allocation", "flags", "state", "runs"),
     ("requeue", "presets"),
-    ("checkpoint", "log", "sync_bn", "group_norm", "jobs"),
-    ("data", "weights"),
+    ("checkpoint", "log", "jobs"),
+    ("data",),
     ("encoders", "losses", "optim"),
     ("methods",),
     ("probe",),

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslx import weights
 from sslx.console import activity
+from sslx.encoders import weights
 from sslx.encoders.config import Config
+from sslx.encoders.group_norm import group_norm
 from sslx.errors import ConfigError
-from sslx.group_norm import group_norm
 from sslx.machine import onednn
 
 if TYPE_CHECKING:

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
-from sslx import data, distributed, encoders, methods, optim, parallel, rng, state, sync_bn
+from sslx import data, distributed, encoders, methods, optim, parallel, rng, state
 from sslx.config import PretrainConfig, settle
 from sslx.data import Loader, sides, sources
 from sslx.data.order import Shuffled
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
+from sslx.encoders import sync_bn
+from sslx.encoders.group_norm import group_norm, has_batch_norm
 from sslx.errors import ConfigError, DataError, MissingInput
-from sslx.group_norm import group_norm, has_batch_norm
 from sslx.losses import toolchain
 from sslx.machine import compiler, deterministic, onednn
 from sslx.methods.base import Method

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from sslx import __version__, distributed, resuming
 from sslx.config import PretrainConfig
 from sslx.data import Loader
+from sslx.encoders.sync_bn import SyncBatchNorm
 from sslx.errors import ConfigError, RanksError
-from sslx.sync_bn import SyncBatchNorm
 from sslx.train.job import source_digest
 
 MAY_DIFFER = ("runs", "ranks", "data.root", "data.test_root", "data.download", "data.threads")

@@ -13,8 +13,8 @@ from sslx import distributed, encoders, losses, optim, rng, verify
 from sslx.config import load
 from sslx.data.batch import Batch
 from sslx.data.views import Augment, ViewSpec
+from sslx.encoders.group_norm import group_norm
 from sslx.errors import ConfigError, DataError
-from sslx.group_norm import group_norm
 from sslx.methods import swav
 from sslx.train.step import cached_step, train_step
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslx import data, distributed, encoders, methods, optim, parallel, rng, sync_bn
+from sslx import data, distributed, encoders, methods, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
+from sslx.encoders import sync_bn
 from sslx.train.step import train_step
 
 SETTINGS = [

@@ -10,7 +10,7 @@ from sslx import data, distributed, encoders, methods, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
 from sslx.data.batch import Batch
-from sslx.group_norm import group_norm
+from sslx.encoders.group_norm import group_norm
 from sslx.machine import memory
 from sslx.methods.base import Method
 from sslx.train.step import cached_step, train_step

@@ -12,8 +12,8 @@ from torch._subclasses import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sslx import distributed
-from sslx import sync_bn as operators
-from sslx.sync_bn import SyncBatchNorm, sync_batch_norm
+from sslx.encoders import sync_bn as operators
+from sslx.encoders.sync_bn import SyncBatchNorm, sync_batch_norm
 
 RunOnRanks = Callable[..., list[Any]]
 

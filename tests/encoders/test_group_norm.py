@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from sslx.group_norm import GroupNorm, group_norm, has_batch_norm
+from sslx.encoders.group_norm import GroupNorm, group_norm, has_batch_norm
 
 
 @pytest.mark.parametrize("name", ["resnet18", "regnetx_002", "efficientnet_b0"])

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from processes import outside
-from sslx import weights
-from sslx.encoders import Config, build
+from sslx.encoders import Config, build, weights
 from sslx.errors import ConfigError, DataError, MissingInput
 
 SHAPE: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}
