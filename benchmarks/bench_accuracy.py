@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from sslx import config, measure, outcome
+from sslx import config, measure
+from sslx.runs import records
 from sslx.train.build import precision
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.jsonl"
@@ -103,7 +104,7 @@ def part(args: argparse.Namespace, flags: list[str], seed: int) -> Record:
 
 def finished_s(run: Path) -> float | None:
     """When a run came to its end (Unix, s)."""
-    status = outcome.read_status(run)
+    status = records.read_status(run)
     return status.time if status is not None and status.state == "done" else None
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sslx import checkpoint, config, distributed, measure, optim
-from sslx.state import not_finite
+from sslx import config, distributed, measure, optim
+from sslx.runs import checkpoint
+from sslx.runs.state import not_finite
 from sslx.train import finite
 from sslx.train.build import build
 from sslx.train.step import train_step

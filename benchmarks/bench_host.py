@@ -18,10 +18,11 @@ import fake_step
 import numpy as np
 import torch
 
-from sslx import config, data, distributed, log, measure, optim
+from sslx import config, data, distributed, measure, optim
 from sslx.data import sources
 from sslx.data.resident import Resident
 from sslx.data.transfer import pack
+from sslx.runs import log
 from sslx.train import finite
 from sslx.train.build import build
 from sslx.train.step import train_step

@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sslx import measure, methods, outcome
+from sslx import measure, methods
+from sslx.runs import records
 
 SMALL, BUNDLED = "2,000 CIFAR-10 images", "400 crops of scikit-learn's two photos"
 NARROW = {
@@ -61,7 +62,7 @@ def train(method: str, root: Path, runs: Path, flags: list[str]) -> dict[str, ob
         raise SystemExit(f"{method}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     seconds = time.monotonic() - start
     run = runs / f"{method}_photos"
-    lines = list(outcome.read_metrics(run / "metrics.jsonl"))
+    lines = list(records.read_metrics(run / "metrics.jsonl"))
     losses = [line["loss"] for line in lines if "loss" in line]
     last = {key: value for line in lines for key, value in line.items()}
     subprocess.run([sys.executable, "-m", "sslx", "probe", str(run)], capture_output=True, check=True)

@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sslx import jobs, measure, outcome
+from sslx import jobs, measure
+from sslx.runs import records
 
 RESULTS = Path(__file__).parent / "results" / "slurm.jsonl"
 RUN = (
@@ -54,15 +55,15 @@ def one(folder: Path) -> dict[str, float]:
     imported = time.time()
     subprocess.run([*command, "--name", folder.name], check=True, stdout=subprocess.DEVNULL)
     submitted = time.time()
-    job = outcome.read_job(folder)
+    job = records.read_job(folder)
     assert job is not None
-    wait_for(lambda: outcome.last_metrics(folder / "metrics.jsonl").get("step", 0) >= 10)
+    wait_for(lambda: records.last_metrics(folder / "metrics.jsonl").get("step", 0) >= 10)
     started = started_at(job.id)
     signalled = time.time()
     subprocess.run(["scancel", "--signal", "USR2", job.id], check=True)
-    wait_for(lambda: bool(outcome.read_stops(folder)))
-    (stop,) = outcome.read_stops(folder)
-    wait_for(lambda: outcome.last_metrics(folder / "metrics.jsonl").get("step", 0) > stop.step + 1)
+    wait_for(lambda: bool(records.read_stops(folder)))
+    (stop,) = records.read_stops(folder)
+    wait_for(lambda: records.last_metrics(folder / "metrics.jsonl").get("step", 0) > stop.step + 1)
     restarted = started_at(job.id)
     subprocess.run(["scancel", job.id], check=True)
     wait_for(lambda: not jobs.now(job))

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sslx import data, distributed, encoders, log, methods, optim
+from sslx import data, distributed, encoders, methods, optim
 from sslx.config import PretrainConfig
 from sslx.data import sources
 from sslx.data.batch import Batch
@@ -20,6 +20,7 @@ from sslx.data.views import ViewSpec
 from sslx.encoders import sync_bn
 from sslx.encoders.group_norm import group_norm
 from sslx.methods.base import Method
+from sslx.runs import log
 from sslx.train import finite
 from sslx.train.step import cached_step, train_step
 

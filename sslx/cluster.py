@@ -23,7 +23,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, flags, jobs, outcome, resuming, sweeps
+from sslx import config, flags, jobs, resuming, sweeps
 from sslx.allocation import Config as AllocationConfig
 from sslx.allocation import one_line
 from sslx.config import PretrainConfig
@@ -31,6 +31,7 @@ from sslx.console import words
 from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput
 from sslx.machine import files
+from sslx.runs import records
 from sslx.train.job import Job, code_version
 
 
@@ -66,10 +67,10 @@ def main(argv: Sequence[str]) -> int:
     todo = [Job(folder=str(_folder(run)), code=code) for run in runs]
     submitted = submit(executor, todo, wanted)
     for run, job in zip(runs, submitted, strict=True):
-        record = outcome.Job(
+        record = records.Job(
             cluster=wanted.cluster, id=job.job_id, log=_log(wanted, folder, job), code=code, submitted=time.time()
         )
-        outcome.write_job(_folder(run), record)
+        records.write_job(_folder(run), record)
     if wanted.cluster == "debug":
         return submitted[0].result()
     sys.stdout.write(_summary(wanted, runs, submitted))
@@ -93,7 +94,7 @@ def check(wanted: AllocationConfig, runs: Sequence[PretrainConfig], queue: jobs.
                 f"{wanted.ranks} x {run.micro_batches}: take --batch-size {max(1, run.batch_size // share) * share}"
             )
         folder = _folder(run)
-        owner = outcome.read_job(folder)
+        owner = records.read_job(folder)
         if owner and (state := jobs.live(owner, queue)):
             raise ConfigError(
                 f"run {shown(folder)} belongs to job {owner.id}, which is {words.one_line(state)}: end it with "

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sslx import checkpoint, config, data, distributed, encoders, methods, rng
+from sslx import config, data, distributed, encoders, methods, rng
 from sslx.config import PretrainConfig
 from sslx.console.words import one_line, shown, wrapped
 from sslx.data import sources
@@ -24,7 +24,8 @@ from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.methods.base import Method
 from sslx.probe import features, held_out
 from sslx.probe.features import Features
-from sslx.state import VIEW
+from sslx.runs import checkpoint
+from sslx.runs.state import VIEW
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sslx import outcome, requeue
+from sslx import requeue
 from sslx.console.words import one_line, shown
 from sslx.errors import ConfigError, DataError, MissingInput, StorageError
 from sslx.machine import files
 from sslx.runs import lock as locks
+from sslx.runs import records
 
 Queue: TypeAlias = "dict[str, tuple[str, str]]"
 """(state, why it waits) of the jobs that Slurm has not ended, by id."""
@@ -114,7 +115,7 @@ def is_run(folder: Path) -> bool:
 def is_on_slurm(run: Path) -> bool:
     """Whether its job is one of Slurm's, as far as its record can be read."""
     try:
-        job = outcome.read_job(run)
+        job = records.read_job(run)
     except DataError:
         return False
     return job is not None and job.cluster == "slurm"
@@ -130,10 +131,10 @@ def _row(run: Path, queue: Queue) -> list[str]:
 
 def row(run: Path, queue: Queue) -> list[str]:
     """job, state, step, samples/s, checkpoint, starts and last stop of a run."""
-    job, status, stops = outcome.read_job(run), outcome.read_status(run), outcome.read_stops(run)
-    metrics = outcome.last_metrics(run / "metrics.jsonl")
+    job, status, stops = records.read_job(run), records.read_status(run), records.read_stops(run)
+    metrics = records.last_metrics(run / "metrics.jsonl")
     step = max(status.step if status else 0, int(metrics.get("step", 0)))
-    saved = outcome.newest_step(run)
+    saved = records.newest_step(run)
     age = ""
     with suppress(OSError):
         age = f", {_ago(time.time() - (run / 'checkpoints' / f'step_{saved}').stat().st_mtime)}"
@@ -154,7 +155,7 @@ def row(run: Path, queue: Queue) -> list[str]:
     ]
 
 
-def state(job: outcome.Job | None, status: outcome.Status | None, queue: Queue, *, owned: bool | None = None) -> str:
+def state(job: records.Job | None, status: records.Status | None, queue: Queue, *, owned: bool | None = None) -> str:
     """What a run is doing, in a word or two: Slurm's state while the job is in its queue, else that of its end.
 
     owned: whether a living process owns the run folder, None where nobody has looked or it has no status yet.
@@ -183,7 +184,7 @@ def queued() -> Queue:
     return {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
 
 
-def live(job: outcome.Job, queue: Queue) -> str:
+def live(job: records.Job, queue: Queue) -> str:
     """What the job is doing if it has not ended, else ""."""
     if job.cluster == "slurm":
         found, why = queue.get(job.id, ("", ""))
@@ -195,7 +196,7 @@ def live(job: outcome.Job, queue: Queue) -> str:
         return ""
 
 
-def now(job: outcome.Job) -> str:
+def now(job: records.Job) -> str:
     """``live``, asking Slurm where it is Slurm's."""
     return live(job, queued() if job.cluster == "slurm" else {})
 
@@ -233,7 +234,7 @@ def claim(folder: Path, code: str) -> str:
     code: of sslx, as it is now; returns a note for the log where the job was begun with another one, else "".  Raises
     ConfigError where another job that has not ended owns the run.
     """
-    job, owner = requeue.job_id(), outcome.read_job(folder)
+    job, owner = requeue.job_id(), records.read_job(folder)
     if owner and owner.id == job:
         return f"note: the code has changed since the job began: {owner.code} -> {code}\n" if owner.code != code else ""
     if owner and (state := now(owner)):
@@ -245,7 +246,7 @@ def claim(folder: Path, code: str) -> str:
         lines = _asked("scontrol", "show", "job", job).stdout.split()
         log = next((word.removeprefix("StdOut=") for word in lines if word.startswith("StdOut=")), "")
     folder.mkdir(parents=True, exist_ok=True)
-    outcome.write_job(folder, outcome.Job(cluster="slurm", id=job, log=log, code=code, submitted=time.time()))
+    records.write_job(folder, records.Job(cluster="slurm", id=job, log=log, code=code, submitted=time.time()))
     return ""
 
 
@@ -284,12 +285,12 @@ def cancel_main(argv: Sequence[str]) -> int:
             return _end(job, run, f"job {job.id} did not end in {wanted.wait_s:g} s: ended it without a new checkpoint")
         time.sleep(0.5)
     sys.stdout.write(
-        f"job {job.id} ended; {shown(run)} can go on at step {outcome.newest_step(run):,} with --resume auto\n"
+        f"job {job.id} ended; {shown(run)} can go on at step {records.newest_step(run):,} with --resume auto\n"
     )
     return 0
 
 
-def _now_or(before: str, job: outcome.Job) -> str:
+def _now_or(before: str, job: records.Job) -> str:
     """``now``, or what was last seen where Slurm does not answer."""
     try:
         return now(job)
@@ -311,14 +312,14 @@ def _asked(*command: str) -> subprocess.CompletedProcess[str]:
         raise ConfigError(f"Slurm does not answer: {command[0]} took more than {ASK_S:g} s") from error
 
 
-def _signal(job: outcome.Job) -> None:
+def _signal(job: records.Job) -> None:
     if job.cluster == "slurm":
         _scancel("--signal", "USR2", job.id)
     else:
         os.kill(int(job.id), signal.SIGTERM)  # submitit's controller hands it on
 
 
-def _end(job: outcome.Job, run: Path, words: str) -> int:
+def _end(job: records.Job, run: Path, words: str) -> int:
     if job.cluster == "slurm":
         _scancel(job.id)
     else:
@@ -328,10 +329,10 @@ def _end(job: outcome.Job, run: Path, words: str) -> int:
     return 0
 
 
-def _job(run: Path) -> outcome.Job:
+def _job(run: Path) -> records.Job:
     if not os.path.isdir(run):
         raise MissingInput(f"no run folder {shown(run)}: sslx jobs lists those there are")
-    job = outcome.read_job(run)
+    job = records.read_job(run)
     if job is None:
         raise MissingInput(f"{shown(run)} was not submitted as a job: its lines are in {shown(run / 'metrics.jsonl')}")
     return job

@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import outcome
 from sslx.console import streams
 from sslx.console.words import one_line, shown
 from sslx.errors import DataError, UserError
 from sslx.machine import files
+from sslx.runs import records
 
-Record = TypeVar("Record", outcome.Status, outcome.Job)
+Record = TypeVar("Record", records.Status, records.Job)
 
 SAVED, NO_PROGRESS, CANCELLED = 75, 93, 130
 FINAL = (0, 64, 65, 66, 74, 76, 77, 130, 141)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     Returns the exit code of the job.
     """
     folder, code = run_folder(Path(argv[0])), int(argv[1])
-    status = _readable(outcome.read_status, folder)
+    status = _readable(records.read_status, folder)
     if status and status.state != "running" and status.time >= float(argv[2]):
         code = 0 if status.state == "done" else status.code or code  # torchrun and srun have codes of their own
         reason = status.reason
@@ -52,23 +52,23 @@ def main(argv: Sequence[str]) -> int:
     if code == 0:
         return 0
     job = job_id()
-    step = outcome.newest_step(folder)
-    outcome.add_stop(folder, outcome.Stop(time=round(time.time(), 3), job=job, code=code, step=step, reason=reason))
+    step = records.newest_step(folder)
+    records.add_stop(folder, records.Stop(time=round(time.time(), 3), job=job, code=code, step=step, reason=reason))
     if reason == "sslx cancel":
         return CANCELLED
     if os.environ.get("SSLX_ENDED_BY_SLURM") == "1" or code in FINAL:
         return code
-    submitted = _readable(outcome.read_job, folder)
-    if not moves(outcome.read_stops(folder), submitted.submitted if submitted else 0.0):
+    submitted = _readable(records.read_job, folder)
+    if not moves(records.read_stops(folder), submitted.submitted if submitted else 0.0):
         why = f"{MAX_STARTS} starts ended at step {step:,}, the last with: {reason}"
-        outcome.write_status(folder, "failed", step, why, NO_PROGRESS)
+        records.write_status(folder, "failed", step, why, NO_PROGRESS)
         sys.stderr.write(f"error: {one_line(why)}: not started again\n")
         return NO_PROGRESS
     sys.stderr.write(f"{one_line(reason)}: requeueing, to go on at step {step:,}\n")
     return requeue(job) if "SLURM_JOB_ID" in os.environ else SAVED
 
 
-def moves(stops: Sequence[outcome.Stop], since: float) -> bool:
+def moves(stops: Sequence[records.Stop], since: float) -> bool:
     """Whether the last MAX_STARTS starts have brought at least one new checkpoint.
 
     since: when the job was submitted (Unix, s): the starts of earlier jobs do not count.

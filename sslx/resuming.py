@@ -64,7 +64,7 @@ def _saved(folder: Path) -> tuple[PretrainConfig, str]:
         if isinstance(error, ConfigError) and not isinstance(error, DamagedConfig):
             raise
         why = files.reason(error).removeprefix("the saved config is damaged: ")
-    from sslx import checkpoint  # here: it takes torch
+    from sslx.runs import checkpoint  # here: it takes torch
 
     newest, _ = checkpoint.newest(folder, ("config",))
     if newest is None:

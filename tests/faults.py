@@ -145,30 +145,30 @@ ROWS: dict[str, tuple[str, ...]] = {
         "runs/test_lock.py::test_a_lost_claim_is_noticed",
     ),
     # checkpoints and small files
-    "200 bit flips in a checkpoint": ("test_checkpoint_damage.py::test_every_single_bit_flip_is_found",),
+    "200 bit flips in a checkpoint": ("runs/test_checkpoint_damage.py::test_every_single_bit_flip_is_found",),
     "Fuzz: 500 mutations of manifest.json": (
-        "test_checkpoint_damage.py::test_no_damage_to_a_checkpoint_gives_more_than_an_older_one",
-        "test_checkpoint_damage.py::test_a_crafted_manifest_is_a_damaged_one",
+        "runs/test_checkpoint_damage.py::test_no_damage_to_a_checkpoint_gives_more_than_an_older_one",
+        "runs/test_checkpoint_damage.py::test_a_crafted_manifest_is_a_damaged_one",
     ),
     "a checkpoint cut off, a killed save, a full disk": (
-        "test_checkpoint_damage.py::test_truncation_falls_back",
-        "test_checkpoint_damage.py::test_a_killed_save_leaves_a_good_checkpoint",
-        "test_checkpoint_damage.py::test_a_full_disk",
+        "runs/test_checkpoint_damage.py::test_truncation_falls_back",
+        "runs/test_checkpoint_damage.py::test_a_killed_save_leaves_a_good_checkpoint",
+        "runs/test_checkpoint_damage.py::test_a_full_disk",
     ),
     "checkpoints/ is a link to a folder with a foreign step_1/precious and step_2 -> images": (
-        "test_checkpoint.py::test_only_what_sslx_wrote_is_deleted_or_renamed",
-        "test_checkpoint.py::test_a_foreign_folder_is_no_checkpoint_and_no_damaged_one",
+        "runs/test_checkpoint.py::test_only_what_sslx_wrote_is_deleted_or_renamed",
+        "runs/test_checkpoint.py::test_a_foreign_folder_is_no_checkpoint_and_no_damaged_one",
     ),
     "state.pt of right digest with crafted content: pretrain": (
-        "test_state.py::test_a_restart_finds_the_good_one_before",
-        "test_state.py::test_a_restart_takes_the_good_one_before",
-        "test_state.py::test_another_optimizers_state_is_refused",
-        "test_state.py::test_images_that_sslx_did_not_note_are_refused",
-        "test_checkpoint_damage.py::test_a_hostile_pickle_is_not_run",
+        "runs/test_state.py::test_a_restart_finds_the_good_one_before",
+        "runs/test_state.py::test_a_restart_takes_the_good_one_before",
+        "runs/test_state.py::test_another_optimizers_state_is_refused",
+        "runs/test_state.py::test_images_that_sslx_did_not_note_are_refused",
+        "runs/test_checkpoint_damage.py::test_a_hostile_pickle_is_not_run",
     ),
     "state.pt of right digest with crafted content: probe and plot": (
-        "test_state.py::test_what_a_probe_cannot_read_is_refused_in_one_line",
-        "test_state.py::test_the_commands_end_with_that_line",
+        "runs/test_state.py::test_what_a_probe_cannot_read_is_refused_in_one_line",
+        "runs/test_state.py::test_the_commands_end_with_that_line",
     ),
     "config.json, run_id, status.json nested, not UTF-8, a folder, missing: --resume auto": (
         "train/test_damaged_run.py::test_a_run_goes_on_whatever_its_small_files_hold",
@@ -182,13 +182,13 @@ ROWS: dict[str, tuple[str, ...]] = {
         "test_plot.py::test_a_step_that_came_twice_counts_once_and_the_later_holds",
     ),
     "cost of a save, ResNet-50 SimCLR (fp32 + SGD momentum)": (
-        "test_checkpoint.py::test_what_a_save_of_a_resnet50_costs",
+        "runs/test_checkpoint.py::test_what_a_save_of_a_resnet50_costs",
     ),
     "named pipes, folders and devices in place of state.pt, manifest.json, owner.json, weights, metrics.jsonl": (
-        "test_checkpoint_damage.py::test_what_is_no_regular_file_falls_back_without_a_wait",
+        "runs/test_checkpoint_damage.py::test_what_is_no_regular_file_falls_back_without_a_wait",
         "runs/test_lock.py::test_a_pipe_in_the_owners_place_is_waited_for_by_nobody",
         "encoders/test_weights.py::test_a_pipe_and_a_device_are_waited_for_by_nobody",
-        "test_log.py::test_a_full_disk_is_told_once_and_survived",
+        "runs/test_log.py::test_a_full_disk_is_told_once_and_survived",
     ),
     # files of settings, names, and what a batch script is made of
     "TOML: nested tables, arrays, inline tables; a million tables side by side; 100,000 keys": (

@@ -15,7 +15,8 @@ import torch
 
 import sslx
 from processes import TINY, metrics, until
-from sslx import checkpoint, cli, jobs, outcome
+from sslx import cli, jobs
+from sslx.runs import checkpoint, records
 
 ROOT = Path(sslx.__file__).parents[1]
 SCRIPT = ROOT / "slurm" / "local_cluster.sh"
@@ -72,7 +73,7 @@ def slurm(*argv: str) -> str:
 def submitted(runs: Path, *flags: str, allocation: Sequence[str] = ALLOCATION) -> "Run":
     """``sslx submit`` of the run runs/r on two nodes."""
     assert cli.main(["submit", *allocation, "--", *SMALL, "--runs", str(runs), "--name", "r", *flags]) == 0
-    job = outcome.read_job(runs / "r")
+    job = records.read_job(runs / "r")
     assert job is not None
     return Run(runs / "r", job)
 
@@ -80,7 +81,7 @@ def submitted(runs: Path, *flags: str, allocation: Sequence[str] = ALLOCATION) -
 class Run:
     """A run that was submitted."""
 
-    def __init__(self, folder: Path, job: outcome.Job) -> None:
+    def __init__(self, folder: Path, job: records.Job) -> None:
         self.folder, self.job, self.submitted = folder, job, time.time()
 
     @property
@@ -90,7 +91,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        return int(outcome.last_metrics(self.folder / "metrics.jsonl").get("step", 0))
+        return int(records.last_metrics(self.folder / "metrics.jsonl").get("step", 0))
 
     @property
     def state(self) -> str:
@@ -103,13 +104,13 @@ class Run:
     def _gone(self) -> bool:
         return time.time() - self.submitted > 3 and not self.state
 
-    def finish(self, timeout_s: float = 300) -> outcome.Status:
+    def finish(self, timeout_s: float = 300) -> records.Status:
         """Wait until Slurm has no such job any more; returns the run's status."""
         deadline = time.monotonic() + timeout_s
         while self.state:
             assert time.monotonic() < deadline, f"{self.state} after {timeout_s} s: {self.log}"
             time.sleep(0.1)
-        status = outcome.read_status(self.folder)
+        status = records.read_status(self.folder)
         assert status is not None, self.log
         return status
 

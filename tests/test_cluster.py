@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from processes import TINY, until
-from sslx import cli, cluster, config, outcome, sweeps
+from sslx import cli, cluster, config, sweeps
 from sslx.allocation import Config
 from sslx.errors import ConfigError, MissingInput
+from sslx.runs import records
 
 
 def flags(runs: Path, *more: str) -> list[str]:
@@ -97,8 +98,8 @@ def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_run_that_a_live_job_owns_is_refused(tmp_path: Path) -> None:
     run = config.load(flags(tmp_path))
     (tmp_path / "r").mkdir()
-    job = outcome.Job(cluster="slurm", id="12", log="", code="", submitted=0.0)
-    outcome.write_job(tmp_path / "r", job)
+    job = records.Job(cluster="slurm", id="12", log="", code="", submitted=0.0)
+    records.write_job(tmp_path / "r", job)
     with pytest.raises(ConfigError, match=r"belongs to job 12, which is waiting \(Priority\): end it with"):
         cluster.check(Config(cluster="local"), [run], {"12": ("PENDING", "Priority")})
     cluster.check(Config(cluster="local"), [run], {})
@@ -112,18 +113,18 @@ def test_a_job_of_this_machine_is_listed_cancelled_and_goes_on(
     assert cli.main(argv) == 0
     run = tmp_path / "r"
     assert f"sslx logs -f {run}" in capfd.readouterr().out
-    until(lambda: outcome.last_metrics(run / "metrics.jsonl").get("step", 0) >= 2, "step 2")
+    until(lambda: records.last_metrics(run / "metrics.jsonl").get("step", 0) >= 2, "step 2")
     assert cli.main(argv) == 64
     assert "which is running: end it with" in capfd.readouterr().err
     assert cli.main(["jobs", str(tmp_path)]) == 0
     assert "running" in capfd.readouterr().out
     assert cli.main(["cancel", str(run)]) == 0
     assert "can go on at step" in capfd.readouterr().out
-    status = outcome.read_status(run)
+    status = records.read_status(run)
     assert status is not None
     assert status.state == "preempted"
-    assert outcome.read_stops(run)[-1].reason == "sslx cancel"
+    assert records.read_stops(run)[-1].reason == "sslx cancel"
     assert cli.main([*argv, "--resume", "auto"]) == 0
-    until(lambda: (s := outcome.read_status(run)) is not None and s.state == "done", "the end")
+    until(lambda: (s := records.read_status(run)) is not None and s.state == "done", "the end")
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 1501))

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sslx import checkpoint, cli, evaluate, pictures
+from sslx import cli, evaluate, pictures
 from sslx.config import load_probe
 from sslx.data import sources
 from sslx.data.views import eval_view
+from sslx.runs import checkpoint
 
 FLAGS = [
     "simclr_digits", "--epochs", "3", "--batch-size", "128", "--data.size", "16", "--data.eval-size", "24",

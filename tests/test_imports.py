@@ -17,9 +17,9 @@ LEAVES = ("errors", "console", "rng", "schedules", "distributed", "parallel", "l
 """Anyone may import these; they import no other part."""
 
 ARROW = (
-    ("outcome", "allocation", "flags", "state", "runs"),
+    ("allocation", "flags", "runs"),
     ("requeue", "presets"),
-    ("checkpoint", "log", "jobs"),
+    ("jobs",),
     ("data",),
     ("encoders", "losses", "optim"),
     ("methods",),
@@ -39,7 +39,7 @@ ARROW = (
 ONLY_IMPORTERS = {
     "torch.distributed": ("sslx/distributed.py", "benchmarks/fake_step.py"),
     "nvidia.dali": ("sslx/data/dali.py",),
-    "wandb": ("sslx/log.py",),
+    "wandb": ("sslx/runs/log.py",),
     "tyro": ("sslx/config.py",),
     "submitit": ("sslx/cluster.py",),
     "sslx_kernels": ("sslx/losses/",),

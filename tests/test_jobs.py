@@ -13,18 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from sslx import cli, jobs, outcome
+from sslx import cli, jobs
 from sslx.console.words import shown
 from sslx.errors import ConfigError
+from sslx.runs import records
 
-SLURM = outcome.Job(cluster="slurm", id="12", log="/nowhere/12.log", code="0.1.0", submitted=0.0)
+SLURM = records.Job(cluster="slurm", id="12", log="/nowhere/12.log", code="0.1.0", submitted=0.0)
 
 
-def a_run(folder: Path, job: outcome.Job | None = None) -> Path:
+def a_run(folder: Path, job: records.Job | None = None) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     if job:
-        outcome.write_job(folder, job)
+        records.write_job(folder, job)
     return folder
 
 
@@ -32,7 +33,7 @@ def test_a_table_of_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     here = a_run(tmp_path / "a")
     lines = [{"step": step, "time": 0, "samples_per_s": 1000.4 + step} for step in (1, 2, 1200)]
     (here / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1300, "ti')
-    outcome.write_status(here, "preempted", 1200, "SIGTERM", 75)
+    records.write_status(here, "preempted", 1200, "SIGTERM", 75)
     (here / "checkpoints" / "step_1200").mkdir(parents=True)
     a_run(tmp_path / "sweep" / "b")
     (tmp_path / "not a run").mkdir()
@@ -49,9 +50,9 @@ def test_a_table_of_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_table_on_a_terminal_shows_all_reasons_at_any_width(tmp_path: Path, width: int) -> None:
     reason = "step 12 has not ended for 600 s: rank 3 on node17 is behind the others; the last checkpoint is step 10"
     for name in ("short", "a_run_with_a_name_that_is_longer_than_the_terminal_has_room_for_beside_the_others"):
-        outcome.write_status(a_run(tmp_path / name), "failed", 1200, reason, 70)
+        records.write_status(a_run(tmp_path / name), "failed", 1200, reason, 70)
     gone = a_run(tmp_path / "killed")
-    outcome.write_status(gone, "running", 5)
+    records.write_status(gone, "running", 5)
     claim = (
         "import os, sys; from sslx.runs import lock; import pathlib; keep = lock.acquire(pathlib.Path(sys.argv[1])); "
     )
@@ -107,7 +108,7 @@ ODD = {
 
 def test_damaged_runs_are_a_row_each_and_end_no_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = a_run(tmp_path / "good", SLURM)
-    outcome.write_status(good, "done", 7)
+    records.write_status(good, "done", 7)
     for kinds, word in ((DAMAGED, "damaged"), (ODD, "odd")):
         for name, contents in kinds.items():
             for number, data in enumerate(contents):
@@ -135,7 +136,7 @@ def test_any_name_of_a_run_is_text(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_slurm: None
 ) -> None:
     del no_slurm
-    run = a_run(tmp_path / name, outcome.Job(cluster="slurm", id="12", log=str(tmp_path / name), code="", submitted=0))
+    run = a_run(tmp_path / name, records.Job(cluster="slurm", id="12", log=str(tmp_path / name), code="", submitted=0))
     assert cli.main(["jobs", str(tmp_path)]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert row.startswith(shown(name) + " ")
@@ -165,22 +166,22 @@ def test_a_crafted_job_signals_nobody(tmp_path: Path, capsys: pytest.CaptureFixt
 )
 def test_odd_numbers_are_refused(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    a_run(tmp_path / "r", outcome.Job(cluster="slurm", id="12", log=__file__, code="", submitted=0))
+    a_run(tmp_path / "r", records.Job(cluster="slurm", id="12", log=__file__, code="", submitted=0))
     assert cli.main(flags) == 64
 
 
 def test_a_row_of_a_job(tmp_path: Path) -> None:
     run = a_run(tmp_path / "b", SLURM)
-    outcome.write_status(run, "running", 7)
-    outcome.add_stop(run, outcome.Stop(time=0.0, job="12", code=75, step=0, reason="SIGUSR2"))
+    records.write_status(run, "running", 7)
+    records.add_stop(run, records.Stop(time=0.0, job="12", code=75, step=0, reason="SIGUSR2"))
     queue = {"12": ("RUNNING", "None")}
     assert jobs.row(run, queue) == ["12 (slurm)", "running", "7", "-", "none", "2", "SIGUSR2"]
 
 
 def test_states(tmp_path: Path) -> None:
     status = {
-        "running": outcome.Status("running", 1, "", 0.0, 0),
-        "failed": outcome.Status("failed", 1, "", 0.0, 70),
+        "running": records.Status("running", 1, "", 0.0, 0),
+        "failed": records.Status("failed", 1, "", 0.0, 70),
     }
     waiting = {"12": ("PENDING", "Resources")}
     assert jobs.state(None, None, {}) == "starting"
@@ -195,7 +196,7 @@ def test_states(tmp_path: Path) -> None:
 
 def test_logs_are_the_last_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "12.log"
-    run = a_run(tmp_path / "r", outcome.Job(cluster="slurm", id="12", log=str(log), code="", submitted=0.0))
+    run = a_run(tmp_path / "r", records.Job(cluster="slurm", id="12", log=str(log), code="", submitted=0.0))
     assert cli.main(["logs", str(run)]) == 0
     assert "job 12 has printed nothing yet: " in capfd.readouterr().err
     log.write_text("".join(f"line {i}\n" for i in range(100)))
@@ -205,7 +206,7 @@ def test_logs_are_the_last_lines(tmp_path: Path, capfd: pytest.CaptureFixture[st
 
 def test_following_shows_what_comes(tmp_path: Path) -> None:
     log = tmp_path / "12.log"
-    run = a_run(tmp_path / "r", outcome.Job(cluster="slurm", id="12", log=str(log), code="", submitted=0.0))
+    run = a_run(tmp_path / "r", records.Job(cluster="slurm", id="12", log=str(log), code="", submitted=0.0))
     log.write_text("first\n")
     argv = [sys.executable, "-m", "sslx", "logs", "-f", str(run)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
@@ -235,7 +236,7 @@ def test_what_is_not_there(argv: list[str], words: str, capsys: pytest.CaptureFi
 def test_a_run_without_a_job_and_a_job_that_has_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cancel", str(a_run(tmp_path / "r"))]) == 66
     assert "was not submitted as a job" in capsys.readouterr().err
-    gone = outcome.Job(cluster="local", id=str(2**22 + 1), log="", code="", submitted=0.0)
+    gone = records.Job(cluster="local", id=str(2**22 + 1), log="", code="", submitted=0.0)
     assert cli.main(["cancel", str(a_run(tmp_path / "s", gone))]) == 64
     assert "has ended already" in capsys.readouterr().err
     assert not (tmp_path / "s" / "cancel").exists()
@@ -258,16 +259,16 @@ def test_a_batch_job_claims_its_run_and_another_ones_is_refused(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "999999")
     assert jobs.claim(tmp_path / "r", "0.1.0 abc") == ""
-    job = outcome.read_job(tmp_path / "r")
+    job = records.read_job(tmp_path / "r")
     assert job is not None
     assert (job.cluster, job.id, job.code) == ("slurm", "999999", "0.1.0 abc")
     assert jobs.claim(tmp_path / "r", "0.1.0 abc") == ""  # requeued
     assert "0.1.0 abc -> 0.1.0 xyz" in jobs.claim(tmp_path / "r", "0.1.0 xyz")
-    assert outcome.read_job(tmp_path / "r") == job
+    assert records.read_job(tmp_path / "r") == job
     code = [sys.executable, "-c", "import time; time.sleep(60)", "submitit"]  # as its controller's command line says
     with subprocess.Popen(code) as other:
-        owner = outcome.Job(cluster="local", id=str(other.pid), log="", code="", submitted=0.0)
-        outcome.write_job(tmp_path / "r", owner)
+        owner = records.Job(cluster="local", id=str(other.pid), log="", code="", submitted=0.0)
+        records.write_job(tmp_path / "r", owner)
         time.sleep(0.2)
         with pytest.raises(ConfigError, match=f"belongs to job {other.pid}, which is running"):
             jobs.claim(tmp_path / "r", "0.1.0 abc")

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from processes import TINY, is_one_line
-from sslx import checkpoint, cli, outcome
+from sslx import cli
+from sslx.runs import checkpoint, records
 
 COLORS = {"cat": (1.0, 0.2, 0.2), "dog": (0.2, 1.0, 0.2), "[rare]": (0.2, 0.2, 1.0)}
 
@@ -58,7 +59,7 @@ def test_four_labeled_images_make_a_run(tmp_path: Path, capsys: pytest.CaptureFi
     (line,) = [line for line in out.splitlines() if "no online probe" in line]
     assert "of 4 training images" in line
     assert checkpoint.load(tmp_path / "r")["step"] == 2
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert status.state == "done"
 

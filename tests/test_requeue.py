@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sslx import outcome, requeue
+from sslx import requeue
 from sslx.errors import DataError
+from sslx.runs import records
 
 
 @pytest.fixture
@@ -25,15 +26,15 @@ def asked(run: Path, code: int) -> int:
 
 
 def test_a_finished_run_leaves_no_stop(run: Path) -> None:
-    outcome.write_status(run, "done", 10)
+    records.write_status(run, "done", 10)
     assert asked(run, 0) == 0
-    assert outcome.read_stops(run) == []
+    assert records.read_stops(run) == []
 
 
 @pytest.mark.parametrize("code", [64, 65, 66, 74, 76, 77, 130, 141])
 def test_what_would_end_alike_is_not_started_again(run: Path, code: int) -> None:
     assert asked(run, code) == code
-    (stop,) = outcome.read_stops(run)
+    (stop,) = records.read_stops(run)
     assert (stop.code, stop.reason) == (code, f"exit code {code}")
 
 
@@ -43,29 +44,29 @@ def test_a_preempted_or_crashed_run_is(run: Path, code: int) -> None:
 
 
 def test_the_runs_own_word_wins_over_what_torchrun_and_srun_return(run: Path) -> None:
-    outcome.write_status(run, "failed", 3, "the loss is nan", 76)
+    records.write_status(run, "failed", 3, "the loss is nan", 76)
     assert asked(run, 1) == 76
-    outcome.write_status(run, "preempted", 3, "SIGTERM", 75)
+    records.write_status(run, "preempted", 3, "SIGTERM", 75)
     assert asked(run, 1) == 75
-    assert [stop.reason for stop in outcome.read_stops(run)] == ["the loss is nan", "SIGTERM"]
+    assert [stop.reason for stop in records.read_stops(run)] == ["the loss is nan", "SIGTERM"]
 
 
 def test_a_run_that_is_done_is_done_even_if_its_processes_end_badly(run: Path) -> None:
-    outcome.write_status(run, "done", 10)
+    records.write_status(run, "done", 10)
     assert asked(run, 134) == 0
 
 
 def test_a_status_of_an_earlier_start_says_nothing(run: Path) -> None:
-    outcome.write_status(run, "failed", 3, "the loss is nan", 76)
+    records.write_status(run, "failed", 3, "the loss is nan", 76)
     assert requeue.main([str(run), "137", str(time.time() + 5)]) == requeue.SAVED
-    outcome.write_status(run, "running", 3)
+    records.write_status(run, "running", 3)
     assert asked(run, 137) == requeue.SAVED
-    assert [stop.reason for stop in outcome.read_stops(run)] == ["exit code 137"] * 2
+    assert [stop.reason for stop in records.read_stops(run)] == ["exit code 137"] * 2
 
 
 def test_three_starts_without_a_new_checkpoint_are_enough(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [asked(run, 70) for _ in range(3)] == [75, 75, 93]
-    status = outcome.read_status(run)
+    status = records.read_status(run)
     assert status is not None
     assert (status.state, status.code) == ("failed", 93)
     assert "3 starts ended at step 0" in status.reason
@@ -85,8 +86,8 @@ def test_each_new_checkpoint_gives_three_more(run: Path) -> None:
 def test_a_job_submitted_again_has_three_starts_of_its_own(run: Path) -> None:
     assert [asked(run, 70) for _ in range(3)] == [75, 75, 93]
     time.sleep(0.01)
-    again = outcome.Job(cluster="slurm", id="2", log="", code="", submitted=time.time())
-    outcome.write_job(run, again)
+    again = records.Job(cluster="slurm", id="2", log="", code="", submitted=time.time())
+    records.write_job(run, again)
     (run / "status.json").unlink()
     found: list[int] = []
     for _ in range(3):
@@ -106,9 +107,9 @@ def test_an_arrays_task_is_requeued_by_its_own_number(monkeypatch: pytest.Monkey
 
 def test_what_the_user_cancelled_ends_once(run: Path) -> None:
     (run / "cancel").touch()
-    outcome.write_status(run, "preempted", 5, "SIGUSR2", 75)
+    records.write_status(run, "preempted", 5, "SIGUSR2", 75)
     assert asked(run, 75) == requeue.CANCELLED
-    assert outcome.read_stops(run)[-1].reason == "sslx cancel"
+    assert records.read_stops(run)[-1].reason == "sslx cancel"
     assert asked(run, 75) == requeue.SAVED
 
 
@@ -124,8 +125,8 @@ def test_an_arrays_task_is_the_run_at_its_place(run: Path, monkeypatch: pytest.M
     (run / "b").mkdir()
     (run / "runs.json").write_text(f'["{run / "a"}", "{run / "b"}"]')
     assert asked(run, 64) == 64
-    assert outcome.read_stops(run / "a") == []
-    assert outcome.read_stops(run / "b")[-1].code == 64
+    assert records.read_stops(run / "a") == []
+    assert records.read_stops(run / "b")[-1].code == 64
 
 
 @pytest.mark.parametrize("name", ["status.json", "job.json", "stops.jsonl"])

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sslx import config, outcome, sweeps
+from sslx import config, sweeps
 from sslx.config import PretrainConfig
 from sslx.console.words import shown
 from sslx.errors import ConfigError
+from sslx.runs import records
 
 HELP = """usage: sslx sweep FILE [RECIPE ...] [--option VALUE ...]
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     code = 0
     for number, run in enumerate(runs, 1):
         folder = run.runs / run.name
-        status = outcome.read_status(folder) if folder.is_dir() else None
+        status = records.read_status(folder) if folder.is_dir() else None
         if status and status.state == "done":
             _say(f"run {number} of {len(runs)}: {shown(folder)} is done")
             continue
@@ -79,9 +80,9 @@ def _table(runs: Sequence[PretrainConfig]) -> Table:
         table.add_column(column, justify="left" if column in ("run", "state") else "right")
     for run in runs:
         folder = run.runs / run.name
-        status = outcome.read_status(folder) if os.path.isdir(folder) else None
+        status = records.read_status(folder) if os.path.isdir(folder) else None
         last: dict[str, float] = {}
-        for line in outcome.read_metrics(folder / "metrics.jsonl") if status else ():
+        for line in records.read_metrics(folder / "metrics.jsonl") if status else ():
             last |= {key: value for key, value in line.items() if key in _SHOWN and math.isfinite(value)}
         cells = [f"{last[key]:.4g}" if key in last else "-" for key in _SHOWN]
         table.add_row(

@@ -16,10 +16,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sslx import checkpoint
 from sslx.console.words import shown
 from sslx.errors import DataError, MissingInput
 from sslx.machine.files import expanded
+from sslx.runs import checkpoint
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of names that torch's wrappers put anywhere."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sslx import outcome
 from sslx.errors import MissingInput
 from sslx.plot.canvas import GRAY, LR, PALETTE, SOFT, canvas, save, titles
+from sslx.runs import records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def loss_curve(metrics: Path, path: Path, *, title: str = "Pretraining loss") ->
 
 
 def _points(metrics: Path) -> dict[int, dict[str, float]]:
-    lines = outcome.read_metrics(metrics)
+    lines = records.read_metrics(metrics)
     return {int(line["step"]): line for line in lines if math.isfinite(line.get("loss", math.nan))}
 
 

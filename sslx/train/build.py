@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
-from sslx import data, distributed, encoders, methods, optim, parallel, rng, state
+from sslx import data, distributed, encoders, methods, optim, parallel, rng
 from sslx.config import PretrainConfig, settle
 from sslx.data import Loader, sides, sources
 from sslx.data.order import Shuffled
@@ -22,6 +22,7 @@ from sslx.losses import toolchain
 from sslx.machine import compiler, deterministic, onednn
 from sslx.methods.base import Method
 from sslx.probe.online import HELD_OUT, OnlineProbe
+from sslx.runs import state
 from sslx.train import consistency, needs
 
 

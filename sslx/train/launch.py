@@ -10,14 +10,14 @@ from functools import partial
 
 import torch
 
-from sslx import cli, distributed, outcome
+from sslx import cli, distributed
 from sslx.config import PretrainConfig
 from sslx.console import activity
 from sslx.console.display import Terminal
 from sslx.errors import ConfigError, DeviceError, RanksError, StorageError, UserError
 from sslx.machine import deterministic, device_errors, environment, interrupts, limits
 from sslx.machine.interrupts import exit_code
-from sslx.runs import ending
+from sslx.runs import ending, records
 from sslx.train.pretrain import Position, pretrain
 from sslx.train.processes import start
 from sslx.train.roll_call import RollCall
@@ -97,7 +97,7 @@ def _work(settings: PretrainConfig, position: Position, stop: StopSignals) -> in
     except Exception as error:
         if not isinstance(error, UserError) and lost_peer(error):
             time.sleep(1)  # the rank that failed speaks first
-            status = outcome.read_status(position.folder) if position.folder else None
+            status = records.read_status(position.folder) if position.folder else None
             told = status is not None and status.state != "running"
             return cli.EXIT_CRASH if told else _fail(position, "another rank ended, without a word", cli.EXIT_CRASH)
         if reason := explained(error, position):
@@ -134,7 +134,7 @@ def _end(position: Position, received: int | None) -> int:
     code = exit_code(received) if received else 0
     if distributed.rank() == 0 and (folder := position.owned):
         state, reason = (_state(received), signal.Signals(received).name) if received else ("done", "")
-        outcome.write_status(folder, state, position.step, reason, code)
+        records.write_status(folder, state, position.step, reason, code)
         if received:
             _tell(position, ending.stopped(folder, *position.at, _cause(received)))
         else:
@@ -143,7 +143,7 @@ def _end(position: Position, received: int | None) -> int:
     return code
 
 
-def _state(received: int) -> outcome.State:
+def _state(received: int) -> records.State:
     """What a run is that this signal has stopped."""
     return "stopped" if received == signal.SIGINT else "preempted"
 
@@ -176,7 +176,7 @@ def _answer(position: Position, stop: StopSignals) -> None:
             by = "" if stop.received == signal.SIGINT else f" by {name}"
             cli.note(f"interrupted{by} before the first step")
             if folder := position.owned:
-                outcome.write_status(folder, _state(stop.received), position.saved, name, exit_code(stop.received))
+                records.write_status(folder, _state(stop.received), position.saved, name, exit_code(stop.received))
                 _tell(position, ending.stopped(folder, *position.at, _cause(stop.received)))
         if position.lock:
             position.lock.release()
@@ -197,8 +197,8 @@ def _report(position: Position) -> None:
 def _end_now(position: Position) -> None:
     """Called by a thread at a second Ctrl-C, which does not wait for this step."""
     if _rank() == 0 and (folder := position.owned):
-        saved = outcome.newest_step(folder)  # a save may be under way
-        outcome.write_status(folder, "stopped", saved, "SIGINT", exit_code(signal.SIGINT))
+        saved = records.newest_step(folder)  # a save may be under way
+        records.write_status(folder, "stopped", saved, "SIGINT", exit_code(signal.SIGINT))
         _tell(position, ending.stopped(folder, position.step, saved, "Ctrl-C"))
 
 
@@ -206,14 +206,14 @@ def _give_up(position: Position, stop: StopSignals, limit_s: float) -> None:
     """Called by a thread: a rank hangs, and this one waits for it."""
     if not position.roll_call.leads():
         return
-    saved = outcome.newest_step(position.folder) if position.folder else 0  # rank 0 may hang in its save
+    saved = records.newest_step(position.folder) if position.folder else 0  # rank 0 may hang in its save
     late, reason = position.roll_call.late(), signal.Signals(stop.received).name
     if late or position.step > position.saved:  # else nothing is lost, for instance in the compilation
         reason += f"; {late and late + ', and '}no step ended in {limit_s:.0f} s"
         position.terminal.close()
         cli.complain(f"{reason}: giving up, at the checkpoint of step {saved:,}", exit_code(stop.received))
     if position.owned:
-        outcome.write_status(position.owned, _state(stop.received), saved, reason, exit_code(stop.received))
+        records.write_status(position.owned, _state(stop.received), saved, reason, exit_code(stop.received))
         if _rank() == 0:
             _tell(position, ending.stopped(position.owned, position.step, saved, _cause(stop.received)))
 
@@ -241,7 +241,7 @@ def lost_peer(error: Exception) -> bool:
 
 def _fail(position: Position, reason: str, code: int, topic: str = "") -> int:
     if folder := position.owned:  # what is another run's by now, or was deleted, gets no status from here
-        outcome.write_status(folder, "failed", position.step, reason, code)
+        records.write_status(folder, "failed", position.step, reason, code)
     position.terminal.close()
     cli.complain(reason, code, topic)
     if folder and code in _MAY_GO_ON and _rank() == 0:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from sslx import distributed, log, optim, parallel, presets, schedules
+from sslx import distributed, optim, parallel, presets, schedules
 from sslx.config import PretrainConfig, dump
 from sslx.console import activity
 from sslx.console.display import Terminal
@@ -25,6 +25,7 @@ from sslx.errors import NonFiniteError, UserError
 from sslx.methods.base import Method
 from sslx.probe.health import Health
 from sslx.probe.online import OnlineProbe
+from sslx.runs import log
 from sslx.runs.lock import Lock
 from sslx.train import consistency, finite, taking
 from sslx.train import run as runs

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import checkpoint, config, distributed, log, optim, outcome, resuming, state
+from sslx import config, distributed, optim, resuming
 from sslx.config import PretrainConfig
 from sslx.console import activity
 from sslx.console.words import one_line, shown
 from sslx.errors import ConfigError, DataError, UserError
 from sslx.machine import files
+from sslx.runs import checkpoint, log, records, state
 from sslx.runs import lock as locks
 from sslx.runs.lock import Lock
 from sslx.train import finite
@@ -57,7 +58,7 @@ def resumes(settings: PretrainConfig) -> bool:
     """
     folder = settings.runs / settings.name
     _refuse_taken(settings, folder)
-    return settings.resume == "auto" and (folder / "config.json").exists() and outcome.newest_step(folder) > 0
+    return settings.resume == "auto" and (folder / "config.json").exists() and records.newest_step(folder) > 0
 
 
 @activity.doing("reading the newest checkpoint")
@@ -77,7 +78,7 @@ def claim(settings: PretrainConfig) -> Run:
             notes = (*notes, f"resumed {shown(folder)} at step {loaded['step']:,}")
             run = Run(folder, run.lock, loaded["run_id"], loaded, notes)
         if distributed.rank() == 0:
-            outcome.write_status(folder, "running", run.step)
+            records.write_status(folder, "running", run.step)
         return run
     except BaseException:
         for lock in held:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sslx import checkpoint
 from sslx.encoders import Config, Encoder, build
 from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.runs import checkpoint
 
 SMALL: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 16)}
 

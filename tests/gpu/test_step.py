@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from processes import TINY
-from sslx import checkpoint, config, distributed, log, methods, optim
+from sslx import config, distributed, methods, optim
 from sslx.data.order import Sequential
 from sslx.data.resident import Resident
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
 from sslx.distributed import Ranks
+from sslx.runs import checkpoint, log
 from sslx.train import finite
 from sslx.train.build import build
 from sslx.train.step import cached_step, train_step

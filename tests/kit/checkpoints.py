@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslx import checkpoint
+from sslx.runs import checkpoint
 
 State = dict[str, Any]
 

@@ -7,7 +7,7 @@ import torch
 
 from on_slurm import SMALL, Cluster, started
 from processes import outside
-from sslx import checkpoint
+from sslx.runs import checkpoint
 
 
 @pytest.fixture(scope="module")

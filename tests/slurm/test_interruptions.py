@@ -16,7 +16,8 @@ import torch
 
 from on_slurm import ALLOCATION, ROOT, SMALL, STEPS, Run, is_undisturbed, slurm, submitted
 from processes import TINY, until
-from sslx import cli, jobs, outcome
+from sslx import cli, jobs
+from sslx.runs import records
 from sslx.train.job import code_version
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
@@ -33,10 +34,10 @@ def test_a_run_that_meets_everything_has_the_weights_of_one_that_meets_nothing(
     """
     run = submitted(tmp_path, "--checkpoint.every", "10")
 
-    def stop(after: int) -> outcome.Stop:
+    def stop(after: int) -> records.Stop:
         """The run's newest stop, which is its so-and-so-manyeth."""
-        until(lambda: len(outcome.read_stops(run.folder)) > after, f"stop {after + 1}")
-        return outcome.read_stops(run.folder)[after]
+        until(lambda: len(records.read_stops(run.folder)) > after, f"stop {after + 1}")
+        return records.read_stops(run.folder)[after]
 
     run.until_step(5)
     before = run.step
@@ -68,7 +69,7 @@ def test_a_run_that_meets_everything_has_the_weights_of_one_that_meets_nothing(
     assert hanging.reason.startswith("SIGUSR2; rank 1 on ")
     assert hanging.reason.endswith("no step ended in 6 s")
     is_undisturbed(run, reference, repeated=2 * 11)
-    assert len(outcome.read_stops(run.folder)) == 4
+    assert len(records.read_stops(run.folder)) == 4
 
 
 def test_s3_the_time_limit_is_no_end(tmp_path: Path, reference: Weights) -> None:
@@ -84,7 +85,7 @@ def test_s3_the_time_limit_is_no_end(tmp_path: Path, reference: Weights) -> None
     ]  # a start may take a minute
     run = submitted(tmp_path, "--checkpoint.every", "0", allocation=allocation)
     run.until_step(5)
-    before = len(outcome.read_stops(run.folder))  # 1 where the limit came while the run was still starting
+    before = len(records.read_stops(run.folder))  # 1 where the limit came while the run was still starting
     rank = run.rank(1)
     os.kill(rank, signal.SIGSTOP)
 
@@ -92,11 +93,11 @@ def test_s3_the_time_limit_is_no_end(tmp_path: Path, reference: Weights) -> None
         with suppress(FileNotFoundError, ProcessLookupError):  # Slurm has let it go by itself, and it has ended
             if is_pending(rank, signal.SIGUSR2):
                 os.kill(rank, signal.SIGCONT)
-        return len(outcome.read_stops(run.folder)) > before
+        return len(records.read_stops(run.folder)) > before
 
     until(stopped, "the limit", 300)  # beside others it starts late
     is_undisturbed(run, reference)
-    stops = outcome.read_stops(run.folder)  # a slow machine comes to its limit again
+    stops = records.read_stops(run.folder)  # a slow machine comes to its limit again
     assert {(stop.code, stop.reason) for stop in stops} == {(75, "SIGUSR2")}
     assert 5 <= stops[before].step <= stops[-1].step < STEPS
 
@@ -112,12 +113,12 @@ def test_cancelling_saves_and_is_not_requeued(tmp_path: Path, capfd: pytest.Capt
     run.until_step(5)
     capfd.readouterr()
     assert cli.main(["cancel", str(run.folder)]) == 0
-    saved = outcome.newest_step(run.folder)
+    saved = records.newest_step(run.folder)
     assert saved >= 5
     assert f"can go on at step {saved}" in capfd.readouterr().out
     time.sleep(1)
     assert not run.state
-    assert [stop.reason for stop in outcome.read_stops(run.folder)] == ["sslx cancel"]
+    assert [stop.reason for stop in records.read_stops(run.folder)] == ["sslx cancel"]
     assert "Restarts=0" in slurm("scontrol", "show", "job", run.job.id, "-o")
 
 
@@ -131,14 +132,14 @@ def test_s7_torchrun_without_submitit_is_preempted_too(
     asked = ["sbatch", "--parsable", "--nodes", "2", "--partition", "low", "--cpus-per-task", "1", "--output"]
     job = slurm(*asked, f"{tmp_path}/job.log", "slurm/pretrain.sbatch", *SMALL, "--log.wandb", "offline")
     until(lambda: (tmp_path / "r" / "job.json").exists(), "the job owns its run")
-    record = outcome.read_job(tmp_path / "r")
+    record = records.read_job(tmp_path / "r")
     assert record is not None
     assert (record.id, record.log, record.code) == (job, f"{tmp_path}/job.log", code_version())
     run = Run(tmp_path / "r", record)
     run.until_step(20)
     run.signal("USR2")
     is_undisturbed(run, reference)
-    (stop,) = outcome.read_stops(run.folder)
+    (stop,) = records.read_stops(run.folder)
     assert (stop.code, stop.reason, stop.step >= 20) == (75, "SIGUSR2", True)
     assert len(list((run.folder / "wandb").glob("offline-run-*"))) == 2
     assert len({path.name.split("-")[-1] for path in (run.folder / "wandb").glob("offline-run-*")}) == 1
@@ -166,13 +167,13 @@ def test_s8_one_run_of_an_array_is_requeued_alone(tmp_path: Path, capfd: pytest.
     assert "submitted job array" in capfd.readouterr().out
     runs = [tmp_path / f"r-seed={seed}" for seed in range(3)]
     until(lambda: all((run / "metrics.jsonl").exists() for run in runs), "all three")
-    job = outcome.read_job(runs[2])  # the last: Slurm gives it the number of the whole array
+    job = records.read_job(runs[2])  # the last: Slurm gives it the number of the whole array
     assert job is not None
     assert re.fullmatch(r"\d+_2", job.id)
     slurm("scancel", "--signal", "USR2", job.id)
-    submitted = [outcome.read_job(run) for run in runs]
+    submitted = [records.read_job(run) for run in runs]
     until(lambda: not any(job and jobs.now(job) for job in submitted), "the end", 300)
-    assert [len(outcome.read_stops(run)) for run in runs] == [0, 0, 1]
+    assert [len(records.read_stops(run)) for run in runs] == [0, 0, 1]
     assert cli.main(["jobs", str(tmp_path)]) == 0
     assert capfd.readouterr().out.count("done") == 3
 
@@ -180,9 +181,9 @@ def test_s8_one_run_of_an_array_is_requeued_alone(tmp_path: Path, capfd: pytest.
 def test_a_job_that_gets_nowhere_ends_after_three_starts(tmp_path: Path) -> None:
     run = submitted(tmp_path, allocation=[*ALLOCATION, "--python", "/bin/false"])
     until(lambda: not run.state, "the end", 300)
-    assert {stop.code for stop in outcome.read_stops(run.folder)} <= {1, 143}  # 143: ended because the other ended
-    assert len(outcome.read_stops(run.folder)) == 3
-    status = outcome.read_status(run.folder)
+    assert {stop.code for stop in records.read_stops(run.folder)} <= {1, 143}  # 143: ended because the other ended
+    assert len(records.read_stops(run.folder)) == 3
+    status = records.read_status(run.folder)
     assert status is not None
     assert (status.state, status.code) == ("failed", 93)
     assert "error: 3 starts ended at step 0" in run.log

@@ -8,7 +8,7 @@ import torch
 
 from on_slurm import Cluster, Run, is_undisturbed, slurm, started, submitted
 from processes import until
-from sslx import outcome
+from sslx.runs import records
 
 pytestmark = [pytest.mark.slurm]
 
@@ -31,8 +31,8 @@ def test_s2_and_s4_a_preempted_run_leaves_a_node_behind_that_is_cut_off(
     run = submitted(tmp_path, "--checkpoint.every", "10")
     run.until_step(5)
     slurm("sbatch", *"--partition high --nodes 3 --exclusive --output /dev/null --wrap".split(), "srun sleep 1")
-    until(lambda: bool(outcome.read_stops(run.folder)), "preemption")
-    (stop,) = outcome.read_stops(run.folder)
+    until(lambda: bool(records.read_stops(run.folder)), "preemption")
+    (stop,) = records.read_stops(run.folder)
     assert (stop.reason, stop.step >= 5) == ("SIGUSR2", True)
     run.until_step(stop.step + 12)
     assert run.repeated() == 0

@@ -12,7 +12,7 @@ import pytest
 
 from on_slurm import ROOT
 from processes import until
-from sslx import outcome
+from sslx.runs import records
 
 pytestmark = [pytest.mark.slurm]
 
@@ -52,10 +52,10 @@ def test_five_commands_from_nothing_to_a_preempted_and_resumed_run(tmp_path: Pat
         said = bash("\n".join(lines))
         assert "simclr_digits on 2 nodes x 1 rank\n" in said
         assert said.splitlines()[-1].split()[0] == "simclr_digits"
-        until(lambda: bool(outcome.read_stops(run)), "preemption")
-        (stop,) = outcome.read_stops(run)
+        until(lambda: bool(records.read_stops(run)), "preemption")
+        (stop,) = records.read_stops(run)
         assert (stop.code, stop.reason) == (75, "SIGTERM")
-        until(lambda: outcome.last_metrics(run / "metrics.jsonl").get("step", 0) > stop.step, "going on")
+        until(lambda: records.last_metrics(run / "metrics.jsonl").get("step", 0) > stop.step, "going on")
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert steps == sorted(set(steps))
     finally:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from processes import Record, is_one_line, metrics, outside, started, until
-from sslx import checkpoint
+from sslx.runs import checkpoint
 
 pytestmark = pytest.mark.soak
 BACKENDS = ("dali", "torchvision", "resident")

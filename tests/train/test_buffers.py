@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sslx import checkpoint, distributed, parallel
+from sslx import distributed, parallel
 from sslx.config import load
+from sslx.runs import checkpoint
 from sslx.train.pretrain import Position, pretrain
 from sslx.train.signals import StopSignals
 

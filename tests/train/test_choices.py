@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslx import checkpoint, cli, evaluate
+from sslx import cli, evaluate
 from sslx.machine import compiler
+from sslx.runs import checkpoint
 
 TINY = (
     "simclr_digits --data.size 16 --data.threads 1 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 "

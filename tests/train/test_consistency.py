@@ -15,11 +15,12 @@ from PIL import Image
 from torch import nn
 
 from processes import TINY, Record, is_one_line
-from sslx import checkpoint, data, distributed, methods, outcome, verify
+from sslx import data, distributed, methods, verify
 from sslx.config import load
 from sslx.data import Config, sources
 from sslx.data.views import eval_view
 from sslx.errors import ConfigError, RanksError
+from sslx.runs import checkpoint, records
 from sslx.train import consistency
 from sslx.train.pretrain import Position, pretrain
 
@@ -129,7 +130,7 @@ def test_a_weight_that_drifts_away_is_noticed_at_the_next_save(
     record_property(
         "figure", f"{world_size} ranks: changed in step 15, noticed at step 20, the save of step 10 is left"
     )
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.code) == ("failed", 70)
 
@@ -143,7 +144,7 @@ def test_a_rank_in_another_collective_is_named_within_a_minute_or_two(tmp_path: 
     is_one_line(error_lines(said), "step 15 cannot end: rank 1 on ", " waits at ", "so all wait for one another")
     assert 60 < seconds < 180, "a collective's timeout is 600 s"
     record_property("figure", f"exit codes {codes} after {seconds:.0f} s")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.code) == ("failed", 70)
 

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from processes import TINY, Record, is_one_line, metrics
-from sslx import checkpoint, distributed, encoders, log, optim, outcome, parallel, rng
+from sslx import distributed, encoders, optim, parallel, rng
 from sslx.config import load
 from sslx.data.batch import Batch
 from sslx.errors import NonFiniteError
 from sslx.methods import simclr
 from sslx.methods.base import Method, Step
-from sslx.state import not_finite
+from sslx.runs import checkpoint, log, records
+from sslx.runs.state import not_finite
 from sslx.train import finite
 from sslx.train.pretrain import Position, means, pretrain
 from sslx.train.signals import StopSignals
@@ -224,7 +225,7 @@ def test_a_run_stops_before_it_saves_what_is_not_finite(
     what = "the loss is nan" if kind == "loss" else "the gradient is not finite"
     last = f"the last checkpoint, {left[-1].replace('_', ' ')}" if left else "there is no checkpoint"
     is_one_line(err, f"{what} at step {step} ", "--optim.lr", "--on-nonfinite skip", last, "nonfinite.jsonl")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.code) == ("failed", 76)
     assert left == (saved(tmp_path / "r") if left else [])

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from processes import TINY, is_one_line, metrics, outside
-from sslx import checkpoint, cli, outcome
+from sslx import cli
 from sslx.probe.health import Health
+from sslx.runs import checkpoint, records
 
 Run = Callable[..., tuple[int, str]]
 NAMES = {"feature_rank", "feature_std", "feature_alignment", "feature_uniformity"}
@@ -78,7 +79,7 @@ def test_a_collapse_stops_the_run_where_asked_for(here: Run, tmp_path: Path):
     code, err = here(*stop, "--checkpoint.every", "10")
     assert code == 77
     is_one_line(err, "collapse at step 20", "is below 0.5", "the last checkpoint, step 10, is perhaps from after")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.step) == ("failed", 20)
     assert "collapse at step 20" in status.reason

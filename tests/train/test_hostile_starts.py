@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from processes import TINY, Record, is_one_line, metrics, outside
-from sslx import outcome
 from sslx.machine import limits
+from sslx.runs import records
 
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
 PAIR = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "23456"}
@@ -205,7 +205,7 @@ def test_memory_that_ends_in_a_step_is_one_line(tmp_path: Path, world_size: int,
     assert ranks[-1][0] == 64
     errors = [line for _, said in ranks for line in said.splitlines(keepends=True) if "rror" in line]
     is_one_line("".join(errors), "out of host memory")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert status.state == "failed"
     assert "memory" in status.reason

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from processes import LONG, TINY, children, is_one_line, metrics, outside, said, started, until, until_training
-from sslx import checkpoint, outcome
 from sslx.machine import compiler
+from sslx.runs import checkpoint, records
 
 Run = Callable[..., tuple[int, str]]
 
@@ -24,14 +24,14 @@ def test_sigterm_saves_and_a_resumed_run_finishes(here: Run, tmp_path: Path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(100) == 75
     assert said(tmp_path) == ""
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGTERM")
     assert 2 <= status.step < 200
     assert checkpoint.load(tmp_path / "r")["step"] == status.step
     assert metrics(tmp_path / "r")[-1]["step"] == status.step
     assert here(*steps, "--resume", "auto") == (0, "")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.step) == ("done", 200)
     assert [line["step"] for line in metrics(tmp_path / "r")] == list(range(1, 201))
@@ -45,7 +45,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path: Path, ranks: int):
         process.send_signal(signal.SIGINT)
         assert process.wait(100) == 130
     assert said(tmp_path) == ""
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("stopped", "SIGINT")
     assert checkpoint.load(tmp_path / "r")["step"] == status.step
@@ -62,7 +62,7 @@ def test_ctrl_c_in_the_first_step_also_ends_the_compiler(tmp_path: Path, monkeyp
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(100) == 130
     assert said(tmp_path) == ""
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("stopped", "SIGINT")
 
@@ -99,7 +99,7 @@ def test_an_output_that_nothing_reads_ends_the_run_and_its_status_says_so(tmp_pa
         process.stdout.close()
         assert process.wait(100) == 141
         is_one_line(process.stderr.read(), "nothing reads the output")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, "closed pipe" in status.reason) == ("failed", True)
 
@@ -116,7 +116,7 @@ def test_killing_one_of_two_ranks_ends_the_job_with_one_line(tmp_path: Path):
         code = process.wait(100)
     assert code == 137
     is_one_line((tmp_path / "err").read_text(), "another rank ended")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("failed", "another rank ended, without a word")
 
@@ -139,7 +139,7 @@ def test_two_ranks_are_preempted_together_and_resume(tmp_path: Path):
         until_training(tmp_path, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(100) == 75
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGTERM")
     code, out, err = outside(tmp_path, *steps, "--resume", "auto")

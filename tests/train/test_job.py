@@ -14,7 +14,8 @@ import pytest
 
 import sslx
 from processes import TINY
-from sslx import config, outcome
+from sslx import config
+from sslx.runs import records
 from sslx.train import job
 from sslx.train.job import Job
 
@@ -61,7 +62,7 @@ def test_a_restart_with_other_code_says_so_and_one_with_the_same_does_not(tmp_pa
     again = run_as_a_process(tmp_path / "r", job.code_version())
     assert again.returncode == 0, again.stderr
     assert "note:" not in again.stdout
-    assert outcome.read_stops(tmp_path / "r") == []
+    assert records.read_stops(tmp_path / "r") == []
 
 
 @pytest.mark.slow
@@ -76,11 +77,11 @@ def test_without_slurm_the_job_itself_asks_whether_to_start_again(tmp_path: Path
         process.send_signal(signal.SIGTERM)
         process.stdout.read()
         assert process.wait(100) == 144
-    (stop,) = outcome.read_stops(folder)
+    (stop,) = records.read_stops(folder)
     assert (stop.code, stop.reason, stop.step >= 2) == (75, "SIGTERM", True)
     wrong = written(tmp_path / "wrong", "--data.source", "folder", "--data.backend", "dali", "--data.root", "/nowhere")
     assert run_as_a_process(wrong, "").returncode == 66
-    assert outcome.read_stops(wrong)[-1].code == 66
+    assert records.read_stops(wrong)[-1].code == 66
 
 
 @pytest.mark.slow
@@ -101,7 +102,7 @@ def test_a_local_job_that_is_stopped_before_its_first_step_starts_again_too(tmp_
             process.send_signal(signal.SIGTERM)
             process.stdout.read()
             assert process.wait(100) == 144
-    assert [stop.code for stop in outcome.read_stops(folder)] == [75, 75]
+    assert [stop.code for stop in records.read_stops(folder)] == [75, 75]
 
 
 def test_threads_are_the_tasks_share_and_what_is_set_stays() -> None:

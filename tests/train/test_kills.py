@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from processes import Record, ended, metrics, started, until
-from sslx import checkpoint, outcome
+from sslx.runs import checkpoint, records
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 STEPS = ["--data.source", "digits", "--data.backend", "dali", "--data.threads", "1", "--optim.lr", "0.01"]
@@ -48,7 +48,7 @@ def test_sigkill_at_random_moments(tmp_path: Path, record_property: Record):
             process.kill()
             process.wait(60)
         reached = last_step(killed)
-        with_saved = outcome.newest_step(killed / "r")
+        with_saved = records.newest_step(killed / "r")
         lost.append(max(0, reached - with_saved))
         before = with_saved
     assert equal(run_to_the_end(killed, *flags, "--resume", "auto"), truth)
@@ -96,8 +96,8 @@ def test_stopping_signals_at_random_moments(signals: list[str], tmp_path: Path, 
         assert "Traceback" not in (tmp_path / "err").read_text()
         steps = [line["step"] for line in metrics(tmp_path / "r")] if (tmp_path / "r/metrics.jsonl").exists() else []
         assert steps == list(range(1, len(steps) + 1))
-        status = outcome.read_status(tmp_path / "r")
-        assert status is None or status.step == outcome.newest_step(tmp_path / "r") == len(steps)
+        status = records.read_status(tmp_path / "r")
+        assert status is None or status.step == records.newest_step(tmp_path / "r") == len(steps)
         reached = len(steps)
     assert set(codes) == {expected}
     record_property(

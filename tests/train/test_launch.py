@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from processes import TINY, is_one_line, metrics, outside
-from sslx import checkpoint, cli, evaluate, outcome
+from sslx import cli, evaluate
+from sslx.runs import checkpoint, records
 
 Run = Callable[..., tuple[int, str]]
 
@@ -33,7 +34,7 @@ def images(folder: Path, good: int, bad: int) -> Path:
 
 def test_a_run_leaves_its_files(here: Run, tmp_path: Path):
     assert here() == (0, "")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.step, status.reason) == ("done", 2, "")
     assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
@@ -99,7 +100,7 @@ def test_a_loss_that_is_no_number_ends_the_run(here: Run, tmp_path: Path):
     code, err = here("--optim.name", "sgd", "--optim.lr", "1e30", "--optim.warmup", "0", "--steps", "9")
     assert code == 76
     is_one_line(err, "the loss is nan", "lower --optim.lr")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, "loss is nan" in status.reason) == ("failed", True)
     assert not (tmp_path / "r" / "checkpoints").exists()  # nothing of it is worth going on from
@@ -116,7 +117,7 @@ def test_unreadable_images_are_replaced_up_to_the_share_allowed(
     cli.main(["pretrain", *TINY, "--runs", str(tmp_path), "--name", "s", *map(str, folder), "--data.max-bad", "0.2"])
     told = capfd.readouterr().out
     assert told.count("unreadable image") == 4  # 2 epochs of 2 steps: each of the four once
-    status = outcome.read_status(tmp_path / "s")
+    status = records.read_status(tmp_path / "s")
     assert status is not None
     assert status.state == "done"
 
@@ -171,7 +172,7 @@ def test_a_log_that_cannot_be_written_is_one_line(here: Run, tmp_path: Path):
     code, err = here()
     assert code == 74
     is_one_line(err, "cannot write", "metrics.jsonl")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert status.state == "failed"
 
@@ -187,7 +188,7 @@ def test_two_ranks_say_everything_once(tmp_path: Path):
     assert len(set(lines)) == len(lines)
     assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/2", "2/2"]
     assert "2 x cpu" in out
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.step) == ("done", 2)
     assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
@@ -239,7 +240,7 @@ def test_the_rank_that_meets_unreadable_images_names_them_and_all_end(tmp_path: 
         assert line.startswith("error: ")
         assert "--data.max-bad" in line
         assert "/bad0" in line
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert status.state == "failed"
     assert "unreadable" in status.reason
@@ -254,6 +255,6 @@ def test_out_of_gpu_memory_is_one_line(here: Run, tmp_path: Path):
     code, err = here(*huge.split(), "--data.num-synthetic", "4096", "--batch-size", "4096", "--compile", "off")
     assert code == 64
     is_one_line(err, "out of GPU memory", "--batch-size", "--accumulate")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert status.state == "failed"

@@ -8,7 +8,8 @@ import pytest
 
 from kit.screen import Terminal, sslx_on_a_terminal
 from processes import LONG, TINY, metrics
-from sslx import cli, outcome
+from sslx import cli
+from sslx.runs import records
 
 ANSWER_S = 5.0
 """In which Ctrl-C is answered, with room for a loaded machine."""
@@ -18,8 +19,8 @@ def pretrain(folder: Path, *flags: str) -> list[str]:
     return ["pretrain", *TINY, "--runs", str(folder), "--name", "r", "--log.every", "1000", *flags]
 
 
-def status_of(folder: Path) -> outcome.Status:
-    status = outcome.read_status(folder / "r")
+def status_of(folder: Path) -> records.Status:
+    status = records.read_status(folder / "r")
     assert status is not None
     return status
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from processes import LONG, TINY, Record, is_one_line, metrics, started, until, until_training
-from sslx import checkpoint, outcome
+from sslx.runs import checkpoint, records
 
 pytestmark = pytest.mark.slow
 Run = Callable[..., tuple[int, str]]
@@ -87,7 +87,7 @@ def test_of_two_runs_that_start_at_once_exactly_one_goes_on(
             is_one_line(said[1], str(folder / "r"))
         assert [line["step"] for line in metrics(folder / "r")] == list(range(1, 41))
         assert checkpoint.load(folder / "r")["step"] == 40
-        status = outcome.read_status(folder / "r")
+        status = records.read_status(folder / "r")
         assert status is not None
         assert status.state == "done"
         assert not list((folder / "r").glob("*owner*"))

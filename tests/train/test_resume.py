@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from sslx import checkpoint, distributed, outcome
+from sslx import distributed
 from sslx.config import load
+from sslx.runs import checkpoint, records
 from sslx.train.pretrain import Position, pretrain
 
 FLAGS = [
@@ -113,6 +114,6 @@ def test_another_seed_is_another_run(ranks, tmp_path: Path) -> None:
 def test_status_is_left_by_the_launcher_only(ranks, tmp_path: Path) -> None:
     """The loop itself says "running"; how it ended is for whoever started it to say."""
     ranks(1, run, str(tmp_path), 2, [])
-    status = outcome.read_status(tmp_path / "run")
+    status = records.read_status(tmp_path / "run")
     assert status is not None
     assert status.state == "running"

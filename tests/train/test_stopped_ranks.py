@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from processes import LONG, TINY, Record, children, ended, is_one_line, said, started, until, until_training
-from sslx import outcome
+from sslx.runs import records
 
 EVERY = ["--steps", "1000000", "--checkpoint.every", "2", "--optim.lr", "0.01"]
 
 
-def status_of(folder: Path) -> outcome.Status:
-    status = outcome.read_status(folder / "r")
+def status_of(folder: Path) -> records.Status:
+    status = records.read_status(folder / "r")
     assert status is not None
     return status
 
@@ -256,7 +256,7 @@ def test_a_launcher_that_is_told_to_end_at_any_moment_ends_in_good_order(tmp_pat
             until(lambda below=below: all(ended(pid) for pid in below), "their end", 10)
         assert "Traceback" not in err
         assert err.count("\n") <= 1, err
-        status = outcome.read_status(tmp_path / str(i))
+        status = records.read_status(tmp_path / str(i))
         assert status is None or (status.state, status.code) == (state, code)
 
 

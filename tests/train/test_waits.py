@@ -15,7 +15,7 @@ from PIL import Image
 
 from hanging import hanging, hanging_mount
 from processes import TINY, Record, children, ended, is_one_line, metrics, outside, started, until, until_training
-from sslx import checkpoint, outcome
+from sslx.runs import checkpoint, records
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def test_a_signal_while_no_data_comes_saves_the_run_as_it_is(
             assert seconds < 25  # the files would be let go after 45
     record_property("figure", f"{backend}, {ranks} ranks: exit code 75 after {seconds:.1f} s")
     assert "error" not in (tmp_path / "err").read_text()
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.reason) == ("preempted", "SIGTERM")
     assert 2 <= status.step < 60
@@ -84,7 +84,7 @@ def test_files_that_never_answer_end_the_run_with_one_line(images: list[Path], t
         with hanging(images):
             assert process.wait(40) == 74
     is_one_line((tmp_path / "err").read_text(), "rank 0 waited 2 s for data", "--resume auto")
-    status = outcome.read_status(tmp_path / "r")
+    status = records.read_status(tmp_path / "r")
     assert status is not None
     assert (status.state, status.code) == ("failed", 74)
 

@@ -17,8 +17,9 @@ import torch
 
 from kit.checkpoints import make_state, names, reseal, saved_run, weight
 from processes import Record
-from sslx import checkpoint, rng
+from sslx import rng
 from sslx.errors import DataError, StorageError
+from sslx.runs import checkpoint
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ KILL = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from sslx import checkpoint
+from sslx.runs import checkpoint
 torch.set_num_threads(1)  # a fork has none of its parent's threads and would wait for them
 run, waits = Path(sys.argv[1]), [float(w) for w in sys.argv[2:]]
 state = lambda step: {"step": step, "weight": torch.full((1 << 18,), float(step))}
@@ -268,7 +269,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import torch
-from sslx import checkpoint
+from sslx.runs import checkpoint
 from sslx.errors import StorageError
 run = Path(sys.argv[1])
 for limit in (0, 1 << 20):  # the first byte fails; the disk fills up on the way

@@ -10,9 +10,10 @@ import torch
 
 from kit import words
 from processes import TINY, is_one_line
-from sslx import checkpoint, cli, evaluate
+from sslx import cli, evaluate
 from sslx.errors import DataError
-from sslx.state import RESUME, VIEW, check, not_finite
+from sslx.runs import checkpoint
+from sslx.runs.state import RESUME, VIEW, check, not_finite
 
 State = dict[str, Any]
 RUN = ["--data.source", "digits", "--data.backend", "torchvision", "--data.threads", "0", "--checkpoint.every", "1"]

@@ -17,12 +17,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sslx import outcome
 from sslx.console import activity
 from sslx.console.display import Terminal
 from sslx.console.words import shown
 from sslx.errors import StorageError
 from sslx.machine import files
+from sslx.runs import records
 from sslx.runs.config import LogConfig as Config
 
 Tell = Callable[[str], None]
@@ -106,7 +106,7 @@ class JSONL:
 
 
 def _is_up_to(line: bytes, step: int) -> bool:
-    metrics = outcome.metrics_of(line)
+    metrics = records.metrics_of(line)
     return metrics is not None and metrics["step"] <= step
 
 
@@ -140,7 +140,7 @@ class WandB:
                 sync = f"`wandb sync {Path(self._run.dir).parent}`"
                 tell(f"wandb: {_first_line(error)}: logging offline, {sync} sends it later")
             self._run.define_metric("*", step_metric="step")
-            for past in outcome.read_metrics(folder / "metrics.jsonl"):
+            for past in records.read_metrics(folder / "metrics.jsonl"):
                 step, time_s = int(past.pop("step")), past.pop("time", math.nan)
                 self.log(step, past | ({"_timestamp": time_s} if math.isfinite(time_s) else {}))
         except Exception as error:

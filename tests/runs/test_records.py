@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sslx import outcome
 from sslx.errors import DataError, StorageError
+from sslx.runs import records
 
 WRONG_STATUS = [
     ("state", "odd"), ("state", []), ("step", "1"), ("step", -1), ("step", 1.5), ("step", True), ("step", 10**400),
@@ -21,11 +21,11 @@ WRONG_JOB = [
 
 
 def test_status(tmp_path: Path) -> None:
-    assert outcome.read_status(tmp_path) is None
+    assert records.read_status(tmp_path) is None
     before = time.time()
-    outcome.write_status(tmp_path, "running", 0)
-    outcome.write_status(tmp_path, "preempted", 120, "SIGTERM")
-    status = outcome.read_status(tmp_path)
+    records.write_status(tmp_path, "running", 0)
+    records.write_status(tmp_path, "preempted", 120, "SIGTERM")
+    status = records.read_status(tmp_path)
     assert status is not None
     assert (status.state, status.step, status.reason) == ("preempted", 120, "SIGTERM")
     assert before <= status.time <= time.time()
@@ -35,47 +35,47 @@ def test_status(tmp_path: Path) -> None:
     for text in ("", "[]", "{}", "\0", "[" * 100_000, '{"a":' * 100_000, *map(json.dumps, wrong)):
         (tmp_path / "status.json").write_text(text)
         with pytest.raises(DataError, match=r"status\.json is no status"):
-            outcome.read_status(tmp_path)
+            records.read_status(tmp_path)
     with pytest.raises(StorageError, match="cannot write"):
-        outcome.write_status(tmp_path / "no folder", "done", 1)
+        records.write_status(tmp_path / "no folder", "done", 1)
 
 
 def test_job(tmp_path: Path) -> None:
-    assert outcome.read_job(tmp_path) is None
-    job = outcome.Job(cluster="slurm", id="12_3", log="/runs/a/job/12_3.log", code="0.1.0 abc", submitted=1.5)
-    outcome.write_job(tmp_path, job)
-    assert outcome.read_job(tmp_path) == job
+    assert records.read_job(tmp_path) is None
+    job = records.Job(cluster="slurm", id="12_3", log="/runs/a/job/12_3.log", code="0.1.0 abc", submitted=1.5)
+    records.write_job(tmp_path, job)
+    assert records.read_job(tmp_path) == job
     right = json.loads((tmp_path / "job.json").read_text())
     for wrong in [{}, *(right | {name: value} for name, value in WRONG_JOB)]:
         (tmp_path / "job.json").write_text(json.dumps(wrong))
         with pytest.raises(DataError, match=r"job\.json is no job"):
-            outcome.read_job(tmp_path)
+            records.read_job(tmp_path)
     with pytest.raises(StorageError, match="cannot write"):
-        outcome.write_job(tmp_path / "no folder", job)
+        records.write_job(tmp_path / "no folder", job)
 
 
 def test_stops_are_added_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
-    assert outcome.read_stops(tmp_path) == []
-    stops = [outcome.Stop(time=float(i), job="12", code=75, step=i, reason="SIGTERM") for i in range(3)]
+    assert records.read_stops(tmp_path) == []
+    stops = [records.Stop(time=float(i), job="12", code=75, step=i, reason="SIGTERM") for i in range(3)]
     for stop in stops:
-        outcome.add_stop(tmp_path, stop)
+        records.add_stop(tmp_path, stop)
     with open(tmp_path / "stops.jsonl", "a") as file:
         file.write('{"time": 1.0, "job"')
-    assert outcome.read_stops(tmp_path) == stops
+    assert records.read_stops(tmp_path) == stops
     with pytest.raises(StorageError, match="cannot write"):
-        outcome.add_stop(tmp_path / "no folder", stops[0])
+        records.add_stop(tmp_path / "no folder", stops[0])
 
 
 @pytest.mark.parametrize(
     "damage", [b"\xff\x00\n", b"[]\n", b"[" * 100_000 + b"\n", b'{"time": 1}\n', b"\n" * 3, b"x" * 200_000]
 )
 def test_damaged_lines_among_stops_are_left_out(tmp_path: Path, damage: bytes) -> None:
-    stop = outcome.Stop(time=1.0, job="12", code=75, step=1, reason="SIGTERM")
-    outcome.add_stop(tmp_path, stop)
+    stop = records.Stop(time=1.0, job="12", code=75, step=1, reason="SIGTERM")
+    records.add_stop(tmp_path, stop)
     line = (tmp_path / "stops.jsonl").read_bytes()
     wrong = [json.dumps(json.loads(line) | {name: []}).encode() + b"\n" for name in ("time", "job", "code", "reason")]
     (tmp_path / "stops.jsonl").write_bytes(line + b"".join(wrong) + damage.rstrip() + b"\n" + line)
-    assert outcome.read_stops(tmp_path) == [stop, stop]
+    assert records.read_stops(tmp_path) == [stop, stop]
 
 
 METRICS = [
@@ -97,19 +97,19 @@ def test_a_line_of_metrics(tmp_path: Path, line: bytes, metrics: dict[str, float
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(good + line + b"\n" + good + line)  # the last one is not finished
     read = [{"step": 1, "loss": 2.0}, *([metrics] if metrics else []), {"step": 1, "loss": 2.0}]
-    assert repr(list(outcome.read_metrics(path))) == repr(read)  # nan is not equal to itself
+    assert repr(list(records.read_metrics(path))) == repr(read)  # nan is not equal to itself
     path.write_bytes(good + line + b"\n")
-    assert repr(outcome.last_metrics(path)) == repr(metrics or ({} if len(line) > 2**16 else {"step": 1, "loss": 2.0}))
+    assert repr(records.last_metrics(path)) == repr(metrics or ({} if len(line) > 2**16 else {"step": 1, "loss": 2.0}))
 
 
 def test_metrics_that_are_not_there_and_that_cannot_be_read(tmp_path: Path) -> None:
-    assert (list(outcome.read_metrics(tmp_path / "a")), outcome.last_metrics(tmp_path / "a")) == ([], {})
+    assert (list(records.read_metrics(tmp_path / "a")), records.last_metrics(tmp_path / "a")) == ([], {})
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
-        list(outcome.read_metrics(tmp_path))
+        list(records.read_metrics(tmp_path))
 
 
 def test_newest_step_is_the_largest_number(tmp_path: Path) -> None:
-    assert outcome.newest_step(tmp_path) == 0
+    assert records.newest_step(tmp_path) == 0
     for name in ("step_9", "step_120", "step_200.old", ".step_300.tmp-1", "step_abc", "other"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert outcome.newest_step(tmp_path) == 120
+    assert records.newest_step(tmp_path) == 120

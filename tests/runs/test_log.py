@@ -21,9 +21,9 @@ from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kit import words
-from sslx import log
 from sslx.console.display import Terminal
 from sslx.errors import ConfigError, StorageError
+from sslx.runs import log
 
 METRICS = {"epoch": 0.61, "loss": 5.1234, "lr": 0.24, "samples_per_s": 812.3, "data_wait": 0.03}
 
@@ -191,7 +191,7 @@ def offline_runs(folder: Path) -> list[tuple[str, str, dict[str, Any], list[dict
 WANDB = """
 import os, sys
 from pathlib import Path
-from sslx import log
+from sslx.runs import log
 from sslx.console.display import Terminal
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 def train(start):

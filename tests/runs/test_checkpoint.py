@@ -14,8 +14,8 @@ from torch import nn
 
 from kit.checkpoints import State, make_state, names, saved_run, weight
 from processes import Record
-from sslx import checkpoint, outcome
 from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.runs import checkpoint, records
 from sslx.runs.config import CheckpointConfig
 
 
@@ -159,7 +159,7 @@ def test_a_foreign_folder_is_no_checkpoint_and_no_damaged_one(tmp_path: Path) ->
     place = tmp_path / "checkpoints"
     (place / "step_999").mkdir(parents=True)
     (place / "step_999" / "precious").write_text("not sslx's")
-    assert outcome.newest_step(tmp_path) == 0
+    assert records.newest_step(tmp_path) == 0
     path, lines = checkpoint.newest(tmp_path)
     assert path is None
     assert len(lines) == 1
@@ -167,7 +167,7 @@ def test_a_foreign_folder_is_no_checkpoint_and_no_damaged_one(tmp_path: Path) ->
     good = checkpoint.save(tmp_path, 10, make_state(10), keep=1)
     assert checkpoint.newest(tmp_path)[0] == good
     assert "step_999" in checkpoint.newest(tmp_path)[1][0]
-    assert outcome.newest_step(tmp_path) == 10
+    assert records.newest_step(tmp_path) == 10
     assert (place / "step_999" / "precious").exists()
 
 

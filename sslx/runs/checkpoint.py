@@ -21,10 +21,10 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
-from sslx import state as states
 from sslx.console.words import one_line
 from sslx.errors import DataError, MissingInput, StorageError
 from sslx.machine import files
+from sslx.runs import state as states
 
 FORMAT = 1
 _NAME = re.compile(r"step_(0|[1-9]\d*)(\.old)?")
@@ -81,7 +81,7 @@ def load(path: Path, map_location: str | torch.device = "cpu", needs: Sequence[s
     """The state of a checkpoint, verified and loaded without running anything in it.
 
     path: a checkpoint directory, the ``state.pt`` in it, or a run folder (its newest good checkpoint; what is
-      skipped goes to the log ``sslx.checkpoint`` as warnings).
+      skipped goes to the log ``sslx.runs.checkpoint`` as warnings).
     needs: parts that the state must have, each of the kind that sslx writes: ``state.RESUME`` or ``state.VIEW``.
     MissingInput where there is no checkpoint, DataError where it is damaged, lacks a part or holds more than plain
     data.
