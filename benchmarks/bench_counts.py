@@ -17,7 +17,8 @@ from typing import Any
 
 import fake_step
 
-from sslx import config, flags, measure
+from sslx import config, measure
+from sslx.config import flags
 
 RESULTS = Path(__file__).parent / "results" / "counts.jsonl"
 MOST = 0.1

@@ -23,10 +23,10 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, flags, jobs, resuming, sweeps
+from sslx import config, jobs, resuming
 from sslx.allocation import Config as AllocationConfig
 from sslx.allocation import one_line
-from sslx.config import PretrainConfig
+from sslx.config import PretrainConfig, flags, sweeps
 from sslx.console import words
 from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput

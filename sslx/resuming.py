@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslx import flags
-from sslx.config import DamagedConfig, PretrainConfig, dump, loads
+from sslx.config import DamagedConfig, PretrainConfig, dump, flags, loads
 from sslx.console.words import shown
 from sslx.errors import ConfigError
 from sslx.machine import files

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sslx import config, data, distributed, evaluate, probe
 from sslx.config import ProbeConfig
+from sslx.config.presets import FEW_EPOCHS, FEW_STEPS
 from sslx.console.words import shown
 from sslx.data.order import Sequential
 from sslx.data.sources import Source
@@ -19,7 +20,6 @@ from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.evaluate import Bars, Splits, Trained
 from sslx.machine import files
-from sslx.presets import FEW_EPOCHS, FEW_STEPS
 from sslx.probe import Score, features, held_out, label_free
 from sslx.probe.features import Features
 

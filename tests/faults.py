@@ -192,20 +192,20 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     # files of settings, names, and what a batch script is made of
     "TOML: nested tables, arrays, inline tables; a million tables side by side; 100,000 keys": (
-        "test_flags.py::test_a_hostile_file_is_refused_in_one_line_at_once",
-        "test_flags.py::test_many_keys_that_are_no_options_are_not_each_looked_up",
+        "config/test_flags.py::test_a_hostile_file_is_refused_in_one_line_at_once",
+        "config/test_flags.py::test_many_keys_that_are_no_options_are_not_each_looked_up",
         "machine/test_files.py::test_nested_toml_costs_no_time",
     ),
     "JSON: nested, a list of pairs, a string of 100 MB": (
-        "test_flags.py::test_a_file_of_100_mb_costs_no_memory",
+        "config/test_flags.py::test_a_file_of_100_mb_costs_no_memory",
         "machine/test_files.py::test_nested_json_costs_no_time",
         "machine/test_files.py::test_json_is_an_object",
-        "test_config.py::test_a_saved_config_of_another_version_is_one_line",
+        "config/test_pretrain.py::test_a_saved_config_of_another_version_is_one_line",
     ),
     "--name of 300 characters, and other names": (
         "train/test_hostile_starts.py::test_a_name_of_300_characters_is_one_line",
-        "test_flags.py::test_names_of_runs",
-        "test_flags.py::test_a_bad_name_is_one_line_wherever_it_comes_from",
+        "config/test_flags.py::test_names_of_runs",
+        "config/test_flags.py::test_a_bad_name_is_one_line_wherever_it_comes_from",
     ),
     "sslx submit: shell metacharacters in run folder, name, partition, account, interface, python, ...": (
         "test_injection.py::test_a_batch_script_runs_none_of_its_values",

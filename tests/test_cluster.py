@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from processes import TINY, until
-from sslx import cli, cluster, config, sweeps
+from sslx import cli, cluster, config
 from sslx.allocation import Config
+from sslx.config import sweeps
 from sslx.errors import ConfigError, MissingInput
 from sslx.runs import records
 

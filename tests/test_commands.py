@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslx import cli, config, flags, methods
+from sslx import cli, config, methods
+from sslx.config import flags
 from sslx.errors import ConfigError, MissingInput
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ LEAVES = ("errors", "console", "rng", "schedules", "distributed", "parallel", "l
 """Anyone may import these; they import no other part."""
 
 ARROW = (
-    ("allocation", "flags", "runs"),
-    ("requeue", "presets"),
+    ("allocation", "runs"),
+    ("requeue",),
     ("jobs",),
     ("data",),
     ("encoders", "losses", "optim"),
@@ -26,7 +26,7 @@ ARROW = (
     ("probe",),
     ("plot",),
     ("config",),
-    ("sweeps", "resuming", "short_help"),
+    ("resuming",),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing
     ("train", "evaluate", "doctor", "measure"),
     ("scores", "pictures"),
@@ -40,7 +40,7 @@ ONLY_IMPORTERS = {
     "torch.distributed": ("sslx/distributed.py", "benchmarks/fake_step.py"),
     "nvidia.dali": ("sslx/data/dali.py",),
     "wandb": ("sslx/runs/log.py",),
-    "tyro": ("sslx/config.py",),
+    "tyro": ("sslx/config/pretrain.py",),
     "submitit": ("sslx/cluster.py",),
     "sslx_kernels": ("sslx/losses/",),
     "torch.optim.lr_scheduler": (),

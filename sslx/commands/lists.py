@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sslx import flags, methods, presets
+from sslx import methods
+from sslx.config import flags, presets
 from sslx.console.words import wrapped
 
 

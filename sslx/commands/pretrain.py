@@ -28,7 +28,7 @@ def main(argv: Sequence[str], stop: "StopSignals | None" = None) -> int:
 
 def _help(argv: Sequence[str]) -> int:
     """Print what most people set, with the values of the recipes and flags in ``argv``."""
-    from sslx import short_help
+    from sslx.config import short_help
 
     settings = config.parse(argv)
     recipes = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sslx import config, sweeps
-from sslx.config import PretrainConfig
+from sslx import config
+from sslx.config import PretrainConfig, sweeps
 from sslx.console.words import shown
 from sslx.errors import ConfigError
 from sslx.runs import records

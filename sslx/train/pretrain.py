@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from sslx import distributed, optim, parallel, presets, schedules
-from sslx.config import PretrainConfig, dump
+from sslx import distributed, optim, parallel, schedules
+from sslx.config import PretrainConfig, dump, presets
 from sslx.console import activity
 from sslx.console.display import Terminal
 from sslx.console.words import one_line

@@ -7,8 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslx import flags
-from sslx.config import PretrainConfig, load
+from sslx.config import PretrainConfig, flags, load
 from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput
 

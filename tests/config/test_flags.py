@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from processes import Record
-from sslx import cli, config, flags, sweeps
+from sslx import cli, config
+from sslx.config import flags, sweeps
 from sslx.errors import ConfigError, MissingInput
 
 HOSTILE = {
@@ -55,7 +56,7 @@ def test_a_file_of_100_mb_costs_no_memory(tmp_path: Path) -> None:
     with open(tmp_path / "a.json", "wb") as file:
         file.truncate(100 << 20)
     code = (
-        "import sys; from pathlib import Path; from sslx import flags\n"
+        "import sys; from pathlib import Path; from sslx.config import flags\n"
         "try: flags.read(Path(sys.argv[1]))\n"
         "except ValueError as error: print(error)\n"
         "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"

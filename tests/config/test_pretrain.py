@@ -25,7 +25,7 @@ def test_each_recipe_loads_and_says_what_it_takes(name: str):
 def test_defaults():
     settings = load([])
     assert settings.name == "simclr_digits"
-    chosen = ("augment", "method", "optim", "batch_size", "epochs")  # tests/test_presets.py
+    chosen = ("augment", "method", "optim", "batch_size", "epochs")  # tests/config/test_presets.py
     default = PretrainConfig(name="simclr_digits", **{name: getattr(settings, name) for name in chosen})
     assert settings == default
     assert load(["--data.source", "synthetic"]).name == "simclr_synthetic"

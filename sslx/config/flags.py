@@ -59,7 +59,7 @@ def recipe(given: str) -> Path:
 
 def profile(given: str) -> Path:
     """The file of a profile, given by its name or path.  MissingInput where there is none."""
-    there = {path.stem: path for path in (Path(__file__).parents[1] / "slurm" / "profiles").glob("*.toml")}
+    there = {path.stem: path for path in (Path(__file__).parents[2] / "slurm" / "profiles").glob("*.toml")}
     path = there.get(given) or files.expanded(given)
     if not os.path.exists(path):
         names = f"there are {', '.join(sorted(there))}, or " if there else ""

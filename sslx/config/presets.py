@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import flags
+from sslx.config import flags
 
 Config = TypeVar("Config", bound=Any)
 SMALL_BATCH = 1024
@@ -46,7 +46,7 @@ class Choice:
 
 @cache
 def _tables(method: str) -> dict[str, dict[str, Any]]:
-    path = Path(__file__).parent / "recipes" / "bases" / f"{method}.toml"
+    path = Path(__file__).parents[1] / "recipes" / "bases" / f"{method}.toml"
     if not path.exists():
         return _PLAIN
     tables = tomllib.loads(path.read_text(encoding="utf-8"))

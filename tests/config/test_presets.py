@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sslx import config, flags, methods, presets
+from sslx import config, methods
+from sslx.config import flags, presets
 
 PHOTOS = ["--data.source", "folder", "--data.root", "photos", "--device", "cuda"]
 

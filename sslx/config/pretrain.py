@@ -17,14 +17,15 @@ from typing import Any, Literal
 
 import tyro
 
-from sslx import __version__, flags, methods, presets
+from sslx import __version__, methods
 from sslx.allocation import Config as AllocationConfig
+from sslx.config import flags, presets
+from sslx.config.flags import recipes as recipes
 from sslx.console.words import shown
 from sslx.data.augment import Augment
 from sslx.data.config import Config as DataConfig
 from sslx.encoders.config import Config as EncoderConfig
 from sslx.errors import ConfigError, UserError
-from sslx.flags import recipes as recipes
 from sslx.machine import files, gpus
 from sslx.methods.config import MethodConfig
 from sslx.optim.config import Config as OptimConfig

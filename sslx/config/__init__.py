@@ -1,0 +1,35 @@
+"""The configuration: dataclasses, recipes and flags, and what is chosen where neither of them says."""
+
+from typing import TYPE_CHECKING
+
+from sslx import later
+
+if TYPE_CHECKING:
+    from sslx.config.flags import recipes as recipes
+    from sslx.config.pretrain import DamagedConfig as DamagedConfig
+    from sslx.config.pretrain import PlotConfig as PlotConfig
+    from sslx.config.pretrain import PretrainConfig as PretrainConfig
+    from sslx.config.pretrain import ProbeConfig as ProbeConfig
+    from sslx.config.pretrain import VerifyConfig as VerifyConfig
+    from sslx.config.pretrain import dump as dump
+    from sslx.config.pretrain import load as load
+    from sslx.config.pretrain import load_plot as load_plot
+    from sslx.config.pretrain import load_probe as load_probe
+    from sslx.config.pretrain import load_submit as load_submit
+    from sslx.config.pretrain import load_verify as load_verify
+    from sslx.config.pretrain import loads as loads
+    from sslx.config.pretrain import num_options as num_options
+    from sslx.config.pretrain import parse as parse
+    from sslx.config.pretrain import resumed as resumed
+    from sslx.config.pretrain import settle as settle
+
+__getattr__ = later.names(
+    __name__,
+    {
+        "flags": ("recipes",),
+        "pretrain": (
+            "DamagedConfig", "PlotConfig", "PretrainConfig", "ProbeConfig", "VerifyConfig", "dump", "load", "load_plot",
+            "load_probe", "load_submit", "load_verify", "loads", "num_options", "parse", "resumed", "settle",
+        ),
+    },
+)  # fmt: skip
