@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sslx import jobs, measure
+from sslx import measure
+from sslx.cluster import jobs
 from sslx.runs import records
 
 RESULTS = Path(__file__).parent / "results" / "slurm.jsonl"

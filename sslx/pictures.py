@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from sslx import config, data, distributed, evaluate, plot, probe, rng
+from sslx import config, data, distributed, evaluate, plot, rng
 from sslx.config import PlotConfig
 from sslx.console.words import shown
 from sslx.data import sources
@@ -23,7 +23,7 @@ from sslx.distributed import Ranks
 from sslx.errors import StorageError, UserError
 from sslx.evaluate import Bars, Splits, Trained
 from sslx.plot.embedding import Projection
-from sslx.probe import held_out
+from sslx.probe import held_out, knn
 from sslx.probe.features import Features
 
 QUERIES, NEIGHBORS = 8, 6
@@ -162,7 +162,7 @@ def _map(scene: Scene, points: int, by: Projection, bank: Features | None, found
     named = several and num_classes <= plot.MOST_NAMED
     title = f"{scene.name}: features of {len(found.x):,} {splits.name} images"
     if bank is not None and several and splits.train.classes:
-        title += f", kNN accuracy {100 * probe.knn.accuracy(bank, found, len(splits.train.classes)):.1f} %"
+        title += f", kNN accuracy {100 * knn.accuracy(bank, found, len(splits.train.classes)):.1f} %"
     plot.feature_map(
         found.x,
         labels if several else None,

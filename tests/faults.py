@@ -174,9 +174,9 @@ ROWS: dict[str, tuple[str, ...]] = {
         "train/test_damaged_run.py::test_a_run_goes_on_whatever_its_small_files_hold",
     ),
     "status.json, metrics.jsonl, stops.jsonl nested, of wrong types, with markup: sslx jobs": (
-        "test_jobs.py::test_damaged_runs_are_a_row_each_and_end_no_listing",
-        "test_jobs.py::test_any_name_of_a_run_is_text",
-        "test_jobs.py::test_a_crafted_job_signals_nobody",
+        "cluster/test_jobs.py::test_damaged_runs_are_a_row_each_and_end_no_listing",
+        "cluster/test_jobs.py::test_any_name_of_a_run_is_text",
+        "cluster/test_jobs.py::test_a_crafted_job_signals_nobody",
     ),
     "metrics.jsonl step 1e400: sslx plot": (
         "test_plot.py::test_a_step_that_came_twice_counts_once_and_the_later_holds",

@@ -15,7 +15,8 @@ import torch
 
 import sslx
 from processes import TINY, metrics, until
-from sslx import cli, jobs
+from sslx import cli
+from sslx.cluster import jobs
 from sslx.runs import checkpoint, records
 
 ROOT = Path(sslx.__file__).parents[1]

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from processes import TINY, Record
-from sslx import cluster, config
-from sslx.allocation import Config
+from sslx import config
+from sslx.cluster import submit
+from sslx.cluster.allocation import Config
 from sslx.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +51,9 @@ SBATCH = 'cp "${@: -1}" "$SBATCH_TO"; echo "Submitted batch job 7"'
 def script_of(folder: Path, wanted: Config, name: str = "r", runs: str = "runs") -> str:
     """The batch script, made as ``sslx submit`` makes it; ConfigError where the values are refused."""
     run = config.PretrainConfig(name=name, runs=folder / runs)
-    cluster.check(wanted, [run], {})
-    script = cluster.batch_script(cluster.prepared(wanted, run.runs / run.name, [run]), 1)
-    cluster.check_script(script, wanted)
+    submit.check(wanted, [run], {})
+    script = submit.batch_script(submit.prepared(wanted, run.runs / run.name, [run]), 1)
+    submit.check_script(script, wanted)
     return script
 
 
@@ -152,7 +153,7 @@ def test_memory_is_a_number(value: float) -> None:
         Config(mem_gb=value)
 
 
-def submit(place: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+def run_submit(place: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     environ = os.environ | {"SBATCH_TO": str(place / "script"), "OMP_NUM_THREADS": "1"}
     command = [os.environ["PYTHON"], "-m", "sslx", "submit", *argv]
     return subprocess.run(command, env=environ, cwd=place, capture_output=True, text=True, check=False, timeout=240)
@@ -173,7 +174,7 @@ def test_shared_files_run_nothing(kind: str, place: Path, monkeypatch: pytest.Mo
     elif kind == "profile":
         for line in ('interface = "eth0; touch RAN"', 'partition = "gpu\\ntouch RAN\\nx"', 'python = "$(touch RAN)"'):
             profile.write_text(line + "\n")
-            done = submit(place, "--profile", str(profile), "--", *TINY, "--runs", "runs", "--name", line[:4])
+            done = run_submit(place, "--profile", str(profile), "--", *TINY, "--runs", "runs", "--name", line[:4])
             assert done.returncode in (0, 64), done.stderr
             assert done.stderr.count("\n") == (done.returncode != 0)
             run_script(place)
@@ -183,7 +184,7 @@ def test_shared_files_run_nothing(kind: str, place: Path, monkeypatch: pytest.Mo
     else:
         tries = [["--", *TINY, "--runs", f"{place}/a\ntouch RAN\nb"], ["--", *TINY, "--runs", "$(touch RAN)"]]
     for argv in tries:
-        done = submit(place, *argv)
+        done = run_submit(place, *argv)
         assert done.returncode in (0, 64), done.stderr
         assert len(re.findall("^error: ", done.stderr, re.MULTILINE)) == done.stderr.count("\n")
         run_script(place)

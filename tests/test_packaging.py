@@ -1,5 +1,6 @@
 """What ``pip install`` brings: a wheel with sslx, sslx_kernels and the recipes, that imports from anywhere."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -54,6 +55,20 @@ def test_it_imports_and_runs_from_a_folder_of_its_own(wheel: Path, tmp_path: Pat
     assert Path(kernels).is_relative_to(tmp_path)
     assert names == sorted(path.stem for path in (ROOT / "sslx" / "recipes").glob("*.toml"))
     assert name == "simclr_digits"
+
+
+def test_profiles_have_names_where_there_is_no_checkout(wheel: Path, tmp_path: Path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").touch(0o755)  # submitit looks for it, a dry run does not call it
+    names = sorted(path.stem for path in (ROOT / "sslx" / "cluster" / "profiles").glob("*.toml"))
+    assert len(names) > 1
+    for name in names:
+        command = [sys.executable, "-m", "sslx", "submit", "--profile", name, "--dry-run", "--", "simclr_digits"]
+        environ = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "#SBATCH" in done.stdout
 
 
 def test_the_command_and_the_version_are_the_packages(wheel: Path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sslx import cli, config, evaluate
+from sslx.cluster.allocation import load_submit
 from sslx.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ def test_a_command_of_a_readme_parses(command: str):
     _, name, *argv = shlex.split(command)
     assert name in cli.COMMANDS
     if name == "submit":
-        _, argv = config.load_submit(argv)
+        _, argv = load_submit(argv)
     if name == "sweep":
         argv = argv[1:]
     if name in ("pretrain", "bench", "submit", "sweep"):

@@ -15,21 +15,22 @@ if TYPE_CHECKING:
     from sslx.config.pretrain import load as load
     from sslx.config.pretrain import load_plot as load_plot
     from sslx.config.pretrain import load_probe as load_probe
-    from sslx.config.pretrain import load_submit as load_submit
     from sslx.config.pretrain import load_verify as load_verify
     from sslx.config.pretrain import loads as loads
     from sslx.config.pretrain import num_options as num_options
     from sslx.config.pretrain import parse as parse
+    from sslx.config.pretrain import parse_flags as parse_flags
     from sslx.config.pretrain import resumed as resumed
     from sslx.config.pretrain import settle as settle
-
-__getattr__ = later.names(
-    __name__,
-    {
-        "flags": ("recipes",),
-        "pretrain": (
-            "DamagedConfig", "PlotConfig", "PretrainConfig", "ProbeConfig", "VerifyConfig", "dump", "load", "load_plot",
-            "load_probe", "load_submit", "load_verify", "loads", "num_options", "parse", "resumed", "settle",
-        ),
-    },
-)  # fmt: skip
+else:  # so that type checkers know every name
+    __getattr__ = later.names(
+        __name__,
+        {
+            "flags": ("recipes",),
+            "pretrain": (
+                "DamagedConfig", "PlotConfig", "PretrainConfig", "ProbeConfig", "VerifyConfig", "dump", "load",
+                "load_plot", "load_probe", "load_verify", "loads", "num_options", "parse", "parse_flags", "resumed",
+                "settle",
+            ),
+        },
+    )  # fmt: skip

@@ -57,16 +57,6 @@ def recipe(given: str) -> Path:
     )
 
 
-def profile(given: str) -> Path:
-    """The file of a profile, given by its name or path.  MissingInput where there is none."""
-    there = {path.stem: path for path in (Path(__file__).parents[2] / "slurm" / "profiles").glob("*.toml")}
-    path = there.get(given) or files.expanded(given)
-    if not os.path.exists(path):
-        names = f"there are {', '.join(sorted(there))}, or " if there else ""
-        raise MissingInput(f"no profile '{shown(given)}': {names}give the path of a .toml")
-    return path
-
-
 def read(path: Path) -> dict[str, Any]:
     """The tables of a .json file, or of a TOML file of any other name.  ConfigError where it is none, or too large."""
     is_json = path.suffix.lower() == ".json"

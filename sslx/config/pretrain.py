@@ -11,14 +11,12 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from sslx import __version__, methods
-from sslx.allocation import Config as AllocationConfig
 from sslx.config import flags, presets
 from sslx.config.flags import recipes as recipes
 from sslx.console.words import shown
@@ -32,8 +30,6 @@ from sslx.optim.config import Config as OptimConfig
 from sslx.probe.config import Config as ProbesConfig
 from sslx.probe.config import HealthConfig, OnlineConfig
 from sslx.runs.config import CheckpointConfig, LogConfig
-
-BEHIND_DASHES = "put the recipe and its options after --, for example: sslx submit --nodes 2 -- simclr_cifar10 --seed 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +178,7 @@ def parse(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) 
     """``load`` without torch: ``method`` is what ``methods.options`` makes.  ``--help-all`` prints all options."""
     everything = "--help-all" in argv
     args, default = _read([argument for argument in argv if argument != "--help-all"], gpu)
-    config = _parse(PretrainConfig, args, "sslx pretrain", default, quiet)
+    config = parse_flags(PretrainConfig, args, "sslx pretrain", default, quiet)
     if everything:
         tyro.cli(PretrainConfig, args=["--help"], prog="sslx pretrain [RECIPE ...]", default=config)
     if not config.name:
@@ -311,41 +307,22 @@ def load_probe(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bo
     """``CHECKPOINT [--flags]`` of ``sslx probe``; ``data``: the run's, whose fields the flags replace."""
     default = ProbeConfig(checkpoint=tyro.MISSING, data=data or DataConfig())
     from_argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
-    return _parse(ProbeConfig, _with_folder(from_argv, default.data), "sslx probe", default, quiet)
+    return parse_flags(ProbeConfig, _with_folder(from_argv, default.data), "sslx probe", default, quiet)
 
 
 def load_plot(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bool = False) -> PlotConfig:
     """``CHECKPOINT [--flags]`` of ``sslx plot``; ``data``: the run's, whose fields the flags replace."""
     default = PlotConfig(checkpoint=tyro.MISSING, data=data or DataConfig())
     from_argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
-    return _parse(PlotConfig, _with_folder(from_argv, default.data), "sslx plot", default, quiet)
+    return parse_flags(PlotConfig, _with_folder(from_argv, default.data), "sslx plot", default, quiet)
 
 
 def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:
     """``[METHOD ...] [--flags]`` of ``sslx verify``."""
-    return _parse(VerifyConfig, list(argv), "sslx verify", VerifyConfig(), quiet)
+    return parse_flags(VerifyConfig, list(argv), "sslx verify", VerifyConfig(), quiet)
 
 
-def load_submit(argv: Sequence[str]) -> tuple[AllocationConfig, list[str]]:
-    """``[--flags] -- RECIPE [--flags]``: the settings of the job, and the arguments of ``sslx pretrain``."""
-    split = list(argv).index("--") if "--" in argv else len(argv)
-    if "--" not in argv and any(argument in recipes() for argument in argv):
-        raise ConfigError(BEHIND_DASHES)
-    from_argv = [part for a in argv[:split] for part in (a.split("=", 1) if a.startswith("--") else [a])]
-    chosen = ([after for before, after in pairwise(from_argv) if before == "--profile"] or [""])[-1]
-    profile: list[str] = []
-    if chosen:
-        path = flags.profile(chosen)
-        tree = flags.read(path)
-        flags.check_known(path, tree, AllocationConfig())
-        profile = flags.of(tree, path)
-    wanted = _parse(AllocationConfig, [*profile, *from_argv], "sslx submit", AllocationConfig(), False)
-    if not argv[split + 1 :]:
-        raise ConfigError(BEHIND_DASHES)
-    return wanted, list(argv[split + 1 :])
-
-
-def _parse(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> Any:
+def parse_flags(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> Any:
     """One object from flags, paths expanded.  A UserError passes; else SystemExit, after help or tyro's words."""
     for arg in args:
         if arg.startswith("--") and len(arg) > 100:  # for which the parser would look for similar names for minutes
@@ -394,7 +371,7 @@ def loads(text: str) -> PretrainConfig:
     try:
         args = flags.of(tree, Path("config.json"))
         default = _chosen(PretrainConfig(method=_options(name)), args)
-        return _complete(_parse(PretrainConfig, args, "config.json", default, True))
+        return _complete(parse_flags(PretrainConfig, args, "config.json", default, True))
     except (ValueError, TypeError, AttributeError, SystemExit) as error:
         reason = str(error) if isinstance(error, UserError) else "it has other options"
         raise ConfigError(f"the saved config is not of this version of sslx ({__version__}): {reason}") from error

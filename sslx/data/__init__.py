@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from sslx.data.loader import has_dali as has_dali
     from sslx.data.loader import in_order as in_order
     from sslx.data.loader import training as training
-
-__getattr__ = later.names(
-    __name__,
-    {
-        "loader": ("Backend", "Indices", "Loader", "evaluation", "has_dali", "in_order", "training"),
-    },
-)
+else:  # so that type checkers know every name
+    __getattr__ = later.names(
+        __name__,
+        {
+            "loader": ("Backend", "Indices", "Loader", "evaluation", "has_dali", "in_order", "training"),
+        },
+    )

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from sslx.encoders.encoder import build as build
     from sslx.encoders.encoder import is_plain_vit as is_plain_vit
     from sslx.encoders.encoder import takes as takes
-
-__getattr__ = later.names(
-    __name__,
-    {
-        "encoder": ("Encoder", "SMALL", "build", "is_plain_vit", "takes"),
-    },
-)
+else:  # so that type checkers know every name
+    __getattr__ = later.names(
+        __name__,
+        {
+            "encoder": ("Encoder", "SMALL", "build", "is_plain_vit", "takes"),
+        },
+    )

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from sslx.optim.optimizers import load_state as load_state
     from sslx.optim.optimizers import peak_lr as peak_lr
     from sslx.optim.optimizers import set_lr as set_lr
-
-__getattr__ = later.names(
-    __name__,
-    {
-        "lars": ("LARS",),
-        "optimizers": ("build", "load_state", "peak_lr", "set_lr"),
-    },
-)
+else:  # so that type checkers know every name
+    __getattr__ = later.names(
+        __name__,
+        {
+            "lars": ("LARS",),
+            "optimizers": ("build", "load_state", "peak_lr", "set_lr"),
+        },
+    )

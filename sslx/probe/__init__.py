@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from sslx.probe.probes import evaluate as evaluate
     from sslx.probe.probes import possible as possible
     from sslx.probe.probes import table as table
-
-__getattr__ = later.names(
-    __name__,
-    {
-        "probes": ("Score", "as_json", "evaluate", "possible", "table"),
-    },
-)
+else:  # so that type checkers know every name
+    __getattr__ = later.names(
+        __name__,
+        {
+            "probes": ("Score", "as_json", "evaluate", "possible", "table"),
+        },
+    )

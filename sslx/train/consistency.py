@@ -22,7 +22,7 @@ from sslx.config import PretrainConfig
 from sslx.data import Loader
 from sslx.encoders.sync_bn import SyncBatchNorm
 from sslx.errors import ConfigError, RanksError
-from sslx.train.job import source_digest
+from sslx.machine.code_version import source_digest
 
 MAY_DIFFER = ("runs", "ranks", "data.root", "data.test_root", "data.download", "data.threads")
 """Settings that ranks on several machines may have each for itself: paths, and what a machine has."""

@@ -11,6 +11,7 @@ import pytest
 
 from processes import Record
 from sslx import cli, config
+from sslx.cluster.allocation import load_submit
 from sslx.config import flags, sweeps
 from sslx.errors import ConfigError, MissingInput
 
@@ -117,7 +118,7 @@ def test_home_is_home_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (read.data.root, read.data.test_root) == (tmp_path / "images", tmp_path / "test")
         assert config.loads(config.dump(read)) == read
     (tmp_path / "p.toml").write_text('partition = "a"\narray = "~/s.toml"\npython = "~/venv/bin/python -X dev"\n')
-    wanted, _ = config.load_submit(["--profile", "~/p.toml", "--", "simclr_digits"])
+    wanted, _ = load_submit(["--profile", "~/p.toml", "--", "simclr_digits"])
     assert (wanted.partition, wanted.array) == ("a", tmp_path / "s.toml")
     assert wanted.python_words == [str(tmp_path / "venv/bin/python"), "-X", "dev"]
     assert config.load_probe(["~/run"]).checkpoint == tmp_path / "run"
@@ -162,7 +163,7 @@ def test_many_keys_that_are_no_options_are_not_each_looked_up(tmp_path: Path) ->
     ):
         config.load([str(tmp_path / "a.toml")])
     with pytest.raises(ConfigError, match="41 of its keys are no options"):
-        config.load_submit(["--profile", str(tmp_path / "a.toml"), "--", "simclr_digits"])
+        load_submit(["--profile", str(tmp_path / "a.toml"), "--", "simclr_digits"])
     with pytest.raises(ConfigError, match="no option has a name of 100,002 characters"):
         config.load([f"--{'y' * 100_000}", "1"])
 

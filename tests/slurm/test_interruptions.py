@@ -16,9 +16,10 @@ import torch
 
 from on_slurm import ALLOCATION, ROOT, SMALL, STEPS, Run, is_undisturbed, slurm, submitted
 from processes import TINY, until
-from sslx import cli, jobs
+from sslx import cli
+from sslx.cluster import jobs
+from sslx.machine.code_version import code_version
 from sslx.runs import records
-from sslx.train.job import code_version
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 Weights = dict[str, torch.Tensor]

@@ -51,7 +51,7 @@ def test_a_sweep_is_one_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     script = capsys.readouterr().out
     assert "#SBATCH --array=0-5%4\n" in script
     assert re.search(rf"#SBATCH --output={tmp_path}/r-array-[0-9a-f]{{8}}/%A_%a.log\n", script)
-    assert f"-m sslx.requeue {tmp_path}/r-array-" in script
+    assert f"-m sslx.cluster.requeue {tmp_path}/r-array-" in script
 
 
 def test_a_sweep_of_one_run_is_no_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,4 +60,4 @@ def test_a_sweep_of_one_run_is_no_array(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["submit", "--dry-run", "--array", str(path), "--", *flags(tmp_path)]) == 0
     script = capsys.readouterr().out
     assert "--array" not in script
-    assert f"-m sslx.requeue {tmp_path}/r-seed=3 " in script
+    assert f"-m sslx.cluster.requeue {tmp_path}/r-seed=3 " in script

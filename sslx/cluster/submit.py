@@ -1,6 +1,6 @@
 """``sslx submit``: a run, or an array of runs, as a job that goes on by itself.  The only importer of submitit.
 
-submitit writes the batch script and its folder of pickles; ranks, signals and requeueing are ours (``train.job``,
+submitit writes the batch script and its folder of pickles; ranks, signals and requeueing are ours (``job``,
 ``requeue``), since submitit's leave SIGTERM alone and save inside a signal handler.
 """
 
@@ -23,21 +23,23 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, jobs, resuming
-from sslx.allocation import Config as AllocationConfig
-from sslx.allocation import one_line
+from sslx import config, resuming
+from sslx.cluster import jobs
+from sslx.cluster.allocation import Config as AllocationConfig
+from sslx.cluster.allocation import load_submit, one_line
+from sslx.cluster.job import Job
 from sslx.config import PretrainConfig, flags, sweeps
 from sslx.console import words
 from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput
 from sslx.machine import files
+from sslx.machine.code_version import code_version
 from sslx.runs import records
-from sslx.train.job import Job, code_version
 
 
 def main(argv: Sequence[str]) -> int:
     """Submit, and say where what is; returns as soon as the job is queued (debug: when it has ended)."""
-    wanted, arguments = config.load_submit(argv)
+    wanted, arguments = load_submit(argv)
     gpu = wanted.gpus_per_node > 0 if wanted.cluster == "slurm" else None  # of the job's machines, not of this one
     runs = sweeps.runs(wanted.array, arguments, gpu=gpu) if wanted.array else [config.load(arguments, gpu=gpu)]
     if "ranks" in flags.names(arguments):
@@ -176,7 +178,10 @@ def _around(wanted: AllocationConfig, folder: Path) -> tuple[list[str], list[str
         "trap 'export SSLX_ENDED_BY_SLURM=1' TERM; trap : USR2",
         "started=$(date +%s)",
     ]
-    after = [f'{shlex.quote(sys.executable)} -m sslx.requeue {shlex.quote(str(folder))} "$?" "$started"', 'exit "$?"']
+    after = [
+        f'{shlex.quote(sys.executable)} -m sslx.cluster.requeue {shlex.quote(str(folder))} "$?" "$started"',
+        'exit "$?"',
+    ]
     return before, after
 
 

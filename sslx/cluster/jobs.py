@@ -22,7 +22,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sslx import requeue
+from sslx.cluster import requeue
 from sslx.console.words import one_line, shown
 from sslx.errors import ConfigError, DataError, MissingInput, StorageError
 from sslx.machine import files

@@ -1,17 +1,25 @@
 """What a job asks of a cluster: nodes, GPUs, time, and all that a site wants named."""
 
 import math
+import os
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from sslx import config
+from sslx.config import flags
 from sslx.console.words import shown
-from sslx.errors import ConfigError
+from sslx.errors import ConfigError, MissingInput
 from sslx.machine import files
 
 _ONE_LINE = ("partition", "account", "qos", "constraint", "reservation", "container", "mounts", "python", "interface")
+
+
+BEHIND_DASHES = "put the recipe and its options after --, for example: sslx submit --nodes 2 -- simclr_cifar10 --seed 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +32,7 @@ class Config:
     cluster: Literal["slurm", "local", "debug"] = "slurm"
     """local: in the background of this machine.  debug: here and now."""
     profile: str = ""
-    """A cluster's settings: a name in slurm/profiles or the path of a .toml, whose setup is run; flags win over it."""
+    """A cluster's settings: a .toml's path or a name that comes with sslx.  Its setup is run; flags win over it."""
     nodes: int = 1
     """Machines."""
     gpus_per_node: int = 0
@@ -138,3 +146,32 @@ def one_line(what: str, value: str) -> None:
     """Raise ConfigError for a line break or another control character, which a batch script cannot hold."""
     if any(shown(character) != character and not "\ud800" <= character <= "\udfff" for character in set(value)):
         raise ConfigError(f"{what} must be one line without control characters, not '{shown(value)}'")
+
+
+def load_submit(argv: Sequence[str]) -> tuple[Config, list[str]]:
+    """``[--flags] -- RECIPE [--flags]``: the settings of the job, and the arguments of ``sslx pretrain``."""
+    split = list(argv).index("--") if "--" in argv else len(argv)
+    if "--" not in argv and any(argument in flags.recipes() for argument in argv):
+        raise ConfigError(BEHIND_DASHES)
+    from_argv = [part for a in argv[:split] for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    chosen = ([after for before, after in pairwise(from_argv) if before == "--profile"] or [""])[-1]
+    profile: list[str] = []
+    if chosen:
+        path = profile_path(chosen)
+        tree = flags.read(path)
+        flags.check_known(path, tree, Config())
+        profile = flags.of(tree, path)
+    wanted = config.parse_flags(Config, [*profile, *from_argv], "sslx submit", Config(), False)
+    if not argv[split + 1 :]:
+        raise ConfigError(BEHIND_DASHES)
+    return wanted, list(argv[split + 1 :])
+
+
+def profile_path(given: str) -> Path:
+    """The file of a profile, given by its name or path.  MissingInput where there is none."""
+    there = {path.stem: path for path in (Path(__file__).parent / "profiles").glob("*.toml")}
+    path = there.get(given) or files.expanded(given)
+    if not os.path.exists(path):
+        known = f"there are {', '.join(sorted(there))}, or " if there else ""
+        raise MissingInput(f"no profile '{shown(given)}': {known}give the path of a .toml")
+    return path

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sslx.allocation import Config
+from sslx.cluster.allocation import Config
 from sslx.errors import ConfigError
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from processes import TINY, until
-from sslx import cli, cluster, config
-from sslx.allocation import Config
+from sslx import cli, config
+from sslx.cluster import submit
+from sslx.cluster.allocation import Config, load_submit
 from sslx.config import sweeps
 from sslx.errors import ConfigError, MissingInput
 from sslx.runs import records
@@ -46,11 +47,11 @@ def test_sweeps(tmp_path: Path) -> None:
 def test_profiles_come_before_flags(tmp_path: Path) -> None:
     path = tmp_path / "here.toml"
     path.write_text('partition = "p"\nnodes = 4\nsbatch = ["exclusive"]\n')
-    wanted, rest = config.load_submit(["--profile", str(path), "--nodes=2", "--", "simclr_digits", "--seed", "1"])
+    wanted, rest = load_submit(["--profile", str(path), "--nodes=2", "--", "simclr_digits", "--seed", "1"])
     assert (wanted.partition, wanted.nodes, wanted.sbatch) == ("p", 2, ("exclusive",))
     assert rest == ["simclr_digits", "--seed", "1"]
     for profile in ("local_cluster", "eight_gpus"):
-        assert config.load_submit(["--profile", profile, "--", "simclr_digits"])[0].time
+        assert load_submit(["--profile", profile, "--", "simclr_digits"])[0].time
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_mistakes_are_one_line(
 def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingInput, match=r"no Slurm on this machine .* or take --cluster local"):
-        cluster.check(Config(), [config.load(flags(tmp_path))], {})
+        submit.check(Config(), [config.load(flags(tmp_path))], {})
 
 
 def test_a_run_that_a_live_job_owns_is_refused(tmp_path: Path) -> None:
@@ -102,8 +103,8 @@ def test_a_run_that_a_live_job_owns_is_refused(tmp_path: Path) -> None:
     job = records.Job(cluster="slurm", id="12", log="", code="", submitted=0.0)
     records.write_job(tmp_path / "r", job)
     with pytest.raises(ConfigError, match=r"belongs to job 12, which is waiting \(Priority\): end it with"):
-        cluster.check(Config(cluster="local"), [run], {"12": ("PENDING", "Priority")})
-    cluster.check(Config(cluster="local"), [run], {})
+        submit.check(Config(cluster="local"), [run], {"12": ("PENDING", "Priority")})
+    submit.check(Config(cluster="local"), [run], {})
 
 
 @pytest.mark.slow

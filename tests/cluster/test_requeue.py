@@ -1,11 +1,15 @@
 """When a job starts again: decided from exit code, status.json and stops.jsonl."""
 
+import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from sslx import requeue
+from sslx.cluster import requeue
+from sslx.cluster.job import Job
 from sslx.errors import DataError
 from sslx.runs import records
 
@@ -145,3 +149,15 @@ def test_a_damaged_list_of_an_arrays_runs_is_one_line(run: Path, text: str, monk
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
         with pytest.raises(DataError, match="does not name the run of this task"):
             requeue.run_folder(run)
+
+
+def test_jobs_that_sslx_0_1_queued_go_on(run: Path) -> None:
+    """Their batch scripts and pickles name the old places."""
+    records.write_status(run, "failed", 3, "the loss is nan", 76)
+    done = subprocess.run([sys.executable, "-m", "sslx.requeue", str(run), "1", "0"], check=False)
+    assert done.returncode == 76
+    subprocess.run([sys.executable, "-m", "sslx.train.job", str(run)], check=True)
+    assert records.read_job(run) is not None
+    old = pickle.dumps(Job(folder="f", code="c"), protocol=0).replace(b"csslx.cluster.job\n", b"csslx.train.job\n")
+    assert b"sslx.train.job" in old
+    assert pickle.loads(old) == Job(folder="f", code="c")

@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import sslx
 from processes import TINY
 from sslx import config
+from sslx.cluster import job
+from sslx.cluster.job import Job
+from sslx.machine.code_version import code_version
 from sslx.runs import records
-from sslx.train import job
-from sslx.train.job import Job
 
 
 def written(folder: Path, *flags: str) -> Path:
@@ -29,7 +28,7 @@ def written(folder: Path, *flags: str) -> Path:
 
 
 def run_as_a_process(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    script = f"from sslx.train.job import Job; Job(folder={str(folder)!r}, code={code!r})()"
+    script = f"from sslx.cluster.job import Job; Job(folder={str(folder)!r}, code={code!r})()"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     return subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environ, check=False
@@ -42,24 +41,14 @@ def test_a_job_is_small_and_pickled_by_reference(tmp_path: Path) -> None:
     assert pickle.loads(text) == Job(folder=str(tmp_path), code="0.1.0 abc def")
 
 
-def test_the_code_version_changes_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = job.code_version()
-    package = Path(sslx.__file__).parent
-    shutil.copytree(package, tmp_path / "sslx", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(job, "__file__", str(tmp_path / Path(job.__file__).relative_to(package.parent)))
-    assert job.code_version().split()[-1] == original.split()[-1]
-    (tmp_path / "sslx" / "train" / "another.py").write_text("# another file\n")
-    assert job.code_version().split()[-1] != original.split()[-1]
-
-
 @pytest.mark.slow
 def test_a_restart_with_other_code_says_so_and_one_with_the_same_does_not(tmp_path: Path) -> None:
     done = run_as_a_process(written(tmp_path), "0.0.9 1234567 0123456789ab")
     assert done.returncode == 0, done.stderr
     said = "note: the code has changed since the job was submitted: 0.0.9 1234567 0123456789ab -> "
-    assert done.stdout.splitlines()[0] == said + job.code_version()
+    assert done.stdout.splitlines()[0] == said + code_version()
     assert "step 2/2" in done.stdout
-    again = run_as_a_process(tmp_path / "r", job.code_version())
+    again = run_as_a_process(tmp_path / "r", code_version())
     assert again.returncode == 0, again.stderr
     assert "note:" not in again.stdout
     assert records.read_stops(tmp_path / "r") == []
@@ -69,7 +58,7 @@ def test_a_restart_with_other_code_says_so_and_one_with_the_same_does_not(tmp_pa
 def test_without_slurm_the_job_itself_asks_whether_to_start_again(tmp_path: Path) -> None:
     """144 is what submitit's local executor starts again for."""
     folder = written(tmp_path, "--steps", "1000000", "--checkpoint.every", "0")
-    script = f"from sslx.train.job import Job; Job(folder={str(folder)!r}, code='')()"
+    script = f"from sslx.cluster.job import Job; Job(folder={str(folder)!r}, code='')()"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while not re.match(r"step +2/", line := process.stdout.readline()):
@@ -89,7 +78,7 @@ def test_a_local_job_that_is_stopped_before_its_first_step_starts_again_too(tmp_
     """Where SIGTERM meets it depends on the machine: in the imports, in the build or in training."""
     folder = written(tmp_path, "--steps", "1000000", "--checkpoint.every", "0")
     script = (
-        "from sslx.train import job\n"
+        "from sslx.cluster import job\n"
         "version = job.code_version\n"
         "job.code_version = lambda: [version(), print('ready', flush=True)][0]\n"
         f"job.Job(folder={str(folder)!r}, code='')()\n"
