@@ -24,7 +24,7 @@ ARROW = (
     ("encoders", "losses", "optim"),
     ("methods",),
     ("probe",),
-    ("plot",),
+    ("plot", "monitor"),
     ("config",),
     ("resuming",),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing

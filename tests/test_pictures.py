@@ -16,7 +16,7 @@ from sslx import cli, data, evaluate, pictures, scores
 from sslx.config import DataConfig
 from sslx.data import sources
 from sslx.data.order import Sequential
-from sslx.probe import features, health, held_out
+from sslx.probe import features, geometry, held_out
 
 CPU = torch.device("cpu")
 READ = ["--data.source", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
@@ -100,7 +100,7 @@ def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, 
     encoder = of.trained.encoder(trained=True, device=CPU)
     batches = of.loader(of.splits.test, of.trained.view)
     x = features.extract(encoder, batches, num_samples=50).x
-    assert ours["rank"] == pytest.approx(float(health.rank_me(x)), rel=1e-4)
+    assert ours["rank"] == pytest.approx(float(geometry.rank_me(x)), rel=1e-4)
     assert 0 <= ours["retrieval"] <= 1
     assert 0 < ours["alignment"] < 4
 

@@ -26,9 +26,9 @@ from sslx.encoders.config import Config as EncoderConfig
 from sslx.errors import ConfigError, UserError
 from sslx.machine import files, gpus
 from sslx.methods.config import MethodConfig
+from sslx.monitor.config import HealthConfig, OnlineConfig
 from sslx.optim.config import Config as OptimConfig
 from sslx.probe.config import Config as ProbesConfig
-from sslx.probe.config import HealthConfig, OnlineConfig
 from sslx.runs.config import CheckpointConfig, LogConfig
 
 

@@ -21,7 +21,7 @@ from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.losses import toolchain
 from sslx.machine import compiler, deterministic, onednn
 from sslx.methods.base import Method
-from sslx.probe.online import HELD_OUT, OnlineProbe
+from sslx.monitor.online import HELD_OUT, OnlineProbe
 from sslx.runs import state
 from sslx.train import consistency, needs
 

@@ -23,8 +23,8 @@ from sslx.distributed import Ranks
 from sslx.encoders import Encoder
 from sslx.errors import NonFiniteError, UserError
 from sslx.methods.base import Method
-from sslx.probe.health import Health
-from sslx.probe.online import OnlineProbe
+from sslx.monitor.health import Health
+from sslx.monitor.online import OnlineProbe
 from sslx.runs import log
 from sslx.runs.lock import Lock
 from sslx.train import consistency, finite, taking

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sslx.errors import DataError
 from sslx.methods import base
-from sslx.probe import health, label_free
+from sslx.probe import geometry, label_free
 
 PLAIN = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
 FIRST, SECOND = (PLAIN + 0.6 * torch.randn(200, 12, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
@@ -18,10 +18,10 @@ FIRST, SECOND = (PLAIN + 0.6 * torch.randn(200, 12, generator=torch.Generator().
 def test_scores_are_those_of_health_and_of_a_search() -> None:
     row = label_free.score("ours", PLAIN, FIRST, SECOND)
     assert (row.dim, row.num_images) == (12, 200)
-    assert row.rank == pytest.approx(float(health.rank_me(PLAIN)))
+    assert row.rank == pytest.approx(float(geometry.rank_me(PLAIN)))
     assert row.std == pytest.approx(float(base.spread(PLAIN)))
-    assert row.alignment == pytest.approx(float(health.alignment(FIRST, SECOND)), rel=1e-5)
-    assert row.uniformity == pytest.approx(float(health.uniformity(FIRST)), rel=1e-5)
+    assert row.alignment == pytest.approx(float(geometry.alignment(FIRST, SECOND)), rel=1e-5)
+    assert row.uniformity == pytest.approx(float(geometry.uniformity(FIRST)), rel=1e-5)
     hits = [int((F.normalize(PLAIN) @ F.normalize(x, dim=0)).argmax()) == i for i, x in enumerate(FIRST)]
     assert 0.3 < row.retrieval < 1
     assert row.retrieval == pytest.approx(sum(hits) / 200)

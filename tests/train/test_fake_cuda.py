@@ -15,9 +15,9 @@ from sslx import encoders, methods, optim
 from sslx.config import PretrainConfig
 from sslx.data.batch import Batch
 from sslx.methods.base import Method
+from sslx.monitor.health import Config as HealthConfig
+from sslx.monitor.health import Health
 from sslx.probe import features, knn
-from sslx.probe.health import Config as HealthConfig
-from sslx.probe.health import Health
 from sslx.verify import narrow
 
 SIZE, PER_RANK = 32, 8

@@ -10,7 +10,7 @@ import torch
 
 from processes import TINY, is_one_line, metrics, outside
 from sslx import cli
-from sslx.probe.health import Health
+from sslx.monitor.health import Health
 from sslx.runs import checkpoint, records
 
 Run = Callable[..., tuple[int, str]]

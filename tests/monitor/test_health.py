@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sslx import distributed
 from sslx.data.batch import Batch
 from sslx.errors import CollapseError, ConfigError
-from sslx.probe import health
-from sslx.probe.health import SETTLED, Config, Health, largest
+from sslx.monitor.health import SETTLED, Config, Health, largest
+from sslx.probe import geometry
 
 RunOnRanks = Callable[..., list[Any]]
 NAMES = {"feature_rank", "feature_std", "feature_alignment", "feature_uniformity"}
@@ -80,22 +80,22 @@ def test_a_look_gives_the_numbers_of_the_papers(num: int, generator: torch.Gener
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_directions_that_are_filled_evenly_count_one_each(k: int, generator: torch.Generator):
     basis = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=generator))[0][:k]
-    assert health.rank_me(3 * basis.repeat(4, 1)).item() == pytest.approx(k, rel=1e-4)
-    assert health.rank_me(3 * basis.repeat(4, 1).float()).item() == pytest.approx(k, rel=1e-4)
+    assert geometry.rank_me(3 * basis.repeat(4, 1)).item() == pytest.approx(k, rel=1e-4)
+    assert geometry.rank_me(3 * basis.repeat(4, 1).float()).item() == pytest.approx(k, rel=1e-4)
 
 
 def test_the_rank_of_what_is_no_feature():
-    assert health.rank_me(torch.zeros(4, 3)).item() == pytest.approx(1, rel=1e-4)
-    assert health.rank_me(torch.tensor([[1.0, math.inf], [0.0, 1.0]])).isnan()
-    assert health.rank_me(torch.tensor([[1.0, math.nan], [0.0, 1.0]])).isnan()
+    assert geometry.rank_me(torch.zeros(4, 3)).item() == pytest.approx(1, rel=1e-4)
+    assert geometry.rank_me(torch.tensor([[1.0, math.inf], [0.0, 1.0]])).isnan()
+    assert geometry.rank_me(torch.tensor([[1.0, math.nan], [0.0, 1.0]])).isnan()
 
 
 def test_zeros_are_all_alike():
     for x in (torch.zeros(64, 16), torch.ones(64, 16)):
-        assert health.uniformity(x).item() == pytest.approx(0, abs=1e-6)
+        assert geometry.uniformity(x).item() == pytest.approx(0, abs=1e-6)
     half = torch.cat([torch.zeros(32, 16), torch.eye(16)[:1].expand(32, 16)]).double()
     pairs = [math.exp(-2 * distance(a, b)) for i, a in enumerate(half.tolist()) for b in half.tolist()[:i]]
-    assert health.uniformity(half).item() == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-10)
+    assert geometry.uniformity(half).item() == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-10)
 
 
 def of_this_rank(x: Tensor, y: Tensor, samples: int) -> dict[str, float]:

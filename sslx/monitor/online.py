@@ -10,8 +10,8 @@ from sslx import rng
 from sslx.console import activity
 from sslx.data import Loader
 from sslx.data.sources import Source
+from sslx.monitor.config import OnlineConfig as Config
 from sslx.probe import features, knn
-from sslx.probe.config import OnlineConfig as Config
 
 HELD_OUT = 5
 """One of so many training images is asked about where there is no test split."""
