@@ -13,8 +13,8 @@ from rich.console import Console
 
 from processes import TINY, is_one_line
 from sslx import cli, data, evaluate, pictures, scores
-from sslx.config import DataConfig
 from sslx.data import sources
+from sslx.data.config import Config as DataConfig
 from sslx.data.order import Sequential
 from sslx.probe import features, geometry, held_out
 
