@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from sslx import config, measure
+from sslx import config
+from sslx.bench import measure
 from sslx.runs import records
 from sslx.train.build import precision
 

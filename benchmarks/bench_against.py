@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from sslx import measure
+from sslx.bench import measure
 
 HERE = Path(__file__).parents[1]
 RESULTS = HERE / "benchmarks" / "results" / "against.jsonl"

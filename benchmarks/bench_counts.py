@@ -17,7 +17,8 @@ from typing import Any
 
 import fake_step
 
-from sslx import config, measure
+from sslx import config
+from sslx.bench import measure
 from sslx.config import flags
 
 RESULTS = Path(__file__).parent / "results" / "counts.jsonl"

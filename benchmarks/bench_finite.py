@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sslx import config, distributed, measure, optim
+from sslx import config, distributed, optim
+from sslx.bench import measure
 from sslx.runs import checkpoint
 from sslx.runs.state import not_finite
 from sslx.train import finite

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sslx import measure
+from sslx.bench import measure
 
 RESULTS = Path(__file__).parent / "results" / "harness.jsonl"
 

@@ -18,7 +18,8 @@ import fake_step
 import numpy as np
 import torch
 
-from sslx import config, data, distributed, measure, optim
+from sslx import config, data, distributed, optim
+from sslx.bench import measure
 from sslx.data import sources
 from sslx.data.resident import Resident
 from sslx.data.transfer import pack

@@ -17,7 +17,7 @@ from typing import Any
 
 import ahead_of_time
 
-from sslx import measure
+from sslx.bench import measure
 
 RESULTS = Path(__file__).parent / "results" / "kernels_sass.jsonl"
 

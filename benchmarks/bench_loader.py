@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from sslx import data, measure
+from sslx import data
+from sslx.bench import measure
 from sslx.data import sources
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, Augment, ViewSpec
 

@@ -22,7 +22,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from sslx import config, measure, methods
+from sslx import config, methods
+from sslx.bench import measure
 
 RESULTS = Path(__file__).parent / "results" / "methods.jsonl"
 SECONDS, MARGIN = 180.0, 0.03

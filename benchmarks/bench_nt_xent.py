@@ -23,7 +23,7 @@ from nt_xent_peers import Loss, arms
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslx import measure
+from sslx.bench import measure
 
 RESULTS = Path(__file__).parent / "results" / "nt_xent.jsonl"
 MEMORY_LIMITS = {4096: 64, 16384: 256}

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sslx import data, measure
+from sslx import data
+from sslx.bench import measure
 from sslx.data import sources
 from sslx.data.views import Augment, ViewSpec
 

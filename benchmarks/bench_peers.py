@@ -25,7 +25,7 @@ from typing import Any
 import peers
 import torch
 
-from sslx import measure
+from sslx.bench import measure
 from sslx.data import sources
 
 RESULTS = Path(__file__).parent / "results" / "peers.jsonl"

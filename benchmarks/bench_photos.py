@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sslx import measure, methods
+from sslx import methods
+from sslx.bench import measure
 from sslx.runs import records
 
 SMALL, BUNDLED = "2,000 CIFAR-10 images", "400 crops of scikit-learn's two photos"

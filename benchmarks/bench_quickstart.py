@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from sslx import measure
+from sslx.bench import measure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -28,8 +28,9 @@ import torch
 from scaling_model import H200, WORLD_SIZES, Collective, Network, grown, of_shares, step
 from torch.profiler import ProfilerActivity, profile
 
-from sslx import config, distributed, measure, operators
-from sslx.bench import Recipe
+from sslx import config, distributed
+from sslx.bench import measure, operators
+from sslx.bench.advice import Recipe
 from sslx.distributed import Ranks
 
 RESULTS = Path(__file__).parent / "results" / "scaling.jsonl"

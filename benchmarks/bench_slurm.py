@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sslx import measure
+from sslx.bench import measure
 from sslx.cluster import jobs
 from sslx.runs import records
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sslx import measure
+from sslx.bench import measure
 
 RESULTS = Path(__file__).parent / "results" / "startup.jsonl"
 LIMITS_S = {1: 12.0, 2: 18.0}

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sslx import config, distributed, measure, operators, plot
-from sslx.bench import Recipe, gain, limit
+from sslx import config, distributed
+from sslx.bench import charts, measure, operators
+from sslx.bench.advice import Recipe, gain, limit
 
 RESULTS = Path(__file__).parent / "results" / "step.jsonl"
 TOP = 8
@@ -119,7 +120,7 @@ def roofline(record: dict[str, Any]) -> partial[None]:
         for cost in record["operators"] if cost["nbytes"] and cost["flops"] and not cost["name"].startswith("sslx")
     ]  # fmt: skip
     title = f"{record['recipe']}: the operators of a step, uncompiled"
-    return partial(plot.roofline, points, record["matrix_flops_per_s"], record["memory_bytes_per_s"], title=title)
+    return partial(charts.roofline, points, record["matrix_flops_per_s"], record["memory_bytes_per_s"], title=title)
 
 
 def trace(recipe: Recipe, path: Path) -> None:

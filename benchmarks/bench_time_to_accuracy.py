@@ -26,7 +26,8 @@ import peers
 import torch
 from torch import nn
 
-from sslx import config, data, measure, probe
+from sslx import config, data, probe
+from sslx.bench import measure
 from sslx.data import sources
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
 from sslx.probe import features

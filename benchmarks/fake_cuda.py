@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sslx import operators
+from sslx.bench import operators
 
 CAPABILITY, MEMORY_BYTES = (9, 0), 80 << 30
 """Of the GPU that is not there: an H100."""

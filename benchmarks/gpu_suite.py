@@ -31,7 +31,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # a copy that is not installed
 
-from sslx import data, measure  # noqa: E402
+from sslx import data  # noqa: E402
+from sslx.bench import measure  # noqa: E402
 
 GPU_TESTS = ("tests/gpu", "tests/kernels/test_operator.py", "tests/test_distributed.py", "tests/train/test_launch.py")
 """Named, since pytest would import the others too, with what they need."""

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from sslx import config, distributed, encoders, optim, rng
-from sslx.bench import Recipe
+from sslx.bench.advice import Recipe
 from sslx.data import sources
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD
 from sslx.machine import compiler

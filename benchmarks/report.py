@@ -25,7 +25,7 @@ import bench_methods
 import bench_photos
 import bench_step
 
-from sslx import measure, plot
+from sslx.bench import charts, measure
 
 HERE = Path(__file__).parent
 READMES = [
@@ -267,7 +267,7 @@ def peers_picture() -> partial[None]:
     record = newest("peers", encoder="resnet18")[0]
     rows = [(arm, s["median"], s["p20"], s["p80"]) for arm, s in record["samples_per_s"].items()]
     subtitle = "SimCLR, ResNet-18, 32 px, 2 CPU cores, samples/s: median, 20th to 80th percentile"
-    return partial(plot.bars, rows, title="The same job by sslx and lightly", subtitle=subtitle, ours="sslx")
+    return partial(charts.bars, rows, title="The same job by sslx and lightly", subtitle=subtitle, ours="sslx")
 
 
 def methods_picture() -> partial[None]:
@@ -277,7 +277,7 @@ def methods_picture() -> partial[None]:
     rows = [(name, statistics.mean(v), min(v), max(v)) for name, v in by_name.items()]
     untrained = statistics.mean(100 * r["untrained"]["linear"] for r in bench_methods.of(found, "simclr"))
     return partial(
-        plot.bars,
+        charts.bars,
         sorted(rows),
         title="Every method after about three minutes on two CPU cores",
         subtitle="CIFAR-10 (JPEG q75), linear probe, %; no ranking: the machine's speed varied; supcon has the labels",
@@ -297,7 +297,7 @@ def time_to_accuracy_picture() -> partial[None]:
         for peer, label in names.items()
     ]
     subtitle = "CIFAR-10 (JPEG q75), linear probe; sslx: runs of their own, whose schedules end there"
-    return partial(plot.curves, series, title="Accuracy over time on two CPU cores", subtitle=subtitle,
+    return partial(charts.curves, series, title="Accuracy over time on two CPU cores", subtitle=subtitle,
                    x="minutes from the command on", y="test accuracy, %")  # fmt: skip
 
 
@@ -309,7 +309,7 @@ def scaling_picture() -> partial[None]:
         for kind in SCALING
     ]  # fmt: skip
     subtitle = f"{found[0]['recipe']}, one thread a rank, gloo, without the loader"
-    return partial(plot.curves, series, title="Ranks on one machine", subtitle=subtitle, x="ranks", y="samples/s",
+    return partial(charts.curves, series, title="Ranks on one machine", subtitle=subtitle, x="ranks", y="samples/s",
                    powers_of_2=True)  # fmt: skip
 
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "probe": ("sslx.commands.probe:main", "what a run's features are worth, with labels and without"),
     "plot": ("sslx.commands.plot:main", "pictures of a run: loss, map of features, neighbors, views"),
     "verify": ("sslx.commands.verify:main", "whether W processes train as one does: sslx verify simclr"),
-    "bench": ("sslx.bench:main", "what limits a recipe on this machine, and what would help"),
+    "bench": ("sslx.bench.advice:main", "what limits a recipe on this machine, and what would help"),
     "sweep": ("sslx.commands.sweep:main", "several runs, one after the other: sslx sweep FILE RECIPE"),
     "submit": ("sslx.cluster.submit:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
     "methods": ("sslx.commands.lists:methods_main", "the methods: what each is, its paper, its cost"),
@@ -26,7 +26,7 @@ COMMANDS = {
     "jobs": ("sslx.cluster.jobs:main", "status of every run in a folder"),
     "logs": ("sslx.cluster.jobs:logs_main", "what the job of a run has printed"),
     "cancel": ("sslx.cluster.jobs:cancel_main", "save a checkpoint of a submitted run and end its job"),
-    "doctor": ("sslx.doctor:main", "what this machine has, and what is missing"),
+    "doctor": ("sslx.commands.doctor:main", "what this machine has, and what is missing"),
 }
 EXIT_CRASH = 70
 

@@ -179,7 +179,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "cluster/test_jobs.py::test_a_crafted_job_signals_nobody",
     ),
     "metrics.jsonl step 1e400: sslx plot": (
-        "test_plot.py::test_a_step_that_came_twice_counts_once_and_the_later_holds",
+        "plot/test_plot.py::test_a_step_that_came_twice_counts_once_and_the_later_holds",
     ),
     "cost of a save, ResNet-50 SimCLR (fp32 + SGD momentum)": (
         "runs/test_checkpoint.py::test_what_a_save_of_a_resnet50_costs",
@@ -316,7 +316,7 @@ class _Rows:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workerinput"):  # one of several processes, whose reports come together in the first
             return
-        from sslx import measure
+        from sslx.bench import measure
 
         stamp = measure.stamp()
         for row, reports in self.reports.items():

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kit import instruction_sets
-from sslx import measure
+from sslx.bench import measure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "soak.jsonl"

@@ -22,7 +22,7 @@ LOSSES = (
     "methods/test_dino.py::test_the_center_is_the_moving_average_over_all_ranks",
 )
 """Loss and gradients of 1 to 4 real ranks against one process with the whole batch, in fp64."""
-VERIFY = "test_verify.py::test_every_method_is_the_same_at_any_world_size"
+VERIFY = "train/test_verify.py::test_every_method_is_the_same_at_any_world_size"
 
 BUGS: dict[str, tuple[str, ...]] = {
     "lightly #1528: the gather's backward does not sum the gradients of all ranks": (
@@ -31,7 +31,7 @@ BUGS: dict[str, tuple[str, ...]] = {
     ),
     "lightly #1977: Barlow Twins' gradient is a W-th of the full batch's": (
         "methods/test_barlow_twins.py::test_ranks_give_the_full_batch_loss_and_gradient",
-        "test_verify.py::test_a_gradient_of_one_wth_is_found",
+        "train/test_verify.py::test_a_gradient_of_one_wth_is_found",
     ),
     "lightly #1920: the same in a loss of the batch's statistics": (
         "methods/test_vicreg.py::test_ranks_give_the_full_batch_loss_and_gradient",

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from sslx import cli, config, evaluate
+from sslx import cli, config
 from sslx.cluster.allocation import load_submit
 from sslx.errors import UserError
+from sslx.trained import load
 
 ROOT = Path(__file__).parents[1]
 READMES = [
@@ -93,7 +94,7 @@ def test_the_encoder_loads_into_timm_as_the_readme_says(tmp_path: Path, monkeypa
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace("step_1000", "step_1"), names)
-    trained = evaluate.load(tmp_path / "runs" / "photos").encoder(trained=True, device=torch.device("cpu")).eval()
+    trained = load(tmp_path / "runs" / "photos").encoder(trained=True, device=torch.device("cpu")).eval()
     images = torch.randn(2, 3, 72, 72)
     torch.testing.assert_close(names["encoder"].eval()(images), trained(images))
 

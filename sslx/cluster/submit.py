@@ -23,7 +23,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from sslx import config, resuming
+from sslx import config
 from sslx.cluster import jobs
 from sslx.cluster.allocation import Config as AllocationConfig
 from sslx.cluster.allocation import load_submit, one_line
@@ -35,6 +35,7 @@ from sslx.errors import ConfigError, MissingInput
 from sslx.machine import files
 from sslx.machine.code_version import code_version
 from sslx.runs import records
+from sslx.train import resuming
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,6 +10,6 @@ def main(argv: Sequence[str]) -> int:
     """Write the pictures of a run to its folder; returns the exit code."""
     quiet = environment.joined() not in (None, 0)
     checkpoint = config.load_plot(argv, quiet=quiet).checkpoint
-    from sslx import pictures  # it takes torch, and so seconds
+    from sslx.plot import pictures  # it takes torch, and so seconds
 
     return pictures.main(argv, checkpoint, quiet=quiet)

@@ -10,6 +10,6 @@ def main(argv: Sequence[str]) -> int:
     """Print the table of scores, and write it to ``probe.json`` in the run folder; returns the exit code."""
     quiet = environment.joined() not in (None, 0)
     checkpoint = config.load_probe(argv, quiet=quiet).checkpoint
-    from sslx import scores  # it takes torch, and so seconds
+    from sslx.probe import scores  # it takes torch, and so seconds
 
     return scores.main(argv, checkpoint, quiet=quiet)

@@ -11,6 +11,6 @@ def main(argv: Sequence[str]) -> int:
     wanted = config.load_verify(argv, quiet=environment.joined() is not None)
     for name in wanted.methods:
         methods.options(name)  # an unknown one is refused before anything starts
-    from sslx import verify  # it takes torch, and so seconds
+    from sslx.train import verify  # it takes torch, and so seconds
 
     return verify.main(argv, wanted)

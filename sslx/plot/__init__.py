@@ -1,11 +1,8 @@
-"""Pictures: a map of the features, the loss over training, sheets of images, and charts of measurements."""
+"""Pictures: a map of the features, the loss over training, and sheets of images."""
 
 from sslx.plot.canvas import MARKERS as MARKERS
 from sslx.plot.canvas import OPACITY as OPACITY
 from sslx.plot.canvas import PALETTE as PALETTE
-from sslx.plot.charts import bars as bars
-from sslx.plot.charts import curves as curves
-from sslx.plot.charts import roofline as roofline
 from sslx.plot.embedding import MOST_NAMED as MOST_NAMED
 from sslx.plot.embedding import feature_map as feature_map
 from sslx.plot.embedding import projection as projection

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslx import __version__, distributed, resuming
+from sslx import __version__, distributed
 from sslx.config import PretrainConfig
 from sslx.data import Loader
 from sslx.encoders.sync_bn import SyncBatchNorm
 from sslx.errors import ConfigError, RanksError
 from sslx.machine.code_version import source_digest
+from sslx.train import resuming
 
 MAY_DIFFER = ("runs", "ranks", "data.root", "data.test_root", "data.download", "data.threads")
 """Settings that ranks on several machines may have each for itself: paths, and what a machine has."""

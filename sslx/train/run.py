@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sslx import config, distributed, optim, resuming
+from sslx import config, distributed, optim
 from sslx.config import PretrainConfig
 from sslx.console import activity
 from sslx.console.words import one_line, shown
@@ -16,7 +16,7 @@ from sslx.machine import files
 from sslx.runs import checkpoint, log, records, state
 from sslx.runs import lock as locks
 from sslx.runs.lock import Lock
-from sslx.train import finite
+from sslx.train import finite, resuming
 from sslx.train.build import Parts
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import report
 
-from sslx import plot
+from sslx.bench import charts
 
 
 def test_every_figure_between_marks_is_that_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,7 @@ def test_a_picture_is_drawn_anew_when_what_it_shows_changes_and_only_then(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rows = [("sslx", 3.0, 2.5, 3.5), ("other", 1.0, 0.9, 1.2)]
-    monkeypatch.setitem(report.PICTURES, "x", lambda: partial(plot.bars, list(rows), title="a title", subtitle=""))
+    monkeypatch.setitem(report.PICTURES, "x", lambda: partial(charts.bars, list(rows), title="a title", subtitle=""))
     path = tmp_path / "x.svg"
     assert report.stale("x", tmp_path, check=True)
     assert not path.exists()

@@ -9,7 +9,7 @@ import pytest
 from sslx import config
 from sslx.config import PretrainConfig, dump, load, loads
 from sslx.errors import ConfigError, MissingInput
-from sslx.resuming import differences
+from sslx.train.resuming import differences
 
 
 @pytest.mark.parametrize("name", config.recipes())

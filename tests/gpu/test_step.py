@@ -22,7 +22,7 @@ from sslx.runs import checkpoint, log
 from sslx.train import finite
 from sslx.train.build import build
 from sslx.train.step import cached_step, train_step
-from sslx.verify import ENCODERS
+from sslx.train.verify import ENCODERS
 
 pytestmark = [pytest.mark.gpu]
 CASES = [(name, encoder) for name in methods.available() for encoder in methods.encoders(name)]

@@ -17,7 +17,7 @@ from sslx.machine import onednn
 from sslx.methods.base import Method
 from sslx.train import finite
 from sslx.train.step import train_step
-from sslx.verify import narrow
+from sslx.train.verify import narrow
 
 SIZE, NUM = 16, 8
 HERE = torch.device("cpu")

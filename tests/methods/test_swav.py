@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslx import distributed, encoders, losses, optim, rng, verify
+from sslx import distributed, encoders, losses, optim, rng
 from sslx.config import load
 from sslx.data.batch import Batch
 from sslx.data.views import Augment, ViewSpec
 from sslx.encoders.group_norm import group_norm
 from sslx.errors import ConfigError, DataError
 from sslx.methods import swav
+from sslx.train import verify
 from sslx.train.step import cached_step, train_step
 
 RunOnRanks = Callable[..., list[Any]]

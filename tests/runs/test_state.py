@@ -10,10 +10,11 @@ import torch
 
 from kit import words
 from processes import TINY, is_one_line
-from sslx import cli, evaluate
+from sslx import cli
 from sslx.errors import DataError
 from sslx.runs import checkpoint
 from sslx.runs.state import RESUME, VIEW, check, not_finite
+from sslx.trained import load
 
 State = dict[str, Any]
 RUN = ["--data.source", "digits", "--data.backend", "torchvision", "--data.threads", "0", "--checkpoint.every", "1"]
@@ -133,7 +134,7 @@ def test_a_restart_takes_the_good_one_before(altered: Altered, kind: str, capfd:
 def test_what_a_probe_cannot_read_is_refused_in_one_line(altered: Altered, kind: str) -> None:
     path = altered((FOR_ALL | FOR_VIEW)[kind])
     with pytest.raises(DataError, match=f"^checkpoint {path} is not one that sslx wrote: ") as caught:
-        evaluate.load(path)
+        load(path)
     assert str(caught.value).isprintable()
 
 

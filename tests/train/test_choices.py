@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslx import cli, evaluate
+from sslx import cli
 from sslx.machine import compiler
 from sslx.runs import checkpoint
+from sslx.trained import load
 
 TINY = (
     "simclr_digits --data.size 16 --data.threads 1 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 "
@@ -32,7 +33,7 @@ def test_compiled_ranks_train_as_eager_ones_do_and_resume_bit_for_bit(tmp_path: 
     eager, compiled = (losses(tmp_path, choice, "--compile", choice, *flags) for choice in ("off", "on"))
     assert len(eager) == 4
     assert compiled == pytest.approx(eager, rel=1e-9)
-    evaluate.load(tmp_path / "on")  # the names of its weights are an eager one's
+    load(tmp_path / "on")  # the names of its weights are an eager one's
     last, _ = checkpoint.newest(tmp_path / "on")
     assert last is not None
     weights = checkpoint.load(last)["method"]

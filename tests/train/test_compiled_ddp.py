@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from sslx import distributed, methods, parallel, verify
+from sslx import distributed, methods, parallel
 from sslx.config import load
-from sslx.train import build
+from sslx.train import build, verify
 
 RunOnRanks = Callable[..., list[Any]]
 STEPS, LEAST_BUCKETS = 3, 5

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import nn
 
 from processes import TINY, Record, is_one_line
-from sslx import data, distributed, methods, verify
+from sslx import data, distributed, methods
 from sslx.config import load
 from sslx.data import Config, sources
 from sslx.data.views import eval_view
 from sslx.errors import ConfigError, RanksError
 from sslx.runs import checkpoint, records
-from sslx.train import consistency
+from sslx.train import consistency, verify
 from sslx.train.pretrain import Position, pretrain
 
 PEERS = consistency.Peers(("a", "b", "a"), True)

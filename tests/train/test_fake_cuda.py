@@ -18,7 +18,7 @@ from sslx.methods.base import Method
 from sslx.monitor.health import Config as HealthConfig
 from sslx.monitor.health import Health
 from sslx.probe import features, knn
-from sslx.verify import narrow
+from sslx.train.verify import narrow
 
 SIZE, PER_RANK = 32, 8
 ENCODERS = {

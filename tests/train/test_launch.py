@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from processes import TINY, is_one_line, metrics, outside
-from sslx import cli, evaluate
+from sslx import cli
 from sslx.runs import checkpoint, records
+from sslx.trained import load
 
 Run = Callable[..., tuple[int, str]]
 
@@ -161,7 +162,7 @@ def test_resuming_gives_the_weights_of_an_unbroken_run(here: Run, tmp_path: Path
 def test_an_encoder_trained_small_is_probed_large(here: Run, tmp_path: Path):
     """The stem goes with the training views: 16 px keep the small one, whatever the probes' 96 px would get."""
     assert here("--data.eval-size", "96")[0] == 0
-    trained = evaluate.load(tmp_path / "r")
+    trained = load(tmp_path / "r")
     encoder = trained.encoder(trained=True, device=torch.device("cpu"))
     assert (trained.size, trained.view.size) == (16, 96)
     assert encoder(torch.zeros(2, 3, 96, 96)).shape == (2, 8)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sslx import cli, doctor
+from sslx import cli
+from sslx.commands import doctor
 from sslx.machine import versions
 
 
@@ -61,7 +62,7 @@ def test_an_old_driver_is_told_which_wheels_to_take(tmp_path: Path, version: int
     (tmp_path / "cuda.c").write_text(f"int cuDriverGetVersion(int *v) {{ *v = {version}; return {status}; }}")
     library = tmp_path / "libcuda.so.1"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "cuda.c"], check=True)
-    code = "from sslx import doctor; print(doctor.driver_cuda())"
+    code = "from sslx.commands import doctor; print(doctor.driver_cuda())"
     environ = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslx import measure
+from sslx.bench import measure
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,14 @@ from PIL import Image
 from rich.console import Console
 
 from processes import TINY, is_one_line
-from sslx import cli, data, evaluate, pictures, scores
+from sslx import cli, data
+from sslx.console.bars import Bars
 from sslx.data import sources
 from sslx.data.config import Config as DataConfig
 from sslx.data.order import Sequential
-from sslx.probe import features, geometry, held_out
+from sslx.plot import pictures
+from sslx.probe import features, geometry, held_out, images, scores
+from sslx.trained import Trained, load
 
 CPU = torch.device("cpu")
 READ = ["--data.source", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
@@ -24,7 +27,7 @@ PICTURES = ("loss.png", "tsne.png", "neighbors.png", "views.png")
 Said = Callable[..., tuple[int, list[str], str]]
 
 
-def images(folder: Path, number: int, seed: int = 0) -> Path:
+def write_images(folder: Path, number: int, seed: int = 0) -> Path:
     """Pictures of their own colors, 24 px."""
     folder.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (number, 3, 3, 3), np.uint8)
@@ -44,7 +47,7 @@ def pretrain(root: Path, runs: Path, *flags: str) -> Path:
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on 120 photos without labels and without a test split."""
     folder = tmp_path_factory.mktemp("flat")
-    return pretrain(images(folder / "photos", 120), folder)
+    return pretrain(write_images(folder / "photos", 120), folder)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on three classes of 30, 20 and 10 images, without a test split, with small crops."""
     folder = tmp_path_factory.mktemp("classes")
     for seed, (name, number) in enumerate((("cat", 30), ("dog", 20), ("[owl]", 10))):
-        images(folder / "photos" / name, number, seed)
+        write_images(folder / "photos" / name, number, seed)
     flags = [*TINY[: TINY.index("--method.hidden-dim")], "--method.name", "swav", "--method.num-local", "4"]
     widths = ["--method.hidden-dim", "16", "--method.projection-dim", "8", "--method.num-prototypes", "8"]
     rest = ["--method.queue-size", "0", *TINY[TINY.index("--batch-size") :], *READ]
@@ -75,9 +78,9 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 
 
 def scene(run: Path, settings: DataConfig | None = None) -> pictures.Scene:
-    trained = evaluate.load(run)
+    trained = load(run)
     settings = settings or trained.settings.data
-    splits = evaluate.splits(trained, settings, lambda _: None, least=held_out.ENOUGH)
+    splits = images.splits(trained, settings, lambda _: None, least=held_out.ENOUGH)
     return pictures.Scene(trained, settings, splits, 0, CPU)
 
 
@@ -130,7 +133,7 @@ def test_plot_draws_an_unlabeled_run(flat: Path, said: Said) -> None:
     for name in PICTURES:
         with Image.open(flat / name) as image:
             assert min(image.size) > 400
-    assert said("probe", flat, "--data.test-root", images(flat.parent / "others", 6, 9))[0] == 0
+    assert said("probe", flat, "--data.test-root", write_images(flat.parent / "others", 6, 9))[0] == 0
     assert json.loads((flat / "probe.json").read_text())["split"] == "test"
 
 
@@ -171,9 +174,9 @@ def test_small_crops_stand_side_by_side(classes: Path) -> None:
 
 
 def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path, said: Said) -> None:
-    trained = evaluate.load(classes)
+    trained = load(classes)
     settings = trained.settings.data
-    splits = evaluate.splits(trained, settings, lambda _: None)
+    splits = images.splits(trained, settings, lambda _: None)
     train, test = splits.train, splits.test
     assert train.paths is not None
     assert test.paths is not None
@@ -181,10 +184,8 @@ def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path
     assert not set(train.paths) & set(test.paths)
     assert sorted([*train.paths, *test.paths]) == list(splits.all_train.paths or ())
     assert np.bincount(test.labels).tolist() in ([2, 6, 4], [2, 4, 6])
-    other = evaluate.splits(
-        evaluate.Trained(
-            **{**vars(trained), "settings": type(trained.settings)(**{**vars(trained.settings), "seed": 5})}
-        ),
+    other = images.splits(
+        Trained(**{**vars(trained), "settings": type(trained.settings)(**{**vars(trained.settings), "seed": 5})}),
         settings,
         lambda _: None,
     )
@@ -206,28 +207,28 @@ def test_a_labeled_run_is_drawn_too(classes: Path, said: Said) -> None:
 
 def test_an_unlabeled_test_folder_gives_way_to_held_out_labels(classes: Path, tmp_path: Path) -> None:
     for name in ("cat", "dog"):
-        images(tmp_path / "train" / name, 10)
-    images(tmp_path / "test", 5)
-    trained = evaluate.load(classes)
+        write_images(tmp_path / "train" / name, 10)
+    write_images(tmp_path / "test", 5)
+    trained = load(classes)
     lines = list[str]()
     settings = type(trained.settings.data)(**{**vars(trained.settings.data), "root": tmp_path})
-    splits = evaluate.splits(trained, settings, lines.append)
+    splits = images.splits(trained, settings, lines.append)
     assert splits.name == "held-out training"
     assert "have no labels" in lines[-1]
     assert "has seen" not in lines[-1], "these are not the run's images"
     named = type(settings)(**{**vars(settings), "root": tmp_path / "train", "test_root": tmp_path / "test"})
-    assert evaluate.splits(trained, named, lines.append).name == "test", "what the user names is taken"
+    assert images.splits(trained, named, lines.append).name == "test", "what the user names is taken"
 
 
 def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
-    trained = evaluate.load(classes)
+    trained = load(classes)
     settings = trained.settings.data
-    splits, lines = evaluate.splits(trained, settings, lambda _: None), list[str]()
+    splits, lines = images.splits(trained, settings, lambda _: None), list[str]()
     worse = {"raw pixels": 0.5, "pretrained encoder": 0.25}
     assert scores._say_few_steps(trained, splits, settings, worse, "kNN", lines.append)
     assert "kNN: 25.0 % against 50.0 %): it was trained for 2 steps (0.7 epochs) only" in lines[0]
     assert not scores._say_few_steps(trained, splits, settings, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
-    long = evaluate.Trained(**{**vars(trained), "step": 600})
+    long = Trained(**{**vars(trained), "step": 600})
     assert not scores._say_few_steps(long, splits, settings, worse, "kNN", lines.append)
 
 
@@ -245,9 +246,9 @@ def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
 def test_hardly_any_images_are_a_line_and_no_traceback(
     layout: dict[str, int], probed: str, drawn: tuple[str, ...], flat: Path, tmp_path: Path, said: Said
 ) -> None:
-    root = images(tmp_path / "few", 0)
+    root = write_images(tmp_path / "few", 0)
     for name, number in layout.items():
-        images(root / name, number)
+        write_images(root / name, number)
     code, lines, err = said("probe", flat, "--data.root", root)
     if probed:
         assert code in (65, 66)
@@ -265,7 +266,7 @@ def test_hardly_any_images_are_a_line_and_no_traceback(
 
 def test_a_map_of_classes_of_one_image_is_the_unlabeled_ones(flat: Path, tmp_path: Path, said: Said) -> None:
     """Their colors would tell nothing: it shows the images in their place."""
-    plain, classes = images(tmp_path / "plain", 6), tmp_path / "classes"
+    plain, classes = write_images(tmp_path / "plain", 6), tmp_path / "classes"
     for path in sorted(plain.iterdir()):
         (classes / path.stem).mkdir(parents=True)
         (classes / path.stem / path.name).write_bytes(path.read_bytes())
@@ -284,7 +285,7 @@ def test_a_wrong_test_root_is_an_error(flat: Path, tmp_path: Path, said: Said) -
 
 def test_all_stages_share_one_bar() -> None:
     console = Console(file=io.StringIO(), force_terminal=True)
-    bars = evaluate.Bars(console, True)
+    bars = Bars(console, True)
     with bars.display:
         for stage in ("raw pixels", "pretrained encoder"):
             bars.stage = stage
@@ -294,7 +295,7 @@ def test_all_stages_share_one_bar() -> None:
     assert task.description == "pretrained encoder: kNN"
     assert (task.completed, task.total) == (3, 7)
     silent = Console(file=io.StringIO())
-    with evaluate.Bars(silent, True).display:
+    with Bars(silent, True).display:
         pass
     assert silent.file.getvalue() == "", "nothing where no terminal is"  # pyright: ignore[reportAttributeAccessIssue]
 

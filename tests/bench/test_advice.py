@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sslx import bench, config, measure, resuming
+from sslx import config
+from sslx.bench import advice, measure
 from sslx.data import sources
 from sslx.distributed import Ranks, init
+from sslx.train import resuming
 
 TINY = (
     "--data.source synthetic --data.num-synthetic 64 --data.size 16 --encoder.layers 1 1 1 1 "
@@ -30,10 +32,10 @@ def ranks() -> Ranks:
 
 
 def test_the_arms_run_and_leave_the_weights_alone(ranks: Ranks) -> None:
-    recipe = bench.Recipe(config.load(TINY), ranks, window_s=0.05)
+    recipe = advice.Recipe(config.load(TINY), ranks, window_s=0.05)
     before = [p.clone() for p in recipe.parts.method.parameters()]
     found = measure.take_turns(recipe.arms(), 2)
-    assert tuple(found) == bench.ARMS
+    assert tuple(found) == advice.ARMS
     assert all(len(values) == 2 and min(values) > 0 for values in found.values())
     assert all(map(torch.equal, before, recipe.parts.method.parameters()))
     assert 0 <= recipe.data_wait(2) <= 1
@@ -46,7 +48,7 @@ def test_what_was_prefetched_is_used_up_but_a_slow_loader_not_waited_for(
     ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """640 samples/s in batches of 256 on 16 cores: 34 batches before every window were 14 s."""
-    recipe = bench.Recipe(config.load([*TINY, "--data.threads", "16"]), ranks, window_s=0.05)
+    recipe = advice.Recipe(config.load([*TINY, "--data.threads", "16"]), ranks, window_s=0.05)
     clock, taken = 0.0, 0
     monkeypatch.setattr("time.perf_counter", lambda: clock)
 
@@ -66,7 +68,7 @@ def test_what_was_prefetched_is_used_up_but_a_slow_loader_not_waited_for(
 
 def test_flops_of_a_step_by_hand(ranks: Ranks) -> None:
     settings = config.load([*TINY, "--method.hidden-dim", "32"])
-    wide, narrow = (bench.Recipe(s, ranks) for s in (settings, config.load(TINY)))
+    wide, narrow = (advice.Recipe(s, ranks) for s in (settings, config.load(TINY)))
     rows, features, out = 2 * 16, 8, 8  # both views; of a two-layer head only the hidden width differs
     expected = 3 * 2 * rows * (32 - 16) * (features + out)  # forward, and two products backward
     assert wide.flops() - narrow.flops() == expected
@@ -80,20 +82,20 @@ def test_decoded_images_of_many_sizes_go_through_the_loader(tmp_path: Path, rank
     flags = [*TINY, "--data.source", "folder", "--data.root", str(tmp_path), "--data.backend", backend]
     settings = config.load([*flags, "--data.threads", "0" if backend == "torchvision" else "1"])
     source = sources.build(settings.data, "pretrain")
-    held = bench.decoded(source, 32)
+    held = advice.decoded(source, 32)
     assert len(held) == 32
     assert held.paths is None
     assert held.pixels is not None
     assert np.array_equal(held.pixels[0], np.asarray(Image.open(tmp_path / "00.png")))
     assert held.pixels[21] is held.pixels[1]
-    recipe = bench.Recipe(settings, ranks, window_s=0.02)
+    recipe = advice.Recipe(settings, ranks, window_s=0.02)
     assert recipe.arms()["augmentation alone"]() > 0
 
 
 def test_the_limit_is_the_slower_part_or_both() -> None:
-    assert bench.limit(FOUND).startswith("the training step. Data loading does not slow it down: a run reaches 90 %")
-    assert bench.limit(FOUND | {"loader alone": 91.0}).startswith("the loader. The training step waits for it: a run")
-    assert "compete for the same cores" in bench.limit(FOUND | {"end to end": 60.0})
+    assert advice.limit(FOUND).startswith("the training step. Data loading does not slow it down: a run reaches 90 %")
+    assert advice.limit(FOUND | {"loader alone": 91.0}).startswith("the loader. The training step waits for it: a run")
+    assert "compete for the same cores" in advice.limit(FOUND | {"end to end": 60.0})
 
 
 def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +104,7 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
     settings = config.load([*TINY, "--data.threads", "2", "--data.backend", "torchvision"])
     gpu = dataclasses.replace(ranks, device=torch.device("cuda"))
     starving = {**FOUND, "loader alone": 50.0}
-    assert list(bench.candidates(settings, ranks, starving, small=True)) == [
+    assert list(advice.candidates(settings, ranks, starving, small=True)) == [
         "--data.backend resident",
         "--data.threads 4",
         "--data.backend auto",
@@ -110,17 +112,17 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
     monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
     tried = ["--data.backend resident", "--data.threads 1"]
-    assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
+    assert list(advice.candidates(settings, ranks, FOUND, small=True)) == tried
     monkeypatch.setenv("CXX", f"{sys.executable} --flag")  # any program that there is
     tried.append("--compile on")
-    assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
+    assert list(advice.candidates(settings, ranks, FOUND, small=True)) == tried
     monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: True)
     tried.insert(2, "--precision bf16")
-    assert list(bench.candidates(settings, ranks, FOUND, small=True)) == tried
-    assert list(bench.candidates(settings, ranks, FOUND, small=False)) == tried[1:]
+    assert list(advice.candidates(settings, ranks, FOUND, small=True)) == tried
+    assert list(advice.candidates(settings, ranks, FOUND, small=False)) == tried[1:]
     fast = ["--precision bf16", "--compile on", "--batch-size 32"]
-    assert list(bench.candidates(settings, gpu, FOUND, small=True)) == fast
-    tried = bench.candidates(settings, gpu, FOUND, small=True)["--batch-size 32"]
+    assert list(advice.candidates(settings, gpu, FOUND, small=True)) == fast
+    tried = advice.candidates(settings, gpu, FOUND, small=True)["--batch-size 32"]
     assert resuming.differences(tried, settings) == ["--batch-size 16 -> 32"]
 
 

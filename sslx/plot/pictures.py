@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from sslx import config, data, distributed, evaluate, plot, rng
+from sslx import config, data, distributed, plot, rng
 from sslx.config import PlotConfig
+from sslx.console.bars import Bars, say_to
 from sslx.console.words import shown
 from sslx.data import sources
 from sslx.data.order import Repeated, Shuffled
@@ -21,10 +22,11 @@ from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
 from sslx.errors import StorageError, UserError
-from sslx.evaluate import Bars, Splits, Trained
 from sslx.plot.embedding import Projection
-from sslx.probe import held_out, knn
+from sslx.probe import held_out, images, knn
 from sslx.probe.features import Features
+from sslx.probe.images import Splits
+from sslx.trained import Trained, load
 
 QUERIES, NEIGHBORS = 8, 6
 VIEWED, FEWEST_VIEWS = 6, 4
@@ -57,7 +59,7 @@ class Scene:
 
     def loader(self, source: Source, view: ViewSpec) -> data.Loader:
         """Of all of a source, in batches of 64."""
-        return evaluate.loader(self.settings, source, view, 64, Ranks(0, 1, 0, self.device), torch.float32)
+        return images.loader(self.settings, source, view, 64, Ranks(0, 1, 0, self.device), torch.float32)
 
     def pixels(self, rows: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.float32]:
         """The images of these rows as probes see them, of ``size`` pixels or fewer: (n, S, S, 3) in [0, 1]."""
@@ -73,16 +75,16 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     What cannot be drawn is left out with a line; the first such error is raised where nothing can, or none is written.
     path: the checkpoint that argv names.  quiet: say nothing on wrong flags.
     """
-    trained = evaluate.load(path)
+    trained = load(path)
     options = config.load_plot(argv, trained.settings.data, quiet=quiet)
     ranks = distributed.init(options.device)
     console = Console()
-    say = evaluate.say_to(console, ranks)
+    say = say_to(console, ranks.is_main)
     album = Album(trained.folder)
     if ranks.is_main:
         album.attempt("loss.png", partial(_loss, trained))
     try:
-        splits = evaluate.splits(trained, options.data, say, least=held_out.ENOUGH)
+        splits = images.splits(trained, options.data, say, least=held_out.ENOUGH)
         scene = Scene(trained, options.data, splits, options.seed, ranks.device)
     except UserError as error:
         album.problems.append(error)
@@ -150,15 +152,15 @@ def _features(scene: Scene, ranks: Ranks, console: Console) -> tuple[Features | 
     with bars.display:
         bars.stage = "picture"
         encoder = scene.trained.encoder(trained=True, device=ranks.device)
-        bank = evaluate.extract(scene.trained, encoder, scene.settings, train, ranks, bars) if known else None
-        return bank, evaluate.extract(scene.trained, encoder, scene.settings, test, ranks, bars)
+        bank = images.extract(scene.trained, encoder, scene.settings, train, ranks, bars) if known else None
+        return bank, images.extract(scene.trained, encoder, scene.settings, test, ranks, bars)
 
 
 def _map(scene: Scene, points: int, by: Projection, bank: Features | None, found: Features, path: Path) -> bool:
     """The map of the features; without classes, or with more than a legend names, with some of the images on it."""
     splits, labels = scene.splits, scene.labels
     num_classes = 0 if labels is None else len(labels.unique())
-    several = num_classes > 1 and not evaluate.unlearnable(splits.all_train)
+    several = num_classes > 1 and not images.unlearnable(splits.all_train)
     named = several and num_classes <= plot.MOST_NAMED
     title = f"{scene.name}: features of {len(found.x):,} {splits.name} images"
     if bank is not None and several and splits.train.classes:

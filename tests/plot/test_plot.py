@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslx import plot
+from sslx.bench import charts
 from sslx.data.views import ViewSpec
 from sslx.errors import DataError, MissingInput
 from sslx.plot import canvas, embedding, thumbnails
@@ -310,18 +311,18 @@ def test_small_views_stand_side_by_side_in_white() -> None:
 
 def test_bars_are_as_long_as_their_values_and_ours_is_coloured(tmp_path: Path) -> None:
     rows = [("sslx", 3000.0, 2900.0, 3100.0), ("other", 1000.0, 900.0, 1100.0)]
-    plot.bars(rows, tmp_path / "bars.png", "Title", "subtitle", ours="sslx")
+    charts.bars(rows, tmp_path / "bars.png", "Title", "subtitle", ours="sslx")
     pixels = read(tmp_path / "bars.png")
     gray = num_pixels(pixels, "#c3c8d0")
     assert num_pixels(pixels, plot.PALETTE[0]) == pytest.approx(3 * gray, rel=0.1)
-    plot.bars(rows, tmp_path / "bars.svg", "Title", "subtitle", line=("limit", 2000.0))
+    charts.bars(rows, tmp_path / "bars.svg", "Title", "subtitle", line=("limit", 2000.0))
     assert {"sslx", "other", "3,000", "1,000", "Title", "subtitle", "limit"} <= set(texts(tmp_path / "bars.svg"))
 
 
 def test_curves_have_a_colour_each_and_the_same_data_give_the_same_file(tmp_path: Path) -> None:
     series = [("strong", [(1.0, 10.0, 9.0, 11.0), (2.0, 18.0, 17.0, 19.0)]), ("weak", [(1.0, 10.0, 9.0, 11.0)])]
     for name in ("one.svg", "two.svg", "one.png"):
-        plot.curves(series, tmp_path / name, "Title", "subtitle", x="ranks", y="samples/s", powers_of_2=True)
+        charts.curves(series, tmp_path / name, "Title", "subtitle", x="ranks", y="samples/s", powers_of_2=True)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert {"strong", "weak", "ranks", "samples/s", "1", "2"} <= set(texts(tmp_path / "one.svg"))
     pixels = read(tmp_path / "one.png")
@@ -330,7 +331,7 @@ def test_curves_have_a_colour_each_and_the_same_data_give_the_same_file(tmp_path
 
 def test_a_roofline_has_its_operators_below_the_roof(tmp_path: Path) -> None:
     points = [("mm", 0.7, 50.0, 8e11), ("add_", 0.3, 0.1, 1e9)]
-    plot.roofline(points, 1e12, 2e10, tmp_path / "roof.svg", "a recipe")
+    charts.roofline(points, 1e12, 2e10, tmp_path / "roof.svg", "a recipe")
     assert {"mm, 70 %", "add_, 30 %", "a recipe"} <= set(texts(tmp_path / "roof.svg"))
 
 

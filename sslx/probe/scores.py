@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sslx import config, data, distributed, evaluate, probe
+from sslx import config, data, distributed, probe
 from sslx.config import ProbeConfig
 from sslx.config.presets import FEW_EPOCHS, FEW_STEPS
+from sslx.console.bars import Bars, say_to
 from sslx.console.words import shown
 from sslx.data.order import Sequential
 from sslx.data.sources import Source
 from sslx.data.views import eval_view
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
-from sslx.evaluate import Bars, Splits, Trained
 from sslx.machine import files
-from sslx.probe import Score, features, held_out, label_free
+from sslx.probe import Score, features, held_out, images, label_free
 from sslx.probe.features import Features
+from sslx.probe.images import Splits
+from sslx.trained import Trained, load
 
 DIGITS_NOTE = (
     "Raw pixels do well here because the digits are 8x8 pixels, centred and of one size: two images of a digit "
@@ -39,7 +41,7 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
 
     path: the checkpoint that argv names.  quiet: say nothing on wrong flags.
     """
-    trained = evaluate.load(path)
+    trained = load(path)
     options = config.load_probe(argv, trained.settings.data, quiet=quiet)
     settings, ours = options.data, trained.settings.data
     if settings.size != ours.size:
@@ -48,12 +50,12 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
         trained = replace(trained, view=eval_view(settings.eval_size, trained.view.mean, trained.view.std))
     ranks = distributed.init(options.device)
     console = Console()
-    say = evaluate.say_to(console, ranks)
-    splits = evaluate.splits(trained, settings, say)
+    say = say_to(console, ranks.is_main)
+    splits = images.splits(trained, settings, say)
     bars = Bars(console, ranks.is_main)
-    without_labels = evaluate.unlearnable(splits.all_train)
+    without_labels = images.unlearnable(splits.all_train)
     if not without_labels and splits.test.labels is None:
-        without_labels = evaluate.unlearnable(splits.test)
+        without_labels = images.unlearnable(splits.test)
     record: dict[str, Any] = {
         "step": trained.step,
         "source": settings.source,
@@ -102,7 +104,7 @@ def labeled_scores(
             bars.stage = name
             made: list[Features] = []
             for split in (train, test):
-                batches = evaluate.loader(options.data, split, trained.view, options.batch_size, ranks, torch.float32)
+                batches = images.loader(options.data, split, trained.view, options.batch_size, ranks, torch.float32)
                 made.append(_represent(trained, name, batches, len(split), ranks, bars))
             if ranks.is_main:
                 classes = len(train.classes or ())
@@ -133,7 +135,7 @@ def label_free_scores(
     with bars.display:
         for name in [*[PIXELS, UNTRAINED] * options.baselines, PRETRAINED]:
             bars.stage = name
-            batches = evaluate.loader(options.data, source, trained.view, options.batch_size, ranks, torch.float32)
+            batches = images.loader(options.data, source, trained.view, options.batch_size, ranks, torch.float32)
             plain = _represent(trained, name, batches, len(source), ranks, bars).x
             batches = data.in_order(
                 options.data,
@@ -166,7 +168,7 @@ def _represent(
         side = min(features.PIXEL_SIDE, trained.size, trained.view.size)
         return features.pixels(batches, num_samples=num_samples, num_views=num_views, side=side, progress=bars)
     encoder = trained.encoder(trained=name == PRETRAINED, device=ranks.device)
-    autocast = evaluate.autocast(ranks.device)
+    autocast = images.autocast(ranks.device)
     return features.extract(
         encoder, batches, autocast=autocast, num_samples=num_samples, num_views=num_views, progress=bars
     )

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from sslx import operators
+from sslx.bench import operators
 
 CPU = torch.device("cpu")
 

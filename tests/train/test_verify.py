@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import sslx
-from sslx import cli, methods, verify
+from sslx import cli, methods
+from sslx.train import verify
 
 ROOT = Path(sslx.__file__).parents[1]
 

@@ -14,7 +14,7 @@ from sslx import cli, config, methods
 from sslx.config import flags
 from sslx.errors import ConfigError, MissingInput
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = [
     "--data.source", "synthetic", "--data.num-synthetic", "32", "--data.size", "16", "--data.backend", "torchvision",
     "--data.threads", "0", "--batch-size", "8", "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8",

@@ -9,11 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from sslx import cli, evaluate, pictures
+from sslx import cli
 from sslx.config import load_probe
 from sslx.data import sources
 from sslx.data.views import eval_view
+from sslx.distributed import Ranks
+from sslx.plot import pictures
+from sslx.probe import images
 from sslx.runs import checkpoint
+from sslx.trained import load
 
 FLAGS = [
     "simclr_digits", "--epochs", "3", "--batch-size", "128", "--data.size", "16", "--data.eval-size", "24",
@@ -43,16 +47,16 @@ def test_probe_prints_a_table_and_writes_it(trained: Path, capsys: pytest.Captur
 
 
 def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(trained: Path) -> None:
-    run = evaluate.load(trained)
+    run = load(trained)
     assert run.view == eval_view(24), "trained at 16, probed at 24, as the config said"
     train, test = (sources.build(run.settings.data, split) for split in ("train", "test"))
     options = load_probe([str(trained)])
-    ranks = evaluate.Ranks(0, 1, 0, torch.device("cpu"))
-    one = next(evaluate.loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
-    both = next(evaluate.loader(run.settings.data, test, run.view, 8, ranks, torch.float32))
+    ranks = Ranks(0, 1, 0, torch.device("cpu"))
+    one = next(images.loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
+    both = next(images.loader(run.settings.data, test, run.view, 8, ranks, torch.float32))
     assert one.views[0].shape == both.views[0].shape == (8, 3, 24, 24)
     assert len(one.views) == 1
-    again = next(evaluate.loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
+    again = next(images.loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
     assert torch.equal(one.views[0], again.views[0]), "probes never augment"
     assert options.checkpoint == trained
 
@@ -75,7 +79,7 @@ def test_untrained_encoder_is_the_one_that_training_started_from(trained: Path, 
     flags = ["--epochs", "1", "--optim.lr", "1e-12", "--optim.weight-decay", "0", "--runs", str(tmp_path)]
     assert cli.main(["pretrain", *FLAGS, *flags]) == 0
     still = checkpoint.load(tmp_path / "run")["method"]
-    run = evaluate.load(trained)
+    run = load(trained)
     start = run.encoder(trained=False, device=torch.device("cpu"))
     end = run.encoder(trained=True, device=torch.device("cpu"))
     for name, parameter in start.named_parameters():
@@ -111,9 +115,9 @@ def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys:
     assert cli.main(["pretrain", "mae_digits", *flags, "--runs", str(tmp_path), "--name", "run"]) == 0
     assert cli.main(["plot", str(tmp_path / "run"), "--points", "50"]) == 0
     assert "method.png" in capsys.readouterr().out
-    run, cpu = evaluate.load(tmp_path / "run"), torch.device("cpu")
+    run, cpu = load(tmp_path / "run"), torch.device("cpu")
     again, other = tmp_path / "again.png", tmp_path / "other.png"
-    splits = evaluate.splits(run, run.settings.data, lambda _: None)
+    splits = images.splits(run, run.settings.data, lambda _: None)
     assert splits.name == "test"
     for seed, path in ((0, again), (1, other)):
         assert pictures._method(pictures.Scene(run, run.settings.data, splits, seed, cpu), path)
@@ -125,7 +129,7 @@ def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys:
 
 
 def test_the_method_of_a_checkpoint_has_its_weights(trained: Path) -> None:
-    run = evaluate.load(trained)
+    run = load(trained)
     method = run.method(torch.device("cpu"))
     torch.testing.assert_close(method.state_dict(), run.weights, rtol=0, atol=0)
     assert not method.training

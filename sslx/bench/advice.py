@@ -14,7 +14,8 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslx import config, data, distributed, measure, methods, optim
+from sslx import config, data, distributed, methods, optim
+from sslx.bench import measure
 from sslx.config import PretrainConfig
 from sslx.console.words import one_line, shown
 from sslx.data.batch import Batch

@@ -1,0 +1,1 @@
+"""Measuring: the harness behind ``sslx bench`` and benchmarks/."""

@@ -1,0 +1,90 @@
+"""A checkpoint as an object: its encoder, how images are cut for it, and what it was trained with."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslx import config, data, encoders, methods, rng
+from sslx.config import PretrainConfig
+from sslx.console.words import one_line, shown
+from sslx.data.views import ViewSpec
+from sslx.encoders.group_norm import group_norm
+from sslx.errors import DataError, MissingInput
+from sslx.methods.base import Method
+from sslx.runs import checkpoint
+from sslx.runs.state import VIEW
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint: its config, its views' size, the probes' view, the method's weights, and its run folder."""
+
+    settings: PretrainConfig
+    size: int
+    view: ViewSpec
+    weights: dict[str, Any]
+    step: int
+    folder: Path
+
+    @property
+    def views(self) -> tuple[ViewSpec, ...]:
+        """The augmented views that the method was trained on."""
+        settings = self.settings
+        return methods.module(settings.method.name).views(settings.method, settings.augment, self.size)
+
+    def has_seen(self, settings: data.Config) -> bool:
+        """Whether the training images of these settings are those of the run."""
+        theirs, ours = (
+            (config.source, None if config.root is None else os.path.realpath(config.root))
+            for config in (settings, self.settings.data)
+        )
+        return theirs == ours
+
+    def encoder(self, *, trained: bool, device: torch.device) -> encoders.Encoder:
+        """The encoder, with the checkpoint's weights or as it was initialised at the start of the run."""
+        rng.seed_torch(self.settings.seed)
+        norm = "group" if self.settings.batch_norm == "group" else "batch"
+        trunk = replace(self.settings.encoder, weights=None)
+        encoder = encoders.build(trunk, self.size, self.view.size, norm=norm)
+        if trained:
+            weights = {k.removeprefix("encoder."): v for k, v in self.weights.items() if k.startswith("encoder.")}
+            checkpoint.load_weights(encoder, weights, f"checkpoint in {self.folder}")
+        return encoder.to(device)
+
+    def method(self, device: torch.device) -> Method:
+        """The method, with the checkpoint's weights, in evaluation mode."""
+        encoder = self.encoder(trained=False, device=torch.device("cpu"))
+        method: Method = methods.module(self.settings.method.name).Method(self.settings.method, encoder)
+        if self.settings.batch_norm == "group":
+            group_norm(method)
+        checkpoint.load_weights(method, self.weights, f"checkpoint in {self.folder}")
+        return method.to(device).eval()
+
+
+def load(path: Path) -> Trained:
+    """Read a run folder, a checkpoint directory or a state.pt."""
+    try:
+        state = checkpoint.load(path, needs=VIEW)
+    except MissingInput as error:
+        raise MissingInput(f"{error}{_meant(path)}") from error
+    try:
+        view = ViewSpec(**state["eval_view"])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"checkpoint {path} is not one that sslx wrote: its 'eval_view': {one_line(error)}") from error
+    folder = path.parent if path.name == "state.pt" else path
+    if folder.parent.name == "checkpoints":
+        folder = folder.parent.parent
+    size = state.get("size", view.size)  # of the training views: the encoder's stem depends on it
+    return Trained(config.loads(state["config"]), size, view, state["method"], state["step"], folder)
+
+
+def _meant(path: Path) -> str:
+    """What may have been meant by a path without a checkpoint, to be added to the error; else ""."""
+    if (run := Path("runs") / path.name) != path and (run / "config.json").is_file():
+        return f"; did you mean {shown(run)}?"
+    if path.exists() and not (path / "config.json").is_file():
+        return "; the images to look at go into --data.root"
+    return ""
