@@ -215,13 +215,13 @@ ROWS: dict[str, tuple[str, ...]] = {
     # images
     "F6 bad files of every kind in every backend: training": (
         "train/test_bad_files.py::test_bad_files_of_every_kind_in_every_backend",
-        "data/test_color.py::test_no_file_ends_the_process",
+        "data/codecs/test_formats.py::test_no_file_ends_the_process",
     ),
     "F6 bad files of every kind in every backend: what each becomes, a bomb of 50,000 x 50,000 pixels": (
-        "data/test_color.py::test_every_kind_is_the_picture_it_was_made_from_or_refused_on_every_backend",
+        "data/codecs/test_formats.py::test_every_kind_is_the_picture_it_was_made_from_or_refused_on_every_backend",
         "data/test_bad_images.py::test_every_damage_is_found",
-        "data/test_color.py::test_what_cannot_be_opened_is_told_and_waits_for_nothing",
-        "data/test_color.py::test_names_of_any_bytes_are_read_and_told_in_one_line",
+        "data/codecs/test_formats.py::test_what_cannot_be_opened_is_told_and_waits_for_nothing",
+        "data/codecs/test_formats.py::test_names_of_any_bytes_are_read_and_told_in_one_line",
     ),
     "200 bit flips in images, every backend": ("train/test_bad_files.py::test_200_bit_flips_in_images",),
     "F15 60 dangling links, 2 ranks": ("train/test_bad_files.py::test_dangling_links_end_two_ranks_in_one_line",),

@@ -5,7 +5,7 @@ by ``views.draw``; DALI reads, decodes once, crops and flips each view.  Nothing
 other operations torch makes on the same device (``finish``): on a CPU in a third of DALI's time.  Brightness and
 contrast are DALI's on a CPU alone: on a GPU the mean gray that contrast needs would have to come back to the host.
 
-DALI reads the files that ``headers.is_plain`` knows it to read as all backends do.  The others are read by ``color``
+DALI reads the files that ``headers.is_plain`` knows it to read as all backends do.  The others are read by ``formats``
 and fed as pixels, in a graph with a branch, which costs 5 us a sample and so is built only once one of them is met.
 
 Traps (DALI 2.4), each held by a parity test against torchvision:
@@ -150,9 +150,9 @@ class Dali:
         return f"DALI is reading {shown(path)}" if path else f"DALI has not read a batch of {self.source.name}"
 
     def unreadable(self, index: Indices) -> dict[int, str]:
-        """Which of these images cannot be read, and why: by ``color``, as on the other backends.
+        """Which of these images cannot be read, and why: by ``formats``, as on the other backends.
 
-        What that reads and DALI does not, ``color`` reads from now on.  Raises what ``device_errors.of`` names, also
+        What that reads and DALI does not, ``formats`` reads from now on.  Raises what ``device_errors.of`` names, also
         where DALI does not decode an image of sslx's own either (on a CPU RuntimeError): then no file is to blame.
         """
         with Caller(self.patience, self._being_read) as call:
@@ -310,7 +310,7 @@ def _file(path: Node) -> Node:
 def _decode(encoded: Node, checked: Node, gpu: bool) -> Node:
     """RGB uint8 HWC of a plain file: grayscale repeated, alpha dropped, EXIF turned upright.
 
-    On the CPU the pixels are those of ``color.read``, and what ``color`` refuses as cut, DALI refuses too: held by
+    On the CPU the pixels are those of ``formats.read``, and what ``formats`` refuses as cut, DALI refuses too: held by
     tests/data/test_bad_images.py.  Flipped bytes in a JPEG may pass in one and not in both.  On a GPU nobody has tested
     either so far: nvJPEG and the JPEG engine may accept a cut file, whose end then is gray or repeated in its view,
     and round the pixels of good ones otherwise, by a level as a rule.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx.data import views
-from sslx.data.headers import Unreadable
+from sslx.data.codecs.headers import Unreadable
 from sslx.data.order import Order
 from sslx.data.views import Draw, ViewSpec
 

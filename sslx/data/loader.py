@@ -42,7 +42,7 @@ class Loader:
     """An iterator of Batches whose whole state is the number of batches delivered.
 
     Unreadable files are replaced by others, chosen as a function of the sample alone, so that step counts and
-    all other samples stay as they were; ``bad`` holds them, index -> path.  Which they are is up to ``color.read``,
+    all other samples stay as they were; ``bad`` holds them, index -> path.  Which they are is up to ``formats.read``,
     whatever the backend: what is missing, empty, cut, no image, or of a format that it refuses.
 
     num_draws: random numbers for each sample that a batch brings to the method.

@@ -20,8 +20,8 @@ from torch import Tensor
 from sslx import distributed
 from sslx.console import activity
 from sslx.data import row_sums, views
+from sslx.data.codecs.headers import Unreadable
 from sslx.data.finish import Finish, jitter, jitter_parameters
-from sslx.data.headers import Unreadable
 from sslx.data.order import Order
 from sslx.data.patience import Patience
 from sslx.data.sources import Source

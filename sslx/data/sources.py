@@ -13,8 +13,8 @@ import numpy.typing as npt
 from sslx import rng
 from sslx.console import activity
 from sslx.console.words import shown
-from sslx.data import levels as black_and_white
-from sslx.data.color import Levels
+from sslx.data.codecs import levels as black_and_white
+from sslx.data.codecs.formats import Levels
 from sslx.data.config import SourceConfig as Config
 from sslx.data.listing import has_images, silent
 from sslx.data.patience import Caller, Patience

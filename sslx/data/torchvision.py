@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from sslx.data import color, levels, views
+from sslx.data import views
+from sslx.data.codecs import formats, levels
+from sslx.data.codecs.headers import Unreadable
 from sslx.data.finish import Finish
-from sslx.data.headers import Unreadable
 from sslx.data.order import Order
 from sslx.data.patience import Patience
 from sslx.data.sources import Source
@@ -29,7 +30,7 @@ Indices = npt.NDArray[np.int64]
 
 
 def read(source: Source, index: int) -> Tensor:
-    """Image ``index`` as (3, H, W) uint8 RGB, by the table of ``color``.
+    """Image ``index`` as (3, H, W) uint8 RGB, by the table of ``formats``.
 
     Raises RuntimeError, with the reason, where the file cannot be read.  By PIL: torchvision 0.29 deprecates its own
     decoders, and its PNG decoder ends the process by SIGSEGV at a damaged file.
@@ -37,7 +38,7 @@ def read(source: Source, index: int) -> Tensor:
     if source.pixels is not None:
         return torch.from_numpy(source.pixels[index]).permute(2, 0, 1)
     assert source.paths is not None
-    return torch.from_numpy(color.read(source.paths[index], levels.of(source))).permute(2, 0, 1)
+    return torch.from_numpy(formats.read(source.paths[index], levels.of(source))).permute(2, 0, 1)
 
 
 def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor:

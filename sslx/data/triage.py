@@ -1,4 +1,4 @@
-"""Which files DALI reads itself, which ``color`` reads for it, and which nobody can read."""
+"""Which files DALI reads itself, which ``formats`` reads for it, and which nobody can read."""
 
 import os
 import time
@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from sslx.data import color, headers, levels
-from sslx.data.headers import Unreadable
+from sslx.data.codecs import formats, headers, levels
+from sslx.data.codecs.headers import Unreadable
 from sslx.data.sources import Source
 
 Indices = npt.NDArray[np.int64]
@@ -44,11 +44,11 @@ class Triage:
         return np.array([os.fsencode(self.path(i)) for i in files]).view(np.uint8).reshape(len(files), -1)
 
     def pixels(self, files: Indices) -> list[Future[npt.NDArray[np.uint8]]]:
-        """The (H, W, 3) images by ``color``, or Unreadable, as they become ready."""
+        """The (H, W, 3) images by ``formats``, or Unreadable, as they become ready."""
         return [self._workers.submit(self._read, i) for i in files]
 
     def unreadable(self, index: Indices) -> dict[int, str]:
-        """Which of these images cannot be read, and why: by ``color``, as on the other backends.
+        """Which of these images cannot be read, and why: by ``formats``, as on the other backends.
 
         Where headers tell of some, only those; and no plain file is decoded where an odd one turns out to be it.
         """
@@ -66,14 +66,14 @@ class Triage:
         return reasons
 
     def set_odd(self, i: int) -> None:
-        """Let ``color`` read a file from now on."""
+        """Let ``formats`` read a file from now on."""
         self._known[i] = _ODD
 
     def _read(self, i: np.int64) -> npt.NDArray[np.uint8]:
-        return color.read(self.path(i), levels.of(self.source))
+        return formats.read(self.path(i), levels.of(self.source))
 
     def _reason(self, i: np.int64) -> str:
-        """Why ``color`` cannot read an image; empty where it can."""
+        """Why ``formats`` cannot read an image; empty where it can."""
         try:
             self._read(i)
         except Unreadable as error:

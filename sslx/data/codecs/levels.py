@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from sslx.data import color
-from sslx.data.color import Levels, Range
-from sslx.data.headers import Unreadable
+from sslx.data.codecs import formats
+from sslx.data.codecs.formats import Levels, Range
+from sslx.data.codecs.headers import Unreadable
 
 _LOOKED_AT = 256  # files, evenly spread over the list
 _MEASURED = 32  # of a kind
@@ -44,10 +44,10 @@ def measure(paths: Sequence[str], say: Callable[[str], None] = lambda _: None) -
     for place in range(number):
         path = paths[place * len(paths) // number]
         try:
-            kind = color.kind_of(path)
+            kind = formats.kind_of(path)
             if kind is None or extremes.get(kind, (0, 0, 0))[2] == _MEASURED:
                 continue
-            image = color.values(path)
+            image = formats.values(path)
         except Unreadable:
             continue
         if image.stated is not None:

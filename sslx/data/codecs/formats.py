@@ -35,8 +35,8 @@ from PIL import (
 )
 
 from sslx.console.words import one_line
-from sslx.data import headers
-from sslx.data.headers import Unreadable
+from sslx.data.codecs import headers
+from sslx.data.codecs.headers import Unreadable
 
 Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]

@@ -1,7 +1,7 @@
 """What a file says of itself before anything decodes it: its container, and whether DALI reads it as sslx does.
 
 All backends begin here, so that they agree on which files are images.  Only a few kilobytes are looked at, and DALI
-is given nothing but whole-looking files of the kinds that it is known to read as ``color.read`` does (``is_plain``);
+is given nothing but whole-looking files of the kinds that it is known to read as ``formats.read`` does (``is_plain``);
 that function, by Pillow and numpy, reads all the others, or says why it does not.  No TIFF is plain: of damaged ones,
 two libraries make two pictures.
 """
@@ -107,7 +107,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def is_plain(path: str) -> bool:
-    """Whether this looks like a whole file of a kind that DALI decodes to the pixels of ``color.read``.
+    """Whether this looks like a whole file of a kind that DALI decodes to the pixels of ``formats.read``.
 
     Raises Unreadable where it is no image, cannot be opened or has too many pixels.
     """

@@ -12,8 +12,9 @@ import torch
 
 from kit.image_files import SIDE, Array, all_kinds, encoded, png, smooth, tiff
 from processes import Record
-from sslx.data import Config, color, evaluation, headers, levels, sources
-from sslx.data.headers import Unreadable
+from sslx.data import Config, evaluation, sources
+from sslx.data.codecs import formats, headers, levels
+from sslx.data.codecs.headers import Unreadable
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
 from sslx.errors import ConfigError
@@ -102,7 +103,7 @@ def test_a_chosen_range_is_taken_as_it_is_and_nothing_is_said(tmp_path: Path) ->
     config = Config(source="folder", root=folder_of(tmp_path, {"a.tif": tiff(values)}), range=(1000, 3000))
     source = sources.build(config, "pretrain", say=said.append)
     assert source.paths is not None
-    assert color.read(source.paths[0], source.levels)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert formats.read(source.paths[0], source.levels)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
     assert not any("range" in line for line in said)
     for wrong in ((3, 3), (5, 1), (0, float("inf")), (float("nan"), 1)):
         with pytest.raises(ConfigError, match=r"--data\.range takes two finite numbers"):
@@ -116,7 +117,7 @@ def test_test_images_are_scaled_as_the_training_images_are(tmp_path: Path) -> No
     config = Config(source="folder", root=folder_of(tmp_path, images))
     train = sources.build(config, "train")
     test = sources.build(config, "test", classes=train.classes, levels=train.levels)
-    assert test.levels == train.levels == color.Levels(measured={"16-bit": (0, 4095)})
+    assert test.levels == train.levels == formats.Levels(measured={"16-bit": (0, 4095)})
 
 
 @pytest.mark.parametrize(
@@ -145,13 +146,13 @@ def test_an_image_that_was_not_measured_is_refused_unless_its_values_say_their_r
     for path, top in zip(paths, (4095, 8191, 60000), strict=True):
         Path(path).write_bytes(tiff(np.array([0, top], np.uint16).reshape(1, 2, 1)))
     with pytest.raises(Unreadable, match=r"16-bit values from 0 to 4095.*--data\.range LOW HIGH"):
-        color.read(paths[0], color.Levels())
-    assert color.read(paths[2], color.Levels()).max() == 233
-    twelve = color.Levels(measured={"16-bit": (0, 4095)})
-    assert color.read(paths[0], twelve).max() == 255
+        formats.read(paths[0], formats.Levels())
+    assert formats.read(paths[2], formats.Levels()).max() == 233
+    twelve = formats.Levels(measured={"16-bit": (0, 4095)})
+    assert formats.read(paths[0], twelve).max() == 255
     for path in paths[1:]:
         with pytest.raises(Unreadable, match="where the other images use 0 to 4095"):
-            color.read(path, twelve)
+            formats.read(path, twelve)
 
 
 # ---- what is no regular file, and files that change
@@ -163,7 +164,7 @@ def test_what_cannot_be_opened_is_told_and_waits_for_nothing(tmp_path: Path) -> 
     (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
     reasons = {"pipe": "not a regular file", "folder": "not a regular file", "link": "a link to a file that does not"}
     for name, reason in reasons.items():
-        for look in (headers.is_plain, color.values, color.kind_of):
+        for look in (headers.is_plain, formats.values, formats.kind_of):
             with pytest.raises(Unreadable, match=reason):
                 look(str(tmp_path / f"{name}.jpg"))
 
