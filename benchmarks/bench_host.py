@@ -21,7 +21,7 @@ import torch
 from sslx import config, data, distributed, optim
 from sslx.bench import measure
 from sslx.data import sources
-from sslx.data.resident import Resident
+from sslx.data.backends.resident import Resident
 from sslx.data.transfer import pack
 from sslx.runs import log
 from sslx.train import finite

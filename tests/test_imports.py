@@ -38,7 +38,7 @@ ARROW = (
 
 ONLY_IMPORTERS = {
     "torch.distributed": ("sslx/distributed.py", "benchmarks/fake_step.py"),
-    "nvidia.dali": ("sslx/data/dali.py",),
+    "nvidia.dali": ("sslx/data/backends/dali.py",),
     "wandb": ("sslx/runs/log.py",),
     "tyro": ("sslx/config/pretrain.py",),
     "submitit": ("sslx/cluster/submit.py",),

@@ -18,9 +18,9 @@ from sslx import config, data, distributed, methods, optim
 from sslx.bench import measure
 from sslx.config import PretrainConfig
 from sslx.console.words import one_line, shown
+from sslx.data.backends.torchvision import read
 from sslx.data.batch import Batch
 from sslx.data.sources import Source
-from sslx.data.torchvision import read
 from sslx.distributed import Ranks
 from sslx.errors import UserError
 from sslx.machine import cores

@@ -212,16 +212,16 @@ def _backend(
     if name == "auto":
         name = "dali" if has_dali() else "torchvision"
     if name == "synthetic":
-        from sslx.data.synthetic import Synthetic
+        from sslx.data.backends.synthetic import Synthetic
 
         return Synthetic(specs, seed=seed, max_per_rank=per_rank, device=device)
     threads = _threads(config, local_world_size)
     if name == "resident":
-        from sslx.data.resident import Resident
+        from sslx.data.backends.resident import Resident
 
         return Resident(source, specs, seed=seed, device=device, num_threads=threads, say=say, patience=patience)
     if name == "torchvision":
-        from sslx.data.torchvision import TorchVision
+        from sslx.data.backends.torchvision import TorchVision
 
         return TorchVision(source, specs, seed=seed, device=device, num_threads=threads, patience=patience)
     if not has_dali():
@@ -229,7 +229,7 @@ def _backend(
             "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
             "or take --data.backend torchvision"
         )
-    from sslx.data.dali import Dali
+    from sslx.data.backends.dali import Dali
 
     threads = max(1, threads)
     return Dali(source, specs, seed=seed, max_per_rank=per_rank, device=device, num_threads=threads, patience=patience)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sslx import rng, schedules
-from sslx.data import Config, dali, training
+from sslx.data import Config, training
+from sslx.data.backends import dali
 from sslx.data.order import Sequential, Shuffled
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec

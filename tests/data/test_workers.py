@@ -123,7 +123,7 @@ def test_a_signal_ends_a_wait_and_no_batch_is_lost(source: Source, backend: str)
 
 def test_a_worker_that_a_file_ends_sets_that_file_aside(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a decoder does whose memory a damaged file corrupts."""
-    from sslx.data import torchvision
+    from sslx.data.backends import torchvision
 
     assert source.paths is not None
     victim = int(train(source, [], 0).order.batch(1)[2])

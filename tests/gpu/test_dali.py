@@ -10,10 +10,10 @@ from PIL import Image
 pytest.importorskip("nvidia.dali")
 
 from sslx.data import Config, training
-from sslx.data.dali import Dali
+from sslx.data.backends.dali import Dali
+from sslx.data.backends.torchvision import TorchVision
 from sslx.data.order import Sequential
 from sslx.data.sources import Source
-from sslx.data.torchvision import TorchVision
 from sslx.data.views import Augment, ViewSpec
 
 pytestmark = [pytest.mark.gpu]

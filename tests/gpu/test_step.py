@@ -13,8 +13,8 @@ import torch
 
 from processes import TINY
 from sslx import config, distributed, methods, optim
+from sslx.data.backends.resident import Resident
 from sslx.data.order import Sequential
-from sslx.data.resident import Resident
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
 from sslx.distributed import Ranks

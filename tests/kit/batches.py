@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslx.data import resident, views
-from sslx.data.finish import Finish
+from sslx.data import views
+from sslx.data.backends import resident
+from sslx.data.backends.color import Finish
 from sslx.data.views import Augment, ViewSpec
 
 RECIPES = (

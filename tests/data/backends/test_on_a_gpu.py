@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sslx.data import Config, Loader, dali, evaluation, row_sums, training, transfer, views
-from sslx.data import finish as finishing
-from sslx.data.dali import Dali
+from sslx.data import Config, Loader, evaluation, training, transfer, views
+from sslx.data.backends import color as finishing
+from sslx.data.backends import dali, row_sums
+from sslx.data.backends.dali import Dali
+from sslx.data.backends.resident import Resident
+from sslx.data.backends.torchvision import TorchVision
 from sslx.data.order import Shuffled
-from sslx.data.resident import Resident
 from sslx.data.sources import Source
-from sslx.data.torchvision import TorchVision
 from sslx.data.views import Augment, ViewSpec
 from sslx.errors import DataError
 

@@ -42,13 +42,13 @@ from PIL import Image
 from torch import Tensor
 
 from sslx.console.words import one_line, shown
-from sslx.data.feed import Feed, crop_boxes, fed_parameters
-from sslx.data.finish import Finish
+from sslx.data.backends.color import Finish
+from sslx.data.backends.feed import Feed, crop_boxes, fed_parameters
+from sslx.data.backends.triage import Triage
 from sslx.data.order import Order, Sequential, Shuffled
 from sslx.data.patience import Caller, Patience, being_read
 from sslx.data.sources import Source
 from sslx.data.transfer import Along, Arrays, Made, nothing, send
-from sslx.data.triage import Triage
 from sslx.data.views import Draw, ViewSpec
 from sslx.machine import deterministic, device_errors, limits
 

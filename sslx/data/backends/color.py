@@ -4,7 +4,7 @@ Saturation, hue and grayscale are linear in RGB, so together they are one 3x3 ma
 three.  torchvision shifts hue in HSV, which is not linear; here it is a rotation
 about the gray axis of RGB: the linear map that comes closest (a least-squares fit finds the same one), exact at
 thirds of a turn.  The rotation in YIQ of DALI's own operator is up to twice as far off, and at 0.1 turns no
-closer than leaving hue as it is (tests/data/test_parity.py).
+closer than leaving hue as it is (tests/data/backends/test_parity.py).
 
 Unlike torchvision's, the parts are not clipped one by one: saturation and then grayscale differ by 3 levels of
 255 on average, by 10 in the worst view.
@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslx.data import row_sums, views
+from sslx.data import views
+from sslx.data.backends import row_sums
 from sslx.data.transfer import Arrays, send
 from sslx.data.views import Draw, ViewSpec
 

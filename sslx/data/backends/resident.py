@@ -19,13 +19,14 @@ from torch import Tensor
 
 from sslx import distributed
 from sslx.console import activity
-from sslx.data import row_sums, views
+from sslx.data import views
+from sslx.data.backends import row_sums
+from sslx.data.backends.color import Finish, jitter, jitter_parameters
+from sslx.data.backends.torchvision import read
 from sslx.data.codecs.headers import Unreadable
-from sslx.data.finish import Finish, jitter, jitter_parameters
 from sslx.data.order import Order
 from sslx.data.patience import Patience
 from sslx.data.sources import Source
-from sslx.data.torchvision import read
 from sslx.data.transfer import Along, Arrays, Made, nothing, send
 from sslx.data.views import Draw, ViewSpec
 from sslx.data.workers import Deadly, Pool, answer_alone, unseen

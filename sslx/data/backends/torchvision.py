@@ -16,9 +16,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from sslx.data import views
+from sslx.data.backends.color import Finish
 from sslx.data.codecs import formats, levels
 from sslx.data.codecs.headers import Unreadable
-from sslx.data.finish import Finish
 from sslx.data.order import Order
 from sslx.data.patience import Patience
 from sslx.data.sources import Source

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslx.data.dali import Dali
+from sslx.data.backends.dali import Dali
+from sslx.data.backends.resident import Resident
+from sslx.data.backends.torchvision import TorchVision, read
 from sslx.data.order import Sequential
-from sslx.data.resident import Resident
 from sslx.data.sources import Source
-from sslx.data.torchvision import TorchVision, read
 from sslx.data.views import Augment, ViewSpec
 
 Picture = Callable[[int, int, int], npt.NDArray[np.uint8]]
@@ -174,7 +174,7 @@ def test_hue_turns_as_in_hsv(square: Source) -> None:
     from torchvision.transforms.v2 import functional
 
     from sslx.data import views
-    from sslx.data.finish import Finish
+    from sslx.data.backends.color import Finish
 
     assert square.pixels is not None
     pixels = torch.from_numpy(square.pixels)
@@ -190,7 +190,7 @@ def test_hue_turns_as_in_hsv(square: Source) -> None:
 def test_dalis_crops_with_torchs_brightness_and_contrast_are_dalis_views(varied: Source) -> None:
     """As on a GPU, where DALI leaves both to torch: they differ by what DALI rounds between its operations."""
     from sslx.data import views
-    from sslx.data.finish import Finish
+    from sslx.data.backends.color import Finish
 
     jittered = spec_of(64, augment(**ALL | {"blur": 0.0, "solarize": 0.0}))
     crops = views_of(Dali, varied, spec_of(64, augment(flip=0.5))).permute(0, 2, 3, 1).round().to(torch.uint8)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kit import batches, instruction_sets
-from sslx.data import finish, row_sums, views
+from sslx.data import views
+from sslx.data.backends import color, row_sums
 from sslx.data.views import Augment, Draw, ViewSpec
 
 SIZES = (8, 33, 56, 57, 113, 224)
@@ -46,7 +47,7 @@ def expected(
         view = (view * drawn.brightness[row]).clip(0, 255)
         gray = (view @ np.array([0.299, 0.587, 0.114])).mean()
         view = (view * drawn.contrast[row] + gray * (1 - drawn.contrast[row])).clip(0, 255)
-    view = (view @ finish.matrix(drawn)[row].T).clip(0, 255)
+    view = (view @ color.matrix(drawn)[row].T).clip(0, 255)
     if drawn.blur[row]:
         view = blurred(view, float(drawn.sigma[row]), int(drawn.window[row]))
     if drawn.solarize[row]:
@@ -59,7 +60,7 @@ def test_a_batch_is_the_sum_of_its_definitions(size: int, generator: torch.Gener
     spec, drawn, image = batch(size, 12, generator)
     assert 0 < drawn.blur.sum() < 12
     assert drawn.solarize.any()
-    got = finish.Finish(spec, image.device)(drawn, image)
+    got = color.Finish(spec, image.device)(drawn, image)
     assert got.shape == (12, 3, size, size)
     assert got.is_contiguous(memory_format=torch.channels_last)
     for row in range(12):
@@ -75,11 +76,11 @@ def test_brightness_and_contrast_come_first_where_nothing_has_set_them(size: int
     recipe = Augment(blur=0.5, jitter=0.7, brightness=0.6, contrast=0.6)
     spec, drawn, image = batch(size, 12, generator, recipe)
     assert 0 < (drawn.contrast != 1).sum() < 12
-    got = finish.Finish(spec, image.device, jitter=True)(drawn, image)
+    got = color.Finish(spec, image.device, jitter=True)(drawn, image)
     for row in range(12):
         want = torch.from_numpy(expected(spec, drawn, image[row].numpy(), row, jitter=True)).permute(2, 0, 1)
         torch.testing.assert_close(got[row].double(), want, rtol=0, atol=1e-4)
-    untouched = finish.Finish(spec, image.device)(drawn, image)
+    untouched = color.Finish(spec, image.device)(drawn, image)
     assert (untouched - got).abs().mean() > 0.1
 
 
@@ -127,4 +128,4 @@ def test_the_evaluation_view_is_only_normalised(generator: torch.Generator) -> N
     want = (image.permute(0, 3, 1, 2) / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(
         3, 1, 1
     )
-    torch.testing.assert_close(finish.Finish(spec, image.device)(None, image), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(color.Finish(spec, image.device)(None, image), want, rtol=0, atol=1e-6)

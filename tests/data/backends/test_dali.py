@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from sslx.data import dali
-from sslx.data.dali import Dali, backend, fn, types
-from sslx.data.feed import Feed
+from sslx.data.backends import dali
+from sslx.data.backends.dali import Dali, backend, fn, types
+from sslx.data.backends.feed import Feed
 from sslx.data.order import Sequential
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from sslx.cli import EXIT_CRASH
-from sslx.data import Config, Loader, dali, quarantine, resident, torchvision, training
+from sslx.data import Config, Loader, quarantine, training
+from sslx.data.backends import dali, resident, torchvision
+from sslx.data.backends.dali import Dali
 from sslx.data.codecs.headers import Unreadable
-from sslx.data.dali import Dali
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec

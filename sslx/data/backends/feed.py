@@ -14,7 +14,7 @@ from sslx.data.order import Order
 from sslx.data.views import Draw, ViewSpec
 
 if TYPE_CHECKING:
-    from sslx.data.dali import Dali
+    from sslx.data.backends.dali import Dali
 
 Indices = npt.NDArray[np.int64]
 _AHEAD = 2  # batches whose odd images are read before they are fed
