@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sslx.data.splits import Choice
+from sslx.data.sources.splits import Choice
 from sslx.errors import ConfigError
 
 NAMES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "stl10", "folder", "synthetic"]

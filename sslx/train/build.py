@@ -10,9 +10,9 @@ from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyrig
 
 from sslx import data, distributed, encoders, methods, optim, parallel, rng
 from sslx.config import PretrainConfig, settle
-from sslx.data import Loader, sides, sources
+from sslx.data import Loader, sources
 from sslx.data.order import Shuffled
-from sslx.data.sources import Source
+from sslx.data.sources import Source, sides
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
 from sslx.encoders import sync_bn

@@ -16,8 +16,8 @@ from sslx.console.words import shown
 from sslx.data.codecs import levels as black_and_white
 from sslx.data.codecs.formats import Levels
 from sslx.data.config import SourceConfig as Config
-from sslx.data.listing import has_images, silent
 from sslx.data.patience import Caller, Patience
+from sslx.data.sources.listing import has_images, silent
 from sslx.errors import ConfigError, MissingInput
 from sslx.machine.files import expanded
 
@@ -119,7 +119,7 @@ def _found(
     if config.source == "synthetic":
         return _synthetic(config.num_synthetic, split)
     if config.source == "folder":
-        from sslx.data import folder
+        from sslx.data.sources import folder
 
         with (
             activity.doing("listing the images"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sslx.data.sources import Config, Source, build
-from sslx.data.splits import kind_of, kinds_of
+from sslx.data.sources.splits import kind_of, kinds_of
 from sslx.errors import ConfigError, DataError, MissingInput
 
 Make = Callable[..., Path]
@@ -336,7 +336,7 @@ def test_images_in_place_of_a_data_set_are_named(make: Make, tmp_path: Path) -> 
 
 
 def test_a_long_listing_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslx.data.listing._FIRST_WORD_S", -1.0)
+    monkeypatch.setattr("sslx.data.sources.listing._FIRST_WORD_S", -1.0)
     lines: list[str] = []
     root = make("cat/1.png", "dog/2.png")
     build(Config(source="folder", root=root), "pretrain", say=lines.append)

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sslx.console.words import shown
-from sslx.data import sides, splits
-from sslx.data.listing import EXTENSIONS, Listing, look
-from sslx.data.sources import Config, Source, Split
+from sslx.data.sources import Config, Source, Split, sides, splits
+from sslx.data.sources.listing import EXTENSIONS, Listing, look
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.machine.files import expanded
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from sslx.console.words import shown
-from sslx.data.listing import has_images, look
+from sslx.data.sources.listing import has_images, look
 from sslx.errors import ConfigError
 
 Kind = Literal["train", "test", "val"]

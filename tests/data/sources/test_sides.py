@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslx.data import Config, sides, sources
+from sslx.data import Config, sources
+from sslx.data.sources import sides
 
 
 def save(folder: Path, sizes: list[tuple[int, int]]) -> list[str]:
