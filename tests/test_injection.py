@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from processes import TINY, Record
+from kit.processes import TINY, Record
 from sslx import config
 from sslx.cluster import submit
 from sslx.cluster.allocation import Config

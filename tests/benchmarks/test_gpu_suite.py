@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processes import ended, until
+from kit.processes import ended, until
 
 
 def part(name: str, code: str) -> gpu_suite.Part:

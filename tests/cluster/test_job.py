@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import TINY
+from kit.processes import TINY
 from sslx import config
 from sslx.cluster import job
 from sslx.cluster.job import Job

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import TINY, until
+from kit.processes import TINY, until
 from sslx import cli, config
 from sslx.cluster import submit
 from sslx.cluster.allocation import Config, load_submit

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import Record
+from kit.processes import Record
 from sslx import cli, config
 from sslx.cluster.allocation import load_submit
 from sslx.config import flags, sweeps

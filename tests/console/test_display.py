@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kit.processes import until
 from kit.screen import lines_on
-from processes import until
 from sslx.console import activity, display
 from sslx.console.display import Screen, Terminal
 from sslx.runs import ending

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import TINY
+from kit.processes import TINY
 
 LOST = "cannot write to standard output (No space left on device): what was to be printed is lost\n"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hanging import hanging
-from processes import children, ended, until
+from kit.hanging import hanging
+from kit.processes import children, ended, until
 from sslx.data import Config, Loader, sources, training
 from sslx.data.patience import Patience, StopWaiting
 from sslx.data.sources import Source

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from processes import outside
+from kit.processes import outside
 from sslx.encoders import Config, build, weights
 from sslx.errors import ConfigError, DataError, MissingInput
 

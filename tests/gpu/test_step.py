@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from processes import TINY
+from kit.processes import TINY
 from sslx import config, distributed, methods, optim
 from sslx.data.backends.resident import Resident
 from sslx.data.order import Sequential

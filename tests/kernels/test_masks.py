@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contrast import INTERPRETED
+from kit.nt_xent_oracles import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="looks into Triton's interpreter")
 if INTERPRETED:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrast import (
+from kit.nt_xent_oracles import (
     DEVICE,
     FAST,
     INTERPRETED,

@@ -10,7 +10,7 @@ import torch._dynamo.testing as dynamo_testing
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from contrast import (
+from kit.nt_xent_oracles import (
     DEVICE,
     FAST,
     NATIVE,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import is_one_line
+from kit.processes import is_one_line
 from sslx.errors import ConfigError
 from sslx.machine import environment
 

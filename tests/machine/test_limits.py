@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from processes import TINY, Record, is_one_line
+from kit.processes import TINY, Record, is_one_line
 from sslx.errors import DataError
 from sslx.machine import limits
 

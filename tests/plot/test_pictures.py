@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from processes import TINY, is_one_line
+from kit.processes import TINY, is_one_line
 from sslx import cli, data
 from sslx.console.bars import Bars
 from sslx.data import sources

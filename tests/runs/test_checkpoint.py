@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from kit.checkpoints import State, make_state, names, saved_run, weight
-from processes import Record
+from kit.processes import Record
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.runs import checkpoint, records
 from sslx.runs.config import CheckpointConfig

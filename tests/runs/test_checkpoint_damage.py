@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kit.checkpoints import make_state, names, reseal, saved_run, weight
-from processes import Record
+from kit.processes import Record
 from sslx import rng
 from sslx.errors import DataError, StorageError
 from sslx.runs import checkpoint

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from processes import Record, until
+from kit.processes import Record, until
 from sslx.errors import ConfigError, StorageError
 from sslx.runs import lock
 from sslx.runs.owner import GONE_AFTER_S

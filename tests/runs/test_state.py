@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kit import words
-from processes import TINY, is_one_line
+from kit.processes import TINY, is_one_line
 from sslx import cli
 from sslx.errors import DataError
 from sslx.runs import checkpoint

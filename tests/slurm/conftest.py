@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from on_slurm import SMALL, Cluster, started
-from processes import outside
+from kit.on_slurm import SMALL, Cluster, started
+from kit.processes import outside
 from sslx.runs import checkpoint
 
 

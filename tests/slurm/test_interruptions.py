@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from on_slurm import ALLOCATION, ROOT, SMALL, STEPS, Run, is_undisturbed, slurm, submitted
-from processes import TINY, until
+from kit.on_slurm import ALLOCATION, ROOT, SMALL, STEPS, Run, is_undisturbed, slurm, submitted
+from kit.processes import TINY, until
 from sslx import cli
 from sslx.cluster import jobs
 from sslx.machine.code_version import code_version

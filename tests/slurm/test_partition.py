@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from on_slurm import Cluster, Run, is_undisturbed, slurm, started, submitted
-from processes import until
+from kit.on_slurm import Cluster, Run, is_undisturbed, slurm, started, submitted
+from kit.processes import until
 from sslx.runs import records
 
 pytestmark = [pytest.mark.slurm]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from on_slurm import ROOT
-from processes import until
+from kit.on_slurm import ROOT
+from kit.processes import until
 from sslx.runs import records
 
 pytestmark = [pytest.mark.slurm]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import TINY
+from kit.processes import TINY
 from sslx import cli
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]

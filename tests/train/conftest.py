@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kit import words
-from processes import TINY
+from kit.processes import TINY
 from sslx import cli
 
 Run = Callable[..., tuple[int, str]]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processes import Record, is_one_line, metrics, outside, started, until
+from kit.processes import Record, is_one_line, metrics, outside, started, until
 from sslx.runs import checkpoint
 
 pytestmark = pytest.mark.soak

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from processes import TINY, Record, is_one_line
+from kit.processes import TINY, Record, is_one_line
 from sslx import data, distributed, methods
 from sslx.config import load
 from sslx.data import Config, sources

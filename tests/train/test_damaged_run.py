@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import outside
+from kit.processes import outside
 
 DAMAGED = [b"", b"\xff\0", b"[" * 100_000, b"{}", b"[]", None]
 

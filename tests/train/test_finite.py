@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from processes import TINY, Record, is_one_line, metrics
+from kit.processes import TINY, Record, is_one_line, metrics
 from sslx import distributed, encoders, optim, parallel, rng
 from sslx.config import load
 from sslx.data.batch import Batch

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from processes import TINY, is_one_line, metrics, outside
+from kit.processes import TINY, is_one_line, metrics, outside
 from sslx import cli
 from sslx.monitor.health import Health
 from sslx.runs import checkpoint, records

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import TINY, Record, is_one_line, metrics, outside
+from kit.processes import TINY, Record, is_one_line, metrics, outside
 from sslx.machine import limits
 from sslx.runs import records
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processes import TINY
+from kit.processes import TINY
 from sslx import cli
 
 Train = Callable[..., tuple[int, str, str]]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import LONG, TINY, children, is_one_line, metrics, outside, said, started, until, until_training
+from kit.processes import LONG, TINY, children, is_one_line, metrics, outside, said, started, until, until_training
 from sslx.machine import compiler
 from sslx.runs import checkpoint, records
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from processes import Record, ended, metrics, started, until
+from kit.processes import Record, ended, metrics, started, until
 from sslx.runs import checkpoint, records
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from processes import TINY, is_one_line, metrics, outside
+from kit.processes import TINY, is_one_line, metrics, outside
 from sslx import cli
 from sslx.runs import checkpoint, records
 from sslx.trained import load

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processes import TINY, is_one_line
+from kit.processes import TINY, is_one_line
 from sslx import cli
 from sslx.runs import checkpoint, records
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.processes import LONG, TINY, metrics
 from kit.screen import Terminal, sslx_on_a_terminal
-from processes import LONG, TINY, metrics
 from sslx import cli
 from sslx.runs import records
 

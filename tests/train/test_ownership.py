@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import LONG, TINY, Record, is_one_line, metrics, started, until, until_training
+from kit.processes import LONG, TINY, Record, is_one_line, metrics, started, until, until_training
 from sslx.runs import checkpoint, records
 
 pytestmark = pytest.mark.slow

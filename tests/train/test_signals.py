@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from processes import until
+from kit.processes import until
 from sslx.errors import ConfigError
 from sslx.machine.interrupts import STOPPING, exit_code
 from sslx.train.signals import StopSignals, give_up_s

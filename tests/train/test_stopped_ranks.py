@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import LONG, TINY, Record, children, ended, is_one_line, said, started, until, until_training
+from kit.processes import LONG, TINY, Record, children, ended, is_one_line, said, started, until, until_training
 from sslx.runs import records
 
 EVERY = ["--steps", "1000000", "--checkpoint.every", "2", "--optim.lr", "0.01"]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hanging import hanging, hanging_mount
-from processes import TINY, Record, children, ended, is_one_line, metrics, outside, started, until, until_training
+from kit.hanging import hanging, hanging_mount
+from kit.processes import TINY, Record, children, ended, is_one_line, metrics, outside, started, until, until_training
 from sslx.runs import checkpoint, records
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kit.image_files import SIDE, Array, all_kinds, encoded, png, smooth, tiff
-from processes import Record
+from kit.processes import Record
 from sslx.data import Config, evaluation, sources
 from sslx.data.codecs import formats, headers, levels
 from sslx.data.codecs.headers import Unreadable

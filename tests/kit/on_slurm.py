@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import sslx
-from processes import TINY, metrics, until
+from kit.processes import TINY, metrics, until
 from sslx import cli
 from sslx.cluster import jobs
 from sslx.runs import checkpoint, records
