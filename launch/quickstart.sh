@@ -45,7 +45,7 @@ fi
 [ -n "$only" ] && exit 0
 
 run=runs/quickstart
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS nproc)
 # One rank a GPU; without a GPU two ranks, which share the cores.
 ranks=$(.venv/bin/python -c 'import torch; print(torch.cuda.device_count() or 2)')
 export OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1))
