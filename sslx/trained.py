@@ -65,7 +65,7 @@ class Trained:
 
 
 def load(path: Path) -> Trained:
-    """Read a run folder, a checkpoint directory or a state.pt."""
+    """Read a run folder, a checkpoint directory or a file in one."""
     try:
         state = checkpoint.load(path, needs=VIEW)
     except MissingInput as error:
@@ -74,7 +74,7 @@ def load(path: Path) -> Trained:
         view = ViewSpec(**state["eval_view"])
     except (TypeError, ValueError) as error:
         raise DataError(f"checkpoint {path} is not one that sslx wrote: its 'eval_view': {one_line(error)}") from error
-    folder = path.parent if path.name == "state.pt" else path
+    folder = checkpoint.folder_of(path)
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent
     size = state.get("size", view.size)  # of the training views: the encoder's stem depends on it

@@ -159,14 +159,14 @@ ROWS: dict[str, tuple[str, ...]] = {
         "runs/test_checkpoint.py::test_only_what_sslx_wrote_is_deleted_or_renamed",
         "runs/test_checkpoint.py::test_a_foreign_folder_is_no_checkpoint_and_no_damaged_one",
     ),
-    "state.pt of right digest with crafted content: pretrain": (
+    "a checkpoint of right digest with crafted content: pretrain": (
         "runs/test_state.py::test_a_restart_finds_the_good_one_before",
         "runs/test_state.py::test_a_restart_takes_the_good_one_before",
         "runs/test_state.py::test_another_optimizers_state_is_refused",
         "runs/test_state.py::test_images_that_sslx_did_not_note_are_refused",
         "runs/test_checkpoint_damage.py::test_a_hostile_pickle_is_not_run",
     ),
-    "state.pt of right digest with crafted content: probe and plot": (
+    "a checkpoint of right digest with crafted content: probe and plot": (
         "runs/test_state.py::test_what_a_probe_cannot_read_is_refused_in_one_line",
         "runs/test_state.py::test_the_commands_end_with_that_line",
     ),
@@ -184,7 +184,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "cost of a save, ResNet-50 SimCLR (fp32 + SGD momentum)": (
         "runs/test_checkpoint.py::test_what_a_save_of_a_resnet50_costs",
     ),
-    "named pipes, folders and devices in place of state.pt, manifest.json, owner.json, weights, metrics.jsonl": (
+    "pipes, folders and devices in place of a checkpoint's files, owner.json, weights, metrics.jsonl": (
         "runs/test_checkpoint_damage.py::test_what_is_no_regular_file_falls_back_without_a_wait",
         "runs/test_lock.py::test_a_pipe_in_the_owners_place_is_waited_for_by_nobody",
         "encoders/test_weights.py::test_a_pipe_and_a_device_are_waited_for_by_nobody",

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sslx.config import schema
 from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput
 from sslx.machine import files
@@ -65,10 +66,10 @@ def read(path: Path) -> dict[str, Any]:
         tree = files.parse_json(text) if is_json else files.parse_toml(text)
         if (size := _size(tree)) > MAX_VALUES:
             raise ValueError(f"it has {size:,} values, and settings are no more than {MAX_VALUES:,}")
-        return tree
     except (OSError, ValueError) as error:
         kind = "JSON" if is_json else "TOML"
         raise ConfigError(f"{shown(path)} cannot be read as {kind}: {files.reason(error)}") from error
+    return schema.migrated(tree, shown(path)) if is_json else tree
 
 
 def _size(tree: Any) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import tyro
 
 from sslx import __version__, methods
-from sslx.config import flags, presets
+from sslx.config import flags, presets, schema
 from sslx.config.flags import recipes as recipes
 from sslx.console.words import shown
 from sslx.data.augment import Augment
@@ -121,7 +121,7 @@ class ProbeConfig:
     """
 
     checkpoint: tyro.conf.Positional[Path]
-    """A run folder, a checkpoint in it, or its state.pt."""
+    """A run folder, or a checkpoint directory in it."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images to probe on; default: the run's."""
     baselines: bool = True
@@ -138,7 +138,7 @@ class PlotConfig:
     """Draw a run's loss, a map of its features, neighbors and views, as PNG files."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """A run folder, a checkpoint in it, or its state.pt."""
+    """A run folder, or a checkpoint directory in it."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images to draw; default: the run's."""
     points: int = 2000
@@ -353,7 +353,7 @@ def dump(config: Any) -> str:
     for name in tree.pop("unset", ()):
         section, _, option = name.rpartition(".")
         (tree[section] if section else tree).pop(option)
-    return json.dumps(tree, default=str, indent=1) + "\n"
+    return json.dumps({"schema": schema.SCHEMA, **tree}, default=str, indent=1) + "\n"
 
 
 class DamagedConfig(ConfigError):
@@ -368,6 +368,7 @@ def loads(text: str) -> PretrainConfig:
     except (ValueError, LookupError, TypeError) as error:
         why = "it names no method" if isinstance(error, LookupError | TypeError) else files.reason(error)
         raise DamagedConfig(f"the saved config is damaged: {why}") from error
+    tree = schema.migrated(tree, "the saved config")
     try:
         args = flags.of(tree, Path("config.json"))
         default = _chosen(PretrainConfig(method=_options(name)), args)

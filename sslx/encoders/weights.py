@@ -223,7 +223,7 @@ def _tables(source: str, what: str) -> list[Table]:
     if not path.exists():
         raise MissingInput(f"{what} does not exist: {_EXPECTED}")
     if path.is_dir() or (path.parent / "manifest.json").is_file():
-        return [Table(("method",), cast(dict[str, Tensor], checkpoint.load(path)["method"]))]
+        return [Table(("method",), cast(dict[str, Tensor], checkpoint.load(path, needs=("method",))["method"]))]
     content = read(path)
     tables = list(_walk(content, ()))
     if not tables:

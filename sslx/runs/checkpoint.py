@@ -1,34 +1,28 @@
 """Checkpoints: written beside and renamed, verified by SHA-256, loaded as plain data, newest good one first.
 
-A checkpoint is a directory ``RUN/checkpoints/step_N`` with ``state.pt`` (``torch.save``) and, written last,
-``manifest.json``: the format, the step and each file's size and SHA-256.  The digest is needed: torch.load
-takes a file with a flipped bit without a word and returns wrong weights.  Everything here is file logic for
-one process; on many ranks the main one calls it and broadcasts what came out.
+A checkpoint is a directory ``RUN/checkpoints/step_N`` with one file for each part of the state (``parts``) and, written
+last, ``manifest.json`` with the format, the step and each file's size and SHA-256.  A part is read, and verified, when
+it is needed: features need neither the optimizer nor the heads.  Everything here is file logic for one process; on
+many ranks the main one calls it and broadcasts the result.
 """
 
-import hashlib
-import json
 import logging
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from sslx.console.words import one_line
 from sslx.errors import DataError, MissingInput, StorageError
-from sslx.machine import files
+from sslx.runs import manifest, parts
 from sslx.runs import state as states
 
-FORMAT = 1
-_NAME = re.compile(r"step_(0|[1-9]\d*)(\.old)?")
-_FILES = ("state.pt", "manifest.json")
+_FILES = (*parts.NAMES, manifest.NAME)
 _TEMP = re.compile(r"\.step_\d+(\.old)?\.tmp-\d+")
 
 
@@ -42,23 +36,23 @@ def save(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:
     StorageError where the disk does not take it: nothing of the failed checkpoint stays, older ones do.
     """
     assert keep >= 1
-    assert (foreign := states.foreign(state, "state")) is None, foreign
+    writers = parts.writers(state)
     place = folder / "checkpoints"
     target, temp = place / f"step_{step}", place / f".step_{step}.tmp-{os.getpid()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
         _clean(place)
         temp.mkdir()
-        _write(temp, step, state)
-        _verified(temp).close()
+        manifest.write(temp, step, writers)
+        manifest.verify(temp)
         old = place / f"{target.name}.old"
-        if _is_ours(target):
+        if manifest.is_ours(target):
             target.rename(old)  # newest() knows the name: a kill between the two renames loses nothing
         elif os.path.lexists(target):
             _discard(old)
             target = old
         temp.rename(target)
-        _sync(place)
+        manifest.synchronize(place)
         if target != old:
             _discard(old)
     except BaseException as error:
@@ -72,7 +66,7 @@ def save(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:
             f"{_free_bytes(folder)} bytes free: free some space or a quota, or keep fewer checkpoints"
         ) from error
     # Newer ones were left by a damaged or abandoned continuation: they neither count nor are ours to delete.
-    for path in [path for number, path in _found(place) if number <= step and _is_ours(path)][keep:]:
+    for path in [path for number, path in _found(place) if number <= step and manifest.is_ours(path)][keep:]:
         _discard(path)
     return target
 
@@ -80,41 +74,36 @@ def save(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:
 def load(path: Path, map_location: str | torch.device = "cpu", needs: Sequence[str] = ()) -> dict[str, Any]:
     """The state of a checkpoint, verified and loaded without running anything in it.
 
-    path: a checkpoint directory, the ``state.pt`` in it, or a run folder (its newest good checkpoint; what is
-      skipped goes to the log ``sslx.runs.checkpoint`` as warnings).
-    needs: parts that the state must have, each of the kind that sslx writes: ``state.RESUME`` or ``state.VIEW``.
+    path: a checkpoint directory, a file in it, or a run folder (its newest good checkpoint; each one that is skipped
+      goes to the log ``sslx.runs.checkpoint`` as a warning).
+    needs: parts that the state must have, each of the kind that sslx writes, such as ``state.RESUME``: only the files
+      that hold them are read.  Default: everything.
     MissingInput where there is no checkpoint, DataError where it is damaged, lacks a part or holds more than plain
     data.
     """
-    folder = path.parent if path.name == "state.pt" else path
-    is_run = not _NAME.fullmatch(folder.name) and not any((folder / name).exists() for name in _FILES)
+    folder = folder_of(path)
+    is_run = not manifest.FOLDER.fullmatch(folder.name) and not any((folder / name).exists() for name in _FILES)
     if is_run and folder.is_dir():
         good, skipped = newest(folder, needs)
         for line in skipped:
             logging.getLogger(__name__).warning(line)
         folder = good or folder / "checkpoints"
     if not folder.is_dir() or folder.name == "checkpoints":
-        raise MissingInput(f"no checkpoint at {path}: give a run folder, a step_N directory or its state.pt")
+        raise MissingInput(f"no checkpoint at {path}: give a run folder or a step_N directory in it")
     return _loaded(folder, map_location, needs)
 
 
+def folder_of(path: Path) -> Path:
+    """The checkpoint directory of a path that names a file in it; any other path as it is."""
+    return path.parent if path.name in _FILES else path
+
+
 def _loaded(folder: Path, map_location: str | torch.device, needs: Sequence[str]) -> dict[str, Any]:
-    with _verified(folder) as file:
-        try:
-            state = torch.load(file, map_location=map_location, weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = re.search(r"unsupported \w+ \S+", str(error), re.IGNORECASE)
-            raise DataError(
-                f"checkpoint {folder} is untrusted: it holds more than tensors and plain data"
-                f"{f' ({reason[0]})' if reason else ''}; none of it was run: use one that sslx wrote"
-            ) from error
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise DataError(f"checkpoint {folder} cannot be loaded ({reason}): use one that sslx wrote") from error
-    checked = states.check(state, needs, f"checkpoint {folder}")
-    named = _NAME.fullmatch(folder.name)
+    what = f"checkpoint {folder}"
+    with ExitStack() as stack:
+        state = parts.read(manifest.opened(folder, stack, parts.needed(needs)), map_location, needs, what)
+    checked = states.check(state, needs, what)
+    named = manifest.FOLDER.fullmatch(folder.name)
     if named and "step" in needs and checked["step"] != int(named[1]):
         raise DataError(f"checkpoint {folder} is not one that sslx wrote: its state is of step {checked['step']:,}")
     return checked
@@ -145,7 +134,7 @@ def newest(run: Path, needs: Sequence[str] = ()) -> tuple[Path | None, list[str]
 def _check_good(folder: Path, needs: Sequence[str]) -> None:
     """Raise DataError where a checkpoint is damaged or is not what ``needs`` asks for."""
     if not needs:
-        _verified(folder).close()
+        manifest.verify(folder)
     elif bad := states.not_finite(
         {name: part for name, part in _loaded(folder, "cpu", needs).items() if name in needs}
     ):
@@ -200,98 +189,19 @@ def _unwrapped(key: str) -> str:
     return ".".join(parts)
 
 
-class _Digest:
-    """A file to write to that hashes what passes: the digest is of what was meant, not of what is on disk."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.num_bytes += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _write(temp: Path, step: int, state: dict[str, object]) -> None:
-    with open(temp / "state.pt", "wb") as file:
-        # Through a file object, not a path: torch keeps the OSError and its errno only then.
-        digest = _Digest(file)
-        torch.save(state, cast(Any, digest))
-        file.flush()
-        os.fsync(file.fileno())
-    with open(temp / "manifest.json", "w", encoding="utf-8") as file:
-        files = {"state.pt": {"bytes": digest.num_bytes, "sha256": digest.sha256.hexdigest()}}
-        json.dump({"format": FORMAT, "step": step, "files": files}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(temp)
-
-
-def _verified(folder: Path) -> BinaryIO:
-    """``state.pt`` of a checkpoint directory, open for reading: what was verified is then what is loaded.
-
-    DataError where a file is missing or damaged.
-    """
-    name = "manifest.json"
-    try:
-        manifest = files.parse_json(files.read_bytes(folder / name))
-        step, expected = manifest["step"], manifest["files"]["state.pt"]
-        size, digest = expected["bytes"], expected["sha256"]
-        named = _NAME.fullmatch(folder.name)
-        if manifest["format"] != FORMAT:
-            reason = f"format {manifest['format']}, this sslx reads {FORMAT}"
-        elif named and step != int(named[1]):
-            reason = f"of step {step}"
-        else:
-            name = "state.pt"
-            file = open(folder / name, "rb", opener=files.without_waiting)
-            num_bytes = os.fstat(file.fileno()).st_size
-            if num_bytes != size:
-                reason = f"{num_bytes} bytes instead of {size}"
-            elif hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                reason = "SHA-256 differs"
-            else:
-                file.seek(0)
-                return file
-            file.close()
-    except OSError as error:
-        reason = error.strerror
-    except (ValueError, KeyError, TypeError):
-        reason = "not as written"
-    raise DataError(one_line(f"checkpoint {folder.name} is damaged ({name}: {reason})"))
-
-
 def _found(place: Path) -> list[tuple[int, Path]]:
     """(step, directory) of what is named like a checkpoint, newest first; one set aside after its successor.
 
     DataError where the folder is there but cannot be listed: that is no fresh start.
     """
     try:
-        named = [(match, path) for path in place.iterdir() if (match := _NAME.fullmatch(path.name))]
+        named = [(match, path) for path in place.iterdir() if (match := manifest.FOLDER.fullmatch(path.name))]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise DataError(f"cannot list the checkpoints in {place}: {error.strerror}") from error
     named.sort(key=lambda entry: (int(entry[0][1]), entry[0][2] is None), reverse=True)
     return [(int(match[1]), path) for match, path in named if path.is_dir()]
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether sslx wrote a ``step_N``: a real folder, with a manifest of that step, and with nothing else in it."""
-    try:
-        manifest = files.parse_json(files.read_bytes(folder / "manifest.json"))
-        named = _NAME.fullmatch(folder.name)
-        return (
-            named is not None
-            and manifest["step"] == int(named[1])
-            and not folder.is_symlink()
-            and {path.name for path in folder.iterdir()} <= {*manifest["files"], "manifest.json"}
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _clean(place: Path) -> None:
@@ -301,9 +211,9 @@ def _clean(place: Path) -> None:
             _delete(stale)
     for old in place.glob("step_*.old"):
         target = old.with_suffix("")
-        if _is_ours(old) and not os.path.lexists(target):
+        if manifest.is_ours(old) and not os.path.lexists(target):
             old.rename(target)
-        elif _is_ours(target):
+        elif manifest.is_ours(target):
             _discard(old)
 
 
@@ -311,7 +221,7 @@ def _discard(folder: Path) -> None:
     """Delete a checkpoint of ours: under a temporary name, so that a kill halfway leaves no damaged one."""
     doomed = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     with suppress(OSError):
-        if _is_ours(folder):
+        if manifest.is_ours(folder):
             folder.rename(doomed)
             _delete(doomed)
 
@@ -321,15 +231,6 @@ def _delete(folder: Path) -> None:
     with suppress(OSError):
         if not folder.is_symlink() and {path.name for path in folder.iterdir()} <= set(_FILES):
             shutil.rmtree(folder)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no fsync of a directory
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _num_bytes(value: object) -> int:

@@ -99,6 +99,7 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "step": ("a number of steps", _count),
     "run_id": ("a name", lambda value: type(value) is str),
     "method": ("tensors by name", _weights),
+    "encoder": ("tensors by name", _weights),
     "optimizer": ("an optimizer's state", _optimizer),
     "loader": ("counts of samples and epochs", _loader),
     "eval_view": (

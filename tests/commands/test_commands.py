@@ -89,7 +89,7 @@ def test_a_run_goes_on_by_any_natural_command(tmp_path: Path, monkeypatch: pytes
     first = sslx("pretrain", *TINY, "--name", "a", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     run = tmp_path / "runs" / "a"
-    weights = (run / "checkpoints" / "step_2" / "state.pt").read_bytes()
+    weights = (run / "checkpoints" / "step_2" / "encoder.safetensors").read_bytes()
     for argv in (
         ["resume", "runs/a"],
         ["pretrain", "--resume", "runs/a"],
@@ -98,7 +98,7 @@ def test_a_run_goes_on_by_any_natural_command(tmp_path: Path, monkeypatch: pytes
         ["pretrain", "--name", "a", "--resume", "auto"],
     ):
         assert cli.main([*argv, "--log.every", "1"]) == 0, argv
-    assert (run / "checkpoints" / "step_2" / "state.pt").read_bytes() == weights
+    assert (run / "checkpoints" / "step_2" / "encoder.safetensors").read_bytes() == weights
     moved = tmp_path / "elsewhere" / "b"
     moved.parent.mkdir()
     run.rename(moved)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sslx import config
-from sslx.config import PretrainConfig, dump, load, loads
+from sslx.config import PretrainConfig, dump, load, loads, schema
 from sslx.errors import ConfigError, MissingInput
 from sslx.train.resuming import differences
 
@@ -237,3 +237,28 @@ def test_probing_flags_replace_fields_of_the_runs_images():
     assert (plot.checkpoint, plot.points) == (Path("runs/a"), 50)
     with pytest.raises(SystemExit):
         config.load_plot([])
+
+
+def test_configs_of_older_schemas_are_migrated_and_newer_ones_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a schema whose only change is that ``seed`` was called ``random_seed`` once."""
+    today = json.loads(dump(load(["--seed", "7"])))
+    assert today["schema"] == schema.SCHEMA
+    old = {("random_seed" if key == "seed" else key): value for key, value in today.items() if key != "schema"}
+    monkeypatch.setitem(
+        schema.MIGRATIONS, 1, lambda tree: {("seed" if key == "random_seed" else key): tree[key] for key in tree}
+    )
+    assert loads(json.dumps(old)).seed == 7
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert load([str(tmp_path / "config.json")]).seed == 7
+    for number, words in ((schema.SCHEMA + 1, "a newer sslx wrote"), ("2", "to be a number from 1 to"), (0, "got 0")):
+        with pytest.raises(ConfigError, match=words):
+            loads(json.dumps(today | {"schema": number}))
+        (tmp_path / "config.json").write_text(json.dumps(today | {"schema": number}))
+        with pytest.raises(ConfigError, match=words):
+            load([str(tmp_path / "config.json")])
+
+
+def test_every_schema_has_a_way_to_the_next() -> None:
+    assert sorted(schema.MIGRATIONS) == list(range(1, schema.SCHEMA))

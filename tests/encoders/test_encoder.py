@@ -181,13 +181,13 @@ def test_weights_from_files(tmp_path: Path):
 
 
 def test_weights_from_a_run(tmp_path: Path):
-    """A run folder, a checkpoint in it or its state.pt; the projector stays behind."""
+    """A run folder, a checkpoint in it or a file in that; the projector stays behind."""
     torch.manual_seed(0)
     source = build(small(), 32)
     method: dict[str, object] = {f"encoder.{name}": value for name, value in source.state_dict().items()}
     state: dict[str, object] = {"method": {**method, "projector.0.weight": torch.zeros(4, 16)}}
     step = checkpoint.save(tmp_path / "run", 5, state, keep=3)
-    for path in (tmp_path / "run", step, step / "state.pt"):
+    for path in (tmp_path / "run", step, step / "method.pt", step / "encoder.safetensors"):
         torch.manual_seed(1)
         assert equal(build(small(weights=str(path)), 32), weights(source)), path
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslx.runs import checkpoint
+from sslx.runs import checkpoint, manifest, parts
 
 State = dict[str, Any]
 
@@ -17,17 +17,18 @@ def make_state(value: float = 1.0) -> State:
     linear = nn.Linear(4, 3)
     nn.init.constant_(linear.weight, value)
     encoder = nn.Sequential(linear, nn.BatchNorm1d(3))
+    method = {f"encoder.{name}": each for name, each in encoder.state_dict().items()}
     return {
-        "encoder": encoder.state_dict(),
-        "queue": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),
+        "method": method | {"queue": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)},
+        "optimizer": {"state": {0: {"exp_avg": torch.full((2,), value)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "step": int(value),
         "lr": 0.1,
-        "config": {"name": "simclr", "crops": [224, (0.2, 1.0)], "seed": None, "flip": True},
+        "config": {"name": "simclr", "crops": [224, [0.2, 1.0]], "seed": None, "flip": True},
     }
 
 
 def weight(state: dict[str, Any]) -> float:
-    return state["encoder"]["0.weight"][0, 0].item()
+    return state["method"]["encoder.0.weight"][0, 0].item()
 
 
 def saved_run(folder: Path) -> Path:
@@ -41,9 +42,31 @@ def names(run: Path) -> set[str]:
     return {path.name for path in (run / "checkpoints").iterdir()}
 
 
-def reseal(folder: Path, step: int) -> None:
-    """Write the manifest anew, as one who wants a changed state.pt to pass would."""
-    data = (folder / "state.pt").read_bytes()
-    digest = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest = {"format": checkpoint.FORMAT, "step": step, "files": {"state.pt": digest}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+def reseal(folder: Path, step: int, number: int = manifest.FORMAT) -> None:
+    """Write the manifest anew, as one who wants changed files to pass would."""
+    digests = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(folder.iterdir())
+        if path.name != manifest.NAME
+    }
+    text = json.dumps({"format": number, "step": step, "files": digests})
+    (folder / manifest.NAME).write_text(text)
+
+
+def forge(folder: Path, step: int, state: object) -> None:
+    """Write a sealed checkpoint of anything, as one who is not sslx might: each part as it is, checked by nobody.
+
+    A state that is no dict by name goes into the single file of sslx 0.1.
+    """
+    for path in folder.iterdir():
+        path.unlink()
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        torch.save(state, folder / parts.OLD)
+        reseal(folder, step, 1)
+        return
+    facts = dict[str, Any](state)
+    for name in ("method", "optimizer", "loader"):
+        if name in facts:
+            torch.save(facts.pop(name), folder / f"{name}.pt")
+    (folder / parts.FACTS).write_text(json.dumps(facts))
+    reseal(folder, step)

@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torch import nn
@@ -24,17 +25,41 @@ def run(tmp_path: Path) -> Path:
     return saved_run(tmp_path)
 
 
-@pytest.mark.parametrize("give", ["directory", "state.pt", "run"])
+@pytest.mark.parametrize("give", ["directory", "method.pt", "encoder.safetensors", "run"])
 def test_round_trip(tmp_path: Path, give: str) -> None:
     state = make_state(7.0)
     path = checkpoint.save(tmp_path, 7, state, keep=1)
     assert (path, names(tmp_path)) == (tmp_path / "checkpoints" / "step_7", {"step_7"})
-    loaded = checkpoint.load({"directory": path, "state.pt": path / "state.pt", "run": tmp_path}[give])
+    loaded = checkpoint.load({"directory": path, "run": tmp_path}.get(give, path / give))
     assert loaded.keys() == state.keys()
-    torch.testing.assert_close(loaded["encoder"], dict(state["encoder"]), rtol=0, atol=0)
-    torch.testing.assert_close(loaded["queue"], state["queue"], rtol=0, atol=0)
+    torch.testing.assert_close(loaded["method"], dict(state["method"]), rtol=0, atol=0)
+    torch.testing.assert_close(loaded["optimizer"], state["optimizer"], rtol=0, atol=0)
     for key in ("step", "lr", "config"):
         assert loaded[key] == state[key]
+
+
+def test_the_encoder_is_a_file_that_other_libraries_read(tmp_path: Path) -> None:
+    state = make_state(7.0)
+    convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    state["method"] |= {f"encoder.conv.{name}": value for name, value in convolution.state_dict().items()}
+    path = checkpoint.save(tmp_path, 7, state, keep=1)
+    tensors = safetensors.torch.load_file(path / "encoder.safetensors")
+    expected = {name.removeprefix("encoder."): x for name, x in state["method"].items() if name.startswith("encoder.")}
+    assert tensors.keys() == expected.keys()
+    torch.testing.assert_close(tensors, expected, rtol=0, atol=0)
+    assert torch.load(path / "method.pt", weights_only=True).keys() == {"queue"}
+
+
+def test_only_the_files_that_are_needed_are_read(run: Path) -> None:
+    """Features need neither the optimizer's state nor the heads, damaged or not."""
+    folder = run / "checkpoints" / "step_200"
+    for name in ("method.pt", "optimizer.pt"):
+        (folder / name).write_bytes(b"damaged")
+    state = checkpoint.load(folder, needs=("step", "encoder"))
+    assert state["encoder"]["0.weight"][0, 0] == 200
+    assert state.keys() == {"encoder", "step", "lr", "config"}
+    with pytest.raises(DataError, match=r"damaged \(method.pt: 7 bytes instead of"):
+        checkpoint.load(folder, needs=("step", "method"))
 
 
 def test_a_copied_and_renamed_checkpoint_loads(run: Path) -> None:
@@ -76,7 +101,7 @@ def test_keep(tmp_path: Path) -> None:
 
 
 def test_damaged_newer_ones_do_not_push_out_the_one_just_saved(run: Path) -> None:
-    (run / "checkpoints" / "step_200" / "state.pt").write_bytes(b"")
+    (run / "checkpoints" / "step_200" / "method.pt").write_bytes(b"")
     checkpoint.save(run, 150, make_state(150), keep=1)
     assert names(run) == {"step_150", "step_200"}
     assert weight(checkpoint.load(run)) == 150
@@ -187,7 +212,7 @@ def test_what_a_save_of_a_resnet50_costs(tmp_path: Path, record_property: Record
     assert loaded["step"] == 7
     for name, value in model.state_dict().items():
         assert torch.equal(loaded["method"][name], value)
-    size = (tmp_path / "checkpoints" / "step_7" / "state.pt").stat().st_size
+    size = sum(path.stat().st_size for path in (tmp_path / "checkpoints" / "step_7").iterdir())
     record_property(
         "figure",
         f"{size / 1e6:.0f} MB: save {1e3 * sorted(times)[3]:.0f} ms (median of 7, at most {1e3 * max(times):.0f} ms), "

@@ -19,7 +19,9 @@ from kit.checkpoints import make_state, names, reseal, saved_run, weight
 from kit.processes import Record
 from sslx import rng
 from sslx.errors import DataError, StorageError
-from sslx.runs import checkpoint
+from sslx.runs import checkpoint, parts
+
+FILES = (*parts.NAMES[:4], "manifest.json")
 
 
 @pytest.fixture
@@ -28,23 +30,24 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
-def test_truncation_falls_back(run: Path, share: float) -> None:
-    state = run / "checkpoints" / "step_200" / "state.pt"
-    size = state.stat().st_size
-    os.truncate(state, int(size * share))
+@pytest.mark.parametrize("name", parts.NAMES[:4])
+def test_truncation_falls_back(run: Path, share: float, name: str) -> None:
+    file = run / "checkpoints" / "step_200" / name
+    size = file.stat().st_size
+    os.truncate(file, int(size * share))
     path, lines = checkpoint.newest(run)
     assert path == run / "checkpoints" / "step_100"
-    short = f"state.pt: {int(size * share)} bytes instead of {size}"
+    short = f"{name}: {int(size * share)} bytes instead of {size}"
     assert lines == [f"checkpoint step_200 is damaged ({short}): using step_100"]
     assert weight(checkpoint.load(run)) == 100
     with pytest.raises(DataError, match=f"step_200 is damaged \\({short}\\)"):
-        checkpoint.load(state)
+        checkpoint.load(file)
 
 
 def test_every_single_bit_flip_is_found(run: Path, record_property: Record) -> None:
     folder = run / "checkpoints" / "step_200"
     for i, (word, bit) in enumerate(rng.words(0, "flips", np.arange(200), num=2).tolist()):
-        file = folder / ("manifest.json" if i % 5 == 0 else "state.pt")
+        file = folder / FILES[i % len(FILES)]
         good = file.read_bytes()
         bad = bytearray(good)
         bad[word % len(bad)] ^= 1 << bit % 8
@@ -62,8 +65,8 @@ def test_every_single_bit_flip_is_found(run: Path, record_property: Record) -> N
 def test_every_byte_of_the_manifest_counts(run: Path) -> None:
     file = run / "checkpoints" / "step_200" / "manifest.json"
     good = file.read_bytes()
-    file.write_bytes(good.replace(b'"format": 1', b'"format": 2'))
-    with pytest.raises(DataError, match="format 2, this sslx reads 1"):
+    file.write_bytes(good.replace(b'"format": 2', b'"format": 3'))
+    with pytest.raises(DataError, match="format 3, this sslx reads 1 and 2"):
         checkpoint.load(file.parent)
     for place in range(0, 8 * len(good), 7):
         bad = bytearray(good)
@@ -73,7 +76,7 @@ def test_every_byte_of_the_manifest_counts(run: Path) -> None:
             checkpoint.load(file.parent)
 
 
-@pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
+@pytest.mark.parametrize("file", FILES)
 def test_a_missing_file_falls_back(run: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
     (run / "checkpoints" / "step_200" / file).unlink()
     path, lines = checkpoint.newest(run)
@@ -83,7 +86,7 @@ def test_a_missing_file_falls_back(run: Path, file: str, caplog: pytest.LogCaptu
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", lines[0])]
 
 
-@pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", ["pipe", "folder", "endless"])
 def test_what_is_no_regular_file_falls_back_without_a_wait(run: Path, file: str, kind: str) -> None:
     path = run / "checkpoints" / "step_200" / file
@@ -126,38 +129,41 @@ class Hostile:
 def test_a_hostile_pickle_is_not_run(run: Path, write: Callable[[object, Any], None]) -> None:
     trap = run / "trap"
     folder = run / "checkpoints" / "step_200"
-    with open(folder / "state.pt", "wb") as file:
-        write({"encoder": Hostile(trap)}, file)
+    with open(folder / "method.pt", "wb") as file:
+        write({"queue": Hostile(trap)}, file)
     reseal(folder, 200)
     with pytest.raises(DataError, match="untrusted") as caught:
         checkpoint.load(folder)
     assert "\n" not in str(caught.value)
     assert not trap.exists()
     if write is torch.save:
-        torch.load(folder / "state.pt", weights_only=False)
+        torch.load(folder / "method.pt", weights_only=False)
     else:
-        pickle.loads((folder / "state.pt").read_bytes())
+        pickle.loads((folder / "method.pt").read_bytes())
     assert trap.exists(), "the trap does not work, so the test shows nothing"
 
 
 def test_what_is_no_state_at_all(run: Path) -> None:
     folder = run / "checkpoints" / "step_200"
-    for data in (b"", b"hello", b"PK\x03\x04 and no more"):
-        (folder / "state.pt").write_bytes(data)
-        reseal(folder, 200)
-        with pytest.raises(DataError, match=r"cannot be loaded|untrusted") as caught:
-            checkpoint.load(folder)
-        assert "\n" not in str(caught.value)
+    for name in FILES[:-1]:
+        good = (folder / name).read_bytes()
+        for data in (b"", b"hello", b"PK\x03\x04 and no more", b"\xff" * 8 + b"{}"):
+            (folder / name).write_bytes(data)
+            reseal(folder, 200)
+            with pytest.raises(DataError, match=r"cannot be loaded|untrusted|not one that sslx wrote") as caught:
+                checkpoint.load(folder)
+            assert "\n" not in str(caught.value)
+        (folder / name).write_bytes(good)
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "[" * 100_000, '{"files":' * 100_000, " " * (1 << 22), "{}", "[]", "null", "1e999", '"a\\nb"', "9" * 5000, "\0",
-        '{"format": "1\\n2", "step": 200, "files": {"state.pt": {}}}', '{"format": 1, "step": 200, "files": []}',
-        '{"format": 1, "step": 1e999, "files": {"state.pt": {"bytes": 1, "sha256": 2}}}',
-        '{"format": 1, "step": 200, "files": {"state.pt": []}}',
-        '{"format": 1, "step": 200, "files": {"state.pt": {}}}',
+        '{"format": "1\\n2", "step": 200, "files": {"facts.json": {}}}', '{"format": 1, "step": 200, "files": []}',
+        '{"format": 1, "step": 1e999, "files": {"facts.json": {"bytes": 1, "sha256": 2}}}',
+        '{"format": 1, "step": 200, "files": {"facts.json": []}}',
+        '{"format": 1, "step": 200, "files": {"facts.json": {}}}',
     ],
 )  # fmt: skip
 def test_a_crafted_manifest_is_a_damaged_one(run: Path, text: str) -> None:
@@ -195,13 +201,13 @@ def mutated(data: bytes, words: list[int]) -> bytes:
 def test_no_damage_to_a_checkpoint_gives_more_than_an_older_one(
     run: Path, generator: torch.Generator, record_property: Record
 ) -> None:
-    """500 mutations of the manifest and 200 bit flips of the state, each found in newest() and load()."""
+    """500 mutations of the manifest and 200 changed bytes of the other files, each found in newest() and load()."""
     folder, good = run / "checkpoints" / "step_200", run / "checkpoints" / "step_100"
-    original = {name: (folder / name).read_bytes() for name in ("manifest.json", "state.pt")}
+    original = {name: (folder / name).read_bytes() for name in FILES}
     meaning = json.loads(original["manifest.json"])
     draws = torch.randint(1 << 40, (700, 4), generator=generator).tolist()
     for number, words in enumerate(draws):
-        name = "manifest.json" if number < 500 else "state.pt"
+        name = "manifest.json" if number < 500 else FILES[number % (len(FILES) - 1)]
         bad = mutated(original[name], words if number < 500 else [0, *words[1:]])
         (folder / name).write_bytes(bad)
         path, _ = checkpoint.newest(run)
@@ -216,7 +222,7 @@ def test_no_damage_to_a_checkpoint_gives_more_than_an_older_one(
                 checkpoint.load(folder)
             assert str(caught.value).isprintable()
         (folder / name).write_bytes(original[name])
-    record_property("figure", "500 mutations of manifest.json, 200 of state.pt: 0 that are no DataError")
+    record_property("figure", "500 mutations of manifest.json, 200 of the other files: 0 that are no DataError")
 
 
 KILL = """
@@ -226,7 +232,8 @@ import torch
 from sslx.runs import checkpoint
 torch.set_num_threads(1)  # a fork has none of its parent's threads and would wait for them
 run, waits = Path(sys.argv[1]), [float(w) for w in sys.argv[2:]]
-state = lambda step: {"step": step, "weight": torch.full((1 << 18,), float(step))}
+full = lambda step: torch.full((1 << 17,), float(step))
+state = lambda step: {"step": step, "method": {"encoder.weight": full(step), "head": full(step)}}
 checkpoint.save(run, 0, state(0), keep=2)
 torch.save(state(0), os.devnull)
 kills, temps, last = 0, 0, 0
@@ -245,7 +252,8 @@ for wait in waits:
     path, skipped = checkpoint.newest(run)
     assert path is not None and not skipped, skipped
     loaded = checkpoint.load(path)
-    assert loaded["step"] >= last and (loaded["weight"] == loaded["step"]).all(), (loaded["step"], last)
+    assert loaded["step"] >= last, (loaded["step"], last)
+    assert all((x == loaded["step"]).all() for x in loaded["method"].values())
     last = loaded["step"]
 print(kills, temps, last)
 """
@@ -273,16 +281,16 @@ from sslx.runs import checkpoint
 from sslx.errors import StorageError
 run = Path(sys.argv[1])
 for limit in (0, 1 << 20):  # the first byte fails; the disk fills up on the way
-    checkpoint.save(run, 1, {"weight": torch.ones(8)}, keep=1)
+    checkpoint.save(run, 1, {"method": {"head": torch.ones(8)}}, keep=1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        checkpoint.save(run, 2, {"encoder": {"weight": torch.ones(1 << 20)}}, keep=1)
+        checkpoint.save(run, 2, {"method": {"encoder.weight": torch.ones(1 << 20)}}, keep=1)
     except StorageError as error:
         print(error)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_1"]
     assert checkpoint.newest(run) == (run / "checkpoints" / "step_1", [])
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-checkpoint.save(run, 2, {"weight": torch.ones(8)}, keep=2)
+checkpoint.save(run, 2, {"method": {"head": torch.ones(8)}}, keep=2)
 """
 
 

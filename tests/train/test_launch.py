@@ -127,16 +127,16 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     here: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     assert here("--checkpoint.every", "1")[0] == 0
-    newest = tmp_path / "r" / "checkpoints" / "step_2" / "state.pt"
+    newest = tmp_path / "r" / "checkpoints" / "step_2" / "optimizer.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     code = cli.main(["pretrain", *TINY, "--runs", str(tmp_path), "--name", "r", "--resume", "auto"])
     said = capfd.readouterr().out
     assert code == 0
-    assert "checkpoint step_2 is damaged (state.pt: 1000 bytes instead of" in said
+    assert "checkpoint step_2 is damaged (optimizer.pt: 1000 bytes instead of" in said
     assert "using step_1" in said
     assert "resumed" in said
     assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
-    for state in (tmp_path / "r").glob("checkpoints/*/state.pt"):
+    for state in (tmp_path / "r").glob("checkpoints/*/method.pt"):
         state.write_bytes(state.read_bytes()[:-1])
     code, err = here("--resume", "auto")
     assert code == 65
