@@ -9,7 +9,6 @@ each tried on PIL images and on tensors, the faster one kept.  Output for all: t
 
 import argparse
 import gc
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from sslx import data
 from sslx.bench import measure
 from sslx.data import sources
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, Augment, ViewSpec
+from sslx.machine import cores
 
 RESULTS = Path(__file__).parent / "results" / "loader.jsonl"
 CIFAR = Augment(min_scale=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
@@ -165,11 +165,11 @@ def main() -> None:
     torch.set_num_threads(1)
     augment = CIFAR if args.size <= 64 else Augment()
     batch_size = args.batch_size or (256 if args.size <= 64 else 64)
-    cores = len(os.sched_getaffinity(0))
+    num_cores = cores.allowed()
     settings = data.Config(source="folder", root=args.root)
     paths = list(sources.build(settings, "pretrain").paths or ())
-    makers = {"sslx DALI": lambda: ours(args.root, args.size, augment, batch_size, "dali", cores)}
-    makers |= peers(paths, args.size, augment, batch_size, cores)
+    makers = {"sslx DALI": lambda: ours(args.root, args.size, augment, batch_size, "dali", num_cores)}
+    makers |= peers(paths, args.size, augment, batch_size, num_cores)
     arms = {name: timed(make, batch_size, args.seconds) for name, make in makers.items()}
     found = {name: measure.spread(values) for name, values in measure.take_turns(arms, args.windows).items()}
     best = {

@@ -11,7 +11,6 @@ what is allocated at the peak over what is before.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslx.bench import measure
+from sslx.machine import cores
 
 RESULTS = Path(__file__).parent / "results" / "nt_xent.jsonl"
 MEMORY_LIMITS = {4096: 64, 16384: 256}
@@ -197,12 +197,12 @@ def main() -> None:
     if args.peak_of is not None:
         print_peak(args.peak_of, args.batch_sizes[0], args.dim, args.temperature)
         return
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
+    num_cores = cores.allowed()
+    torch.set_num_threads(num_cores)
     device = torch.device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     common: dict[str, Any] = {"benchmark": "nt_xent", "dim": args.dim, "temperature": args.temperature}
-    common |= {"dtype": str(dtype).removeprefix("torch."), "device": args.device, "threads": cores}
+    common |= {"dtype": str(dtype).removeprefix("torch."), "device": args.device, "threads": num_cores}
     for batch_size in args.batch_sizes:
         for line in compare(batch_size, args, device, dtype):
             if not args.no_record:

@@ -32,6 +32,7 @@ from sslx import config, distributed
 from sslx.bench import measure, operators
 from sslx.bench.advice import Recipe
 from sslx.distributed import Ranks
+from sslx.machine import cores
 
 RESULTS = Path(__file__).parent / "results" / "scaling.jsonl"
 KINDS = "strong", "weak"
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    most = torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    most = torch.cuda.device_count() or cores.allowed()
     sizes = [size for size in (1, 2, 4, 8) if size <= most]
     parser.add_argument("--world-sizes", type=int, nargs="+", default=sizes)
     parser.add_argument("--rounds", type=int, default=3, help="processes of each world size, in turns")

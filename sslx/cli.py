@@ -10,7 +10,7 @@ from sslx import __version__
 from sslx.console import streams
 from sslx.console.words import one_line, shown
 from sslx.errors import UserError
-from sslx.machine import environment, interrupts, limits
+from sslx.machine import environment, interrupts, limits, proc
 
 COMMANDS = {
     "pretrain": ("sslx.commands.pretrain:main", "pretrain an encoder: sslx pretrain simclr_digits"),
@@ -141,11 +141,7 @@ def _first_to_say(message: str) -> bool:
     import hashlib
     import tempfile
 
-    try:
-        with open(f"/proc/{os.getppid()}/stat") as file:
-            started = file.read().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        started = "0"
+    started = proc.started(os.getppid()) or "0"
     start = [os.environ.get(name, "") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")]  # of the same parent
     digest = hashlib.blake2b("\n".join([message, *start]).encode(errors="replace"), digest_size=8).hexdigest()
     path = os.path.join(tempfile.gettempdir(), f"sslx-said-{os.getppid()}-{started}-{digest}")

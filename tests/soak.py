@@ -21,6 +21,7 @@ from pathlib import Path
 
 from kit import instruction_sets
 from sslx.bench import measure
+from sslx.machine import cores
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "soak.jsonl"
@@ -36,7 +37,7 @@ def run(tier: str, isa: str | None, busy: int, options: list[str]) -> dict[str, 
     """One run of pytest, beside ``busy`` processes that do nothing but compute: what goes into the results."""
     environ = os.environ | {"OMP_NUM_THREADS": "1"} | (instruction_sets.environment(isa) if isa else {})
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-    jobs = min(4, len(os.sched_getaffinity(0)))
+    jobs = min(4, cores.allowed())
     command = [
         sys.executable,
         "-m",

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from sslx.machine import cores, proc
+
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "timm", "lightly")
 MACHINE = ("cpu", "cores", "gpu", "power_cap_w")
 """What two records must share before one may be compared with the other."""
@@ -37,7 +39,7 @@ def stamp() -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores.allowed(),
         **_gpu(),
         "versions": versions,
         "commit": commit,
@@ -47,9 +49,8 @@ def stamp() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    lines = proc.read("cpuinfo").splitlines()
+    if not lines:
         return platform.processor()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     flags = next((line for line in lines if line.startswith("flags")), "").split()
@@ -185,7 +186,7 @@ def warn_of_noise(device: torch.device, say: Callable[[str], object]) -> float:
     if found > NOISY:
         say(
             f"noisy machine: the same work's speed varies by {100 * found:.0f} % from tenth to tenth of a second "
-            f"(load {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores): differences below that mean "
+            f"(load {os.getloadavg()[0]:.1f} on {cores.allowed()} cores): differences below that mean "
             "little; end what else runs"
         )
     return found

@@ -25,7 +25,7 @@ from rich.text import Text
 from sslx.cluster import requeue
 from sslx.console.words import one_line, shown
 from sslx.errors import ConfigError, DataError, MissingInput, StorageError
-from sslx.machine import files
+from sslx.machine import files, proc
 from sslx.runs import lock as locks
 from sslx.runs import records
 
@@ -190,10 +190,21 @@ def live(job: records.Job, queue: Queue) -> str:
         found, why = queue.get(job.id, ("", ""))
         word = _STATES.get(found, found.lower())
         return f"{word} ({why})" if found == "PENDING" else word
+    command = proc.command(job.id)
+    if command is not None:
+        return "running" if b"submitit" in command else ""
+    return "" if proc.exists() or not _lives(job.id) else "running"
+
+
+def _lives(pid: str) -> bool:
+    """Whether there is a process of this number, whatever it does."""
     try:
-        return "running" if b"submitit" in Path(f"/proc/{job.id}/cmdline").read_bytes() else ""
-    except OSError:
-        return ""
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def now(job: records.Job) -> str:

@@ -1,7 +1,6 @@
 """``sslx doctor``: what this machine has, and what is missing for which job."""
 
 import ctypes
-import os
 import platform
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sslx.console.words import one_line, shown
-from sslx.machine import compiler, limits, versions
+from sslx.machine import compiler, cores, limits, versions
 
 
 def driver_cuda() -> int | None:
@@ -32,7 +31,7 @@ def findings() -> list[tuple[str, str]]:
     """(what, what was found) for each thing that sslx uses."""
     rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     free, disk = limits.free_memory(), shutil.disk_usage(".").free
-    rows += [("cpu", f"{len(os.sched_getaffinity(0))} cores"), ("memory", f"{free / 2**30:.1f} GiB free")]
+    rows += [("cpu", f"{cores.allowed()} cores"), ("memory", f"{free / 2**30:.1f} GiB free")]
     rows += [("disk", f"{disk / 2**30:.1f} GiB free in this folder")]
     for name in versions.TESTED:
         try:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from multiprocessing import connection, reduction, util
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 from sslx import distributed
 from sslx.data.patience import SLICE_S, Patience, Watch, late
 from sslx.errors import ConfigError
+from sslx.machine import proc
 from sslx.machine.interrupts import STOPPING
 
 T = TypeVar("T")
@@ -245,7 +245,7 @@ class Pool:
             if watch.slept(SLICE_S):
                 self._replace(worker, f"made nothing for {self._patience.limit_s:g} s {self._at(worker)}", hung=True)
                 watch.progress()
-            elif watch.waited_s >= _STOPPED_S and _state(worker.process.pid) == "T":
+            elif watch.waited_s >= _STOPPED_S and proc.state(worker.process.pid or 0) == "T":
                 self._replace(worker, f"was stopped by a signal {self._at(worker)}")
                 watch.progress()
         return answer
@@ -285,7 +285,7 @@ class Pool:
 
     def _describe(self, worker: _Worker) -> str:
         states = {"T": ", stopped", "D": ", in a read that the file system does not answer"}
-        state = states.get(_state(worker.process.pid), "")
+        state = states.get(proc.state(worker.process.pid or 0), "")
         return f"loader worker {worker.process.pid}{state} {self._at(worker)}"
 
 
@@ -343,14 +343,6 @@ def _write(fd: int, message: bytes) -> None:
     left = memoryview(message)
     while left:
         left = left[os.write(fd, left) :]
-
-
-def _state(pid: int | None) -> str:
-    """Linux's letter for what a process does: R, S, D (waits for a disk), T (stopped), Z; "" elsewhere."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (OSError, IndexError):
-        return ""
 
 
 def _signal_name(number: int) -> str:

@@ -8,6 +8,8 @@ import signal
 import sys
 from types import FrameType
 
+from sslx.machine import proc
+
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 """Ctrl-C, Slurm's preemption, submitit's, a terminal that closes, a limit of CPU time (ulimit -St, once a second)."""
 LAUNCHER = "SSLX_LAUNCHER"
@@ -114,32 +116,13 @@ def say(line: str) -> None:
 def leave(code: int) -> None:
     """End this process now, from any thread, and all that it started."""
     try:
-        for pid in descendants(os.getpid()):
+        for pid in proc.descendants(os.getpid()):
             try:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
                 continue
     finally:
         os._exit(code)
-
-
-def descendants(ancestor: int) -> list[int]:
-    """The processes below this one, nearest first (Linux; elsewhere none)."""
-    below: dict[int, list[int]] = {}
-    if not os.path.isdir("/proc/self"):
-        return []
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rsplit(b")", 1)[1].split()[1])
-            except OSError:
-                continue
-            below.setdefault(parent, []).append(int(name))
-    pids = [ancestor]
-    for pid in pids:
-        pids += below.get(pid, [])
-    return pids[1:]
 
 
 def _die_with(launcher: int) -> None:

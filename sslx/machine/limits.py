@@ -7,6 +7,7 @@ import resource
 import sys
 
 from sslx.errors import ConfigError
+from sslx.machine import cores
 
 EXIT_CODE = 64
 """As for too little GPU memory: the same start on the same machine would end alike."""
@@ -54,7 +55,7 @@ def least_memory() -> int:
     On 2 cores torch with its CUDA libraries reserves 4 GiB, DALI and its threads 1.2 GiB more; what grows with the
     cores are stacks, arenas of malloc and OpenBLAS's buffers.
     """
-    return 5 * 2**30 + 2**28 * len(os.sched_getaffinity(0))
+    return 5 * 2**30 + 2**28 * cores.allowed()
 
 
 def check_memory() -> None:

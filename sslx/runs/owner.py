@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sslx.console.words import one_line
-from sslx.machine import files
+from sslx.machine import files, proc
 
 HEARTBEAT_S = 10.0
 """Seconds between two signs of life of an owner."""
@@ -61,7 +61,7 @@ def this_process(token: str, *, device: int, flocked: bool) -> Owner:
         token=token,
         host=socket.gethostname(),
         pid=os.getpid(),
-        started=_started(os.getpid()) or "",
+        started=proc.started(os.getpid()) or "",
         boot=_boot(),
         pid_namespace=_pid_namespace(),
         device=device,
@@ -162,33 +162,18 @@ def _process_lives(pid: int, started: str) -> bool:
         return False
     except PermissionError:
         pass  # another user's
-    found = _started(pid)
+    found = proc.started(pid)
     return found is None or found == started
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, "" where it has ended but for its parent's notice, None where that cannot be seen."""
-    try:
-        fields_of_stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return None
-    return "" if fields_of_stat[0] in "ZX" else fields_of_stat[19]
 
 
 @cache
 def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
+    return proc.read("sys/kernel/random/boot_id").strip() or socket.gethostname()
 
 
 @cache
 def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
+    return proc.link("self/ns/pid")
 
 
 def _restarts() -> int:

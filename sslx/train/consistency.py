@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from sslx.config import PretrainConfig
 from sslx.data import Loader
 from sslx.encoders.sync_bn import SyncBatchNorm
 from sslx.errors import ConfigError, RanksError
+from sslx.machine import proc
 from sslx.machine.code_version import source_digest
 from sslx.train import resuming
 
@@ -62,10 +62,7 @@ def on_start(settings: PretrainConfig, device: torch.device) -> Peers:
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = list[str]()
+    lines = proc.read("cpuinfo").splitlines()
     models = sorted({line for line in lines if line.startswith(("model name", "CPU part"))})
     return f"{models} {torch.backends.cpu.get_cpu_capability()}"
 

@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sslx import distributed
-from sslx.machine import cores, interrupts
+from sslx.machine import cores, interrupts, proc
 from sslx.machine.interrupts import LAUNCHER, STOPPING, exit_code
 from sslx.train.signals import GIVE_UP_S, LAST_WORDS_S, give_up_s
 
@@ -106,7 +105,7 @@ class _Launched:
         return late and self._rest_is_stopped()
 
     def _rest_is_stopped(self) -> bool:
-        return all(_state(child.pid) == "T" for child in self.children if child.poll() is None)
+        return all(proc.state(child.pid) == "T" for child in self.children if child.poll() is None)
 
     def kill(self) -> None:
         """End what is left of the ranks, and of what they have started."""
@@ -114,11 +113,3 @@ class _Launched:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-
-
-def _state(pid: int) -> str:
-    """A process's state by one letter (Linux; elsewhere "")."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (OSError, IndexError):
-        return ""

@@ -105,9 +105,9 @@ def test_it_works_while_the_main_thread_is_in_native_code_and_a_second_ctrl_c_en
 def test_a_signal_that_comes_while_a_process_leaves_is_not_said_too():
     slow_to_leave = (
         "import time\n"
-        "from sslx.machine import interrupts\n"
-        "descendants = interrupts.descendants\n"
-        "interrupts.descendants = lambda pid: (time.sleep(1), descendants(pid))[1]\n"
+        "from sslx.machine import interrupts, proc\n"
+        "descendants = proc.descendants\n"
+        "proc.descendants = lambda pid: (time.sleep(1), descendants(pid))[1]\n"
         "interrupts.begin(saves=True)\n"
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
