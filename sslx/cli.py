@@ -18,17 +18,18 @@ COMMANDS = {
     "probe": ("sslx.commands.probe:main", "what a run's features are worth, with labels and without"),
     "plot": ("sslx.commands.plot:main", "pictures of a run: loss, map of features, neighbors, views"),
     "verify": ("sslx.commands.verify:main", "whether W processes train as one does: sslx verify simclr"),
-    "bench": ("sslx.bench.advice:main", "what limits a recipe on this machine, and what would help"),
+    "bench": ("sslx.commands.bench:main", "what limits a recipe on this machine, and what would help"),
     "sweep": ("sslx.commands.sweep:main", "several runs, one after the other: sslx sweep FILE RECIPE"),
-    "submit": ("sslx.cluster.submit:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
+    "submit": ("sslx.commands.submit:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
     "methods": ("sslx.commands.lists:methods_main", "the methods: what each is, its paper, its cost"),
     "recipes": ("sslx.commands.lists:recipes_main", "the recipes: method, data, hardware, score"),
-    "jobs": ("sslx.cluster.jobs:main", "status of every run in a folder"),
-    "logs": ("sslx.cluster.jobs:logs_main", "what the job of a run has printed"),
-    "cancel": ("sslx.cluster.jobs:cancel_main", "save a checkpoint of a submitted run and end its job"),
+    "jobs": ("sslx.commands.jobs:main", "status of every run in a folder"),
+    "logs": ("sslx.commands.logs:main", "what the job of a run has printed"),
+    "cancel": ("sslx.commands.cancel:main", "save a checkpoint of a submitted run and end its job"),
     "doctor": ("sslx.commands.doctor:main", "what this machine has, and what is missing"),
 }
 EXIT_CRASH = 70
+_COMPUTE_NOTHING = tuple(f"sslx.commands.{name}" for name in ("jobs", "logs", "cancel", "submit"))
 
 
 def usage() -> str:
@@ -78,7 +79,7 @@ def run(target: str, argv: Sequence[str]) -> int:
     """Call ``module:function`` and turn what a user can cause into one line and an exit code."""
     module, function = target.split(":")
     try:
-        if module not in ("sslx.cluster.jobs", "sslx.cluster.submit"):  # which compute nothing
+        if module not in _COMPUTE_NOTHING:
             environment.check()
             limits.check_memory()
             interrupts.notice("starting ...")

@@ -40,7 +40,7 @@ ONLY_IMPORTERS = {
     "torch.distributed": ("sslx/distributed.py", "benchmarks/fake_step.py"),
     "nvidia.dali": ("sslx/data/backends/dali.py",),
     "wandb": ("sslx/runs/log.py",),
-    "tyro": ("sslx/config/pretrain.py",),
+    "tyro": ("sslx/config/parser.py",),
     "submitit": ("sslx/cluster/submit.py",),
     "sslx_kernels": ("sslx/losses/",),
     "torch.optim.lr_scheduler": (),

@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslx import config, data, distributed, methods, optim
+from sslx import data, distributed, methods, optim
 from sslx.bench import measure
 from sslx.config import PretrainConfig
 from sslx.console.words import one_line, shown
@@ -252,13 +252,8 @@ def candidates(
     return tries
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure the arms, name the limit, try what may help; 0."""
-    if "--help" in argv or "-h" in argv:
-        sys.stdout.write(
-            "usage: sslx bench RECIPE [OPTIONS]: two to three minutes; with the options of sslx pretrain:\n\n"
-        )
-    settings = config.load(argv)
+def main(settings: PretrainConfig) -> int:
+    """Measure the arms, name the limit, try what may help; returns 0."""
     ranks = distributed.init(settings.device)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())  # a terminal breaks words
     devices = settings.ranks or (torch.cuda.device_count() if ranks.device.type == "cuda" else 1)

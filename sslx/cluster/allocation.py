@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from sslx import config
 from sslx.config import flags
+from sslx.config.parser import parse_flags, separated
 from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput
 from sslx.machine import files
@@ -153,7 +153,7 @@ def load_submit(argv: Sequence[str]) -> tuple[Config, list[str]]:
     split = list(argv).index("--") if "--" in argv else len(argv)
     if "--" not in argv and any(argument in flags.recipes() for argument in argv):
         raise ConfigError(BEHIND_DASHES)
-    from_argv = [part for a in argv[:split] for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    from_argv = separated(argv[:split])
     chosen = ([after for before, after in pairwise(from_argv) if before == "--profile"] or [""])[-1]
     profile: list[str] = []
     if chosen:
@@ -161,7 +161,7 @@ def load_submit(argv: Sequence[str]) -> tuple[Config, list[str]]:
         tree = flags.read(path)
         flags.check_known(path, tree, Config())
         profile = flags.of(tree, path)
-    wanted = config.parse_flags(Config, [*profile, *from_argv], "sslx submit", Config(), False)
+    wanted = parse_flags(Config, [*profile, *from_argv], "sslx submit", Config(), False)
     if not argv[split + 1 :]:
         raise ConfigError(BEHIND_DASHES)
     return wanted, list(argv[split + 1 :])

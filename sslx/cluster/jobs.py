@@ -3,7 +3,6 @@
 Imports nothing heavy, needs no ``sacct``, and also shows runs that no cluster started.
 """
 
-import argparse
 import math
 import os
 import shutil
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -45,11 +43,8 @@ _STATES = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
-    """A table of all runs under a folder."""
-    parser = argparse.ArgumentParser(prog="sslx jobs", description="Status of every run in a folder.")
-    parser.add_argument("folder", nargs="?", default="runs", help="a run, or a folder of runs (runs)")
-    folder = files.expanded(parser.parse_args(argv).folder)
+def show(folder: Path) -> int:
+    """Print a table of all runs under a folder; returns the exit code."""
     if not os.path.isdir(folder):
         raise MissingInput(f"no folder {shown(folder)}: give that of your runs, as: sslx jobs runs")
     runs = sorted(path for path in (folder, *folder.glob("*"), *folder.glob("*/*")) if is_run(path))
@@ -219,24 +214,19 @@ def _ago(seconds: float) -> str:
     return f"{max(0, seconds):.0f} s ago"
 
 
-def logs_main(argv: Sequence[str]) -> int:
-    """The last lines that a run's job has printed, and those to come."""
-    parser = argparse.ArgumentParser(prog="sslx logs", description="What the job of a run has printed.")
-    parser.add_argument("run", help="a run folder")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as it prints more, until Ctrl-C")
-    parser.add_argument("-n", "--lines", type=int, default=50, help="lines to show first (50)")
-    wanted = parser.parse_args(argv)
-    job = _job(files.expanded(wanted.run))
+def show_log(run: Path, lines: int, follow: bool) -> int:
+    """Print the last lines that a run's job has printed and, to follow it, those to come; returns the exit code."""
+    job = _job(run)
     if not os.path.isfile(job.log):
         doing = _now_or("nobody knows, Slurm does not answer", job) or "it has ended"
         sys.stderr.write(f"job {job.id} has printed nothing yet: {doing}\n")
-        if not wanted.follow:
+        if not follow:
             return 0
-    if wanted.lines < 0:
-        raise ConfigError(f"--lines must be at least 0, not {wanted.lines}")
+    if lines < 0:
+        raise ConfigError(f"--lines must be at least 0, not {lines}")
     sys.stdout.flush()
-    follow = ["-F"] if wanted.follow else []
-    return subprocess.run(["tail", "-q", "-n", str(wanted.lines), *follow, "--", job.log], check=False).returncode
+    command = ["tail", "-q", "-n", str(lines), *(["-F"] if follow else []), "--", job.log]
+    return subprocess.run(command, check=False).returncode
 
 
 def claim(folder: Path, code: str) -> str:
@@ -261,15 +251,10 @@ def claim(folder: Path, code: str) -> str:
     return ""
 
 
-def cancel_main(argv: Sequence[str]) -> int:
-    """Have a run save a checkpoint and end, without being requeued."""
-    parser = argparse.ArgumentParser(prog="sslx cancel", description="Save a checkpoint of a run and end its job.")
-    parser.add_argument("run", help="a run folder")
-    parser.add_argument("--wait-s", type=float, default=120.0, help="seconds to wait for the checkpoint (120)")
-    wanted = parser.parse_args(argv)
-    if not 0 <= wanted.wait_s < math.inf:
-        raise ConfigError(f"--wait-s must be a number of seconds, not {wanted.wait_s}")
-    run = files.expanded(wanted.run)
+def cancel(run: Path, wait_s: float) -> int:
+    """Have a run save a checkpoint and end, without being requeued; returns the exit code."""
+    if not 0 <= wait_s < math.inf:
+        raise ConfigError(f"--wait-s must be a number of seconds, not {wait_s}")
     job = _job(run)
     before = now(job)
     if not before:
@@ -287,13 +272,13 @@ def cancel_main(argv: Sequence[str]) -> int:
         why = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         raise ConfigError(f"job {job.id} cannot be ended: {one_line(why)}") from error
     sys.stderr.write(f"asked job {job.id} to save and end\n")
-    deadline = time.monotonic() + wanted.wait_s
+    deadline = time.monotonic() + wait_s
     while found := _now_or(before, job):
         if found != before:
             sys.stderr.write(f"job {job.id}: {found}\n")
             before = found
         if time.monotonic() > deadline:
-            return _end(job, run, f"job {job.id} did not end in {wanted.wait_s:g} s: ended it without a new checkpoint")
+            return _end(job, run, f"job {job.id} did not end in {wait_s:g} s: ended it without a new checkpoint")
         time.sleep(0.5)
     sys.stdout.write(
         f"job {job.id} ended; {shown(run)} can go on at step {records.newest_step(run):,} with --resume auto\n"

@@ -26,7 +26,7 @@ from submitit.core.utils import FailedJobError
 from sslx import config
 from sslx.cluster import jobs
 from sslx.cluster.allocation import Config as AllocationConfig
-from sslx.cluster.allocation import load_submit, one_line
+from sslx.cluster.allocation import one_line
 from sslx.cluster.job import Job
 from sslx.config import PretrainConfig, flags, sweeps
 from sslx.console import words
@@ -38,9 +38,11 @@ from sslx.runs import records
 from sslx.train import resuming
 
 
-def main(argv: Sequence[str]) -> int:
-    """Submit, and say where what is; returns as soon as the job is queued (debug: when it has ended)."""
-    wanted, arguments = load_submit(argv)
+def main(wanted: AllocationConfig, arguments: Sequence[str]) -> int:
+    """Submit a run or an array of runs, print where their files are, and return the exit code.
+
+    arguments: those of ``sslx pretrain``.  It returns as soon as the job is queued; a ``debug`` job has ended by then.
+    """
     gpu = wanted.gpus_per_node > 0 if wanted.cluster == "slurm" else None  # of the job's machines, not of this one
     runs = sweeps.runs(wanted.array, arguments, gpu=gpu) if wanted.array else [config.load(arguments, gpu=gpu)]
     if "ranks" in flags.names(arguments):

@@ -4,8 +4,8 @@ import ctypes
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -13,8 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sslx.config import parser
 from sslx.console.words import one_line, shown
 from sslx.machine import compiler, cores, limits, versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Show what this machine has, and what is missing for which job."""
 
 
 def driver_cuda() -> int | None:
@@ -93,9 +99,7 @@ def _verdict(cuda: int | None, has_gpu: bool) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Print the findings; always 0, since a machine may be meant to lack something."""
-    if argv:
-        sys.stdout.write("sslx doctor: " + (__doc__ or "").split(": ", 1)[-1] + "\n")
-        return 0 if argv[0] in ("-h", "--help") else 64
+    parser.parse(Config, argv, "sslx doctor")
     table = Table(show_header=False, box=None, pad_edge=False)
     for row in findings():
         table.add_row(*(Text(shown(cell)) for cell in row))

@@ -1,11 +1,11 @@
 """``sslx methods`` and ``sslx recipes``: what there is, with source, cost and score."""
 
-import argparse
 import re
 import shutil
 import sys
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,24 @@ from rich.console import Console
 from rich.table import Table
 
 from sslx import methods
-from sslx.config import flags, presets
+from sslx.config import flags, parser, presets
 from sslx.console.words import wrapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """List the methods: what each is, its paper, its cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """List the recipes: method, data, hardware, score."""
 
 
 def methods_main(argv: Sequence[str]) -> int:
     """Print the table of methods; returns 0."""
     columns = ("method", "what it does", "encoders", "cost of a step per image", "paper")
-    table = _table("sslx methods", "The methods: what each is, its paper, its cost.", columns, argv)
+    table = _table("sslx methods", Methods, columns, argv)
     for name in methods.available():
         about = presets.about(name)
         table.add_row(
@@ -38,7 +48,7 @@ def methods_main(argv: Sequence[str]) -> int:
 def recipes_main(argv: Sequence[str]) -> int:
     """Print the table of recipes; returns 0."""
     columns = ("recipe", "data", "encoder", "for", "score")
-    table = _table("sslx recipes", "The recipes: method, data, hardware, score.", columns, argv)
+    table = _table("sslx recipes", Recipes, columns, argv)
     for name, path in flags.recipes().items():
         tree, comments = tomllib.loads(path.read_text(encoding="utf-8")), _comments(path)
         table.add_row(
@@ -53,9 +63,9 @@ def recipes_main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _table(prog: str, description: str, columns: Sequence[str], argv: Sequence[str]) -> Table:
+def _table(prog: str, kind: type[object], columns: Sequence[str], argv: Sequence[str]) -> Table:
     """The empty table of a command that takes no arguments but --help."""
-    argparse.ArgumentParser(prog=prog, description=description).parse_args(argv)
+    parser.parse(kind, argv, prog)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, no_wrap=column == columns[0])  # a name is copied whole

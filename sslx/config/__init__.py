@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sslx.config.pretrain import loads as loads
     from sslx.config.pretrain import num_options as num_options
     from sslx.config.pretrain import parse as parse
-    from sslx.config.pretrain import parse_flags as parse_flags
     from sslx.config.pretrain import resumed as resumed
     from sslx.config.pretrain import settle as settle
 else:  # so that type checkers know every name
@@ -29,7 +28,7 @@ else:  # so that type checkers know every name
             "flags": ("recipes",),
             "pretrain": (
                 "DamagedConfig", "PlotConfig", "PretrainConfig", "ProbeConfig", "VerifyConfig", "dump", "load",
-                "load_plot", "load_probe", "load_verify", "loads", "num_options", "parse", "parse_flags", "resumed",
+                "load_plot", "load_probe", "load_verify", "loads", "num_options", "parse", "resumed",
                 "settle",
             ),
         },

@@ -1,24 +1,21 @@
-"""The configuration of every subcommand, from recipes and flags.  The only importer of tyro.
+"""The configuration of the subcommands, from recipes and flags.
 
 A TOML recipe (or a saved config.json) is turned into flags and placed before the user's flags; tyro parses
 once and the later flag wins.  So there is one parser, one error path and one rule of precedence.
 """
 
 import dataclasses
-import io
 import itertools
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from sslx import __version__, methods
 from sslx.config import flags, presets, schema
 from sslx.config.flags import recipes as recipes
+from sslx.config.parser import MISSING, Positional, Suppress, parse_flags, print_help, separated
 from sslx.console.words import shown
 from sslx.data.augment import Augment
 from sslx.data.config import Config as DataConfig
@@ -84,7 +81,7 @@ class PretrainConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    unset: tyro.conf.Suppress[tuple[str, ...]] = field(default=(), compare=False)
+    unset: Suppress[tuple[str, ...]] = field(default=(), compare=False)
     """Options that neither a recipe nor a flag has set, by dotted name, until ``settle``; in no file, nor are those."""
 
     def __post_init__(self) -> None:
@@ -120,7 +117,7 @@ class ProbeConfig:
     Without labels: effective rank, alignment, uniformity, instance retrieval.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Positional[Path]
     """A run folder, or a checkpoint directory in it."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images to probe on; default: the run's."""
@@ -137,7 +134,7 @@ class ProbeConfig:
 class PlotConfig:
     """Draw a run's loss, a map of its features, neighbors and views, as PNG files."""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Positional[Path]
     """A run folder, or a checkpoint directory in it."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images to draw; default: the run's."""
@@ -156,7 +153,7 @@ class VerifyConfig:
     They must give the loss, gradients and weights of one process with all of it.
     """
 
-    methods: tyro.conf.Positional[tuple[str, ...]] = ()
+    methods: Positional[tuple[str, ...]] = ()
     """Methods to check; default: all."""
     ranks: tuple[int, ...] = (2, 3)
     """Numbers of processes to compare with one."""
@@ -180,7 +177,7 @@ def parse(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) 
     args, default = _read([argument for argument in argv if argument != "--help-all"], gpu)
     config = parse_flags(PretrainConfig, args, "sslx pretrain", default, quiet)
     if everything:
-        tyro.cli(PretrainConfig, args=["--help"], prog="sslx pretrain [RECIPE ...]", default=config)
+        print_help(PretrainConfig, "sslx pretrain [RECIPE ...]", config)
     if not config.name:
         config = dataclasses.replace(config, name=f"{config.method.name}_{config.data.source}")
     return config
@@ -192,7 +189,7 @@ def _read(argv: Sequence[str], gpu: bool | None) -> tuple[list[str], PretrainCon
     given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
     paths = [flags.recipe(name) for name in given]
     trees = [flags.read(path) for path in paths]
-    from_argv = [part for a in argv[len(given) :] for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    from_argv = separated(argv[len(given) :])
     from_files = [flag for path, tree in zip(paths, trees, strict=True) for flag in flags.of(tree, path)]
     method = flags.last(from_argv, "method.name")
     if method and method != flags.last(from_files, "method.name", method):  # it brings its own
@@ -213,7 +210,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
 
     Raises ConfigError where the folder of the former holds no run.
     """
-    argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    argv = separated(argv)
     wanted = flags.last(argv, "resume")
     has_recipe = bool(argv) and not argv[0].startswith("-")
     if wanted in ("", "no") or wanted.startswith("-") or (wanted == "auto" and has_recipe):
@@ -305,41 +302,21 @@ def _with_folder(args: list[str], default: DataConfig) -> list[str]:
 
 def load_probe(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bool = False) -> ProbeConfig:
     """``CHECKPOINT [--flags]`` of ``sslx probe``; ``data``: the run's, whose fields the flags replace."""
-    default = ProbeConfig(checkpoint=tyro.MISSING, data=data or DataConfig())
-    from_argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    default = ProbeConfig(checkpoint=MISSING, data=data or DataConfig())
+    from_argv = separated(argv)
     return parse_flags(ProbeConfig, _with_folder(from_argv, default.data), "sslx probe", default, quiet)
 
 
 def load_plot(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bool = False) -> PlotConfig:
     """``CHECKPOINT [--flags]`` of ``sslx plot``; ``data``: the run's, whose fields the flags replace."""
-    default = PlotConfig(checkpoint=tyro.MISSING, data=data or DataConfig())
-    from_argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    default = PlotConfig(checkpoint=MISSING, data=data or DataConfig())
+    from_argv = separated(argv)
     return parse_flags(PlotConfig, _with_folder(from_argv, default.data), "sslx plot", default, quiet)
 
 
 def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:
     """``[METHOD ...] [--flags]`` of ``sslx verify``."""
     return parse_flags(VerifyConfig, list(argv), "sslx verify", VerifyConfig(), quiet)
-
-
-def parse_flags(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> Any:
-    """One object from flags, paths expanded.  A UserError passes; else SystemExit, after help or tyro's words."""
-    for arg in args:
-        if arg.startswith("--") and len(arg) > 100:  # for which the parser would look for similar names for minutes
-            raise ConfigError(f"no option has a name of {len(arg):,} characters: {shown(arg, 60)}")
-    for loud in (False, True):  # silent first: tyro would frame a constructor's ValueError and hide its type
-        try:
-            with nullcontext() if loud else redirect_stderr(io.StringIO()):
-                return flags.expanded(tyro.cli(kind, args=args, prog=prog, default=default, console_outputs=loud))
-        except SystemExit as stop:
-            cause = stop.__context__
-            while cause is not None and not isinstance(cause, UserError):
-                cause = cause.__context__
-            if cause is not None:
-                raise cause from None
-            if loud or quiet:
-                raise
-    raise AssertionError("tyro has exited")
 
 
 def num_options(config: PretrainConfig) -> int:
