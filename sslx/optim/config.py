@@ -19,6 +19,9 @@ class Config:
     """linear: lr * batch size / 256.  sqrt: lr * sqrt(batch size), for which SimCLR takes 0.075.  none: lr as it is."""
     weight_decay: float = 1e-6
     """L2 penalty on weights (adamw: decoupled decay, times lr); biases and norms have none."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the training, which it reaches along half a cosine: DINO goes from 0.04 to 0.4.
+    Without it the weight decay stays what it is."""
     momentum: float = 0.9
     """Momentum of lars and sgd, in [0, 1)."""
     warmup: float = 0.1
@@ -28,13 +31,23 @@ class Config:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of adamw's running means of the gradient and of its square, each in [0, 1)."""
 
+    clip: float = 0.0
+    """Scale a gradient down to this norm, taken over all parameters, where it is longer.  0 turns clipping off."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from one layer of the encoder to the layer before it, in (0, 1]: the stem or the
+    embeddings learn slowest, and the heads at the full rate.  MAE fine-tunes with 0.75, DINOv2 pretrains with 0.9."""
+
     def __post_init__(self) -> None:
         _expect(self.lr > 0 and math.isfinite(self.lr), "lr", "a positive number", self.lr)
         _expect(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more", self.weight_decay)
+        end = self.weight_decay_end
+        _expect(end is None or 0 <= end < math.inf, "weight_decay_end", "0 or more", end)
         _expect(0 <= self.momentum < 1, "momentum", "a share in [0, 1)", self.momentum)
         _expect(0 <= self.warmup <= 1, "warmup", "a share of the training in [0, 1]", self.warmup)
         _expect(0 < self.trust < math.inf, "trust", "a positive number", self.trust)
         _expect(all(0 <= beta < 1 for beta in self.betas), "betas", "two shares in [0, 1)", self.betas)
+        _expect(0 <= self.clip < math.inf, "clip", "0 or more", self.clip)
+        _expect(0 < self.layer_decay <= 1, "layer_decay", "a factor in (0, 1]", self.layer_decay)
 
 
 def _expect(holds: bool, field: str, what: str, got: object) -> None:

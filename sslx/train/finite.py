@@ -29,14 +29,13 @@ class NotFinite(Exception):
 
 
 @torch.no_grad()
-def agreed(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """Whether a step may be taken: the loss and the norm of every gradient are finite, on all ranks.
+def agreed(loss: Tensor, grad_norm: Tensor) -> Tensor:
+    """Whether a step may be taken: the loss and the norm of the whole gradient are finite, on all ranks.
 
     Returns () bool, on the device, the same on all ranks; one all-reduce of a number, and nothing waits for it.
     """
-    norms = torch.stack([loss.detach(), *foreach._foreach_norm(gradients)])
-    bad = (~norms.isfinite()).any()
-    return distributed.sum_over_ranks(bad.float()) == 0
+    good = loss.detach().isfinite() & grad_norm.isfinite()
+    return distributed.sum_over_ranks((~good).float()) == 0
 
 
 def step_if(taken: Tensor, optimizer: torch.optim.Optimizer) -> None:
