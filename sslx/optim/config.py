@@ -20,8 +20,7 @@ class Config:
     weight_decay: float = 1e-6
     """L2 penalty on weights (adamw: decoupled decay, times lr); biases and norms have none."""
     weight_decay_end: float | None = None
-    """Weight decay at the end of the training, which it reaches along half a cosine: DINO goes from 0.04 to 0.4.
-    Without it the weight decay stays what it is."""
+    """Reach this weight decay at the end of the training, along half a cosine (DINO: 0.04 to 0.4).  None: constant."""
     momentum: float = 0.9
     """Momentum of lars and sgd, in [0, 1)."""
     warmup: float = 0.1
@@ -32,10 +31,9 @@ class Config:
     """Decay rates of adamw's running means of the gradient and of its square, each in [0, 1)."""
 
     clip: float = 0.0
-    """Scale a gradient down to this norm, taken over all parameters, where it is longer.  0 turns clipping off."""
+    """Scale the gradient down to this norm, over all parameters, where it is longer (DINO: 3); 0 turns it off."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from one layer of the encoder to the layer before it, in (0, 1]: the stem or the
-    embeddings learn slowest, and the heads at the full rate.  MAE fine-tunes with 0.75, DINOv2 pretrains with 0.9."""
+    """Multiply the learning rate by this for each layer of the encoder further from the heads (DINOv2: 0.9)."""
 
     def __post_init__(self) -> None:
         _expect(self.lr > 0 and math.isfinite(self.lr), "lr", "a positive number", self.lr)

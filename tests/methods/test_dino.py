@@ -268,7 +268,7 @@ def test_gradient_caching_gives_the_whole_batchs_gradient_and_center(progress: f
     halves = [Batch(tuple(v[part] for v in images.views), None, images.index[part]) for part in (slice(2), slice(2, 6))]
     for step, batches in ((train_step, [images]), (cached_step, halves)):
         method = make(VIT)
-        step(method, batches, torch.optim.SGD(method.parameters(), 0.0), now(progress), None)
+        step(method, batches, torch.optim.SGD(method.parameters(), 0.0, fused=True), now(progress), None)
         found.append(([p.grad for p in method.parameters()], method.center))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
 

@@ -142,6 +142,15 @@ def test_a_loss_that_is_not_finite_is_not_stepped_though_its_gradient_is(generat
     assert equal(state(method, optimizer), before)
 
 
+def test_an_optimizer_that_cannot_leave_a_step_out_is_refused(generator: torch.Generator) -> None:
+    method, _ = build("sgd")
+    plain = torch.optim.SGD(method.parameters(), 0.1, foreach=True)
+    before = copy.deepcopy(method.state_dict())
+    with pytest.raises(AssertionError, match="would step on what is not finite"):
+        train_step(method, [batch(generator)], plain, NOW, None)
+    assert all(torch.equal(p, before[name]) for name, p in method.named_parameters())
+
+
 def on_this_rank(kind: str, seed: int) -> tuple[bool, bool, bool]:
     """A bad step, then a good one, with DDP: (the first was taken, it left a trace, the second was taken)."""
     generator = torch.Generator().manual_seed(seed)
