@@ -10,6 +10,7 @@ return, the masked metrics, the verdict read by the host); the update by the opt
 import argparse
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def main() -> None:
     settings = config.load([*DEFAULTS, *flags])
     ranks = distributed.init(settings.device)
     parts = build(settings, ranks, lambda _: None)
-    optim.set_lr(parts.optimizer, 0.0)
+    replace(parts.schedule, peak_lr=0.0).apply(parts.optimizer, 0.0)
     progress = torch.full((), 0.5, device=ranks.device)
     batches = [next(parts.loader)]
     metrics = train_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
@@ -58,7 +59,7 @@ def main() -> None:
 
     def check() -> None:
         before = finite.Buffers(parts.method)
-        taken = finite.agreed(metrics["loss"], gradients)
+        taken = finite.agreed(metrics["loss"], optim.global_norm(gradients))
         before.put_back(unless=taken)
         finite.standing(progress, taken)
         finite.counted(metrics)

@@ -12,13 +12,14 @@ To these come the launches, counted on fake CUDA tensors (``fake_step``), at ``L
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fake_step
 import numpy as np
 import torch
 
-from sslx import config, data, distributed, optim
+from sslx import config, data, distributed
 from sslx.bench import measure
 from sslx.data import sources
 from sslx.data.backends.resident import Resident
@@ -66,10 +67,11 @@ def step_part() -> Callable[[], object]:
     settings = config.load([*flags, "--method.hidden-dim", "8", "--method.projection-dim", "8"])
     parts = build(settings, distributed.init("cpu"), lambda _: None)
     batches, progress, meter = [next(parts.loader)], torch.zeros(()), log.Meter()
+    schedule = replace(parts.schedule, peak_lr=1e-6)
     watch = finite.Watch(0, Path("nowhere"), torch.device("cpu"), None)  # never asked, as in most steps on a GPU
 
     def step() -> None:
-        optim.set_lr(parts.optimizer, 1e-6)
+        schedule.apply(parts.optimizer, 0.5)
         progress.fill_(0.5)
         metrics = train_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
         parts.method.after_step(finite.standing(progress, metrics["taken"]))

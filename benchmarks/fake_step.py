@@ -56,7 +56,8 @@ class Run:
         self.config, self.method, self.specs = config, method, specs
         self.per_batch = per_rank // config.micro_batches
         fake_cuda.to_cuda(method)
-        self.optimizer = optim.build(config.optim, method, method.param_groups())
+        self.optimizer = optim.build(config.optim, method, method.encoder.trunk)
+        self.schedule = optim.Schedule.of(config.optim, per_rank)
         self.progress = torch.zeros((), device=DEVICE)
         self.meter = log.Meter()
         self.watch = finite.Watch(config.may_skip, Path("nowhere"), DEVICE, None)
@@ -89,10 +90,10 @@ class Run:
     def step(self) -> None:
         """All that the loop does in a step in which nothing is logged or saved."""
         batches = self.batches()
-        optim.set_lr(self.optimizer, 0.1)
+        self.schedule.apply(self.optimizer, 0.5)
         self.progress.fill_(0.5)
         take = cached_step if self.config.grad_cache_chunks > 1 else train_step
-        metrics = take(self.method, batches, self.optimizer, self.progress, AUTOCAST)
+        metrics = take(self.method, batches, self.optimizer, self.progress, AUTOCAST, self.config.optim.clip)
         self.method.after_step(finite.standing(self.progress, metrics["taken"]))
         self.meter.add(finite.counted(metrics))
         self.steps += 1

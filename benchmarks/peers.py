@@ -18,6 +18,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from sslx import config, distributed, encoders, optim, rng
+from sslx import config, distributed, encoders, rng
 from sslx.bench.advice import Recipe
 from sslx.data import sources
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD
@@ -182,7 +183,7 @@ def sslx(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
     layers, channels = ([str(number) for number in numbers] for numbers in SHAPES[args.encoder])
     flags = [*FLAGS, "--data.root", str(args.root), "--encoder.layers", *layers, "--encoder.channels", *channels]
     recipe = Recipe(config.load([*flags, "--data.threads", str(args.workers)]), distributed.init("cpu"))
-    optim.set_lr(recipe.parts.optimizer, LR)
+    replace(recipe.parts.schedule, peak_lr=LR, warmup=0.0).apply(recipe.parts.optimizer, 0.0)
     samples = 0
     while True:
         recipe.train()

@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslx import data, distributed, methods, optim
+from sslx import data, distributed, methods
 from sslx.bench import measure
 from sslx.config import PretrainConfig
 from sslx.console.words import one_line, shown
@@ -54,7 +54,7 @@ class Recipe:
         self._progress = torch.full((), 0.5, device=ranks.device)
         self._step = cached_step if settings.grad_cache_chunks > 1 else train_step
         self._waits = DataWaits.on(ranks.device)
-        optim.set_lr(self.parts.optimizer, 0.0)
+        replace(self.parts.schedule, peak_lr=0.0).apply(self.parts.optimizer, 0.0)
         self.batches = self._read()
         self.parts.loader.close()  # its threads would go on filling their queues
 
@@ -142,8 +142,8 @@ class Recipe:
             next(loader)
 
     def _update(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        parts = self.parts
-        found = self._step(parts.model, batches, parts.optimizer, self._progress, parts.autocast)
+        parts, clip = self.parts, self.settings.optim.clip
+        found = self._step(parts.model, batches, parts.optimizer, self._progress, parts.autocast, clip)
         parts.method.after_step(self._progress)
         return found
 

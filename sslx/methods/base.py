@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +86,3 @@ class Method(nn.Module):
     def late_parameters(self) -> Sequence[Tensor]:
         """Parameters that are frozen at first, by a gradient of zeros: AdamW starts to count when they thaw."""
         return ()
-
-    def param_groups(self) -> list[dict[str, Any]] | None:
-        """Parameter groups with their own ``lr_scale`` or ``weight_decay``; None: one of all parameters."""
-        return None

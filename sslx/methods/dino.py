@@ -127,10 +127,11 @@ class Head(nn.Module):
 class Method(base.Method):
     """Student, teacher, center, and the cross-entropy of all pairs of different views.
 
-    Deviations from the paper's code: no gradient clipping, no stochastic depth and no schedule of the weight decay; the
-    teacher's temperature rises with each step, not each epoch; probes read the student's encoder, not the teacher's;
-    the center starts as the first batch's mean, not as zero, from which the code's comes there while its learning rate
-    is still near 0.  As in the code, batch norm takes its statistics over all views of one size, the head's over all.
+    Deviations from the paper's code: no stochastic depth; gradient clipping (--optim.clip 3) and the rise of the weight
+    decay (--optim.weight-decay 0.04 --optim.weight-decay-end 0.4) are off unless they are asked for; the teacher's
+    temperature rises with each step, not each epoch; probes read the student's encoder, not the teacher's; the center
+    starts as the first batch's mean, not as zero, from which the code's comes there while its learning rate is still
+    near 0.  As in the code, batch norm takes its statistics over all views of one size, the head's over all.
     """
 
     center: Tensor

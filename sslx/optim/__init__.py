@@ -1,4 +1,4 @@
-"""Optimizers by name: LARS, SGD and AdamW, with weight decay where it belongs."""
+"""Optimizers by name (LARS, SGD, AdamW), their parameter groups, schedules and gradient clipping."""
 
 from typing import TYPE_CHECKING
 
@@ -6,16 +6,20 @@ from sslx import later
 from sslx.optim.config import Config as Config
 
 if TYPE_CHECKING:
+    from sslx.optim.clipping import clip_by_norm as clip_by_norm
+    from sslx.optim.clipping import global_norm as global_norm
     from sslx.optim.lars import LARS as LARS
     from sslx.optim.optimizers import build as build
     from sslx.optim.optimizers import load_state as load_state
-    from sslx.optim.optimizers import peak_lr as peak_lr
-    from sslx.optim.optimizers import set_lr as set_lr
+    from sslx.optim.schedule import Schedule as Schedule
+    from sslx.optim.schedule import peak_lr as peak_lr
 else:  # so that type checkers know every name
     __getattr__ = later.names(
         __name__,
         {
+            "clipping": ("clip_by_norm", "global_norm"),
             "lars": ("LARS",),
-            "optimizers": ("build", "load_state", "peak_lr", "set_lr"),
+            "optimizers": ("build", "load_state"),
+            "schedule": ("Schedule", "peak_lr"),
         },
     )

@@ -19,6 +19,8 @@ class Config:
     """linear: lr * batch size / 256.  sqrt: lr * sqrt(batch size), for which SimCLR takes 0.075.  none: lr as it is."""
     weight_decay: float = 1e-6
     """L2 penalty on weights (adamw: decoupled decay, times lr); biases and norms have none."""
+    weight_decay_end: float | None = None
+    """Reach this weight decay at the end of the training, along half a cosine (DINO: 0.04 to 0.4).  None: constant."""
     momentum: float = 0.9
     """Momentum of lars and sgd, in [0, 1)."""
     warmup: float = 0.1
@@ -28,13 +30,22 @@ class Config:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of adamw's running means of the gradient and of its square, each in [0, 1)."""
 
+    clip: float = 0.0
+    """Scale the gradient down to this norm, over all parameters, where it is longer (DINO: 3); 0 turns it off."""
+    layer_decay: float = 1.0
+    """Multiply the learning rate by this for each layer of the encoder further from the heads (DINOv2: 0.9)."""
+
     def __post_init__(self) -> None:
         _expect(self.lr > 0 and math.isfinite(self.lr), "lr", "a positive number", self.lr)
         _expect(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more", self.weight_decay)
+        end = self.weight_decay_end
+        _expect(end is None or 0 <= end < math.inf, "weight_decay_end", "0 or more", end)
         _expect(0 <= self.momentum < 1, "momentum", "a share in [0, 1)", self.momentum)
         _expect(0 <= self.warmup <= 1, "warmup", "a share of the training in [0, 1]", self.warmup)
         _expect(0 < self.trust < math.inf, "trust", "a positive number", self.trust)
         _expect(all(0 <= beta < 1 for beta in self.betas), "betas", "two shares in [0, 1)", self.betas)
+        _expect(0 <= self.clip < math.inf, "clip", "0 or more", self.clip)
+        _expect(0 < self.layer_decay <= 1, "layer_decay", "a factor in (0, 1]", self.layer_decay)
 
 
 def _expect(holds: bool, field: str, what: str, got: object) -> None:

@@ -79,7 +79,7 @@ class LARS(torch.optim.Optimizer):
         foreach._fused_sgd_(
             params,
             directions,
-            velocities,
+            velocities if group["momentum"] else [],  # torch refuses momentum buffers that it would not use
             weight_decay=0.0,
             momentum=group["momentum"],
             lr=1.0,

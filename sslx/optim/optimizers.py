@@ -1,7 +1,5 @@
 """Optimizers by name: LARS, SGD and AdamW, with weight decay where it belongs."""
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,23 +18,25 @@ _STATE: dict[type, set[str]] = {
 }
 
 
-def build(config: Config, module: nn.Module, groups: Iterable[dict[str, Any]] | None = None) -> torch.optim.Optimizer:
-    """The optimizer for the module's trainable parameters; its learning rate is set by ``set_lr``.
+def build(config: Config, module: nn.Module, trunk: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimizer for the module's trainable parameters.  ``Schedule.apply`` sets its learning rate and weight decay.
 
-    groups: a method's ``param_groups()``, or None for one of all parameters.  A group may have ``lr_scale``,
-      a factor of the learning rate, and its own ``weight_decay``.  Each is cut in two by ``groups.split``.
+    trunk: the encoder's trunk, a part of the module, whose layers learn at different rates where
+      ``config.layer_decay`` is not 1; it may be left out where that is 1.
     The module may have ``late_parameters()``, those that are frozen at first (``methods.base``, ``adamw``).
     """
-    halves = split(module, groups)
+    groups = split(module, trunk, config.layer_decay)
+    for group in groups:
+        group["lr"] = config.lr * group["lr_scale"]
     decay = config.weight_decay
     match config.name:
         case "lars":
-            return LARS(halves, config.lr, momentum=config.momentum, weight_decay=decay, trust=config.trust)
+            return LARS(groups, config.lr, momentum=config.momentum, weight_decay=decay, trust=config.trust)
         case "sgd":
-            return _sgd(halves, config.lr, momentum=config.momentum, weight_decay=decay)
+            return _sgd(groups, config.lr, momentum=config.momentum, weight_decay=decay)
         case "adamw":
             late = getattr(module, "late_parameters", tuple)()
-            return adamw(halves, config.lr, betas=config.betas, weight_decay=decay, late=late)
+            return adamw(groups, config.lr, betas=config.betas, weight_decay=decay, late=late)
 
 
 def _sgd(params: Groups, lr: float, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -46,18 +46,6 @@ def _sgd(params: Groups, lr: float, *, momentum: float, weight_decay: float) -> 
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def peak_lr(config: Config, batch_size: int) -> float:
-    """The learning rate after warm-up for a global batch size (arXiv 2002.05709 §2.2 and appendix B.1)."""
-    scale = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}
-    return config.lr * scale[config.lr_scaling]
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group: lr times the group's ``lr_scale``, if it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], what: str) -> None:

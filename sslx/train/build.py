@@ -31,7 +31,7 @@ class Parts:
     """What is trained, by what, on what.  model: the method, in DDP where there are several ranks.
 
     settings: with what was chosen for these images.  view: how probes see the images.  dtype: of inputs.  autocast:
-    None for full precision.  peak_lr: scaled.
+    None for full precision.  schedule: of the learning rate and the weight decay.
     """
 
     settings: PretrainConfig
@@ -43,7 +43,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     dtype: torch.dtype
     autocast: torch.dtype | None
-    peak_lr: float
+    schedule: optim.Schedule
     steps_per_epoch: int
     total_steps: int
 
@@ -56,7 +56,7 @@ class Parts:
             f"{config.method.name} on {config.encoder.name}, {size} px, {kind}, "
             f"{ranks.world_size} x {ranks.device.type}",
             f"{steps} of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
-            f"{config.optim.name}, peak lr {self.peak_lr:.4g}",
+            f"{config.optim.name}, peak lr {self.schedule.peak_lr:.4g}",
             *self._incomplete_batch(config),
             *self._cached_batch_norm(config),
             *(onednn.words(self.method) if ranks.device.type == "cpu" else []),
@@ -129,10 +129,10 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         view,
         method,
         parallel.wrap(method, device=ranks.device),
-        optim.build(config.optim, method, method.param_groups()),
+        optim.build(config.optim, method, method.encoder.trunk),
         autocast or parameters,
         autocast,
-        optim.peak_lr(config.optim, config.batch_size),
+        optim.Schedule.of(config.optim, config.batch_size),
         steps_per_epoch,
         config.steps or config.epochs * steps_per_epoch,
     )

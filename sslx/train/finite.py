@@ -1,8 +1,9 @@
 """What is not a finite number is neither stepped nor saved: decided on the device, by all ranks together.
 
 A step whose loss or gradient is not finite on any rank leaves everything as it was: parameters and optimizer (which
-read ``found_inf``), buffers (``Buffers``), moving averages (``Standing``).  The host learns of it when it waits for
-the device anyway (``Watch``).
+read ``found_inf``), buffers (``Buffers``), moving averages (``standing``).  It counts as a step all the same, so the
+steps after it have the images, learning rate and weight decay that they have without it.  The host learns of it when it
+waits for the device anyway (``Watch``).
 """
 
 import json
@@ -29,23 +30,23 @@ class NotFinite(Exception):
 
 
 @torch.no_grad()
-def agreed(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """Whether a step may be taken: the loss and the norm of every gradient are finite, on all ranks.
+def agreed(loss: Tensor, grad_norm: Tensor) -> Tensor:
+    """Whether a step may be taken: the loss and the norm of the whole gradient are finite, on all ranks.
 
     Returns () bool, on the device, the same on all ranks; one all-reduce of a number, and nothing waits for it.
     """
-    norms = torch.stack([loss.detach(), *foreach._foreach_norm(gradients)])
-    bad = (~norms.isfinite()).any()
-    return distributed.sum_over_ranks(bad.float()) == 0
+    good = loss.detach().isfinite() & grad_norm.isfinite()
+    return distributed.sum_over_ranks((~good).float()) == 0
 
 
 def step_if(taken: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """The optimizer's step where ``taken`` is true, nothing where it is not; decided on the device.
 
-    ``found_inf`` is how torch's GradScaler tells fused optimizers the same, and how it tells LARS.
+    optimizer: one that reads ``found_inf``, by which torch's GradScaler tells its fused optimizers the same.  All that
+      ``optim.build`` makes do.
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):  # all that optim.build makes
-        cast(Any, optimizer).found_inf = (~taken).float()
+    assert getattr(optimizer, "_step_supports_amp_scaling", False), "this optimizer would step on what is not finite"
+    cast(Any, optimizer).found_inf = (~taken).float()
     optimizer.step()
 
 

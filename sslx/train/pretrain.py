@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from sslx import distributed, optim, parallel, schedules
+from sslx import distributed, parallel
 from sslx.config import PretrainConfig, dump, presets
 from sslx.console import activity
 from sslx.console.display import Terminal
@@ -138,8 +138,8 @@ def _train(
 ) -> int:
     """Train from where the run stands to the end or to a signal; finite.NotFinite, on all ranks, where it cannot."""
     parts, probe, health, agreement, peers = setup
-    progress, signal, lr = torch.zeros((), device=ranks.device), 0, 0.0
-    run_step = cached_step if config.grad_cache_chunks > 1 else train_step
+    progress, signal, rates = torch.zeros((), device=ranks.device), 0, dict[str, float]()
+    run_step, clip = cached_step if config.grad_cache_chunks > 1 else train_step, config.optim.clip
     meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts, ranks.device)
     watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.paths)
 
@@ -150,9 +150,9 @@ def _train(
             with clock.waiting():
                 batches = taking.take(parts.loader, config.micro_batches, agreement)
             if batches:
-                lr = _schedule(step, config, parts, progress)
+                rates = _schedule(step, parts, progress)
                 with activity.doing(_first_step(config, ranks)) if step == run.step else nullcontext():
-                    metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
+                    metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.autocast, clip)
                 parts.method.after_step(finite.standing(progress, metrics["taken"]))
                 meter.add(finite.counted(metrics))
                 watch.add(step + 1, metrics, batches)
@@ -171,7 +171,7 @@ def _train(
             else:
                 clock.arrive()
                 numbers = means(meter, parts.loader, ranks.device, watch, logger.message)
-                numbers |= {"lr": lr, "epoch": done / parts.steps_per_epoch}
+                numbers |= {**rates, "epoch": done / parts.steps_per_epoch}
                 numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
                 runs.check(run, clock.lost)
                 if look:
@@ -210,13 +210,11 @@ def _log(config: PretrainConfig, ranks: Ranks, terminal: Terminal, parts: Parts,
     return logger
 
 
-def _schedule(step: int, config: PretrainConfig, parts: Parts, progress: torch.Tensor) -> float:
-    """Set the learning rate and the progress of a step; returns the former."""
+def _schedule(step: int, parts: Parts, progress: torch.Tensor) -> dict[str, float]:
+    """Set the progress of a step and all that follows it; returns the learning rate and what else is to be logged."""
     share = (step + 0.5) / parts.total_steps
-    lr = parts.peak_lr * schedules.warmup_cosine(share, warmup=config.optim.warmup)
-    optim.set_lr(parts.optimizer, lr)
     progress.fill_(share)
-    return lr
+    return parts.schedule.apply(parts.optimizer, share)
 
 
 def _due(every: int, done: int) -> bool:

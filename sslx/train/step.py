@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sslx import optim
 from sslx.data.batch import Batch
 from sslx.machine import memory
 from sslx.methods.base import Method, Step
@@ -20,12 +21,16 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     progress: Tensor,
     autocast: torch.dtype | None,
+    clip: float = 0.0,
 ) -> dict[str, Tensor]:
     """Forward and backward of each micro-batch, then one update.  Nothing here waits for the device.
 
     model: a Method, or DDP around one.  batches: one per accumulation step.  progress: () on the device.
-    Returns the mean ``loss`` and the last micro-batch's metrics, detached, and ``taken``, () bool, all on the device:
-    whether loss and gradients were finite on all ranks; if not, parameters, optimizer and buffers stay as they were.
+    clip: the norm to which the gradient of all micro-batches and ranks together is scaled down where it is longer; 0
+      turns that off.
+    Returns the mean ``loss`` and the last micro-batch's metrics, detached, and two more, all on the device.
+    ``grad_norm``, () float64, is the norm of that gradient before clipping, the same on all ranks.  ``taken``, () bool,
+    is whether loss and gradients were finite on all ranks; if not, parameters, optimizer and buffers stay as they were.
     """
     optimizer.zero_grad(set_to_none=True)
     before = finite.Buffers(unwrap(model))
@@ -39,7 +44,7 @@ def train_step(
         losses.append(step.loss.detach())
         metrics = step.metrics
     loss = torch.stack(losses).mean()
-    return {"loss": loss, **metrics, "taken": _update(optimizer, loss, before)}
+    return {"loss": loss, **metrics, **_update(optimizer, loss, before, clip)}
 
 
 def cached_step(
@@ -48,6 +53,7 @@ def cached_step(
     optimizer: torch.optim.Optimizer,
     progress: Tensor,
     autocast: torch.dtype | None,
+    clip: float = 0.0,
 ) -> dict[str, Tensor]:
     """``train_step`` with one loss over all micro-batches, in the memory of one (gradient caching, arXiv 2101.06983).
 
@@ -80,17 +86,25 @@ def cached_step(
                 again: Step = model(batch, progress, tuple(parts[number] for parts in cotangents))
             again.loss.backward()
     loss = step.loss.detach()
-    return {"loss": loss, **step.metrics, "taken": _update(optimizer, loss, before)}
+    return {"loss": loss, **step.metrics, **_update(optimizer, loss, before, clip)}
 
 
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor, before: finite.Buffers) -> Tensor:
-    """Take the step or leave no trace of it; whether it was taken, () bool on the device."""
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor, before: finite.Buffers, clip: float) -> dict[str, Tensor]:
+    """Take the step, or leave no trace of it where it is not finite.  Returns its ``grad_norm`` and ``taken``.
+
+    The gradients are those that DDP has averaged, equal on all ranks, and so are their norm and what clipping does.
+    Whether the step is taken is decided from the norm before clipping, which would turn infinity into nan.
+    """
     parameters = (p for group in optimizer.param_groups for p in group["params"])
-    taken = finite.agreed(loss, [p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = optim.global_norm(gradients)
+    taken = finite.agreed(loss, norm)
+    if clip > 0:
+        optim.clip_by_norm(gradients, norm, clip)
     finite.step_if(taken, optimizer)
     before.put_back(unless=taken)
     memory.keep_freed(loss.device)
-    return taken
+    return {"grad_norm": norm, "taken": taken}
 
 
 def _averaged_if(model: nn.Module, last: bool) -> AbstractContextManager[object]:

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sslx import cli, config, distributed, methods, optim
+from sslx import cli, config, distributed, methods
 from sslx.config import PretrainConfig, VerifyConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError
@@ -165,7 +165,7 @@ def narrow(method: MethodConfig) -> MethodConfig:
 def train(settings: PretrainConfig, ranks: Ranks, steps: int) -> State:
     """What ``sslx pretrain`` does in the first steps, and what comes of it."""
     parts = build(settings, ranks, lambda _: None)
-    optim.set_lr(parts.optimizer, parts.peak_lr)
+    parts.schedule.apply(parts.optimizer, 0.0)  # the peak: there is no warm-up
     trained = {name: p for name, p in parts.method.named_parameters() if p.requires_grad}
     found: State = {part: [] for part in PARTS}
     for step in range(steps):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from kit.processes import TINY
-from sslx import config, distributed, methods, optim
+from sslx import config, distributed, methods
 from sslx.data.backends.resident import Resident
 from sslx.data.order import Sequential
 from sslx.data.sources import Source
@@ -44,7 +45,7 @@ def device() -> Iterator[torch.device]:
 def steps_without_a_wait(settings: config.PretrainConfig, device: torch.device, number: int) -> list[float]:
     """Losses of so many steps, of which all but the first two must not make the host wait for the GPU."""
     parts = build(settings, Ranks(0, 1, 0, device), lambda _: None)
-    optim.set_lr(parts.optimizer, 0.01)
+    replace(parts.schedule, peak_lr=0.01, warmup=0.0).apply(parts.optimizer, 0.0)
     progress, meter, losses = torch.full((), 0.5, device=device), log.Meter(), list[torch.Tensor]()
     step = cached_step if settings.grad_cache_chunks > 1 else train_step
     batches = [next(parts.loader) for _ in range(settings.micro_batches)]
@@ -52,7 +53,7 @@ def steps_without_a_wait(settings: config.PretrainConfig, device: torch.device, 
         if done == 2 and device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
-        metrics = step(parts.model, batches, parts.optimizer, progress, parts.autocast)
+        metrics = step(parts.model, batches, parts.optimizer, progress, parts.autocast, settings.optim.clip)
         parts.method.after_step(finite.standing(progress, metrics["taken"]))
         meter.add(finite.counted(metrics))
         losses.append(metrics["loss"])

@@ -120,7 +120,7 @@ def test_no_gradient_reaches_the_target(generator: torch.Generator):
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
 def test_the_optimizer_leaves_the_target_out(name: Any, generator: torch.Generator):
     method = make(generator)
-    optimizer = optim.build(optim.Config(name=name), method, method.param_groups())
+    optimizer = optim.build(optim.Config(name=name), method)
     found = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert found == {id(p) for p in [*online(method), *method.predictor.parameters()]}
 

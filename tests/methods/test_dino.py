@@ -268,7 +268,7 @@ def test_gradient_caching_gives_the_whole_batchs_gradient_and_center(progress: f
     halves = [Batch(tuple(v[part] for v in images.views), None, images.index[part]) for part in (slice(2), slice(2, 6))]
     for step, batches in ((train_step, [images]), (cached_step, halves)):
         method = make(VIT)
-        step(method, batches, torch.optim.SGD(method.parameters(), 0.0), now(progress), None)
+        step(method, batches, torch.optim.SGD(method.parameters(), 0.0, fused=True), now(progress), None)
         found.append(([p.grad for p in method.parameters()], method.center))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
 
@@ -277,8 +277,7 @@ def test_the_teacher_follows_the_student_and_gets_no_gradient(generator: torch.G
     method = make(RESNET, teacher_momentum=0.9)
     student, teacher = [*method.encoder.parameters(), *method.head.parameters()], list(method.teacher.parameters())
     assert all(torch.equal(p, q) for p, q in zip(teacher, student, strict=True))
-    optimizer = optim.build(optim.Config(name="sgd"), method, method.param_groups())
-    optim.set_lr(optimizer, 0.1)
+    optimizer = optim.build(optim.Config(name="sgd", lr=0.1), method)
     method(batch(generator), now(0.5)).loss.backward()
     optimizer.step()
     assert all(p.grad is None and not p.requires_grad for p in teacher)

@@ -195,9 +195,8 @@ def test_queries_are_of_the_online_network_and_keys_of_the_momentum_one(generato
 @pytest.mark.parametrize("freeze", [True, False])
 def test_a_vits_patch_projection_keeps_its_weights_if_so_asked(freeze: bool, generator: torch.Generator):
     method = make(VIT, freeze_patches=freeze)
-    optimizer = optim.build(optim.Config(name="adamw"), method, method.param_groups())
+    optimizer = optim.build(optim.Config(name="adamw", lr=0.01), method)
     before = {name: p.detach().clone() for name, p in method.encoder.named_parameters()}
-    optim.set_lr(optimizer, 0.01)
     method(batch(generator), now(0)).loss.backward()
     optimizer.step()
     frozen = {name for name, p in method.encoder.named_parameters() if torch.equal(p, before[name])}
@@ -209,8 +208,7 @@ def test_the_momentum_network_follows_the_online_one_and_gets_no_gradient(genera
     online = [*method.encoder.parameters(), *method.projector.parameters()]
     target = list(method.target.parameters())
     assert all(torch.equal(p, q) for p, q in zip(target, online, strict=True))
-    optimizer = optim.build(optim.Config(name="sgd"), method, method.param_groups())
-    optim.set_lr(optimizer, 0.1)
+    optimizer = optim.build(optim.Config(name="sgd", lr=0.1), method)
     method(batch(generator), now(0)).loss.backward()
     optimizer.step()
     assert all(p.grad is None and not p.requires_grad for p in target)

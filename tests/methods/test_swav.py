@@ -201,7 +201,7 @@ def test_a_queue_that_is_not_full_or_not_yet_due_changes_nothing(
 
 def test_the_queue_is_in_the_checkpoint_and_the_progress_is_not(generator: torch.Generator):
     method = make(queue_size=6)
-    train_step(method, [batch(generator)], torch.optim.SGD(method.parameters(), lr=0.1), now(0.3), None)
+    train_step(method, [batch(generator)], torch.optim.SGD(method.parameters(), lr=0.1, fused=True), now(0.3), None)
     state = method.state_dict()
     assert state["queue"].all()
     assert "progress" not in state
@@ -215,7 +215,7 @@ def test_gradient_caching_gives_the_whole_batchs_step_and_fills_the_queue_once(g
         method = make(queue_size=24)
         group_norm(method)  # batch norm would take its statistics from each part
         method.queue.copy_(past)
-        metrics = step(method, batches, torch.optim.SGD(method.parameters(), lr=1e-30), now(0.5), None)
+        metrics = step(method, batches, torch.optim.SGD(method.parameters(), lr=1e-30, fused=True), now(0.5), None)
         gradients = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
         found.append((metrics["loss"], torch.cat(gradients), method.queue.clone()))
     for cached, once in zip(*found, strict=True):
@@ -235,8 +235,7 @@ def test_a_queue_of_no_whole_batches_is_refused_in_one_line(size: int, take: str
 def test_prototypes_have_length_one_and_move_only_when_not_frozen(name: Any, generator: torch.Generator):
     method, images = make(freeze_prototypes=0.3), batch(generator)
     settings = optim.Config(name=name, lr=0.1, weight_decay=0.1)
-    optimizer = optim.build(settings, method, method.param_groups())
-    optim.set_lr(optimizer, 0.1)
+    optimizer = optim.build(settings, method)
     weight = method.prototypes.weight
     one = torch.ones(NUM_PROTOTYPES, dtype=torch.float64)
     torch.testing.assert_close(weight.detach().norm(dim=1), one, rtol=0, atol=1e-14)

@@ -22,14 +22,14 @@ def flat(x: torch.Tensor | None) -> list[float]:
 class Definition:
     """One tensor under LARS, as in SimCLR's lars_optimizer.py without Nesterov."""
 
-    def __init__(self, p: torch.Tensor) -> None:
-        self.p, self.v, self.adapt = flat(p), [0.0] * p.numel(), p.ndim > 1
+    def __init__(self, p: torch.Tensor, momentum: float) -> None:
+        self.p, self.v, self.adapt, self.momentum = flat(p), [0.0] * p.numel(), p.ndim > 1, momentum
 
     def step(self, grad: list[float], lr: float) -> None:
         d = [g + DECAY * p for g, p in zip(grad, self.p, strict=True)] if self.adapt else grad
         above, below = math.hypot(*self.p), math.hypot(*d)
         ratio = TRUST * above / below if self.adapt and above > 0 and below > 0 else 1.0
-        self.v = [MOMENTUM * v + lr * ratio * x for v, x in zip(self.v, d, strict=True)]
+        self.v = [self.momentum * v + lr * ratio * x for v, x in zip(self.v, d, strict=True)]
         self.p = [p - v for p, v in zip(self.p, self.v, strict=True)]
 
 
@@ -46,14 +46,15 @@ def backward(net: nn.Module, generator: torch.Generator) -> None:
     net(x).sub(1).square().mean().backward()
 
 
-def lars(net: nn.Module) -> LARS:
-    return LARS(split(net), LR, momentum=MOMENTUM, weight_decay=DECAY, trust=TRUST)
+def lars(net: nn.Module, momentum: float = MOMENTUM) -> LARS:
+    return LARS(split(net), LR, momentum=momentum, weight_decay=DECAY, trust=TRUST)
 
 
-def test_is_the_definition(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("momentum", [MOMENTUM, 0.0])
+def test_is_the_definition(momentum: float, generator: torch.Generator) -> None:
     net = make()
-    optimizer = lars(net)
-    expected = [Definition(p) for p in net.parameters()]
+    optimizer = lars(net, momentum)
+    expected = [Definition(p, momentum) for p in net.parameters()]
     for step in range(5):
         lr = LR * (step + 1) / 5
         backward(net, generator)

@@ -26,13 +26,16 @@ ENCODERS = {
     "vit": encoders.Config(name="vit_tiny_patch16_224", patch=8, layers=(2,), channels=(16,)),
 }
 CASES = [(name, encoder) for name in methods.available() for encoder in methods.encoders(name)]
+OPTIM: dict[str, Any] = {"clip": 1.0, "weight_decay_end": 0.1, "layer_decay": 0.9}
 SLOW = pytest.mark.slow
 Harm = Callable[[Tensor], Tensor]
 
 
 def settings(name: str, encoder: str, optimizer: Any = "sgd", **changes: Any) -> PretrainConfig:
     method = narrow(methods.module(name).Config())
-    return PretrainConfig(method=method, encoder=ENCODERS[encoder], optim=optim.Config(name=optimizer), **changes)
+    return PretrainConfig(
+        method=method, encoder=ENCODERS[encoder], optim=optim.Config(name=optimizer, **OPTIM), **changes
+    )
 
 
 @contextmanager
@@ -53,6 +56,7 @@ def on_cuda(config: PretrainConfig, *, may_read: bool = False) -> Generator[tupl
 def test_a_step_stays_on_the_gpu_and_the_host_never_waits(
     name: str, encoder: str, chunks: int, optimizers: tuple[str, ...]
 ) -> None:
+    """With the options of the optimizer that are off by default."""
     for optimizer in optimizers:
         config = settings(name, encoder, optimizer, grad_cache_chunks=chunks)
         with on_cuda(config) as (run, counts):

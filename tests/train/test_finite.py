@@ -41,7 +41,7 @@ def build(optimizer: str) -> tuple[Method, torch.optim.Optimizer]:
     rng.seed_torch(0)
     heads = simclr.Config(hidden_dim=16, projection_dim=8)
     method = simclr.Method(heads, encoders.build(settings.encoder, 16))
-    return method, optim.build(settings.optim, method, method.param_groups())
+    return method, optim.build(settings.optim, method)
 
 
 def batch(generator: torch.Generator, *, bad: bool = False) -> Batch:
@@ -63,10 +63,10 @@ def equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-def step(method: Method, optimizer: torch.optim.Optimizer, batches: list[Batch]) -> bool:
+def step(method: Method, optimizer: torch.optim.Optimizer, batches: list[Batch], clip: float = 0.0) -> bool:
     """As the loop takes it."""
     run = train_step if len(batches) == 1 else cached_step
-    found = run(method, batches, optimizer, NOW, None)
+    found = run(method, batches, optimizer, NOW, None, clip)
     method.after_step(finite.standing(NOW, found["taken"]))
     return bool(found["taken"])
 
@@ -105,10 +105,11 @@ def test_all_that_is_told_comes_from_the_device_at_once(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- one step
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.01])
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 def test_a_step_that_is_not_finite_leaves_no_trace_in_any_optimizer(
-    name: str, cached: bool, generator: torch.Generator, no_host_sync: AbstractContextManager[object]
+    name: str, cached: bool, clip: float, generator: torch.Generator, no_host_sync: AbstractContextManager[object]
 ) -> None:
     seen, never = build(name), build(name)
     for number in range(3):
@@ -116,14 +117,14 @@ def test_a_step_that_is_not_finite_leaves_no_trace_in_any_optimizer(
         before = state(*seen)
         with no_host_sync:
             run = cached_step if cached else train_step
-            found = run(seen[0], shares, seen[1], NOW, None)
+            found = run(seen[0], shares, seen[1], NOW, None, clip)
         assert not found["taken"]
         after = state(*seen)
         assert equal(after["method"], before["method"])
         assert number == 0 or equal(after, before)  # an optimizer makes its zeros in the first step
         good = [batch(generator) for _ in shares]
-        assert step(*seen, good)
-        assert step(*never, good)
+        assert step(*seen, good, clip)
+        assert step(*never, good, clip)
         assert equal(state(*seen), state(*never))
 
 
@@ -141,6 +142,15 @@ def test_a_loss_that_is_not_finite_is_not_stepped_though_its_gradient_is(generat
     assert equal(state(method, optimizer), before)
 
 
+def test_an_optimizer_that_cannot_leave_a_step_out_is_refused(generator: torch.Generator) -> None:
+    method, _ = build("sgd")
+    plain = torch.optim.SGD(method.parameters(), 0.1, foreach=True)
+    before = copy.deepcopy(method.state_dict())
+    with pytest.raises(AssertionError, match="would step on what is not finite"):
+        train_step(method, [batch(generator)], plain, NOW, None)
+    assert all(torch.equal(p, before[name]) for name, p in method.named_parameters())
+
+
 def on_this_rank(kind: str, seed: int) -> tuple[bool, bool, bool]:
     """A bad step, then a good one, with DDP: (the first was taken, it left a trace, the second was taken)."""
     generator = torch.Generator().manual_seed(seed)
@@ -151,7 +161,7 @@ def on_this_rank(kind: str, seed: int) -> tuple[bool, bool, bool]:
     shares = [good, batch(generator, bad=here and kind == "views")]
     if kind == "gradient" and here:  # of a parameter, after the averaging
         real = finite.agreed
-        finite.agreed = lambda loss, gradients: real(loss, [g * math.inf for g in gradients])
+        finite.agreed = lambda loss, norm: real(loss, norm * math.inf)
     try:
         before = copy.deepcopy(method.state_dict())
         first = train_step(model, shares[1:], optimizer, NOW, None)["taken"]
@@ -244,6 +254,39 @@ def test_a_run_skips_a_few_steps_where_asked_to(here: Run, tmp_path: Path) -> No
     last = metrics(tmp_path / "r")[-1]
     assert last["skipped_steps"] == 2
     assert math.isfinite(last["loss"])
+
+
+SCHEDULES = "--optim.weight-decay-end 0.5 --optim.clip 0.5 --optim.layer-decay 0.8 --log.every 1".split()
+
+
+def test_a_step_that_is_skipped_moves_no_schedule(here: Run, tmp_path: Path) -> None:
+    """The steps after it have the learning rate and the weight decay that they have without it."""
+    assert here(*TRAINING, *SCHEDULES, "--name", "whole") == (0, "")
+    with Fault(range(7, 9)):
+        assert here(*TRAINING, *SCHEDULES, "--on-nonfinite", "skip") == (0, "")
+    whole, skips = ({line["step"]: line for line in metrics(tmp_path / name)} for name in ("whole", "r"))
+    assert whole.keys() == skips.keys() == set(range(1, 13))
+    for number, line in skips.items():
+        assert (line["lr"], line["weight_decay"]) == (whole[number]["lr"], whole[number]["weight_decay"])
+        assert (line["grad_norm"] is None) == (number in (7, 8))
+    assert len({line["weight_decay"] for line in skips.values()}) == 12
+
+
+def test_a_restart_in_the_middle_of_a_weight_decay_schedule_changes_nothing(here: Run, tmp_path: Path) -> None:
+    assert here(*TRAINING, *SCHEDULES, "--name", "whole") == (0, "")
+    with Fault(range(7, 8)):
+        assert here(*TRAINING, *SCHEDULES)[0] == 76
+    assert saved(tmp_path / "r") == ["step_4"]
+    assert here(*TRAINING, *SCHEDULES, "--resume", "auto") == (0, "")
+    whole, resumed = (checkpoint.load(tmp_path / name) for name in ("whole", "r"))
+    assert len(whole["optimizer"]["param_groups"]) > 2
+    for part in ("method", "optimizer", "loader"):
+        assert equal(resumed[part], whole[part]), part
+    lines = [
+        [(line["step"], line["loss"], line["grad_norm"], line["weight_decay"]) for line in metrics(tmp_path / name)]
+        for name in ("whole", "r")
+    ]
+    assert lines[0] == lines[1]
 
 
 def test_after_too_many_in_a_row_it_goes_back_and_ends_as_if_nothing_had_been(here: Run, tmp_path: Path) -> None:

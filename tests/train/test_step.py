@@ -1,7 +1,10 @@
 """One optimizer step: accumulation, and nothing in it that waits for the device."""
 
+import copy
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -40,13 +43,14 @@ def build(flags: list[str], dtype: torch.dtype) -> tuple[Method, torch.optim.Opt
     return method, optim.build(settings.optim, method), [next(loader) for _ in range(2)]
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
-def test_nothing_waits_for_the_device(name: str, no_host_sync: AbstractContextManager[object]) -> None:
+def test_nothing_waits_for_the_device(name: str, clip: float, no_host_sync: AbstractContextManager[object]) -> None:
     method, optimizer, batches = build(["--optim.name", name], torch.float32)
     before = [p.detach().clone() for p in method.parameters()]
     train_step(method, batches[:1], optimizer, torch.zeros(()), torch.bfloat16)  # makes the optimizer's state
     with no_host_sync:
-        metrics = train_step(method, batches[1:], optimizer, torch.zeros(()), torch.bfloat16)
+        metrics = train_step(method, batches[1:], optimizer, torch.zeros(()), torch.bfloat16, clip)
     assert metrics["loss"].dtype == torch.float32, "losses are in fp32, also under autocast"
     assert metrics["loss"].isfinite()
     changed = [not torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True)]
@@ -121,6 +125,73 @@ def test_cached_dropout_drops_the_same_twice() -> None:
     parts = [method.embed(batch) for batch in batches]
     method.loss(tuple(torch.cat(z) for z in zip(*parts, strict=True)), torch.zeros(())).loss.backward()
     torch.testing.assert_close(ours, gradients(method))
+
+
+def norm_of(numbers: torch.Tensor) -> float:
+    return math.sqrt(math.fsum(number**2 for number in numbers.tolist()))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("run", [train_step, cached_step])
+def test_the_gradient_of_all_micro_batches_is_clipped_before_the_update(name: str, run: Any) -> None:
+    """As a gradient that is clipped by hand, for the same optimizer; its norm before that is a metric."""
+    flags = ["--optim.name", name, "--optim.momentum", "0.5", "--optim.weight-decay", "0.1"]
+    method, optimizer, batches = build(flags, torch.float64)
+    other, by_hand, _ = build(flags, torch.float64)
+    for _ in range(3):
+        metrics = run(method, batches, optimizer, torch.zeros(()), None, 0.05)
+        frozen = copy.deepcopy(other)
+        run(frozen, batches, torch.optim.SGD(frozen.parameters(), 0.0, fused=True), torch.zeros(()), None)
+        norm = norm_of(gradients(frozen))
+        assert norm > 0.06
+        assert metrics["grad_norm"].item() == pytest.approx(norm, rel=1e-10)
+        for parameter, same in zip(other.parameters(), frozen.parameters(), strict=True):
+            parameter.grad = None if same.grad is None else same.grad * (0.05 / norm)
+        by_hand.step()
+        for mine, theirs in zip(method.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("run", [train_step, cached_step])
+def test_a_limit_that_is_not_reached_and_none_give_the_same_bits(run: Any) -> None:
+    weights = list[list[torch.Tensor]]()
+    for clip in (0.0, 1e6):
+        method, optimizer, batches = build(["--optim.name", "sgd"], torch.float32)
+        run(method, batches, optimizer, torch.zeros(()), None, clip)
+        weights.append([parameter.detach() for parameter in method.parameters()])
+    assert all(map(torch.equal, *weights))
+
+
+def clipped_on_this_rank(planted: bool) -> tuple[torch.Tensor, float]:
+    """The clipped gradient of two batches of 8, of which this rank has its share, and the norm before.
+
+    planted: each rank clips its own gradient, before they are averaged.
+    """
+    method, optimizer, batches = build(FROZEN, torch.float64)
+    group_norm(method)
+    size, rank = 16 // distributed.world_size(), distributed.rank()
+    own = slice(rank * size, (rank + 1) * size)
+    everything = whole(batches)
+    share = Batch(tuple(view[own] for view in everything.views), None, everything.index[own])
+    if not planted:
+        model = parallel.wrap(method, device=torch.device("cpu"))
+        metrics = train_step(model, [share], optimizer, torch.zeros(()), None, 0.05)
+        return gradients(method), metrics["grad_norm"].item()
+    metrics = train_step(method, [share], optimizer, torch.zeros(()), None, 0.05)
+    return distributed.mean_over_ranks(gradients(method)), metrics["grad_norm"].item()
+
+
+def test_two_ranks_clip_as_one(ranks) -> None:
+    truth, norm = clipped_on_this_rank(planted=False)
+    assert norm_of(truth) == pytest.approx(0.05)
+    assert norm > 0.06
+    results = ranks(2, clipped_on_this_rank, False)
+    for clipped, before in results:
+        torch.testing.assert_close(clipped, truth, rtol=1e-9, atol=1e-12)
+        assert before == pytest.approx(norm, rel=1e-10)
+    assert results[0][1] == results[1][1], "equal to the last bit, or the ranks would drift apart"
+    for wrong, _ in ranks(2, clipped_on_this_rank, True):
+        assert (wrong - truth).norm() > 1e-3 * truth.norm(), "a planted bug was not found"
 
 
 def on_this_rank(cached: bool) -> torch.Tensor:
