@@ -17,8 +17,6 @@ from sslx.config import PretrainConfig
 from sslx.data import sources
 from sslx.data.batch import Batch
 from sslx.data.views import ViewSpec
-from sslx.encoders import sync_bn
-from sslx.encoders.group_norm import group_norm
 from sslx.methods.base import Method
 from sslx.runs import log
 from sslx.train import finite
@@ -34,16 +32,10 @@ def specs_of(config: PretrainConfig, size: int) -> tuple[ViewSpec, ...]:
 
 def build(config: PretrainConfig, size: int) -> tuple[Method, tuple[ViewSpec, ...]]:
     """The method, on the CPU as yet, and its views."""
-    file, specs = methods.module(config.method.name), specs_of(config, size)
-    norm = "group" if config.batch_norm == "group" else "batch"
-    method: Method = file.Method(
-        config.method, encoders.build(replace(config.encoder, weights=None), size, *(s.size for s in specs), norm=norm)
-    )
-    if config.batch_norm == "sync":
-        sync_bn.sync_batch_norm(method)
-    if config.batch_norm == "group":
-        group_norm(method)
-    return method, specs
+    specs = specs_of(config, size)
+    trunk = replace(config.encoder, weights=None)
+    encoder = encoders.build(trunk, size, *(spec.size for spec in specs), norm=config.norm)
+    return methods.build(config.method, encoder), specs
 
 
 class Run:

@@ -8,6 +8,8 @@ one behind CUDA's and NumPy's: a keyed bijection of a 128-bit counter.  The key 
 """
 
 import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -72,5 +74,17 @@ def permutation(seed: int, name: str, *counters: int, size: int) -> npt.NDArray[
 
 def seed_torch(seed: int) -> None:
     """Seed torch's global generators, which only the initialisation of weights (timm's, torch's own) uses."""
+    torch.manual_seed(_initial(seed))
+
+
+@contextmanager
+def initial_weights(seed: int) -> Generator[None]:
+    """Draw weights on the CPU as after ``seed_torch``, and leave torch's global generators as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_initial(seed))  # torch.manual_seed would seed GPUs' generators too
+        yield
+
+
+def _initial(seed: int) -> int:
     first, second = _key(seed, "initial weights")
-    torch.manual_seed(first << 32 | second)
+    return first << 32 | second

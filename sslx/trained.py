@@ -11,8 +11,7 @@ from sslx import config, data, encoders, methods, rng
 from sslx.config import PretrainConfig
 from sslx.console.words import one_line, shown
 from sslx.data.views import ViewSpec
-from sslx.encoders.group_norm import group_norm
-from sslx.errors import DataError, MissingInput
+from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.methods.base import Method
 from sslx.runs import checkpoint
 from sslx.runs.state import VIEW
@@ -20,9 +19,13 @@ from sslx.runs.state import VIEW
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint: its config, its views' size, the probes' view, the method's weights, and its run folder."""
+    """A checkpoint: its config, its views' size, the probes' view, the method's weights, and its run folder.
+
+    recipe: the encoder's; None for a checkpoint of sslx 0.1, whose encoder the config describes.
+    """
 
     settings: PretrainConfig
+    recipe: encoders.Recipe | None
     size: int
     view: ViewSpec
     weights: dict[str, Any]
@@ -44,24 +47,34 @@ class Trained:
         return theirs == ours
 
     def encoder(self, *, trained: bool, device: torch.device) -> encoders.Encoder:
-        """The encoder, with the checkpoint's weights or as it was initialised at the start of the run."""
-        rng.seed_torch(self.settings.seed)
-        norm = "group" if self.settings.batch_norm == "group" else "batch"
-        trunk = replace(self.settings.encoder, weights=None)
-        encoder = encoders.build(trunk, self.size, self.view.size, norm=norm)
+        """The encoder, with the checkpoint's weights or as it was initialized at the start of the run.
+
+        Global random generators stay as they are.
+        """
+        with rng.initial_weights(self.settings.seed):
+            encoder = self._untrained()
         if trained:
             weights = {k.removeprefix("encoder."): v for k, v in self.weights.items() if k.startswith("encoder.")}
             checkpoint.load_weights(encoder, weights, f"checkpoint in {self.folder}")
         return encoder.to(device)
 
     def method(self, device: torch.device) -> Method:
-        """The method, with the checkpoint's weights, in evaluation mode."""
-        encoder = self.encoder(trained=False, device=torch.device("cpu"))
-        method: Method = methods.module(self.settings.method.name).Method(self.settings.method, encoder)
-        if self.settings.batch_norm == "group":
-            group_norm(method)
+        """The method, with the checkpoint's weights, in evaluation mode.  Global random generators stay as they are."""
+        with rng.initial_weights(self.settings.seed):
+            method = methods.build(self.settings.method, self._untrained())
         checkpoint.load_weights(method, self.weights, f"checkpoint in {self.folder}")
         return method.to(device).eval()
+
+    def _untrained(self) -> encoders.Encoder:
+        """The encoder with initial weights from torch's global generator, for training's and the probes' views.
+
+        Batch norms of all ranks become plain ones, which have the same weights and need no other rank.
+        """
+        norm = "batch" if self.settings.norm == "sync" else self.settings.norm
+        if self.recipe is not None:
+            return encoders.rebuild(replace(self.recipe, norm=norm), self.view.size)
+        trunk = replace(self.settings.encoder, weights=None)
+        return encoders.build(trunk, self.size, self.view.size, norm=norm)
 
 
 def load(path: Path) -> Trained:
@@ -71,14 +84,22 @@ def load(path: Path) -> Trained:
     except MissingInput as error:
         raise MissingInput(f"{error}{_meant(path)}") from error
     try:
-        view = ViewSpec(**state["eval_view"])
+        saved: dict[str, Any] = state["eval_view"]  # JSON has made lists of tuples
+        tuples: dict[str, Any] = {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
+        view = ViewSpec(**saved | tuples)
     except (TypeError, ValueError) as error:
         raise DataError(f"checkpoint {path} is not one that sslx wrote: its 'eval_view': {one_line(error)}") from error
+    try:
+        recipe = encoders.Recipe(**state["encoder_recipe"]) if "encoder_recipe" in state else None
+    except (TypeError, ConfigError) as error:
+        raise DataError(
+            f"checkpoint {path} is not one that sslx wrote: its 'encoder_recipe': {one_line(error)}"
+        ) from error
     folder = checkpoint.folder_of(path)
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent
     size = state.get("size", view.size)  # of the training views: the encoder's stem depends on it
-    return Trained(config.loads(state["config"]), size, view, state["method"], state["step"], folder)
+    return Trained(config.loads(state["config"]), recipe, size, view, state["method"], state["step"], folder)
 
 
 def _meant(path: Path) -> str:

@@ -20,6 +20,7 @@ from sslx.console.words import shown
 from sslx.data.augment import Augment
 from sslx.data.config import Config as DataConfig
 from sslx.encoders.config import Config as EncoderConfig
+from sslx.encoders.recipe import Norm
 from sslx.errors import ConfigError, UserError
 from sslx.machine import files, gpus
 from sslx.methods.config import MethodConfig
@@ -106,6 +107,11 @@ class PretrainConfig:
     def micro_batches(self) -> int:
         """Shares that the loader cuts a step's batch into, on each rank."""
         return self.accumulate * self.grad_cache_chunks
+
+    @property
+    def norm(self) -> Norm:
+        """What --batch-norm says, in the words of an encoder's recipe."""
+        return "batch" if self.batch_norm == "local" else self.batch_norm
 
 
 @dataclass(frozen=True, kw_only=True)

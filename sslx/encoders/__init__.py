@@ -4,17 +4,20 @@ from typing import TYPE_CHECKING
 
 from sslx import later
 from sslx.encoders.config import Config as Config
+from sslx.encoders.recipe import Norm as Norm
+from sslx.encoders.recipe import Recipe as Recipe
 
 if TYPE_CHECKING:
-    from sslx.encoders.encoder import SMALL as SMALL
     from sslx.encoders.encoder import Encoder as Encoder
     from sslx.encoders.encoder import build as build
-    from sslx.encoders.encoder import is_plain_vit as is_plain_vit
+    from sslx.encoders.encoder import rebuild as rebuild
     from sslx.encoders.encoder import takes as takes
+    from sslx.encoders.vit import Tokens as Tokens
 else:  # so that type checkers know every name
     __getattr__ = later.names(
         __name__,
         {
-            "encoder": ("Encoder", "SMALL", "build", "is_plain_vit", "takes"),
+            "encoder": ("Encoder", "build", "rebuild", "takes"),
+            "vit": ("Tokens",),
         },
     )

@@ -8,10 +8,14 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sslx.errors import ConfigError
 from sslx.methods.config import MethodConfig
+
+if TYPE_CHECKING:
+    from sslx.encoders import Encoder
+    from sslx.methods.base import Method
 
 _SHARED = ("__init__", "base", "config", "heads", "ema", "multicrop")
 _LIGHT = ("sslx.errors", "sslx.methods.config", "sslx.data.augment")
@@ -27,6 +31,15 @@ def available() -> tuple[str, ...]:
 def module(name: str) -> ModuleType:
     """The method's module: ``Config``, ``views(config, augment, size)`` and ``Method(config, encoder)``."""
     return import_module(f"sslx.methods.{_known(name)}")
+
+
+def build(config: MethodConfig, encoder: "Encoder") -> "Method":
+    """The method of a config around an encoder; its heads and moving averages have the norm of the encoder's recipe."""
+    from sslx.encoders import norms  # here: it imports torch
+
+    method: Method = module(config.name).Method(config, encoder)
+    norms.replace(method, encoder.recipe.norm)
+    return method
 
 
 def _known(name: str) -> str:

@@ -5,7 +5,7 @@ predicts from them the pixels of the masked ones.  The paper augments by crop an
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base
 from sslx.methods.config import MethodConfig
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
 
 ENCODERS = ("vit",)
 EPS = 1e-6
@@ -68,7 +65,7 @@ class Method(base.Method):
     the code has Xavier's weights and fixed sines and cosines.  They may be loaded ones, which these would undo, and so
     the untrained encoder that probes compare with is the one that training starts from.  The decoder sees the tokens
     in the order of the draws, each with the position embedding of its place: the code puts them in their places first,
-    which makes no difference to attention.
+    which makes no difference to attention.  Where a ViT has its last norm after the pooling, its tokens get one here.
     """
 
     positions: Tensor
@@ -79,30 +76,34 @@ class Method(base.Method):
         from timm.models.vision_transformer import Block
 
         self.config, self.encoder = config, encoder
-        patches, dim = encoder.vit("mae").patch_embed, config.decoder_dim
-        self.patch, self.num_draws = patches.patch_size[0], patches.num_patches
+        encoder.check_tokens("mae")
+        encoder.freeze_pooling()
+        assert encoder.patch is not None
+        (rows, columns), dim = encoder.grid(encoder.size), config.decoder_dim
+        self.patch, self.num_draws = encoder.patch, rows * columns
         self.num_visible = int(self.num_draws * (1 - config.mask_ratio))
         if self.num_visible in (0, self.num_draws):
             raise ConfigError(
                 f"mae needs patches to see and patches to predict; of {self.num_draws}, mask_ratio "
                 f"{config.mask_ratio:g} leaves {self.num_visible} to see: set --method.mask-ratio or --encoder.patch"
             )
+        self.encoder_norm = nn.Identity() if encoder.has_last_norm else nn.LayerNorm(encoder.dim, eps=1e-6)
         self.decoder_embed = nn.Linear(encoder.dim, dim)
         self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         blocks = [Block(dim, config.decoder_heads, qkv_bias=True) for _ in range(config.decoder_layers)]
-        self.decoder = nn.Sequential(*blocks, nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, 3 * self.patch**2))
+        pixels = encoder.recipe.channels * self.patch**2
+        self.decoder = nn.Sequential(*blocks, nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, pixels))
         for layer in (self.decoder_embed, *self.decoder.modules()):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        fixed = F.pad(build_sincos2d_pos_embed(patches.grid_size, dim), (0, 0, 1, 0))  # 0 for the class token
-        self.register_buffer("positions", fixed[None], persistent=False)
+        self.register_buffer("positions", build_sincos2d_pos_embed([rows, columns], dim)[None], persistent=False)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The predictions and targets of the M masked patches, in the order of the draws: two (B, M, 3 * patch^2)."""
+        """The predictions and targets of the M masked patches, in the order of the draws: two (B, M, C * patch^2)."""
         (view,) = batch.views
         visible, masked = self._split(batch)
-        patches = patchify(view, self.patch).take_along_dim(masked - 1, 1)
+        patches = patchify(view, self.patch).take_along_dim(masked[..., None], 1)
         mean, std = self._scale(patches)
         return self._predict(view, visible, masked), (patches - mean) / std
 
@@ -128,18 +129,18 @@ class Method(base.Method):
         (view,) = batch.views
         visible, masked = self._split(batch)
         patches = patchify(view, self.patch)
-        mean, std = self._scale(patches.take_along_dim(masked - 1, 1))
-        places = (masked - 1).expand(-1, -1, patches.shape[2])
+        mean, std = self._scale(patches.take_along_dim(masked[..., None], 1))
+        places = masked[..., None].expand(-1, -1, patches.shape[2])
         predicted = self._predict(view, visible, masked).to(patches.dtype) * std + mean
         shown = patches, patches.scatter(1, places, 0.0), patches.scatter(1, places, predicted)
         images = (F.fold(each.mT, view.shape[2:], self.patch, stride=self.patch) for each in shown)
         return tuple(zip(("image", "masked", "reconstruction"), images, strict=True))
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The places of the class token (0) and the visible patches, and those of the masked ones: (B, ..., 1) each."""
+        """The places of the visible patches (B, K) and of the masked ones (B, M), counted row by row from 0."""
         assert batch.draws is not None
-        places = F.pad(1 + batch.draws.argsort(dim=1, stable=True), (1, 0))[..., None]
-        return places[:, : 1 + self.num_visible], places[:, 1 + self.num_visible :]
+        places = batch.draws.argsort(dim=1, stable=True)
+        return places[:, : self.num_visible], places[:, self.num_visible :]
 
     def _scale(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the standard deviation of each of (B, M, P) patches that targets are relative to: (B, M, 1)."""
@@ -149,30 +150,17 @@ class Method(base.Method):
         return torch.zeros_like(mean), torch.ones_like(var)
 
     def _predict(self, view: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        """What the decoder makes of the masked patches of (B, 3, H, W), from the visible ones: (B, M, 3 * patch^2)."""
-        seen = self.decoder_embed(encode(cast("VisionTransformer", self.encoder.trunk), view, visible))
-        tokens = torch.cat([seen, self.mask_token.expand(*masked.shape[:2], -1)], 1)
-        places = torch.cat([visible, masked], 1)
-        return self.decoder(tokens + self.positions.take_along_dim(places, 1))[:, visible.shape[1] :]
-
-
-def encode(trunk: "VisionTransformer", view: Tensor, places: Tensor) -> Tensor:
-    """The tokens that a ViT makes of (B, 3, H, W) images of its own size where it sees only those at ``places``.
-
-    places: (B, K, 1) int64, 0 the class token, 1 the first patch.  Returns (B, K, dim).
-    """
-    assert trunk.cls_token is not None
-    assert trunk.pos_embed is not None
-    patches = trunk.patch_embed(view).flatten(1, -2)  # (B, H, W, dim) where timm takes any size
-    tokens = torch.cat([trunk.cls_token.expand(len(view), -1, -1), patches], 1)
-    unplaced = tokens.shape[1] - trunk.pos_embed.shape[1]  # the class token, where only patches have positions
-    positions = F.pad(trunk.pos_embed, (0, 0, unplaced, 0))
-    tokens = trunk.pos_drop(tokens + positions).take_along_dim(places, 1)
-    return trunk.norm(trunk.blocks(trunk.norm_pre(tokens)))
+        """What the decoder makes of the masked patches of (B, C, H, W), from the visible ones: (B, M, C * patch^2)."""
+        prefix, patches = self.encoder.tokens(view, keep=visible)
+        seen = self.decoder_embed(self.encoder_norm(torch.cat([prefix, patches], 1)))
+        tokens = torch.cat([seen, self.mask_token.expand(*masked.shape, -1)], 1)
+        places = torch.cat([visible, masked], 1)[..., None]
+        positions = F.pad(self.positions.take_along_dim(places, 1), (0, 0, prefix.shape[1], 0))  # 0 for prefix tokens
+        return self.decoder(tokens + positions)[:, seen.shape[1] :]
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """(B, 3, H, W) -> the N square patches, row by row, (B, N, 3 * patch^2), channel-major; fp32, or fp64 of fp64."""
+    """(B, C, H, W) -> the N square patches, row by row, (B, N, C * patch^2), channel-major; fp32, or fp64 of fp64."""
     images = images.to(torch.promote_types(images.dtype, torch.float32))
     rows, columns = (side // patch for side in images.shape[2:])
     images = images[:, :, : rows * patch, : columns * patch]

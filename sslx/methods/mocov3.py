@@ -73,12 +73,10 @@ class Method(base.Method):
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__()
-        from timm.models.vision_transformer import VisionTransformer  # here: it takes seconds, and --help needs none
-
         self.config, self.encoder = config, encoder
-        vit = isinstance(encoder.trunk, VisionTransformer)
+        vit = encoder.kind == "vit"
         if vit and config.freeze_patches:
-            encoder.trunk.get_submodule("patch_embed.proj").requires_grad_(False)
+            encoder.freeze_patch_projection()
         hidden = [config.hidden_dim] * (2 if vit else 1)
         self.projector = heads.mlp(encoder.dim, *hidden, config.projection_dim)
         self.projector[-1] = nn.BatchNorm1d(config.projection_dim, affine=False)

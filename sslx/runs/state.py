@@ -27,7 +27,7 @@ def check(state: object, needs: Sequence[str], what: str) -> dict[str, Any]:
     if type(state) not in (dict, OrderedDict) or not all(type(key) is str for key in cast("dict[object, Any]", state)):
         raise DataError(f"{what} is not one that sslx wrote: expected a dict by name, got {_kind(state)}")
     parts = cast("dict[str, Any]", state)
-    for name in (*needs, *("size",) * ("size" in parts and bool(needs))):
+    for name in (*needs, *(name for name in _OPTIONAL if name in parts and needs)):
         expected, holds = _KINDS[name]
         if name not in parts:
             raise DataError(f"{what} is not one that sslx wrote: it has no {name!r}: take another checkpoint")
@@ -107,7 +107,19 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
         lambda value: _named(value, lambda _: True) and _side(_item(value, "size")),
     ),
     "size": ("a number of pixels", lambda value: _side(value)),
+    "encoder_recipe": (
+        "an encoder's recipe",
+        lambda value: (
+            _named(value, lambda _: True)
+            and type(_item(value, "name")) is str
+            and _side(_item(value, "size"))
+            and _side(_item(value, "channels"))
+            and _named(_item(value, "arguments"), lambda _: True)
+        ),
+    ),
 }
+_OPTIONAL = ("size", "encoder_recipe")
+"""What only newer checkpoints have."""
 
 
 def foreign(value: object, name: str) -> str | None:

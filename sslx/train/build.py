@@ -15,8 +15,7 @@ from sslx.data.order import Shuffled
 from sslx.data.sources import Source, sides
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
-from sslx.encoders import sync_bn
-from sslx.encoders.group_norm import group_norm, has_batch_norm
+from sslx.encoders.group_norm import has_batch_norm
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.losses import toolchain
 from sslx.machine import compiler, deterministic, onednn
@@ -94,17 +93,16 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     view = eval_view(config.data.eval_size or size)
     sizes = size, *(spec.size for spec in specs), view.size
     trunk = config.encoder if initial_weights else replace(config.encoder, weights=None)
-    norm = "group" if config.batch_norm == "group" else "batch"
     rng.seed_torch(config.seed)
-    encoder = encoders.build(trunk, *sizes, norm=norm, say=say)
+    encoder = encoders.build(trunk, *sizes, norm=config.norm, say=say)
     if bad := state.not_finite(encoder.state_dict()):
         raise DataError(
             f"--encoder.weights {config.encoder.weights} holds numbers that are not finite, in {len(bad)} tensors, "
             f"such as {bad[0]}: take other weights"
         )
-    bare: Method = file.Method(config.method, encoder)
-    _ask_for_memory(bare, specs, config, ranks, autocast, say)
-    method = _method(config, bare, ranks.device, parameters)
+    method = methods.build(config.method, encoder)
+    _ask_for_memory(method, specs, config, ranks, autocast, say)
+    method = _method(config, method, ranks.device, parameters)
     loader = data.training(
         config.data,
         source,
@@ -222,13 +220,9 @@ def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype
 
 
 def _method(config: PretrainConfig, method: Method, device: torch.device, dtype: torch.dtype) -> Method:
-    """The method where and as it is trained: device, dtype, norms, compiled."""
+    """The method where and as it is trained: device, dtype, compiled."""
     method = method.to(device, dtype)
     onednn.keep_out(method)
-    if config.batch_norm == "sync":
-        sync_bn.sync_batch_norm(method)
-    if config.batch_norm == "group":
-        group_norm(method)
     if compiles(config, device):
         if device.type == "cpu":
             compiler.for_cpu()

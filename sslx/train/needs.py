@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sslx.data.batch import Batch
 from sslx.data.views import ViewSpec
+from sslx.encoders.sync_bn import SyncBatchNorm
 from sslx.machine import limits
 from sslx.methods.base import Method
 
@@ -34,6 +35,9 @@ def of_step(
 def _kept(method: Method, specs: Sequence[ViewSpec], samples: int, autocast: torch.dtype | None) -> int:
     """Bytes that so many samples keep for the backward."""
     twin, kept = copy.deepcopy(method).train(), dict[int, int]()
+    for module in twin.modules():
+        if isinstance(module, SyncBatchNorm):
+            module.eval()  # keeps as much, and asks no other rank
     weights = {p.untyped_storage().data_ptr() for p in twin.parameters()}
     alive: list[Tensor] = []
 
@@ -45,8 +49,8 @@ def _kept(method: Method, specs: Sequence[ViewSpec], samples: int, autocast: tor
         return saved
 
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", autocast, enabled=autocast is not None):
-        dtype = next(twin.parameters()).dtype
-        views = tuple(torch.rand(samples, 3, spec.size, spec.size, dtype=dtype) for spec in specs)
+        dtype, channels = next(twin.parameters()).dtype, method.encoder.recipe.channels
+        views = tuple(torch.rand(samples, channels, spec.size, spec.size, dtype=dtype) for spec in specs)
         views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
         label, index = torch.zeros(samples, dtype=torch.int64), torch.arange(samples)
         draws = torch.rand(samples, method.num_draws) if method.num_draws else None

@@ -164,6 +164,7 @@ def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dic
         "optimizer": parts.optimizer.state_dict(),
         "loader": parts.loader.state_dict(),
         "size": settings.data.size or parts.source.size,
+        "encoder_recipe": asdict(parts.method.encoder.recipe),
         "eval_view": asdict(parts.view),
         "num_classes": len(parts.source.classes or ()),
     }

@@ -148,8 +148,8 @@ def test_weights_of_timm_without_internet_are_told_how_to_come(tmp_path: Path, m
         ({"name": "resnet18", "channels": (0, 8, 8, 8)}, 32, ["4 stages", ">= 1"]),
         ({"name": "resnet18", "layers": (1, 1, 1, 0)}, 32, ["4 stages", "not the last"]),
         ({"name": "resnet18", "layers": (-1, 1, 1, 1)}, 32, ["4 stages", ">= 1"]),
-        ({"name": "convnext_atto", "layers": (1, 1, 1, 1)}, 32, ["--encoder.layers", "convnext_atto is none"]),
-        ({"name": "convnext_atto", "stem": "small"}, 32, ["--encoder.stem small", "convnext_atto is none"]),
+        ({"name": "convnext_atto", "layers": (1, 1, 1, 1)}, 32, ["--encoder.layers", "convnext_atto is neither"]),
+        ({"name": "convnext_atto", "stem": "small"}, 32, ["--encoder.stem small", "convnext_atto is not one"]),
         ({"name": "vit_tiny_patch16_224"}, 8, ["vit_tiny_patch16_224", "8 px"]),
         ({"name": "convnext_atto"}, 8, ["convnext_atto cannot take views of 8 px", "--data.size"]),
     ],
@@ -252,7 +252,7 @@ def test_a_trunk_of_one_size_is_refused_where_probes_have_another():
 
 def test_a_vit_of_other_patches_depth_and_width_takes_small_crops_too():
     encoder = build(Config(name="vit_tiny_patch16_224", patch=4, layers=(3,), channels=(128,)), 32, 16, 48)
-    trunk = encoder.vit("a test")
+    trunk: Any = encoder.trunk
     assert (len(trunk.blocks), trunk.blocks[0].attn.num_heads, trunk.patch_embed.num_patches) == (3, 2, 64)
     assert (encoder.dim, encoder.size) == (128, 32)
     assert [encoder(torch.zeros(2, 3, size, size)).shape for size in (32, 16, 48)] == [(2, 128)] * 3
@@ -265,10 +265,13 @@ def test_a_vit_of_other_patches_depth_and_width_takes_small_crops_too():
     ("options", "words"),
     [
         ({"name": "vit_tiny_patch16_224", "layers": (1, 1, 1, 1)}, ["a ViT has one stage", "one number each"]),
-        ({"name": "vit_tiny_patch16_224", "channels": (196,)}, ["multiple of 4 x its heads", "not 196"]),
-        ({"name": "vit_tiny_patch16_224", "channels": (18,)}, ["multiple of 4", "not 18"]),
+        ({"name": "vit_tiny_patch16_224", "channels": (196,)}, ["multiple of 4 x its heads", "got 196"]),
+        ({"name": "vit_tiny_patch16_224", "channels": (18,)}, ["multiple of 4", "got 18"]),
         ({"name": "vit_tiny_patch16_224", "patch": 0}, ["--encoder.patch", "at least 1"]),
-        ({"name": "resnet18", "patch": 4}, ["--encoder.patch is of timm's vit_* and deit_*", "resnet18 is none"]),
+        (
+            {"name": "resnet18", "patch": 4},
+            ["--encoder.patch applies to timm's vit_* and deit_*", "resnet18 is not one"],
+        ),
     ],
 )
 def test_a_shape_that_no_vit_has_is_one_line(options: dict[str, Any], words: list[str]):
@@ -279,5 +282,5 @@ def test_a_shape_that_no_vit_has_is_one_line(options: dict[str, Any], words: lis
 
 def test_a_method_that_needs_a_vit_says_so():
     with pytest.raises(ConfigError) as error:
-        build(small(), 32).vit("mae")
-    is_one_line(error, "mae needs a ViT with a class token, not ResNet: take --encoder.name vit_small_patch16_224")
+        build(small(), 32).check_tokens("mae")
+    is_one_line(error, "mae needs a ViT, not ResNet: take --encoder.name vit_small_patch16_224")

@@ -28,7 +28,10 @@ def make(trunk: encoders.Config | None = None, **options: Any) -> dino.Method:
     """In fp64; with an encoder that is none, for what looks at embeddings only."""
     rng.seed_torch(0)
     numbers: dict[str, Any] = {"hidden_dim": 24, "bottleneck_dim": 12, "output_dim": K, "num_local": 3, **options}
-    encoder = Encoder(nn.Identity(), 16, SIZE) if trunk is None else encoders.build(trunk, SIZE, SIZE // 2)
+    if trunk is None:
+        encoder = Encoder(nn.Identity(), 16, encoders.Recipe(name="identity", size=SIZE))
+    else:
+        encoder = encoders.build(trunk, SIZE, SIZE // 2)
     return dino.Method(dino.Config(**numbers), encoder).double()
 
 

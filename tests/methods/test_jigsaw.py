@@ -24,7 +24,7 @@ class Pixels(encoders.Encoder):
     """An encoder whose features are the pixels, and which keeps what it was given."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(torch.nn.Flatten(), 3 * jigsaw.tile_side(size) ** 2, size)
+        super().__init__(torch.nn.Flatten(), 3 * jigsaw.tile_side(size) ** 2, encoders.Recipe(name="pixels", size=size))
         self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,7 +64,8 @@ def by_hand(method: mae.Method, image: Tensor, draws: Tensor) -> float:
     whole = [seen[0], *[method.mask_token[0, 0]] * NUM]
     for place, token in zip(visible, seen[1:], strict=True):
         whole[1 + place] = token
-    predicted = method.decoder((torch.stack(whole) + method.positions[0])[None])[0, 1:]
+    positions = F.pad(method.positions[0], (0, 0, 1, 0))
+    predicted = method.decoder((torch.stack(whole) + positions)[None])[0, 1:]
     errors: list[float] = []
     for place in masked:
         target = pixels(image, place).flatten().tolist()
@@ -116,13 +116,12 @@ def test_cutting_by_unfold_would_train_to_the_same_last_bit(generator: torch.Gen
 
 def test_the_decoders_positions_are_sines_and_cosines_of_row_and_column():
     method = mae.Method(mae.Config(decoder_dim=16, decoder_layers=1), build())
-    assert method.positions.shape == (1, 1 + NUM, 16)
-    assert not method.positions[0, 0].any()
+    assert method.positions.shape == (1, NUM, 16)
     for place in range(NUM):
         row, column = divmod(place, GRID)
         angles = [where / 10000 ** (k / 4) for where in (row, column) for k in range(4)]
         expected = [*map(math.sin, angles), *map(math.cos, angles)]
-        assert method.positions[0, 1 + place].tolist() == pytest.approx(expected, abs=1e-6)
+        assert method.positions[0, place].tolist() == pytest.approx(expected, abs=1e-6)
     assert "positions" not in method.state_dict()
     assert not method.positions.requires_grad
 
@@ -150,23 +149,60 @@ def test_the_encoders_weights_which_may_be_loaded_ones_stay_as_they_are():
     torch.testing.assert_close(encoder.state_dict(), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("others", [(), (24,)], ids=["one size", "any size"])
-def test_with_all_patches_the_encoder_makes_the_features_that_probes_read(
-    others: tuple[int, ...], generator: torch.Generator
-):
-    encoder = build(*others).double()
-    assert encoder.trunk.dynamic_img_size == bool(others)
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch14_reg4_dinov2", "vit_medium_patch16_gap_240", "vit_little_patch16_reg4_gap_256"]
+)
+def test_a_vit_with_other_prefix_tokens_is_trained_in_every_parameter(name: str, generator: torch.Generator):
+    """Registers, or no class token, and a norm that comes after the pooling: the latter is not part of tokens."""
+    encoder = build(name=name)
+    method = mae.Method(mae.Config(decoder_dim=16, decoder_layers=2), encoder).double()
     (images,), draws = batch(generator).views, torch.rand(3, NUM, generator=generator)
-    every = torch.cat([torch.zeros(3, 1, dtype=torch.int64), 1 + draws.argsort(1)], 1)[..., None]
-    torch.testing.assert_close(mae.encode(encoder.trunk, images, every)[:, 0], encoder(images), rtol=0, atol=1e-12)
+    method(Batch((images,), None, torch.arange(3), draws), NOW).loss.backward()
+    frozen = {key for key, p in method.named_parameters() if not p.requires_grad}
+    assert {key for key, p in method.named_parameters() if p.grad is None} == frozen
+    assert {key.split(".")[2] for key in frozen} <= {"fc_norm"}
+    assert bool(frozen) == isinstance(method.encoder_norm, nn.LayerNorm)
+    seen: list[Tensor] = []
+    method.decoder_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    method.embed(Batch((images,), None, torch.arange(3), draws))
+    torch.testing.assert_close(seen[0].mean(-1), torch.zeros(seen[0].shape[:2], dtype=torch.float64), rtol=0, atol=1e-6)
+    prediction, _ = method.embed(Batch((images,), None, torch.arange(3), draws))
+    for place in range(NUM):
+        changed = images.clone()
+        pixels(changed, place).mul_(-1).add_(torch.linspace(0, 1, PATCH))
+        again, _ = method.embed(Batch((changed,), None, torch.arange(3), draws))
+        for sample in range(3):
+            assert torch.equal(again[sample], prediction[sample]) == (place in places(draws[sample])[1])
 
 
-def test_a_vit_whose_class_token_has_no_position_is_encoded_as_timm_does(generator: torch.Generator):
-    shape = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    trunk = VisionTransformer(**shape, no_embed_class=True, pre_norm=True).double()
-    (images,) = batch(generator).views
-    every = torch.arange(1 + NUM).expand(3, -1)[..., None]
-    torch.testing.assert_close(mae.encode(trunk, images, every), trunk.forward_features(images), rtol=0, atol=1e-12)
+def before_tokens(trunk: Any, view: Tensor, visible: Tensor) -> Tensor:
+    """The encoding of visible patches (B, K) as sslx 0.1 wrote it for ViTs with a class token: (B, 1 + K, dim)."""
+    tokens = torch.cat([trunk.cls_token.expand(len(view), -1, -1), trunk.patch_embed(view).flatten(1, -2)], 1)
+    positions = F.pad(trunk.pos_embed, (0, 0, tokens.shape[1] - trunk.pos_embed.shape[1], 0))
+    tokens = (tokens + positions).take_along_dim(F.pad(1 + visible, (1, 0))[..., None], 1)
+    return trunk.norm(trunk.blocks(trunk.norm_pre(tokens)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("others", [(), (24,)], ids=["one size", "any size"])
+def test_the_loss_and_its_gradients_are_those_of_before_tokens(
+    others: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    method = mae.Method(mae.Config(decoder_dim=16, decoder_layers=2), build(*others)).to(dtype)
+    images = batch(generator, dtype=dtype)
+
+    def numbers() -> list[Tensor]:
+        method.zero_grad()
+        (loss := method(images, NOW).loss).backward()
+        return [loss.detach(), *(p.grad.clone() for p in method.parameters())]
+
+    ours = numbers()
+    monkeypatch.setattr(
+        method.encoder,
+        "tokens",
+        lambda view, keep: before_tokens(method.encoder.trunk, view, keep).split([1, keep.shape[1]], 1),
+    )
+    assert all(map(torch.equal, ours, numbers()))
 
 
 def test_predictions_depend_on_visible_pixels_and_on_no_masked_one(generator: torch.Generator):
@@ -262,7 +298,7 @@ def test_patches_of_one_colour_are_finite_in_bf16(patch: int, generator: torch.G
 
 def test_a_resnet_is_refused_in_one_line():
     resnet = encoders.build(encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16)), SIZE)
-    with pytest.raises(ConfigError, match=r"^mae needs a ViT with a class token, not ResNet: [^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^mae needs a ViT, not ResNet: [^\n]*$"):
         mae.Method(mae.Config(), resnet)
 
 

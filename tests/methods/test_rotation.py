@@ -19,7 +19,7 @@ class Pixels(encoders.Encoder):
     """An encoder whose features are the pixels, and which keeps what it was given."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__(torch.nn.Flatten(), dim, 8)
+        super().__init__(torch.nn.Flatten(), dim, encoders.Recipe(name="pixels", size=8))
         self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:

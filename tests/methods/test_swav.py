@@ -30,7 +30,9 @@ def make(**options: Any) -> swav.Method:
     trunk = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     numbers: dict[str, Any] = {"num_local": 2, "num_prototypes": NUM_PROTOTYPES, "hidden_dim": 16}
     numbers |= {"projection_dim": DIM, "freeze_prototypes": 0.0, "queue_start": 0.0, **options}
-    method = swav.Method(swav.Config(**numbers), encoders.Encoder(trunk, 12, 16)).double()
+    method = swav.Method(
+        swav.Config(**numbers), encoders.Encoder(trunk, 12, encoders.Recipe(name="trunk", size=16))
+    ).double()
     method.after_step(now(0))  # their lengths are 1 in fp32 only
     return method
 

@@ -106,7 +106,7 @@ def test_fp32_far_from_zero_and_in_autocast(generator: torch.Generator):
 def make(**options: Any) -> method_file.Method:
     numbers: dict[str, Any] = {"hidden_dim": 24, "projection_dim": 12, **options}
     config = method_file.Config(**numbers)
-    return method_file.Method(config, encoders.Encoder(nn.Identity(), 16, 16))
+    return method_file.Method(config, encoders.Encoder(nn.Identity(), 16, encoders.Recipe(name="identity", size=16)))
 
 
 def test_the_expander_is_the_papers_and_so_are_the_numbers():

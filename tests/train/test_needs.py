@@ -3,11 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from sslx import distributed
+from sslx import distributed, encoders, methods
 from sslx.config import load
 from sslx.train import build as builds
 from sslx.train import needs
@@ -70,3 +71,18 @@ def test_what_is_free_is_less_than_the_machine_has() -> None:
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     free = needs.available(torch.device("cpu"))
     assert 0 < free < float(total.split()[1]) * 1024
+
+
+def estimate_alone(batch_norm: str) -> float:
+    """On rank 0 only: with norms over all ranks it would wait for the other for ever."""
+    if distributed.rank():
+        return 0.0
+    config = load([*FLAGS, "--encoder.layers", *"1111", "--encoder.channels", *"8888"])
+    method = methods.build(config.method, encoders.build(config.encoder, 32, norm=batch_norm))
+    specs = methods.module("simclr").views(config.method, config.augment, 32)
+    return needs.of_step(method, specs, 64, "sgd", None)
+
+
+def test_a_rank_estimates_alone_whatever_the_norm(ranks: Any) -> None:
+    plain, synced = (ranks(2, estimate_alone, norm)[0] for norm in ("batch", "sync"))
+    assert synced == pytest.approx(plain, rel=0.02)

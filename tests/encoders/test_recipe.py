@@ -1,0 +1,151 @@
+"""An encoder's recipe: through JSON and back to the same encoder, of any norm, stem and number of channels."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslx import methods, optim, rng
+from sslx.data.batch import Batch
+from sslx.data.views import Augment
+from sslx.encoders import Config, Encoder, Recipe, build, rebuild
+from sslx.errors import ConfigError
+from sslx.train.step import train_step
+from sslx.train.verify import narrow
+
+RESNET: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 16)}
+VIT: dict[str, Any] = {"patch": 4, "layers": (2,), "channels": (16,)}
+CASES: dict[str, tuple[Config, tuple[int, ...], dict[str, Any]]] = {
+    "small stem": (Config(**RESNET), (16,), {}),
+    "narrow stem": (Config(**RESNET, stem="narrow"), (16, 24), {}),
+    "timm's stem": (Config(**RESNET), (96,), {}),
+    "group norm": (Config(**RESNET), (16,), {"norm": "group"}),
+    "sync batch norm": (Config(name="resnet50", **RESNET), (16,), {"norm": "sync"}),
+    "one channel": (Config(**RESNET), (16,), {"channels": 1}),
+    "vit": (Config(name="vit_tiny_patch16_224", **VIT), (16,), {}),
+    "vit of any size": (Config(name="vit_tiny_patch16_224", **VIT), (16, 24), {}),
+    "vit with registers": (Config(name="vit_little_patch16_reg4_gap_256", **VIT), (16,), {"channels": 5}),
+    "convnext": (Config(name="convnext_atto"), (32,), {}),
+    "efficientnet": (Config(name="efficientnet_b0"), (32,), {"norm": "group"}),
+}
+
+
+def equal(one: Encoder, other: Encoder) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return list(a) == list(b) and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_encoder_is_built_again_from_the_json_of_its_recipe(case: str, generator: torch.Generator):
+    config, sizes, options = CASES[case]
+    seed = int(torch.randint(2**31, (), generator=generator))
+    rng.seed_torch(seed)
+    encoder = build(config, *sizes, **options)
+    after = torch.get_rng_state()
+    recipe = Recipe(**json.loads(json.dumps(dataclasses.asdict(encoder.recipe))))
+    assert recipe == encoder.recipe
+    rng.seed_torch(seed)
+    again = rebuild(recipe)
+    assert torch.equal(torch.get_rng_state(), after), "it draws the same numbers"
+    assert equal(encoder, again)
+    assert again.recipe == recipe
+    assert (again.kind, again.dim, again.size, again.patch) == (encoder.kind, encoder.dim, encoder.size, encoder.patch)
+    assert {type(module) for module in again.modules()} == {type(module) for module in encoder.modules()}
+    for size in sizes:
+        x = torch.randn(2, recipe.channels, size, size, generator=generator)
+        assert torch.equal(encoder.eval()(x), again.eval()(x))
+
+
+def test_a_recipe_says_what_was_built():
+    resnet = build(Config(**RESNET, stem="narrow"), 16, norm="group", channels=2).recipe
+    shape = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_type": "deep", "stem_width": 4}
+    assert resnet == Recipe(name="resnet18", size=16, arguments=shape, stem="narrow", norm="group", channels=2)
+    vit = build(Config(name="vit_tiny_patch16_224", **VIT), 16, 24).recipe
+    shape = {"patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 1, "img_size": 16, "dynamic_img_size": True}
+    assert vit == Recipe(name="vit_tiny_patch16_224", size=16, arguments=shape)
+
+
+def test_an_encoder_that_is_built_again_may_take_further_sizes(generator: torch.Generator):
+    encoder = build(Config(name="vit_tiny_patch16_224", **VIT), 16)
+    again = rebuild(encoder.recipe, 24)
+    again.load_state_dict(encoder.state_dict())
+    x = torch.randn(2, 3, 16, 16, generator=generator)
+    assert torch.equal(encoder(x), again(x))
+    assert again(torch.randn(2, 3, 24, 24, generator=generator)).shape == (2, 16)
+    with pytest.raises(ConfigError, match=r"^vit_tiny_patch16_224 cannot take views of 18 px: [^\n]*$"):
+        rebuild(encoder.recipe, 18)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"size": 0}, "at least 1, got 0 and 3"),
+        ({"channels": -1}, "at least 1, got 16 and -1"),
+        ({"stem": "large"}, "no stem 'large'"),
+        ({"norm": "layer"}, "norm 'layer'"),
+        ({"arguments": {"pretrained": True}}, "must not have the argument pretrained"),
+        ({"arguments": {"checkpoint_path": "x.pt"}}, "must not have the argument checkpoint_path"),
+        ({"arguments": {"layers": (1, 1)}}, "arguments that JSON can hold"),
+        ({"arguments": {"norm_layer": torch.nn.LayerNorm}}, "arguments that JSON can hold"),
+        ({"arguments": {"depth": torch.ones(2)}}, "arguments that JSON can hold"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_one_line(wrong: dict[str, Any], words: str):
+    with pytest.raises(ConfigError, match=rf"^[^\n]*{words}[^\n]*$"):
+        Recipe(**{"name": "resnet18", "size": 16, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (Recipe(name="resnet181", size=16), "'resnet181' is not a timm model"),
+        (Recipe(name="convnext_atto", size=32, stem="small"), "convnext_atto is not one"),
+        (Recipe(name="resnet18", size=16, arguments={"depth": 3}), "cannot build resnet18"),
+    ],
+)
+def test_what_cannot_be_built_again_is_one_line(recipe: Recipe, words: str):
+    with pytest.raises(ConfigError, match=rf"^[^\n]*{words}[^\n]*$"):
+        rebuild(recipe)
+
+
+# ---------------------------------------------------------------- channels
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        ("simclr", Config(**RESNET)),
+        ("simclr", Config(**RESNET, stem="imagenet")),
+        ("mocov3", Config(name="vit_tiny_patch16_224", **VIT)),
+        ("mae", Config(name="vit_tiny_patch16_224", **VIT)),
+    ],
+)
+def test_images_of_other_channels_train(method: str, config: Config, channels: int, generator: torch.Generator):
+    file = methods.module(method)
+    encoder = build(config, 16, channels=channels)
+    parts = methods.build(narrow(file.Config()), encoder)
+    before = {name: p.detach().clone() for name, p in parts.named_parameters()}
+    optimizer = optim.build(optim.Config(name="sgd"), parts, parts.param_groups())
+    optim.set_lr(optimizer, 0.1)
+    num_views = len(file.views(file.Config(), Augment(), 16))
+    views = tuple(torch.randn(4, channels, 16, 16, generator=generator) for _ in range(num_views))
+    draws = torch.rand(4, parts.num_draws, generator=generator) if parts.num_draws else None
+    images = Batch(views, None, torch.arange(4), draws)
+    losses = [train_step(parts, [images], optimizer, torch.zeros(()), None)["loss"] for _ in range(2)]
+    assert all(loss.isfinite() for loss in losses)
+    moved = [name for name, p in parts.named_parameters() if p.requires_grad and not torch.equal(p, before[name])]
+    assert any(name.startswith("encoder.") for name in moved)
+    first: Tensor = next(p for p in encoder.parameters() if p.ndim == 4)
+    assert first.shape[1] == channels
+
+
+def test_the_picture_of_a_reconstruction_has_the_images_channels(generator: torch.Generator):
+    encoder = build(Config(name="vit_tiny_patch16_224", **VIT), 16, channels=5)
+    method = methods.build(narrow(methods.module("mae").Config()), encoder)
+    views = (torch.randn(2, 5, 16, 16, generator=generator),)
+    images = Batch(views, None, torch.arange(2), torch.rand(2, method.num_draws, generator=generator))
+    assert [rows.shape for _, rows in method.picture(images)] == [(2, 5, 16, 16)] * 3
