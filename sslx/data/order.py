@@ -1,6 +1,8 @@
 """The sampler: which samples make up batch number t, as a function of (seed, t), cut by rank."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,44 @@ from sslx import rng
 from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
+
+
+class Order(Protocol):
+    """Which samples one rank takes in which batch: a function of the batch's number t and of nothing that came before.
+
+    So a loader's place is a number, and what reads ahead asks for any t.  An order is pickled for the processes that
+    read images.
+    """
+
+    @property
+    def num_batches(self) -> int:
+        """Batches an epoch on this rank."""
+        ...
+
+    @property
+    def per_rank(self) -> int:
+        """Samples of a batch on this rank, at most."""
+        ...
+
+    def epoch(self, t: int) -> int:
+        """The epoch of batch t, from which its samples' augmentations are drawn."""
+        ...
+
+    def batch(self, t: int) -> Indices:
+        """This rank's sample indices of batch t: (per_rank,) or fewer."""
+        ...
+
+    def finished(self, t: int) -> bool:
+        """Whether there is no batch t, nor any after it."""
+        ...
+
+    def state(self, t: int) -> dict[str, Any]:
+        """What a checkpoint notes of the order when the next batch is t: plain data."""
+        ...
+
+    def seek(self, state: Mapping[str, Any]) -> int:
+        """The t of which ``state(t)``, perhaps at another world size, is this.  ConfigError where there is none."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +97,7 @@ class Shuffled:
     @property
     def per_rank(self) -> int:
         """Samples of one micro-batch on one rank."""
-        return self.batch_size // self.accumulate // self.world_size
+        return self._micro_batch_size // self.world_size
 
     def epoch(self, t: int) -> int:
         return t // self.num_batches
@@ -74,6 +114,21 @@ class Shuffled:
 
     def finished(self, t: int) -> bool:  # noqa: ARG002 (training never ends by itself)
         return False
+
+    def state(self, t: int) -> dict[str, Any]:
+        """Seed, epoch, and as ``position`` how many of its samples come before batch t on all ranks together."""
+        epoch, within = divmod(t, self.num_batches)
+        return {"seed": self.seed, "epoch": epoch, "position": within * self._micro_batch_size}
+
+    def seek(self, state: Mapping[str, Any]) -> int:
+        if state["seed"] != self.seed or state["position"] % self._micro_batch_size:
+            raise ConfigError("the checkpoint's sample order has another seed or batch size than this run's")
+        return state["epoch"] * self.num_batches + state["position"] // self._micro_batch_size
+
+    @property
+    def _micro_batch_size(self) -> int:
+        """Samples of one micro-batch on all ranks together."""
+        return self.batch_size // self.accumulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +155,12 @@ class Sequential:
     def finished(self, t: int) -> bool:
         return t >= self.num_batches
 
+    def state(self, t: int) -> dict[str, Any]:
+        return {"batch": t}
+
+    def seek(self, state: Mapping[str, Any]) -> int:
+        return state["batch"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Repeated:
@@ -112,6 +173,10 @@ class Repeated:
     def num_batches(self) -> int:
         return 1
 
+    @property
+    def per_rank(self) -> int:
+        return len(self.index)
+
     def epoch(self, t: int) -> int:
         return t
 
@@ -121,5 +186,8 @@ class Repeated:
     def finished(self, t: int) -> bool:
         return t >= self.num_epochs
 
+    def state(self, t: int) -> dict[str, Any]:
+        return {"batch": t}
 
-Order = Shuffled | Sequential | Repeated
+    def seek(self, state: Mapping[str, Any]) -> int:
+        return state["batch"]

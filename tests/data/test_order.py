@@ -1,5 +1,6 @@
 """The sampler: every epoch a permutation, the same batches at every world size, messages that help."""
 
+import json
 import re
 from collections import Counter
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from sslx import rng, schedules
 from sslx.data import Config, training
 from sslx.data.backends import dali
-from sslx.data.order import Sequential, Shuffled
+from sslx.data.order import Order, Repeated, Sequential, Shuffled
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
 from sslx.errors import ConfigError
@@ -137,6 +138,37 @@ def test_256_ranks_see_every_sample_once_however_often_they_are_stopped() -> Non
     peak = steps // 10
     assert lrs[:peak] == sorted(lrs[:peak])
     assert lrs[peak:] == sorted(lrs[peak:], reverse=True)
+
+
+ORDERS = [
+    one_rank(),
+    one_rank(accumulate=3),
+    Sequential(num_samples=22, per_rank=5, rank=1, world_size=2),
+    Repeated(index=np.array([4, 1, 7]), num_epochs=3),
+]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
+def test_an_order_is_found_again_where_its_state_says(order: Order) -> None:
+    for t in range(30):
+        state = json.loads(json.dumps(order.state(t)))
+        assert order.seek(state) == t
+        if not order.finished(t):
+            assert 1 <= len(order.batch(t)) <= order.per_rank
+
+
+def test_a_state_counts_samples_so_that_ranks_and_steps_of_accumulation_may_change() -> None:
+    for step in range(20):
+        for accumulate, world_size in ((1, 1), (2, 3), (3, 4), (12, 1)):
+            order = Shuffled(num_samples=103, batch_size=12, accumulate=accumulate, seed=5, world_size=world_size)
+            assert order.seek(one_rank().state(step)) == step * accumulate
+            assert order.state(step * accumulate) == one_rank().state(step)
+
+
+@pytest.mark.parametrize("other", [one_rank(6), one_rank(batch_size=8)], ids=["seed", "batch size"])
+def test_a_state_of_another_seed_or_batch_size_is_refused(other: Shuffled) -> None:
+    with pytest.raises(ConfigError, match="another seed or batch size than this run's"):
+        other.seek(one_rank().state(3))
 
 
 @pytest.fixture
