@@ -10,6 +10,7 @@ one behind CUDA's and NumPy's: a keyed bijection of a 128-bit counter.  The key 
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+_MURMUR = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
+_NUM_ROUNDS = 24
 _MOST_AT_ONCE = 1 << 15
 """Blocks of four words that are computed together: their arrays stay in a core's cache."""
 _FEWEST_AT_ONCE = 256
@@ -97,6 +100,68 @@ def permutation(seed: int, name: str, *counters: int, size: int) -> npt.NDArray[
     """A random order of ``range(size)``: the ranks of 64-bit words, so that no library version changes it."""
     drawn = words(seed, name, *counters, num=2 * size)[0].reshape(size, 2)
     return np.argsort(drawn[:, 0] << _HALF | drawn[:, 1], kind="stable").astype(np.int64)
+
+
+def permuted(
+    seed: int, name: str, *counters: int, size: int, positions: npt.NDArray[np.integer]
+) -> npt.NDArray[np.int64]:
+    """What stands at these positions of a random order of ``range(size)``, without making the rest of the order.
+
+    positions: (N,) in [0, size), where 1 <= size <= 2^32.  Returns (N,) likewise.  It takes memory for N numbers and no
+    more, whatever the size is.  This is another order than that of ``permutation``.
+
+    The order is the generalized Feistel network of Black and Rogaway (Ciphers with Arbitrary Finite Domains, CT-RSA
+    2002, method 3): a position is written as a cell of a table that is barely larger than ``size``; each round shifts
+    every row by an amount that is a hash of its column, or the other way around; what comes out beyond ``size`` goes
+    through again (cycle walking), which keeps it one to one.  There are 24 rounds, as in the bijection of Mitchell et
+    al., Bandwidth-Optimal Random Shuffling for GPUs (arXiv 2106.06161), and in ``thrust::shuffle``, which had too few
+    with 8 and 16.  One deviation: the number of rows is even, because a table with two odd sides would give even
+    permutations only.  Computed with ideal hashes for tables of 4 and 8 cells (up to 8 samples), 24 rounds are at most
+    0.4 % from uniform in total variation; 8 rounds are 28 %.
+    """
+    assert 1 <= size <= 1 << 32
+    num_rows = math.isqrt(size - 1) + 1
+    num_rows += num_rows % 2
+    num_columns = -(-size // num_rows)
+    keys = _round_keys(seed, name, counters)
+    cells = _through_rounds(positions.astype(np.uint64), num_rows, num_columns, keys)
+    while len(beyond := np.flatnonzero(cells >= size)):
+        cells[beyond] = _through_rounds(cells[beyond], num_rows, num_columns, keys)
+    return cells.astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def _round_keys(seed: int, name: str, counters: tuple[int, ...]) -> Words:
+    """(_NUM_ROUNDS,) keys of 64 bits."""
+    halves = words(seed, name, *counters, num=2 * _NUM_ROUNDS)[0].reshape(_NUM_ROUNDS, 2)
+    return halves[:, 0] << _HALF | halves[:, 1]
+
+
+def _through_rounds(cells: Words, num_rows: int, num_columns: int, keys: Words) -> Words:
+    """Where each cell of the table, counted column by column, is after all rounds: (N,)."""
+    column, row = np.divmod(cells, np.uint64(num_rows))
+    for number, key in enumerate(keys):
+        if number % 2 == 0:
+            row = _shifted(row, num_rows, column ^ key)
+        else:
+            column = _shifted(column, num_columns, row ^ key)
+    return column * np.uint64(num_rows) + row
+
+
+def _shifted(places: Words, length: int, hashed: Words) -> Words:
+    """``places`` in range(length), each moved around by an amount that is a hash: (N,).
+
+    The hash is MurmurHash3's finalizer for 64 bits without its first and last steps: the bits that are used, the upper
+    ones, depend on all bits all the same.
+    """
+    amount = hashed * _MURMUR[0]
+    amount ^= amount >> _HALF
+    amount *= _MURMUR[1]
+    amount >>= _HALF
+    amount *= np.uint64(length)
+    amount >>= _HALF
+    amount += places
+    return np.where(amount < length, amount, amount - np.uint64(length))
 
 
 def seed_torch(seed: int) -> None:

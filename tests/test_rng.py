@@ -1,7 +1,11 @@
 """The random generator: the published vectors, and draws that depend on nothing but their counters."""
 
 import hashlib
-from collections.abc import Sequence
+import math
+import tracemalloc
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,12 @@ KNOWN_ANSWERS = [  # Random123's kat_vectors: counter, key, output of philox4x32
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
     ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 ]
+
+
+Order = Callable[[int, int, npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+"""What stands at the given positions, from a size and an epoch."""
+Statistic = Callable[[Order], float]
+"""How far orders are from random ones, in standard deviations."""
 
 
 def digest(array: npt.NDArray[Any]) -> str:
@@ -132,6 +142,185 @@ def test_permutation() -> None:
     assert (first == second).sum() < 20
     assert (first == np.arange(1000)).sum() < 20
     assert (first == rng.permutation(5, "order", 0, size=1000)).all()
+
+
+@pytest.mark.parametrize("size", [*range(1, 70), *(2**k + d for k in (7, 8, 10, 16) for d in (-1, 0, 1)), 99_991])
+def test_permuted_is_a_permutation(size: int) -> None:
+    seed, epoch = (int(number) for number in np.random.default_rng().integers(2**32, size=2))
+    for counters in ((), (epoch,), (epoch, 1)):
+        order = rng.permuted(seed, "order", *counters, size=size, positions=np.arange(size))
+        assert order.dtype == np.int64
+        assert np.array_equal(np.sort(order), np.arange(size))
+
+
+def test_permuted_is_a_function_of_the_position() -> None:
+    random = np.random.default_rng()
+    order = rng.permuted(5, "order", 3, size=1000, positions=np.arange(1000))
+    some = random.integers(1000, size=300)
+    assert (rng.permuted(5, "order", 3, size=1000, positions=some) == order[some]).all()
+    assert (rng.permuted(5, "order", 3, size=1000, positions=some[:0]) == order[:0]).all()
+    for other in (("order", 4), ("other", 3)):
+        assert (rng.permuted(5, *other, size=1000, positions=np.arange(1000)) == order).mean() < 0.02
+
+
+def test_no_version_permutes_otherwise() -> None:
+    """Recorded when it was new: a resumed run must go on in its order."""
+    positions = np.arange(0, 10**9, 10**9 // 300)
+    assert digest(rng.permuted(7, "digest", 3, size=10**9, positions=positions)) == "9945cb00ed08cbca"
+
+
+@pytest.mark.parametrize("size", [10**9, 2**32])
+def test_permuted_takes_memory_for_its_positions_only(size: int) -> None:
+    positions = np.arange(size - 4096, size)
+    tracemalloc.start()
+    order = rng.permuted(5, "order", 3, size=size, positions=positions)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set(order.tolist())) == 4096
+    assert 0 <= order.min() <= order.max() < size
+    assert peak_bytes < 2**20
+
+
+def permuted(size: int, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return rng.permuted(11, "statistics", epoch, size=size, positions=positions)
+
+
+def of_numpy(size: int, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    random = np.random.default_rng([11, epoch])
+    if size < 10**6:
+        return random.permutation(size)[positions]
+    return random.choice(size, len(positions), replace=False)
+
+
+def of_rounds(num: int) -> Order:
+    """``permuted`` with fewer rounds: a planted bug."""
+
+    def order(size: int, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        keys = rng._round_keys(11, "statistics", (epoch,))[:num]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rng, "_round_keys", lambda *_: keys)
+            return permuted(size, epoch, positions)
+
+    return order
+
+
+def affine(size: int, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """i * a + b modulo the size, for random a and b of each epoch: a planted bug."""
+    a, b = np.random.default_rng([11, epoch]).integers(size, size=2).tolist()
+    while math.gcd(a, size) != 1:
+        a += 1
+    return (positions * a + b) % size
+
+
+def same(size: int, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:  # noqa: ARG001
+    """The same order in every epoch: a planted bug."""
+    return permuted(size, 0, positions)
+
+
+@cache
+def orders(order: Order, size: int, num_epochs: int) -> npt.NDArray[np.int64]:
+    """(num_epochs, size): what stands where in each epoch."""
+    return np.stack([order(size, epoch, np.arange(size)) for epoch in range(num_epochs)])
+
+
+def chi_squared(counts: npt.NDArray[np.int64]) -> float:
+    """How far counts are from equal, in standard deviations of the statistic."""
+    freedom, expected = counts.size - 1, counts.mean()
+    return float((((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom))
+
+
+def of_a_poisson(counts: npt.NDArray[np.int64], mean: float) -> float:
+    """How far the mean or, if it is farther, the variance of counts is from a Poisson distribution's, likewise."""
+    of_mean = (counts.mean() - mean) / math.sqrt(mean / len(counts))
+    of_variance = (counts.var() - mean) / math.sqrt((mean + 2 * mean**2) / len(counts))
+    return max(abs(of_mean), abs(of_variance))
+
+
+def of_correlations(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> float:
+    """How far the mean or the mean square of the correlations of rows is from those of independent rows, likewise."""
+    z = [np.corrcoef(a, b)[0, 1] * math.sqrt(len(a)) for a, b in zip(left, right, strict=True)]
+    return max(abs(np.mean(z)) * math.sqrt(len(z)), abs(np.mean(np.square(z)) - 1) * math.sqrt(len(z) / 2))
+
+
+def whole_orders(order: Order) -> float:
+    """Whether each of the 24 orders of four samples, and of the 120 of five, is as frequent as any other."""
+    scores = list[float]()
+    for size in (4, 5):
+        codes = (orders(order, size, 1000) * size ** np.arange(size)).sum(axis=1)
+        numbers = {sum(x * size**i for i, x in enumerate(one)): n for n, one in enumerate(permutations(range(size)))}
+        counts = np.bincount([numbers[code] for code in codes.tolist()], minlength=math.factorial(size))
+        scores.append(chi_squared(counts))
+    return max(map(abs, scores))
+
+
+def places(order: Order) -> float:
+    """Whether each sample comes at each position equally often."""
+    scores = list[float]()
+    for size in (3, 16):
+        drawn = orders(order, size, 1000)
+        counts = np.bincount((drawn + size * np.arange(size)).ravel(), minlength=size**2)
+        expected = counts.mean()
+        statistic = ((counts - expected) ** 2 / expected).sum() * (size - 1) / size  # rows and columns sum to 1,000
+        scores.append((statistic - (size - 1) ** 2) / math.sqrt(2) / (size - 1))
+    return max(map(abs, scores))
+
+
+def fixed_points(order: Order) -> float:
+    """Whether one sample on average stays at its own place, and no more than by chance in any epoch."""
+    return of_a_poisson((orders(order, 1000, 400) == np.arange(1000)).sum(axis=1), 1.0)
+
+
+def neighbors(order: Order) -> float:
+    """Whether two pairs of samples on average stay neighbors, likewise."""
+    return of_a_poisson((np.abs(np.diff(orders(order, 1000, 400), axis=1)) == 1).sum(axis=1), 2.0)
+
+
+def steps(order: Order) -> float:
+    """Whether the step from a sample to the next one is as often of one length as of any other."""
+    drawn = orders(order, 1000, 400)
+    counts = [np.bincount(one * 20 // 1000, minlength=20) for one in np.diff(drawn, axis=1) % 1000]
+    of_epochs = np.mean([chi_squared(one) for one in counts]) * math.sqrt(len(counts))
+    return max(abs(of_epochs), abs(chi_squared(np.sum(counts, axis=0))), of_correlations(drawn[:, 1:], drawn[:, :-1]))
+
+
+def between_epochs(order: Order) -> float:
+    """Whether one epoch's order tells nothing of another's."""
+    drawn = orders(order, 1000, 400)
+    return max(of_correlations(drawn[distance:], drawn[:-distance]) for distance in (1, 2, 7))
+
+
+def of_a_billion(order: Order) -> float:
+    """Whether pieces of a long order are spread evenly, in their upper and lower digits, alone and in pairs."""
+    size, scores = 10**9, list[float]()
+    for epoch, start in enumerate((0, 5 * 10**8 - 2000, size - 20_000)):
+        drawn = order(size, epoch, np.arange(start, start + 20_000))
+        upper, lower = drawn // (size // 16), drawn % 16
+        step = np.diff(drawn) % size // (size // 16)
+        digits = [upper, lower, step, upper[1:] * 16 + upper[:-1], lower[1:] * 16 + lower[:-1], upper * 16 + lower]
+        scores += [chi_squared(np.bincount(digit, minlength=256 if digit.max() > 15 else 16)) for digit in digits]
+    return max(map(abs, scores))
+
+
+STATISTICS: dict[Statistic, list[Order]] = {
+    whole_orders: [of_rounds(1), of_rounds(4), affine, same],
+    places: [of_rounds(1), same],
+    fixed_points: [of_rounds(1), affine],
+    neighbors: [of_rounds(1), affine],
+    steps: [of_rounds(1), affine],
+    between_epochs: [of_rounds(1), same],
+    of_a_billion: [of_rounds(1), of_rounds(2), affine],
+}
+WIDEST = 5.0
+"""Standard deviations: numpy's orders and ours stay within them; the draws are fixed."""
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_permuted_is_as_random_as_numpys_permutation(statistic: Statistic) -> None:
+    """And a weak order, which the same statistic must find, is far from it."""
+    assert statistic(of_numpy) < WIDEST
+    assert statistic(permuted) < WIDEST
+    for weak in STATISTICS[statistic]:
+        assert statistic(weak) > 4 * WIDEST, weak.__qualname__
 
 
 def test_seed_torch() -> None:
