@@ -161,7 +161,7 @@ def _shifted(places: Words, length: int, hashed: Words) -> Words:
     amount *= np.uint64(length)
     amount >>= _HALF
     amount += places
-    return np.where(amount < length, amount, amount - np.uint64(length))
+    return np.minimum(amount, amount - np.uint64(length))  # the difference wraps around 2^64 where it is below 0
 
 
 def seed_torch(seed: int) -> None:
