@@ -28,7 +28,7 @@ from sslx.data.views import ViewSpec
 RESULTS = Path(__file__).parent / "results" / "order.jsonl"
 SIZES = (10**4, 10**6, 10**9)
 BATCH_SIZE = 4096
-SORTED_BYTES, NUMPY_BYTES = 56, 8
+SORTED_BYTES, NUMPY_BYTES = 60, 8
 """For each sample of an epoch: the peak of the sort of random words (measured at 10^6), and numpy's permutation."""
 CPU = torch.device("cpu")
 
