@@ -120,14 +120,22 @@ def permuted(
     0.4 % from uniform in total variation; 8 rounds are 28 %.
     """
     assert 1 <= size <= 1 << 32
-    num_rows = math.isqrt(size - 1) + 1
-    num_rows += num_rows % 2
-    num_columns = -(-size // num_rows)
+    num_rows, num_columns = _table(size)
     keys = _round_keys(seed, name, counters)
     cells = _through_rounds(positions.astype(np.uint64), num_rows, num_columns, keys)
     while len(beyond := np.flatnonzero(cells >= size)):
         cells[beyond] = _through_rounds(cells[beyond], num_rows, num_columns, keys)
     return cells.astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def _table(size: int) -> tuple[int, int]:
+    """(an even number of rows, number of columns) of a nearly square table that has few cells beyond ``size``."""
+    square = math.isqrt(size - 1) + 1
+    square += square % 2
+    candidates = range(square, square + min(square // 4, 64) + 1, 2)
+    num_rows = min(candidates, key=lambda num_rows: -size % num_rows)
+    return num_rows, -(-size // num_rows)
 
 
 @lru_cache(maxsize=64)
