@@ -13,7 +13,7 @@ from sslx import rng
 from sslx.data import identity
 from sslx.data.batch import Batch
 from sslx.data.config import Config
-from sslx.data.order import Order, Repeated, Sequential, Shuffled
+from sslx.data.order import Order, Sequential, Shuffled
 from sslx.data.patience import Caller, Patience, StopWaiting
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
@@ -45,7 +45,7 @@ class Loader:
     all other samples stay as they were; ``bad`` holds them, index -> path.  Which they are is up to ``formats.read``,
     whatever the backend: what is missing, empty, cut, no image, or of a format that it refuses.
 
-    num_draws: random numbers for each sample that a batch brings to the method.
+    num_draws: random numbers for each sample that a batch brings to the method, drawn with ``seed``.
     """
 
     num_draws = 0
@@ -58,11 +58,12 @@ class Loader:
         device: torch.device,
         dtype: torch.dtype,
         *,
+        seed: int,
         max_bad: float = 0.01,
         say: Callable[[str], None] = lambda _: None,
         patience: Patience | None = None,
     ) -> None:
-        self.order, self.backend, self.source = order, backend, source
+        self.order, self.backend, self.source, self.seed = order, backend, source, seed
         self.device, self.dtype, self._patience = device, dtype, patience or Patience()
         self.delivered = 0
         self.say = say
@@ -98,8 +99,7 @@ class Loader:
         if self.source.labels is not None:
             arrays["label"] = self.source.labels[self._quarantine.substitute(index)]
         if self.num_draws:
-            assert isinstance(self.order, Shuffled)
-            drawn = rng.uniform(self.order.seed, "method", self.order.epoch(t), index, num=self.num_draws)
+            drawn = rng.uniform(self.seed, "method", self.order.epoch(t), index, num=self.num_draws)
             arrays["draws"] = np.minimum(drawn.astype(np.float32), np.float32(1 - 2.0**-24))  # the largest round to 1
         return arrays
 
@@ -145,16 +145,7 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where training is: epoch, samples of it already delivered on all ranks together, and of which images."""
-        assert isinstance(self.order, Shuffled)
-        epoch, within = divmod(self.delivered, self.order.num_batches)
-        samples = within * self.order.batch_size // self.order.accumulate
-        return {
-            "seed": self.order.seed,
-            "epoch": epoch,
-            "position": samples,
-            "num_samples": self.order.num_samples,
-            "images": self._identity,
-        }
+        return {**self.order.state(self.delivered), "num_samples": len(self.source), "images": self._identity}
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -167,7 +158,6 @@ class Loader:
 
         DataError, with the difference, where the source holds other images than those.
         """
-        assert isinstance(self.order, Shuffled)
         before, now = state["num_samples"], len(self.source)
         difference = ""
         if "images" in state:
@@ -180,11 +170,7 @@ class Loader:
                 f"the checkpoint was trained on {counts}{f' ({difference})' if difference else ''}: "
                 "restore the images, or start a new run with --encoder.weights"
             )
-        micro = self.order.batch_size // self.order.accumulate
-        if state["seed"] != self.order.seed or state["position"] % micro:
-            raise ConfigError("the checkpoint's sample order has another seed or batch size than this run's")
-        self.close()
-        self.delivered = state["epoch"] * self.order.num_batches + state["position"] // micro
+        self.back_to(self.order.seek(state))
 
 
 def has_dali() -> bool:
@@ -271,7 +257,7 @@ def training(
         say=say,
         patience=patience,
     )
-    return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say, patience=patience)
+    return Loader(order, backend, source, device, dtype, seed=seed, max_bad=config.max_bad, say=say, patience=patience)
 
 
 def evaluation(
@@ -299,7 +285,7 @@ def in_order(
     config: Config,
     source: Source,
     specs: Sequence[ViewSpec],
-    order: Sequential | Repeated,
+    order: Order,
     *,
     seed: int,
     local_world_size: int = 1,
@@ -314,10 +300,10 @@ def in_order(
         source,
         specs,
         seed=seed,
-        per_rank=order.per_rank if isinstance(order, Sequential) else len(order.index),
+        per_rank=order.per_rank,
         local_world_size=local_world_size,
         device=device,
         say=say,
         patience=patience,
     )
-    return Loader(order, backend, source, device, dtype, max_bad=config.max_bad, say=say, patience=patience)
+    return Loader(order, backend, source, device, dtype, seed=seed, max_bad=config.max_bad, say=say, patience=patience)

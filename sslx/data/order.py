@@ -1,6 +1,8 @@
 """The sampler: which samples make up batch number t, as a function of (seed, t), cut by rank."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,45 @@ from sslx.errors import ConfigError
 Indices = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
+class Order(Protocol):
+    """Which samples one rank takes in which batch: a function of the batch's number t and of nothing that came before.
+
+    So a loader's place is a number, and what reads ahead asks for any t.  An order is pickled for the processes that
+    read images.
+    """
+
+    @property
+    def num_batches(self) -> int:
+        """Batches an epoch on this rank."""
+        ...
+
+    @property
+    def per_rank(self) -> int:
+        """Samples of a batch on this rank, at most."""
+        ...
+
+    def epoch(self, t: int) -> int:
+        """The epoch of batch t, from which its samples' augmentations are drawn."""
+        ...
+
+    def batch(self, t: int) -> Indices:
+        """This rank's sample indices of batch t: (per_rank,) or fewer."""
+        ...
+
+    def finished(self, t: int) -> bool:
+        """Whether there is no batch t, nor any after it."""
+        ...
+
+    def state(self, t: int) -> dict[str, Any]:
+        """What a checkpoint notes of the order when the next batch is t: plain data."""
+        ...
+
+    def seek(self, state: Mapping[str, Any]) -> int:
+        """The t of which ``state(t)``, perhaps at another world size, is this.  ConfigError where there is none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Shuffled:
     """Endless training batches: every epoch is a permutation of all samples, the incomplete last batch dropped.
 
@@ -19,7 +59,11 @@ class Shuffled:
     samples at every world size, and a restart needs nothing but t.
 
     num_samples: in the source.  batch_size: global, of one optimizer step.  accumulate: micro-batches a step;
-    a *batch* below is one micro-batch.
+    a *batch* below is one micro-batch.  blocks: (num_blocks,) the first sample of each block that is best read as a
+    whole (a tar file, a row group of a Parquet file), ascending from 0; None where any sample is read as fast as any
+    other.  window: each epoch takes the blocks in a random order, so many at a time, and shuffles the samples of these
+    among one another, so that a reader has twice as many blocks open at most.  Raises ConfigError for a batch that
+    cannot be cut or filled, and ValueError for blocks that are none.
     """
 
     num_samples: int
@@ -28,9 +72,14 @@ class Shuffled:
     seed: int
     rank: int = 0
     world_size: int = 1
+    blocks: Indices | None = None
+    window: int = 16
     _epochs: dict[int, Indices] = field(default_factory=dict[int, Indices], repr=False)
+    _windows: "dict[int, _Windows]" = field(default_factory=dict[int, "_Windows"], repr=False)
 
     def __post_init__(self) -> None:
+        if self.blocks is not None:
+            _check_blocks(self.blocks, self.window, self.num_samples)
         share = self.accumulate * self.world_size
         if self.batch_size % share:
             raise ConfigError(
@@ -57,7 +106,7 @@ class Shuffled:
     @property
     def per_rank(self) -> int:
         """Samples of one micro-batch on one rank."""
-        return self.batch_size // self.accumulate // self.world_size
+        return self._micro_batch_size // self.world_size
 
     def epoch(self, t: int) -> int:
         return t // self.num_batches
@@ -65,15 +114,87 @@ class Shuffled:
     def batch(self, t: int) -> Indices:
         """This rank's sample indices of batch t: (per_rank,)."""
         epoch, within = divmod(t, self.num_batches)
-        if epoch not in self._epochs:
-            while len(self._epochs) > 1:  # two are kept: what reads ahead is in the next epoch before the loader is
-                del self._epochs[next(iter(self._epochs))]
-            self._epochs[epoch] = rng.permutation(self.seed, "sample order", epoch, size=self.num_samples)
         start = (within * self.world_size + self.rank) * self.per_rank
+        if self.blocks is not None:
+            if epoch not in self._windows:
+                _forget_all_but_the_last(self._windows)
+                self._windows[epoch] = _Windows(self.seed, epoch, self.blocks, self.window, self.num_samples)
+            return self._windows[epoch].samples(np.arange(start, start + self.per_rank))
+        if epoch not in self._epochs:
+            _forget_all_but_the_last(self._epochs)
+            self._epochs[epoch] = rng.permutation(self.seed, "sample order", epoch, size=self.num_samples)
         return self._epochs[epoch][start : start + self.per_rank]
 
     def finished(self, t: int) -> bool:  # noqa: ARG002 (training never ends by itself)
         return False
+
+    def state(self, t: int) -> dict[str, Any]:
+        """Seed, epoch, and as ``position`` how many of its samples come before batch t on all ranks together."""
+        epoch, within = divmod(t, self.num_batches)
+        state = {"seed": self.seed, "epoch": epoch, "position": within * self._micro_batch_size}
+        return state if self.blocks is None else {**state, "window": self.window}
+
+    def seek(self, state: Mapping[str, Any]) -> int:
+        if state["seed"] != self.seed or state["position"] % self._micro_batch_size:
+            raise ConfigError("the checkpoint's sample order has another seed or batch size than this run's")
+        before, now = state.get("window"), None if self.blocks is None else self.window
+        if before != now:
+            raise ConfigError(
+                f"the checkpoint's samples were shuffled {_extent(before)}, and this run's are {_extent(now)}: "
+                "take the checkpoint's window"
+            )
+        return state["epoch"] * self.num_batches + state["position"] // self._micro_batch_size
+
+    @property
+    def _micro_batch_size(self) -> int:
+        """Samples of one micro-batch on all ranks together."""
+        return self.batch_size // self.accumulate
+
+
+class _Windows:
+    """An epoch's order of samples that lie in blocks: memory for a few numbers a block, and none a sample."""
+
+    def __init__(self, seed: int, epoch: int, blocks: Indices, window: int, num_samples: int) -> None:
+        self.seed, self.epoch = seed, epoch
+        order = rng.permuted(seed, "block order", epoch, size=len(blocks), positions=np.arange(len(blocks)))
+        self._first = blocks[order]
+        lengths = np.diff(blocks, append=num_samples)[order]
+        self._start = np.cumsum(lengths) - lengths  # where each block would begin if only blocks were shuffled
+        self._window_starts = np.append(self._start[::window], num_samples)
+
+    def samples(self, positions: Indices) -> Indices:
+        """The samples at these positions of the epoch: (N,)."""
+        windows = np.searchsorted(self._window_starts, positions, side="right") - 1
+        unshuffled = np.empty_like(positions)
+        for window in np.unique(windows).tolist():
+            here = windows == window
+            start, stop = self._window_starts[window : window + 2].tolist()
+            unshuffled[here] = start + rng.permuted(
+                self.seed, "window order", self.epoch, window, size=stop - start, positions=positions[here] - start
+            )
+        block = np.searchsorted(self._start, unshuffled, side="right") - 1
+        return self._first[block] + unshuffled - self._start[block]
+
+
+def _check_blocks(blocks: Indices, window: int, num_samples: int) -> None:
+    """Raise ValueError unless these are the first samples of blocks, which a source may have counted wrongly."""
+    if len(blocks) == 0 or blocks[0] != 0 or (np.diff(blocks, append=num_samples) < 0).any():
+        raise ValueError(
+            f"blocks are the numbers of their first samples, ascending from 0 to at most {num_samples:,}, "
+            f"the number of samples: not {blocks}"
+        )
+    if window < 1:
+        raise ValueError(f"a window holds 1 block or more, not {window}")
+
+
+def _extent(window: int | None) -> str:
+    return "as a whole" if window is None else f"in windows of {window} blocks"
+
+
+def _forget_all_but_the_last(epochs: dict[int, Any]) -> None:
+    """So that two are kept: what reads ahead is in the next epoch before the loader is."""
+    while len(epochs) > 1:
+        del epochs[next(iter(epochs))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +221,12 @@ class Sequential:
     def finished(self, t: int) -> bool:
         return t >= self.num_batches
 
+    def state(self, t: int) -> dict[str, Any]:
+        return {"batch": t}
+
+    def seek(self, state: Mapping[str, Any]) -> int:
+        return state["batch"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Repeated:
@@ -112,6 +239,10 @@ class Repeated:
     def num_batches(self) -> int:
         return 1
 
+    @property
+    def per_rank(self) -> int:
+        return len(self.index)
+
     def epoch(self, t: int) -> int:
         return t
 
@@ -121,5 +252,8 @@ class Repeated:
     def finished(self, t: int) -> bool:
         return t >= self.num_epochs
 
+    def state(self, t: int) -> dict[str, Any]:
+        return {"batch": t}
 
-Order = Shuffled | Sequential | Repeated
+    def seek(self, state: Mapping[str, Any]) -> int:
+        return state["batch"]

@@ -24,6 +24,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0  # of the blur, in pixels
 _TRIES = 10  # crop boxes drawn until one fits the image, as in torchvision
+_NUM_DRAWS = 2 * _TRIES + 12  # random numbers a view of a sample
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -82,10 +83,30 @@ def widest_window(spec: ViewSpec) -> int:
 
 def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], view: int) -> Draw:
     """The parameters of view number ``view`` of the given samples in the given epoch."""
+    return _parameters(spec, rng.uniform_columns(seed, "view", epoch, index, view, num=_NUM_DRAWS))
+
+
+def draws(specs: Sequence[ViewSpec], seed: int, epoch: int, index: npt.NDArray[np.int64]) -> list[Draw | None]:
+    """The parameters of every view of the given samples; None for evaluation views.
+
+    The random numbers of all views are made together, which for a small batch takes little longer than those of one.
+    """
+    drawn: list[Draw | None] = [None] * len(specs)
+    random_views = [view for view, spec in enumerate(specs) if spec.augment is not None]
+    if not random_views:
+        return drawn
+    u = rng.uniform_columns(seed, "view", epoch, index, np.array(random_views)[:, None], num=_NUM_DRAWS)
+    u = u.reshape(_NUM_DRAWS, len(random_views), len(index))
+    for row, view in enumerate(random_views):
+        drawn[view] = _parameters(specs[view], u[:, row])
+    return drawn
+
+
+def _parameters(spec: ViewSpec, u: npt.NDArray[np.float64]) -> Draw:
+    """What (_NUM_DRAWS, N) random numbers mean for a view."""
     a = spec.augment
     assert a is not None, "the evaluation view draws nothing"
-    u = rng.uniform(seed, "view", epoch, index, view, num=2 * _TRIES + 12)
-    area, ratio, rest = u[:, :_TRIES], u[:, _TRIES : 2 * _TRIES], u[:, 2 * _TRIES :].T
+    area, ratio, rest = u[:_TRIES], u[_TRIES : 2 * _TRIES], u[2 * _TRIES :]
     jitter = rest[3] < a.jitter
 
     def factor(value: npt.NDArray[np.float64], strength: float) -> npt.NDArray[np.float64]:
@@ -96,9 +117,9 @@ def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], vi
     sigma = MIN_SIGMA + (MAX_SIGMA - MIN_SIGMA) * rest[10]
     widest = widest_window(spec) // 2  # pixels each way
     drawn = {
-        "area": a.min_scale + (a.max_scale - a.min_scale) * area,
-        "ratio": np.exp(log_ratio * (2 * ratio - 1)),
-        "place": np.minimum(rest[0:2].T, 1 - 2.0**-24),  # the largest draws would be 1 in float32: outside
+        "area": (a.min_scale + (a.max_scale - a.min_scale) * area).T,
+        "ratio": np.exp(log_ratio * (2 * ratio - 1)).T,
+        "place": np.minimum(rest[0:2], 1 - 2.0**-24).T,  # the largest draws would be 1 in float32: outside
         "flip": rest[2] < a.flip,
         "brightness": factor(rest[4], a.brightness),
         "contrast": factor(rest[5], a.contrast),
@@ -113,28 +134,26 @@ def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], vi
     return Draw(**{name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()})
 
 
-def draws(specs: Sequence[ViewSpec], seed: int, epoch: int, index: npt.NDArray[np.int64]) -> list[Draw | None]:
-    """The parameters of every view of the given samples; None for evaluation views."""
-    return [None if s.augment is None else draw(s, seed, epoch, index, view) for view, s in enumerate(specs)]
-
-
 def boxes(spec: ViewSpec, drawn: Draw | None, height: npt.ArrayLike, width: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """(N, 4) boxes (top, left, bottom, right) in pixels of images of (N,) heights and widths.
 
     By torchvision's rule the first of a sample's ten candidates that fits its image; where none does, the largest
     centred box within the allowed ratios.  With ``drawn=None``, the evaluation view's central square.
     """
-    size = np.stack([height, width], axis=1).astype(np.float32)
+    height, width = np.asarray(height, dtype=np.float32), np.asarray(width, dtype=np.float32)
+    size = np.stack([height, width], axis=1)
     if drawn is None or spec.augment is None:
         side = np.maximum(np.floor(size.min(axis=1, keepdims=True) * spec.center + 0.5), 1)
         start = np.floor((size - side) / 2)
         return np.concatenate([start, start + side], axis=1).astype(np.int64)
-    shares = np.stack([np.sqrt(drawn.area / drawn.ratio), np.sqrt(drawn.area * drawn.ratio)], axis=2)
-    sides = np.floor(shares * np.sqrt(size.prod(axis=1))[:, None, None] + 0.5)  # (N, 10, 2)
-    fits = ((sides >= 1) & (sides <= size[:, None])).all(axis=2)
-    chosen = sides[np.arange(len(size)), fits.argmax(axis=1)]
+    root = np.sqrt(height * width)[:, None]
+    tall = np.floor(np.sqrt(drawn.area / drawn.ratio) * root + 0.5)  # (N, 10), as is wide
+    wide = np.floor(np.sqrt(drawn.area * drawn.ratio) * root + 0.5)
+    fits = (tall >= 1) & (tall <= height[:, None]) & (wide >= 1) & (wide <= width[:, None])
+    first, rows = fits.argmax(axis=1), np.arange(len(size))
+    chosen = np.stack([tall[rows, first], wide[rows, first]], axis=1)
     largest = np.minimum(size, np.floor(size[:, ::-1] * spec.augment.max_ratio + 0.5))
-    some = fits.any(axis=1)[:, None]
+    some = fits[rows, first][:, None]
     box = np.where(some, chosen, largest)
     start = np.floor(np.where(some, drawn.place * (size - box + 1), (size - box) / 2))
     return np.concatenate([start, start + box], axis=1).astype(np.int64)

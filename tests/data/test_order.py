@@ -1,7 +1,11 @@
 """The sampler: every epoch a permutation, the same batches at every world size, messages that help."""
 
+import json
 import re
+import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
+from itertools import permutations as permutations_of
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ import torch
 from sslx import rng, schedules
 from sslx.data import Config, training
 from sslx.data.backends import dali
-from sslx.data.order import Sequential, Shuffled
+from sslx.data.order import Order, Repeated, Sequential, Shuffled
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
 from sslx.errors import ConfigError
@@ -137,6 +141,150 @@ def test_256_ranks_see_every_sample_once_however_often_they_are_stopped() -> Non
     peak = steps // 10
     assert lrs[:peak] == sorted(lrs[:peak])
     assert lrs[peak:] == sorted(lrs[peak:], reverse=True)
+
+
+def in_blocks(lengths: Sequence[int], window: int, *, seed: int = 5, batch_size: int = 1) -> Shuffled:
+    blocks = np.cumsum([0, *lengths[:-1]])
+    return Shuffled(num_samples=sum(lengths), batch_size=batch_size, seed=seed, blocks=blocks, window=window)
+
+
+def assert_windows(order: Shuffled, number: int, lengths: Sequence[int], window: int) -> list[int]:
+    """Of an epoch, by brute force: whole blocks, so many at a time, whose samples come before those of any other.
+
+    Returns the blocks in the order of their windows.
+    """
+    block_of = np.repeat(np.arange(len(lengths)), lengths)
+    samples = epoch(order, number)
+    assert sorted(samples) == list(range(sum(lengths)))
+    windows, seen = list[list[int]](), 0
+    while seen < len(samples):
+        blocks = list(dict.fromkeys(block_of[samples[seen:]].tolist()))
+        left = len(blocks)  # those that are not empty
+        last = max(1, min(window, left))
+        stop = seen + sum(lengths[b] for b in blocks[:last])
+        inside = set(block_of[samples[seen:stop]].tolist())
+        if 0 not in lengths:
+            assert len(inside) == last
+        assert stop - seen == sum(lengths[b] for b in inside)
+        windows.append(sorted(inside))
+        seen = stop
+    return [b for blocks in windows for b in blocks]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 100])
+def test_blocks_are_read_a_window_at_a_time_and_every_sample_once(window: int) -> None:
+    random = np.random.default_rng()
+    for lengths in ([5], [1] * 9, [4] * 8, random.integers(1, 30, size=13).tolist()):
+        order = in_blocks(lengths, window, seed=int(random.integers(2**32)))
+        for number in range(4):
+            assert_windows(order, number, lengths, window)
+
+
+def test_the_windows_of_another_order_are_found_out() -> None:
+    lengths = [20] * 12
+    whole = one_rank(num_samples=240, batch_size=1)
+    for wrong, window in ((whole, 2), (in_blocks(lengths, 3), 2), (in_blocks(lengths, 2), 3)):
+        with pytest.raises(AssertionError):
+            assert_windows(wrong, 0, lengths, window)
+
+
+def test_blocks_without_samples_are_passed_over() -> None:
+    for lengths in ([0, 3, 0, 0, 4, 0], [3, 0, 0], [0, 0, 3]):
+        for window in (1, 2, 4):
+            order = in_blocks(lengths, window)
+            for number in range(20):
+                assert sorted(epoch(order, number)) == list(range(sum(lengths)))
+
+
+def test_blocks_and_the_samples_of_a_window_come_in_another_order_each_epoch() -> None:
+    order = in_blocks([10] * 40, 4, batch_size=40)
+    firsts = Counter[int]()
+    for number in range(200):
+        samples = epoch(order, number)
+        firsts.update(np.unique(samples[:40] // 10).tolist())
+        assert (np.diff(samples) == 1).sum() < 40  # 10 of the 400 are expected to follow the one before them
+    assert len(firsts) == 40
+    assert max(firsts.values()) < 45  # 20 are expected, with a standard deviation of 4
+    assert (epoch(order, 0) != epoch(order, 1)).any()
+    assert (epoch(order, 0) != epoch(in_blocks([10] * 40, 4, batch_size=40, seed=6), 0)).any()
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_ranks_and_restarts_see_the_windows_of_one(world_size: int) -> None:
+    lengths = np.random.default_rng().integers(1, 9, size=30).tolist()
+    num_samples, blocks = sum(lengths), np.cumsum([0, *lengths[:-1]])
+
+    def rank(number: int, world_size: int) -> Shuffled:
+        return Shuffled(
+            num_samples=num_samples, batch_size=12, seed=5, rank=number, world_size=world_size, blocks=blocks, window=3
+        )
+
+    whole = [rank(0, 1).batch(t) for t in range(3 * rank(0, 1).num_batches)]
+    for t in np.random.default_rng().permutation(len(whole)).tolist():
+        parts = [rank(number, world_size).batch(t) for number in range(world_size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole[t])
+
+
+def test_blocks_cost_no_memory_for_their_samples() -> None:
+    blocks = np.arange(0, 10**9, 10**5)
+    tracemalloc.start()
+    order = Shuffled(num_samples=10**9, batch_size=4096, seed=5, blocks=blocks, window=8)
+    seen = np.concatenate([order.batch(t) for t in (0, 1, 10**5, 10**6, 10**9)])
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2**22
+    assert len(set(seen[:8192].tolist())) == 8192
+    assert len(set((seen[:8192] // 10**5).tolist())) == 8
+
+
+@pytest.mark.parametrize("blocks", [[], [1, 5], [0, 7, 5], [0, 5, 104]])
+def test_blocks_that_are_none_are_refused(blocks: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"ascending from 0 to at most 103, the number of samples: not \["):
+        Shuffled(num_samples=103, batch_size=12, seed=5, blocks=np.array(blocks, dtype=np.int64))
+    with pytest.raises(ValueError, match="1 block or more, not 0"):
+        in_blocks([3, 4], 0)
+
+
+ORDERS = [
+    one_rank(),
+    in_blocks([7] * 6, 2, batch_size=12),
+    one_rank(accumulate=3),
+    Sequential(num_samples=22, per_rank=5, rank=1, world_size=2),
+    Repeated(index=np.array([4, 1, 7]), num_epochs=3),
+]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
+def test_an_order_is_found_again_where_its_state_says(order: Order) -> None:
+    for t in range(30):
+        state = json.loads(json.dumps(order.state(t)))
+        assert order.seek(state) == t
+        if not order.finished(t):
+            assert 1 <= len(order.batch(t)) <= order.per_rank
+
+
+def test_a_state_counts_samples_so_that_ranks_and_steps_of_accumulation_may_change() -> None:
+    for step in range(20):
+        for accumulate, world_size in ((1, 1), (2, 3), (3, 4), (12, 1)):
+            order = Shuffled(num_samples=103, batch_size=12, accumulate=accumulate, seed=5, world_size=world_size)
+            assert order.seek(one_rank().state(step)) == step * accumulate
+            assert order.state(step * accumulate) == one_rank().state(step)
+
+
+@pytest.mark.parametrize("other", [one_rank(6), one_rank(batch_size=8)], ids=["seed", "batch size"])
+def test_a_state_of_another_seed_or_batch_size_is_refused(other: Shuffled) -> None:
+    with pytest.raises(ConfigError, match="another seed or batch size than this run's"):
+        other.seek(one_rank().state(3))
+
+
+def test_a_state_of_another_window_is_refused() -> None:
+    windows = [one_rank(num_samples=30, batch_size=10), in_blocks([10] * 3, 1, batch_size=10)]
+    windows.append(in_blocks([10] * 3, 2, batch_size=10))
+    for order, other in permutations_of(windows, 2):
+        with pytest.raises(
+            ConfigError, match=r"were shuffled (as a whole|in windows of \d blocks), and this run's are"
+        ):
+            other.seek(order.state(1))
 
 
 @pytest.fixture

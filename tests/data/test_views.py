@@ -1,7 +1,9 @@
 """What is drawn for a view: a function of its counters, of the right distribution, boxes by torchvision's rule."""
 
+import hashlib
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,85 @@ def test_a_draw_is_a_function_of_seed_epoch_sample_and_view() -> None:
         different = views.draw(spec, seed, epoch, np.arange(100), view)
         assert (different.area != all_rows.area).all()
         assert (different.place != all_rows.place).all()
+
+
+def plainly_drawn(augment: Augment, size: int, u: list[float]) -> dict[str, float | list[float]]:
+    """One sample's parameters of one view, computed one by one from its 32 random numbers."""
+    strengths = {"brightness": augment.brightness, "contrast": augment.contrast, "saturation": augment.saturation}
+    jitter = u[23] < augment.jitter
+    drawn: dict[str, float | list[float]] = {
+        "area": [augment.min_scale + (augment.max_scale - augment.min_scale) * x for x in u[:10]],
+        "ratio": [math.exp(math.log(augment.max_ratio) * (2 * x - 1)) for x in u[10:20]],
+        "place": [min(x, 1 - 2.0**-24) for x in u[20:22]],
+        "flip": u[22] < augment.flip,
+    }
+    for number, (name, strength) in enumerate(strengths.items(), 24):
+        low, high = max(0.0, 1 - strength), 1 + strength
+        drawn[name] = low + (high - low) * u[number] if jitter else 1.0
+    sigma = views.MIN_SIGMA + (views.MAX_SIGMA - views.MIN_SIGMA) * u[30]
+    return drawn | {
+        "hue": augment.hue * (2 * u[27] - 1) if jitter else 0.0,
+        "gray": u[28] < augment.gray,
+        "blur": u[29] < augment.blur,
+        "sigma": sigma,
+        "window": 2 * min(math.ceil(3 * sigma), 6, max(1, size // 20)) + 1,
+        "solarize": u[31] < augment.solarize,
+    }
+
+
+SPECS = (
+    ViewSpec(size=32, augment=Augment(blur=0.0, min_scale=0.2, hue=0.1)),
+    ViewSpec(size=32),
+    ViewSpec(size=96, augment=Augment(solarize=0.2, brightness=1.5, max_ratio=2)),
+)
+
+
+@pytest.mark.parametrize("number", [1, 40, 5000])
+def test_the_draws_of_a_batch_are_those_of_its_samples_one_by_one(number: int) -> None:
+    random = np.random.default_rng()
+    seed, epoch = (int(x) for x in random.integers(2**32, size=2))
+    index = random.integers(2**32, size=number)
+    batch = views.draws(SPECS, seed, epoch, index)
+    assert batch[1] is None
+    for row in random.integers(number, size=min(number, 20)):
+        for view, (spec, together) in enumerate(zip(SPECS, batch, strict=True)):
+            if spec.augment is None or together is None:
+                continue
+            u = rng.uniform(seed, "view", epoch, int(index[row]), view, num=32)[0].tolist()
+            alone = vars(views.draw(spec, seed, epoch, index[row : row + 1], view))
+            for name, value in plainly_drawn(spec.augment, spec.size, u).items():
+                of_batch = vars(together)[name][row]
+                np.testing.assert_array_equal(of_batch, alone[name][0])
+                # Two libraries' exponentials may differ in their last bit, and so the numbers rounded to float32.
+                tolerance = 1e-7 if name == "ratio" else 0.0
+                np.testing.assert_allclose(of_batch, np.float32(value), rtol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("number", "drawn_digest", "boxes_digest"),
+    [(3, "733d34112b2644f9", "74d75e0dac39235d"), (300, "e8b2fdebdf1f3564", "30f2ebdd749b0967")],
+)
+def test_no_version_draws_other_views(number: int, drawn_digest: str, boxes_digest: str) -> None:
+    """Digests recorded at commit f84354d: a resumed run must see the crops and colors that it would have seen."""
+    batch = views.draws(SPECS, 5, 9, np.arange(number) * 14_000_029)
+    assert digest(*(array for one in batch if one is not None for array in vars(one).values())) == drawn_digest
+    height, width = (np.array(sides)[np.arange(number) % 4] for sides in ((32, 375, 1, 17), (32, 500, 400, 333)))
+    boxes = [views.boxes(spec, one, height, width) for spec, one in zip(SPECS, batch, strict=True)]
+    assert digest(*boxes) == boxes_digest
+
+
+def digest(*arrays: npt.NDArray[Any]) -> str:
+    """Of the arrays' types, shapes and bytes."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(str((array.dtype.str, array.shape)).encode() + array.tobytes())
+    return total.hexdigest()[:16]
+
+
+def test_views_that_draw_nothing_need_no_random_numbers() -> None:
+    assert views.draws([eval_view(32)] * 2, 5, 9, np.arange(3)) == [None, None]
+    for array in vars(views.draws([ViewSpec(size=32, augment=Augment())], 5, 9, np.arange(0))[0]).values():
+        assert len(array) == 0
 
 
 def test_probabilities() -> None:
@@ -168,8 +249,8 @@ def test_boxes_lie_inside_the_image() -> None:
 
 @pytest.mark.parametrize("extreme", [2.0**-33, 1 - 2.0**-33])
 def test_the_extreme_draws_stay_in_range(extreme: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest and the largest number that rng.uniform can give: in float32 the largest one is 1."""
-    monkeypatch.setattr(rng, "uniform", lambda *_, num: np.full((1, num), extreme))
+    """The smallest and the largest number that ``rng`` can give: in float32 the largest one is 1."""
+    monkeypatch.setattr(rng, "uniform_columns", lambda *_, num: np.full((num, 1), extreme))
     augment = Augment()
     d = drawn(augment, index=np.arange(1))
     assert 0 <= d.place.min() <= d.place.max() < 1
