@@ -84,7 +84,9 @@ def load(path: Path) -> Trained:
     except MissingInput as error:
         raise MissingInput(f"{error}{_meant(path)}") from error
     try:
-        view = ViewSpec(**state["eval_view"])
+        saved: dict[str, Any] = state["eval_view"]  # JSON has made lists of tuples
+        tuples: dict[str, Any] = {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
+        view = ViewSpec(**saved | tuples)
     except (TypeError, ValueError) as error:
         raise DataError(f"checkpoint {path} is not one that sslx wrote: its 'eval_view': {one_line(error)}") from error
     try:
