@@ -1,5 +1,6 @@
 """The sampler: which samples make up batch number t, as a function of (seed, t), cut by rank."""
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ from sslx import rng
 from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
+_NUM_RECENT = 16
+"""Batches that are kept: a backend asks for each, some of them ahead, and then the loader does."""
 
 
 class Order(Protocol):
@@ -51,12 +54,17 @@ class Order(Protocol):
         ...
 
 
+def _no_batches() -> deque[tuple[int, Indices]]:
+    return deque(maxlen=_NUM_RECENT)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shuffled:
     """Endless training batches: every epoch is a permutation of all samples, the incomplete last batch dropped.
 
     The permutation is global and each rank takes its contiguous share of each batch, so batch t holds the same
-    samples at every world size, and a restart needs nothing but t.
+    samples at every world size, and a restart needs nothing but t.  Each position of the permutation is computed by
+    itself (``rng.permuted``): a billion samples take the memory of a thousand.
 
     num_samples: in the source.  batch_size: global, of one optimizer step.  accumulate: micro-batches a step;
     a *batch* below is one micro-batch.  blocks: (num_blocks,) the first sample of each block that is best read as a
@@ -74,7 +82,7 @@ class Shuffled:
     world_size: int = 1
     blocks: Indices | None = None
     window: int = 16
-    _epochs: dict[int, Indices] = field(default_factory=dict[int, Indices], repr=False)
+    _recent: deque[tuple[int, Indices]] = field(default_factory=_no_batches, repr=False)
     _windows: "dict[int, _Windows]" = field(default_factory=dict[int, "_Windows"], repr=False)
 
     def __post_init__(self) -> None:
@@ -113,17 +121,24 @@ class Shuffled:
 
     def batch(self, t: int) -> Indices:
         """This rank's sample indices of batch t: (per_rank,)."""
+        for number, samples in tuple(self._recent):
+            if number == t:
+                return samples
         epoch, within = divmod(t, self.num_batches)
         start = (within * self.world_size + self.rank) * self.per_rank
-        if self.blocks is not None:
-            if epoch not in self._windows:
-                _forget_all_but_the_last(self._windows)
-                self._windows[epoch] = _Windows(self.seed, epoch, self.blocks, self.window, self.num_samples)
-            return self._windows[epoch].samples(np.arange(start, start + self.per_rank))
-        if epoch not in self._epochs:
-            _forget_all_but_the_last(self._epochs)
-            self._epochs[epoch] = rng.permutation(self.seed, "sample order", epoch, size=self.num_samples)
-        return self._epochs[epoch][start : start + self.per_rank]
+        samples = self._samples(epoch, np.arange(start, start + self.per_rank))
+        self._recent.append((t, samples))
+        return samples
+
+    def _samples(self, epoch: int, positions: Indices) -> Indices:
+        """What stands at these positions of an epoch: (N,)."""
+        if self.blocks is None:
+            return rng.permuted(self.seed, "sample order", epoch, size=self.num_samples, positions=positions)
+        if epoch not in self._windows:
+            while len(self._windows) > 1:  # two are kept: what reads ahead is in the next epoch before the loader is
+                del self._windows[next(iter(self._windows))]
+            self._windows[epoch] = _Windows(self.seed, epoch, self.blocks, self.window, self.num_samples)
+        return self._windows[epoch].samples(positions)
 
     def finished(self, t: int) -> bool:  # noqa: ARG002 (training never ends by itself)
         return False
@@ -189,12 +204,6 @@ def _check_blocks(blocks: Indices, window: int, num_samples: int) -> None:
 
 def _extent(window: int | None) -> str:
     return "as a whole" if window is None else f"in windows of {window} blocks"
-
-
-def _forget_all_but_the_last(epochs: dict[int, Any]) -> None:
-    """So that two are kept: what reads ahead is in the next epoch before the loader is."""
-    while len(epochs) > 1:
-        del epochs[next(iter(epochs))]
 
 
 @dataclass(frozen=True, kw_only=True)

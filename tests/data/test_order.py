@@ -1,6 +1,7 @@
 """The sampler: every epoch a permutation, the same batches at every world size, messages that help."""
 
 import json
+import pickle
 import re
 import tracemalloc
 from collections import Counter
@@ -9,6 +10,7 @@ from itertools import permutations as permutations_of
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -287,33 +289,47 @@ def test_a_state_of_another_window_is_refused() -> None:
             other.seek(order.state(1))
 
 
+@pytest.mark.parametrize("num_samples", [10**4, 10**9, 2**32])
+def test_any_position_of_an_order_of_any_length_costs_memory_for_its_batch_only(num_samples: int) -> None:
+    order = one_rank(num_samples=num_samples, batch_size=4096)
+    tracemalloc.start()
+    last = order.batch(order.num_batches - 1)
+    order.batch(10**9)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2**20
+    assert len(pickle.dumps(order)) < 2**17
+    assert len(set(last.tolist())) == 4096
+    assert 0 <= last.min() <= last.max() < num_samples
+
+
 @pytest.fixture
-def permutations(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """How often each epoch's order has been computed."""
-    computed = Counter[int]()
-    right = rng.permutation
+def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
+    """How often each batch has been computed: by its epoch and first position."""
+    batches = Counter[tuple[int, int]]()
+    right = rng.permuted
 
-    def counted(seed: int, name: str, *counters: int, size: int) -> Any:
-        computed[counters[0]] += 1
-        return right(seed, name, *counters, size=size)
+    def counted(seed: int, name: str, *counters: int, size: int, positions: npt.NDArray[np.integer]) -> Any:
+        batches[counters[0], int(positions[0])] += 1
+        return right(seed, name, *counters, size=size, positions=positions)
 
-    monkeypatch.setattr(rng, "permutation", counted)
-    return computed
+    monkeypatch.setattr(rng, "permuted", counted)
+    return batches
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 6])
-def test_an_epochs_order_is_computed_once_whoever_reads_ahead(ahead: int, permutations: Counter[int]) -> None:
+def test_a_batch_is_computed_once_whoever_reads_ahead(ahead: int, computed: Counter[tuple[int, int]]) -> None:
     order = one_rank()
     for t in range(5 * order.num_batches):
         for position in (t + ahead, t, t + ahead // 2):
             order.batch(position)
-    assert set(permutations) == set(range(5 + (ahead > 0)))
-    assert set(permutations.values()) == {1}
-    assert len(order._epochs) <= 2
+    assert len(computed) == 5 * order.num_batches + ahead
+    assert set(computed.values()) == {1}
+    assert len(order._recent) <= 16
 
 
 def test_nor_more_often_where_dali_prefetches_as_on_a_gpu(
-    permutations: Counter[int], monkeypatch: pytest.MonkeyPatch
+    computed: Counter[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(dali.PREFETCHED, "cpu", dali.PREFETCHED["cuda"])
     source = Source("flat", 8, pixels=np.zeros((60, 8, 8, 3), dtype=np.uint8))
@@ -323,5 +339,5 @@ def test_nor_more_often_where_dali_prefetches_as_on_a_gpu(
     for _ in range(35):
         next(loader)
     loader.close()
-    assert permutations.keys() >= {0, 1, 2, 3}
-    assert set(permutations.values()) == {1}
+    assert computed.keys() >= {(t // 10, t % 10 * 6) for t in range(35)}
+    assert set(computed.values()) == {1}
