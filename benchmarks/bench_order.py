@@ -1,4 +1,4 @@
-"""What the host spends on the order of the samples and on the draws of their views: time and memory.
+"""The time and memory that the host spends on the order of the samples and on the draws of their views.
 
     python benchmarks/bench_order.py
 

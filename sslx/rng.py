@@ -106,7 +106,7 @@ def permutation(seed: int, name: str, *counters: int, size: int) -> npt.NDArray[
 def permuted(
     seed: int, name: str, *counters: int, size: int, positions: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.int64]:
-    """What stands at these positions of a random order of ``range(size)``, without making the rest of the order.
+    """Return the numbers at these positions of a random order of ``range(size)``, without making the rest of it.
 
     positions: (N,) in [0, size), where 1 <= size <= 2^32.  Returns (N,) likewise.  It takes memory for N numbers and no
     more, whatever the size is.  This is another order than that of ``permutation``.
@@ -147,7 +147,7 @@ def _round_keys(seed: int, name: str, counters: tuple[int, ...]) -> Words:
 
 
 def _through_rounds(cells: Words, num_rows: int, num_columns: int, keys: Words) -> Words:
-    """Where each cell of the table, counted column by column, is after all rounds: (N,)."""
+    """Move cells of the table, counted column by column, through all rounds: (N,)."""
     column, row = np.divmod(cells, np.uint64(num_rows))
     for number, key in enumerate(keys):
         if number % 2 == 0:

@@ -13,7 +13,7 @@ from sslx import rng
 from sslx.data import identity
 from sslx.data.batch import Batch
 from sslx.data.config import Config
-from sslx.data.order import Order, Sequential, Shuffled
+from sslx.data.order import VERSION, Order, Sequential, Shuffled
 from sslx.data.patience import Caller, Patience, StopWaiting
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
@@ -171,6 +171,11 @@ class Loader:
                 "restore the images, or start a new run with --encoder.weights"
             )
         self.back_to(self.order.seek(state))
+        if state.get("order", 1) != VERSION and state.get("position"):
+            self.say(
+                "the checkpoint is of another version of sslx, which shuffled the images in another way: until the end "
+                "of this epoch some images come twice and some not at all"
+            )
 
 
 def has_dali() -> bool:

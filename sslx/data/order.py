@@ -12,15 +12,17 @@ from sslx import rng
 from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
+VERSION = 2
+"""Of the function from (seed, epoch, position) to a sample.  Checkpoints of sslx 0.1, which had another, note none."""
 _NUM_RECENT = 16
 """Batches that are kept: a backend asks for each, some of them ahead, and then the loader does."""
 
 
 class Order(Protocol):
-    """Which samples one rank takes in which batch: a function of the batch's number t and of nothing that came before.
+    """The samples of one rank's batches, as a function of the batch's number t and of nothing that came before.
 
-    So a loader's place is a number, and what reads ahead asks for any t.  An order is pickled for the processes that
-    read images.
+    So a loader's place is a number, and a backend that reads ahead asks for any t.  An order is pickled for the
+    processes that read images.
     """
 
     @property
@@ -46,11 +48,11 @@ class Order(Protocol):
         ...
 
     def state(self, t: int) -> dict[str, Any]:
-        """What a checkpoint notes of the order when the next batch is t: plain data."""
+        """Return the plain data from which a checkpoint finds batch t again."""
         ...
 
     def seek(self, state: Mapping[str, Any]) -> int:
-        """The t of which ``state(t)``, perhaps at another world size, is this.  ConfigError where there is none."""
+        """Return the t whose ``state(t)`` this is, perhaps at another world size.  ConfigError if there is none."""
         ...
 
 
@@ -69,9 +71,9 @@ class Shuffled:
     num_samples: in the source.  batch_size: global, of one optimizer step.  accumulate: micro-batches a step;
     a *batch* below is one micro-batch.  blocks: (num_blocks,) the first sample of each block that is best read as a
     whole (a tar file, a row group of a Parquet file), ascending from 0; None where any sample is read as fast as any
-    other.  window: each epoch takes the blocks in a random order, so many at a time, and shuffles the samples of these
-    among one another, so that a reader has twice as many blocks open at most.  Raises ConfigError for a batch that
-    cannot be cut or filled, and ValueError for blocks that are none.
+    other.  window: the number of blocks that are mixed.  Each epoch permutes the blocks and then the samples inside
+    each window of so many blocks, so that a batch no larger than a window touches the blocks of two windows at most.
+    Raises ConfigError for a batch that cannot be cut or filled, and ValueError for impossible blocks or windows.
     """
 
     num_samples: int
@@ -131,7 +133,7 @@ class Shuffled:
         return samples
 
     def _samples(self, epoch: int, positions: Indices) -> Indices:
-        """What stands at these positions of an epoch: (N,)."""
+        """Return the samples at these positions of an epoch: (N,)."""
         if self.blocks is None:
             return rng.permuted(self.seed, "sample order", epoch, size=self.num_samples, positions=positions)
         if epoch not in self._windows:
@@ -144,9 +146,10 @@ class Shuffled:
         return False
 
     def state(self, t: int) -> dict[str, Any]:
-        """Seed, epoch, and as ``position`` how many of its samples come before batch t on all ranks together."""
+        """The seed, the epoch, and ``position``: the samples of the epoch before batch t on all ranks together."""
         epoch, within = divmod(t, self.num_batches)
-        state = {"seed": self.seed, "epoch": epoch, "position": within * self._micro_batch_size}
+        position = within * self._micro_batch_size
+        state = {"order": VERSION, "seed": self.seed, "epoch": epoch, "position": position}
         return state if self.blocks is None else {**state, "window": self.window}
 
     def seek(self, state: Mapping[str, Any]) -> int:
@@ -192,7 +195,7 @@ class _Windows:
 
 
 def _check_blocks(blocks: Indices, window: int, num_samples: int) -> None:
-    """Raise ValueError unless these are the first samples of blocks, which a source may have counted wrongly."""
+    """Raise ValueError unless these can be the first samples of blocks: a source may have counted them wrongly."""
     if len(blocks) == 0 or blocks[0] != 0 or (np.diff(blocks, append=num_samples) < 0).any():
         raise ValueError(
             f"blocks are the numbers of their first samples, ascending from 0 to at most {num_samples:,}, "
@@ -224,8 +227,8 @@ class Sequential:
         return 0
 
     def batch(self, t: int) -> Indices:
-        mine = np.arange(self.rank, self.num_samples, self.world_size)
-        return mine[t * self.per_rank : (t + 1) * self.per_rank]
+        mine = range(self.rank, self.num_samples, self.world_size)[t * self.per_rank : (t + 1) * self.per_rank]
+        return np.arange(mine.start, mine.stop, mine.step)
 
     def finished(self, t: int) -> bool:
         return t >= self.num_batches

@@ -1,6 +1,6 @@
 """Unreadable images of a source, and the readable ones that stand in for them: functions of the sample alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -81,19 +81,26 @@ class Quarantine:
             if self._stand_in.get(i, i) in self.bad:
                 self._stand_in[i] = self._choose(i)
 
+    def _candidates(self, i: int) -> Iterator[int]:
+        """All samples in a random order that is a function of i alone, a few of them computed at a time."""
+        size = len(self.source)
+        for start in range(0, size, _CANDIDATES):
+            positions = np.arange(start, min(start + _CANDIDATES, size))
+            yield from rng.permuted(0, "stand-in", i, size=size, positions=positions).tolist()
+
     def _choose(self, i: int) -> int:
         """The stand-in of an unreadable image: the first readable one of a random order of its own."""
         tried = 0
-        for candidate in rng.permutation(0, "stand-in", i, size=len(self.source)):
-            if int(candidate) in self.bad:
+        for candidate in self._candidates(i):
+            if candidate in self.bad:
                 continue
             if not self.reader.unreadable(np.array([candidate])):
-                return int(candidate)
+                return candidate
             tried += 1
             if tried == _CANDIDATES:
                 raise DataError(
                     f"not one of {tried} images that were tried in the place of {shown(self.bad[i])} can be read, the "
-                    f"last of them {shown(self.source.paths[int(candidate)]) if self.source.paths else candidate}: "
+                    f"last of them {shown(self.source.paths[candidate]) if self.source.paths else candidate}: "
                     "check the images, the disk and the mount",
                     topic="unreadable images",
                 )

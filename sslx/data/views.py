@@ -103,7 +103,7 @@ def draws(specs: Sequence[ViewSpec], seed: int, epoch: int, index: npt.NDArray[n
 
 
 def _parameters(spec: ViewSpec, u: npt.NDArray[np.float64]) -> Draw:
-    """What (_NUM_DRAWS, N) random numbers mean for a view."""
+    """Turn (_NUM_DRAWS, N) random numbers into the parameters of a view."""
     a = spec.augment
     assert a is not None, "the evaluation view draws nothing"
     area, ratio, rest = u[:_TRIES], u[_TRIES : 2 * _TRIES], u[2 * _TRIES :]

@@ -11,6 +11,7 @@ import torch
 
 from sslx.data import Config, Loader, evaluation, sources, training
 from sslx.data.batch import Batch
+from sslx.data.order import VERSION
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec, eval_view
 from sslx.errors import ConfigError, DataError
@@ -99,7 +100,7 @@ def test_a_restart_goes_on_bit_identically(source: Source, backend: Backend) -> 
         third = train(source, backend)
         third.load_state_dict(second.state_dict())
         assert_equal(take(third, 2), uninterrupted[position + 2 : position + 4])
-    assert place(first) == {"seed": 3, "epoch": 1, "position": 12, "num_samples": 26}
+    assert place(first) == {"order": VERSION, "seed": 3, "epoch": 1, "position": 12, "num_samples": 26}
 
 
 @pytest.mark.parametrize(("before", "after", "accumulate"), [(2, 3, 1), (3, 1, 2), (1, 2, 3)])
@@ -112,7 +113,7 @@ def test_a_restart_on_another_number_of_ranks_goes_on_with_the_samples_left(
         take(loader, 3)
     states = [loader.state_dict() for loader in stopped]
     assert [place(loader) for loader in stopped] == [
-        {"seed": 3, "epoch": 0, "position": 18, "num_samples": 26}
+        {"order": VERSION, "seed": 3, "epoch": 0, "position": 18, "num_samples": 26}
     ] * before
     resumed = [train(source, backend, rank=rank, world_size=after, accumulate=accumulate) for rank in range(after)]
     for loader in resumed:

@@ -115,6 +115,9 @@ def test_sequential_covers_each_sample_once(world_size: int, num_samples: int) -
         assert all(1 <= len(batch) <= 5 for batch in batches)
         assert [order.finished(t) for t in range(order.num_batches + 1)] == [False] * len(batches) + [True]
         assert order.epoch(order.num_batches) == 0
+        assert order.batch(order.num_batches).tolist() == []
+        for t, batch in enumerate(batches):
+            np.testing.assert_array_equal(batch, np.arange(rank, num_samples, world_size)[5 * t : 5 * t + 5])
         seen += [int(i) for batch in batches for i in batch]
     assert sorted(seen) == list(range(num_samples))
 

@@ -35,7 +35,8 @@ def test_its_encoder_is_loaded(run: Path) -> None:
 
 
 def test_it_goes_on_in_the_new_format(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["resume", str(run)]) == 0, capfd.readouterr().err
+    assert cli.main(["resume", str(run)]) == 0
+    assert "shuffled the images in another way" in capfd.readouterr().out
     names = {path.name for path in (run / "checkpoints" / "step_4").iterdir()}
     assert names == {"encoder.safetensors", "facts.json", "loader.pt", "manifest.json", "method.pt", "optimizer.pt"}
     assert checkpoint.load(run)["step"] == 4
