@@ -129,8 +129,9 @@ def test_images_of_other_channels_train(method: str, config: Config, channels: i
     encoder = build(config, 16, channels=channels)
     parts = methods.build(narrow(file.Config()), encoder)
     before = {name: p.detach().clone() for name, p in parts.named_parameters()}
-    optimizer = optim.build(optim.Config(name="sgd"), parts, parts.param_groups())
-    optim.set_lr(optimizer, 0.1)
+    optimizer = optim.build(optim.Config(name="sgd"), parts)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
     num_views = len(file.views(file.Config(), Augment(), 16))
     views = tuple(torch.randn(4, channels, 16, 16, generator=generator) for _ in range(num_views))
     draws = torch.rand(4, parts.num_draws, generator=generator) if parts.num_draws else None

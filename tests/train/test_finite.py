@@ -376,7 +376,7 @@ def test_initial_weights_that_are_not_finite_are_refused_as_such(here: Run, tmp_
     assert here(*TRAINING, "--name", "first") == (0, "")
     weights = checkpoint.load(tmp_path / "first")["method"]
     trunk = {k.removeprefix("encoder.trunk."): v for k, v in weights.items() if k.startswith("encoder.trunk.")}
-    next(iter(trunk.values()))[0] = math.nan
+    trunk["conv1.weight"][0] = math.nan
     torch.save(trunk, tmp_path / "weights.pt")
     code, err = here(*TRAINING, "--encoder.weights", tmp_path / "weights.pt")
     assert code == 65
