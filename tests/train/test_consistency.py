@@ -33,13 +33,13 @@ import sys, torch, os
 from sslx import cli, distributed
 from sslx.train import pretrain as loop
 calls, train_step = 0, loop.train_step
-def harmed(model, batches, optimizer, progress, autocast):
+def harmed(model, batches, optimizer, progress, autocast, clip):
     global calls
     calls += 1
     if calls == 15 and os.environ["RANK"] == "1":
         with torch.no_grad():
             {harm}
-    return train_step(model, batches, optimizer, progress, autocast)
+    return train_step(model, batches, optimizer, progress, autocast, clip)
 loop.train_step = harmed
 sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
 """
