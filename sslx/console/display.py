@@ -40,6 +40,7 @@ _UNSAID = ("slowest_rank", "slowest_rank_s", "other_ranks_s")
 _EXPLAINED = {
     "alignment": "distance between two views of an image (lower is better)",
     "std": "spread of the embeddings (near 0: collapsed)",
+    "grad_norm": "length of the gradient, before it is clipped",
     "feature_rank": "number of directions in use (near 1: collapsed)",
     "feature_std": "spread (near 0: collapsed)",
     "feature_alignment": "distance between two views of an image (lower is better)",

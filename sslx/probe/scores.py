@@ -26,7 +26,7 @@ from sslx.probe.images import Splits
 from sslx.trained import Trained, load
 
 DIGITS_NOTE = (
-    "Raw pixels do well here because the digits are 8x8 pixels, centred and of one size: two images of a digit "
+    "Raw pixels do well here because the digits are 8x8 pixels, centered and of one size: two images of a digit "
     "overlap pixel by pixel. On photographs they do not (README, CIFAR-10)."
 )
 LABELS_NOTE = (
