@@ -38,7 +38,7 @@ _WORDED: dict[str, Callable[[float], str]] = {
 _UNSAID = ("slowest_rank", "slowest_rank_s", "other_ranks_s")
 """Metrics that the display leaves out: a line says so where one rank keeps the others waiting."""
 _EXPLAINED = {
-    "alignment": "distance between two views of an image (lower is better)",
+    "alignment": "similarity of two views of an image (near 1: alike)",
     "std": "spread of the embeddings (near 0: collapsed)",
     "grad_norm": "length of the gradient, before it is clipped",
     "feature_rank": "number of directions in use (near 1: collapsed)",

@@ -16,6 +16,7 @@ TESTED = {
     "matplotlib": ("3.8.0", "3.11.2"),
     "numpy": ("1.26.0", "2.4.6"),
     "pillow": ("11.2.1", "13.0.0"),
+    "safetensors": ("0.4.5", "0.8.0"),
 }
 """(oldest, newest) of each; the oldest are the floors of pyproject.toml and tests/oldest.txt."""
 

@@ -58,8 +58,10 @@ def writers(state: Mapping[str, Any]) -> dict[str, Writer]:
 
 
 def _write_safetensors(tensors: Mapping[str, Tensor], file: Any) -> None:
-    # Contiguous (channels_last is a layout of the module, not of its weights) and each with memory of its own.
-    file.write(safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+    # Contiguous, since channels_last is a layout of the module and not of its weights, and each with memory of its own,
+    # which safetensors insists on: a trunk may share tensors between two names.
+    plain = torch.contiguous_format
+    file.write(safetensors.torch.save({k: x.detach().cpu().clone(memory_format=plain) for k, x in tensors.items()}))
 
 
 def needed(needs: Sequence[str]) -> Callable[[Sequence[str]], list[str]]:

@@ -42,8 +42,10 @@ def test_the_encoder_is_a_file_that_other_libraries_read(tmp_path: Path) -> None
     state = make_state(7.0)
     convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     state["method"] |= {f"encoder.conv.{name}": value for name, value in convolution.state_dict().items()}
+    state["method"]["encoder.again.weight"] = state["method"]["encoder.conv.weight"]  # one tensor of two names
     path = checkpoint.save(tmp_path, 7, state, keep=1)
     tensors = safetensors.torch.load_file(path / "encoder.safetensors")
+    assert torch.equal(tensors["again.weight"], tensors["conv.weight"])
     expected = {name.removeprefix("encoder."): x for name, x in state["method"].items() if name.startswith("encoder.")}
     assert tensors.keys() == expected.keys()
     torch.testing.assert_close(tensors, expected, rtol=0, atol=0)
