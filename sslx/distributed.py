@@ -35,14 +35,18 @@ _WAITING = "waiting for the other ranks"
 _timeout: timedelta | None = None  # init's, for groups made later: new_group would take 30 minutes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Where this process stands: its rank among all, its rank on this machine, and its device."""
+    """Where this process stands among all ranks and among those of its machine, and on which device it computes.
 
-    rank: int
-    world_size: int
-    local_rank: int
+    Example: ``Ranks(device=torch.device("cpu"))`` is a process that is alone.
+    """
+
     device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -62,7 +66,13 @@ def init(device: devices.Device = "auto", timeout_s: float | None = None, join_s
     """
     environment.check()
     rank, world_size, local_rank = environment.ranks(os.environ)
-    ranks = Ranks(rank, world_size, local_rank, devices.of_rank(device, local_rank))
+    ranks = Ranks(
+        device=devices.of_rank(device, local_rank),
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=environment.local_world_size(),
+    )
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     if world_size > 1 and not _is_up():
@@ -72,7 +82,7 @@ def init(device: devices.Device = "auto", timeout_s: float | None = None, join_s
         limit_s = join_s or environment.seconds("SSLX_JOIN_S", 300.0)
         limits.allow_files()
         store, prefix, _board = joining.meet(connect, rank, world_size, limit_s)
-        if world_size > local_world_size():
+        if world_size > ranks.local_world_size:
             network.lead_to_others(os.environ, environment.meeting_point(os.environ)[0], _board.addresses)
         store.set_timeout(_timeout)
         dist.init_process_group(

@@ -35,7 +35,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_alone")
 def test_alone() -> None:
     found = distributed.init("cpu")
-    assert found == distributed.Ranks(0, 1, 0, CPU)
+    assert found == distributed.Ranks(device=CPU)
     assert found.is_main
     assert distributed.gather_objects("a") == ["a"]
     x = torch.ones(2, 3, requires_grad=True)

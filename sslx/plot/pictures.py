@@ -59,7 +59,7 @@ class Scene:
 
     def loader(self, source: Source, view: ViewSpec) -> data.Loader:
         """Of all of a source, in batches of 64."""
-        return images.loader(self.settings, source, view, 64, Ranks(0, 1, 0, self.device), torch.float32)
+        return images.loader(self.settings, source, view, 64, Ranks(device=self.device), torch.float32)
 
     def pixels(self, rows: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.float32]:
         """The images of these rows as probes see them, of ``size`` pixels or fewer: (n, S, S, 3) in [0, 1]."""

@@ -44,7 +44,7 @@ def device() -> Iterator[torch.device]:
 
 def steps_without_a_wait(settings: config.PretrainConfig, device: torch.device, number: int) -> list[float]:
     """Losses of so many steps, of which all but the first two must not make the host wait for the GPU."""
-    parts = build(settings, Ranks(0, 1, 0, device), lambda _: None)
+    parts = build(settings, Ranks(device=device), lambda _: None)
     replace(parts.schedule, peak_lr=0.01, warmup=0.0).apply(parts.optimizer, 0.0)
     progress, meter, losses = torch.full((), 0.5, device=device), log.Meter(), list[torch.Tensor]()
     step = cached_step if settings.grad_cache_chunks > 1 else train_step
@@ -94,7 +94,7 @@ def test_a_planted_wait_is_found(device: torch.device, monkeypatch: pytest.Monke
 
 def test_the_loader_of_images_in_memory_waits_for_nothing(device: torch.device) -> None:
     settings = config.load(["simclr_cifar10", *SMALL, *ENCODERS["resnet"], "--compile", "off"])
-    loader = build(settings, Ranks(0, 1, 0, device), lambda _: None).loader
+    loader = build(settings, Ranks(device=device), lambda _: None).loader
     for _ in range(3):
         next(loader)
     if device.type == "cuda":

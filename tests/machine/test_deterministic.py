@@ -60,7 +60,7 @@ def test_a_run_computes_as_its_config_says_whatever_was_before() -> None:
         config = load([*SMALL, *flags, "--precision", "fp32"])
         assert config.deterministic is on
         torch.backends.cudnn.allow_tf32 = True
-        build(config, Ranks(0, 1, 0, torch.device("cpu")), lambda _: None)
+        build(config, Ranks(device=torch.device("cpu")), lambda _: None)
         assert torch.are_deterministic_algorithms_enabled() is torch.backends.cudnn.deterministic is on
         assert torch.backends.cudnn.benchmark is not on
         assert not torch.backends.cudnn.allow_tf32, "fp32 was asked for"

@@ -51,7 +51,7 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
     assert run.view == eval_view(24), "trained at 16, probed at 24, as the config said"
     train, test = (sources.build(run.settings.data, split) for split in ("train", "test"))
     options = load_probe([str(trained)])
-    ranks = Ranks(0, 1, 0, torch.device("cpu"))
+    ranks = Ranks(device=torch.device("cpu"))
     one = next(images.loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
     both = next(images.loader(run.settings.data, test, run.view, 8, ranks, torch.float32))
     assert one.views[0].shape == both.views[0].shape == (8, 3, 24, 24)

@@ -25,7 +25,7 @@ def silent(_: str) -> None:
 def test_steps_and_learning_rates_are_functions_of_the_global_batch():
     """solo-learn #262: a schedule that counts the steps of a rank is another one on several."""
     config = load(["simclr_digits", *SMALL, "--batch-size", "96"])
-    made = [build(config, Ranks(0, size, 0, torch.device("cpu")), silent) for size in (1, 2, 3)]
+    made = [build(config, Ranks(device=torch.device("cpu"), world_size=size), silent) for size in (1, 2, 3)]
     steps = len(made[0].source) // 96
     assert {(parts.schedule.peak_lr, parts.steps_per_epoch) for parts in made} == {(config.optim.lr * 96 / 256, steps)}
     assert {parts.total_steps for parts in made} == {steps * config.epochs}
@@ -46,7 +46,7 @@ def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(
     monkeypatch.setattr(encoders, "build", lambda *_: pytest.fail("an encoder was built"))
     config = load([*SMALL, "--data.root", unlabelled, *flags])
     with pytest.raises(ConfigError, match=words) as error:
-        build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
+        build(config, Ranks(device=torch.device("cpu")), silent)
     assert "\n" not in str(error.value)
 
 
@@ -64,7 +64,7 @@ def test_the_side_of_the_views_is_said_where_nobody_has_set_it(tmp_path: Path):
     flags = ["--data.root", photos(tmp_path, 8, 64), *small, "--device", "cpu"]
     for more, expected in (([], 1), (["--data.size", "32"], 0)):
         lines = list[str]()
-        build(load([*flags, *more]), Ranks(0, 1, 0, torch.device("cpu")), lines.append)
+        build(load([*flags, *more]), Ranks(device=torch.device("cpu")), lines.append)
         assert sum("views of 64 px, as most images are no larger" in line for line in lines) == expected, lines
 
 
@@ -74,16 +74,16 @@ def test_images_that_fill_no_batch_are_refused_before_an_encoder_is_built(
     monkeypatch.setattr(encoders, "build", lambda *_, **__: pytest.fail("an encoder was built"))
     config = load(["--data.root", photos(tmp_path, 6, 32), *SMALL, "--batch-size", "16"])
     with pytest.raises(ConfigError, match="batch size 16 is more than the 6 images"):
-        build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
+        build(config, Ranks(device=torch.device("cpu")), silent)
     (tmp_path / "one").mkdir()
     config = load(["--data.root", photos(tmp_path / "one", 1, 32), *SMALL])
     with pytest.raises(ConfigError, match="the source has 1 image, too few to train on"):
-        build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
+        build(config, Ranks(device=torch.device("cpu")), silent)
 
 
 @pytest.mark.parametrize(("number", "labels", "probed"), [(12, 12, False), (12, 2, True)])
 def test_classes_of_one_image_are_not_probed(number: int, labels: int, probed: bool, tmp_path: Path):
-    config, ranks = load(["--data.root", photos(tmp_path, number, 32, labels), *SMALL]), Ranks(0, 1, 0, CPU)
+    config, ranks = load(["--data.root", photos(tmp_path, number, 32, labels), *SMALL]), Ranks(device=CPU)
     assert (online_probe(config, ranks, build(config, ranks, silent), silent) is not None) == probed
 
 
@@ -120,7 +120,7 @@ def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CXX", "no-such-compiler")
     config = load(["simclr_digits", *SMALL, "--compile", "on"])
     with pytest.raises(ConfigError, match="or take --compile off"):
-        build(config, Ranks(0, 1, 0, torch.device("cpu")), silent)
+        build(config, Ranks(device=torch.device("cpu")), silent)
 
 
 def test_a_gpu_machine_without_a_compiler_goes_on_uncompiled_and_says_so(monkeypatch: pytest.MonkeyPatch):

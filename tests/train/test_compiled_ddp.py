@@ -62,7 +62,9 @@ def trained(
 
     warnings.filterwarnings("ignore")
     rank = distributed.rank()
-    ranks = distributed.Ranks(rank, distributed.world_size(), rank, torch.device("cpu"))
+    ranks = distributed.Ranks(
+        device=torch.device("cpu"), rank=rank, world_size=distributed.world_size(), local_rank=rank
+    )
     states, num_buckets = list[verify.State](), list[int]()
     precision = build.precision
     if autocast:  # which this CPU may not be fast at
