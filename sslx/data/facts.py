@@ -1,0 +1,44 @@
+"""Facts: what a method, a probe or a check may ask about the images of a source."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # so that the options of methods and sources need no numpy
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """The channels of a source's images.
+
+    num: how many there are.  full_scale: the value of white.  is_rgb: whether they are red, green and blue, so that
+    operations on colors have a meaning.
+    """
+
+    num: int = 3
+    full_scale: float = 255.0
+    is_rgb: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Facts:
+    """The facts about a source.
+
+    num_samples: the number of its images.  size: the side of the views that suit them, in pixels.  labels: (N,) int64,
+    the class of each image, or None where there are no labels.  classes: the names of the classes.  channels: those of
+    its images.  blocks: (num_blocks,) int64, ascending from 0, the first sample of each block that is best read as a
+    whole (a tar file, a row group of a Parquet file); None where every sample is read as fast as any other.
+    """
+
+    num_samples: int
+    size: int
+    labels: "npt.NDArray[np.int64] | None" = None
+    classes: tuple[str, ...] | None = None
+    channels: Channels = Channels()
+    blocks: "npt.NDArray[np.int64] | None" = None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether every image has a label, and there are two classes or more to tell apart."""
+        return self.labels is not None and len(self.classes or ()) > 1
