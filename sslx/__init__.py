@@ -1,3 +1,16 @@
-"""sslx: self-supervised pretraining of image encoders.  Importing it imports nothing heavy."""
+"""sslx: self-supervised pretraining of image encoders.  Importing it imports nothing heavy.
+
+``sslx.load(path)`` reads a checkpoint: see ``sslx.trained``.
+"""
+
+from typing import TYPE_CHECKING
+
+from sslx import later
 
 __version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from sslx.trained import Trained as Trained
+    from sslx.trained import load as load
+else:  # so that type checkers know every name
+    __getattr__ = later.names(__name__, {"trained": ("Trained", "load")})

@@ -1,23 +1,32 @@
 """A checkpoint as an object: its encoder is built from the recipe in it, and the caller's random numbers stay."""
 
 import dataclasses
+import json
+import os
+import pickle
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslx import cli
+from sslx import cli, data, rng
+from sslx.data import sources
+from sslx.distributed import Ranks
 from sslx.encoders import Recipe
 from sslx.encoders.sync_bn import SyncBatchNorm
-from sslx.errors import DataError
+from sslx.errors import ConfigError, DataError
+from sslx.probe import features, images
 from sslx.runs import checkpoint
-from sslx.trained import Trained, load
+from sslx.trained import load
 
-CPU = torch.device("cpu")
 RUN = [
     "simclr_digits", "--steps", "1", "--batch-size", "32", "--data.size", "16", "--online.every", "0",
     "--optim.lr", "0.1", "--encoder.channels", "8", "8", "8", "16", "--name", "run",
@@ -44,21 +53,18 @@ def global_states() -> list[Any]:
 
 def test_what_is_built_leaves_the_callers_random_numbers_alone(run: Path) -> None:
     trained = load(run)
+    _ = trained.settings  # tyro draws random numbers while pytest runs, and only then
     torch.manual_seed(7)
     np.random.seed(7)
     random.seed(7)
     torch.rand(3), np.random.rand(3), random.random()
     before = global_states()
-    first = trained.encoder(trained=False, device=CPU)
-    for build in (
-        lambda: trained.encoder(trained=True, device=CPU),
-        lambda: trained.method(CPU),
-        lambda: trained.encoder(trained=False, device=CPU),
-    ):
+    first = trained.untrained_encoder()
+    for build in (lambda: trained.encoder, trained.method, trained.untrained_encoder):
         build()
         assert global_states() == before
     torch.manual_seed(8)
-    again = trained.encoder(trained=False, device=CPU)
+    again = trained.untrained_encoder()
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True))
 
 
@@ -67,20 +73,23 @@ def test_a_checkpoint_without_a_recipe_gives_the_same_encoder(run: Path, tmp_pat
     new, old = load(run), load(changed(run, tmp_path, encoder_recipe=None))
     assert new.recipe is not None
     assert old.recipe is None
-    for trained in (True, False):
-        a, b = (each.encoder(trained=trained, device=CPU).state_dict() for each in (new, old))
+    for encoders in ([new.encoder, old.encoder], [new.untrained_encoder(), old.untrained_encoder()]):
+        a, b = (each.state_dict() for each in encoders)
         assert list(a) == list(b)
         assert all(torch.equal(value, b[name]) for name, value in a.items())
-    a, b = (each.method(CPU).state_dict() for each in (new, old))
+    a, b = (each.method().state_dict() for each in (new, old))
     assert all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def test_the_recipe_counts_and_not_what_the_config_says(run: Path) -> None:
     """The export of a run whose options were renamed, or whose defaults are others now."""
     trained = load(run)
-    other = dataclasses.replace(trained.settings.encoder, channels=(8, 8, 8, 24))
-    renamed = Trained(**{**vars(trained), "settings": dataclasses.replace(trained.settings, encoder=other)})
-    assert renamed.encoder(trained=True, device=CPU).dim == 16
+    tree = json.loads(trained.config_text)
+    tree["encoder"] = {"renamed": True}
+    renamed = dataclasses.replace(trained, config_text=json.dumps(tree))
+    assert renamed.encoder.dim == 16
+    with pytest.raises(ConfigError, match="not of this version"):
+        _ = renamed.settings
 
 
 def test_norms_over_all_ranks_become_plain_ones(run: Path) -> None:
@@ -88,7 +97,7 @@ def test_norms_over_all_ranks_become_plain_ones(run: Path) -> None:
     batch_norm = trained.settings.batch_norm
     assert trained.recipe is not None
     assert trained.recipe.norm == {"local": "batch"}.get(batch_norm, batch_norm)
-    for module in (trained.encoder(trained=True, device=CPU), trained.method(CPU)):
+    for module in (trained.encoder, trained.method()):
         layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
         assert bool(layers) == (batch_norm != "group")
         assert not any(isinstance(layer, SyncBatchNorm) for layer in layers)
@@ -122,3 +131,75 @@ def test_the_recipe_in_a_checkpoint_is_that_of_the_run(run: Path) -> None:
     shape = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}
     recipe = Recipe(**saved)
     assert recipe == dataclasses.replace(recipe, name="resnet18", size=16, arguments=shape, stem="small", channels=3)
+
+
+IN_A_PROCESS_OF_ITS_OWN = """
+import random, sys
+import numpy as np
+import sslx
+
+trained = sslx.load(sys.argv[1])
+random_state = random.getstate()
+vectors = trained.embed([np.full((9, 7, 3), 7 * i, dtype=np.uint8) for i in range(3)], batch_size=2)
+assert vectors.shape == (3, trained.dim) == (3, 16), vectors.shape
+assert random.getstate() == random_state
+heavy = {"tyro", "rich", "submitit", "matplotlib", "nvidia", "sklearn", "sslx.config", "sslx.methods"}
+print(*sorted(heavy & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("run", ["local"], indirect=True)
+def test_features_need_neither_the_command_line_nor_the_other_files(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for name in ("method.pt", "optimizer.pt", "loader.pt"):
+        os.unlink(tmp_path / "run" / "checkpoints" / "step_1" / name)
+    command = [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN, tmp_path / "run" / "checkpoints" / "step_1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Images of several sizes and kinds."""
+    folder = tmp_path_factory.mktemp("images")
+    pixels = rng.words(3, "pixels", np.arange(5), num=40 * 30 * 3).astype(np.uint8).reshape(5, 40, 30, 3)
+    paths = [str(folder / name) for name in ("a.png", "b.jpg", "c.webp", "d.png", "e.jpg")]
+    for i, path in enumerate(paths):
+        image = Image.fromarray(pixels[i][: 40 - 3 * i, : 30 - 2 * i])
+        (image.convert("L") if i == 3 else image).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("run", ["local"], indirect=True)
+def test_features_are_those_that_probes_see(run: Path, paths: list[str]) -> None:
+    """From paths, from PIL images, from arrays and by a loader of one's own."""
+    trained = load(run)
+    source = sources.build(sources.Config(source="folder", root=Path(paths[0]).parent), "pretrain")
+    settings = data.Config(backend="torchvision", threads=0)
+    ranks = Ranks(device=torch.device("cpu"))
+    expected = features.extract(
+        trained.encoder, images.loader(settings, source, trained.view, 2, ranks, torch.float32), num_samples=5
+    ).x
+    pictures = [Image.open(path) for path in paths]
+    batch = torch.stack([trained.transform(path) for path in paths])
+    for vectors in (
+        trained.embed(paths, batch_size=2),
+        trained.embed(pictures, batch_size=2),
+        trained.embed(np.array(picture.convert("RGB")) for picture in pictures),
+        trained.encoder(batch).detach(),
+    ):
+        torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
+    assert pickle.loads(pickle.dumps(trained.transform)) == trained.transform
+    assert trained.embed([]).shape == (0, trained.dim)
+
+
+@pytest.mark.parametrize("run", ["local"], indirect=True)
+def test_what_is_not_an_image_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
+    trained = load(run)
+    (tmp_path / "x.jpg").write_text("text")
+    with pytest.raises(DataError, match=r"^[^\n]*x\.jpg cannot be read: [^\n]*$"):
+        trained.embed([tmp_path / "x.jpg"])
+    with pytest.raises(ValueError, match=r"expected an \(H, W, 3\) array of uint8, got \(4, 4\) of float64"):
+        trained.embed([np.zeros((4, 4))])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="needs a ViT"):
+        trained.embed([np.zeros((4, 4, 3), dtype=np.uint8)], tokens=True)

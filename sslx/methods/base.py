@@ -71,6 +71,17 @@ class Method(nn.Module):
             return self.loss(embeddings, progress)
         return Step(torch.stack([(e * c).sum() for e, c in zip(embeddings, cotangents, strict=True)]).sum())
 
+    @property
+    def exported(self) -> Encoder:
+        """The encoder that users get: what is probed, drawn and exported."""
+        return self.encoder
+
+    @property
+    def exported_name(self) -> str:
+        """The name of ``exported`` among the method's modules, such as "encoder"."""
+        exported = self.exported
+        return next(name for name, module in self.named_modules() if module is exported)
+
     def after_step(self, progress: Tensor) -> None:
         """Called after each optimizer step: EMA updates.  With a progress of 1, after a step that was not taken because
         it was not finite, it changes nothing: there a moving average's momentum is 1."""

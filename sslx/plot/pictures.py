@@ -80,6 +80,7 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     ranks = distributed.init(options.device)
     console = Console()
     say = say_to(console, ranks.is_main)
+    trained = trained.to(ranks.device)
     album = Album(trained.folder)
     if ranks.is_main:
         album.attempt("loss.png", partial(_loss, trained))
@@ -151,7 +152,7 @@ def _features(scene: Scene, ranks: Ranks, console: Console) -> tuple[Features | 
     bars = Bars(console, ranks.is_main)
     with bars.display:
         bars.stage = "picture"
-        encoder = scene.trained.encoder(trained=True, device=ranks.device)
+        encoder = scene.trained.encoder
         bank = images.extract(scene.trained, encoder, scene.settings, train, ranks, bars) if known else None
         return bank, images.extract(scene.trained, encoder, scene.settings, test, ranks, bars)
 
@@ -269,7 +270,7 @@ def _rows_of_views(views: Sequence[Tensor], view: ViewSpec) -> list[tuple[str, T
 def _method(scene: Scene, path: Path) -> bool:
     """What the method shows of 8 images, cut as for probes, of the training views' size; False: nothing."""
     trained, test = scene.trained, scene.splits.test
-    method, settings = trained.method(scene.device), trained.settings
+    method, settings = trained.method(), trained.settings
     chosen = plot.subsample(len(test), scene.labels, METHOD_IMAGES, scene.seed)
     view = replace(trained.view, size=trained.size)
     batch = next(scene.loader(test.subset(chosen), view))

@@ -1,5 +1,6 @@
 """The images that ``sslx probe`` and ``sslx plot`` look at: two splits of them, and their features."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,11 +71,20 @@ def _held_out(
     if name == "training":
         which = "the only training image is taken" if len(rows) == 1 else f"all {len(rows)} training images are taken"
     seen = ""
-    if trained.has_seen(settings):
+    if has_seen(trained, settings):
         seen = ", which the encoder has seen in training"
         seen += ", without their labels" if labels is not None and not _takes_labels(trained.settings) else ""
     say(f"no test split: {which}{seen} ({why})")
     return Splits(train.subset(held_out.others(len(train), rows)), train.subset(rows), name, train)
+
+
+def has_seen(trained: Trained, settings: data.Config) -> bool:
+    """Whether the training images of these settings are those of the run."""
+    theirs, ours = (
+        (config.source, None if config.root is None else os.path.realpath(config.root))
+        for config in (settings, trained.settings.data)
+    )
+    return theirs == ours
 
 
 def unlearnable(source: Source) -> str:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from sslx.console.bars import Bars, say_to
 from sslx.console.words import shown
 from sslx.data.order import Sequential
 from sslx.data.sources import Source
-from sslx.data.views import eval_view
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.machine import files
@@ -47,8 +45,9 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     if settings.size != ours.size:
         raise ConfigError(f"--data.size {settings.size} is of training views; the probes' is --data.eval-size")
     if settings.eval_size != ours.eval_size and settings.eval_size is not None:
-        trained = replace(trained, view=eval_view(settings.eval_size, trained.view.mean, trained.view.std))
+        trained = trained.with_view_size(settings.eval_size)
     ranks = distributed.init(options.device)
+    trained = trained.to(ranks.device)
     console = Console()
     say = say_to(console, ranks.is_main)
     splits = images.splits(trained, settings, say)
@@ -167,7 +166,7 @@ def _represent(
     if name == PIXELS:
         side = min(features.PIXEL_SIDE, trained.size, trained.view.size)
         return features.pixels(batches, num_samples=num_samples, num_views=num_views, side=side, progress=bars)
-    encoder = trained.encoder(trained=name == PRETRAINED, device=ranks.device)
+    encoder = trained.encoder if name == PRETRAINED else trained.untrained_encoder()
     autocast = images.autocast(ranks.device)
     return features.extract(
         encoder, batches, autocast=autocast, num_samples=num_samples, num_views=num_views, progress=bars
@@ -221,7 +220,7 @@ def _say_few_steps(
     if ours is None or pixels is None or ours >= pixels:
         return False
     steps, epochs = f"{trained.step:,} step{'s' * (trained.step != 1)}", float("inf")
-    if trained.has_seen(settings):
+    if images.has_seen(trained, settings):
         epochs = trained.step / max(1, len(splits.all_train) // trained.settings.batch_size)
         steps += f" ({epochs:.1f} epochs)"
     if trained.step >= FEW_STEPS and epochs >= FEW_EPOCHS:

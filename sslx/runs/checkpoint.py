@@ -10,13 +10,13 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslx.errors import DataError, MissingInput, StorageError
 from sslx.runs import manifest, parts
@@ -81,6 +81,14 @@ def load(path: Path, map_location: str | torch.device = "cpu", needs: Sequence[s
     MissingInput where there is no checkpoint, DataError where it is damaged, lacks a part or holds more than plain
     data.
     """
+    return _loaded(find(path, needs), map_location, needs)
+
+
+def find(path: Path, needs: Sequence[str] = ()) -> Path:
+    """The checkpoint directory of a path: itself, that of a file in it, or the newest good one of a run folder.
+
+    needs: as for ``load``.  Raises MissingInput where there is none.
+    """
     folder = folder_of(path)
     is_run = not manifest.FOLDER.fullmatch(folder.name) and not any((folder / name).exists() for name in _FILES)
     if is_run and folder.is_dir():
@@ -90,7 +98,7 @@ def load(path: Path, map_location: str | torch.device = "cpu", needs: Sequence[s
         folder = good or folder / "checkpoints"
     if not folder.is_dir() or folder.name == "checkpoints":
         raise MissingInput(f"no checkpoint at {path}: give a run folder or a step_N directory in it")
-    return _loaded(folder, map_location, needs)
+    return folder
 
 
 def folder_of(path: Path) -> Path:
@@ -141,52 +149,6 @@ def _check_good(folder: Path, needs: Sequence[str]) -> None:
         raise DataError(
             f"checkpoint {folder} holds numbers that are not finite, in {len(bad)} of its tensors, such as {bad[0]}"
         )
-
-
-def load_weights(
-    module: nn.Module,
-    state_dict: Mapping[str, Any],
-    what: str,
-    *,
-    expected: str | None = None,
-    found: str | None = None,
-) -> None:
-    """Load weights strictly, whether or not DDP or torch.compile wrapped either side.
-
-    what: where the weights are from, for the message; expected, found: the two architectures where known.
-    DataError, in one line, where keys or shapes differ; the module is then unchanged.
-    """
-    own = module.state_dict()
-    name_of = {_unwrapped(key): key for key in own}
-    given = {_unwrapped(key): value for key, value in state_dict.items()}
-    shapes = {
-        key: f"{key} {tuple(own[name_of[key]].shape)}, not {tuple(given[key].shape)}"
-        for key in name_of.keys() & given.keys()
-        if isinstance(given[key], Tensor) and own[name_of[key]].shape != given[key].shape
-    }
-    problems = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for keys, kind in (
-            ([key for key in name_of if key not in given], "missing"),
-            ([key for key in given if key not in name_of], "unexpected"),
-            ([shapes[key] for key in name_of if key in shapes], "of another shape"),
-        )
-        if keys
-    ]
-    if problems:
-        named = f"expected {expected or '?'}, found {found or '?'}; " if expected or found else ""
-        raise DataError(
-            f"{what} does not fit: {named}of {len(own)} keys {', '.join(problems)}: "
-            "build the model as in the run's config.json, or give other weights"
-        )
-    module.load_state_dict({name_of[key]: value for key, value in given.items()}, strict=True)
-
-
-def _unwrapped(key: str) -> str:
-    parts = [part for part in key.split(".") if part != "_orig_mod"]
-    while len(parts) > 1 and parts[0] == "module":
-        del parts[0]
-    return ".".join(parts)
 
 
 def _found(place: Path) -> list[tuple[int, Path]]:

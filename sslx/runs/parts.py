@@ -1,6 +1,7 @@
 """The files of a checkpoint: which part of the state is in which, and how each is written and read as plain data.
 
-``encoder.safetensors``  the encoder's tensors, by its own names: all that features need, readable by other libraries
+``encoder.safetensors``  the exported encoder's tensors, by its own names: all that features need, readable by other
+                         libraries
 ``method.pt``            the method's other tensors: heads, teachers, queues
 ``optimizer.pt``         the optimizer's state
 ``loader.pt``            which images the run was trained on, and how far
@@ -23,8 +24,8 @@ from sslx.errors import DataError
 from sslx.machine import files
 from sslx.runs import state as states
 
-PREFIX = "encoder."
-"""What the names of the encoder's tensors begin with in the method's state."""
+EXPORTED = "encoder"
+"""The name, among the modules of the method, of the encoder that users get, where the state does not say another."""
 ENCODER, FACTS = "encoder.safetensors", "facts.json"
 _PICKLED = {"method": "method.pt", "optimizer": "optimizer.pt", "loader": "loader.pt"}
 OLD = "state.pt"
@@ -38,23 +39,30 @@ Writer = Callable[[Any], None]
 def writers(state: Mapping[str, Any]) -> dict[str, Writer]:
     """File name -> the function that writes its part of the state.
 
-    state: tensors only in ``method``, ``optimizer`` and ``loader``; everything else becomes JSON.
+    state: tensors only in ``method``, ``optimizer`` and ``loader``; everything else becomes JSON.  ``exported`` is the
+      name of the encoder that users get among the modules of the method (``teacher.encoder``); default: ``encoder``.
     """
     assert (foreign := states.foreign(dict(state), "state")) is None, foreign
     facts = {key: value for key, value in state.items() if key not in _PICKLED}
     found: dict[str, Writer] = {}
     if "method" in state:
         method: Mapping[str, Any] = state["method"]
-        encoder = {key.removeprefix(PREFIX): value for key, value in method.items() if key.startswith(PREFIX)}
+        prefix = _prefix(state)
+        encoder = {key.removeprefix(prefix): value for key, value in method.items() if key.startswith(prefix)}
         if encoder:
             found[ENCODER] = partial(_write_safetensors, encoder)
-        rest = {key: value for key, value in method.items() if not key.startswith(PREFIX)}
+        rest = {key: value for key, value in method.items() if not key.startswith(prefix)}
         found[_PICKLED["method"]] = partial(torch.save, rest)
     for name in ("optimizer", "loader"):
         if name in state:
             found[_PICKLED[name]] = partial(torch.save, state[name])
     text = json.dumps(facts, indent=1).encode()
     return found | {FACTS: lambda file: file.write(text)}
+
+
+def _prefix(state: Mapping[str, Any]) -> str:
+    """Return what the names of the exported encoder's tensors begin with in the method's state."""
+    return f"{state.get('exported', EXPORTED)}."
 
 
 def _write_safetensors(tensors: Mapping[str, Tensor], file: Any) -> None:
@@ -96,7 +104,7 @@ def read(opened: Mapping[str, BinaryIO], map_location: str | torch.device, needs
             if "encoder" in needs:
                 state["encoder"] = encoder
             if type(state.get("method")) is dict:
-                state["method"] |= {PREFIX + key: value for key, value in encoder.items()}
+                state["method"] |= {_prefix(state) + key: value for key, value in encoder.items()}
         return state
     except pickle.UnpicklingError as error:
         reason = re.search(r"unsupported \w+ \S+", str(error), re.IGNORECASE)
@@ -125,5 +133,6 @@ def _with_encoder(state: object) -> object:
     if type(state) is not dict or not isinstance(state.get("method"), Mapping):
         return state
     method: Mapping[Any, Any] = state["method"]
-    names = [key for key in method if isinstance(key, str) and key.startswith(PREFIX)]
-    return {**state, "encoder": {key.removeprefix(PREFIX): method[key] for key in names}}
+    prefix = f"{EXPORTED}."
+    names = [key for key in method if isinstance(key, str) and key.startswith(prefix)]
+    return {**state, "encoder": {key.removeprefix(prefix): method[key] for key in names}}

@@ -12,8 +12,8 @@ from sslx.errors import DataError
 foreach: Any = torch  # its multi-tensor functions have no public names
 RESUME = ("config", "step", "run_id", "method", "optimizer", "loader")
 """What a restart needs of a state."""
-VIEW = ("config", "step", "method", "eval_view")
-"""What a probe or a picture needs of a state."""
+VIEW = ("config", "step", "encoder", "eval_view")
+"""What features need of a state."""
 
 _LARGEST = 2**53
 _PLAIN = (int, float, bool, str, type(None), Tensor, nn.Parameter)
@@ -107,6 +107,7 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
         lambda value: _named(value, lambda _: True) and _side(_item(value, "size")),
     ),
     "size": ("a number of pixels", lambda value: _side(value)),
+    "exported": ("the name of a module", lambda value: type(value) is str),
     "encoder_recipe": (
         "an encoder's recipe",
         lambda value: (
@@ -118,7 +119,7 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
         ),
     ),
 }
-_OPTIONAL = ("size", "encoder_recipe")
+_OPTIONAL = ("size", "encoder_recipe", "exported")
 """What only newer checkpoints have."""
 
 

@@ -1,7 +1,7 @@
 """The run folder: claimed or resumed by rank 0, the same decision on all ranks, and what a checkpoint holds."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from sslx import config, distributed, optim
 from sslx.config import PretrainConfig
 from sslx.console import activity
 from sslx.console.words import one_line, shown
+from sslx.encoders import state_dicts
 from sslx.errors import ConfigError, DataError, UserError
 from sslx.machine import files
 from sslx.runs import checkpoint, log, records, state
@@ -165,6 +166,7 @@ def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dic
         "loader": parts.loader.state_dict(),
         "size": settings.data.size or parts.source.size,
         "encoder_recipe": asdict(parts.method.encoder.recipe),
+        "exported": parts.method.exported_name,
         "eval_view": asdict(parts.view),
         "num_classes": len(parts.source.classes or ()),
     }
@@ -174,13 +176,13 @@ def restore(run: Run, settings: PretrainConfig, parts: Parts) -> None:
     """Put a snapshot's state back.  DataError where it is another architecture's."""
     if run.state is None:
         return
-    before = config.loads(run.state["config"])
-    checkpoint.load_weights(
+    recipe: Mapping[str, Any] = run.state.get("encoder_recipe", {})
+    state_dicts.load(
         parts.method,
         run.state["method"],
         f"checkpoint of {run.folder}",
         expected=settings.encoder.name,
-        found=before.encoder.name,
+        got=recipe.get("name"),
     )
     optim.load_state(parts.optimizer, run.state["optimizer"], f"checkpoint of {run.folder}")
     try:

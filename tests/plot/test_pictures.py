@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from sslx.data.config import Config as DataConfig
 from sslx.data.order import Sequential
 from sslx.plot import pictures
 from sslx.probe import features, geometry, held_out, images, scores
-from sslx.trained import Trained, load
+from sslx.trained import load
 
 CPU = torch.device("cpu")
 READ = ["--data.source", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
@@ -100,7 +101,7 @@ def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, 
     assert [pixels["name"], ours["name"]] == ["raw pixels", "pretrained encoder"]
     assert pixels["rank"] is None
     of = scene(flat)
-    encoder = of.trained.encoder(trained=True, device=CPU)
+    encoder = of.trained.encoder
     batches = of.loader(of.splits.test, of.trained.view)
     x = features.extract(encoder, batches, num_samples=50).x
     assert ours["rank"] == pytest.approx(float(geometry.rank_me(x)), rel=1e-4)
@@ -184,11 +185,9 @@ def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path
     assert not set(train.paths) & set(test.paths)
     assert sorted([*train.paths, *test.paths]) == list(splits.all_train.paths or ())
     assert np.bincount(test.labels).tolist() in ([2, 6, 4], [2, 4, 6])
-    other = images.splits(
-        Trained(**{**vars(trained), "settings": type(trained.settings)(**{**vars(trained.settings), "seed": 5})}),
-        settings,
-        lambda _: None,
-    )
+    of_another_seed = replace(trained, config_text=trained.config_text.replace('"seed": 0', '"seed": 5'))
+    assert of_another_seed.settings.seed == 5
+    other = images.splits(of_another_seed, settings, lambda _: None)
     assert list(other.test.paths or ()) == list(test.paths), "not a function of the run's seed"
     code, lines, err = said("probe", classes, "--probe.draws", "2")
     assert (code, err) == (0, "")
@@ -228,7 +227,7 @@ def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
     assert scores._say_few_steps(trained, splits, settings, worse, "kNN", lines.append)
     assert "kNN: 25.0 % against 50.0 %): it was trained for 2 steps (0.7 epochs) only" in lines[0]
     assert not scores._say_few_steps(trained, splits, settings, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
-    long = Trained(**{**vars(trained), "step": 600})
+    long = replace(trained, step=600)
     assert not scores._say_few_steps(long, splits, settings, worse, "kNN", lines.append)
 
 

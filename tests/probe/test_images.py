@@ -80,8 +80,8 @@ def test_untrained_encoder_is_the_one_that_training_started_from(trained: Path, 
     assert cli.main(["pretrain", *FLAGS, *flags]) == 0
     still = checkpoint.load(tmp_path / "run")["method"]
     run = load(trained)
-    start = run.encoder(trained=False, device=torch.device("cpu"))
-    end = run.encoder(trained=True, device=torch.device("cpu"))
+    start = run.untrained_encoder()
+    end = run.encoder
     for name, parameter in start.named_parameters():
         torch.testing.assert_close(parameter.data, still[f"encoder.{name}"], rtol=0, atol=1e-6)
     moved = [not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True)]
@@ -130,8 +130,8 @@ def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys:
 
 def test_the_method_of_a_checkpoint_has_its_weights(trained: Path) -> None:
     run = load(trained)
-    method = run.method(torch.device("cpu"))
-    torch.testing.assert_close(method.state_dict(), run.weights, rtol=0, atol=0)
+    method = run.method()
+    torch.testing.assert_close(method.state_dict(), dict(checkpoint.load(trained)["method"]), rtol=0, atol=0)
     assert not method.training
 
 

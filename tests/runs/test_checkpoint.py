@@ -4,7 +4,6 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -220,43 +219,6 @@ def test_what_a_save_of_a_resnet50_costs(tmp_path: Path, record_property: Record
         f"{size / 1e6:.0f} MB: save {1e3 * sorted(times)[3]:.0f} ms (median of 7, at most {1e3 * max(times):.0f} ms), "
         f"load and verify {1e3 * read_s:.0f} ms",
     )
-
-
-class Net(nn.Module):
-    def __init__(self, width: int = 3) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(2, width)
-        self.head = nn.Linear(width, 1)
-
-
-def test_weights_load_through_wrappers() -> None:
-    state = Net().state_dict()
-    compiled = cast(nn.Module, torch.compile(Net()))
-    for old, new in (("", ""), ("", "module."), ("", "_orig_mod.module."), ("encoder.", "encoder._orig_mod.")):
-        given = {key.replace(old, new, 1): value for key, value in state.items()}
-        for target in (Net(), compiled, nn.DataParallel(Net())):
-            checkpoint.load_weights(target, given, "weights")
-            for mine, theirs in zip(target.state_dict().values(), state.values(), strict=True):
-                assert torch.equal(mine, theirs)
-            nn.init.zeros_(next(target.parameters()))
-
-
-def test_weights_that_do_not_fit() -> None:
-    given = Net(4).state_dict()
-    del given["head.bias"]
-    given |= {f"extra.{i}": torch.zeros(1) for i in range(5)}
-    target = Net(3)
-    before = {key: value.clone() for key, value in target.state_dict().items()}
-    with pytest.raises(DataError) as caught:
-        checkpoint.load_weights(target, given, "runs/x/step_5", expected="resnet18", found="resnet50")
-    assert str(caught.value) == (
-        "runs/x/step_5 does not fit: expected resnet18, found resnet50; of 4 keys 1 missing (head.bias), "
-        "5 unexpected (extra.0, extra.1, extra.2, ...), "
-        "3 of another shape (encoder.weight (3, 2), not (4, 2), encoder.bias (3,), not (4,), "
-        "head.weight (1, 3), not (1, 4)): "
-        "build the model as in the run's config.json, or give other weights"
-    )
-    torch.testing.assert_close(target.state_dict(), before, rtol=0, atol=0)
 
 
 def test_config() -> None:

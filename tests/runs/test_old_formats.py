@@ -29,7 +29,7 @@ def test_its_checkpoint_is_read(run: Path) -> None:
 
 def test_its_encoder_is_loaded(run: Path) -> None:
     weights = torch.load(run / "checkpoints" / "step_2" / "state.pt", weights_only=True)["method"]
-    encoder = load(run).encoder(trained=True, device=torch.device("cpu"))
+    encoder = load(run).encoder
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, weights[f"encoder.{name}"]), name
 

@@ -163,7 +163,7 @@ def test_an_encoder_trained_small_is_probed_large(here: Run, tmp_path: Path):
     """The stem goes with the training views: 16 px keep the small one, whatever the probes' 96 px would get."""
     assert here("--data.eval-size", "96")[0] == 0
     trained = load(tmp_path / "r")
-    encoder = trained.encoder(trained=True, device=torch.device("cpu"))
+    encoder = trained.encoder
     assert (trained.size, trained.view.size) == (16, 96)
     assert encoder(torch.zeros(2, 3, 96, 96)).shape == (2, 8)
 

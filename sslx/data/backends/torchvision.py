@@ -73,6 +73,12 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
     return functional.horizontal_flip(image) if one.flip[0] else image
 
 
+def prepared(spec: ViewSpec, image: Tensor) -> Tensor:
+    """One image as the evaluation view: (3, H, W) uint8 -> (3, size, size) float32, normalized, as the loader's."""
+    scale, shift = (torch.tensor([255 * value for value in values])[:, None, None] for values in (spec.std, spec.mean))
+    return (apply(spec, image, None, 0).float() - shift) / scale
+
+
 def _crop(spec: ViewSpec, image: Tensor, box: Indices, interpolation: InterpolationMode) -> Tensor:
     top, left, bottom, right = box.tolist()
     return functional.resized_crop(
