@@ -51,10 +51,10 @@ def main() -> None:
     settings = config.load([*DEFAULTS, *flags])
     ranks = distributed.init(settings.device)
     parts = build(settings, ranks, lambda _: None)
-    replace(parts.schedule, peak_lr=0.0).apply(parts.optimizer, 0.0)
+    replace(parts.plan.schedule, peak_lr=0.0).apply(parts.optimizer, 0.0)
     progress = torch.full((), 0.5, device=ranks.device)
     batches = [next(parts.loader)]
-    metrics = train_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
+    metrics = train_step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast)
     gradients = [p.grad for p in parts.method.parameters() if p.grad is not None]
 
     def check() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         calls: dict[str, Callable[[], object]] = {
-            "step": lambda: train_step(parts.model, batches, parts.optimizer, progress, parts.autocast),
+            "step": lambda: train_step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast),
             "check of a step": check,
             "update": parts.optimizer.step,
             "save": lambda: checkpoint.save(Path(folder), 1, state(), 1),

@@ -183,7 +183,7 @@ def sslx(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
     layers, channels = ([str(number) for number in numbers] for numbers in SHAPES[args.encoder])
     flags = [*FLAGS, "--data.root", str(args.root), "--encoder.layers", *layers, "--encoder.channels", *channels]
     recipe = Recipe(config.load([*flags, "--data.threads", str(args.workers)]), distributed.init("cpu"))
-    replace(recipe.parts.schedule, peak_lr=LR, warmup=0.0).apply(recipe.parts.optimizer, 0.0)
+    replace(recipe.parts.plan.schedule, peak_lr=LR, warmup=0.0).apply(recipe.parts.optimizer, 0.0)
     samples = 0
     while True:
         recipe.train()

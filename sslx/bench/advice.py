@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslx import data, distributed, methods
+from sslx import data, distributed
 from sslx.bench import measure
 from sslx.config import PretrainConfig
 from sslx.console.words import one_line, shown
@@ -54,7 +54,7 @@ class Recipe:
         self._progress = torch.full((), 0.5, device=ranks.device)
         self._step = cached_step if settings.grad_cache_chunks > 1 else train_step
         self._waits = DataWaits.on(ranks.device)
-        replace(self.parts.schedule, peak_lr=0.0).apply(self.parts.optimizer, 0.0)
+        replace(self.parts.plan.schedule, peak_lr=0.0).apply(self.parts.optimizer, 0.0)
         self.batches = self._read()
         self.parts.loader.close()  # its threads would go on filling their queues
 
@@ -123,7 +123,7 @@ class Recipe:
 
     def matrix_dtype(self) -> torch.dtype:
         """Of the large products."""
-        return self.parts.autocast or self.parts.dtype
+        return self.parts.plan.input_dtype
 
     def close(self) -> None:
         """Stop the loader's threads."""
@@ -143,7 +143,7 @@ class Recipe:
 
     def _update(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         parts, clip = self.parts, self.settings.optim.clip
-        found = self._step(parts.model, batches, parts.optimizer, self._progress, parts.autocast, clip)
+        found = self._step(parts.model, batches, parts.optimizer, self._progress, parts.plan.autocast, clip)
         parts.method.after_step(self._progress)
         return found
 
@@ -156,12 +156,10 @@ class Recipe:
     def _in_memory(self) -> data.Loader:
         """The same loader on images that are decoded already."""
         settings, source = self.parts.settings, self.parts.source
-        size = settings.data.size or source.size
-        file = methods.module(settings.method.name)
         return data.training(
             settings.data,
             decoded(source, settings.batch_size),
-            file.views(settings.method, settings.augment, size),
+            self.parts.plan.views,
             batch_size=settings.batch_size,
             accumulate=settings.micro_batches,
             seed=settings.seed,
@@ -169,7 +167,7 @@ class Recipe:
             world_size=self.ranks.world_size,
             local_world_size=distributed.local_world_size(),
             device=self.ranks.device,
-            dtype=self.parts.dtype,
+            dtype=self.parts.plan.input_dtype,
         )
 
 

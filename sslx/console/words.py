@@ -46,3 +46,8 @@ def wrapped(line: str, width: int) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """A count and its noun: "1 step", "2,000 steps".  many: the plural where it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"

@@ -1,6 +1,6 @@
 """From a config to everything that a step needs: loader, method, optimizer, on this rank's device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
-from sslx import data, distributed, encoders, methods, optim, parallel, rng
+from sslx import data, encoders, methods, optim, parallel, rng
 from sslx.config import PretrainConfig, settle
 from sslx.data import Loader, sources
 from sslx.data.order import Shuffled
 from sslx.data.sources import Source, sides
-from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
+from sslx.encoders import Encoder
 from sslx.encoders.group_norm import has_batch_norm
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.losses import toolchain
@@ -23,60 +23,24 @@ from sslx.methods.base import Method
 from sslx.monitor.online import HELD_OUT, OnlineProbe
 from sslx.runs import state
 from sslx.train import consistency, needs
+from sslx.train.plan import Plan
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained, by what, on what.  model: the method, in DDP where there are several ranks.
+    """Everything that a training step needs, built once.
 
-    settings: with what was chosen for these images.  view: how probes see the images.  dtype: of inputs.  autocast:
-    None for full precision.  schedule: of the learning rate and the weight decay.
+    settings: the config, with what was chosen for these images and this machine.  plan: what follows from it.
+    model: the method, wrapped in DDP where there are several ranks.
     """
 
     settings: PretrainConfig
+    plan: Plan
     source: Source
     loader: Loader
-    view: ViewSpec
     method: Method
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    dtype: torch.dtype
-    autocast: torch.dtype | None
-    schedule: optim.Schedule
-    steps_per_epoch: int
-    total_steps: int
-
-    def plan(self, config: PretrainConfig, ranks: Ranks) -> list[str]:
-        """What is about to happen, with the values that were derived rather than given."""
-        kind = str(self.dtype).removeprefix("torch.")
-        size = config.data.size or self.source.size
-        steps = f"{self.total_steps:,} step{'s' * (self.total_steps != 1)}"
-        return [
-            f"{config.method.name} on {config.encoder.name}, {size} px, {kind}, "
-            f"{ranks.world_size} x {ranks.device.type}",
-            f"{steps} of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
-            f"{config.optim.name}, peak lr {self.schedule.peak_lr:.4g}",
-            *self._incomplete_batch(config),
-            *self._cached_batch_norm(config),
-            *(onednn.words(self.method) if ranks.device.type == "cpu" else []),
-            *compilation(config, ranks.device),
-        ]
-
-    def _incomplete_batch(self, config: PretrainConfig) -> list[str]:
-        num_images = len(self.source)
-        left = num_images - self.steps_per_epoch * config.batch_size
-        if left * 10 < num_images:
-            return []
-        return [f"{left:,} of {num_images:,} images, others each time, are left out of an epoch: they fill no batch"]
-
-    def _cached_batch_norm(self, config: PretrainConfig) -> list[str]:
-        if config.grad_cache_chunks == 1 or not has_batch_norm(self.method):
-            return []
-        return [
-            f"gradient caching: batch norm takes its statistics from each of the {config.grad_cache_chunks} chunks"
-            f"{' over all ranks' if config.batch_norm == 'sync' else ''}, so the gradient is not quite that of the "
-            "whole batch; with --batch-norm group it is exactly"
-        ]
 
 
 def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, initial_weights: bool = True) -> Parts:
@@ -85,58 +49,61 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     initial_weights: whether to load --encoder.weights; False for a run that goes on from a checkpoint, which needs no
     file of others any more.  UserErrors where a user can mend what is wrong.
     """
-    parameters, autocast = _arithmetic(config, ranks.device)
+    dtype, autocast = _arithmetic(config, ranks.device)
     config, source = _settled(config, ranks.world_size, say)
-    size = config.data.size or source.size
-    file = methods.module(config.method.name)
-    specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
-    view = eval_view(config.data.eval_size or size)
-    sizes = size, *(spec.size for spec in specs), view.size
-    trunk = config.encoder if initial_weights else replace(config.encoder, weights=None)
-    rng.seed_torch(config.seed)
-    encoder = encoders.build(trunk, *sizes, norm=config.norm, say=say)
-    if bad := state.not_finite(encoder.state_dict()):
-        raise DataError(
-            f"--encoder.weights {config.encoder.weights} holds numbers that are not finite, in {len(bad)} tensors, "
-            f"such as {bad[0]}: take other weights"
-        )
+    plan = Plan.of(config, source, dtype, autocast)
+    encoder = _encoder(config, plan, say, initial_weights=initial_weights)
     method = methods.build(config.method, encoder)
-    _ask_for_memory(method, specs, config, ranks, autocast, say)
-    method = _method(config, method, ranks.device, parameters)
+    _ask_for_memory(method, config, plan, ranks, say)
+    method = _method(config, method, ranks.device, dtype)
     loader = data.training(
         config.data,
         source,
-        specs,
+        plan.views,
         batch_size=config.batch_size,
         accumulate=config.micro_batches,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        local_world_size=distributed.local_world_size(),
+        local_world_size=ranks.local_world_size,
         device=ranks.device,
-        dtype=autocast or parameters,
+        dtype=plan.input_dtype,
         say=say,
     )
     loader.num_draws = method.num_draws
-    steps_per_epoch = loader.batches_per_epoch // config.micro_batches
-    consistency.on_parts(loader, method, autocast or parameters)
-    parts = Parts(
-        config,
-        source,
-        loader,
-        view,
-        method,
-        parallel.wrap(method, device=ranks.device),
-        optim.build(config.optim, method, method.encoder.trunk),
-        autocast or parameters,
-        autocast,
-        optim.Schedule.of(config.optim, config.batch_size),
-        steps_per_epoch,
-        config.steps or config.epochs * steps_per_epoch,
-    )
-    for line in parts.plan(config, ranks):
+    consistency.on_parts(loader, method, plan.input_dtype)
+    model = parallel.wrap(method, device=ranks.device)
+    optimizer = optim.build(config.optim, method, method.encoder.trunk)
+    for line in (*plan.lines(config, ranks), *_remarks(config, method, ranks.device)):
         say(line)
-    return parts
+    return Parts(config, plan, source, loader, method, model, optimizer)
+
+
+def _encoder(config: PretrainConfig, plan: Plan, say: Callable[[str], None], *, initial_weights: bool) -> Encoder:
+    """The encoder, with the weights that it starts from.  Raises DataError where they are not finite."""
+    trunk = config.encoder if initial_weights else replace(config.encoder, weights=None)
+    rng.seed_torch(config.seed)
+    encoder = encoders.build(trunk, plan.size, *plan.view_sizes, norm=config.norm, say=say)
+    if bad := state.not_finite(encoder.state_dict()):
+        raise DataError(
+            f"--encoder.weights {config.encoder.weights} holds numbers that are not finite, in {len(bad)} tensors, "
+            f"such as {bad[0]}: take other weights"
+        )
+    return encoder
+
+
+def _remarks(config: PretrainConfig, method: Method, device: torch.device) -> list[str]:
+    """What a user should know about how this method is computed on this device."""
+    lines: list[str] = []
+    if config.grad_cache_chunks > 1 and has_batch_norm(method):
+        lines.append(
+            f"gradient caching: batch norm takes its statistics from each of the {config.grad_cache_chunks} chunks"
+            f"{' over all ranks' if config.batch_norm == 'sync' else ''}, so the gradient is not quite that of the "
+            "whole batch; with --batch-norm group it is exactly"
+        )
+    if device.type == "cpu":
+        lines += onednn.words(method)
+    return lines + compilation(config, device)
 
 
 def _arithmetic(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
@@ -175,17 +142,12 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
 
 
 def _ask_for_memory(
-    method: Method,
-    specs: Sequence[ViewSpec],
-    config: PretrainConfig,
-    ranks: Ranks,
-    autocast: torch.dtype | None,
-    say: Callable[[str], None],
+    method: Method, config: PretrainConfig, plan: Plan, ranks: Ranks, say: Callable[[str], None]
 ) -> None:
     """Say where a step may take more memory than there is."""
     samples = config.batch_size // ranks.world_size // config.micro_batches
-    needed = needs.of_step(method, specs, samples, config.optim.name, autocast)
-    on_one = distributed.local_world_size() if ranks.device.type == "cpu" else 1
+    needed = needs.of_step(method, plan.views, samples, config.optim.name, plan.autocast)
+    on_one = ranks.local_world_size if ranks.device.type == "cpu" else 1
     for line in needs.words(needed, needs.available(ranks.device), config.batch_size, on_one):
         say(line)
 
@@ -289,13 +251,13 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
         return data.evaluation(
             replace(config.data, max_bad=1.0),
             split,
-            parts.view,
+            parts.plan.eval_view,
             batch_size=max(1, config.batch_size // ranks.world_size),
             rank=ranks.rank,
             world_size=ranks.world_size,
-            local_world_size=distributed.local_world_size(),
+            local_world_size=ranks.local_world_size,
             device=ranks.device,
-            dtype=parts.dtype,
+            dtype=parts.plan.input_dtype,
         )
 
-    return OnlineProbe(config.online, source, test, evaluation, parts.autocast, config.seed)
+    return OnlineProbe(config.online, source, test, evaluation, parts.plan.autocast, config.seed)

@@ -91,7 +91,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     config = parts.settings
     if not resumes and (line := _few_steps(config, parts)):
         say(line)
-    probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.autocast)
+    probe, health = online_probe(config, ranks, parts, say), Health(config.health, parts.plan.autocast)
     setup = Setup(parts, probe, health, StopFlag(), peers)
     watch_waits(parts.model)
     run = runs.claim(config)
@@ -99,7 +99,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     gone_back_to = 0
     while True:
         runs.restore(run, config, parts)  # of a finished run too: what does not fit it is refused
-        if run.step >= parts.total_steps:
+        if run.step >= parts.plan.total_steps:
             position.was_done = True
             for line in run.notes:
                 say(line)
@@ -116,10 +116,10 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
 def _few_steps(config: PretrainConfig, parts: Parts) -> str:
     """A line where a run on a user's own images is too short to expect much of it; else ""."""
-    if config.data.source != "folder" or config.encoder.weights or parts.total_steps >= presets.FEW_STEPS:
+    if config.data.source != "folder" or config.encoder.weights or parts.plan.total_steps >= presets.FEW_STEPS:
         return ""
-    steps = f"{parts.total_steps:,} step{'s' * (parts.total_steps != 1)}"
-    epochs = -(-presets.FEW_STEPS // parts.steps_per_epoch)
+    steps = f"{parts.plan.total_steps:,} step{'s' * (parts.plan.total_steps != 1)}"
+    epochs = -(-presets.FEW_STEPS // parts.plan.steps_per_epoch)
     more = f"--steps {presets.FEW_STEPS}" if config.steps else f"--epochs {epochs}"
     return f"a short run of {steps}: features usually take {presets.FEW_STEPS} or more to become good ({more})"
 
@@ -146,13 +146,13 @@ def _train(
     with _log(config, ranks, position.terminal, parts, run) as logger, distributed.steady_sizes():
         position.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
         taking.listen(parts.loader, stop, agreement, position.say)
-        for step in range(run.step, parts.total_steps):
+        for step in range(run.step, parts.plan.total_steps):
             with clock.waiting():
                 batches = taking.take(parts.loader, config.micro_batches, agreement)
             if batches:
                 rates = _schedule(step, parts, progress)
                 with activity.doing(_first_step(config, ranks)) if step == run.step else nullcontext():
-                    metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.autocast, clip)
+                    metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast, clip)
                 parts.method.after_step(finite.standing(progress, metrics["taken"]))
                 meter.add(finite.counted(metrics))
                 watch.add(step + 1, metrics, batches)
@@ -162,7 +162,7 @@ def _train(
 
             # What comes now and then; all ranks decide alike, so that collectives meet.
             signal = stop.heed(agreement.agreed(stop.received) if batches else agreement.finish())
-            ended = done == parts.total_steps
+            ended = done == parts.plan.total_steps
             save = done > position.saved and (ended or signal > 0 or _due(config.checkpoint.every, done))
             look = bool(batches) and (_due(config.health.every, done) or (ended and config.health.every > 0))
             tell = clock.steps > 0 and (save or look or done % config.log.every == 0 or done == run.step + 1)
@@ -171,7 +171,7 @@ def _train(
             else:
                 clock.arrive()
                 numbers = means(meter, parts.loader, ranks.device, watch, logger.message)
-                numbers |= {**rates, "epoch": done / parts.steps_per_epoch}
+                numbers |= {**rates, "epoch": done / parts.plan.steps_per_epoch}
                 numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
                 runs.check(run, clock.lost)
                 if look:
@@ -184,7 +184,7 @@ def _train(
                 runs.save(run, config, done, parts)
                 position.saved = done
                 clock.restart()
-            if probe and batches and (ended or _due(config.online.every * parts.steps_per_epoch, done)):
+            if probe and batches and (ended or _due(config.online.every * parts.plan.steps_per_epoch, done)):
                 if found := _measured("online probe", parts.method, probe.look, logger.message):
                     logger.log(done, found)
                 clock.restart()
@@ -202,8 +202,8 @@ def _first_step(config: PretrainConfig, ranks: Ranks) -> str:
 
 
 def _log(config: PretrainConfig, ranks: Ranks, terminal: Terminal, parts: Parts, run: runs.Run) -> log.Log:
-    settings = {"config": dump(config)}
-    steps = parts.total_steps, run.step
+    settings = {"config": dump(config), "plan": parts.plan.as_json()}
+    steps = parts.plan.total_steps, run.step
     logger = log.Log(config.log, run.folder, ranks.is_main, terminal, *steps, run.id, settings)
     for line in run.notes:  # before the first step, which may take long
         logger.message(line)
@@ -212,9 +212,9 @@ def _log(config: PretrainConfig, ranks: Ranks, terminal: Terminal, parts: Parts,
 
 def _schedule(step: int, parts: Parts, progress: torch.Tensor) -> dict[str, float]:
     """Set the progress of a step and all that follows it; returns the learning rate and what else is to be logged."""
-    share = (step + 0.5) / parts.total_steps
+    share = (step + 0.5) / parts.plan.total_steps
     progress.fill_(share)
-    return parts.schedule.apply(parts.optimizer, share)
+    return parts.plan.schedule.apply(parts.optimizer, share)
 
 
 def _due(every: int, done: int) -> bool:

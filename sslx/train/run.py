@@ -164,10 +164,10 @@ def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dic
         "method": parts.method.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "loader": parts.loader.state_dict(),
-        "size": settings.data.size or parts.source.size,
+        "size": parts.plan.size,
         "encoder_recipe": asdict(parts.method.encoder.recipe),
         "exported": parts.method.exported_name,
-        "eval_view": asdict(parts.view),
+        "eval_view": asdict(parts.plan.eval_view),
         "num_classes": len(parts.source.classes or ()),
     }
 

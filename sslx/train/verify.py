@@ -165,12 +165,12 @@ def narrow(method: MethodConfig) -> MethodConfig:
 def train(settings: PretrainConfig, ranks: Ranks, steps: int) -> State:
     """What ``sslx pretrain`` does in the first steps, and what comes of it."""
     parts = build(settings, ranks, lambda _: None)
-    parts.schedule.apply(parts.optimizer, 0.0)  # the peak: there is no warm-up
+    parts.plan.schedule.apply(parts.optimizer, 0.0)  # the peak: there is no warm-up
     trained = {name: p for name, p in parts.method.named_parameters() if p.requires_grad}
     found: State = {part: [] for part in PARTS}
     for step in range(steps):
         progress = torch.full((), (step + 0.5) / 10, device=ranks.device)
-        metrics = train_step(parts.model, [next(parts.loader)], parts.optimizer, progress, parts.autocast)
+        metrics = train_step(parts.model, [next(parts.loader)], parts.optimizer, progress, parts.plan.autocast)
         parts.method.after_step(progress)
         found["loss"].append({"loss": distributed.mean_over_ranks(metrics["loss"]).cpu()})
         found["gradients"].append({name: _kept(p.grad) for name, p in trained.items() if p.grad is not None})

@@ -27,8 +27,10 @@ def test_steps_and_learning_rates_are_functions_of_the_global_batch():
     config = load(["simclr_digits", *SMALL, "--batch-size", "96"])
     made = [build(config, Ranks(device=torch.device("cpu"), world_size=size), silent) for size in (1, 2, 3)]
     steps = len(made[0].source) // 96
-    assert {(parts.schedule.peak_lr, parts.steps_per_epoch) for parts in made} == {(config.optim.lr * 96 / 256, steps)}
-    assert {parts.total_steps for parts in made} == {steps * config.epochs}
+    assert {(parts.plan.schedule.peak_lr, parts.plan.steps_per_epoch) for parts in made} == {
+        (config.optim.lr * 96 / 256, steps)
+    }
+    assert {parts.plan.total_steps for parts in made} == {steps * config.epochs}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ before = peak()
 parts = build(config.load(sys.argv[1:]), distributed.init("cpu"), lambda _: None)
 batches, progress = [next(parts.loader)], torch.full((), 0.5)
 for _ in range(2):
-    train_step(parts.model, batches, parts.optimizer, progress, parts.autocast)
+    train_step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast)
 print(found[0], peak() - before)
 """
 

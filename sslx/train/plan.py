@@ -1,0 +1,95 @@
+"""The plan of a run: the values that follow from its config, its images and the machine.
+
+What the user wrote stays in the config.  What follows from it stands here, is printed before the first step and logged
+with the run, and is never written back.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sslx import methods, optim
+from sslx.config import PretrainConfig
+from sslx.console.words import plural
+from sslx.data.sources import Source
+from sslx.data.views import ViewSpec, eval_view
+from sslx.distributed import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The derived values of a run, the same on every rank.
+
+    size: the side of the (global) training views in pixels.  views: one for each view of the method.  eval_view: how
+    probes see an image.  dtype: that of the parameters.  autocast: that of the mixed precision, or None.
+    schedule: of the learning rate and the weight decay.  num_images: in the source.
+    """
+
+    size: int
+    views: tuple[ViewSpec, ...]
+    eval_view: ViewSpec
+    dtype: torch.dtype
+    autocast: torch.dtype | None
+    schedule: optim.Schedule
+    num_images: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+
+    @classmethod
+    def of(cls, config: PretrainConfig, source: Source, dtype: torch.dtype, autocast: torch.dtype | None) -> "Plan":
+        """The plan for a config that is settled, and for these images."""
+        size = config.data.size or source.size
+        steps_per_epoch = len(source) // config.batch_size
+        return cls(
+            size=size,
+            views=methods.module(config.method.name).views(config.method, config.augment, size),
+            eval_view=eval_view(config.data.eval_size or size),
+            dtype=dtype,
+            autocast=autocast,
+            schedule=optim.Schedule.of(config.optim, config.batch_size),
+            num_images=len(source),
+            batch_size=config.batch_size,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=config.steps or config.epochs * steps_per_epoch,
+        )
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """The dtype of the views, and of the large products."""
+        return self.autocast or self.dtype
+
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """The sides in pixels of all views that the encoder has to take, beside ``size``."""
+        return (*(view.size for view in self.views), self.eval_view.size)
+
+    def lines(self, config: PretrainConfig, ranks: Ranks) -> list[str]:
+        """What is about to happen, with the derived values, for the user."""
+        precision = str(self.input_dtype).removeprefix("torch.")
+        lines = [
+            f"{config.method.name} on {config.encoder.name}, {self.size} px, {precision}, "
+            f"{ranks.world_size} x {ranks.device.type}",
+            f"{plural(self.total_steps, 'step')} of {self.batch_size} ({self.steps_per_epoch:,} an epoch), "
+            f"{config.optim.name}, peak lr {self.schedule.peak_lr:.4g}",
+        ]
+        num_left = self.num_images - self.steps_per_epoch * self.batch_size
+        if num_left * 10 >= self.num_images:
+            lines.append(
+                f"{num_left:,} of {self.num_images:,} images, others each time, are left out of an epoch: they fill no "
+                "batch"
+            )
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """The values that are logged with the run."""
+        return {
+            "size": self.size,
+            "view_sizes": list(self.view_sizes),
+            "precision": str(self.input_dtype).removeprefix("torch."),
+            "peak_lr": self.schedule.peak_lr,
+            "num_images": self.num_images,
+            "steps_per_epoch": self.steps_per_epoch,
+            "total_steps": self.total_steps,
+        }
