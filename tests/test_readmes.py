@@ -103,3 +103,13 @@ def test_the_encoder_loads_into_timm_as_the_readme_says(tmp_path: Path, monkeypa
 def test_a_wrong_option_would_be_found(options: list[str]):
     with pytest.raises((SystemExit, UserError)):
         config.parse(["--data.root", "PHOTOS", *options], quiet=True)
+
+
+def test_the_recipe_in_the_readme_is_short_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "sslx" / "recipes" / "README.md").read_text(), re.DOTALL)
+    assert len(text.splitlines()) < 15
+    Path("mine.toml").write_text(text)
+    settings = config.parse(["mine.toml"])
+    assert (settings.name, settings.epochs, settings.optim.lr) == ("mine", 20, 0.2)
+    assert cli.main(["pretrain", "mine.toml", "--steps", "1", "--batch-size", "16", "--online.every", "0"]) == 0

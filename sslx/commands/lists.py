@@ -3,7 +3,6 @@
 import re
 import shutil
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,7 @@ def recipes_main(argv: Sequence[str]) -> int:
     columns = ("recipe", "data", "encoder", "for", "score")
     table = _table("sslx recipes", Recipes, columns, argv)
     for name, path in flags.recipes().items():
-        tree, comments = tomllib.loads(path.read_text(encoding="utf-8")), _comments(path)
+        tree, comments = flags.read(path), _comments(path)
         table.add_row(
             name,
             tree.get("data", {}).get("source", "digits"),

@@ -26,10 +26,12 @@ _PATHS = ("weights",)
 """Fields that hold a path but are text, since they may hold something else."""
 
 
+_FOLDER = Path(str(resources.files("sslx"))) / "recipes"
+
+
 def recipes() -> dict[str, Path]:
     """The recipes that come with sslx, by name."""
-    folder = Path(str(resources.files("sslx"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.toml"))}
 
 
 def recipe(given: str) -> Path:
@@ -59,17 +61,67 @@ def recipe(given: str) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tables of a .json file, or of a TOML file of any other name.  ConfigError where it is none, or too large."""
-    is_json = path.suffix.lower() == ".json"
+    """The tables of a .json file, or of a TOML file of any other name, with those of its bases.
+
+    ``base = "digits"``, or a list, is the first line of a recipe that is built on others: files in recipes/bases, other
+    recipes, or .toml files beside it.  Raises ConfigError for a file of another kind and for one that is too large.
+    """
+    tree = _tree(path)
+    if _is_json(path):
+        return schema.migrated(tree, shown(path))
+    return _with_bases(tree, path, (path,))
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
+
+
+def _tree(path: Path) -> dict[str, Any]:
     try:
         text = files.read_text(path, MAX_BYTES)
-        tree = files.parse_json(text) if is_json else files.parse_toml(text)
+        tree = files.parse_json(text) if _is_json(path) else files.parse_toml(text)
         if (size := _size(tree)) > MAX_VALUES:
             raise ValueError(f"it has {size:,} values, and settings are no more than {MAX_VALUES:,}")
     except (OSError, ValueError) as error:
-        kind = "JSON" if is_json else "TOML"
+        kind = "JSON" if _is_json(path) else "TOML"
         raise ConfigError(f"{shown(path)} cannot be read as {kind}: {files.reason(error)}") from error
-    return schema.migrated(tree, shown(path)) if is_json else tree
+    return tree
+
+
+def _with_bases(tree: dict[str, Any], path: Path, heirs: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe together with what it takes from its bases: the values of the recipe and of later bases win.
+
+    heirs: the recipes that lead to this one.  Raises ConfigError for a base that is missing or that leads to itself.
+    """
+    names: Any = tree.pop("base", [])
+    merged: dict[str, Any] = {}
+    for name in names if isinstance(names, list) else [names]:
+        base = _base(str(name), path)
+        if base in heirs:
+            raise ConfigError(f"{shown(path)} has the base {shown(name)}, which is built on it: remove one of the two")
+        merged = _merged(merged, _with_bases(_tree(base), base, (*heirs, base)))
+    return _merged(merged, tree)
+
+
+def _base(name: str, path: Path) -> Path:
+    """The file of a base: beside the recipe, or one that comes with sslx."""
+    places = (path.parent / name, _FOLDER / "bases" / f"{name}.toml", _FOLDER / f"{name}.toml")
+    for place in places:
+        if place.suffix == ".toml" and place.is_file():
+            return place
+    known = ", ".join(base.stem for base in sorted((_FOLDER / "bases").glob("*.toml")))
+    raise ConfigError(
+        f"{shown(path)} has the base '{shown(name)}', which is not there: take {known}, a recipe's name or a .toml file"
+    )
+
+
+def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """The tables of both; where both have a value, that of ``tree``."""
+    both = dict(base)
+    for key, value in tree.items():
+        inherited = both.get(key)
+        both[key] = _merged(inherited, value) if isinstance(inherited, dict) and isinstance(value, dict) else value
+    return both
 
 
 def _size(tree: Any) -> int:

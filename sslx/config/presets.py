@@ -1,6 +1,6 @@
 """What is taken where neither a recipe nor a flag says: chosen by method, encoder, batch, source and images.
 
-Each method has a file ``recipes/bases/NAME.toml`` with tables by situation, each with its reason (``why``) and the
+Each method has a file ``recipes/defaults/NAME.toml`` with tables by situation, each with its reason (``why``) and the
 published source: ``all``; ``small`` and ``large`` batches; ``cpu``, small ones without a GPU, so short runs; ``vit``,
 any transformer; ``tiny`` images.  Later ones win.  A method without such a file gets plain defaults.
 """
@@ -46,7 +46,7 @@ class Choice:
 
 @cache
 def _tables(method: str) -> dict[str, dict[str, Any]]:
-    path = Path(__file__).parents[1] / "recipes" / "bases" / f"{method}.toml"
+    path = Path(__file__).parents[1] / "recipes" / "defaults" / f"{method}.toml"
     if not path.exists():
         return _PLAIN
     tables = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,10 +1,12 @@
 """Files of settings of every kind, paths and names in them: read, or refused in one line and little time."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -194,3 +196,59 @@ def test_paths_in_a_recipe_are_bytes_under_an_ascii_locale(tmp_path: Path) -> No
     done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "läufe" / "größe" / "status.json").read_text())["state"] == "done"
+
+
+def written(folder: Path, **recipes: str) -> Path:
+    """The first of some recipes, written to a folder under their names."""
+    for name, text in recipes.items():
+        (folder / f"{name}.toml").write_text(text)
+    return folder / f"{next(iter(recipes))}.toml"
+
+
+def test_a_recipe_is_built_on_its_bases(tmp_path: Path):
+    """The recipe wins over its bases, and a later base over an earlier one, value by value."""
+    path = written(
+        tmp_path,
+        recipe='base = ["one.toml", "two.toml"]\nsteps = 3\n[optim]\nlr = 0.3\n',
+        one="steps = 1\nseed = 1\nbatch_size = 32\n[optim]\nlr = 0.1\nwarmup = 0.1\nweight_decay = 0.1\n",
+        two='base = "zero.toml"\nsteps = 2\nseed = 2\n[optim]\nlr = 0.2\nwarmup = 0.2\n',
+        zero="seed = 0\nbatch_size = 16\n",
+    )
+    optim = {"lr": 0.3, "warmup": 0.2, "weight_decay": 0.1}
+    assert flags.read(path) == {"steps": 3, "seed": 2, "batch_size": 16, "optim": optim}
+
+
+def test_a_recipe_of_ones_own_is_built_on_one_that_comes_with_sslx(tmp_path: Path):
+    path = written(tmp_path, mine='base = ["digits", "simclr_digits"]\nepochs = 7\n')
+    settings, built_on = config.parse([str(path)]), config.parse(["simclr_digits"])
+    assert dataclasses.replace(settings, name="", epochs=1) == dataclasses.replace(built_on, name="", epochs=1)
+    assert (settings.name, settings.epochs) == ("mine", 7)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "words"),
+    [
+        ({"a": 'base = "b.toml"', "b": 'base = "a.toml"'}, "which is built on it: remove one of the two"),
+        ({"a": 'base = "a.toml"'}, "which is built on it: remove one of the two"),
+        (
+            {"a": 'base = "none"'},
+            "has the base 'none', which is not there: take cifar10_cpu, digits,",
+        ),
+        ({"a": "base = 3"}, "has the base '3', which is not there"),
+        ({"a": 'base = "b.toml"', "b": "x ="}, "b.toml cannot be read as TOML"),
+    ],
+)
+def test_a_base_that_cannot_be_taken_is_named(recipes: dict[str, str], words: str, tmp_path: Path):
+    with pytest.raises(ConfigError) as error:
+        flags.read(written(tmp_path, **recipes))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_a_recipe_repeats_nothing_of_its_bases(name: str):
+    own = tomllib.loads(config.recipes()[name].read_text())
+    names = own.pop("base", [])
+    for base in [names] if isinstance(names, str) else names:
+        inherited = dict(flags.leaves(flags.read(config.recipes()["simclr_digits"].parent / "bases" / f"{base}.toml")))
+        assert not [key for key, value in flags.leaves(own) if inherited.get(key, ...) == value]
