@@ -220,7 +220,7 @@ def test_a_recipe_is_built_on_its_bases(tmp_path: Path):
 
 def test_a_recipe_of_ones_own_is_built_on_one_that_comes_with_sslx(tmp_path: Path):
     path = written(tmp_path, mine='base = ["digits", "simclr_digits"]\nepochs = 7\n')
-    settings, built_on = config.parse([str(path)]), config.parse(["simclr_digits"])
+    settings, built_on = config.load([str(path)]), config.load(["simclr_digits"])
     assert dataclasses.replace(settings, name="", epochs=1) == dataclasses.replace(built_on, name="", epochs=1)
     assert (settings.name, settings.epochs) == ("mine", 7)
 
