@@ -1,0 +1,58 @@
+"""Each example of launch/examples runs as its first lines say, on a run and images made here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslx import cli, rng
+from sslx.trained import load
+
+EXAMPLES = Path(__file__).parents[2] / "launch" / "examples"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images of different sizes, in two folders."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(12):
+        place = folder / ("cats" if i % 2 else "dogs")
+        place.mkdir(exist_ok=True)
+        pixels = rng.words(1, "pixels", np.arange(40 + i), num=36 * 3).astype(np.uint8).reshape(-1, 36, 3)
+        Image.fromarray(pixels).save(place / (f"{i}.png" if i % 3 else f"{i}.jpg"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One step on the images."""
+    flags = f"--data.root {images} --data.size 16 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 16 --steps 1"
+    flags += f" --batch-size 4 --online.every 0 --health.every 0 --name run --runs {tmp_path_factory.mktemp('runs')}"
+    assert cli.main(["pretrain", *flags.split()]) == 0
+    return Path(flags.split()[-1]) / "run"
+
+
+def python(name: str, *arguments: object, folder: Path) -> str:
+    """What an example prints."""
+    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_embed(run: Path, images: Path, tmp_path: Path):
+    assert (
+        python("embed.py", run, images, "vectors.npy", folder=tmp_path) == "12 images, 16 numbers each: vectors.npy\n"
+    )
+    vectors, paths = np.load(tmp_path / "vectors.npy"), (tmp_path / "vectors.txt").read_text().splitlines()
+    assert vectors.shape == (12, 16)
+    assert len(np.unique(vectors, axis=0)) == 12
+    np.testing.assert_allclose(vectors[5:6], load(run).embed([paths[5]]).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_every_example_is_run_here():
+    text = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'python("{path.name}"' not in text] == []
