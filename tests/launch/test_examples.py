@@ -21,7 +21,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(12):
         place = folder / ("cats" if i % 2 else "dogs")
         place.mkdir(exist_ok=True)
-        pixels = rng.words(1, "pixels", np.arange(40 + i), num=36 * 3).astype(np.uint8).reshape(-1, 36, 3)
+        pixels = rng.words(i, "pixels", np.arange(40 + i), num=36 * 3).astype(np.uint8).reshape(-1, 36, 3)
         Image.fromarray(pixels).save(place / (f"{i}.png" if i % 3 else f"{i}.jpg"))
     return folder
 
