@@ -34,7 +34,7 @@ LAUNCH_US = 3.0
 """Of the driver, for a kernel, beyond what PyTorch's dispatch takes on a CPU too: an assumption."""
 GOAL_MS = 12.0
 SAMPLES, SIDE = 512, 32
-SMALL = "--data.source synthetic --data.size 8 --data.backend resident --batch-size 2 --device cpu --precision fp32"
+SMALL = "--source.name synthetic --data.size 8 --data.backend resident --batch-size 2 --device cpu --precision fp32"
 
 
 def loader_part() -> Callable[[], object]:

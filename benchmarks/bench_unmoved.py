@@ -56,7 +56,7 @@ def numbers(tree: Path, recipe: str, images: Path, runs: Path) -> tuple[list[flo
     environ = os.environ | {"PYTHONPATH": f"{tree}:{tree / 'kernels'}", "OMP_NUM_THREADS": "1"}
     argv = [recipe, *FLAGS, "--runs", str(runs), "--name", recipe]
     if not recipe.endswith("_digits"):
-        argv += ["--data.source", "folder", "--data.root", str(images)]
+        argv += ["--source.name", "folder", "--source.root", str(images)]
 
     def run(*command: str) -> str:
         done = subprocess.run(

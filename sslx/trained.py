@@ -1,15 +1,15 @@
 """A checkpoint as an object: its encoder, how images are cut for it, and what it was trained with."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sslx import config, data, encoders, methods, rng
+from sslx import config, encoders, methods, rng
 from sslx.config import PretrainConfig
 from sslx.console.words import one_line, shown
+from sslx.data.sources import SourceConfig
 from sslx.data.views import ViewSpec
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.methods.base import Method
@@ -38,13 +38,9 @@ class Trained:
         settings = self.settings
         return methods.module(settings.method.name).views(settings.method, settings.augment, self.size)
 
-    def has_seen(self, settings: data.Config) -> bool:
-        """Whether the training images of these settings are those of the run."""
-        theirs, ours = (
-            (config.source, None if config.root is None else os.path.realpath(config.root))
-            for config in (settings, self.settings.data)
-        )
-        return theirs == ours
+    def has_seen(self, source: SourceConfig) -> bool:
+        """Whether the training images of this source are those of the run."""
+        return source.place == self.settings.source.place
 
     def encoder(self, *, trained: bool, device: torch.device) -> encoders.Encoder:
         """The encoder, with the checkpoint's weights or as it was initialized at the start of the run.
@@ -107,5 +103,5 @@ def _meant(path: Path) -> str:
     if (run := Path("runs") / path.name) != path and (run / "config.json").is_file():
         return f"; did you mean {shown(run)}?"
     if path.exists() and not (path / "config.json").is_file():
-        return "; the images to look at go into --data.root"
+        return "; the images to look at go into --source.root"
     return ""

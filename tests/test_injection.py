@@ -226,7 +226,7 @@ def test_the_script_without_submitit_passes_odd_values_on(place: Path) -> None:
     python.chmod(0o755)
     names = {"NAME": "a $(touch RAN);'\"`b", "RUNS": "x; touch RAN", "PYTHON": str(python)}
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
-    command = ["bash", str(ROOT / "slurm" / "pretrain.sbatch"), "simclr_digits", "--data.root", "$(touch RAN)"]
+    command = ["bash", str(ROOT / "slurm" / "pretrain.sbatch"), "simclr_digits", "--source.root", "$(touch RAN)"]
     done = subprocess.run(
         command, env=os.environ | names | slurm, cwd=place, capture_output=True, text=True, check=False, timeout=60
     )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
-from sslx import data, distributed, encoders, methods, optim, parallel, rng
+from sslx import data, encoders, methods, optim, parallel, rng
 from sslx.config import PretrainConfig, settle
 from sslx.data import Loader, sources
 from sslx.data.order import Shuffled
@@ -49,7 +49,7 @@ class Parts:
     def plan(self, config: PretrainConfig, ranks: Ranks) -> list[str]:
         """What is about to happen, with the values that were derived rather than given."""
         kind = str(self.dtype).removeprefix("torch.")
-        size = config.data.size or self.source.size
+        size = config.data.size or self.source.facts.size
         steps = f"{self.total_steps:,} step{'s' * (self.total_steps != 1)}"
         return [
             f"{config.method.name} on {config.encoder.name}, {size} px, {kind}, "
@@ -87,7 +87,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     """
     parameters, autocast = _arithmetic(config, ranks.device)
     config, source = _settled(config, ranks.world_size, say)
-    size = config.data.size or source.size
+    size = config.data.size or source.facts.size
     file = methods.module(config.method.name)
     specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
     view = eval_view(config.data.eval_size or size)
@@ -110,10 +110,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         batch_size=config.batch_size,
         accumulate=config.micro_batches,
         seed=config.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        local_world_size=distributed.local_world_size(),
-        device=ranks.device,
+        ranks=ranks,
         dtype=autocast or parameters,
         say=say,
     )
@@ -154,16 +151,16 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
 
     Raises ConfigError where they fill no batch, before an encoder is built.
     """
-    source = sources.build(config.data, "pretrain", say=say)
+    source = sources.build(config.source, "pretrain", config.data, say=say)
     for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
         say(line)
-    config, reasons = settle(config, config.data.size or source.size, len(source))
-    side = source.size
-    if config.data.source == "folder" and config.data.size is None and side < sides.LARGEST:
+    config, reasons = settle(config, config.data.size or source.facts.size, len(source))
+    side = source.facts.size
+    if config.source.is_own and config.data.size is None and side < sides.LARGEST:
         reasons.append(f"views of {side} px, as most images are no larger (--data.size {side})")
     for line in reasons:
         say(line)
-    config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
+    config.method.check(config.batch_size // config.accumulate, source.facts.has_classes)
     Shuffled(
         num_samples=len(source),
         batch_size=config.batch_size,
@@ -185,7 +182,7 @@ def _ask_for_memory(
     """Say where a step may take more memory than there is."""
     samples = config.batch_size // ranks.world_size // config.micro_batches
     needed = needs.of_step(method, specs, samples, config.optim.name, autocast)
-    on_one = distributed.local_world_size() if ranks.device.type == "cpu" else 1
+    on_one = ranks.local_world_size if ranks.device.type == "cpu" else 1
     for line in needs.words(needed, needs.available(ranks.device), config.batch_size, on_one):
         say(line)
 
@@ -268,16 +265,17 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
     Pretraining needs no test split: where there is none, or none of these classes, ``say`` is told so.
     """
     source = parts.source
-    if not config.online.every or source.labels is None or np.bincount(source.labels, minlength=2).max() < 2:
+    labels = source.facts.labels
+    if not config.online.every or labels is None or not source.facts.has_classes:
         return None
-    if len(source.classes or ()) < 2:
+    if np.bincount(labels).max() < 2:
         return None
     try:
-        test = sources.build(config.data, "test", say=say, classes=source.classes, levels=source.levels)
+        test = sources.build(config.source, "test", config.data, say=say, training=source)
         lines = [f"to probe on: {test.describe()}", *test.notes]
     except (MissingInput, DataError) as error:
         test, lines = None, [str(error)]
-    if test is None or test.labels is None:
+    if test is None or test.facts.labels is None:
         if len(source) < HELD_OUT:
             say(f"{lines[0]}; no online probe: of {len(source)} training images it would hold out none")
             return None
@@ -291,10 +289,7 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
             split,
             parts.view,
             batch_size=max(1, config.batch_size // ranks.world_size),
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            local_world_size=distributed.local_world_size(),
-            device=ranks.device,
+            ranks=ranks,
             dtype=parts.dtype,
         )
 

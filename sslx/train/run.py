@@ -163,10 +163,10 @@ def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dic
         "method": parts.method.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "loader": parts.loader.state_dict(),
-        "size": settings.data.size or parts.source.size,
+        "size": settings.data.size or parts.source.facts.size,
         "encoder_recipe": asdict(parts.method.encoder.recipe),
         "eval_view": asdict(parts.view),
-        "num_classes": len(parts.source.classes or ()),
+        "num_classes": len(parts.source.facts.classes or ()),
     }
 
 

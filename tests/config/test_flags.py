@@ -111,7 +111,7 @@ def test_home_is_home_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     for argv in (
         ["~/home.toml"],
-        ["--runs", "~/runs", "--encoder.weights=~/w.pt", "--data.root", "~/images", "--data.test-root=~/test"],
+        ["--runs", "~/runs", "--encoder.weights=~/w.pt", "--source.root", "~/images", "--source.test-root=~/test"],
     ):
         read = config.load(argv)
         assert (read.runs, read.encoder.weights) == (tmp_path / "runs", str(tmp_path / "w.pt"))

@@ -8,7 +8,7 @@ import pytest
 from sslx import config, methods
 from sslx.config import flags, presets
 
-PHOTOS = ["--data.source", "folder", "--data.root", "photos", "--device", "cuda"]
+PHOTOS = ["--source.name", "folder", "--source.root", "photos", "--device", "cuda"]
 
 
 @pytest.mark.parametrize("method", methods.available())

@@ -28,7 +28,7 @@ def test_defaults():
     chosen = ("augment", "method", "optim", "batch_size", "epochs")  # tests/config/test_presets.py
     default = PretrainConfig(name="simclr_digits", **{name: getattr(settings, name) for name in chosen})
     assert settings == default
-    assert load(["--data.source", "synthetic"]).name == "simclr_synthetic"
+    assert load(["--source.name", "synthetic"]).name == "simclr_synthetic"
     assert load(["--name", "mine"]).name == "mine"
 
 
@@ -57,7 +57,7 @@ def test_several_recipes_merge_and_the_later_wins(tmp_path: Path):
 FULL = [
     *("--name", "x", "--steps", "5", "--seed", "-3", "--runs", "/tmp/some where", "--batch-norm", "sync"),
     *("--encoder.layers", "1", "2", "3", "4", "--encoder.weights", "timm", "--optim.betas", "0.8", "0.99"),
-    *("--data.download", "--data.root", "~/x", "--data.size", "24", "--optim.weight-decay", "1e-05"),
+    *("--source.download", "--source.root", "~/x", "--data.size", "24", "--optim.weight-decay", "1e-05"),
 ]
 
 
@@ -185,11 +185,11 @@ def test_unknown_recipes_and_methods_suggest(tmp_path: Path):
 
 
 def test_differences_are_in_flag_notation():
-    ours = load(["--optim.lr", "0.1", "--steps", "3", "--name", "a", "--data.root", "/x", "--batch-norm", "sync"])
-    theirs = load(["--data.source", "folder", "--encoder.layers", "1", "1", "1", "1", "--name", "b"])
+    ours = load(["--optim.lr", "0.1", "--steps", "3", "--name", "a", "--source.root", "/x", "--batch-norm", "sync"])
+    theirs = load(["--source.name", "folder", "--encoder.layers", "1", "1", "1", "1", "--name", "b"])
     assert differences(ours, theirs) == [
         "--batch-norm local -> sync",
-        "--data.root None -> /x",
+        "--source.root None -> /x",
         "--encoder.layers [1, 1, 1, 1] -> []",
         "--name b -> a",
         "--steps None -> 3",
@@ -204,13 +204,13 @@ def test_differences_are_in_flag_notation():
 @pytest.mark.parametrize(
     ("args", "source"),
     [
-        (["--data.root", "/x"], "folder"),
-        (["--data.root=/x", "--epochs", "3"], "folder"),
-        (["--data.root", "/x", "--data.source", "digits"], "digits"),
-        (["--data.source=stl10", "--data.root", "/x"], "stl10"),
-        (["simclr_cifar10", "--data.root", "/x"], "cifar10"),
-        (["simclr_imagenet", "--data.root", "/x"], "folder"),
-        (["--data.test-root", "/x"], "digits"),
+        (["--source.root", "/x"], "folder"),
+        (["--source.root=/x", "--epochs", "3"], "folder"),
+        (["--source.root", "/x", "--source.name", "digits"], "digits"),
+        (["--source.name=stl10", "--source.root", "/x"], "stl10"),
+        (["simclr_cifar10", "--source.root", "/x"], "cifar10"),
+        (["simclr_imagenet", "--source.root", "/x"], "folder"),
+        (["--source.test-root", "/x"], "digits"),
         ([], "digits"),
     ],
 )
@@ -223,14 +223,14 @@ def test_a_root_alone_is_a_folder_of_images(args: list[str], source: str):
 
 def test_a_root_alone_is_a_folder_of_images_to_probe_on_too():
     digits, cifar = load([]).data, load(["simclr_cifar10"]).data
-    assert config.load_probe(["runs/a", "--data.root=/x"], digits).data.source == "folder"
-    assert config.load_probe(["runs/a", "--data.root", "/x"], cifar).data.source == "cifar10"
+    assert config.load_probe(["runs/a", "--source.root=/x"], digits).data.source == "folder"
+    assert config.load_probe(["runs/a", "--source.root", "/x"], cifar).data.source == "cifar10"
     assert config.load_probe(["runs/a"], digits).data.source == "digits"
 
 
 def test_probing_flags_replace_fields_of_the_runs_images():
-    run = load(["--data.source", "folder", "--data.root", "/x", "--data.size", "48"]).data
-    probe = config.load_probe(["runs/a", "--data.test-root", "/y", "--no-baselines"], run)
+    run = load(["--source.name", "folder", "--source.root", "/x", "--data.size", "48"]).data
+    probe = config.load_probe(["runs/a", "--source.test-root", "/y", "--no-baselines"], run)
     assert (probe.checkpoint, probe.baselines) == (Path("runs/a"), False)
     assert probe.data == dataclasses.replace(run, test_root=Path("/y"))
     plot = config.load_plot(["--points", "50", "runs/a"])

@@ -28,7 +28,7 @@ from sslx.train.verify import ENCODERS
 pytestmark = [pytest.mark.gpu]
 CASES = [(name, encoder) for name in methods.available() for encoder in methods.encoders(name)]
 SMALL = [
-    "--data.source", "digits", "--data.size", "32", "--batch-size", "32", "--online.every", "0",
+    "--source.name", "digits", "--data.size", "32", "--batch-size", "32", "--online.every", "0",
     "--data.backend", "resident",
 ]  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_views_are_those_of_the_cpu(size: int, device: torch.device, generator: 
 def run(folder: Path, device: torch.device, *flags: str) -> dict[str, Any]:
     """The last checkpoint of a run in a process of its own."""
     argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, "--runs", str(folder), "--name", "r", "--resume", "auto"]
-    argv += ["--device", device.type, "--precision", "auto", "--data.source", "digits", "--data.backend", "resident"]
+    argv += ["--device", device.type, "--precision", "auto", "--source.name", "digits", "--data.backend", "resident"]
     done = subprocess.run([*argv, *flags], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode in (0, 75), done.stderr
     steps = sorted((folder / "r" / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))

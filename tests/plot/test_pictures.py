@@ -22,7 +22,7 @@ from sslx.probe import features, geometry, held_out, images, scores
 from sslx.trained import Trained, load
 
 CPU = torch.device("cpu")
-READ = ["--data.source", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
+READ = ["--source.name", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
 PICTURES = ("loss.png", "tsne.png", "neighbors.png", "views.png")
 Said = Callable[..., tuple[int, list[str], str]]
 
@@ -38,7 +38,7 @@ def write_images(folder: Path, number: int, seed: int = 0) -> Path:
 
 def pretrain(root: Path, runs: Path, *flags: str) -> Path:
     assert (
-        cli.main(["pretrain", *TINY, *READ, "--data.root", str(root), "--runs", str(runs), "--name", "r", *flags]) == 0
+        cli.main(["pretrain", *TINY, *READ, "--source.root", str(root), "--runs", str(runs), "--name", "r", *flags]) == 0
     )
     return runs / "r"
 
@@ -59,7 +59,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = [*TINY[: TINY.index("--method.hidden-dim")], "--method.name", "swav", "--method.num-local", "4"]
     widths = ["--method.hidden-dim", "16", "--method.projection-dim", "8", "--method.num-prototypes", "8"]
     rest = ["--method.queue-size", "0", *TINY[TINY.index("--batch-size") :], *READ]
-    argv = ["pretrain", *flags, *widths, *rest, "--data.root", str(folder / "photos"), "--runs", str(folder)]
+    argv = ["pretrain", *flags, *widths, *rest, "--source.root", str(folder / "photos"), "--runs", str(folder)]
     assert cli.main([*argv, "--name", "r"]) == 0
     return folder / "r"
 
@@ -90,7 +90,7 @@ def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, 
     text = "\n".join(lines)
     (line,) = [line for line in lines if line.startswith("no test split: ")]
     assert "50 of the 120 training images are held out in its place, which the encoder has seen in training" in line
-    assert "--data.test-root" in line
+    assert "--source.test-root" in line
     for word in ("RankMe", "alignment: ", "uniformity: ", "retrieval: ", "kNN, linear and few-label accuracy"):
         assert word in text
     assert f"wrote {flat / 'probe.json'}" in lines
@@ -133,7 +133,7 @@ def test_plot_draws_an_unlabeled_run(flat: Path, said: Said) -> None:
     for name in PICTURES:
         with Image.open(flat / name) as image:
             assert min(image.size) > 400
-    assert said("probe", flat, "--data.test-root", write_images(flat.parent / "others", 6, 9))[0] == 0
+    assert said("probe", flat, "--source.test-root", write_images(flat.parent / "others", 6, 9))[0] == 0
     assert json.loads((flat / "probe.json").read_text())["split"] == "test"
 
 
@@ -249,15 +249,15 @@ def test_hardly_any_images_are_a_line_and_no_traceback(
     root = write_images(tmp_path / "few", 0)
     for name, number in layout.items():
         write_images(root / name, number)
-    code, lines, err = said("probe", flat, "--data.root", root)
+    code, lines, err = said("probe", flat, "--source.root", root)
     if probed:
         assert code in (65, 66)
         is_one_line(err, probed)
-        assert "--data.root" in err
+        assert "--source.root" in err
     else:
         assert (code, err) == (0, "")
         assert any(line.startswith("scores without labels: ") for line in lines)
-    code, lines, err = said("plot", flat, "--data.root", root)
+    code, lines, err = said("plot", flat, "--source.root", root)
     assert (code, err) == (0, "")
     assert "wrote " + ", ".join(str(flat / name) for name in drawn) in lines
     if len(drawn) < len(PICTURES):
@@ -272,15 +272,15 @@ def test_a_map_of_classes_of_one_image_is_the_unlabeled_ones(flat: Path, tmp_pat
         (classes / path.stem / path.name).write_bytes(path.read_bytes())
     maps: list[np.ndarray] = []
     for root in (plain, classes):
-        assert said("plot", flat, "--data.root", root)[0] == 0
+        assert said("plot", flat, "--source.root", root)[0] == 0
         maps.append(np.asarray(Image.open(flat / "tsne.png").convert("RGB")))
     assert np.array_equal(maps[0], maps[1])
 
 
 def test_a_wrong_test_root_is_an_error(flat: Path, tmp_path: Path, said: Said) -> None:
-    code, _, err = said("probe", flat, "--data.test-root", tmp_path / "typo")
+    code, _, err = said("probe", flat, "--source.test-root", tmp_path / "typo")
     assert code == 66
-    is_one_line(err, "--data.test-root")
+    is_one_line(err, "--source.test-root")
 
 
 def test_all_stages_share_one_bar() -> None:

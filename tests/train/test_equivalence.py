@@ -11,7 +11,7 @@ from sslx.encoders import sync_bn
 from sslx.train.step import train_step
 
 SETTINGS = [
-    "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.size", "16", "--data.threads", "1",
+    "--source.name", "synthetic", "--source.num-samples", "96", "--data.size", "16", "--data.threads", "1",
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "16", "16",
     "--method.hidden-dim", "16", "--method.projection-dim", "16", "--batch-size", "48", "--method.temperature", "0.5",
     "--augment.min-scale", "0.3", "--optim.weight-decay", "1e-4",

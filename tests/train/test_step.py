@@ -19,7 +19,7 @@ from sslx.methods.base import Method
 from sslx.train.step import cached_step, train_step
 
 FLAGS = [
-    "--data.source", "synthetic", "--data.num-synthetic", "32", "--data.size", "8", "--batch-size", "8",
+    "--source.name", "synthetic", "--source.num-samples", "32", "--data.size", "8", "--batch-size", "8",
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "8", "8",
     "--method.hidden-dim", "8", "--method.projection-dim", "8", "--data.backend", "torchvision", "--data.threads", "0",
 ]  # fmt: skip

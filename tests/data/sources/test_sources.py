@@ -151,10 +151,10 @@ def test_a_test_root_of_its_own(make: Make, tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.labels, [1])
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=root, test_root=tmp_path / "nowhere"), "test")
-    one_line(caught, str(tmp_path / "nowhere"), "--data.test-root")
+    one_line(caught, str(tmp_path / "nowhere"), "--source.test-root")
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=root), "test")
-    one_line(caught, str(root), "no folder named test", "--data.test-root")
+    one_line(caught, str(root), "no folder named test", "--source.test-root")
 
 
 def test_a_test_class_that_training_has_not(make: Make) -> None:
@@ -167,22 +167,22 @@ def test_a_test_class_that_training_has_not(make: Make) -> None:
 def test_folders_that_are_not_there_or_hold_nothing(make: Make, tmp_path: Path) -> None:
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=tmp_path / "no" / "where"), "train")
-    one_line(caught, str(tmp_path / "no" / "where"), f"nearest that does: {tmp_path})", "--data.root")
+    one_line(caught, str(tmp_path / "no" / "where"), f"nearest that does: {tmp_path})", "--source.root")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=empty), "train")
-    one_line(caught, str(empty), "nothing", "--data.root")
+    one_line(caught, str(empty), "nothing", "--source.root")
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=make("cat/1.jpg"), test_root=empty), "test")
-    one_line(caught, str(empty), "--data.test-root")
+    one_line(caught, str(empty), "--source.test-root")
     texts = make("../texts/readme.txt", "../texts/notes/a.md").parent / "texts"
     with pytest.raises(MissingInput) as caught:
         build(Config(source="folder", root=texts), "train")
-    one_line(caught, str(texts), ".md: 1 (notes/a.md); .txt: 1 (readme.txt)", "--data.root")
+    one_line(caught, str(texts), ".md: 1 (notes/a.md); .txt: 1 (readme.txt)", "--source.root")
     with pytest.raises(ConfigError) as config_error:
         build(Config(source="folder"), "train")
-    one_line(config_error, "--data.root")
+    one_line(config_error, "--source.root")
 
 
 def test_links_are_followed_but_not_in_circles(make: Make, tmp_path: Path) -> None:
@@ -291,11 +291,11 @@ def test_a_data_set_that_is_not_there(name: Any, tmp_path: Path) -> None:
     for split in ("pretrain", "train", "test"):
         with pytest.raises(MissingInput) as caught:
             build(Config(source=name, root=tmp_path / "data"), split)
-        one_line(caught, name, str(tmp_path / "data"), "--data.root", "--data.download")
+        one_line(caught, name, str(tmp_path / "data"), "--source.root", "--source.download")
 
 
 def test_a_damaged_data_set_is_not_read(tmp_path: Path) -> None:
     dump(tmp_path / "cifar-10-batches-py" / "data_batch_1", {"data": [], "labels": []})
     with pytest.raises(MissingInput) as caught:
         build(Config(source="cifar10", root=tmp_path), "train")
-    one_line(caught, str(tmp_path), "--data.root")
+    one_line(caught, str(tmp_path), "--source.root")

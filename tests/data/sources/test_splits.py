@@ -110,7 +110,7 @@ def test_a_test_split_beside_the_root_is_named(make: Make) -> None:
 def test_a_class_named_train_is_asked_about(make: Make) -> None:
     every = ["bus/1.png", "car/1.png", "train/1.png", "train/2.png"]
     root = make(*every)
-    refused(root, ConfigError, str(root), "train/", "bus/ and car/", "--data.splits folders", "--data.splits none")
+    refused(root, ConfigError, str(root), "train/", "bus/ and car/", "--source.splits folders", "--source.splits none")
     source = trained_on(root, splits="none")
     assert names(source, root) == every
     assert source.classes == ("bus", "car", "train")
@@ -121,7 +121,7 @@ def test_a_class_named_train_is_asked_about(make: Make) -> None:
 
 def test_a_class_named_valid_is_asked_about(make: Make) -> None:
     root = make("invalid/1.png", "valid/2.png")
-    refused(root, ConfigError, "valid/", "--data.splits folders", "--data.splits none")
+    refused(root, ConfigError, "valid/", "--source.splits folders", "--source.splits none")
     assert trained_on(root, splits="none").classes == ("invalid", "valid")
     assert names(trained_on(root, splits="folders"), root) == ["invalid/1.png"]
     with pytest.raises(MissingInput, match=r"--data\.splits none holds none out"):
@@ -132,27 +132,27 @@ def test_a_class_named_valid_is_asked_about(make: Make) -> None:
 
 def test_images_beside_the_splits_are_asked_about(make: Make) -> None:
     root = make("train/cat/1.png", "test/cat/2.png", "preview.png")
-    refused(root, ConfigError, "train/", "images such as preview.png", "--data.splits folders")
+    refused(root, ConfigError, "train/", "images such as preview.png", "--source.splits folders")
     assert names(trained_on(root, splits="folders"), root) == ["train/cat/1.png"]
 
 
 def test_held_out_images_alone_are_not_trained_on_unasked(make: Make) -> None:
     root = make("Test/cat/1.png", "Test/dog/2.png")
     (root / "train").mkdir()
-    refused(root, ConfigError, "Test/", "held out", "--data.splits none")
+    refused(root, ConfigError, "Test/", "held out", "--source.splits none")
     assert len(trained_on(root, splits="none")) == 2
 
 
 def test_two_training_splits_are_asked_about(make: Make) -> None:
     root = make("train2014/1.png", "train2017/2.png", "val2017/3.png")
-    refused(root, ConfigError, "train2014/ and train2017/", "--data.root")
+    refused(root, ConfigError, "train2014/ and train2017/", "--source.root")
     assert names(trained_on(root / "train2014"), root) == ["train2014/1.png"]
 
 
 @pytest.mark.parametrize("deep", ["", "parts/"])
 def test_splits_within_class_folders_are_asked_about(make: Make, deep: str) -> None:
     root = make("one/1.png", f"bottle/{deep}train/2.png", f"bottle/{deep}test/3.png", "cable/4.png")
-    refused(root, ConfigError, f"bottle/{deep}test", "--data.splits none", str(root / "bottle" / deep))
+    refused(root, ConfigError, f"bottle/{deep}test", "--source.splits none", str(root / "bottle" / deep))
     assert len(trained_on(root, splits="none")) == 4
     assert names(trained_on(root / "bottle"), root) == [f"bottle/{deep}train/2.png"]
 
@@ -176,8 +176,8 @@ def test_a_named_test_split_is_never_trained_on(make: Make, splits: Any) -> None
     root = make("cat/1.png", "dog/2.png", "extra/cat/3.png", "extra/dog/4.png")
     settings = {"test_root": root / "extra", "splits": splits}
     assert names(trained_on(root, **settings), root) == ["cat/1.png", "dog/2.png"]
-    refused(root, ConfigError, "--data.test-root", str(root), test_root=root, splits=splits)
-    refused(root / "cat", ConfigError, "--data.test-root", "holds the training images", test_root=root, splits=splits)
+    refused(root, ConfigError, "--source.test-root", str(root), test_root=root, splits=splits)
+    refused(root / "cat", ConfigError, "--source.test-root", "holds the training images", test_root=root, splits=splits)
 
 
 def test_no_link_leads_to_held_out_images(make: Make) -> None:
@@ -309,7 +309,7 @@ def test_a_root_that_cannot_be_is_named(tmp_path: Path, path: str, words: str) -
 def test_a_data_set_of_torchvision_is_recognized(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"x")
-    refused(tmp_path, Exception, "no images", "--data.source cifar10")
+    refused(tmp_path, Exception, "no images", "--source.name cifar10")
 
 
 @pytest.mark.parametrize(
