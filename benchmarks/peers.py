@@ -32,7 +32,7 @@ from torchvision import transforms
 
 from sslx import config, distributed, encoders, rng
 from sslx.bench.advice import Recipe
-from sslx.data import sources
+from sslx.data.sources.listing import Listing
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD
 from sslx.machine import compiler
 from sslx.train.build import fast_bf16
@@ -59,7 +59,7 @@ class Images(Dataset[Any]):
     """Two views of each image file."""
 
     def __init__(self, root: Path, transform: Callable[[Any], Any]) -> None:
-        self.paths = list(sources.build(sources.Config(source="folder", root=root), "pretrain").paths or ())
+        self.paths = sorted(Listing(root))
         self.transform = transform
 
     def __len__(self) -> int:

@@ -179,7 +179,7 @@ def test_shared_files_run_nothing(kind: str, place: Path, monkeypatch: pytest.Mo
             assert done.stderr.count("\n") == (done.returncode != 0)
             run_script(place)
     elif kind == "sweep":
-        sweep.write_text('[grid]\nseed = [0, 1]\n"data.root" = ["x\\ntouch RAN\\ny", "$(touch RAN)"]\n')
+        sweep.write_text('[grid]\nseed = [0, 1]\n"source.root" = ["x\\ntouch RAN\\ny", "$(touch RAN)"]\n')
         tries = [["--array", str(sweep), "--", *TINY, "--runs", "runs", "--name", "r"]]
     else:
         tries = [["--", *TINY, "--runs", f"{place}/a\ntouch RAN\nb"], ["--", *TINY, "--runs", "$(touch RAN)"]]

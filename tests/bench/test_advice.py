@@ -15,6 +15,7 @@ from PIL import Image
 from sslx import config
 from sslx.bench import advice, measure
 from sslx.data import sources
+from sslx.data.sources import Pixels
 from sslx.distributed import Ranks, init
 from sslx.train import resuming
 
@@ -81,11 +82,10 @@ def test_decoded_images_of_many_sizes_go_through_the_loader(tmp_path: Path, rank
         Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
     flags = [*TINY, "--source.name", "folder", "--source.root", str(tmp_path), "--data.backend", backend]
     settings = config.load([*flags, "--data.threads", "0" if backend == "torchvision" else "1"])
-    source = sources.build(settings.data, "pretrain")
+    source = sources.build(settings.source, "pretrain")
     held = advice.decoded(source, 32)
     assert len(held) == 32
-    assert held.paths is None
-    assert held.pixels is not None
+    assert isinstance(held, Pixels)
     assert np.array_equal(held.pixels[0], np.asarray(Image.open(tmp_path / "00.png")))
     assert held.pixels[21] is held.pixels[1]
     recipe = advice.Recipe(settings, ranks, window_s=0.02)

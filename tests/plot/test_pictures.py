@@ -12,11 +12,13 @@ from PIL import Image
 from rich.console import Console
 
 from kit.processes import TINY, is_one_line
+from kit.sources import paths_of
 from sslx import cli, data
+from sslx.config import PlotConfig, load_plot
 from sslx.console.bars import Bars
-from sslx.data import sources
-from sslx.data.config import Config as DataConfig
 from sslx.data.order import Sequential
+from sslx.data.sources import digits, stl10
+from sslx.distributed import Ranks
 from sslx.plot import pictures
 from sslx.probe import features, geometry, held_out, images, scores
 from sslx.trained import Trained, load
@@ -38,7 +40,8 @@ def write_images(folder: Path, number: int, seed: int = 0) -> Path:
 
 def pretrain(root: Path, runs: Path, *flags: str) -> Path:
     assert (
-        cli.main(["pretrain", *TINY, *READ, "--source.root", str(root), "--runs", str(runs), "--name", "r", *flags]) == 0
+        cli.main(["pretrain", *TINY, *READ, "--source.root", str(root), "--runs", str(runs), "--name", "r", *flags])
+        == 0
     )
     return runs / "r"
 
@@ -77,11 +80,15 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
     return call
 
 
-def scene(run: Path, settings: DataConfig | None = None) -> pictures.Scene:
+def options_of(trained: Trained, *flags: str) -> PlotConfig:
+    return load_plot([str(trained.folder), *flags], trained.settings)
+
+
+def scene(run: Path) -> pictures.Scene:
     trained = load(run)
-    settings = settings or trained.settings.data
-    splits = images.splits(trained, settings, lambda _: None, least=held_out.ENOUGH)
-    return pictures.Scene(trained, settings, splits, 0, CPU)
+    options = options_of(trained)
+    splits = images.splits(trained, options, lambda _: None, least=held_out.ENOUGH)
+    return pictures.Scene(trained, options, splits, CPU)
 
 
 def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, said: Said) -> None:
@@ -113,11 +120,17 @@ def test_the_pairs_of_alignment_are_the_training_loaders_views(flat: Path) -> No
     settings, test = of.trained.settings, of.splits.test
     order = Sequential(num_samples=50, per_rank=16)
     batches = data.in_order(
-        of.settings, test, of.trained.views, order, seed=settings.seed, device=CPU, dtype=torch.float32
+        of.options.data, test, of.trained.views, order, seed=settings.seed, ranks=Ranks(device=CPU), dtype=torch.float32
     )
     made = list(batches)
     trains = data.training(
-        of.settings, test, of.trained.views, batch_size=50, seed=settings.seed, device=CPU, dtype=torch.float32
+        of.options.data,
+        test,
+        of.trained.views,
+        batch_size=50,
+        seed=settings.seed,
+        ranks=Ranks(device=CPU),
+        dtype=torch.float32,
     )
     epoch = next(trains)
     for view in (0, 1):
@@ -143,7 +156,13 @@ def test_the_views_are_those_of_the_first_batch_and_of_the_next_epoch(flat: Path
         settings = of.trained.settings
         index, epochs, source = pictures.training_views(of)
         loader = data.training(
-            of.settings, source, of.trained.views, batch_size=16, seed=settings.seed, device=CPU, dtype=torch.float32
+            of.options.data,
+            source,
+            of.trained.views,
+            batch_size=16,
+            seed=settings.seed,
+            ranks=Ranks(device=CPU),
+            dtype=torch.float32,
         )
         first = next(loader)
         assert first.index[:6].tolist() == index.tolist()
@@ -153,7 +172,13 @@ def test_the_views_are_those_of_the_first_batch_and_of_the_next_epoch(flat: Path
     of = scene(flat)
     index, epochs, source = pictures.training_views(of)
     loader = data.training(
-        of.settings, source, of.trained.views, batch_size=20, seed=settings.seed, device=CPU, dtype=torch.float32
+        of.options.data,
+        source,
+        of.trained.views,
+        batch_size=20,
+        seed=settings.seed,
+        ranks=Ranks(device=CPU),
+        dtype=torch.float32,
     )
     later = dict[int, torch.Tensor]()
     for batch, _ in zip(loader, range(12), strict=False):
@@ -175,21 +200,19 @@ def test_small_crops_stand_side_by_side(classes: Path) -> None:
 
 def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path, said: Said) -> None:
     trained = load(classes)
-    settings = trained.settings.data
-    splits = images.splits(trained, settings, lambda _: None)
-    train, test = splits.train, splits.test
-    assert train.paths is not None
-    assert test.paths is not None
-    assert test.labels is not None
-    assert not set(train.paths) & set(test.paths)
-    assert sorted([*train.paths, *test.paths]) == list(splits.all_train.paths or ())
-    assert np.bincount(test.labels).tolist() in ([2, 6, 4], [2, 4, 6])
+    options = options_of(trained)
+    splits = images.splits(trained, options, lambda _: None)
+    train, test = paths_of(splits.train), paths_of(splits.test)
+    assert splits.test.facts.labels is not None
+    assert not set(train) & set(test)
+    assert sorted([*train, *test]) == paths_of(splits.all_train)
+    assert np.bincount(splits.test.facts.labels).tolist() in ([2, 6, 4], [2, 4, 6])
     other = images.splits(
         Trained(**{**vars(trained), "settings": type(trained.settings)(**{**vars(trained.settings), "seed": 5})}),
-        settings,
+        options,
         lambda _: None,
     )
-    assert list(other.test.paths or ()) == list(test.paths), "not a function of the run's seed"
+    assert paths_of(other.test) == test, "not a function of the run's seed"
     code, lines, err = said("probe", classes, "--probe.draws", "2")
     assert (code, err) == (0, "")
     (line,) = [line for line in lines if line.startswith("no test split: ")]
@@ -211,25 +234,26 @@ def test_an_unlabeled_test_folder_gives_way_to_held_out_labels(classes: Path, tm
     write_images(tmp_path / "test", 5)
     trained = load(classes)
     lines = list[str]()
-    settings = type(trained.settings.data)(**{**vars(trained.settings.data), "root": tmp_path})
-    splits = images.splits(trained, settings, lines.append)
+    splits = images.splits(trained, options_of(trained, "--source.root", str(tmp_path)), lines.append)
     assert splits.name == "held-out training"
     assert "have no labels" in lines[-1]
     assert "has seen" not in lines[-1], "these are not the run's images"
-    named = type(settings)(**{**vars(settings), "root": tmp_path / "train", "test_root": tmp_path / "test"})
-    assert images.splits(trained, named, lines.append).name == "test", "what the user names is taken"
+    flags = ["--source.root", str(tmp_path / "train"), "--source.test-root", str(tmp_path / "test")]
+    assert images.splits(trained, options_of(trained, *flags), lines.append).name == "test", (
+        "what the user names is taken"
+    )
 
 
 def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
     trained = load(classes)
-    settings = trained.settings.data
-    splits, lines = images.splits(trained, settings, lambda _: None), list[str]()
+    source = trained.settings.source
+    splits, lines = images.splits(trained, options_of(trained), lambda _: None), list[str]()
     worse = {"raw pixels": 0.5, "pretrained encoder": 0.25}
-    assert scores._say_few_steps(trained, splits, settings, worse, "kNN", lines.append)
+    assert scores._say_few_steps(trained, splits, source, worse, "kNN", lines.append)
     assert "kNN: 25.0 % against 50.0 %): it was trained for 2 steps (0.7 epochs) only" in lines[0]
-    assert not scores._say_few_steps(trained, splits, settings, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
+    assert not scores._say_few_steps(trained, splits, source, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
     long = Trained(**{**vars(trained), "step": 600})
-    assert not scores._say_few_steps(long, splits, settings, worse, "kNN", lines.append)
+    assert not scores._say_few_steps(long, splits, source, worse, "kNN", lines.append)
 
 
 @pytest.mark.parametrize(
@@ -301,5 +325,5 @@ def test_all_stages_share_one_bar() -> None:
 
 
 def test_more_images_than_are_trained_on_with_labels() -> None:
-    assert sources.pretrains_on_more(DataConfig(source="stl10"))
-    assert not sources.pretrains_on_more(DataConfig(source="digits"))
+    assert stl10.Config.has_unlabeled
+    assert not digits.Config.has_unlabeled

@@ -13,6 +13,7 @@ from sslx import data, distributed, encoders, methods, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
 from sslx.data.batch import Batch
+from sslx.distributed import Ranks
 from sslx.encoders.group_norm import group_norm
 from sslx.machine import memory
 from sslx.methods.base import Method
@@ -32,11 +33,11 @@ def build(flags: list[str], dtype: torch.dtype) -> tuple[Method, torch.optim.Opt
     file = methods.module("simclr")
     loader = data.training(
         settings.data,
-        sources.build(settings.data, "pretrain"),
+        sources.build(settings.source, "pretrain"),
         file.views(settings.method, settings.augment, 8),
         batch_size=8,
         seed=0,
-        device=torch.device("cpu"),
+        ranks=Ranks(device=torch.device("cpu")),
         dtype=dtype,
     )
     method = file.Method(settings.method, encoders.build(settings.encoder, 8)).to(dtype)
