@@ -1,6 +1,6 @@
 # sslx with everything that it needs, for a CPU or for GPUs whose driver runs CUDA 13:
 #   docker build --tag sslx .
-#   docker run --rm --gpus all --volume "$PWD:/work" sslx pretrain --data.root photos
+#   docker run --rm --gpus all --volume "$PWD:/work" sslx pretrain --source.root photos
 # The wheels of torch and DALI bring their CUDA libraries along, so the base image needs none.
 FROM python:3.12-slim
 

@@ -1,7 +1,7 @@
 """A recipe to its end, with several seeds: its time, and kNN and linear accuracy against the untrained encoder.
 
-    python benchmarks/bench_accuracy.py simclr_cifar10_cpu --data.source folder --data.root DIR
-    python benchmarks/bench_accuracy.py simclr_cifar10 --seeds 0 --data.source folder --data.root DIR
+    python benchmarks/bench_accuracy.py simclr_cifar10_cpu --source.name folder --source.root DIR
+    python benchmarks/bench_accuracy.py simclr_cifar10 --seeds 0 --source.name folder --source.root DIR
 
 Flags that are not this script's are those of ``sslx pretrain``.  Each seed is a part: one that the results file has,
 with the same settings and precision, is left out, and a run that was stopped goes on: its time is the sum of its

@@ -57,7 +57,7 @@ if os.environ["RANK"] == "0":
 sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
 """
 RUN_FLAGS = (
-    "--data.source digits --batch-size 64 --steps 1000000 --encoder.layers 1 1 1 1 --encoder.channels 16 16 32 64 "
+    "--source.name digits --batch-size 64 --steps 1000000 --encoder.layers 1 1 1 1 --encoder.channels 16 16 32 64 "
     "--optim.name sgd --device cpu --precision fp32 --log.every 5 --checkpoint.every 0"
 ).split()
 
@@ -137,7 +137,7 @@ def main() -> int:
         old = folder / "old"
         subprocess.run(["git", "-C", HERE, "worktree", "add", "--detach", "--quiet", old, args.commit], check=True)
         stack.callback(subprocess.run, ["git", "-C", HERE, "worktree", "remove", "--force", old], check=False)
-        images = ["--data.source", "folder", "--data.root", str(args.root)]
+        images = ["--source.name", "folder", "--source.root", str(args.root)]
         cases: dict[str, Callable[[ExitStack, Path], Callable[[], float]]] = {}
         for backend, threads in (("dali", 1), ("dali", 2), ("torchvision", 2), ("resident", 1)):
             flags = [*images, "--data.size", "32", "--batch-size", "256"]
@@ -146,7 +146,7 @@ def main() -> int:
                 up, tree, 20, flags
             )
         if args.photos:
-            flags = ["--data.source", "folder", "--data.root", str(args.photos), "--data.size", "224"]
+            flags = ["--source.name", "folder", "--source.root", str(args.photos), "--data.size", "224"]
             flags += ["--batch-size", "32", "--data.backend", "dali", "--data.threads", "2"]
             cases["loader, dali, 2 threads, photos at 224 px"] = lambda up, tree, flags=flags: loader(
                 up, tree, 6, flags

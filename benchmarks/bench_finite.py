@@ -27,7 +27,7 @@ from sslx.train.step import train_step
 
 RESULTS = Path(__file__).parent / "results" / "finite.jsonl"
 DEFAULTS = (
-    "--data.source digits --data.size 32 --data.backend synthetic --encoder.name resnet18 --batch-size 128 "
+    "--source.name digits --data.size 32 --data.backend synthetic --encoder.name resnet18 --batch-size 128 "
     "--optim.name sgd --precision fp32"
 ).split()
 

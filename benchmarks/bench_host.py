@@ -23,7 +23,10 @@ from sslx import config, data, distributed
 from sslx.bench import measure
 from sslx.data import sources
 from sslx.data.backends.resident import Resident
+from sslx.data.facts import Facts
+from sslx.data.planner import Planner
 from sslx.data.transfer import pack
+from sslx.distributed import Ranks
 from sslx.runs import log
 from sslx.train import finite
 from sslx.train.build import build
@@ -34,7 +37,7 @@ LAUNCH_US = 3.0
 """Of the driver, for a kernel, beyond what PyTorch's dispatch takes on a CPU too: an assumption."""
 GOAL_MS = 12.0
 SAMPLES, SIDE = 512, 32
-SMALL = "--data.source synthetic --data.size 8 --data.backend resident --batch-size 2 --device cpu --precision fp32"
+SMALL = "--source.name synthetic --data.size 8 --data.backend resident --batch-size 2 --device cpu --precision fp32"
 
 
 def loader_part() -> Callable[[], object]:
@@ -42,20 +45,24 @@ def loader_part() -> Callable[[], object]:
     settings = config.load(["simclr_cifar10", "--device", "cuda"], gpu=True)
     specs = fake_step.specs_of(settings, SIDE)
     pixels = np.random.default_rng().integers(0, 256, (4 * SAMPLES, SIDE, SIDE, 3), dtype=np.uint8)
-    source = sources.Source("noise", SIDE, np.arange(len(pixels)) % 10, tuple("abcdefghij"), pixels=pixels)
+    labels = np.arange(len(pixels)) % 10
+    facts = Facts(num_samples=len(pixels), size=SIDE, labels=labels, classes=tuple("abcdefghij"))
+    source = sources.Pixels(name="noise", facts=facts, pixels=pixels)
     cpu = torch.device("cpu")
     options = data.Config(backend="resident", threads=0)
-    loader = data.training(options, source, specs, batch_size=SAMPLES, seed=0, device=cpu, dtype=torch.float32)
-    backend, order = loader.backend, loader.order
+    loader = data.training(
+        options, source, specs, batch_size=SAMPLES, seed=0, ranks=Ranks(device=cpu), dtype=torch.float32
+    )
+    backend = loader.backend
     assert isinstance(backend, Resident)
+    planner = Planner(order=loader.order, specs=specs, along=loader.along)
     next(loader)
     batches = iter(range(1, 1 << 30))
 
     def work() -> object:
-        groups, _, _ = backend.prepared(order, next(batches), lambda index: index, loader.along)
-        return pack(
-            [{name: torch.from_numpy(array) for name, array in group.items()} for group in groups], pinned=False
-        )
+        work = planner(next(batches))
+        assert work is not None
+        return pack(backend.prepare(work).staged.tensors, pinned=False)
 
     return work
 
@@ -68,7 +75,7 @@ def step_part() -> Callable[[], object]:
     parts = build(settings, distributed.init("cpu"), lambda _: None)
     batches, progress, meter = [next(parts.loader)], torch.zeros(()), log.Meter()
     schedule = replace(parts.plan.schedule, peak_lr=1e-6)
-    watch = finite.Watch(0, Path("nowhere"), torch.device("cpu"), None)  # never asked, as in most steps on a GPU
+    watch = finite.Watch(0, Path("nowhere"), torch.device("cpu"), str)  # never asked, as in most steps on a GPU
 
     def step() -> None:
         schedule.apply(parts.optimizer, 0.5)

@@ -25,7 +25,10 @@ from torchvision.transforms import v2
 from sslx import data
 from sslx.bench import measure
 from sslx.data import sources
+from sslx.data.sources import folder
+from sslx.data.sources.listing import Listing
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, Augment, ViewSpec
+from sslx.distributed import Ranks
 from sslx.machine import cores
 
 RESULTS = Path(__file__).parent / "results" / "loader.jsonl"
@@ -140,14 +143,14 @@ def peers(
 
 def ours(root: Path, size: int, augment: Augment, batch_size: int, backend: str, threads: int) -> Iterator[Any]:
     """sslx's own loader."""
-    settings = data.Config(source="folder", root=root, size=size, backend=backend, threads=threads)  # pyright: ignore[reportArgumentType]
+    settings = data.Config(size=size, backend=backend, threads=threads)  # pyright: ignore[reportArgumentType]
     return data.training(
         settings,
-        sources.build(settings, "pretrain"),
+        sources.build(folder.Config(root=root), "pretrain"),
         [ViewSpec(size=size, augment=augment)] * 2,
         batch_size=batch_size,
         seed=0,
-        device=torch.device("cpu"),
+        ranks=Ranks(device=torch.device("cpu")),
         dtype=torch.float32,
     )
 
@@ -166,8 +169,7 @@ def main() -> None:
     augment = CIFAR if args.size <= 64 else Augment()
     batch_size = args.batch_size or (256 if args.size <= 64 else 64)
     num_cores = cores.allowed()
-    settings = data.Config(source="folder", root=args.root)
-    paths = list(sources.build(settings, "pretrain").paths or ())
+    paths = sorted(Listing(args.root))
     makers = {"sslx DALI": lambda: ours(args.root, args.size, augment, batch_size, "dali", num_cores)}
     makers |= peers(paths, args.size, augment, batch_size, num_cores)
     arms = {name: timed(make, batch_size, args.seconds) for name, make in makers.items()}

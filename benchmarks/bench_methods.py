@@ -102,7 +102,7 @@ def pretrain(
     """
     shutil.rmtree(args.runs / "bench_methods", ignore_errors=True)
     command = [sys.executable, "-m", "sslx", "pretrain", recipe, "--steps", str(steps), "--seed", str(seed)]
-    command += ["--data.source", "folder", "--data.root", str(args.root), "--data.eval-size", str(EVAL_SIZE)]
+    command += ["--source.name", "folder", "--source.root", str(args.root), "--data.eval-size", str(EVAL_SIZE)]
     command += ["--compile", compile, "--log.every", "10", "--runs", str(args.runs), "--name", "bench_methods"]
     process = subprocess.Popen(command, env=os.environ | ({"TORCHINDUCTOR_CACHE_DIR": cache} if cache else {}))
     _, status, usage = os.wait4(process.pid, 0)

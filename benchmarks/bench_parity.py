@@ -15,7 +15,9 @@ from torch import Tensor
 from sslx import data
 from sslx.bench import measure
 from sslx.data import sources
+from sslx.data.sources import folder
 from sslx.data.views import Augment, ViewSpec
+from sslx.distributed import Ranks
 
 RESULTS = Path(__file__).parent / "results" / "parity.jsonl"
 PLAIN = Augment(flip=0, jitter=0, gray=0, blur=0)
@@ -36,16 +38,16 @@ OPERATIONS = {
 }
 
 
-def views(backend: str, settings: data.Config, augment: Augment, images: int) -> Tensor:
+def views(backend: str, root: Path, settings: data.Config, augment: Augment, images: int) -> Tensor:
     """(images, 3, size, size) on the scale of 0 to 255."""
     assert settings.size is not None
     loader = data.training(
         replace(settings, backend=backend, threads=1 if backend == "dali" else 0),  # pyright: ignore[reportArgumentType]
-        sources.build(settings, "pretrain"),
+        sources.build(folder.Config(root=root), "pretrain"),
         [ViewSpec(size=settings.size, augment=augment, mean=(0, 0, 0), std=(1, 1, 1))],
         batch_size=images,
         seed=0,
-        device=torch.device("cpu"),
+        ranks=Ranks(device=torch.device("cpu")),
         dtype=torch.float32,
     )
     return next(loader).views[0] * 255
@@ -58,10 +60,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
-    settings = data.Config(source="folder", root=args.root, size=args.size)
+    settings = data.Config(size=args.size)
     found: dict[str, float] = {}
     for name, augment in OPERATIONS.items():
-        ours, theirs = (views(backend, settings, augment, args.images) for backend in ("dali", "torchvision"))
+        ours, theirs = (
+            views(backend, args.root, settings, augment, args.images) for backend in ("dali", "torchvision")
+        )
         found[name] = float((ours - theirs).abs().mean())
         print(f"{name:16} {found[name]:6.2f}")
     if not args.no_record:

@@ -26,7 +26,7 @@ import peers
 import torch
 
 from sslx.bench import measure
-from sslx.data import sources
+from sslx.data.sources.listing import Listing
 
 RESULTS = Path(__file__).parent / "results" / "peers.jsonl"
 ARMS = {
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     passed, noise = True, measure.warn_of_noise(torch.device("cpu"), print)
-    for path in sources.build(sources.Config(source="folder", root=args.root), "pretrain").paths or ():
+    for path in Listing(args.root):
         Path(path).read_bytes()  # into the page cache: who comes first would read from the disk
     for encoder in args.encoders:
         wanted = {name: [*argv, "--encoder", encoder] for name, argv in ARMS.items()}

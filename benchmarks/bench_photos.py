@@ -56,7 +56,7 @@ def part(folder: Path, root: Path, each: int) -> None:
 
 def train(method: str, root: Path, runs: Path, flags: list[str]) -> dict[str, object]:
     """One run and its probe: what they say."""
-    command = [sys.executable, "-m", "sslx", "pretrain", f"{method}_photos", "--data.root", str(root)]
+    command = [sys.executable, "-m", "sslx", "pretrain", f"{method}_photos", "--source.root", str(root)]
     start = time.monotonic()
     done = subprocess.run([*command, "--runs", str(runs), *flags], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,7 +1,7 @@
 """Ranks: samples/s on 1 to N, time and bytes in each collective, and what a cost model makes of it.
 
-    python benchmarks/bench_scaling.py simclr_cifar10_cpu --data.backend synthetic --data.source synthetic
-    python benchmarks/bench_scaling.py simclr_imagenet --data.source synthetic --data.backend synthetic --batch-size 512
+    python benchmarks/bench_scaling.py simclr_cifar10_cpu --data.backend synthetic --source.name synthetic
+    python benchmarks/bench_scaling.py simclr_imagenet --source.name synthetic --data.backend synthetic --batch-size 512
     python benchmarks/bench_scaling.py --extrapolate --compute-ms 120
 
 Flags that are not this script's are those of ``sslx pretrain``.  strong: the recipe's batch is shared; weak: each rank

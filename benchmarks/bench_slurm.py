@@ -24,7 +24,7 @@ from sslx.runs import records
 
 RESULTS = Path(__file__).parent / "results" / "slurm.jsonl"
 RUN = (
-    "--data.source synthetic --data.num-synthetic 64 --data.size 16 --data.threads 1 --encoder.layers 1 1 1 1 "
+    "--source.name synthetic --source.num-samples 64 --data.size 16 --data.threads 1 --encoder.layers 1 1 1 1 "
     "--encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 --batch-size 16 --steps 100000 "
     "--optim.name sgd --log.every 1 --online.every 0 --device cpu --precision fp32 --checkpoint.every 0"
 ).split()

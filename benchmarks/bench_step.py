@@ -1,7 +1,7 @@
 """A recipe's training step beside its loader: the four arms, what of the machine they use, and where the time goes.
 
-    python benchmarks/bench_step.py simclr_cifar10_cpu --data.source folder --data.root DIR
-    python benchmarks/bench_step.py simclr_imagenet --data.source synthetic --data.backend synthetic --trace trace.json
+    python benchmarks/bench_step.py simclr_cifar10_cpu --source.name folder --source.root DIR
+    python benchmarks/bench_step.py simclr_imagenet --source.name synthetic --data.backend synthetic --trace trace.json
 
 Flags that are not this script's are those of ``sslx pretrain``.  In turns: a run end to end, the step alone (a batch in
 memory), the loader alone, the augmentation alone (decoded images in memory).  FLOPs are counted from the products and

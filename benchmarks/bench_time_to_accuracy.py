@@ -29,7 +29,9 @@ from torch import nn
 from sslx import config, data, probe
 from sslx.bench import measure
 from sslx.data import sources
+from sslx.data.sources import folder
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
+from sslx.distributed import Ranks
 from sslx.probe import features
 
 RESULTS = Path(__file__).parent / "results" / "time_to_accuracy.jsonl"
@@ -103,20 +105,20 @@ def curve(args: argparse.Namespace, name: str) -> None:
 
 def score(args: argparse.Namespace, encoder: nn.Module) -> dict[str, float | None]:
     """kNN and linear accuracy of an encoder, by sslx's probes."""
-    settings = data.Config(source="folder", root=args.root)
-    train = sources.build(settings, "train")
-    test = sources.build(settings, "test", classes=train.classes)
+    images = folder.Config(root=args.root)
+    train = sources.build(images, "train")
+    test = sources.build(images, "test", training=train)
     view = eval_view(peers.SIZE, IMAGENET_MEAN, IMAGENET_STD)
-    cpu = torch.device("cpu")
+    cpu = Ranks(device=torch.device("cpu"))
     made = [
         features.extract(
             encoder,
-            data.evaluation(settings, split, view, batch_size=256, device=cpu, dtype=torch.float32),
+            data.evaluation(data.Config(), split, view, batch_size=256, ranks=cpu, dtype=torch.float32),
             num_samples=len(split),
         )
         for split in (train, test)
     ]
-    found = probe.evaluate(probe.Config(shots=()), made[0], made[1], "encoder", len(train.classes or ()))
+    found = probe.evaluate(probe.Config(shots=()), made[0], made[1], "encoder", len(train.facts.classes or ()))
     return {"knn": found.knn, "linear": found.linear}
 
 

@@ -25,6 +25,7 @@ HERE = Path(__file__).parents[1]
 RESULTS = HERE / "benchmarks" / "results" / "unmoved.jsonl"
 STEPS = 20
 FLAGS = f"--steps {STEPS} --checkpoint.every 0 --log.every 1 --online.every 0 --health.every 0 --device cpu".split()
+_FOLDER = {"source": ["--source.name", "folder"], "data": ["--data.source", "folder"]}
 DIGESTS = """
 import hashlib, sys, torch
 from pathlib import Path
@@ -56,7 +57,8 @@ def numbers(tree: Path, recipe: str, images: Path, runs: Path) -> tuple[list[flo
     environ = os.environ | {"PYTHONPATH": f"{tree}:{tree / 'kernels'}", "OMP_NUM_THREADS": "1"}
     argv = [recipe, *FLAGS, "--runs", str(runs), "--name", recipe]
     if not recipe.endswith("_digits"):
-        argv += ["--data.source", "folder", "--data.root", str(images)]
+        section = "source" if (tree / "sslx" / "by_name.py").exists() else "data"  # as it was called once
+        argv += [f"--{section}.root", str(images), *_FOLDER[section]]
 
     def run(*command: str) -> str:
         done = subprocess.run(

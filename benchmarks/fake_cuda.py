@@ -12,6 +12,7 @@ which each counts as one launch.  Code that would make the host wait for the GPU
 
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,11 +127,26 @@ def on(*, may_read: bool = False) -> Generator[Counts]:
             "torch.cuda.get_rng_state": lambda *_: torch.get_rng_state(),
             "torch.cuda.set_rng_state": lambda *_: None,
             "sslx_kernels.nt_xent.fused.launch": counts_a_kernel(counts),
+            "sslx.data.ahead.ThreadPoolExecutor": _AtOnce,  # fake tensors are those of this thread
         }.items():
             stack.enter_context(mock.patch(name, value))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_Count(counts, may_read))
         yield counts
+
+
+class _AtOnce(Executor):
+    """Makes everything in the thread that asks for it, when it asks."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 def counts_a_kernel(counts: Counts) -> Any:

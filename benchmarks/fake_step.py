@@ -16,7 +16,9 @@ from sslx import data, distributed, encoders, methods, optim
 from sslx.config import PretrainConfig
 from sslx.data import sources
 from sslx.data.batch import Batch
+from sslx.data.facts import Facts
 from sslx.data.views import ViewSpec
+from sslx.distributed import Ranks
 from sslx.methods.base import Method
 from sslx.runs import log
 from sslx.train import finite
@@ -52,7 +54,7 @@ class Run:
         self.schedule = optim.Schedule.of(config.optim, per_rank)
         self.progress = torch.zeros((), device=DEVICE)
         self.meter = log.Meter()
-        self.watch = finite.Watch(config.may_skip, Path("nowhere"), DEVICE, None)
+        self.watch = finite.Watch(config.may_skip, Path("nowhere"), DEVICE, str)
         self.steps = 0
         self._loader = self._loader_of(np.random.default_rng())
 
@@ -60,7 +62,8 @@ class Run:
         """Of a few images, which stand for all, as large as the largest view."""
         number, side = self.per_batch * self.config.micro_batches, max(spec.size for spec in self.specs)
         pixels = generator.integers(0, 256, (1, side, side, 3), dtype=np.uint8).repeat(number, 0)
-        source = sources.Source("noise", side, np.arange(number) % 2, ("a", "b"), pixels=pixels)
+        facts = Facts(num_samples=number, size=side, labels=np.arange(number) % 2, classes=("a", "b"))
+        source = sources.Pixels(name="noise", facts=facts, pixels=pixels)
         settings = replace(self.config.data, backend="resident", threads=0)
         loader = data.training(
             settings,
@@ -69,7 +72,7 @@ class Run:
             batch_size=self.per_batch * self.config.micro_batches,
             accumulate=self.config.micro_batches,
             seed=0,
-            device=DEVICE,
+            ranks=Ranks(device=DEVICE),
             dtype=AUTOCAST,
         )
         loader.num_draws = self.method.num_draws

@@ -32,7 +32,7 @@ from torchvision import transforms
 
 from sslx import config, distributed, encoders, rng
 from sslx.bench.advice import Recipe
-from sslx.data import sources
+from sslx.data.sources.listing import Listing
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD
 from sslx.machine import compiler
 from sslx.train.build import fast_bf16
@@ -47,7 +47,7 @@ SHAPES = {
     "small resnet": ([1, 1, 1, 1], [32, 64, 128, 256]),
 }
 FLAGS = (
-    f"--batch-size {BATCH_SIZE} --compile on --data.source folder --data.size {SIZE} --optim.name sgd "
+    f"--batch-size {BATCH_SIZE} --compile on --source.name folder --data.size {SIZE} --optim.name sgd "
     f"--optim.weight-decay {WEIGHT_DECAY} "
     f"--method.temperature {TEMPERATURE} --method.hidden-dim 512 --method.projection-dim 128 --augment.min-scale 0.2 "
     "--augment.brightness 0.4 --augment.contrast 0.4 --augment.saturation 0.4 --augment.hue 0.1 --augment.blur 0"
@@ -59,7 +59,7 @@ class Images(Dataset[Any]):
     """Two views of each image file."""
 
     def __init__(self, root: Path, transform: Callable[[Any], Any]) -> None:
-        self.paths = list(sources.build(sources.Config(source="folder", root=root), "pretrain").paths or ())
+        self.paths = sorted(Listing(root))
         self.transform = transform
 
     def __len__(self) -> int:
@@ -181,7 +181,7 @@ def training(
 def sslx(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
     """What ``sslx pretrain`` does with these flags, its logging aside."""
     layers, channels = ([str(number) for number in numbers] for numbers in SHAPES[args.encoder])
-    flags = [*FLAGS, "--data.root", str(args.root), "--encoder.layers", *layers, "--encoder.channels", *channels]
+    flags = [*FLAGS, "--source.root", str(args.root), "--encoder.layers", *layers, "--encoder.channels", *channels]
     recipe = Recipe(config.load([*flags, "--data.threads", str(args.workers)]), distributed.init("cpu"))
     replace(recipe.parts.plan.schedule, peak_lr=LR, warmup=0.0).apply(recipe.parts.optimizer, 0.0)
     samples = 0

@@ -10,7 +10,7 @@ if (($# != 2)); then sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 64; fi
 cifar=$(realpath "$1") photos=$(realpath "$2") start=$SECONDS failed=()
 cd "$(dirname "$0")/.."
 .venv/bin/python -c 'import lightly' 2>/dev/null || { echo "error: the peers are missing: .venv/bin/pip install -e '.[bench]'" >&2; exit 69; }
-images=(--data.source folder --data.root "$cifar")
+images=(--source.name folder --source.root "$cifar")
 
 run() {  # a benchmark that misses its limit does not keep the others from running
   echo "== $* ($(((SECONDS - start) / 60)) min)"
@@ -26,7 +26,7 @@ run bench_nt_xent.py --batch-sizes 2 8 16 32 64 128 256 --seconds 0.4 --windows 
   --results benchmarks/results/nt_xent_small.jsonl
 run bench_step.py simclr_cifar10_cpu "${images[@]}" --windows 5 --beside "--compile off" --images "CIFAR-10 (JPEG q75)"
 run bench_peers.py --root "$cifar" --windows 3 --seconds 8
-run bench_scaling.py --rounds 2 --window-steps 5 --windows 3 simclr_cifar10_cpu --data.source synthetic --data.backend synthetic
+run bench_scaling.py --rounds 2 --window-steps 5 --windows 3 simclr_cifar10_cpu --source.name synthetic --data.backend synthetic
 if ((!quick)); then
   run bench_quickstart.py
   run bench_parity.py --root "$cifar/test" --size 32

@@ -53,4 +53,4 @@ export OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1))
   --name quickstart --resume auto "$@"
 .venv/bin/sslx probe "$run"
 .venv/bin/sslx plot "$run"
-echo "next, on your own images: .venv/bin/sslx pretrain --data.root YOUR_IMAGES   (.venv/bin/sslx pretrain --help)"
+echo "next, on your own images: .venv/bin/sslx pretrain --source.root YOUR_IMAGES   (.venv/bin/sslx pretrain --help)"

@@ -22,6 +22,7 @@ COMMANDS = {
     "sweep": ("sslx.commands.sweep:main", "several runs, one after the other: sslx sweep FILE RECIPE"),
     "submit": ("sslx.commands.submit:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
     "methods": ("sslx.commands.lists:methods_main", "the methods: what each is, its paper, its cost"),
+    "sources": ("sslx.commands.lists:sources_main", "the sources of images: what each reads, its options"),
     "recipes": ("sslx.commands.lists:recipes_main", "the recipes: method, data, hardware, score"),
     "jobs": ("sslx.commands.jobs:main", "status of every run in a folder"),
     "logs": ("sslx.commands.logs:main", "what the job of a run has printed"),

@@ -232,5 +232,5 @@ def _suggestion(path: Path) -> str:
     if (run := Path("runs") / path.name) != path and (run / "config.json").is_file():
         return f"; did you mean {shown(run)}?"
     if path.exists() and not (path / "config.json").is_file():
-        return "; the images to look at go into --data.root"
+        return "; the images to look at go into --source.root"
     return ""

@@ -179,7 +179,7 @@ def test_shared_files_run_nothing(kind: str, place: Path, monkeypatch: pytest.Mo
             assert done.stderr.count("\n") == (done.returncode != 0)
             run_script(place)
     elif kind == "sweep":
-        sweep.write_text('[grid]\nseed = [0, 1]\n"data.root" = ["x\\ntouch RAN\\ny", "$(touch RAN)"]\n')
+        sweep.write_text('[grid]\nseed = [0, 1]\n"source.root" = ["x\\ntouch RAN\\ny", "$(touch RAN)"]\n')
         tries = [["--array", str(sweep), "--", *TINY, "--runs", "runs", "--name", "r"]]
     else:
         tries = [["--", *TINY, "--runs", f"{place}/a\ntouch RAN\nb"], ["--", *TINY, "--runs", "$(touch RAN)"]]
@@ -226,7 +226,7 @@ def test_the_script_without_submitit_passes_odd_values_on(place: Path) -> None:
     python.chmod(0o755)
     names = {"NAME": "a $(touch RAN);'\"`b", "RUNS": "x; touch RAN", "PYTHON": str(python)}
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
-    command = ["bash", str(ROOT / "slurm" / "pretrain.sbatch"), "simclr_digits", "--data.root", "$(touch RAN)"]
+    command = ["bash", str(ROOT / "slurm" / "pretrain.sbatch"), "simclr_digits", "--source.root", "$(touch RAN)"]
     done = subprocess.run(
         command, env=os.environ | names | slurm, cwd=place, capture_output=True, text=True, check=False, timeout=60
     )

@@ -88,7 +88,7 @@ def test_commands_in_sentences_exist(path: Path):
 
 def test_the_encoder_loads_into_timm_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    flags = "--data.source synthetic --data.num-synthetic 8 --data.size 72 --data.backend torchvision --data.threads 0"
+    flags = "--source.name synthetic --source.num-samples 8 --data.size 72 --data.backend torchvision --data.threads 0"
     flags += " --batch-size 4 --steps 1 --online.every 0 --health.every 0 --precision fp32 --name photos"
     assert cli.main(["pretrain", *flags.split()]) == 0
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -102,7 +102,7 @@ def test_the_encoder_loads_into_timm_as_the_readme_says(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("options", [["--encoder.nam", "resnet50"], ["--method.name", "bjol"]])
 def test_a_wrong_option_would_be_found(options: list[str]):
     with pytest.raises((SystemExit, UserError)):
-        config.parse(["--data.root", "PHOTOS", *options], quiet=True)
+        config.parse(["--source.root", "PHOTOS", *options], quiet=True)
 
 
 def test_the_recipe_in_the_readme_is_short_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslx import cli, data, rng
 from sslx.data import sources
+from sslx.data.sources import folder
 from sslx.distributed import Ranks
 from sslx.encoders import Recipe
 from sslx.encoders.sync_bn import SyncBatchNorm
@@ -174,7 +175,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_features_are_those_that_probes_see(run: Path, paths: list[str]) -> None:
     """From paths, from PIL images, from arrays and by a loader of one's own."""
     trained = load(run)
-    source = sources.build(sources.Config(source="folder", root=Path(paths[0]).parent), "pretrain")
+    source = sources.build(folder.Config(root=Path(paths[0]).parent), "pretrain")
     settings = data.Config(backend="torchvision", threads=0)
     ranks = Ranks(device=torch.device("cpu"))
     expected = features.extract(

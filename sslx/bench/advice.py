@@ -20,7 +20,7 @@ from sslx.config import PretrainConfig
 from sslx.console.words import one_line, shown
 from sslx.data.backends.torchvision import read
 from sslx.data.batch import Batch
-from sslx.data.sources import Source
+from sslx.data.sources import Pixels, Source
 from sslx.distributed import Ranks
 from sslx.errors import UserError
 from sslx.machine import cores
@@ -133,7 +133,7 @@ class Recipe:
         return [next(self.parts.loader) for _ in range(self.settings.micro_batches)]
 
     def _drain(self, loader: data.Loader) -> None:
-        threads = self.settings.data.threads or cores.share(distributed.local_world_size())
+        threads = self.settings.data.threads or cores.share(self.ranks.local_world_size)
         next(loader)
         start = time.perf_counter()
         for _ in range(2 * threads + 1):  # DALI makes two batches in advance, torchvision's workers two each
@@ -163,23 +163,18 @@ class Recipe:
             batch_size=settings.batch_size,
             accumulate=settings.micro_batches,
             seed=settings.seed,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            local_world_size=distributed.local_world_size(),
-            device=self.ranks.device,
+            ranks=self.ranks,
             dtype=self.parts.plan.input_dtype,
         )
 
 
 def decoded(source: Source, at_least: int) -> Source:
     """Images of the source, decoded, in memory: a few, each of them many times."""
-    if source.pixels is not None:
-        return source
     few = [image.permute(1, 2, 0).contiguous().numpy() for image in _some(source)]
     pixels = np.empty(max(at_least, len(few)), dtype=object)
     for i in range(len(pixels)):
         pixels[i] = few[i % len(few)]
-    return Source(source.name, source.size, pixels=pixels)
+    return Pixels(name=source.name, facts=replace(source.facts, num_samples=len(pixels), labels=None), pixels=pixels)
 
 
 def limit(found: dict[str, float]) -> str:
@@ -224,7 +219,7 @@ def candidates(
     small: whether all images fit into memory.
     """
     cuda = ranks.device.type == "cuda"
-    threads = settings.data.threads or cores.share(distributed.local_world_size())
+    threads = settings.data.threads or cores.share(ranks.local_world_size)
     tries = dict[str, PretrainConfig]()
     starving = found["loader alone"] < found["step alone"] / LIMITING
     if small and settings.data.backend not in ("resident", "synthetic") and (starving or not cuda):

@@ -1,10 +1,10 @@
-"""``sslx methods`` and ``sslx recipes``: what there is, with source, cost and score."""
+"""``sslx methods``, ``sslx sources`` and ``sslx recipes``: what there is, with data, cost and score."""
 
 import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,17 @@ from rich.table import Table
 from sslx import methods
 from sslx.config import flags, parser, presets
 from sslx.console.words import wrapped
+from sslx.data import sources
 
 
 @dataclass(frozen=True, kw_only=True)
 class Methods:
     """List the methods: what each is, its paper, its cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """List the sources of images: what each is, its options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,18 @@ def methods_main(argv: Sequence[str]) -> int:
             about.get("paper") or _paper(methods.summary(name)),
         )
     _print(table)
-    _print_last("Train by one: sslx pretrain --method.name byol --data.root PHOTOS.  Its options: ... --help-all")
+    _print_last("Train by one: sslx pretrain --method.name byol --source.root PHOTOS.  Its options: ... --help-all")
+    return 0
+
+
+def sources_main(argv: Sequence[str]) -> int:
+    """Print the table of sources; returns 0."""
+    table = _table("sslx sources", Sources, ("source", "what it reads", "options"), argv)
+    for name in sources.available():
+        own = [field.name.replace("_", "-") for field in fields(sources.options(name)) if field.name != "name"]
+        table.add_row(name, sources.summary(name), " ".join(f"--source.{option}" for option in own) or "-")
+    _print(table)
+    _print_last("Read one: sslx pretrain --source.name stl10 --source.download.  A source of your own is a .py file")
     return 0
 
 
@@ -52,7 +69,7 @@ def recipes_main(argv: Sequence[str]) -> int:
         tree, comments = flags.read(path), _comments(path)
         table.add_row(
             name,
-            tree.get("data", {}).get("source", "digits"),
+            tree.get("source", {}).get("name", "digits"),
             _encoder(tree),
             comments.get("Hardware", "-").rstrip("."),
             _score(comments),

@@ -47,7 +47,7 @@ def recipe(given: str) -> Path:
         return path / "config.json"
     if os.path.isdir(path):
         raise ConfigError(
-            f"{shown(path)} is a folder and no run: to train on the images in it, sslx pretrain --data.root "
+            f"{shown(path)} is a folder and no run: to train on the images in it, sslx pretrain --source.root "
             f"{shown(path)}"
         )
     if os.path.exists(path):
@@ -173,6 +173,14 @@ def _name(flag: str) -> str:
     return f"{section}.{option}" if section else option
 
 
+def check_renamed(args: Sequence[str]) -> None:
+    """Raise ConfigError for a flag that has another name now."""
+    for name in sorted(names(args)):
+        section, _, option = name.rpartition(".")
+        if new := schema.RENAMED.get(f"{section}.{option.removeprefix('no_')}"):
+            raise ConfigError(f"--{name.replace('_', '-')} is now --{new.replace('_', '-')}")
+
+
 def last(args: Sequence[str], name: str, default: str = "") -> str:
     """The value that the last flag of this name gives."""
     wanted = _name(name)
@@ -207,6 +215,8 @@ def check_known(path: Path, tree: dict[str, Any], default: Any) -> None:
 
 def _meant(name: str, known: set[str]) -> str:
     """A hint at the option that is likely meant."""
+    if name in schema.RENAMED:
+        return f" (it is now {schema.RENAMED[name]})"
     close = [f"{name}.name"] if f"{name}.name" in known else difflib.get_close_matches(name, known, 1)
     return f" (did you mean {close[0]}?)" if close else ""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sslx.config import flags
+from sslx.data.sources.config import SourceConfig
 
 Config = TypeVar("Config", bound=Any)
 SMALL_BATCH = 1024
@@ -33,7 +34,6 @@ _PLAIN: dict[str, dict[str, Any]] = {
 ON_CPU = {"batch_size": 64, "epochs": 30}
 SIDE_ON_CPU = 96
 """Pixels of the views of larger images where there is no GPU."""
-_DIGITS = {"flip": 0.0, "saturation": 0.0, "hue": 0.0, "gray": 0.0}
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ def encoder(method: str) -> str | None:
     return _tables(method).get("all", {}).get("encoder", {}).get("name")
 
 
-def names(method: str) -> set[str]:
-    """All options that may be chosen for a method, by dotted name."""
+def names(method: str, source: SourceConfig) -> set[str]:
+    """All options that may be chosen for a method and a source, by dotted name."""
     tables = [table for key, table in _tables(method).items() if key in _SITUATIONS]
     inside = {name for table in tables for name, _ in flags.leaves(table)} - {"why"}
-    return inside | {*ON_CPU, "data.size", "optim.warmup", "encoder.patch", *(f"augment.{name}" for name in _DIGITS)}
+    return inside | {*ON_CPU, "data.size", "optim.warmup", "encoder.patch", *source.suited}
 
 
 def choices(
-    method: str, encoder: str, batch_size: int, epochs: int, source: str, *, gpu: bool, side: int | None = None
+    method: str, encoder: str, batch_size: int, epochs: int, source: SourceConfig, *, gpu: bool, side: int | None = None
 ) -> list[Choice]:
     """What suits the situation; of a name in several of them the last one holds.
 
@@ -102,8 +102,8 @@ def choices(
         found.append(Choice("a ViT on small images: patches of 4 px", {"encoder.patch": 4}))
     if not gpu:
         found.append(Choice("no GPU: smaller batches, fewer epochs", dict(ON_CPU)))
-    if source == "digits":
-        found.append(Choice("digits: no flips, no colors", {f"augment.{key}": value for key, value in _DIGITS.items()}))
+    if source.suited:
+        found.append(Choice(source.suited_why, source.suited))
     return found
 
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sslx import __version__, methods
-from sslx.config import flags, presets, schema
+from sslx import __version__, by_name
+from sslx.config import flags, named, presets, schema
 from sslx.config.flags import recipes as recipes
 from sslx.config.parser import MISSING, Positional, Suppress, parse_flags, print_help, separated
 from sslx.console.words import shown
+from sslx.data import sources
 from sslx.data.augment import Augment
 from sslx.data.config import Config as DataConfig
+from sslx.data.sources.config import SourceConfig
 from sslx.encoders.config import Config as EncoderConfig
 from sslx.encoders.recipe import Norm
 from sslx.errors import ConfigError, UserError
@@ -73,10 +75,11 @@ class PretrainConfig:
     """If a loss or gradient is not finite: stop with exit code 76, or skip the step (it is never taken) and go on."""
     skip_steps: int = 10
     """How many steps in a row --on-nonfinite skip leaves out before it returns to the last checkpoint."""
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=named.SOURCE))
     data: DataConfig = field(default_factory=DataConfig)
     augment: Augment = field(default_factory=Augment)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    method: MethodConfig = field(default_factory=lambda: MethodConfig(name="simclr"))
+    method: MethodConfig = field(default_factory=lambda: MethodConfig(name=named.METHOD))
     optim: OptimConfig = field(default_factory=OptimConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
@@ -125,8 +128,10 @@ class ProbeConfig:
 
     checkpoint: Positional[Path]
     """A run folder, or a checkpoint directory in it."""
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=named.SOURCE))
+    """Images to probe on.  Default: the run's."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Images to probe on; default: the run's."""
+    """How they are read.  Default: as in the run."""
     baselines: bool = True
     """Measure raw pixels and the untrained encoder as well, to compare with."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -142,8 +147,10 @@ class PlotConfig:
 
     checkpoint: Positional[Path]
     """A run folder, or a checkpoint directory in it."""
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=named.SOURCE))
+    """Images to draw.  Default: the run's."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Images to draw; default: the run's."""
+    """How they are read.  Default: as in the run."""
     points: int = 2000
     """Images on the map, at most: of the test split or, where there is none, of a part of the training images."""
     seed: int = 0
@@ -178,36 +185,38 @@ def load(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) -
 
 
 def parse(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) -> PretrainConfig:
-    """``load`` without torch: ``method`` is what ``methods.options`` makes.  ``--help-all`` prints all options."""
+    """``load`` without torch: method and source are what ``named`` makes.  ``--help-all`` prints all options."""
     everything = "--help-all" in argv
     args, default = _read([argument for argument in argv if argument != "--help-all"], gpu)
     config = parse_flags(PretrainConfig, args, "sslx pretrain", default, quiet)
     if everything:
         print_help(PretrainConfig, "sslx pretrain [RECIPE ...]", config)
     if not config.name:
-        config = dataclasses.replace(config, name=f"{config.method.name}_{config.data.source}")
+        config = dataclasses.replace(config, name=_usual_name(config.method.name, config.source.name))
     return config
+
+
+def _usual_name(method: str, source: str) -> str:
+    return f"{by_name.label(method)}_{by_name.label(source)}"
 
 
 def _read(argv: Sequence[str], gpu: bool | None) -> tuple[list[str], PretrainConfig]:
     """All flags, of the recipes and the user's, and what holds for the others."""
     argv = resumed(argv)
-    given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
-    paths = [flags.recipe(name) for name in given]
-    trees = [flags.read(path) for path in paths]
-    from_argv = separated(argv[len(given) :])
+    recipes = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
+    paths = [flags.recipe(name) for name in recipes]
+    from_argv = separated(argv[len(recipes) :])
+    flags.check_renamed(from_argv)
+    trees = named.of_one_method([flags.read(path) for path in paths], from_argv)
+    trees = named.of_one_source(trees, from_argv)
     from_files = [flag for path, tree in zip(paths, trees, strict=True) for flag in flags.of(tree, path)]
-    method = flags.last(from_argv, "method.name")
-    if method and method != flags.last(from_files, "method.name", method):  # it brings its own
-        trees = [{key: value for key, value in tree.items() if key not in ("method", "optim")} for tree in trees]
-        from_files = [flag for path, tree in zip(paths, trees, strict=True) for flag in flags.of(tree, path)]
     if paths and paths[-1].suffix.lower() == ".toml":
         from_files += ["--name", paths[-1].stem]
-    args = _with_folder(from_files + from_argv, DataConfig())
-    method = flags.last(args, "method.name", "simclr")
-    default = PretrainConfig(method=_options(method))
+    args = named.with_paths(from_files + from_argv)
+    default = PretrainConfig(method=named.method(named.method_name(args)), source=named.source(named.source_name(args)))
     for path, tree in zip(paths, trees, strict=True):
         flags.check_known(path, tree, default)
+    named.check_source(args, default.source.name)
     return args, _chosen(default, args, gpu)
 
 
@@ -222,9 +231,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
     if wanted in ("", "no") or wanted.startswith("-") or (wanted == "auto" and has_recipe):
         return argv
     if wanted == "auto":
-        method = flags.last(argv, "method.name", "simclr")
-        source = flags.last(_with_folder(argv, DataConfig()), "data.source", DataConfig().source)
-        name = flags.last(argv, "name") or f"{method}_{source}"
+        name = flags.last(argv, "name") or _usual_name(named.method_name(argv), named.source_name(argv))
         folder = files.expanded(flags.last(argv, "runs", "runs")) / name
         return [str(folder / "config.json"), *argv] if _is_readable(folder / "config.json") else argv
     folder = files.expanded(wanted)
@@ -247,12 +254,11 @@ def _is_readable(path: Path) -> bool:
 
 def _chosen(default: PretrainConfig, args: list[str], gpu: bool | None = None) -> PretrainConfig:
     """The defaults with what ``presets`` chooses for these flags in place of what they leave unset."""
-    unset = tuple(sorted(presets.names(default.method.name) - flags.names(args)))
+    unset = tuple(sorted(presets.names(default.method.name, default.source) - flags.names(args)))
     default = dataclasses.replace(default, unset=unset)
     encoder = flags.last(args, "encoder.name") or presets.encoder(default.method.name) or default.encoder.name
     numbers = [flags.last(args, name, "") for name in ("batch-size", "epochs")]
     batch_size, epochs = (int(text) if text.isdecimal() and int(text) else None for text in numbers)
-    source = flags.last(args, "data.source", default.data.source)
     gpu = gpus.wanted(flags.last(args, "device", default.device)) if gpu is None else gpu
     usual = {} if gpu else presets.ON_CPU
     found = presets.choices(
@@ -260,7 +266,7 @@ def _chosen(default: PretrainConfig, args: list[str], gpu: bool | None = None) -
         encoder,
         batch_size or usual.get("batch_size", default.batch_size),
         epochs or usual.get("epochs", default.epochs),
-        source,
+        default.source,
         gpu=gpu,
     )
     return presets.applied(default, presets.merged(found), unset)
@@ -268,7 +274,7 @@ def _chosen(default: PretrainConfig, args: list[str], gpu: bool | None = None) -
 
 def settle(config: PretrainConfig, side: int, num_images: int | None = None) -> tuple[PretrainConfig, list[str]]:
     """The config for so many images and views of ``side`` pixels, and why what is unset is as it is."""
-    situation = config.method.name, config.encoder.name, config.batch_size, config.epochs, config.data.source
+    situation = config.method.name, config.encoder.name, config.batch_size, config.epochs, config.source
     gpu = gpus.wanted(config.device)
     found: list[presets.Choice] = []
     if not gpu and side > presets.SIDE_ON_CPU and "data.size" in config.unset:
@@ -280,44 +286,40 @@ def settle(config: PretrainConfig, side: int, num_images: int | None = None) -> 
     return settled, presets.words(found, set(config.unset))
 
 
-def _options(name: str) -> MethodConfig:
-    """A method's defaults, to parse its flags by: read without torch, and with all names as choices."""
-    bare = methods.options(name)
-    choices: Any = Literal[methods.available()]
-    kind: Any = dataclasses.make_dataclass(
-        "Config", [("name", choices, field(default=name))], bases=(bare,), frozen=True, kw_only=True
-    )
-    kind.__doc__ = bare.__doc__
-    return kind()
-
-
 def _complete(config: PretrainConfig) -> PretrainConfig:
-    """The config with the method's own class in place of the one that its flags were parsed by."""
-    return dataclasses.replace(config, method=methods.module(config.method.name).Config(**vars(config.method)))
+    """The config with the own classes of its method and source in place of those that flags were parsed by."""
+    method, source = named.complete_method(config.method), named.complete_source(config.source)
+    return dataclasses.replace(config, method=method, source=source)
 
 
-def _with_folder(args: list[str], default: DataConfig) -> list[str]:
-    """The flags, with the source ``folder`` where a root is given and neither a flag nor a recipe names a source.
-
-    A recipe's source stays: ``simclr_cifar10 --data.root DIR`` reads CIFAR-10 there.  digits and synthetic, which a
-    default may be, read no folder.
-    """
-    taken = default.source not in ("digits", "synthetic") or "--data.source" in args
-    return args if taken or "--data.root" not in args else [*args, "--data.source", "folder"]
+def load_probe(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> ProbeConfig:
+    """``CHECKPOINT [--flags]`` of ``sslx probe``; ``run``: its config, whose source and data the flags change."""
+    data, source, args = _images(argv, run)
+    default = ProbeConfig(checkpoint=MISSING, data=data, source=source)
+    probe = parse_flags(ProbeConfig, args, "sslx probe", default, quiet)
+    return dataclasses.replace(probe, source=named.complete_source(probe.source))
 
 
-def load_probe(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bool = False) -> ProbeConfig:
-    """``CHECKPOINT [--flags]`` of ``sslx probe``; ``data``: the run's, whose fields the flags replace."""
-    default = ProbeConfig(checkpoint=MISSING, data=data or DataConfig())
-    from_argv = separated(argv)
-    return parse_flags(ProbeConfig, _with_folder(from_argv, default.data), "sslx probe", default, quiet)
+def load_plot(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> PlotConfig:
+    """``CHECKPOINT [--flags]`` of ``sslx plot``; ``run``: its config, whose source and data the flags change."""
+    data, source, args = _images(argv, run)
+    default = PlotConfig(checkpoint=MISSING, data=data, source=source)
+    plot = parse_flags(PlotConfig, args, "sslx plot", default, quiet)
+    return dataclasses.replace(plot, source=named.complete_source(plot.source))
 
 
-def load_plot(argv: Sequence[str], data: DataConfig | None = None, *, quiet: bool = False) -> PlotConfig:
-    """``CHECKPOINT [--flags]`` of ``sslx plot``; ``data``: the run's, whose fields the flags replace."""
-    default = PlotConfig(checkpoint=MISSING, data=data or DataConfig())
-    from_argv = separated(argv)
-    return parse_flags(PlotConfig, _with_folder(from_argv, default.data), "sslx plot", default, quiet)
+def _images(argv: Sequence[str], run: PretrainConfig | None) -> tuple[DataConfig, SourceConfig, list[str]]:
+    """How images are read, the source to parse the flags by, and all flags."""
+    args = separated(argv)
+    flags.check_renamed(args)
+    args = named.with_paths(args)
+    name = named.source_name(args, run.source if run else None)
+    if run and run.source.name == name:
+        source = named.with_choices(run.source, sources.available())
+    else:
+        source = named.source(name)
+    named.check_source(args, name)
+    return run.data if run else DataConfig(), source, args
 
 
 def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:
@@ -347,14 +349,15 @@ def loads(text: str) -> PretrainConfig:
     """The config that ``dump`` wrote.  DamagedConfig where it is none, ConfigError where it is another version's."""
     try:
         tree = files.parse_json(text)
-        name = tree["method"]["name"]
+        _ = tree["method"]["name"]
     except (ValueError, LookupError, TypeError) as error:
         why = "it names no method" if isinstance(error, LookupError | TypeError) else files.reason(error)
         raise DamagedConfig(f"the saved config is damaged: {why}") from error
     tree = schema.migrated(tree, "the saved config")
     try:
         args = flags.of(tree, Path("config.json"))
-        default = _chosen(PretrainConfig(method=_options(name)), args)
+        method, source = named.method(named.method_name(args)), named.source(named.source_name(args))
+        default = _chosen(PretrainConfig(method=method, source=source), args)
         return _complete(parse_flags(PretrainConfig, args, "config.json", default, True))
     except (ValueError, TypeError, AttributeError, SystemExit) as error:
         reason = str(error) if isinstance(error, UserError) else "it has other options"

@@ -5,18 +5,47 @@ from typing import Any
 
 from sslx.errors import ConfigError
 
-SCHEMA = 2
-"""Of the configs that this sslx saves.  1, which has no number: sslx 0.1."""
+SCHEMA = 3
+"""Of the configs that this sslx saves.  1, which has no number: sslx 0.1.  Before 3 the source was part of the data."""
 
 Tree = dict[str, Any]
+
+RENAMED = {
+    "data.source": "source.name",
+    "data.root": "source.root",
+    "data.test_root": "source.test_root",
+    "data.splits": "source.splits",
+    "data.download": "source.download",
+    "data.num_synthetic": "source.num_samples",
+}
+"""Options that have another name now."""
+_OF_SOURCE_2: dict[str, tuple[str, ...]] = {
+    "folder": ("root", "test_root", "splits"),
+    "digits": (),
+    "synthetic": ("num_synthetic",),
+}
+"""What a source of schema 2 used of the options that all of them had."""
+_OF_DATA_SET_2 = ("root", "download")
 
 
 def _to_2(tree: Tree) -> Tree:
     return tree  # the number came, and nothing else has changed
 
 
-MIGRATIONS: dict[int, Callable[[Tree], Tree]] = {1: _to_2}
-"""From a schema to the next one: a function of the whole tree, which it may change."""
+def _to_3(tree: Tree) -> Tree:
+    """The source is a section of its own, with the options that it has a use for."""
+    if not isinstance(tree.get("data"), dict):
+        return tree
+    data = dict(tree["data"])
+    old = {name: data.pop(name) for _, _, name in (key.partition(".") for key in RENAMED) if name in data}
+    name = old.pop("source", None)
+    kept = _OF_SOURCE_2.get(name or ("folder" if old.get("root") else "digits"), _OF_DATA_SET_2)
+    source = {RENAMED[f"data.{key}"].partition(".")[2]: value for key, value in old.items() if key in kept}
+    return tree | {"data": data, "source": ({"name": name} if name else {}) | source}
+
+
+MIGRATIONS: dict[int, Callable[[Tree], Tree]] = {1: _to_2, 2: _to_3}
+"""From a schema to the next one: a function of the whole tree."""
 
 
 def migrated(tree: Tree, what: str) -> Tree:

@@ -10,9 +10,10 @@ from functools import cache
 from typing import Any, cast, get_args
 
 from sslx.config import PretrainConfig
+from sslx.data import sources
 
 _GROUPS: dict[str, tuple[str, ...]] = {
-    "images": ("data.root", "data.source", "data.test_root", "data.size", "data.backend"),
+    "images": ("source.root", "source.name", "source.test_root", "data.size", "data.backend"),
     "what is trained": ("method.name", "encoder.name", "encoder.weights"),
     "how long": ("epochs", "steps", "batch_size"),
     "optimizer": ("optim.name", "optim.lr", "optim.weight_decay", "optim.warmup"),
@@ -29,7 +30,7 @@ def text(config: PretrainConfig, recipes: Sequence[str], num_options: int) -> st
     lines = [
         "usage: sslx pretrain [RECIPE ...] [--option VALUE ...]",
         "",
-        "Pretrain an image encoder without labels, as in:  sslx pretrain --data.root PHOTOS",
+        "Pretrain an image encoder without labels, as in:  sslx pretrain --source.root PHOTOS",
         "RECIPE is a name (sslx recipes lists them), a .toml file or a run folder; the last one wins.  Options "
         "win over recipes.  What neither sets follows the method, the encoder, the batch size and the images.",
     ]
@@ -48,6 +49,8 @@ def text(config: PretrainConfig, recipes: Sequence[str], num_options: int) -> st
 def _option(config: PretrainConfig, name: str, whose: str, width: int) -> list[str]:
     section, _, option = name.rpartition(".")
     owner: Any = getattr(config, section) if section else config
+    if section == "source" and not hasattr(owner, option):  # another source's, which it would choose
+        owner = sources.options("folder")(name="folder")
     value = getattr(owner, option)
     flag = f"  --{name.replace('_', '-')} {_kind(owner, option)}"
     words = " ".join(_texts(type(owner))[option].split())

@@ -1,6 +1,6 @@
 """Facts: what a method, a probe or a check may ask about the images of a source."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # so that the options of methods and sources need no numpy
@@ -42,3 +42,8 @@ class Facts:
     def has_classes(self) -> bool:
         """Whether every image has a label, and there are two classes or more to tell apart."""
         return self.labels is not None and len(self.classes or ()) > 1
+
+    def take(self, index: "npt.NDArray[np.int64]") -> "Facts":
+        """The facts about the images at these places, (K,), of which no blocks are known."""
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, num_samples=len(index), labels=labels, blocks=None)

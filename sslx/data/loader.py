@@ -10,16 +10,18 @@ import numpy.typing as npt
 import torch
 
 from sslx import rng
-from sslx.data import identity
 from sslx.data.batch import Batch
 from sslx.data.config import Config
+from sslx.data.facts import Channels
 from sslx.data.order import VERSION, Order, Sequential, Shuffled
 from sslx.data.patience import Caller, Patience, StopWaiting
+from sslx.data.planner import Planner
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
-from sslx.data.transfer import Along, Arrays, Made
+from sslx.data.transfer import Arrays, Delivery
 from sslx.data.views import ViewSpec
 from sslx.data.workers import Deadly
+from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, UserError
 from sslx.machine import cores, device_errors, limits
 
@@ -27,11 +29,19 @@ Indices = npt.NDArray[np.int64]
 
 
 class Backend(Protocol):
-    """What makes views: see ``dali.Dali.stream``."""
+    """What reads the images of a source and makes views of them."""
 
-    def stream(
-        self, order: Order, start: int, substitute: Callable[[Indices], Indices], along: Along
-    ) -> Iterator[Made]: ...
+    @property
+    def specs(self) -> Sequence[ViewSpec]:
+        """The views that it makes of each image."""
+        ...
+
+    def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
+        """Yield batch start, start + 1, ... until the planner has no more.
+
+        Raises RuntimeError where an image cannot be read; the stream is then at its end.
+        """
+        ...
 
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images cannot be read, and why: the same on every backend."""
@@ -42,7 +52,7 @@ class Loader:
     """An iterator of Batches whose whole state is the number of batches delivered.
 
     Unreadable files are replaced by others, chosen as a function of the sample alone, so that step counts and
-    all other samples stay as they were; ``bad`` holds them, index -> path.  Which they are is up to ``formats.read``,
+    all other samples stay as they were; ``bad`` holds them, index -> name.  Which they are is up to ``formats.read``,
     whatever the backend: what is missing, empty, cut, no image, or of a format that it refuses.
 
     num_draws: random numbers for each sample that a batch brings to the method, drawn with ``seed``.
@@ -68,11 +78,14 @@ class Loader:
         self.delivered = 0
         self.say = say
         self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line))
-        self._stream: Iterator[Made] | None = None
+        self._stream: Iterator[Delivery] | None = None
+        self._planner = Planner(
+            order=order, specs=backend.specs, seed=seed, substitute=self._quarantine.substitute, along=self.along
+        )
 
     @property
     def bad(self) -> dict[int, str]:
-        """The unreadable images met so far: index -> path."""
+        """The unreadable images met so far: index -> name."""
         return self._quarantine.bad
 
     @property
@@ -86,28 +99,29 @@ class Loader:
         if self.order.finished(self.delivered):
             self.close()
             raise StopIteration
-        index = self.order.batch(self.delivered)
-        views, came = self._made(index)
-        self._quarantine.known_good = index[-1:]
+        delivery = self._delivery()
+        came = delivery.along
+        self._quarantine.known_good = delivery.index[-1:]
         self.delivered += 1
-        batch = Batch(views, came.get("label"), torch.from_numpy(index), came.get("draws"))
+        batch = Batch(delivery.views, came.get("label"), torch.from_numpy(delivery.index), came.get("draws"))
         return batch.to(self.device, self.dtype)  # copies only where dtype or device differ
 
     def along(self, t: int) -> Arrays:
         """Batch t's labels and draws, for the backend to send with what its views need."""
         index, arrays = self.order.batch(t), Arrays()
-        if self.source.labels is not None:
-            arrays["label"] = self.source.labels[self._quarantine.substitute(index)]
+        if self.source.facts.labels is not None:
+            arrays["label"] = self.source.facts.labels[self._quarantine.substitute(index)]
         if self.num_draws:
             drawn = rng.uniform(self.seed, "method", self.order.epoch(t), index, num=self.num_draws)
             arrays["draws"] = np.minimum(drawn.astype(np.float32), np.float32(1 - 2.0**-24))  # the largest round to 1
         return arrays
 
-    def _made(self, index: Indices) -> Made:
+    def _delivery(self) -> Delivery:
+        """The next batch, by a new stream where the last one ended at images that cannot be read."""
         failed = False
         while True:
             if self._stream is None:
-                self._stream = self.backend.stream(self.order, self.delivered, self._quarantine.substitute, self.along)
+                self._stream = self.backend.stream(self._planner, self.delivered)
             try:
                 return next(self._stream)
             except (StopWaiting, UserError):
@@ -122,7 +136,7 @@ class Loader:
                     raise fault from None if fault is error else error
                 if words := limits.explain(error):
                     raise ConfigError(f"the loader: {words}") from error
-                if self._quarantine.search(index):
+                if self._quarantine.search(self.order.batch(self.delivered)):
                     continue
                 if failed:  # again, although the backend has looked at its files and may now read some otherwise
                     reason = " ".join(str(error).split())
@@ -151,7 +165,7 @@ class Loader:
     def _identity(self) -> dict[str, Any]:
         patience = Patience(self._patience.limit_s, say=self.say)
         with Caller(patience, lambda: f"the identity of the images of {self.source.name}") as call:
-            return call(lambda: identity.of(self.source))
+            return call(self.source.identity)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the samples that ``state`` counts, at this loader's world size and batch size.
@@ -161,7 +175,7 @@ class Loader:
         before, now = state["num_samples"], len(self.source)
         difference = ""
         if "images" in state:
-            difference = identity.difference(state["images"], self.source, self._identity)
+            difference = self.source.difference(state["images"], self._identity)
         elif before == now:
             self.say("the checkpoint is of a version that did not note which images it was trained on: not compared")
         if difference or before != now:
@@ -183,38 +197,39 @@ def has_dali() -> bool:
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
-def _threads(config: Config, local_world_size: int) -> int:
-    return config.threads if config.threads is not None else cores.share(local_world_size)
-
-
 def _backend(
     config: Config,
     source: Source,
     specs: Sequence[ViewSpec],
+    per_rank: int,
+    ranks: Ranks,
     *,
     seed: int,
-    per_rank: int,
-    local_world_size: int,
-    device: torch.device,
     say: Callable[[str], None],
     patience: Patience,
 ) -> Backend:
-    name = config.backend
+    """What the config names.  Raises ConfigError for images that no backend can read, and for a missing DALI."""
+    channels, device, name = source.facts.channels, ranks.device, config.backend
+    if channels != Channels():
+        raise ConfigError(
+            f"expected RGB images of 8 bits, {source.name} has {channels.num} channels, up to {channels.full_scale:g}"
+            f"{'' if channels.is_rgb else ', which are not RGB'}: no backend reads such yet"
+        )
     if name == "auto":
         name = "dali" if has_dali() else "torchvision"
     if name == "synthetic":
         from sslx.data.backends.synthetic import Synthetic
 
         return Synthetic(specs, seed=seed, max_per_rank=per_rank, device=device)
-    threads = _threads(config, local_world_size)
+    threads = config.threads if config.threads is not None else cores.share(ranks.local_world_size)
     if name == "resident":
         from sslx.data.backends.resident import Resident
 
-        return Resident(source, specs, seed=seed, device=device, num_threads=threads, say=say, patience=patience)
+        return Resident(source, specs, device=device, num_threads=threads, say=say, patience=patience)
     if name == "torchvision":
         from sslx.data.backends.torchvision import TorchVision
 
-        return TorchVision(source, specs, seed=seed, device=device, num_threads=threads, patience=patience)
+        return TorchVision(source, specs, device=device, num_threads=threads, patience=patience)
     if not has_dali():
         raise ConfigError(
             "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
@@ -223,7 +238,7 @@ def _backend(
     from sslx.data.backends.dali import Dali
 
     threads = max(1, threads)
-    return Dali(source, specs, seed=seed, max_per_rank=per_rank, device=device, num_threads=threads, patience=patience)
+    return Dali(source, specs, max_per_rank=per_rank, device=device, num_threads=threads, patience=patience)
 
 
 def training(
@@ -234,10 +249,7 @@ def training(
     batch_size: int,
     accumulate: int = 1,
     seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-    local_world_size: int = 1,
-    device: torch.device,
+    ranks: Ranks,
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
@@ -247,22 +259,11 @@ def training(
         batch_size=batch_size,
         accumulate=accumulate,
         seed=seed,
-        rank=rank,
-        world_size=world_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        blocks=source.facts.blocks,
     )
-    patience = Patience(config.timeout_s, say=say)
-    backend = _backend(
-        config,
-        source,
-        specs,
-        seed=seed,
-        per_rank=order.per_rank,
-        local_world_size=local_world_size,
-        device=device,
-        say=say,
-        patience=patience,
-    )
-    return Loader(order, backend, source, device, dtype, seed=seed, max_bad=config.max_bad, say=say, patience=patience)
+    return in_order(config, source, specs, order, seed=seed, ranks=ranks, dtype=dtype, say=say)
 
 
 def evaluation(
@@ -271,19 +272,14 @@ def evaluation(
     spec: ViewSpec,
     *,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    local_world_size: int = 1,
-    device: torch.device,
+    ranks: Ranks,
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
     """One pass over a source through the evaluation view, every image once; batch_size is per rank."""
     assert spec.augment is None
-    order = Sequential(num_samples=len(source), per_rank=batch_size, rank=rank, world_size=world_size)
-    return in_order(
-        config, source, [spec], order, seed=0, local_world_size=local_world_size, device=device, dtype=dtype, say=say
-    )
+    order = Sequential(num_samples=len(source), per_rank=batch_size, rank=ranks.rank, world_size=ranks.world_size)
+    return in_order(config, source, [spec], order, seed=0, ranks=ranks, dtype=dtype, say=say)
 
 
 def in_order(
@@ -293,22 +289,13 @@ def in_order(
     order: Order,
     *,
     seed: int,
-    local_world_size: int = 1,
-    device: torch.device,
+    ranks: Ranks,
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
     """Views of the samples of an order, made as in training: of the same seed, epoch and sample they are the same."""
     patience = Patience(config.timeout_s, say=say)
-    backend = _backend(
-        config,
-        source,
-        specs,
-        seed=seed,
-        per_rank=order.per_rank,
-        local_world_size=local_world_size,
-        device=device,
-        say=say,
-        patience=patience,
+    backend = _backend(config, source, specs, order.per_rank, ranks, seed=seed, say=say, patience=patience)
+    return Loader(
+        order, backend, source, ranks.device, dtype, seed=seed, max_bad=config.max_bad, say=say, patience=patience
     )
-    return Loader(order, backend, source, device, dtype, seed=seed, max_bad=config.max_bad, say=say, patience=patience)

@@ -101,7 +101,7 @@ class Shuffled:
             if fits < least:
                 raise ConfigError(
                     f"the source has {self.num_samples:,} image{'s' * (self.num_samples != 1)}, too few to train on: "
-                    f"a batch of this run needs {least} or more (check --data.root)"
+                    f"a batch of this run needs {least} or more (check --source.root)"
                 )
             raise ConfigError(
                 f"batch size {self.batch_size} is more than the {self.num_samples} images of the source: "

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx import rng
-from sslx.console.words import shown
 from sslx.data.sources import Source
 from sslx.errors import DataError, StorageError
 
@@ -24,7 +23,7 @@ class Reader(Protocol):
 
 
 class Quarantine:
-    """``bad``: index -> path of the images found unreadable so far.  ``substitute``: what is read in their place.
+    """``bad``: index -> name of the images found unreadable so far.  ``substitute``: what is read in their place.
 
     known_good: (1,) an image of the batch that was read last, or (0,).
     """
@@ -42,8 +41,6 @@ class Quarantine:
         Raises as ``set_aside``, and StorageError where not one of them can be read, nor what was read before: then it
         is not the images that are damaged.
         """
-        if self.source.paths is None:
-            return False
         files = np.unique(self.substitute(index))
         reasons = self.reader.unreadable(files)
         if len(reasons) == len(files) and len(self.known_good):
@@ -51,7 +48,7 @@ class Quarantine:
             if lost := self.reader.unreadable(before):
                 ((i, reason),) = lost.items()
                 raise StorageError(
-                    f"not one of {len(files)} images can be read, nor {shown(self.source.paths[i])}, which was read "
+                    f"not one of {len(files)} images can be read, nor {self.source.where(i)}, which was read "
                     f"before ({reason}): check the disk or the mount, then start again with --resume auto",
                     topic="no image can be read",
                 )
@@ -63,12 +60,11 @@ class Quarantine:
 
         Raises DataError where they are more than the share ``max_bad``, and more than one.
         """
-        assert self.source.paths is not None
         most = max(1, self.max_bad * len(self.source)) if self.max_bad else 0  # one of a few images ends no run
         before, lines = len(self.bad), list[str]()
         for i, reason in sorted(reasons.items()):
-            self.bad[i] = self.source.paths[i]
-            lines.append(f"{shown(self.bad[i])} ({reason})")
+            self.bad[i] = self.source.where(i)
+            lines.append(f"{self.bad[i]} ({reason})")
         if len(self.bad) > most:
             raise DataError(
                 f"{len(self.bad)} of {len(self.source):,} images are unreadable, more than the share "
@@ -99,8 +95,8 @@ class Quarantine:
             tried += 1
             if tried == _CANDIDATES:
                 raise DataError(
-                    f"not one of {tried} images that were tried in the place of {shown(self.bad[i])} can be read, the "
-                    f"last of them {shown(self.source.paths[candidate]) if self.source.paths else candidate}: "
+                    f"not one of {tried} images that were tried in the place of {self.bad[i]} can be read, the "
+                    f"last of them {self.source.where(candidate)}: "
                     "check the images, the disk and the mount",
                     topic="unreadable images",
                 )

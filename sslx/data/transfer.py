@@ -5,8 +5,10 @@ each copy costs a launch, so that the parameters of all views, the labels and th
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -14,10 +16,17 @@ from torch import Tensor
 Arrays = dict[str, npt.NDArray[Any]]
 Along = Callable[[int], Arrays]
 """What else of batch t is to come to the device, beside what its views need."""
-Made = tuple[tuple[Tensor, ...], dict[str, Tensor]]
-"""A batch's views, and what came along."""
 Group = Mapping[str, npt.NDArray[Any]] | Mapping[str, Tensor]
 _ALIGNED = 64  # bytes: where each array begins, for any type and for wide loads
+
+
+@dataclass(frozen=True, eq=False)
+class Delivery:
+    """A batch as a backend makes it: (B,) the samples, the views, and what came along."""
+
+    index: npt.NDArray[np.int64]
+    views: tuple[Tensor, ...]
+    along: dict[str, Tensor]
 
 
 def nothing(_: int) -> Arrays:
@@ -25,16 +34,36 @@ def nothing(_: int) -> Arrays:
     return {}
 
 
-def send(groups: Sequence[Group], device: torch.device) -> list[dict[str, Tensor]]:
-    """Arrays, or tensors of the host, as tensors on a device, under the same names.
+@dataclass(frozen=True)
+class Staged:
+    """Tensors of the host that can go to a device at once.  buffer: all of them, packed; None where none need it."""
 
-    On a CPU they share the arrays' memory.  On a GPU they are parts of one copy; torch gives the pinned buffer out
-    again once the copy is done, so that the arrays may be written over when this returns.
-    """
+    tensors: list[dict[str, Tensor]]
+    device: torch.device
+    buffer: Tensor | None
+
+    def send(self) -> list[dict[str, Tensor]]:
+        """The tensors on the device, under the same names.
+
+        On a CPU they share the arrays' memory.  On a GPU they are parts of one copy; torch gives the pinned buffer out
+        again once the copy is done, so that the arrays may be written over as soon as they are staged.
+        """
+        if self.buffer is None:
+            return self.tensors
+        return unpack(self.buffer.to(self.device, non_blocking=True), self.tensors)
+
+
+def stage(groups: Sequence[Group], device: torch.device) -> Staged:
+    """Prepare arrays, or tensors of the host, for the way to a device: all that the host has to do, in any thread."""
     tensors = [{name: _tensor(array) for name, array in group.items()} for group in groups]
     if device.type == "cpu" or not any(tensors):
-        return tensors
-    return unpack(pack(tensors, pinned=device.type == "cuda").to(device, non_blocking=True), tensors)
+        return Staged(tensors, device, None)
+    return Staged(tensors, device, pack(tensors, pinned=device.type == "cuda"))
+
+
+def send(groups: Sequence[Group], device: torch.device) -> list[dict[str, Tensor]]:
+    """Arrays, or tensors of the host, as tensors on a device, under the same names."""
+    return stage(groups, device).send()
 
 
 def pack(groups: Sequence[Mapping[str, Tensor]], *, pinned: bool) -> Tensor:

@@ -13,7 +13,6 @@ import pickle
 import signal
 import struct
 import sys
-import tempfile
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +27,7 @@ from torch import Tensor
 from sslx import distributed
 from sslx.data.patience import SLICE_S, Patience, Watch, late
 from sslx.errors import ConfigError
-from sslx.machine import proc
+from sslx.machine import files, proc
 from sslx.machine.interrupts import STOPPING
 
 T = TypeVar("T")
@@ -64,7 +63,7 @@ class Memory:
 
     def __init__(self, place_bytes: int) -> None:
         self.place_bytes = -(-place_bytes // 64) * 64
-        self._fd = _anonymous_file()
+        self._fd = files.in_memory()
         os.ftruncate(self._fd, 64 + AHEAD * self.place_bytes)
         self._map()
 
@@ -97,13 +96,6 @@ class Memory:
         """(reads begun so far, the sample being read or read last; -1: none)."""
         begun, index = _HEADER.unpack_from(self._bytes)
         return begun, index if begun else -1
-
-
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("sslx loader")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 Work = Callable[[int, Tensor, Callable[[int], None]], Any]

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any, cast
@@ -114,6 +115,14 @@ def replace(path: Path, data: bytes) -> None:
         temp.replace(path)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def in_memory() -> int:
+    """A descriptor of an empty file without a name, in memory where the system has such, else on a disk."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("sslx")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

@@ -32,17 +32,16 @@ class OnlineProbe:
         autocast: torch.dtype | None,
         seed: int,
     ) -> None:
-        assert train.labels is not None
-        assert train.classes is not None
+        assert train.facts.has_classes
         order = rng.permutation(seed, "online probe", size=len(train))
-        if test is None or test.labels is None:
+        if test is None or test.facts.labels is None:
             held = min(config.queries, len(train) // HELD_OUT)
-            test, order = train.subset(np.sort(order[:held])), order[held:]
+            test, order = train.take(np.sort(order[:held])), order[held:]
         else:
             chosen = rng.permutation(seed, "online probe test", size=len(test))[: config.queries]
-            test = test.subset(np.sort(chosen))
-        self._splits = train.subset(np.sort(order[: config.bank])), test
-        self._num_classes, self._evaluation, self._autocast = len(train.classes), evaluation, autocast
+            test = test.take(np.sort(chosen))
+        self._splits = train.take(np.sort(order[: config.bank])), test
+        self._num_classes, self._evaluation, self._autocast = len(train.facts.classes or ()), evaluation, autocast
 
     @activity.doing("probing the features (kNN)")
     def look(self, encoder: nn.Module) -> dict[str, float]:

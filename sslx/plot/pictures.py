@@ -39,13 +39,16 @@ _THUMBNAIL_PX, _NEIGHBOR_PX = 96, 160
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn: a checkpoint, the settings of the images and the images, the seed, and where it is computed."""
+    """What is drawn: a checkpoint, the options, the images, and where it is computed."""
 
     trained: Trained
-    settings: data.Config
+    options: PlotConfig
     splits: Splits
-    seed: int
     device: torch.device
+
+    @property
+    def seed(self) -> int:
+        return self.options.seed
 
     @property
     def name(self) -> str:
@@ -54,17 +57,17 @@ class Scene:
     @property
     def labels(self) -> Tensor | None:
         """(N,) of the images to draw."""
-        labels = self.splits.test.labels
+        labels = self.splits.test.facts.labels
         return None if labels is None else torch.from_numpy(labels)
 
     def loader(self, source: Source, view: ViewSpec) -> data.Loader:
         """Of all of a source, in batches of 64."""
-        return images.loader(self.settings, source, view, 64, Ranks(device=self.device), torch.float32)
+        return images.loader(self.options.data, source, view, 64, Ranks(device=self.device), torch.float32)
 
     def pixels(self, rows: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.float32]:
         """The images of these rows as probes see them, of ``size`` pixels or fewer: (n, S, S, 3) in [0, 1]."""
         view = replace(self.trained.view, size=min(size, self.trained.view.size))
-        batches = self.loader(self.splits.test.subset(rows), view)
+        batches = self.loader(self.splits.test.take(rows), view)
         return np.concatenate([plot.rgb(batch.views[0], view) for batch in batches])
 
 
@@ -76,7 +79,7 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     path: the checkpoint that argv names.  quiet: say nothing on wrong flags.
     """
     trained = load(path)
-    options = config.load_plot(argv, trained.settings.data, quiet=quiet)
+    options = config.load_plot(argv, trained.settings, quiet=quiet)
     ranks = distributed.init(options.device)
     console = Console()
     say = say_to(console, ranks.is_main)
@@ -85,8 +88,8 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     if ranks.is_main:
         album.attempt("loss.png", partial(_loss, trained))
     try:
-        splits = images.splits(trained, options.data, say, least=held_out.ENOUGH)
-        scene = Scene(trained, options.data, splits, options.seed, ranks.device)
+        splits = images.splits(trained, options, say, least=held_out.ENOUGH)
+        scene = Scene(trained, options, splits, ranks.device)
     except UserError as error:
         album.problems.append(error)
     else:
@@ -148,13 +151,14 @@ def _loss(trained: Trained, path: Path) -> bool:
 def _features(scene: Scene, ranks: Ranks, console: Console) -> tuple[Features | None, Features]:
     """Of the images to draw, and of those that their classes are found by, where there are some, but not too many."""
     train, test = scene.splits.train, scene.splits.test
-    known = train.labels is not None and test.labels is not None and len(test) <= len(train) <= _BANK
+    has_labels = train.facts.labels is not None and test.facts.labels is not None
+    known = has_labels and len(test) <= len(train) <= _BANK
     bars = Bars(console, ranks.is_main)
     with bars.display:
         bars.stage = "picture"
         encoder = scene.trained.encoder
-        bank = images.extract(scene.trained, encoder, scene.settings, train, ranks, bars) if known else None
-        return bank, images.extract(scene.trained, encoder, scene.settings, test, ranks, bars)
+        bank = images.extract(scene.trained, encoder, scene.options.data, train, ranks, bars) if known else None
+        return bank, images.extract(scene.trained, encoder, scene.options.data, test, ranks, bars)
 
 
 def _map(scene: Scene, points: int, by: Projection, bank: Features | None, found: Features, path: Path) -> bool:
@@ -164,12 +168,12 @@ def _map(scene: Scene, points: int, by: Projection, bank: Features | None, found
     several = num_classes > 1 and not images.unlearnable(splits.all_train)
     named = several and num_classes <= plot.MOST_NAMED
     title = f"{scene.name}: features of {len(found.x):,} {splits.name} images"
-    if bank is not None and several and splits.train.classes:
-        title += f", kNN accuracy {100 * knn.accuracy(bank, found, len(splits.train.classes)):.1f} %"
+    if bank is not None and several and splits.train.facts.classes:
+        title += f", kNN accuracy {100 * knn.accuracy(bank, found, len(splits.train.facts.classes)):.1f} %"
     plot.feature_map(
         found.x,
         labels if several else None,
-        splits.test.classes,
+        splits.test.facts.classes,
         path,
         title,
         thumbnails=None if named else partial(scene.pixels, size=_THUMBNAIL_PX),
@@ -182,19 +186,19 @@ def _map(scene: Scene, points: int, by: Projection, bank: Features | None, found
 
 def _neighbors(scene: Scene, x: Tensor, path: Path) -> bool:
     """Some images, each with those whose features are nearest to its own."""
-    source = scene.splits.test
+    facts = scene.splits.test.facts
     queries, columns, values = plot.neighbors(x, QUERIES, NEIGHBORS, scene.seed)
     rows = np.concatenate([queries[:, None], columns], axis=1)
     unique, where = np.unique(rows, return_inverse=True)
     pixels = scene.pixels(unique, _NEIGHBOR_PX)[where.reshape(rows.shape)]
 
     def named(row: int, text: str) -> str:
-        if source.labels is None or source.classes is None:
+        if facts.labels is None or facts.classes is None:
             return text
-        return f"{text} {shown(source.classes[source.labels[row]], 12)}".strip()
+        return f"{text} {shown(facts.classes[facts.labels[row]], 12)}".strip()
 
     lines = [
-        [named(query, "" if source.labels is not None else "query")]
+        [named(query, "" if facts.labels is not None else "query")]
         + [named(row, f"{value:.2f}") for row, value in zip(near, similar, strict=True)]
         for query, near, similar in zip(queries.tolist(), columns.tolist(), values.tolist(), strict=True)
     ]
@@ -215,14 +219,21 @@ def training_views(scene: Scene) -> tuple[npt.NDArray[np.int64], list[tuple[Tens
     """
     settings = scene.trained.settings
     source = scene.splits.all_train
-    if sources.pretrains_on_more(scene.settings):
-        source = sources.build(scene.settings, "pretrain", levels=source.levels)
+    if scene.options.source.has_unlabeled:
+        source = sources.build(scene.options.source, "pretrain", scene.options.data, training=source)
     num = min(VIEWED, len(source))
-    index = Shuffled(num_samples=len(source), batch_size=num, seed=settings.seed).batch(0)
+    blocks = source.facts.blocks
+    index = Shuffled(num_samples=len(source), batch_size=num, seed=settings.seed, blocks=blocks).batch(0)
     specs = scene.trained.views
     order = Repeated(index=index, num_epochs=-(-FEWEST_VIEWS // len(specs)))
     batches = data.in_order(
-        scene.settings, source, specs, order, seed=settings.seed, device=scene.device, dtype=torch.float32
+        scene.options.data,
+        source,
+        specs,
+        order,
+        seed=settings.seed,
+        ranks=Ranks(device=scene.device),
+        dtype=torch.float32,
     )
     return index, [tuple(view.cpu().clone() for view in batch.views) for batch in batches], source
 
@@ -231,7 +242,7 @@ def _views(scene: Scene, path: Path) -> bool:
     """Some images, and what the method was given in their place."""
     trained = scene.trained
     index, epochs, source = training_views(scene)
-    plain = next(scene.loader(source.subset(index), trained.view)).views[0]
+    plain = next(scene.loader(source.take(index), trained.view)).views[0]
     rows = [(f"as probes see it, {trained.view.size} px", plain)]
     for epoch, views in enumerate(epochs, 1):
         when = f"epoch {epoch}, " * (len(epochs) > 1)
@@ -273,7 +284,7 @@ def _method(scene: Scene, path: Path) -> bool:
     method, settings = trained.method(), trained.settings
     chosen = plot.subsample(len(test), scene.labels, METHOD_IMAGES, scene.seed)
     view = replace(trained.view, size=trained.size)
-    batch = next(scene.loader(test.subset(chosen), view))
+    batch = next(scene.loader(test.take(chosen), view))
     drawn = torch.from_numpy(rng.uniform(scene.seed, "picture", chosen, num=method.num_draws)).float()
     rows = method.picture(replace(batch, draws=drawn.clamp_(max=1 - 2.0**-24).to(scene.device)))
     if rows:

@@ -1,17 +1,17 @@
 """The images that ``sslx probe`` and ``sslx plot`` look at: two splits of them, and their features."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from sslx import data, distributed, encoders
-from sslx.config import PretrainConfig
+from sslx import data, encoders
+from sslx.config import PlotConfig, PretrainConfig, ProbeConfig
 from sslx.console.bars import Bars
 from sslx.data import sources
-from sslx.data.sources import Source
+from sslx.data.sources import Source, SourceConfig
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, MissingInput
@@ -33,23 +33,26 @@ class Splits:
     all_train: Source
 
 
-def splits(trained: Trained, settings: data.Config, say: Callable[[str], None], *, least: int = 1) -> Splits:
+def splits(
+    trained: Trained, options: ProbeConfig | PlotConfig, say: Callable[[str], None], *, least: int = 1
+) -> Splits:
     """Both splits, told of to ``say`` as ``sslx pretrain`` tells of its images.
 
     Without a test split, or one without labels where training images have them, a part of the training images stands in
-    for it, as ``probe.held_out`` says, of at least ``least`` images.  Only the folder that --data.test-root names is
+    for it, as ``probe.held_out`` says, of at least ``least`` images.  Only the folder that --source.test-root names is
     taken as it is, and its UserErrors are raised.
     """
-    train = sources.build(settings, "train", say=say)
+    test_root: Path | None = getattr(options.source, "test_root", None)  # of a source that has such
+    train = sources.build(options.source, "train", options.data, say=say)
     _describe(train, "training", say)
     try:
-        test = sources.build(settings, "test", say=say, classes=train.classes, levels=train.levels)
-        if settings.test_root is None and test.labels is None and train.labels is not None:
+        test = sources.build(options.source, "test", options.data, say=say, training=train)
+        if test_root is None and test.facts.labels is None and train.facts.labels is not None:
             raise DataError(f"the images of {test.name} have no labels ({test.unlabeled})")
     except (MissingInput, DataError) as error:
-        if settings.test_root is not None:
+        if test_root is not None:
             raise
-        return _held_out(trained, settings, train, str(error), least, say)
+        return _held_out(trained, options.source, train, str(error), least, say)
     _describe(test, "test", say)
     return Splits(train, test, "test", train)
 
@@ -60,10 +63,10 @@ def _describe(source: Source, split: str, say: Callable[[str], None]) -> None:
 
 
 def _held_out(
-    trained: Trained, settings: data.Config, train: Source, why: str, least: int, say: Callable[[str], None]
+    trained: Trained, images: SourceConfig, train: Source, why: str, least: int, say: Callable[[str], None]
 ) -> Splits:
     """A part of the training images as the test split, and one line on it."""
-    labels = None if unlearnable(train) else train.labels
+    labels = None if unlearnable(train) else train.facts.labels
     least = least if labels is not None else max(least, held_out.ENOUGH)
     rows = held_out.rows(len(train), labels, held_out.number(len(train), least))
     name = "training" if len(rows) == len(train) else "held-out training"
@@ -71,27 +74,23 @@ def _held_out(
     if name == "training":
         which = "the only training image is taken" if len(rows) == 1 else f"all {len(rows)} training images are taken"
     seen = ""
-    if has_seen(trained, settings):
+    if has_seen(trained, images):
         seen = ", which the encoder has seen in training"
         seen += ", without their labels" if labels is not None and not _takes_labels(trained.settings) else ""
     say(f"no test split: {which}{seen} ({why})")
-    return Splits(train.subset(held_out.others(len(train), rows)), train.subset(rows), name, train)
+    return Splits(train.take(held_out.others(len(train), rows)), train.take(rows), name, train)
 
 
-def has_seen(trained: Trained, settings: data.Config) -> bool:
-    """Whether the training images of these settings are those of the run."""
-    theirs, ours = (
-        (config.source, None if config.root is None else os.path.realpath(config.root))
-        for config in (settings, trained.settings.data)
-    )
-    return theirs == ours
+def has_seen(trained: Trained, source: SourceConfig) -> bool:
+    """Whether the training images of this source are those of the run."""
+    return source.place == trained.settings.source.place
 
 
 def unlearnable(source: Source) -> str:
     """Why no probe can be trained on the labels of a source, "" where one can."""
-    if source.labels is None:
+    if source.facts.labels is None:
         return f"{source.name} has no labels" + (f" ({source.unlabeled})" if source.unlabeled else "")
-    counts = np.unique(source.labels, return_counts=True)[1]
+    counts = np.unique(source.facts.labels, return_counts=True)[1]
     if len(counts) < 2:
         return f"all images of {source.name} are of one class"
     return f"each class of {source.name} has a single image" if counts.max() < 2 else ""
@@ -110,17 +109,7 @@ def loader(
     settings: data.Config, source: Source, view: ViewSpec, batch_size: int, ranks: Ranks, dtype: torch.dtype
 ) -> data.Loader:
     """This rank's share of a source, as probes see it."""
-    return data.evaluation(
-        settings,
-        source,
-        view,
-        batch_size=batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        local_world_size=distributed.local_world_size(),
-        device=ranks.device,
-        dtype=dtype,
-    )
+    return data.evaluation(settings, source, view, batch_size=batch_size, ranks=ranks, dtype=dtype)
 
 
 def extract(

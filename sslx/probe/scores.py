@@ -14,7 +14,7 @@ from sslx.config.presets import FEW_EPOCHS, FEW_STEPS
 from sslx.console.bars import Bars, say_to
 from sslx.console.words import shown
 from sslx.data.order import Sequential
-from sslx.data.sources import Source
+from sslx.data.sources import Source, SourceConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.machine import files
@@ -23,13 +23,9 @@ from sslx.probe.features import Features
 from sslx.probe.images import Splits
 from sslx.trained import Trained, load
 
-DIGITS_NOTE = (
-    "Raw pixels do well here because the digits are 8x8 pixels, centered and of one size: two images of a digit "
-    "overlap pixel by pixel. On photographs they do not (README, CIFAR-10)."
-)
 LABELS_NOTE = (
-    "With labels, sslx probe gives kNN, linear and few-label accuracy: --data.root FOLDER with one subfolder a class, "
-    "and a test split of the same classes in --data.test-root FOLDER."
+    "With labels, sslx probe gives kNN, linear and few-label accuracy: --source.root FOLDER with one subfolder a "
+    "class, and a test split of the same classes in --source.test-root FOLDER."
 )
 PRETRAINED, UNTRAINED, PIXELS = "pretrained encoder", "untrained encoder", "raw pixels"
 
@@ -40,7 +36,7 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     path: the checkpoint that argv names.  quiet: say nothing on wrong flags.
     """
     trained = load(path)
-    options = config.load_probe(argv, trained.settings.data, quiet=quiet)
+    options = config.load_probe(argv, trained.settings, quiet=quiet)
     settings, ours = options.data, trained.settings.data
     if settings.size != ours.size:
         raise ConfigError(f"--data.size {settings.size} is of training views; the probes' is --data.eval-size")
@@ -50,14 +46,14 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     trained = trained.to(ranks.device)
     console = Console()
     say = say_to(console, ranks.is_main)
-    splits = images.splits(trained, settings, say)
+    splits = images.splits(trained, options, say)
     bars = Bars(console, ranks.is_main)
     without_labels = images.unlearnable(splits.all_train)
-    if not without_labels and splits.test.labels is None:
+    if not without_labels and splits.test.facts.labels is None:
         without_labels = images.unlearnable(splits.test)
     record: dict[str, Any] = {
         "step": trained.step,
-        "source": settings.source,
+        "source": options.source.name,
         "view_px": trained.view.size,
         "split": splits.name,
         "num_images": len(splits.test),
@@ -69,13 +65,15 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
         record |= {"num_images": min(len(splits.test), label_free.MOST), "label_free": label_free.as_json(found)}
         if ranks.is_main:
             _show_label_free(trained, splits, found, console, say)
-            _say_few_steps(trained, splits, settings, {row.name: row.retrieval for row in found}, "retrieval", say)
+            _say_few_steps(
+                trained, splits, options.source, {row.name: row.retrieval for row in found}, "retrieval", say
+            )
             say(LABELS_NOTE)
     else:
         scores = labeled_scores(trained, options, splits, ranks, bars, say)
         record["scores"] = probe.as_json(scores)
         if ranks.is_main:
-            _show_labeled(trained, splits, settings, scores, console, say)
+            _show_labeled(trained, splits, options.source, scores, console, say)
     if ranks.is_main:
         _write(trained, record)
         say(f"wrote {shown(trained.folder / 'probe.json')}")
@@ -93,8 +91,8 @@ def labeled_scores(
 ) -> list[Score]:
     """Probe the pretrained encoder and, if asked, raw pixels and the untrained encoder, on the same splits."""
     train, test = splits.train, splits.test
-    assert train.labels is not None
-    probes, lines = probe.possible(options.probe, torch.from_numpy(train.labels), train.classes or ())
+    assert train.facts.labels is not None
+    probes, lines = probe.possible(options.probe, torch.from_numpy(train.facts.labels), train.facts.classes or ())
     for line in lines:
         say(line)
     found: list[Score] = []
@@ -106,7 +104,7 @@ def labeled_scores(
                 batches = images.loader(options.data, split, trained.view, options.batch_size, ranks, torch.float32)
                 made.append(_represent(trained, name, batches, len(split), ranks, bars))
             if ranks.is_main:
-                classes = len(train.classes or ())
+                classes = len(train.facts.classes or ())
                 found.append(
                     probe.evaluate(probes, made[0], made[1], name, classes, device=ranks.device, progress=bars)
                 )
@@ -121,10 +119,10 @@ def label_free_scores(
     if len(source) < 2:
         raise DataError(
             f"expected 2 or more images to tell apart, got {len(source)} ({source.name}): give a folder of more images "
-            "with --data.root"
+            "with --source.root"
         )
     if len(source) > label_free.MOST:
-        source = source.subset(held_out.rows(len(source), None, label_free.MOST))
+        source = source.take(held_out.rows(len(source), None, label_free.MOST))
     first = trained.views[0]
     second = next((view for view in trained.views[1:] if view.size == first.size), first)
     order = Sequential(
@@ -142,8 +140,7 @@ def label_free_scores(
                 [first, second],
                 order,
                 seed=trained.settings.seed,
-                local_world_size=distributed.local_world_size(),
-                device=ranks.device,
+                ranks=ranks,
                 dtype=torch.float32,
             )
             x, y = _represent(trained, name, batches, len(source), ranks, bars, num_views=2).x.chunk(2, 1)
@@ -176,7 +173,7 @@ def _represent(
 def _show_labeled(
     trained: Trained,
     splits: Splits,
-    settings: data.Config,
+    source: SourceConfig,
     scores: Sequence[Score],
     console: Console,
     say: Callable[[str], None],
@@ -184,11 +181,11 @@ def _show_labeled(
     what = f"accuracy in % on {len(splits.test):,} {splits.name} images of {splits.test.name}, {trained.view.size} px"
     say(f"{shown(trained.settings.name)}, step {trained.step:,}: {what}")
     console.print(probe.table(scores, ""))
-    if settings.source == "digits" and len(scores) > 1:
-        console.print(DIGITS_NOTE, highlight=False)
+    if source.score_note and len(scores) > 1:
+        console.print(source.score_note, highlight=False)
     linear = {score.name: score.linear for score in scores if score.linear is not None}
     knn = {score.name: score.knn for score in scores if score.knn is not None}
-    _say_few_steps(trained, splits, settings, linear or knn, "linear" if linear else "kNN", say)
+    _say_few_steps(trained, splits, source, linear or knn, "linear" if linear else "kNN", say)
 
 
 def _show_label_free(
@@ -210,7 +207,7 @@ def _show_label_free(
 def _say_few_steps(
     trained: Trained,
     splits: Splits,
-    settings: data.Config,
+    source: SourceConfig,
     shares: dict[str, float],
     kind: str,
     say: Callable[[str], None],
@@ -220,7 +217,7 @@ def _say_few_steps(
     if ours is None or pixels is None or ours >= pixels:
         return False
     steps, epochs = f"{trained.step:,} step{'s' * (trained.step != 1)}", float("inf")
-    if images.has_seen(trained, settings):
+    if images.has_seen(trained, source):
         epochs = trained.step / max(1, len(splits.all_train) // trained.settings.batch_size)
         steps += f" ({epochs:.1f} epochs)"
     if trained.step >= FEW_STEPS and epochs >= FEW_EPOCHS:

@@ -63,10 +63,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         batch_size=config.batch_size,
         accumulate=config.micro_batches,
         seed=config.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        local_world_size=ranks.local_world_size,
-        device=ranks.device,
+        ranks=ranks,
         dtype=plan.input_dtype,
         say=say,
     )
@@ -121,16 +118,16 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
 
     Raises ConfigError where they fill no batch, before an encoder is built.
     """
-    source = sources.build(config.data, "pretrain", say=say)
+    source = sources.build(config.source, "pretrain", config.data, say=say)
     for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
         say(line)
-    config, reasons = settle(config, config.data.size or source.size, len(source))
-    side = source.size
-    if config.data.source == "folder" and config.data.size is None and side < sides.LARGEST:
+    config, reasons = settle(config, config.data.size or source.facts.size, len(source))
+    side = source.facts.size
+    if config.source.is_own and config.data.size is None and side < sides.LARGEST:
         reasons.append(f"views of {side} px, as most images are no larger (--data.size {side})")
     for line in reasons:
         say(line)
-    config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
+    config.method.check(config.batch_size // config.accumulate, source.facts.has_classes)
     Shuffled(
         num_samples=len(source),
         batch_size=config.batch_size,
@@ -230,16 +227,17 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
     Pretraining needs no test split: where there is none, or none of these classes, ``say`` is told so.
     """
     source = parts.source
-    if not config.online.every or source.labels is None or np.bincount(source.labels, minlength=2).max() < 2:
+    labels = source.facts.labels
+    if not config.online.every or labels is None or not source.facts.has_classes:
         return None
-    if len(source.classes or ()) < 2:
+    if np.bincount(labels).max() < 2:
         return None
     try:
-        test = sources.build(config.data, "test", say=say, classes=source.classes, levels=source.levels)
+        test = sources.build(config.source, "test", config.data, say=say, training=source)
         lines = [f"to probe on: {test.describe()}", *test.notes]
     except (MissingInput, DataError) as error:
         test, lines = None, [str(error)]
-    if test is None or test.labels is None:
+    if test is None or test.facts.labels is None:
         if len(source) < HELD_OUT:
             say(f"{lines[0]}; no online probe: of {len(source)} training images it would hold out none")
             return None
@@ -253,10 +251,7 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
             split,
             parts.plan.eval_view,
             batch_size=max(1, config.batch_size // ranks.world_size),
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            local_world_size=ranks.local_world_size,
-            device=ranks.device,
+            ranks=ranks,
             dtype=parts.plan.input_dtype,
         )
 

@@ -25,7 +25,7 @@ from sslx.machine import proc
 from sslx.machine.code_version import source_digest
 from sslx.train import resuming
 
-MAY_DIFFER = ("runs", "ranks", "data.root", "data.test_root", "data.download", "data.threads")
+MAY_DIFFER = ("runs", "ranks", "source.root", "source.test_root", "source.download", "data.threads")
 """Settings that ranks on several machines may have each for itself: paths, and what a machine has."""
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 _FIRST_ODD = 0x5851F42D4C957F2D

@@ -102,11 +102,11 @@ class Watch:
     """Which steps were not taken, and whether too many in a row.
 
     limit: so many in a row are skipped; one more raises NotFinite.  folder: the run's, for ``nonfinite.jsonl``.
-    names: of the samples, by index, where they have any.
+    name: of the sample at an index.
     """
 
-    def __init__(self, limit: int, folder: Path, device: torch.device, names: Sequence[str] | None) -> None:
-        self._limit, self._folder, self._names = limit, folder, names
+    def __init__(self, limit: int, folder: Path, device: torch.device, name: Callable[[int], str]) -> None:
+        self._limit, self._folder, self._name = limit, folder, name
         self._every = 1 if device.type == "cpu" else EVERY
         self._none = torch.empty(0, dtype=torch.float64, device=device)
         self._steps: list[_Step] = []
@@ -152,9 +152,9 @@ class Watch:
     def _record(self, step: _Step, loss: float) -> str:
         """Write down each rank's loss and samples, on rank 0; what is not finite, in words."""
         index: list[int] = step.index.tolist()
-        names = {"names": [str(self._names[i]) for i in index]} if self._names is not None else {}
-        mine = {"step": step.number, "rank": distributed.rank(), "loss": str(loss), "samples": index, **names}
-        lines = distributed.gather_objects(mine)
+        names = [self._name(i) for i in index]
+        own = {"step": step.number, "rank": distributed.rank(), "loss": str(loss), "samples": index, "names": names}
+        lines = distributed.gather_objects(own)
         if distributed.rank() == 0:
             with suppress(OSError), open(self._path, "a", encoding="utf-8") as file:  # a help, not worth the run
                 file.writelines(json.dumps(line) + "\n" for line in lines)

@@ -40,7 +40,7 @@ class Plan:
     @classmethod
     def of(cls, config: PretrainConfig, source: Source, dtype: torch.dtype, autocast: torch.dtype | None) -> "Plan":
         """The plan for a config that is settled, and for these images."""
-        size = config.data.size or source.size
+        size = config.data.size or source.facts.size
         steps_per_epoch = len(source) // config.batch_size
         return cls(
             size=size,

@@ -116,7 +116,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
 def _few_steps(config: PretrainConfig, parts: Parts) -> str:
     """A line where a run on a user's own images is too short to expect much of it; else ""."""
-    if config.data.source != "folder" or config.encoder.weights or parts.plan.total_steps >= presets.FEW_STEPS:
+    if not config.source.is_own or config.encoder.weights or parts.plan.total_steps >= presets.FEW_STEPS:
         return ""
     steps = f"{parts.plan.total_steps:,} step{'s' * (parts.plan.total_steps != 1)}"
     epochs = -(-presets.FEW_STEPS // parts.plan.steps_per_epoch)
@@ -141,7 +141,7 @@ def _train(
     progress, signal, rates = torch.zeros((), device=ranks.device), 0, dict[str, float]()
     run_step, clip = cached_step if config.grad_cache_chunks > 1 else train_step, config.optim.clip
     meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts, ranks.device)
-    watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.paths)
+    watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.where)
 
     with _log(config, ranks, position.terminal, parts, run) as logger, distributed.steady_sizes():
         position.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)

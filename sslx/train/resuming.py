@@ -12,9 +12,9 @@ from sslx.errors import ConfigError
 from sslx.machine import files
 
 # A resumed run may differ in these: where and how it runs, not what it computes.
-MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "deterministic", "data.root", "data.test_root",
-              "data.splits", "data.download", "data.threads", "data.backend", "data.max_bad", "on_nonfinite",
-              "skip_steps", "online", "health", "checkpoint", "log")  # fmt: skip
+MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "deterministic", "source.root",
+              "source.test_root", "source.splits", "source.download", "data.threads", "data.backend", "data.max_bad",
+              "on_nonfinite", "skip_steps", "online", "health", "checkpoint", "log")  # fmt: skip
 
 
 def differences(ours: PretrainConfig, theirs: PretrainConfig, ignore: Sequence[str] = ()) -> list[str]:

@@ -168,7 +168,7 @@ def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dic
         "encoder_recipe": asdict(parts.method.encoder.recipe),
         "exported": parts.method.exported_name,
         "eval_view": asdict(parts.plan.eval_view),
-        "num_classes": len(parts.source.classes or ()),
+        "num_classes": len(parts.source.facts.classes or ()),
     }
 
 

@@ -44,7 +44,7 @@ but for rounding, as the gradient of a bias before a batch norm, is nothing to c
 1e-14 of all, what rounding leaves of such a gradient behind a ViT and two norms."""
 PARTS = ("loss", "gradients", "batch norm", "other state", "parameters")
 SETTINGS = [
-    "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.threads", "1",
+    "--source.name", "synthetic", "--source.num-samples", "96", "--data.threads", "1",
     "--batch-norm", "sync", "--batch-size", str(BATCH_SIZE), "--augment.min-scale", "0.3", "--compile", "off",
     "--augment.flip", "0.5", "--augment.jitter", "0.8", "--augment.brightness", "0.8", "--augment.contrast", "0.8",
     "--augment.saturation", "0.8", "--augment.hue", "0.2", "--augment.gray", "0.2", "--augment.blur", "0.5",

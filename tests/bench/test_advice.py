@@ -15,11 +15,12 @@ from PIL import Image
 from sslx import config
 from sslx.bench import advice, measure
 from sslx.data import sources
+from sslx.data.sources import Pixels
 from sslx.distributed import Ranks, init
 from sslx.train import resuming
 
 TINY = (
-    "--data.source synthetic --data.num-synthetic 64 --data.size 16 --encoder.layers 1 1 1 1 "
+    "--source.name synthetic --source.num-samples 64 --data.size 16 --encoder.layers 1 1 1 1 "
     "--encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
     "--batch-size 16 --device cpu --precision fp32 --compile off"
 ).split()
@@ -79,13 +80,12 @@ def test_decoded_images_of_many_sizes_go_through_the_loader(tmp_path: Path, rank
     for i in range(20):
         pixels = np.random.default_rng(i).integers(0, 255, (20 + i, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
-    flags = [*TINY, "--data.source", "folder", "--data.root", str(tmp_path), "--data.backend", backend]
+    flags = [*TINY, "--source.name", "folder", "--source.root", str(tmp_path), "--data.backend", backend]
     settings = config.load([*flags, "--data.threads", "0" if backend == "torchvision" else "1"])
-    source = sources.build(settings.data, "pretrain")
+    source = sources.build(settings.source, "pretrain")
     held = advice.decoded(source, 32)
     assert len(held) == 32
-    assert held.paths is None
-    assert held.pixels is not None
+    assert isinstance(held, Pixels)
     assert np.array_equal(held.pixels[0], np.asarray(Image.open(tmp_path / "00.png")))
     assert held.pixels[21] is held.pixels[1]
     recipe = advice.Recipe(settings, ranks, window_s=0.02)

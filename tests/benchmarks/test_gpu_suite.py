@@ -125,7 +125,7 @@ def test_without_a_gpu_it_says_what_it_would_run(tmp_path: Path, capsys: pytest.
     assert gpu_suite.main(["--out", str(tmp_path), "--cifar", "/cifar", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("step_224px") and "simclr_imagenet" in line for line in lines)
-    assert any("--data.root /cifar" in line for line in lines)
+    assert any("--source.root /cifar" in line for line in lines)
     assert any(line.startswith("loader_224px") and "needs --photos DIR" in line for line in lines)
     assert not list(tmp_path.iterdir())
 

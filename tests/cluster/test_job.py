@@ -68,7 +68,9 @@ def test_without_slurm_the_job_itself_asks_whether_to_start_again(tmp_path: Path
         assert process.wait(100) == 144
     (stop,) = records.read_stops(folder)
     assert (stop.code, stop.reason, stop.step >= 2) == (75, "SIGTERM", True)
-    wrong = written(tmp_path / "wrong", "--data.source", "folder", "--data.backend", "dali", "--data.root", "/nowhere")
+    wrong = written(
+        tmp_path / "wrong", "--source.name", "folder", "--data.backend", "dali", "--source.root", "/nowhere"
+    )
     assert run_as_a_process(wrong, "").returncode == 66
     assert records.read_stops(wrong)[-1].code == 66
 

@@ -16,7 +16,7 @@ from sslx.errors import ConfigError, MissingInput
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "--data.source", "synthetic", "--data.num-synthetic", "32", "--data.size", "16", "--data.backend", "torchvision",
+    "--source.name", "synthetic", "--source.num-samples", "32", "--data.size", "16", "--data.backend", "torchvision",
     "--data.threads", "0", "--batch-size", "8", "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8",
     "8", "8", "--method.hidden-dim", "16", "--steps", "2", "--precision", "fp32", "--online.every", "0",
     "--compile", "off",
@@ -156,7 +156,7 @@ def test_a_name_in_place_of_a_runs_folder_and_an_existing_run(tmp_path: Path):
         assert done.returncode in (64, 66)
     done = sslx("probe", "photos", cwd=tmp_path)
     assert "no checkpoint at photos" in done.stderr
-    assert "--data.root" in done.stderr
+    assert "--source.root" in done.stderr
     done = sslx("pretrain", *TINY, "--name", "mine", cwd=tmp_path)
     assert done.returncode == 64
     assert done.stderr.startswith("error: run runs/mine exists: go on with sslx resume runs/mine")
@@ -170,7 +170,7 @@ def test_a_short_run_on_ones_own_images_is_told_so(tmp_path: Path):
     (tmp_path / "photos").mkdir()
     for i in range(9):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
-    flags = ["--data.root", "photos", "--data.threads", "0", *TINY[4:]]
+    flags = ["--source.root", "photos", "--data.threads", "0", *TINY[4:]]
     done = sslx("pretrain", *flags, "--steps", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "a short run of 1 step: features usually take 500 or more to become good (--steps 500)" in done.stdout

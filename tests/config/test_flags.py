@@ -15,6 +15,7 @@ from kit.processes import Record
 from sslx import cli, config
 from sslx.cluster.allocation import load_submit
 from sslx.config import flags, sweeps
+from sslx.data.sources import folder
 from sslx.errors import ConfigError, MissingInput
 
 HOSTILE = {
@@ -109,15 +110,16 @@ def test_home_is_home_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir("/")
     (tmp_path / "home.toml").write_text(
-        'runs = "~/runs"\n[encoder]\nweights = "~/w.pt"\n[data]\nroot = "~/images"\ntest_root = "~/test"\n'
+        'runs = "~/runs"\n[encoder]\nweights = "~/w.pt"\n[source]\nroot = "~/images"\ntest_root = "~/test"\n'
     )
     for argv in (
         ["~/home.toml"],
-        ["--runs", "~/runs", "--encoder.weights=~/w.pt", "--data.root", "~/images", "--data.test-root=~/test"],
+        ["--runs", "~/runs", "--encoder.weights=~/w.pt", "--source.root", "~/images", "--source.test-root=~/test"],
     ):
         read = config.load(argv)
         assert (read.runs, read.encoder.weights) == (tmp_path / "runs", str(tmp_path / "w.pt"))
-        assert (read.data.root, read.data.test_root) == (tmp_path / "images", tmp_path / "test")
+        assert isinstance(read.source, folder.Config)
+        assert (read.source.root, read.source.test_root) == (tmp_path / "images", tmp_path / "test")
         assert config.loads(config.dump(read)) == read
     (tmp_path / "p.toml").write_text('partition = "a"\narray = "~/s.toml"\npython = "~/venv/bin/python -X dev"\n')
     wanted, _ = load_submit(["--profile", "~/p.toml", "--", "simclr_digits"])
@@ -173,12 +175,12 @@ def test_many_keys_that_are_no_options_are_not_each_looked_up(tmp_path: Path) ->
 def test_sweeps_of_any_values_have_names_of_folders(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     values = ["/data/a", "/data_a", "x\ntouch RAN\ny", "~/a b", "../c", "z" * 300]
-    path.write_text(f'[grid]\nseed = [0, 1]\n"data.root" = {json.dumps(values)}\n')
+    path.write_text(f'[grid]\nseed = [0, 1]\n"source.root" = {json.dumps(values)}\n')
     runs = sweeps.runs(path, ["--name", "r"])
     assert len({run.name for run in runs}) == 12
     assert runs[1].name.startswith("r-seed=0-root=_data_a-")
     assert len(runs[1].name) == len("r-seed=0-root=_data_a-") + 8
-    assert [str(run.data.root) for run in runs[:3]] == values[:3]
+    assert [str(vars(run.source)["root"]) for run in runs[:3]] == values[:3]
     for run in runs:
         flags.check_name(run.name)
     path.write_text("[grid]\n" + "".join(f'"optim.lr{i}" = {list(range(10))}\n' for i in range(20)))

@@ -7,8 +7,10 @@ import pytest
 
 from sslx import config, methods
 from sslx.config import flags, presets
+from sslx.data import sources
 
-PHOTOS = ["--data.source", "folder", "--data.root", "photos", "--device", "cuda"]
+FOLDER = sources.options("folder")(name="folder")
+PHOTOS = ["--source.name", "folder", "--source.root", "photos", "--device", "cuda"]
 
 
 @pytest.mark.parametrize("method", methods.available())
@@ -83,12 +85,12 @@ def test_transformers_are_told_from_convolutional_encoders(name: str, expected: 
 
 
 def test_a_method_of_ones_own_gets_plain_defaults():
-    assert presets.merged(presets.choices("mine", "resnet18", 256, 100, "folder", gpu=True))["optim.name"] == "sgd"
+    assert presets.merged(presets.choices("mine", "resnet18", 256, 100, FOLDER, gpu=True))["optim.name"] == "sgd"
     assert (
-        presets.merged(presets.choices("mine", "vit_tiny_patch16_224", 256, 100, "folder", gpu=True))["optim.name"]
+        presets.merged(presets.choices("mine", "vit_tiny_patch16_224", 256, 100, FOLDER, gpu=True))["optim.name"]
         == "adamw"
     )
-    assert presets.names("mine") >= {"optim.name", "optim.lr", "optim.warmup"}
+    assert presets.names("mine", FOLDER) >= {"optim.name", "optim.lr", "optim.warmup"}
 
 
 def test_options_are_read_from_flags_in_any_notation():

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sslx import config
 from sslx.config import PretrainConfig, dump, load, loads, schema
+from sslx.data.sources import SourceConfig, cifar100, digits, folder, stl10, synthetic
 from sslx.errors import ConfigError, MissingInput
 from sslx.train.resuming import differences
 
@@ -25,10 +27,10 @@ def test_each_recipe_loads_and_says_what_it_takes(name: str):
 def test_defaults():
     settings = load([])
     assert settings.name == "simclr_digits"
-    chosen = ("augment", "method", "optim", "batch_size", "epochs")  # tests/config/test_presets.py
+    chosen = ("augment", "method", "source", "optim", "batch_size", "epochs")  # tests/config/test_presets.py
     default = PretrainConfig(name="simclr_digits", **{name: getattr(settings, name) for name in chosen})
     assert settings == default
-    assert load(["--data.source", "synthetic"]).name == "simclr_synthetic"
+    assert load(["--source.name", "synthetic"]).name == "simclr_synthetic"
     assert load(["--name", "mine"]).name == "mine"
 
 
@@ -46,18 +48,31 @@ def test_a_flag_wins_over_the_file_in_every_spelling(tmp_path: Path):
 
 
 def test_several_recipes_merge_and_the_later_wins(tmp_path: Path):
-    (tmp_path / "a.toml").write_text("epochs = 7\n[optim]\nlr = 0.5\nmomentum = 0.8\n[data]\ndownload = true\n")
-    (tmp_path / "b.toml").write_text("[optim]\nlr = 0.25\n[data]\ndownload = false\n")
+    (tmp_path / "a.toml").write_text(
+        'epochs = 7\n[optim]\nlr = 0.5\nmomentum = 0.8\n[source]\nname = "stl10"\ndownload = true\n'
+    )
+    (tmp_path / "b.toml").write_text("[optim]\nlr = 0.25\n[source]\ndownload = false\n")
     loaded = load([str(tmp_path / "a.toml"), str(tmp_path / "b.toml")])
     assert (loaded.epochs, loaded.optim.lr, loaded.optim.momentum) == (7, 0.25, 0.8)
-    assert (loaded.data.download, loaded.name) == (False, "b")
-    assert load(["simclr_digits", str(tmp_path / "b.toml")]).optim.lr == 0.25
+    assert (vars(loaded.source)["download"], loaded.name) == (False, "b")
+    (tmp_path / "c.toml").write_text("[optim]\nlr = 0.125\n")
+    assert load(["simclr_digits", str(tmp_path / "c.toml")]).optim.lr == 0.125
 
 
 FULL = [
     *("--name", "x", "--steps", "5", "--seed", "-3", "--runs", "/tmp/some where", "--batch-norm", "sync"),
     *("--encoder.layers", "1", "2", "3", "4", "--encoder.weights", "timm", "--optim.betas", "0.8", "0.99"),
-    *("--data.download", "--data.root", "~/x", "--data.size", "24", "--optim.weight-decay", "1e-05"),
+    *(
+        "--source.name",
+        "cifar10",
+        "--source.download",
+        "--source.root",
+        "~/x",
+        "--data.size",
+        "24",
+        "--optim.weight-decay",
+        "1e-05",
+    ),
 ]
 
 
@@ -68,13 +83,13 @@ def test_what_is_dumped_is_loaded_equal(flags: list[str], tmp_path: Path):
     assert loads(dump(given)) == given
     (tmp_path / "config.json").write_text(dump(given))
     assert load([str(tmp_path / "config.json")]) == given
-    assert json.loads(dump(given))["data"]["test_root"] is None
+    assert json.loads(dump(given))["data"]["eval_size"] is None
 
 
 def test_a_saved_config_replaces_what_came_before_with_none_too(tmp_path: Path):
     (tmp_path / "config.json").write_text(dump(load([])))
     (tmp_path / "a.toml").write_text(
-        "steps = 3\n[data]\nroot = '/x'\n[encoder]\nlayers = [1, 1, 1, 1]\nweights = 'w.pt'\n"
+        "steps = 3\n[source]\nroot = '/x'\n[encoder]\nlayers = [1, 1, 1, 1]\nweights = 'w.pt'\n"
     )
     loaded = load([str(tmp_path / "a.toml"), str(tmp_path / "config.json")])
     assert loaded == load([])
@@ -185,16 +200,16 @@ def test_unknown_recipes_and_methods_suggest(tmp_path: Path):
 
 
 def test_differences_are_in_flag_notation():
-    ours = load(["--optim.lr", "0.1", "--steps", "3", "--name", "a", "--data.root", "/x", "--batch-norm", "sync"])
-    theirs = load(["--data.source", "folder", "--encoder.layers", "1", "1", "1", "1", "--name", "b"])
+    ours = load(["--optim.lr", "0.1", "--steps", "3", "--name", "a", "--source.root", "/x", "--batch-norm", "sync"])
+    theirs = load(["--source.name", "folder", "--encoder.layers", "1", "1", "1", "1", "--name", "b"])
     assert differences(ours, theirs) == [
         "--batch-norm local -> sync",
-        "--data.root None -> /x",
         "--encoder.layers [1, 1, 1, 1] -> []",
         "--name b -> a",
+        "--source.root None -> /x",
         "--steps None -> 3",
     ]
-    assert differences(ours, theirs, ["name", "data", "encoder", "optim.lr", "step"]) == [
+    assert differences(ours, theirs, ["name", "source", "encoder", "optim.lr", "step"]) == [
         "--batch-norm local -> sync",
         "--steps None -> 3",
     ]
@@ -204,35 +219,36 @@ def test_differences_are_in_flag_notation():
 @pytest.mark.parametrize(
     ("args", "source"),
     [
-        (["--data.root", "/x"], "folder"),
-        (["--data.root=/x", "--epochs", "3"], "folder"),
-        (["--data.root", "/x", "--data.source", "digits"], "digits"),
-        (["--data.source=stl10", "--data.root", "/x"], "stl10"),
-        (["simclr_cifar10", "--data.root", "/x"], "cifar10"),
-        (["simclr_imagenet", "--data.root", "/x"], "folder"),
-        (["--data.test-root", "/x"], "digits"),
+        (["--source.root", "/x"], "folder"),
+        (["--source.root=/x", "--epochs", "3"], "folder"),
+        (["--source.name=stl10", "--source.root", "/x"], "stl10"),
+        (["simclr_cifar10", "--source.root", "/x"], "cifar10"),
+        (["simclr_imagenet", "--source.root", "/x"], "folder"),
         ([], "digits"),
     ],
 )
 def test_a_root_alone_is_a_folder_of_images(args: list[str], source: str):
     """And one beside a recipe's source is that source's."""
     loaded = load(args)
-    assert loaded.data.source == source
+    assert loaded.source.name == source
     assert loads(dump(loaded)) == loaded
 
 
 def test_a_root_alone_is_a_folder_of_images_to_probe_on_too():
-    digits, cifar = load([]).data, load(["simclr_cifar10"]).data
-    assert config.load_probe(["runs/a", "--data.root=/x"], digits).data.source == "folder"
-    assert config.load_probe(["runs/a", "--data.root", "/x"], cifar).data.source == "cifar10"
-    assert config.load_probe(["runs/a"], digits).data.source == "digits"
+    digits, cifar = load([]), load(["simclr_cifar10"])
+    assert config.load_probe(["runs/a", "--source.root=/x"], digits).source.name == "folder"
+    assert config.load_probe(["runs/a", "--source.root", "/x"], cifar).source.name == "cifar10"
+    assert config.load_probe(["runs/a"], digits).source.name == "digits"
 
 
 def test_probing_flags_replace_fields_of_the_runs_images():
-    run = load(["--data.source", "folder", "--data.root", "/x", "--data.size", "48"]).data
-    probe = config.load_probe(["runs/a", "--data.test-root", "/y", "--no-baselines"], run)
+    run = load(["--source.name", "folder", "--source.root", "/x", "--data.size", "48"])
+    probe = config.load_probe(["runs/a", "--source.test-root", "/y", "--no-baselines"], run)
     assert (probe.checkpoint, probe.baselines) == (Path("runs/a"), False)
-    assert probe.data == dataclasses.replace(run, test_root=Path("/y"))
+    assert probe.data == run.data
+    assert isinstance(run.source, folder.Config)
+    assert probe.source == dataclasses.replace(run.source, test_root=Path("/y"))
+    assert config.load_probe(["runs/a", "--source.name", "stl10"], run).source == stl10.Config()
     plot = config.load_plot(["--points", "50", "runs/a"])
     assert (plot.checkpoint, plot.points) == (Path("runs/a"), 50)
     with pytest.raises(SystemExit):
@@ -258,6 +274,66 @@ def test_configs_of_older_schemas_are_migrated_and_newer_ones_named(
         (tmp_path / "config.json").write_text(json.dumps(today | {"schema": number}))
         with pytest.raises(ConfigError, match=words):
             load([str(tmp_path / "config.json")])
+
+
+@pytest.mark.parametrize(
+    ("data", "source"),
+    [
+        ({"source": "digits", "root": None, "splits": "auto", "num_synthetic": 4096}, digits.Config()),
+        ({"source": "synthetic", "num_synthetic": 7, "download": False}, synthetic.Config(num_samples=7)),
+        ({"source": "stl10", "root": "/x", "test_root": None, "download": True},
+         stl10.Config(root=Path("/x"), download=True)),
+        ({"source": "folder", "root": "/x", "test_root": "/y", "splits": "none", "download": False},
+         folder.Config(root=Path("/x"), test_root=Path("/y"), splits="none")),
+        ({"root": "/x"}, folder.Config(root=Path("/x"))),
+        ({}, digits.Config()),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("number", [None, 2])
+def test_the_source_of_older_schemas_becomes_a_section_of_its_own(
+    data: dict[str, Any], source: SourceConfig, number: int | None, tmp_path: Path
+) -> None:
+    tree = {key: value for key, value in json.loads(dump(load([]))).items() if key not in ("schema", "source")}
+    tree["data"] |= data | {"size": 24}
+    tree |= {} if number is None else {"schema": number}
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    for loaded in (loads(json.dumps(tree)), load([str(tmp_path / "config.json")])):
+        assert (loaded.source, loaded.data.size) == (source, 24)
+    assert load([str(tmp_path / "config.json"), "--source.name", "cifar100"]).source == cifar100.Config()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--data.root /x", "--data.root is now --source.root"),
+        ("--data.source=stl10", "--data.source is now --source.name"),
+        ("--data.no-download", "--data.no-download is now --source.download"),
+        ("--data.num_synthetic 7", "--data.num-synthetic is now --source.num-samples"),
+    ],
+)
+def test_a_flag_that_was_renamed_is_named(old: str, new: str, tmp_path: Path) -> None:
+    for call in (load, config.load_probe, config.load_plot):
+        with pytest.raises(ConfigError, match=rf"^{new}$"):
+            call([*(["runs/a"] if call is not load else []), *old.split()])
+    (tmp_path / "a.toml").write_text('[data]\nsource = "stl10"\n')
+    with pytest.raises(ConfigError, match=r"data\.source \(it is now source\.name\)"):
+        load([str(tmp_path / "a.toml")])
+
+
+def test_a_flag_of_another_source_is_named_with_that_source() -> None:
+    for args in (["--source.test-root", "/x"], ["simclr_digits", "--source.root", "/x", "--source.name", "digits"]):
+        with pytest.raises(ConfigError, match=r"is not an option of the source digits: it is one of .*folder"):
+            load(args)
+    with pytest.raises(ConfigError, match=r"--source.name 'fodler' is unknown: did you mean folder\?"):
+        load(["--source.name", "fodler"])
+
+
+def test_another_source_than_the_recipes_brings_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('[source]\nname = "folder"\nroot = "/x"\nsplits = "none"\n')
+    assert load([str(tmp_path / "a.toml"), "--source.name", "stl10"]).source == stl10.Config()
+    assert load([str(tmp_path / "a.toml"), "simclr_cifar10"]).source.name == "cifar10"
+    again = load(["simclr_cifar10", str(tmp_path / "a.toml"), "--source.root", "/y"]).source
+    assert again == folder.Config(root=Path("/y"), splits="none")
 
 
 def test_every_schema_has_a_way_to_the_next() -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from kit.sources import by_path, paths_of
 from sslx.data import Config, Loader, evaluation, training
 from sslx.data.batch import Batch
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec, eval_view
+from sslx.distributed import Ranks
 from sslx.errors import DataError
 
 Backend = Literal["dali", "torchvision"]
@@ -50,12 +52,14 @@ def source(folder: Path, tmp_path: Path) -> Source:
     """26 files of their own, each with its own label, so that a label tells which one was read."""
     shutil.copytree(folder, tmp_path / "images")
     paths = sorted(str(path) for path in (tmp_path / "images").rglob("*.*"))
-    return Source("pictures", 32, np.arange(26), tuple(str(i) for i in range(26)), paths=paths)
+    return by_path(paths, np.arange(26))
 
 
 def train(source: Source, backend: Any, *, max_bad: float = 0.5, **changes: Any) -> Loader:
     config = Config(backend=backend, threads=int(backend == "dali"), max_bad=max_bad)
-    arguments: dict[str, Any] = {"batch_size": 13, "seed": 3, "device": CPU, "dtype": torch.float32}
+    where = {name: changes.pop(name) for name in ("rank", "world_size") if name in changes}
+    ranks = Ranks(device=CPU, **where)
+    arguments: dict[str, Any] = {"batch_size": 13, "seed": 3, "ranks": ranks, "dtype": torch.float32}
     return training(config, source, SPECS, **(arguments | changes))
 
 
@@ -69,25 +73,22 @@ def read_from(batch: Batch) -> dict[int, int]:
     return dict(zip(batch.index.tolist(), batch.label.tolist(), strict=True))
 
 
-def paths(source: Source) -> list[str]:
-    assert source.paths is not None
-    return list(source.paths)
-
-
 @all_backends
 @pytest.mark.parametrize(("kind", "suffix"), KINDS)
 def test_every_damage_is_found(source: Source, backend: Backend, kind: str, suffix: str) -> None:
-    number = [path.endswith(suffix) for path in paths(source)].index(True, 5)
-    some = source.subset(np.array([number - 1, number, number + 1]))
-    damage(paths(some)[1], kind)
+    number = [path.endswith(suffix) for path in paths_of(source)].index(True, 5)
+    some = source.take(np.array([number - 1, number, number + 1]))
+    damage(paths_of(some)[1], kind)
     config = Config(backend=backend, threads=int(backend == "dali"), max_bad=0.5)
     said: list[str] = []
-    loader = evaluation(config, some, eval_view(16), batch_size=3, device=CPU, dtype=torch.float32, say=said.append)
+    loader = evaluation(
+        config, some, eval_view(16), batch_size=3, ranks=Ranks(device=CPU), dtype=torch.float32, say=said.append
+    )
     (batch,) = list(loader)
     assert batch.index.tolist() == [0, 1, 2]
-    assert loader.bad == {1: paths(some)[1]}
+    assert loader.bad == {1: paths_of(some)[1]}
     assert len(said) == 1
-    assert paths(some)[1] in said[0]
+    assert paths_of(some)[1] in said[0]
     assert "\n" not in said[0]
     stand_in = {number - 1: 0, number + 1: 2}[read_from(batch)[1]]
     assert torch.equal(batch.views[0][1], batch.views[0][stand_in])
@@ -98,13 +99,13 @@ def test_all_other_samples_stay_as_they_were(source: Source) -> None:
     bad = [2, 7, 8, 15, 21]
     clean: dict[str, list[Batch]] = {name: take(train(source, name), 4) for name in ("dali", "torchvision")}
     for number, kind in zip(bad, ("half", "page", "twenty bytes", "empty", "gone"), strict=True):
-        damage(paths(source)[number], kind)
+        damage(paths_of(source)[number], kind)
     stand_ins: list[dict[int, int]] = []
     for name, before in clean.items():
         said: list[str] = []
         loader = train(source, name, say=said.append)
         after = take(loader, 4)
-        assert loader.bad == {number: paths(source)[number] for number in bad}
+        assert loader.bad == {number: paths_of(source)[number] for number in bad}
         assert sum(any(path in line for line in said) for path in loader.bad.values()) == len(said) == 5
         found: dict[int, int] = {}
         for old, new in zip(before, after, strict=True):
@@ -129,7 +130,7 @@ def test_all_other_samples_stay_as_they_were(source: Source) -> None:
 @all_backends
 def test_other_world_sizes_and_restarts_take_the_same_stand_ins(source: Source, backend: Backend) -> None:
     for number in (2, 7, 15):
-        damage(paths(source)[number], "half")
+        damage(paths_of(source)[number], "half")
     loader = train(source, backend, batch_size=12)
     one = take(loader, 4)
     ranks = [train(source, backend, batch_size=12, rank=rank, world_size=3) for rank in range(3)]
@@ -151,12 +152,12 @@ def test_files_that_vanish_while_training(source: Source, backend: Backend) -> N
     loader = train(source, backend)
     take(loader, 4)  # two epochs; the loader may have prefetched from the next
     loader.close()
-    damage(paths(source)[5], "gone")
+    damage(paths_of(source)[5], "gone")
     third = take(loader, 2)
     stand_in = {**read_from(third[0]), **read_from(third[1])}[5]
     assert stand_in != 5
     loader.close()
-    damage(paths(source)[stand_in], "gone")
+    damage(paths_of(source)[stand_in], "gone")
     fourth = take(loader, 2)
     assert sorted(loader.bad) == sorted([5, stand_in])
     files = {**read_from(fourth[0]), **read_from(fourth[1])}
@@ -174,42 +175,43 @@ def test_files_that_vanish_while_training(source: Source, backend: Backend) -> N
 def test_a_file_that_vanishes_under_a_running_stream(source: Source, backend: Backend) -> None:
     loader = train(source, backend)
     next(loader)
-    damage(paths(source)[5], "gone")
+    damage(paths_of(source)[5], "gone")
     batches = take(loader, 7)
-    assert loader.bad == {5: paths(source)[5]}
+    assert loader.bad == {5: paths_of(source)[5]}
     assert read_from(batches[-1]).get(5, read_from(batches[-2]).get(5)) != 5
 
 
 @all_backends
 def test_evaluation_replaces_them_too(source: Source, backend: Backend) -> None:
     config = Config(backend=backend, threads=int(backend == "dali"), max_bad=0.1)
-    arguments: dict[str, Any] = {"batch_size": 4, "device": CPU, "dtype": torch.float32}
-    before = list(evaluation(config, source, eval_view(16), **arguments))
-    damage(paths(source)[9], "page")
-    damage(paths(source)[25], "half")
+    arguments: dict[str, Any] = {"batch_size": 4, "dtype": torch.float32}
+    before = list(evaluation(config, source, eval_view(16), ranks=Ranks(device=CPU), **arguments))
+    damage(paths_of(source)[9], "page")
+    damage(paths_of(source)[25], "half")
     seen: list[int] = []
     found: dict[int, str] = {}
     for rank in range(2):
-        loader = evaluation(config, source, eval_view(16), rank=rank, world_size=2, **arguments)
+        ranks = Ranks(device=CPU, rank=rank, world_size=2)
+        loader = evaluation(config, source, eval_view(16), ranks=ranks, **arguments)
         for batch in loader:
             seen += batch.index.tolist()
             for i, view in zip(batch.index.tolist(), batch.views[0], strict=True):
                 assert torch.equal(view, before[i // 4].views[0][i % 4]) == (i not in (9, 25))
         found |= loader.bad
     assert sorted(seen) == list(range(26))
-    assert found == {9: paths(source)[9], 25: paths(source)[25]}
+    assert found == {9: paths_of(source)[9], 25: paths_of(source)[25]}
 
 
 @all_backends
 def test_too_many_end_the_run(source: Source, backend: Backend) -> None:
     for number in (4, 11, 17):
-        damage(paths(source)[number], "twenty bytes")
+        damage(paths_of(source)[number], "twenty bytes")
     with pytest.raises(
         DataError, match=r"3 of 26 images are unreadable, more than the share 0\.1 .*--data\.max-bad"
     ) as caught:
         take(train(source, backend, max_bad=0.1, batch_size=26), 1)
     assert "\n" not in str(caught.value)
-    assert any(path in str(caught.value) for path in paths(source))
+    assert any(path in str(caught.value) for path in paths_of(source))
     loader = train(source, backend, max_bad=3 / 26, batch_size=26)
     take(loader, 1)
     assert sorted(loader.bad) == [4, 11, 17]
@@ -217,8 +219,7 @@ def test_too_many_end_the_run(source: Source, backend: Backend) -> None:
 
 def test_one_of_a_few_images_ends_no_run(source: Source) -> None:
     """1 of 26 is more than the share 0.01, and nothing that a user would end a run for."""
-    assert source.paths is not None
-    damage(source.paths[3], "empty")
+    damage(paths_of(source)[3], "empty")
     loader = train(source, "torchvision", max_bad=0.01)
     for _ in range(2 * 2):
         next(loader)
@@ -226,15 +227,15 @@ def test_one_of_a_few_images_ends_no_run(source: Source) -> None:
     strict = train(source, "torchvision", max_bad=0.0)
     with pytest.raises(DataError, match="1 of 26 images are unreadable"):
         [next(strict) for _ in range(4)]
-    damage(source.paths[7], "empty")
+    damage(paths_of(source)[7], "empty")
     with pytest.raises(DataError, match="2 of 26 images are unreadable"):
         [next(loader) for _ in range(4)]
 
 
 @all_backends
 def test_nothing_left_to_read_ends_the_run(source: Source, backend: Backend) -> None:
-    few = source.subset(np.arange(3))
-    for path in paths(few):
+    few = source.take(np.arange(3))
+    for path in paths_of(few):
         damage(path, "empty")
     with pytest.raises(DataError, match="not one of the 3 images can be read"):
         take(train(few, backend, max_bad=1.0, batch_size=3), 1)

@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sslx.data import Config, Loader, identity, training
-from sslx.data.sources import Source, build
+from kit.sources import folder, paths_of
+from sslx.data import Config, Loader, training
+from sslx.data.sources import Context, Source, build, digits
 from sslx.data.views import Augment, ViewSpec
+from sslx.distributed import Ranks
 from sslx.errors import DataError
 
 SPECS = (ViewSpec(size=8, augment=Augment()),)
@@ -42,13 +44,20 @@ def copy(images: Path, tmp_path: Path) -> Path:
 
 
 def source(root: Path) -> Source:
-    return build(Config(source="folder", root=root), "pretrain")
+    return build(folder(root), "pretrain")
 
 
 def loader(source: Source, say: Callable[[str], None] = lambda _: None) -> Loader:
     device = torch.device("cpu")
     return training(
-        Config(backend="synthetic"), source, SPECS, batch_size=10, seed=1, device=device, dtype=torch.float32, say=say
+        Config(backend="synthetic"),
+        source,
+        SPECS,
+        batch_size=10,
+        seed=1,
+        ranks=Ranks(device=device),
+        dtype=torch.float32,
+        say=say,
     )
 
 
@@ -92,7 +101,7 @@ def test_other_images_of_the_same_number_are_refused(images: Path, copy: Path) -
 @pytest.mark.parametrize("number", [0, 1, 77, NUM - 1])
 def test_one_image_that_is_not_the_same_is_found(images: Path, copy: Path, number: int) -> None:
     state = saved(source(images))
-    order = [os.path.relpath(path, copy) for path in source(copy).paths or ()]
+    order = [os.path.relpath(path, copy) for path in paths_of(source(copy))]
     path = copy / order[number]
     other = copy / ("dog" if order[number].startswith("cat") else "cat")
     moved = path.rename(other / path.name)
@@ -125,21 +134,23 @@ def test_a_file_that_cannot_be_read_for_now_is_not_another_one(images: Path, cop
 
 def test_labels_belong_to_the_images(images: Path) -> None:
     labeled = source(images)
-    assert labeled.labels is not None
+    labels = labeled.facts.labels
+    assert labels is not None
     state = saved(labeled)
-    refused(state, replace(labeled, labels=1 - labeled.labels), "trained on other images", "other labels")
-    refused(state, replace(labeled, labels=None, classes=None), "other labels")
+    others = replace(labeled, facts=replace(labeled.facts, labels=1 - labels))
+    refused(state, others, "trained on other images", "other labels")
+    refused(state, replace(labeled, facts=replace(labeled.facts, labels=None, classes=None)), "other labels")
 
 
 def test_images_in_memory(images: Path) -> None:
-    digits = build(Config(), "pretrain")
-    state = saved(digits)
-    loader(build(Config(), "pretrain")).load_state_dict(state)
-    assert digits.pixels is not None
-    assert digits.labels is not None
-    refused(state, replace(digits, pixels=255 - digits.pixels), "trained on other images")
-    refused(state, replace(digits, labels=np.roll(digits.labels, 1)), "trained on other images")
-    refused(state, source(images), f"{len(digits):,} images, the source now has 150")
+    pictures = digits.Config().build("pretrain", Context())
+    state = saved(pictures)
+    loader(build(digits.Config(), "pretrain")).load_state_dict(state)
+    assert pictures.facts.labels is not None
+    refused(state, replace(pictures, pixels=255 - pictures.pixels), "trained on other images")
+    rolled = replace(pictures.facts, labels=np.roll(pictures.facts.labels, 1))
+    refused(state, replace(pictures, facts=rolled), "trained on other images")
+    refused(state, source(images), f"{len(pictures):,} images, the source now has 150")
 
 
 def test_a_checkpoint_that_did_not_note_its_images_goes_on_with_a_word(images: Path) -> None:
@@ -153,10 +164,10 @@ def test_a_checkpoint_that_did_not_note_its_images_goes_on_with_a_word(images: P
 
 
 def test_the_identity_is_a_function_of_names_labels_and_contents(images: Path, copy: Path) -> None:
-    one, two = identity.of(source(images)), identity.of(source(copy))
+    one, two = source(images).identity(), source(copy).identity()
     assert one["digest"] == two["digest"]
     assert torch.equal(one["paths"], two["paths"])
     assert torch.equal(one["contents"], two["contents"])
     assert len(one["paths"]) == NUM
     assert len(one["contents"]) == 64
-    assert identity.difference(one, source(copy), two) == ""
+    assert source(copy).difference(one, two) == ""

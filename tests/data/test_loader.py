@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+import kit.sources
 from sslx.data import Config, Loader, evaluation, sources, training
 from sslx.data.batch import Batch
 from sslx.data.order import VERSION
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec, eval_view
+from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError
 
 Backend = Literal["dali", "torchvision", "resident"]
@@ -29,12 +31,14 @@ pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> Source:
-    return sources.build(sources.Config(source="folder", root=folder), "train")
+    return sources.build(kit.sources.folder(folder), "train")
 
 
 def train(source: Source, backend: Any, *, threads: int | None = None, **changes: Any) -> Loader:
     config = Config(backend=backend, threads=threads if threads is not None else int(backend == "dali"))
-    arguments: dict[str, Any] = {"batch_size": 6, "seed": 3, "device": CPU, "dtype": torch.float32}
+    where = {name: changes.pop(name) for name in ("rank", "world_size") if name in changes}
+    arguments: dict[str, Any] = {"batch_size": 6, "seed": 3, "ranks": Ranks(device=CPU, **where)}
+    arguments["dtype"] = torch.float32
     specs = changes.pop("specs", SPECS)
     loader = training(config, source, specs, **(arguments | changes))
     loader.num_draws = 5
@@ -130,7 +134,7 @@ def test_a_state_of_another_run_is_refused(source: Source, backend: Backend) -> 
     with pytest.raises(
         DataError, match=r"trained on 26 images, the source now has 20 .*: restore the images"
     ) as caught:
-        train(source.subset(np.arange(20)), backend).load_state_dict(state)
+        train(source.take(np.arange(20)), backend).load_state_dict(state)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="another seed or batch size"):
         train(source, backend, seed=4).load_state_dict(state)
@@ -165,14 +169,14 @@ def test_what_a_batch_is(source: Source, backend: Backend, dtype: torch.dtype) -
         assert batch.index.dtype == torch.int64
         assert batch.label is not None
         assert batch.label.dtype == torch.int64
-        assert source.labels is not None
-        assert batch.label.tolist() == source.labels[batch.index.numpy()].tolist()
+        assert source.facts.labels is not None
+        assert batch.label.tolist() == source.facts.labels[batch.index.numpy()].tolist()
 
 
 def test_the_stored_image_belongs_to_the_index(backend: Backend) -> None:
     """A source whose image number i is the colour i."""
     pixels = np.zeros((26, 8, 8, 3), dtype=np.uint8) + np.arange(26, dtype=np.uint8)[:, None, None, None]
-    flat = Source("flat", 8, pixels=pixels)
+    flat = kit.sources.in_memory(pixels, size=8)
     recipe = Augment(jitter=0, gray=0, blur=0)
     spec = ViewSpec(size=8, augment=recipe, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
     for batch in take(train(flat, backend, specs=(spec, spec)), 5):
@@ -196,20 +200,21 @@ def test_views_are_normalised_by_their_own_mean_and_std(source: Source, backend:
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_evaluation_covers_each_image_once(source: Source, backend: Backend, world_size: int) -> None:
     config = Config(backend=backend, threads=int(backend == "dali"))
-    arguments: dict[str, Any] = {"batch_size": 4, "device": CPU, "dtype": torch.float32}
-    whole = evaluation(config, source, eval_view(24), **(arguments | {"batch_size": 26}))
+    arguments: dict[str, Any] = {"batch_size": 4, "dtype": torch.float32}
+    whole = evaluation(config, source, eval_view(24), ranks=Ranks(device=CPU), **(arguments | {"batch_size": 26}))
     (expected,) = list(whole)
     assert list(whole) == []
-    assert source.labels is not None
+    assert source.facts.labels is not None
     sizes: list[int] = []
     seen: list[int] = []
     for rank in range(world_size):
-        loader = evaluation(config, source, eval_view(24), rank=rank, world_size=world_size, **arguments)
+        ranks = Ranks(device=CPU, rank=rank, world_size=world_size)
+        loader = evaluation(config, source, eval_view(24), ranks=ranks, **arguments)
         for batch in loader:
             sizes.append(len(batch))
             seen += batch.index.tolist()
             assert batch.label is not None
-            assert batch.label.tolist() == source.labels[batch.index.numpy()].tolist()
+            assert batch.label.tolist() == source.facts.labels[batch.index.numpy()].tolist()
             assert torch.equal(batch.views[0], expected.views[0][batch.index])
     assert sorted(seen) == list(range(26))
     assert sizes == ([4] * 6 + [2] if world_size == 1 else [4, 4, 1, 4, 4, 1, 4, 4])
@@ -217,18 +222,10 @@ def test_evaluation_covers_each_image_once(source: Source, backend: Backend, wor
 
 def test_more_ranks_than_images(source: Source, backend: Backend) -> None:
     config = Config(backend=backend, threads=1)
-    few = source.subset(np.arange(2))
-    counts = [
-        len(
-            list(
-                evaluation(
-                    config, few, eval_view(16), batch_size=4, rank=r, world_size=3, device=CPU, dtype=torch.float32
-                )
-            )
-        )
-        for r in range(3)
-    ]
-    assert counts == [1, 1, 0]
+    few = source.take(np.arange(2))
+    every = [Ranks(device=CPU, rank=rank, world_size=3) for rank in range(3)]
+    loaders = [evaluation(config, few, eval_view(16), batch_size=4, ranks=r, dtype=torch.float32) for r in every]
+    assert [len(list(loader)) for loader in loaders] == [1, 1, 0]
 
 
 def test_the_number_of_threads_changes_nothing(source: Source, backend: Backend) -> None:
@@ -269,5 +266,7 @@ def test_the_synthetic_backend_keeps_order_and_labels(source: Source, backend: B
     assert 0.9 < first.views[0].max() - first.views[0].mean()
     assert first.views[0].float().std() > 0.5
     config = Config(backend="synthetic")
-    last = list(evaluation(config, source, eval_view(16), batch_size=4, device=CPU, dtype=torch.float32))[-1]
+    last = list(evaluation(config, source, eval_view(16), batch_size=4, ranks=Ranks(device=CPU), dtype=torch.float32))[
+        -1
+    ]
     assert last.views[0].shape == (2, 3, 16, 16)

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from kit.sources import in_memory
 from sslx import rng, schedules
 from sslx.data import Config, training
 from sslx.data.backends import dali
 from sslx.data.order import Order, Repeated, Sequential, Shuffled
-from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
+from sslx.distributed import Ranks
 from sslx.errors import ConfigError
 
 WORLD_SIZES = (1, 2, 3, 4)
@@ -335,10 +336,12 @@ def test_nor_more_often_where_dali_prefetches_as_on_a_gpu(
     computed: Counter[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(dali.PREFETCHED, "cpu", dali.PREFETCHED["cuda"])
-    source = Source("flat", 8, pixels=np.zeros((60, 8, 8, 3), dtype=np.uint8))
+    source = in_memory(np.zeros((60, 8, 8, 3), dtype=np.uint8), size=8)
     config = Config(backend="dali", threads=1)
     spec = ViewSpec(size=8)
-    loader = training(config, source, [spec], batch_size=6, seed=1, device=torch.device("cpu"), dtype=torch.float32)
+    loader = training(
+        config, source, [spec], batch_size=6, seed=1, ranks=Ranks(device=torch.device("cpu")), dtype=torch.float32
+    )
     for _ in range(35):
         next(loader)
     loader.close()

@@ -16,11 +16,16 @@ from torch import Tensor
 
 from kit.hanging import hanging
 from kit.processes import children, ended, until
+from kit.sources import folder as kit_folder
+from kit.sources import paths_of
 from sslx.data import Config, Loader, sources, training
+from sslx.data.codecs.formats import Levels
+from sslx.data.codecs.headers import File
 from sslx.data.patience import Patience, StopWaiting
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
 from sslx.data.workers import Deadly, Pool, WorkerError, answer_alone
+from sslx.distributed import Ranks
 from sslx.errors import ConfigError, StorageError
 from sslx.machine.interrupts import STOPPING
 
@@ -31,12 +36,14 @@ Said = list[str]
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> Source:
-    return sources.build(sources.Config(source="folder", root=folder), "train")
+    return sources.build(kit_folder(folder), "train")
 
 
 def train(source: Source, said: Said, threads: int, backend: Any = "torchvision", **changes: Any) -> Loader:
     config = Config(backend=backend, threads=threads, **changes)
-    return training(config, source, SPECS, batch_size=6, seed=3, device=CPU, dtype=torch.float32, say=said.append)
+    return training(
+        config, source, SPECS, batch_size=6, seed=3, ranks=Ranks(device=CPU), dtype=torch.float32, say=said.append
+    )
 
 
 def views(loader: Loader, number: int) -> list[Tensor]:
@@ -89,13 +96,15 @@ def test_what_is_sent_to_the_whole_process_group_ends_no_worker(source: Source, 
 def test_a_file_that_does_not_answer_ends_the_wait_at_the_limit(source: Source, backend: str) -> None:
     said = Said()
     loader = train(source, said, 1, backend, timeout_s=1.0)
-    assert source.paths is not None
-    with hanging(source.paths), pytest.raises(StorageError, match=r"waited 1 s for data .*--data.timeout-s") as caught:
+    with (
+        hanging(paths_of(source)),
+        pytest.raises(StorageError, match=r"waited 1 s for data .*--data.timeout-s") as caught,
+    ):
         next(loader)
     message = str(caught.value)
     assert "\n" not in message
     if backend != "dali":
-        assert any(path in message for path in source.paths)
+        assert any(path in message for path in paths_of(source))
         assert "loader worker" in message
     assert said[0].startswith("waiting for data for ")
     assert_equal(views(loader, 3), views(train(source, [], 0 if backend != "dali" else 1, backend), 3))
@@ -111,9 +120,8 @@ def test_a_signal_ends_a_wait_and_no_batch_is_lost(source: Source, backend: str)
         return waited_s > 0.6
 
     loader.listen(stop, lambda _: None)
-    assert source.paths is not None
     start = time.monotonic()
-    with hanging(source.paths), pytest.raises(StopWaiting):
+    with hanging(paths_of(source)), pytest.raises(StopWaiting):
         next(loader)
     assert time.monotonic() - start < 20  # the lease would end after 45
     assert waits == sorted(waits)
@@ -125,22 +133,22 @@ def test_a_worker_that_a_file_ends_sets_that_file_aside(source: Source, monkeypa
     """As a decoder does whose memory a damaged file corrupts."""
     from sslx.data.backends import torchvision
 
-    assert source.paths is not None
     victim = int(train(source, [], 0).order.batch(1)[2])
-    read = torchvision.read
+    path = paths_of(source)[victim]
+    decode = torchvision.decode
 
-    def deadly(source: Source, index: int) -> Tensor:
-        if index == victim:
+    def deadly(file: File, levels: Levels) -> Tensor:
+        if file == path:
             faulthandler.disable()  # pytest's, which would print a death that is meant
             os.kill(os.getpid(), signal.SIGSEGV)
-        return read(source, index)
+        return decode(file, levels)
 
-    monkeypatch.setattr(torchvision, "read", deadly)
+    monkeypatch.setattr(torchvision, "decode", deadly)
     said = Said()
     loader = train(source, said, 2, max_bad=0.5)
     got = [next(loader) for _ in range(4)]
-    assert loader.bad == {victim: source.paths[victim]}
-    assert [source.paths[victim] in line and "SIGSEGV" in line for line in said] == [True, True]  # replaced, set aside
+    assert loader.bad == {victim: path}
+    assert [path in line and "SIGSEGV" in line for line in said] == [True, True]  # replaced, set aside
     monkeypatch.undo()
     for batch, plain in zip(got, [next(train_at(source, t)) for t in range(4)], strict=True):
         for i in range(6):

@@ -9,12 +9,15 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
+from kit.sources import by_path, paths_of
 from sslx.data import Config, training
 from sslx.data.backends.dali import Dali
 from sslx.data.backends.torchvision import TorchVision
 from sslx.data.order import Sequential
+from sslx.data.planner import Planner
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
+from sslx.distributed import Ranks
 
 pytestmark = [pytest.mark.gpu]
 NUMBER, CPU = 24, torch.device("cpu")
@@ -28,9 +31,7 @@ def source(tmp_path: Path) -> Source:
         coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         picture = Image.fromarray(coarse).resize((80 + 9 * i, 120 - 2 * i), Image.Resampling.BICUBIC)
         (picture.convert("L") if i % 7 == 3 else picture).save(tmp_path / f"{i:02}.jpg", quality=92)
-    return Source(
-        "photos", 64, np.arange(NUMBER), tuple(map(str, range(NUMBER))), paths=sorted(map(str, tmp_path.glob("*")))
-    )
+    return by_path(sorted(tmp_path.glob("*")), np.arange(NUMBER), size=64)
 
 
 @pytest.mark.parametrize("augment", [None, Augment(hue=0.0, jitter=0.8, gray=0.2, blur=0.5)])
@@ -39,9 +40,10 @@ def test_views_are_those_of_torchvision(source: Source, augment: Augment | None)
     spec = ViewSpec(size=64, augment=augment, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
     order = Sequential(num_samples=NUMBER, per_rank=NUMBER)
     place = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
-    dali = Dali(source, [spec], seed=5, max_per_rank=NUMBER, device=place, num_threads=2)
-    other = TorchVision(source, [spec], seed=5, device=CPU, num_threads=0)
-    (ours,), (theirs,) = (next(backend.stream(order, 0, lambda index: index)) for backend in (dali, other))
+    dali = Dali(source, [spec], max_per_rank=NUMBER, device=place, num_threads=2)
+    other = TorchVision(source, [spec], device=CPU, num_threads=0)
+    planner = Planner(order=order, specs=[spec], seed=5)
+    (ours,), (theirs,) = (next(backend.stream(planner, 0)).views for backend in (dali, other))
     assert ours.device.type == place.type
     difference = (ours.float().cpu() - theirs.float()).abs()
     assert difference.mean() < 2
@@ -51,8 +53,7 @@ def test_views_are_those_of_torchvision(source: Source, augment: Augment | None)
 @pytest.mark.parametrize("damage", ["half", "empty", "text", "gone"])
 def test_a_damaged_file_is_replaced_and_counted(source: Source, damage: str) -> None:
     """The same one by every backend, also where nvJPEG reads what libjpeg-turbo refuses."""
-    assert source.paths is not None
-    path = Path(source.paths[5])
+    path = Path(paths_of(source)[5])
     content = path.read_bytes()
     path.write_bytes({"half": content[: len(content) // 2], "empty": b"", "text": b"<html>" * 40, "gone": b""}[damage])
     if damage == "gone":
@@ -62,7 +63,9 @@ def test_a_damaged_file_is_replaced_and_counted(source: Source, damage: str) -> 
     for backend, device in (("dali", place), ("torchvision", CPU)):
         settings = Config(backend=backend, threads=2 if backend == "dali" else 0, max_bad=0.5)
         spec = ViewSpec(size=32, augment=Augment())
-        loader = training(settings, source, [spec], batch_size=12, seed=3, device=device, dtype=torch.float32)
+        loader = training(
+            settings, source, [spec], batch_size=12, seed=3, ranks=Ranks(device=device), dtype=torch.float32
+        )
         labels = [next(loader).label for _ in range(2)]
         assert list(loader.bad) == [5]
         loader.close()

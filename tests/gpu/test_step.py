@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from kit.processes import TINY
+from kit.sources import in_memory
 from sslx import config, distributed, methods
 from sslx.data.backends.resident import Resident
 from sslx.data.order import Sequential
-from sslx.data.sources import Source
+from sslx.data.planner import Planner
 from sslx.data.views import Augment, ViewSpec
 from sslx.distributed import Ranks
 from sslx.runs import checkpoint, log
@@ -28,7 +29,7 @@ from sslx.train.verify import ENCODERS
 pytestmark = [pytest.mark.gpu]
 CASES = [(name, encoder) for name in methods.available() for encoder in methods.encoders(name)]
 SMALL = [
-    "--data.source", "digits", "--data.size", "32", "--batch-size", "32", "--online.every", "0",
+    "--source.name", "digits", "--data.size", "32", "--batch-size", "32", "--online.every", "0",
     "--data.backend", "resident",
 ]  # fmt: skip
 
@@ -109,13 +110,14 @@ def test_the_loader_of_images_in_memory_waits_for_nothing(device: torch.device) 
 def test_views_are_those_of_the_cpu(size: int, device: torch.device, generator: torch.Generator) -> None:
     """All operations at once; hue turns where rounding decides, so it is left out."""
     pixels = torch.randint(0, 256, (16, 40, 40, 3), generator=generator, dtype=torch.uint8).numpy()
-    source = Source("pixels", 40, pixels=pixels)
+    source = in_memory(pixels, size=40)
     recipe = Augment(jitter=1.0, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.0, gray=0.3, blur=0.5)
     spec = ViewSpec(size=size, augment=recipe)
     views: list[torch.Tensor] = []
     for place in (torch.device("cpu"), device):
-        backend = Resident(source, [spec], seed=1, device=place, num_threads=1)
-        (view,) = next(backend.stream(Sequential(num_samples=16, per_rank=16), 0, lambda index: index))
+        backend = Resident(source, [spec], device=place, num_threads=1)
+        planner = Planner(order=Sequential(num_samples=16, per_rank=16), specs=[spec], seed=1)
+        (view,) = next(backend.stream(planner, 0)).views
         views.append(view.float().cpu())
     assert (views[0] - views[1]).abs().max() < 2e-2  # a level is 1 / 255 / 0.225 = 0.017
 
@@ -123,7 +125,7 @@ def test_views_are_those_of_the_cpu(size: int, device: torch.device, generator: 
 def run(folder: Path, device: torch.device, *flags: str) -> dict[str, Any]:
     """The last checkpoint of a run in a process of its own."""
     argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, "--runs", str(folder), "--name", "r", "--resume", "auto"]
-    argv += ["--device", device.type, "--precision", "auto", "--data.source", "digits", "--data.backend", "resident"]
+    argv += ["--device", device.type, "--precision", "auto", "--source.name", "digits", "--data.backend", "resident"]
     done = subprocess.run([*argv, *flags], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode in (0, 75), done.stderr
     steps = sorted((folder / "r" / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))

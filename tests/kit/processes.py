@@ -14,7 +14,7 @@ from pathlib import Path
 from kit import words
 
 TINY = (
-    "--data.source synthetic --data.num-synthetic 64 --data.size 16 --data.backend synthetic "
+    "--source.name synthetic --source.num-samples 64 --data.size 16 --data.backend synthetic "
     "--encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
     "--batch-size 16 --steps 2 --optim.name sgd --log.every 1 --online.every 0 --device cpu --precision fp32"
 ).split()

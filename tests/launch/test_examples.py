@@ -29,7 +29,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One step on the images."""
-    flags = f"--data.root {images} --data.size 16 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 16 --steps 1"
+    flags = f"--source.root {images} --data.size 16 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 16 --steps 1"
     flags += f" --batch-size 4 --online.every 0 --health.every 0 --name run --runs {tmp_path_factory.mktemp('runs')}"
     assert cli.main(["pretrain", *flags.split()]) == 0
     return Path(flags.split()[-1]) / "run"

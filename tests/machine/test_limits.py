@@ -77,7 +77,7 @@ def test_too_few_open_files():
 def test_a_batch_that_does_not_fit_ends_in_one_line(tmp_path: Path, ranks: int):
     """Of the views alone it takes 100 GB."""
     run = ulimit("-v", str(12 * 2**20))
-    huge = "--data.size 1024 --data.num-synthetic 4096 --batch-size 4096".split()
+    huge = "--data.size 1024 --source.num-samples 4096 --batch-size 4096".split()
     done = run([sys.executable, "-m", "sslx", "pretrain", *TINY, *huge, "--ranks", str(ranks)], tmp_path)
     assert done.returncode == 64, done.stderr
     is_one_line(done.stderr, "out of host memory", "12.0 GiB", "--batch-size")

@@ -66,7 +66,7 @@ def test_commands_that_look_at_the_machine(environ: dict[str, str], tmp_path: Pa
 @pytest.mark.parametrize("ranks", ["1", "2"])
 def test_a_run_and_what_follows(environ: dict[str, str], tmp_path: Path, ranks: str) -> None:
     """With worker processes of the loader, killed by nobody, and the run found dead afterwards."""
-    flags = [*TINY, "--data.source", "digits", "--data.backend", "torchvision", "--data.threads", "1"]
+    flags = [*TINY, "--source.name", "digits", "--data.backend", "torchvision", "--data.threads", "1"]
     runs = ["--runs", str(tmp_path), "--name", "r", "--ranks", ranks]
     sslx(environ, "pretrain", *flags, *runs)
     assert "done" in sslx(environ, "jobs", str(tmp_path))

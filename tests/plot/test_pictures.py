@@ -13,17 +13,19 @@ from PIL import Image
 from rich.console import Console
 
 from kit.processes import TINY, is_one_line
+from kit.sources import paths_of
 from sslx import cli, data
+from sslx.config import PlotConfig, load_plot
 from sslx.console.bars import Bars
-from sslx.data import sources
-from sslx.data.config import Config as DataConfig
 from sslx.data.order import Sequential
+from sslx.data.sources import digits, stl10
+from sslx.distributed import Ranks
 from sslx.plot import pictures
 from sslx.probe import features, geometry, held_out, images, scores
-from sslx.trained import load
+from sslx.trained import Trained, load
 
 CPU = torch.device("cpu")
-READ = ["--data.source", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
+READ = ["--source.name", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
 PICTURES = ("loss.png", "tsne.png", "neighbors.png", "views.png")
 Said = Callable[..., tuple[int, list[str], str]]
 
@@ -39,7 +41,8 @@ def write_images(folder: Path, number: int, seed: int = 0) -> Path:
 
 def pretrain(root: Path, runs: Path, *flags: str) -> Path:
     assert (
-        cli.main(["pretrain", *TINY, *READ, "--data.root", str(root), "--runs", str(runs), "--name", "r", *flags]) == 0
+        cli.main(["pretrain", *TINY, *READ, "--source.root", str(root), "--runs", str(runs), "--name", "r", *flags])
+        == 0
     )
     return runs / "r"
 
@@ -60,7 +63,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = [*TINY[: TINY.index("--method.hidden-dim")], "--method.name", "swav", "--method.num-local", "4"]
     widths = ["--method.hidden-dim", "16", "--method.projection-dim", "8", "--method.num-prototypes", "8"]
     rest = ["--method.queue-size", "0", *TINY[TINY.index("--batch-size") :], *READ]
-    argv = ["pretrain", *flags, *widths, *rest, "--data.root", str(folder / "photos"), "--runs", str(folder)]
+    argv = ["pretrain", *flags, *widths, *rest, "--source.root", str(folder / "photos"), "--runs", str(folder)]
     assert cli.main([*argv, "--name", "r"]) == 0
     return folder / "r"
 
@@ -78,11 +81,15 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
     return call
 
 
-def scene(run: Path, settings: DataConfig | None = None) -> pictures.Scene:
+def options_of(trained: Trained, *flags: str) -> PlotConfig:
+    return load_plot([str(trained.folder), *flags], trained.settings)
+
+
+def scene(run: Path) -> pictures.Scene:
     trained = load(run)
-    settings = settings or trained.settings.data
-    splits = images.splits(trained, settings, lambda _: None, least=held_out.ENOUGH)
-    return pictures.Scene(trained, settings, splits, 0, CPU)
+    options = options_of(trained)
+    splits = images.splits(trained, options, lambda _: None, least=held_out.ENOUGH)
+    return pictures.Scene(trained, options, splits, CPU)
 
 
 def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, said: Said) -> None:
@@ -91,7 +98,7 @@ def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, 
     text = "\n".join(lines)
     (line,) = [line for line in lines if line.startswith("no test split: ")]
     assert "50 of the 120 training images are held out in its place, which the encoder has seen in training" in line
-    assert "--data.test-root" in line
+    assert "--source.test-root" in line
     for word in ("RankMe", "alignment: ", "uniformity: ", "retrieval: ", "kNN, linear and few-label accuracy"):
         assert word in text
     assert f"wrote {flat / 'probe.json'}" in lines
@@ -114,11 +121,17 @@ def test_the_pairs_of_alignment_are_the_training_loaders_views(flat: Path) -> No
     settings, test = of.trained.settings, of.splits.test
     order = Sequential(num_samples=50, per_rank=16)
     batches = data.in_order(
-        of.settings, test, of.trained.views, order, seed=settings.seed, device=CPU, dtype=torch.float32
+        of.options.data, test, of.trained.views, order, seed=settings.seed, ranks=Ranks(device=CPU), dtype=torch.float32
     )
     made = list(batches)
     trains = data.training(
-        of.settings, test, of.trained.views, batch_size=50, seed=settings.seed, device=CPU, dtype=torch.float32
+        of.options.data,
+        test,
+        of.trained.views,
+        batch_size=50,
+        seed=settings.seed,
+        ranks=Ranks(device=CPU),
+        dtype=torch.float32,
     )
     epoch = next(trains)
     for view in (0, 1):
@@ -134,7 +147,7 @@ def test_plot_draws_an_unlabeled_run(flat: Path, said: Said) -> None:
     for name in PICTURES:
         with Image.open(flat / name) as image:
             assert min(image.size) > 400
-    assert said("probe", flat, "--data.test-root", write_images(flat.parent / "others", 6, 9))[0] == 0
+    assert said("probe", flat, "--source.test-root", write_images(flat.parent / "others", 6, 9))[0] == 0
     assert json.loads((flat / "probe.json").read_text())["split"] == "test"
 
 
@@ -144,7 +157,13 @@ def test_the_views_are_those_of_the_first_batch_and_of_the_next_epoch(flat: Path
         settings = of.trained.settings
         index, epochs, source = pictures.training_views(of)
         loader = data.training(
-            of.settings, source, of.trained.views, batch_size=16, seed=settings.seed, device=CPU, dtype=torch.float32
+            of.options.data,
+            source,
+            of.trained.views,
+            batch_size=16,
+            seed=settings.seed,
+            ranks=Ranks(device=CPU),
+            dtype=torch.float32,
         )
         first = next(loader)
         assert first.index[:6].tolist() == index.tolist()
@@ -154,7 +173,13 @@ def test_the_views_are_those_of_the_first_batch_and_of_the_next_epoch(flat: Path
     of = scene(flat)
     index, epochs, source = pictures.training_views(of)
     loader = data.training(
-        of.settings, source, of.trained.views, batch_size=20, seed=settings.seed, device=CPU, dtype=torch.float32
+        of.options.data,
+        source,
+        of.trained.views,
+        batch_size=20,
+        seed=settings.seed,
+        ranks=Ranks(device=CPU),
+        dtype=torch.float32,
     )
     later = dict[int, torch.Tensor]()
     for batch, _ in zip(loader, range(12), strict=False):
@@ -176,19 +201,17 @@ def test_small_crops_stand_side_by_side(classes: Path) -> None:
 
 def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path, said: Said) -> None:
     trained = load(classes)
-    settings = trained.settings.data
-    splits = images.splits(trained, settings, lambda _: None)
-    train, test = splits.train, splits.test
-    assert train.paths is not None
-    assert test.paths is not None
-    assert test.labels is not None
-    assert not set(train.paths) & set(test.paths)
-    assert sorted([*train.paths, *test.paths]) == list(splits.all_train.paths or ())
-    assert np.bincount(test.labels).tolist() in ([2, 6, 4], [2, 4, 6])
+    options = options_of(trained)
+    splits = images.splits(trained, options, lambda _: None)
+    train, test = paths_of(splits.train), paths_of(splits.test)
+    assert splits.test.facts.labels is not None
+    assert not set(train) & set(test)
+    assert sorted([*train, *test]) == paths_of(splits.all_train)
+    assert np.bincount(splits.test.facts.labels).tolist() in ([2, 6, 4], [2, 4, 6])
     of_another_seed = replace(trained, config_text=trained.config_text.replace('"seed": 0', '"seed": 5'))
     assert of_another_seed.settings.seed == 5
-    other = images.splits(of_another_seed, settings, lambda _: None)
-    assert list(other.test.paths or ()) == list(test.paths), "not a function of the run's seed"
+    other = images.splits(of_another_seed, options, lambda _: None)
+    assert paths_of(other.test) == test, "not a function of the run's seed"
     code, lines, err = said("probe", classes, "--probe.draws", "2")
     assert (code, err) == (0, "")
     (line,) = [line for line in lines if line.startswith("no test split: ")]
@@ -210,25 +233,26 @@ def test_an_unlabeled_test_folder_gives_way_to_held_out_labels(classes: Path, tm
     write_images(tmp_path / "test", 5)
     trained = load(classes)
     lines = list[str]()
-    settings = type(trained.settings.data)(**{**vars(trained.settings.data), "root": tmp_path})
-    splits = images.splits(trained, settings, lines.append)
+    splits = images.splits(trained, options_of(trained, "--source.root", str(tmp_path)), lines.append)
     assert splits.name == "held-out training"
     assert "have no labels" in lines[-1]
     assert "has seen" not in lines[-1], "these are not the run's images"
-    named = type(settings)(**{**vars(settings), "root": tmp_path / "train", "test_root": tmp_path / "test"})
-    assert images.splits(trained, named, lines.append).name == "test", "what the user names is taken"
+    flags = ["--source.root", str(tmp_path / "train"), "--source.test-root", str(tmp_path / "test")]
+    assert images.splits(trained, options_of(trained, *flags), lines.append).name == "test", (
+        "what the user names is taken"
+    )
 
 
 def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
     trained = load(classes)
-    settings = trained.settings.data
-    splits, lines = images.splits(trained, settings, lambda _: None), list[str]()
+    source = trained.settings.source
+    splits, lines = images.splits(trained, options_of(trained), lambda _: None), list[str]()
     worse = {"raw pixels": 0.5, "pretrained encoder": 0.25}
-    assert scores._say_few_steps(trained, splits, settings, worse, "kNN", lines.append)
+    assert scores._say_few_steps(trained, splits, source, worse, "kNN", lines.append)
     assert "kNN: 25.0 % against 50.0 %): it was trained for 2 steps (0.7 epochs) only" in lines[0]
-    assert not scores._say_few_steps(trained, splits, settings, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
+    assert not scores._say_few_steps(trained, splits, source, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
     long = replace(trained, step=600)
-    assert not scores._say_few_steps(long, splits, settings, worse, "kNN", lines.append)
+    assert not scores._say_few_steps(long, splits, source, worse, "kNN", lines.append)
 
 
 @pytest.mark.parametrize(
@@ -248,15 +272,15 @@ def test_hardly_any_images_are_a_line_and_no_traceback(
     root = write_images(tmp_path / "few", 0)
     for name, number in layout.items():
         write_images(root / name, number)
-    code, lines, err = said("probe", flat, "--data.root", root)
+    code, lines, err = said("probe", flat, "--source.root", root)
     if probed:
         assert code in (65, 66)
         is_one_line(err, probed)
-        assert "--data.root" in err
+        assert "--source.root" in err
     else:
         assert (code, err) == (0, "")
         assert any(line.startswith("scores without labels: ") for line in lines)
-    code, lines, err = said("plot", flat, "--data.root", root)
+    code, lines, err = said("plot", flat, "--source.root", root)
     assert (code, err) == (0, "")
     assert "wrote " + ", ".join(str(flat / name) for name in drawn) in lines
     if len(drawn) < len(PICTURES):
@@ -271,15 +295,15 @@ def test_a_map_of_classes_of_one_image_is_the_unlabeled_ones(flat: Path, tmp_pat
         (classes / path.stem / path.name).write_bytes(path.read_bytes())
     maps: list[np.ndarray] = []
     for root in (plain, classes):
-        assert said("plot", flat, "--data.root", root)[0] == 0
+        assert said("plot", flat, "--source.root", root)[0] == 0
         maps.append(np.asarray(Image.open(flat / "tsne.png").convert("RGB")))
     assert np.array_equal(maps[0], maps[1])
 
 
 def test_a_wrong_test_root_is_an_error(flat: Path, tmp_path: Path, said: Said) -> None:
-    code, _, err = said("probe", flat, "--data.test-root", tmp_path / "typo")
+    code, _, err = said("probe", flat, "--source.test-root", tmp_path / "typo")
     assert code == 66
-    is_one_line(err, "--data.test-root")
+    is_one_line(err, "--source.test-root")
 
 
 def test_all_stages_share_one_bar() -> None:
@@ -300,5 +324,5 @@ def test_all_stages_share_one_bar() -> None:
 
 
 def test_more_images_than_are_trained_on_with_labels() -> None:
-    assert sources.pretrains_on_more(DataConfig(source="stl10"))
-    assert not sources.pretrains_on_more(DataConfig(source="digits"))
+    assert stl10.Config.has_unlabeled
+    assert not digits.Config.has_unlabeled

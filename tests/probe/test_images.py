@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sslx import cli
-from sslx.config import load_probe
+from sslx.config import load_plot, load_probe
 from sslx.data import sources
 from sslx.data.views import eval_view
 from sslx.distributed import Ranks
@@ -49,7 +49,7 @@ def test_probe_prints_a_table_and_writes_it(trained: Path, capsys: pytest.Captur
 def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(trained: Path) -> None:
     run = load(trained)
     assert run.view == eval_view(24), "trained at 16, probed at 24, as the config said"
-    train, test = (sources.build(run.settings.data, split) for split in ("train", "test"))
+    train, test = (sources.build(run.settings.source, split) for split in ("train", "test"))
     options = load_probe([str(trained)])
     ranks = Ranks(device=torch.device("cpu"))
     one = next(images.loader(run.settings.data, train, run.view, 8, ranks, torch.float32))
@@ -117,10 +117,11 @@ def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys:
     assert "method.png" in capsys.readouterr().out
     run, cpu = load(tmp_path / "run"), torch.device("cpu")
     again, other = tmp_path / "again.png", tmp_path / "other.png"
-    splits = images.splits(run, run.settings.data, lambda _: None)
+    splits = images.splits(run, load_plot([str(run.folder)], run.settings), lambda _: None)
     assert splits.name == "test"
     for seed, path in ((0, again), (1, other)):
-        assert pictures._method(pictures.Scene(run, run.settings.data, splits, seed, cpu), path)
+        options = load_plot([str(run.folder), "--seed", str(seed)], run.settings)
+        assert pictures._method(pictures.Scene(run, options, splits, cpu), path)
     assert again.read_bytes() == (tmp_path / "run" / "method.png").read_bytes() != other.read_bytes()
     with Image.open(again) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)

@@ -19,7 +19,7 @@ from sslx.runs.state import RESUME, VIEW, check, not_finite
 from sslx.trained import load
 
 State = dict[str, Any]
-RUN = ["--data.source", "digits", "--data.backend", "torchvision", "--data.threads", "0", "--checkpoint.every", "1"]
+RUN = ["--source.name", "digits", "--data.backend", "torchvision", "--data.threads", "0", "--checkpoint.every", "1"]
 
 
 def put(*path: Any, value: Any) -> Callable[[State], Any]:

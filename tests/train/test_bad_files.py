@@ -48,7 +48,7 @@ def spoiled(rng: np.random.Generator, suffix: str) -> dict[str, bytes | None]:
 
 
 def flags(root: Path, backend: str, ranks: str) -> list[str | Path]:
-    source = ["--data.source", "folder", "--data.root", root, "--data.backend", backend, "--data.threads", "1"]
+    source = ["--source.name", "folder", "--source.root", root, "--data.backend", backend, "--data.threads", "1"]
     return [*source, "--data.max-bad", "1", "--optim.lr", "0.01", "--ranks", ranks]
 
 
@@ -138,7 +138,7 @@ def held_by(pid: int) -> tuple[float, int, int]:
 
 def test_a_long_run_holds_no_more_than_a_short_one(tmp_path: Path, record_property: Record) -> None:
     """2,000 steps of digits through two loader workers, some 28 epochs of which each starts them anew."""
-    digits = ["--data.source", "digits", "--data.backend", "torchvision", "--data.threads", "2", "--optim.lr", "0.01"]
+    digits = ["--source.name", "digits", "--data.backend", "torchvision", "--data.threads", "2", "--optim.lr", "0.01"]
     steps = ["--steps", "2000", "--log.every", "20", "--checkpoint.every", "200", "--checkpoint.keep", "1"]
     with started(tmp_path, *digits, *steps) as process:
 

@@ -16,7 +16,7 @@ from sslx.train.pretrain import Position, pretrain
 from sslx.train.signals import StopSignals
 
 FLAGS = [
-    "--data.source", "synthetic", "--data.num-synthetic", "48", "--data.size", "16", "--data.threads", "1",
+    "--source.name", "synthetic", "--source.num-samples", "48", "--data.size", "16", "--data.threads", "1",
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "16", "16", "--method.hidden-dim", "16",
     "--batch-size", "12", "--steps", "6", "--checkpoint.every", "3",
     "--augment.min-scale", "0.3", "--optim.name", "sgd", "--optim.lr", "0.05", "--online.every", "0",

@@ -46,7 +46,7 @@ def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(
     flags: list[str], words: str, unlabelled: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(encoders, "build", lambda *_: pytest.fail("an encoder was built"))
-    config = load([*SMALL, "--data.root", unlabelled, *flags])
+    config = load([*SMALL, "--source.root", unlabelled, *flags])
     with pytest.raises(ConfigError, match=words) as error:
         build(config, Ranks(device=torch.device("cpu")), silent)
     assert "\n" not in str(error.value)
@@ -63,7 +63,7 @@ def photos(folder: Path, number: int, side: int, labels: int = 0) -> str:
 
 def test_the_side_of_the_views_is_said_where_nobody_has_set_it(tmp_path: Path):
     small = [flag for flag in SMALL if flag not in ("--data.size", "16")] + ["--encoder.channels", "8", "8", "8", "16"]
-    flags = ["--data.root", photos(tmp_path, 8, 64), *small, "--device", "cpu"]
+    flags = ["--source.root", photos(tmp_path, 8, 64), *small, "--device", "cpu"]
     for more, expected in (([], 1), (["--data.size", "32"], 0)):
         lines = list[str]()
         build(load([*flags, *more]), Ranks(device=torch.device("cpu")), lines.append)
@@ -74,18 +74,18 @@ def test_images_that_fill_no_batch_are_refused_before_an_encoder_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(encoders, "build", lambda *_, **__: pytest.fail("an encoder was built"))
-    config = load(["--data.root", photos(tmp_path, 6, 32), *SMALL, "--batch-size", "16"])
+    config = load(["--source.root", photos(tmp_path, 6, 32), *SMALL, "--batch-size", "16"])
     with pytest.raises(ConfigError, match="batch size 16 is more than the 6 images"):
         build(config, Ranks(device=torch.device("cpu")), silent)
     (tmp_path / "one").mkdir()
-    config = load(["--data.root", photos(tmp_path / "one", 1, 32), *SMALL])
+    config = load(["--source.root", photos(tmp_path / "one", 1, 32), *SMALL])
     with pytest.raises(ConfigError, match="the source has 1 image, too few to train on"):
         build(config, Ranks(device=torch.device("cpu")), silent)
 
 
 @pytest.mark.parametrize(("number", "labels", "probed"), [(12, 12, False), (12, 2, True)])
 def test_classes_of_one_image_are_not_probed(number: int, labels: int, probed: bool, tmp_path: Path):
-    config, ranks = load(["--data.root", photos(tmp_path, number, 32, labels), *SMALL]), Ranks(device=CPU)
+    config, ranks = load(["--source.root", photos(tmp_path, number, 32, labels), *SMALL]), Ranks(device=CPU)
     assert (online_probe(config, ranks, build(config, ranks, silent), silent) is not None) == probed
 
 

@@ -18,7 +18,9 @@ from kit.processes import TINY, Record, is_one_line
 from sslx import data, distributed, methods
 from sslx.config import load
 from sslx.data import Config, sources
+from sslx.data.sources import folder
 from sslx.data.views import eval_view
+from sslx.distributed import Ranks
 from sslx.errors import ConfigError, RanksError
 from sslx.runs import checkpoint, records
 from sslx.train import consistency, verify
@@ -173,10 +175,16 @@ def test_what_differs_is_said_on_all_ranks(ranks: Any) -> None:
 
 def parts_differ(roots: list[str], widths: list[int]) -> str:
     """What the ranks are told whose images lie there and whose models have so many outputs."""
-    config = Config(source="folder", root=Path(roots[distributed.rank()]), backend="torchvision", threads=0)
-    images = sources.build(config, "pretrain")
+    config = Config(backend="torchvision", threads=0)
+    images = sources.build(folder.Config(root=Path(roots[distributed.rank()])), "pretrain")
     loader = data.training(
-        config, images, [eval_view(8)], batch_size=4, seed=0, device=torch.device("cpu"), dtype=torch.float32
+        config,
+        images,
+        [eval_view(8)],
+        batch_size=4,
+        seed=0,
+        ranks=Ranks(device=torch.device("cpu")),
+        dtype=torch.float32,
     )
     try:
         consistency.on_parts(loader, nn.Linear(2, widths[distributed.rank()]), torch.float32)

@@ -7,11 +7,12 @@ from torch import Tensor
 from sslx import data, distributed, encoders, methods, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
+from sslx.distributed import Ranks
 from sslx.encoders import sync_bn
 from sslx.train.step import train_step
 
 SETTINGS = [
-    "--data.source", "synthetic", "--data.num-synthetic", "96", "--data.size", "16", "--data.threads", "1",
+    "--source.name", "synthetic", "--source.num-samples", "96", "--data.size", "16", "--data.threads", "1",
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "16", "16",
     "--method.hidden-dim", "16", "--method.projection-dim", "16", "--batch-size", "48", "--method.temperature", "0.5",
     "--augment.min-scale", "0.3", "--optim.weight-decay", "1e-4",
@@ -27,7 +28,7 @@ def train(
     torch._C._set_mkldnn_enabled(False)
     settings = load([*SETTINGS, *flags])
     rng.seed_torch(settings.seed)
-    source = sources.build(settings.data, "pretrain")
+    source = sources.build(settings.source, "pretrain")
     file = methods.module("simclr")
     loader = data.training(
         settings.data,
@@ -35,9 +36,7 @@ def train(
         file.views(settings.method, settings.augment, 16),
         batch_size=settings.batch_size,
         seed=settings.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        device=torch.device("cpu"),
+        ranks=Ranks(device=torch.device("cpu"), rank=distributed.rank(), world_size=distributed.world_size()),
         dtype=dtype,
     )
     method = file.Method(settings.method, encoders.build(settings.encoder, 16)).to(dtype)

@@ -30,7 +30,7 @@ from sslx.train.step import cached_step, train_step
 
 Run = Callable[..., tuple[int, str]]
 FLAGS = [
-    "--data.source", "digits", "--data.size", "16", "--batch-size", "8",
+    "--source.name", "digits", "--data.size", "16", "--batch-size", "8",
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "8", "8",
 ]  # fmt: skip
 NOW = torch.full((), 0.3)

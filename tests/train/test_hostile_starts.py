@@ -154,7 +154,7 @@ def test_launchers_of_the_same_pid_on_one_network_at_the_same_moment(tmp_path: P
 def test_the_least_address_space_that_is_taken_is_enough(tmp_path: Path, backend: str, record_property: Record) -> None:
     """Below it OpenBLAS would try for ever to allocate its buffers, so a limit of less is refused before it loads."""
     least = limits.least_memory()
-    digits = command(tmp_path, "--data.source", "digits", "--data.backend", backend)
+    digits = command(tmp_path, "--source.name", "digits", "--data.backend", backend)
     argv = ["bash", "-c", f'ulimit -v {least // 2**10} && exec "$@"', "bash", *digits]
     done = subprocess.run(argv, env=PLAIN, capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")

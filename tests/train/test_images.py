@@ -20,7 +20,7 @@ def train(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Train:
 
     def run(root: Path, *flags: str) -> tuple[int, str, str]:
         capfd.readouterr()
-        given = ["--data.source", "folder", "--data.root", str(root), "--batch-size", "4", *flags]
+        given = ["--source.name", "folder", "--source.root", str(root), "--batch-size", "4", *flags]
         code = cli.main(["pretrain", *TINY, *given, "--runs", str(tmp_path / "runs"), "--name", "r"])
         out, err = capfd.readouterr()
         return code, out, err
@@ -75,8 +75,8 @@ def test_a_test_split_without_labels_does_not_end_pretraining(train: Train, tmp_
 @pytest.mark.parametrize(
     ("folders", "flags", "code", "words"),
     [
-        (["bus", "car", "train"], [], 64, "--data.splits none"),
-        (["bus", "car"], ["--data.test-root", "gone"], 66, "--data.test-root"),
+        (["bus", "car", "train"], [], 64, "--source.splits none"),
+        (["bus", "car"], ["--source.test-root", "gone"], 66, "--source.test-root"),
         (["bus", "car"], ["--batch-size", "64"], 64, "--batch-size 12 or less"),
         (["bus"], ["--batch-size", "2", "--method.name", "supcon"], 64, "supcon needs"),
     ],
@@ -124,8 +124,8 @@ def test_the_pictures_of_a_run_are_not_its_data(train: Train, tmp_path: Path):
 
 def test_a_source_that_is_not_named_is_the_folder_of_the_root(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     root = images(tmp_path / "data", "cat", "dog")
-    assert TINY[:2] == ["--data.source", "synthetic"]
-    flags = ["--data.root", str(root), "--runs", str(tmp_path / "runs"), "--batch-size", "4"]
+    assert TINY[:2] == ["--source.name", "synthetic"]
+    flags = ["--source.root", str(root), "--runs", str(tmp_path / "runs"), "--batch-size", "4"]
     assert cli.main(["pretrain", *TINY[2:], *flags]) == 0
     assert f"{root}: 12 images, 2 classes (cat, dog)" in capfd.readouterr().out
     config = json.loads((tmp_path / "runs" / "simclr_folder" / "config.json").read_text())

@@ -14,7 +14,7 @@ from kit.processes import Record, ended, metrics, started, until
 from sslx.runs import checkpoint, records
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
-STEPS = ["--data.source", "digits", "--data.backend", "dali", "--data.threads", "1", "--optim.lr", "0.01"]
+STEPS = ["--source.name", "digits", "--data.backend", "dali", "--data.threads", "1", "--optim.lr", "0.01"]
 """Real images through DALI."""
 
 

@@ -65,11 +65,11 @@ def test_an_existing_run_is_not_overwritten_and_one_of_another_config_not_resume
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        ("--data.source folder", 64, ["--data.root"]),
-        ("--data.source folder --data.root {tmp}/no/such", 66, ["{tmp}/no/such", "nearest that does: {tmp})"]),
-        ("--data.source folder --data.root {tmp}/empty", 66, ["no images below {tmp}/empty", "found nothing"]),
-        ("--data.source folder --data.root {tmp}/texts", 66, ["no images below", "not taken: .txt: 1 (a.txt)"]),
-        ("--data.source cifar10 --data.root {tmp}", 66, ["cifar10 not found under {tmp}", "--data.root"]),
+        ("--source.name folder", 64, ["--source.root"]),
+        ("--source.name folder --source.root {tmp}/no/such", 66, ["{tmp}/no/such", "nearest that does: {tmp})"]),
+        ("--source.name folder --source.root {tmp}/empty", 66, ["no images below {tmp}/empty", "found nothing"]),
+        ("--source.name folder --source.root {tmp}/texts", 66, ["no images below", "not taken: .txt: 1 (a.txt)"]),
+        ("--source.name cifar10 --source.root {tmp}", 66, ["cifar10 not found under {tmp}", "--source.root"]),
         ("--encoder.name resnet999", 64, ["'resnet999' is not a timm model", "did you mean resnet"]),
         ("--encoder.weights {tmp}/no.pt", 66, ["--encoder.weights {tmp}/no.pt does not exist"]),
         ("--batch-size 15 --accumulate 2", 64, ["15 must be divisible", "--batch-size 14"]),
@@ -111,7 +111,7 @@ def test_unreadable_images_are_replaced_up_to_the_share_allowed(
     here: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     root = images(tmp_path / "images", good=28, bad=4)
-    folder = ["--data.source", "folder", "--data.root", root, "--data.backend", "torchvision", "--data.threads", "0"]
+    folder = ["--source.name", "folder", "--source.root", root, "--data.backend", "torchvision", "--data.threads", "0"]
     code, err = here(*folder, "--steps", "4")
     assert code == 65
     is_one_line(err, "of 32 images are unreadable", "--data.max-bad", "/bad00")
@@ -199,7 +199,7 @@ def test_two_ranks_say_everything_once(tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        ("--data.source folder --data.root {tmp}/texts", 66, ["no images below", "a.txt"]),
+        ("--source.name folder --source.root {tmp}/texts", 66, ["no images below", "a.txt"]),
         ("--encoder.name resnet999", 64, ["not a timm model", "did you mean resnet"]),
         ("--name old --resume auto --optim.lr 0.2", 64, ["another config", "--optim.lr 0.6 -> 0.2"]),
     ],
@@ -232,7 +232,7 @@ def test_a_wrong_flag_on_two_ranks_is_explained_once(tmp_path: Path):
 @pytest.mark.slow
 def test_the_rank_that_meets_unreadable_images_names_them_and_all_end(tmp_path: Path):
     root = images(tmp_path / "images", good=20, bad=20)
-    flags = ["--ranks", "2", "--data.source", "folder", "--data.root", root, "--data.backend", "auto"]
+    flags = ["--ranks", "2", "--source.name", "folder", "--source.root", root, "--data.backend", "auto"]
     code, _, err = outside(tmp_path, *flags)
     assert code == 65
     lines = err.splitlines()
@@ -253,7 +253,7 @@ def test_the_rank_that_meets_unreadable_images_names_them_and_all_end(tmp_path: 
 @pytest.mark.gpu
 def test_out_of_gpu_memory_is_one_line(here: Run, tmp_path: Path):
     huge = "--device cuda --data.size 224 --encoder.name wide_resnet101_2 --encoder.layers --encoder.channels"
-    code, err = here(*huge.split(), "--data.num-synthetic", "4096", "--batch-size", "4096", "--compile", "off")
+    code, err = here(*huge.split(), "--source.num-samples", "4096", "--batch-size", "4096", "--compile", "off")
     assert code == 64
     is_one_line(err, "out of GPU memory", "--batch-size", "--accumulate")
     status = records.read_status(tmp_path / "r")

@@ -30,9 +30,9 @@ def images(root: Path, **numbers: int) -> Path:
 
 def pretrain(root: Path, runs: Path, *flags: str) -> int:
     source = [
-        "--data.source",
+        "--source.name",
         "folder",
-        "--data.root",
+        "--source.root",
         str(root),
         "--data.backend",
         "torchvision",
@@ -111,7 +111,7 @@ def test_a_folder_without_a_test_split_is_drawn(tmp_path: Path, capsys: pytest.C
     for name in ("loss.png", "tsne.png"):
         assert (tmp_path / "r" / name).read_bytes().startswith(b"\x89PNG")
     other = images(tmp_path / "other", all__cat=4)
-    assert cli.main(["plot", str(tmp_path / "r"), "--data.test-root", str(other)]) == 0
+    assert cli.main(["plot", str(tmp_path / "r"), "--source.test-root", str(other)]) == 0
     assert "test split: " in capsys.readouterr().out
 
 

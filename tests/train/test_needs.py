@@ -15,7 +15,7 @@ from sslx.train import needs
 
 GIB = 2.0**30
 FLAGS = (
-    "--data.source synthetic --data.num-synthetic 64 --data.size 32 --data.backend synthetic --device cpu "
+    "--source.name synthetic --source.num-samples 64 --data.size 32 --data.backend synthetic --device cpu "
     "--precision fp32 --batch-size 64 --data.threads 0"
 ).split()
 

@@ -66,7 +66,7 @@ def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path,
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_second_ctrl_c_in_a_long_step_ends_it_with_words_and_a_visible_cursor(tmp_path: Path, ranks: int):
     """A step of a minute, none of which is done."""
-    endless = "--data.num-synthetic 4096 --batch-size 4096 --accumulate 1024 --steps 1".split()
+    endless = "--source.num-samples 4096 --batch-size 4096 --accumulate 1024 --steps 1".split()
     with sslx_on_a_terminal(*pretrain(tmp_path, *endless, "--ranks", str(ranks))) as terminal:
         terminal.until(lambda sent: "first step ... 0:02" in sent, "the first step")
         terminal.press_ctrl_c()

@@ -14,7 +14,7 @@ from sslx.runs import checkpoint, records
 from sslx.train.pretrain import Position, pretrain
 
 FLAGS = [
-    "--data.source", "synthetic", "--data.num-synthetic", "60", "--data.size", "8", "--data.threads", "1",
+    "--source.name", "synthetic", "--source.num-samples", "60", "--data.size", "8", "--data.threads", "1",
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "16", "16",
     "--method.hidden-dim", "16", "--method.projection-dim", "8", "--batch-size", "12", "--epochs", "2",
     "--augment.min-scale", "0.3", "--optim.name", "sgd", "--optim.lr", "0.05", "--log.every", "1",

@@ -13,13 +13,14 @@ from sslx import data, distributed, encoders, methods, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
 from sslx.data.batch import Batch
+from sslx.distributed import Ranks
 from sslx.encoders.group_norm import group_norm
 from sslx.machine import memory
 from sslx.methods.base import Method
 from sslx.train.step import cached_step, train_step
 
 FLAGS = [
-    "--data.source", "synthetic", "--data.num-synthetic", "32", "--data.size", "8", "--batch-size", "8",
+    "--source.name", "synthetic", "--source.num-samples", "32", "--data.size", "8", "--batch-size", "8",
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "8", "8",
     "--method.hidden-dim", "8", "--method.projection-dim", "8", "--data.backend", "torchvision", "--data.threads", "0",
 ]  # fmt: skip
@@ -32,11 +33,11 @@ def build(flags: list[str], dtype: torch.dtype) -> tuple[Method, torch.optim.Opt
     file = methods.module("simclr")
     loader = data.training(
         settings.data,
-        sources.build(settings.data, "pretrain"),
+        sources.build(settings.source, "pretrain"),
         file.views(settings.method, settings.augment, 8),
         batch_size=8,
         seed=0,
-        device=torch.device("cpu"),
+        ranks=Ranks(device=torch.device("cpu")),
         dtype=dtype,
     )
     method = file.Method(settings.method, encoders.build(settings.encoder, 8)).to(dtype)

@@ -120,7 +120,7 @@ def test_killing_it_leaves_no_loader_worker(tmp_path: Path, ranks: int):
 
     for i in range(32):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
-    folder = ["--data.source", "folder", "--data.root", tmp_path / "images", "--data.backend", "torchvision"]
+    folder = ["--source.name", "folder", "--source.root", tmp_path / "images", "--data.backend", "torchvision"]
     with started(tmp_path, *LONG, *folder, "--data.threads", "2", "--ranks", str(ranks)) as process:
         until_training(tmp_path, process)
         below = pids(process.pid)

@@ -31,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def flags(images: list[Path], backend: str, ranks: int = 1) -> list[str]:
-    source = ["--data.source", "folder", "--data.root", str(images[0].parent), "--data.backend", backend]
+    source = ["--source.name", "folder", "--source.root", str(images[0].parent), "--data.backend", backend]
     encoder = ["--encoder.channels", "16", "16", "16", "16"]
     batches = ["--data.threads", "1", "--batch-size", "24", "--data.size", "32"]
     return [*source, *encoder, *batches, "--ranks", str(ranks)]
@@ -91,7 +91,7 @@ def test_files_that_never_answer_end_the_run_with_one_line(images: list[Path], t
 
 @pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse, to mount")
 def test_a_mount_that_does_not_answer_ends_the_list_of_images(tmp_path: Path, record_property: Record) -> None:
-    source = ["--data.source", "folder", "--data.root", str(tmp_path / "mount"), "--data.timeout-s", "2"]
+    source = ["--source.name", "folder", "--source.root", str(tmp_path / "mount"), "--data.timeout-s", "2"]
     (tmp_path / "mount").mkdir()
     with hanging_mount(tmp_path / "mount"):
         for ranks in (1, 2):

@@ -1,6 +1,6 @@
 """ViewSpec -> NVIDIA DALI pipeline, on the CPU or the GPU.  The only importer of nvidia.dali.
 
-The pipeline is stateless: an external source feeds it paths (or pixels) and every sample's parameters, drawn
+The pipeline is stateless: an external source feeds it paths, bytes or pixels and every sample's parameters, drawn
 by ``views.draw``; DALI reads, decodes once, crops and flips each view.  Nothing of it needs to be checkpointed.  The
 other operations torch makes on the same device (``finish``): on a CPU in a third of DALI's time.  Brightness and
 contrast are DALI's on a CPU alone: on a GPU the mean gray that contrast needs would have to come back to the host.
@@ -23,10 +23,9 @@ Traps (DALI 2.4), each held by a parity test against torchvision:
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import count
+from functools import cached_property, partial
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,17 +42,20 @@ from torch import Tensor
 
 from sslx.console.words import one_line, shown
 from sslx.data.backends.color import Finish
-from sslx.data.backends.feed import Feed, crop_boxes, fed_parameters
+from sslx.data.backends.feed import Feed, Prepared, crop_boxes, fed_parameters
 from sslx.data.backends.triage import Triage
-from sslx.data.order import Order, Sequential, Shuffled
+from sslx.data.facts import Facts
+from sslx.data.order import Sequential
 from sslx.data.patience import Caller, Patience, being_read
-from sslx.data.sources import Source
-from sslx.data.transfer import Along, Arrays, Made, nothing, send
-from sslx.data.views import Draw, ViewSpec
+from sslx.data.planner import Planner, Work
+from sslx.data.sources.base import Coded, Files, Pixels, Source
+from sslx.data.transfer import Delivery, stage
+from sslx.data.views import ViewSpec
 from sslx.machine import deterministic, device_errors, limits
 
 Indices = npt.NDArray[np.int64]
 Node = Any  # a DALI DataNode
+Kind = Literal["pixels", "paths", "bytes"]
 fn: Any = _fn  # DALI's stubs know neither its generated constants nor that an operator has one output
 types: Any = _types
 backend: Any = _backend
@@ -73,52 +75,60 @@ class Dali:
         source: Source,
         specs: Sequence[ViewSpec],
         *,
-        seed: int,
         max_per_rank: int,
         device: torch.device,
         num_threads: int,
         patience: Patience | None = None,
     ) -> None:
-        self.source, self.specs, self.seed = source, tuple(specs), seed
+        self.source, self.specs = source, tuple(specs)
         self.max_per_rank, self.device, self.num_threads = max_per_rank, device, num_threads
         self.patience = patience or Patience()
         self.branched = False
         self.gpu = device.type == "cuda"
         self._finish = [Finish(spec, device, jitter=self.gpu) for spec in self.specs]
-        self.triage = Triage(source, num_threads)
 
-    def stream(
-        self, order: Order, start: int, substitute: Callable[[Indices], Indices], along: Along = nothing
-    ) -> Iterator[Made]:
+    @cached_property
+    def triage(self) -> Triage:
+        """What is known of the source's files."""
+        assert isinstance(self.source, Coded)
+        return Triage(self.source, self.num_threads)
+
+    def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
         """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view; what came along.
 
-        substitute: maps sample indices to those to read in their place (bad files).  Raises RuntimeError where
-        a file of the batch cannot be read; the stream is then at its end.  Also what ``patience.Caller`` raises.
+        Raises RuntimeError where a file of the batch cannot be read; the stream is then at its end.  Also what
+        ``patience.Caller`` raises.
         """
         t = start
         try:
-            while not order.finished(t):
-                feed = Feed(self, order, t, substitute)
-                for batch in self._run(feed, along):
+            while planner(t) is not None:
+                feed = Feed(self, planner, t)
+                for batch in self._run(feed):
                     yield batch
                     t += 1
                 if feed.error is not None:
                     raise feed.error
         finally:
-            if not isinstance(order, Shuffled):  # what a probe or a look at bad files took, training may need
-                self._release()
+            self._release()  # for whoever comes next: DALI would keep it
 
-    def _run(self, feed: Feed, along: Along) -> Iterator[Made]:
+    def prepare(self, work: Work) -> Prepared:
+        """What the host makes for a batch beside its images."""
+        each = list(zip(self.specs, work.draws, strict=True))
+        fed = [getattr(drawn, name) for spec, drawn in each for name in fed_parameters(spec, self.gpu)]
+        parameters = [finish.parameters(one) for one, finish in zip(work.draws, self._finish, strict=True)]
+        return Prepared(work, fed, stage([work.along, *parameters], self.device))
+
+    def _run(self, feed: Feed) -> Iterator[Delivery]:
         """The batches of one pipeline, until its feed ends."""
         pipeline = self._pipeline(feed)
         pipeline.build()
         with Caller(self.patience, self._being_read) as call:
-            for t in count(feed.start):
+            while True:
                 try:
                     images = self._images(call, pipeline)
                 except StopIteration:
                     return
-                batch = [self._make(images, feed.ahead.popleft(), along(t))]
+                batch = [self._make(images, feed.ahead.popleft())]
                 del images
                 yield batch.pop()
 
@@ -137,16 +147,16 @@ class Dali:
         if self.gpu:
             backend.ReleaseUnusedMemory()
 
-    def _make(self, images: list[Tensor], drawn: list[Draw | None], along: Arrays) -> Made:
+    def _make(self, images: list[Tensor], batch: Prepared) -> Delivery:
         """The views of a batch from its crops."""
-        parameters = [finish.parameters(one) for one, finish in zip(drawn, self._finish, strict=True)]
-        came, *sent = send([along, *parameters], self.device)
-        every = zip(self._finish, drawn, images, sent, strict=True)
-        return tuple(finish(one, image, there) for finish, one, image, there in every), came
+        came, *sent = batch.staged.send()
+        every = zip(self._finish, batch.work.draws, images, sent, strict=True)
+        views = tuple(finish(one, image, there) for finish, one, image, there in every)
+        return Delivery(batch.work.index, views, came)
 
     def _being_read(self) -> str:
         """What DALI and ``triage``, whose threads tell nothing, may be waiting for."""
-        path = being_read(set(self.source.paths or ()))
+        path = being_read(set(self.source.paths)) if isinstance(self.source, Files) else ""
         return f"DALI is reading {shown(path)}" if path else f"DALI has not read a batch of {self.source.name}"
 
     def unreadable(self, index: Indices) -> dict[int, str]:
@@ -155,6 +165,8 @@ class Dali:
         What that reads and DALI does not, ``formats`` reads from now on.  Raises what ``device_errors.of`` names, also
         where DALI does not decode an image of sslx's own either (on a CPU RuntimeError): then no file is to blame.
         """
+        if isinstance(self.source, Pixels):
+            return {}
         with Caller(self.patience, self._being_read) as call:
             reasons = call(partial(self.triage.unreadable, index))
         if not reasons:
@@ -172,9 +184,8 @@ class Dali:
             Image.new("RGB", (16, 16)).save(file, "JPEG")
             file.flush()
             good = Dali(
-                Source("an image of sslx's own", 8, paths=[file.name]),
+                Files(name="an image of sslx's own", facts=Facts(num_samples=1, size=8), paths=[file.name]),
                 self.specs,
-                seed=0,
                 max_per_rank=1,
                 device=self.device,
                 num_threads=self.num_threads,
@@ -199,15 +210,15 @@ class Dali:
         small = Dali(
             self.source,
             [ViewSpec(size=8)],
-            seed=0,
             max_per_rank=number,
             device=self.device,
             num_threads=self.num_threads,
             patience=self.patience,
         )
         small.triage = self.triage
+        order = Sequential(num_samples=number, per_rank=number)
         try:
-            next(small.stream(Sequential(num_samples=number, per_rank=number), 0, files.take))
+            next(small.stream(Planner(order=order, specs=small.specs, substitute=files.take), 0))
         except (RuntimeError, MemoryError) as error:
             if fault := device_errors.of(error):
                 raise fault from None if fault is error else error
@@ -225,25 +236,26 @@ class Dali:
             "prefetch_queue_depth": PREFETCHED[self.device.type],
             "seed": 0,  # nothing in the graph draws
         }
-        if self.branched:
-            return _branched_graph(self.specs, self.gpu, iter(feed), boxes, **arguments)
-        return _graph(self.specs, self.source.pixels is None, self.gpu, iter(feed), boxes, **arguments)
+        kind = "pixels" if isinstance(self.source, Pixels) else "paths" if isinstance(self.source, Files) else "bytes"
+        graph = _branched_graph if self.branched else _graph
+        return graph(self.specs, kind, self.gpu, iter(feed), boxes, **arguments)
 
 
 @pipeline_def
 def _graph(
     specs: Sequence[ViewSpec],
-    from_files: bool,
+    kind: Kind,
     gpu: bool,
     feed: Iterator[tuple[Any, ...]],
     boxes: Callable[[list[Any]], tuple[Any, ...]],
 ) -> tuple[Node, ...]:
     """The pipeline, the same for both devices: images and parameters in, one uint8 HWC batch a view out."""
-    image, *fed = _inputs(specs, gpu, feed, [(types.UINT8, 1, "") if from_files else (types.UINT8, 3, "HWC")])
-    if not from_files:
+    in_memory = kind == "pixels"
+    image, *fed = _inputs(specs, gpu, feed, [(types.UINT8, 3, "HWC") if in_memory else (types.UINT8, 1, "")])
+    if in_memory:
         corners, _ = _corners(specs, image.shape(), boxes)
         return _views(specs, gpu, image.gpu() if gpu else image, corners, fed)
-    encoded = _file(image)
+    encoded = _file(image) if kind == "paths" else image
     corners, checked = _corners(specs, fn.peek_image_shape(encoded), boxes)
     return _views(specs, gpu, _decode(encoded, checked, gpu), corners, fed)
 
@@ -251,18 +263,19 @@ def _graph(
 @pipeline_def(enable_conditionals=True)
 def _branched_graph(
     specs: Sequence[ViewSpec],
+    kind: Kind,
     gpu: bool,
     feed: Iterator[tuple[Any, ...]],
     boxes: Callable[[list[Any]], tuple[Any, ...]],
 ) -> tuple[Node, ...]:
     """The same for files of which some (``odd``) come as pixels."""
     images = [(types.UINT8, 1, ""), (types.UINT8, 3, "HWC"), (types.BOOL, 0, "")]
-    path, pixels, odd, *fed = _inputs(specs, gpu, feed, images)
+    file, pixels, odd, *fed = _inputs(specs, gpu, feed, images)
     if odd:
-        encoded = path
+        encoded = file
         shape = pixels.shape(dtype=types.INT64)
     else:
-        encoded = _file(path)
+        encoded = _file(file) if kind == "paths" else file
         shape = fn.peek_image_shape(encoded)
     corners, checked = _corners(specs, shape, boxes)
     if odd:

@@ -1,24 +1,33 @@
 """What DALI's graph is fed for each batch: files or pixels, ahead of time, and the parameters that it takes itself."""
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sslx.data import views
+from sslx.data.ahead import ahead
+from sslx.data.backends.triage import Triage
 from sslx.data.codecs.headers import Unreadable
-from sslx.data.order import Order
+from sslx.data.planner import Planner, Work
+from sslx.data.sources import Files, Pixels
+from sslx.data.transfer import Staged
 from sslx.data.views import Draw, ViewSpec
 
 if TYPE_CHECKING:
     from sslx.data.backends.dali import Dali
 
 Indices = npt.NDArray[np.int64]
-_AHEAD = 2  # batches whose odd images are read before they are fed
+_AHEAD = 2  # batches whose images are read before they are fed, where they are not for DALI to read
 _NO_PIXELS = np.zeros((1, 1, 3), dtype=np.uint8)
+_NO_BYTES = np.zeros(1, dtype=np.uint8)
 _ONE = np.ones(1, dtype=np.float32)
 
 
@@ -30,72 +39,126 @@ def fed_parameters(spec: ViewSpec, gpu: bool) -> list[str]:
     return [name for name in ("brightness", "contrast") if getattr(augment, name) > 0]
 
 
-class _Images:
-    """What the graph is fed for the images of a batch; the reading of odd ones begins here."""
+class _InMemory:
+    """What the graph is fed for a batch of images that are decoded already."""
 
-    def __init__(self, dali: "Dali", files: Indices) -> None:
-        self.source, self.files, self.triage = dali.source, files, dali.triage
-        self.plain = np.ones(len(files), dtype=np.bool_)
-        self.error: Unreadable | None = None
-        self.odd: dict[np.int64, Future[npt.NDArray[np.uint8]]] = {}
-        if self.source.pixels is None:
-            try:
-                self.plain = self.triage.plain(files)
-            except Unreadable as error:
-                self.error = error
-            odd = files[~self.plain]
-            self.odd = dict(zip(odd, self.triage.pixels(odd), strict=True))
+    is_odd = False
+
+    def __init__(self, source: Pixels, files: Indices) -> None:
+        self._pixels = source.pixels[files]
+
+    def inputs(self, branched: bool) -> list[Any]:
+        assert not branched, "of decoded images none is odd"
+        return [list(self._pixels) if self._pixels.dtype == object else self._pixels]
+
+
+class _ByPath:
+    """What the graph is fed for a batch of files that DALI opens itself; the reading of odd ones begins here."""
+
+    def __init__(self, source: Files, triage: Triage, files: Indices) -> None:
+        self._source, self._files = source, files
+        self._plain = np.ones(len(files), dtype=np.bool_)
+        self._error: Unreadable | None = None
+        try:
+            self._plain = triage.plain(files)
+        except Unreadable as error:
+            self._error = error
+        odd = files[~self._plain]
+        self.is_odd = len(odd) > 0
+        self._odd = dict(zip(odd.tolist(), triage.pixels(odd), strict=True))
 
     def inputs(self, branched: bool) -> list[Any]:
         """For the graph with a branch or without one.  Raises Unreadable."""
-        if self.error is not None:
-            raise self.error
-        if self.source.pixels is not None:
-            pixels = self.source.pixels[self.files]
-            return [list(pixels) if pixels.dtype == object else pixels]
-        paths = self.triage.paths(self.files)
+        if self._error is not None:
+            raise self._error
+        # The bytes of the paths, padded with zeros, where C's strings end: (B, length).
+        paths = np.array([os.fsencode(path) for path in self._source.files(self._files)])
+        paths = paths.view(np.uint8).reshape(len(self._files), -1)
         if not branched:
             return [paths]
-        odd = {i: pixels.result() for i, pixels in self.odd.items()}
-        return [paths, [odd.get(i, _NO_PIXELS) for i in self.files], ~self.plain]
+        odd = {i: pixels.result() for i, pixels in self._odd.items()}
+        return [paths, [odd.get(i, _NO_PIXELS) for i in self._files.tolist()], ~self._plain]
+
+
+class _ByBytes:
+    """What the graph is fed for a batch of files whose bytes a reader brings; threads begin with it here."""
+
+    def __init__(self, triage: Triage, files: Indices) -> None:
+        self._parts = triage.fetched(files)
+
+    @cached_property
+    def _images(self) -> list[npt.NDArray[np.uint8]]:
+        return [image for part in self._parts for image in part.result()]
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether some are not for DALI to decode.  Waits for the reader, and raises Unreadable."""
+        return any(image.ndim == 3 for image in self._images)
+
+    def inputs(self, branched: bool) -> list[Any]:
+        """For the graph with a branch or without one."""
+        if not branched:
+            return [self._images]
+        odd = np.array([image.ndim == 3 for image in self._images])
+        pairs = list(zip(self._images, odd.tolist(), strict=True))
+        encoded = [_NO_BYTES if is_odd else image for image, is_odd in pairs]
+        return [encoded, [image if is_odd else _NO_PIXELS for image, is_odd in pairs], odd]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the host has made for a batch: what the graph takes beside the images, and all that torch takes later."""
+
+    work: Work
+    fed: list[npt.NDArray[np.float32]]
+    staged: Staged
 
 
 class Feed:
     """The inputs of each batch: the images, then every view's parameters.
 
     It ends with the order, before a batch that needs the graph with a branch, or with an ``error``.
-    ahead: what was drawn for batches that DALI is still making.  uncropped: and for those whose images it has yet to
-    look at.
+    ahead: batches that DALI is still making.  uncropped: and those whose images it has yet to look at.
     """
 
-    def __init__(self, dali: "Dali", order: Order, start: int, substitute: Callable[[Indices], Indices]) -> None:
-        self.dali, self.order, self.start, self.substitute = dali, order, start, substitute
-        self.ahead: deque[list[Draw | None]] = deque()
+    def __init__(self, dali: "Dali", planner: Planner, start: int) -> None:
+        self.dali, self.planner, self.start = dali, planner, start
+        self.ahead: deque[Prepared] = deque()
         self.uncropped: deque[list[Draw | None]] = deque()
         self.error: Unreadable | None = None
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        t, images = self.start, deque[_Images]()
-        while not self.order.finished(t):
-            while len(images) <= _AHEAD and not self.order.finished(t + len(images)):
-                files = self.substitute(self.order.batch(t + len(images)))
-                images.append(_Images(self.dali, files))
-            batch = images.popleft()
-            if batch.odd and not self.dali.branched:
-                self.dali.branched = True
-                return
-            try:
-                inputs = batch.inputs(self.dali.branched)
-            except Unreadable as error:
-                self.error = error
-                return
-            drawn = views.draws(self.dali.specs, self.dali.seed, self.order.epoch(t), self.order.batch(t))
-            for spec, one in zip(self.dali.specs, drawn, strict=True):
-                inputs += [getattr(one, name) for name in fed_parameters(spec, self.dali.gpu)]
-            self.ahead.append(drawn)
-            self.uncropped.append(drawn)
-            yield tuple(inputs)
-            t += 1
+        waiting = deque[tuple[Prepared, _InMemory | _ByPath | _ByBytes]]()
+        with closing(ahead(self._prepared, self.start, self.dali.device)) as batches:
+            while True:
+                for batch in islice(batches, _AHEAD + 1 - len(waiting)):
+                    waiting.append((batch, self._images(batch.work.files)))
+                if not waiting:
+                    return
+                batch, images = waiting.popleft()
+                try:
+                    if images.is_odd and not self.dali.branched:
+                        self.dali.branched = True
+                        return
+                    inputs = images.inputs(self.dali.branched)
+                except Unreadable as error:
+                    self.error = error
+                    return
+                self.ahead.append(batch)
+                self.uncropped.append(batch.work.draws)
+                yield (*inputs, *batch.fed)
+
+    def _images(self, files: Indices) -> _InMemory | _ByPath | _ByBytes:
+        source = self.dali.source
+        if isinstance(source, Pixels):
+            return _InMemory(source, files)
+        return (
+            _ByPath(source, self.dali.triage, files) if isinstance(source, Files) else _ByBytes(self.dali.triage, files)
+        )
+
+    def _prepared(self, t: int) -> Prepared | None:
+        work = self.planner(t)
+        return None if work is None else self.dali.prepare(work)
 
 
 def crop_boxes(

@@ -9,6 +9,8 @@ and torchvision: a triangle, or Keys' cubic (IEEE TASSP 29, 1981) with a = -0.5,
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,23 +22,33 @@ from torch import Tensor
 from sslx import distributed
 from sslx.console import activity
 from sslx.data import views
+from sslx.data.ahead import ahead
 from sslx.data.backends import row_sums
 from sslx.data.backends.color import Finish, jitter, jitter_parameters
 from sslx.data.backends.torchvision import read
 from sslx.data.codecs.headers import Unreadable
-from sslx.data.order import Order
 from sslx.data.patience import Patience
-from sslx.data.sources import Source
-from sslx.data.transfer import Along, Arrays, Made, nothing, send
+from sslx.data.planner import Planner, Work
+from sslx.data.sources import Pixels, Source
+from sslx.data.transfer import Arrays, Delivery, Staged, send, stage
 from sslx.data.views import Draw, ViewSpec
 from sslx.data.workers import Deadly, Pool, answer_alone, unseen
 from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
-Pixels = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.uint8]
 _SAY_EVERY_S = 3.0
 _SHARE = 0.5  # of the memory
 _CHUNK = 32  # images that a worker hands over at once
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the host has made for a batch.  cropping: each view's arrays for ``Crop``.  staged: all for the device."""
+
+    work: Work
+    cropping: list[Arrays]
+    staged: Staged
 
 
 class Resident:
@@ -50,13 +62,12 @@ class Resident:
         source: Source,
         specs: Sequence[ViewSpec],
         *,
-        seed: int,
         device: torch.device,
         num_threads: int,
         say: Callable[[str], None] = lambda _: None,
         patience: Patience | None = None,
     ) -> None:
-        self.source, self.specs, self.seed = source, tuple(specs), seed
+        self.source, self.specs = source, tuple(specs)
         self.device, self.num_threads, self.say = device, num_threads, say
         self.patience = patience or Patience()
         self._steps = [(Crop(spec), Finish(spec, device)) for spec in self.specs]
@@ -65,44 +76,43 @@ class Resident:
         self._sides = np.zeros((len(source), 2), dtype=np.int64)
         self._pixels: Tensor | None = None
 
-    def stream(
-        self, order: Order, start: int, substitute: Callable[[Indices], Indices], along: Along = nothing
-    ) -> Iterator[Made]:
+    def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
         """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view; what came along.
 
         Raises RuntimeError where a file of the batch could not be decoded; the stream is then at its end.
         """
-        t = start
-        while not order.finished(t):
-            groups, drawn, cropping = self.prepared(order, t, substitute, along)
-            pixels = self._images()
-            if not self._reasons.keys().isdisjoint(groups[0]["files"].tolist()):
-                raise RuntimeError("an unreadable image")
-            yield self._make(pixels, groups, drawn, cropping)
-            t += 1
+        if planner(start) is None:
+            return
+        pixels = self._images()
+        with closing(ahead(partial(self._prepared, planner), start, self.device)) as prepared:
+            for batch in prepared:
+                if not self._reasons.keys().isdisjoint(batch.work.files.tolist()):
+                    raise RuntimeError("an unreadable image")
+                yield self._make(pixels, batch)
 
-    def prepared(
-        self, order: Order, t: int, substitute: Callable[[Indices], Indices], along: Along
-    ) -> tuple[list[Arrays], Sequence[Draw | None], list[Arrays]]:
-        """What the host makes for batch t: arrays for the device, the draws, and each view's arrays for ``Crop``."""
-        self._images()
-        index = order.batch(t)
-        files = substitute(index)
-        drawn = views.draws(self.specs, self.seed, order.epoch(t), index)
-        cropping = [crop.parameters(one, self._sides[files]) for one, (crop, _) in zip(drawn, self._steps, strict=True)]
+    def _prepared(self, planner: Planner, t: int) -> "Prepared | None":
+        work = planner(t)
+        return None if work is None else self.prepare(work)
+
+    def prepare(self, work: Work) -> "Prepared":
+        """What the host makes for a batch, once the images are decoded."""
+        drawn, sides = work.draws, self._sides[work.files]
+        cropping = [crop.parameters(one, sides) for one, (crop, _) in zip(drawn, self._steps, strict=True)]
         finishing = [finish.parameters(one) for one, (_, finish) in zip(drawn, self._steps, strict=True)]
         both = [{**crop, **finish} for crop, finish in zip(cropping, finishing, strict=True)]
-        return [{"files": files}, along(t), *both], drawn, cropping
+        return Prepared(work, cropping, stage([{"files": work.files}, work.along, *both], self.device))
 
-    def _make(self, pixels: Tensor, groups: list[Arrays], drawn: Sequence[Draw | None], cropping: list[Arrays]) -> Made:
+    def _make(self, pixels: Tensor, batch: "Prepared") -> Delivery:
         """A batch from the images in memory."""
-        chosen, came, *sent = send(groups, self.device)
+        chosen, came, *sent = batch.staged.send()
         images = pixels[chosen["files"]].float()
-        made = [
+        views = [
             finish(one, crop(one, images, parameters, there), there)
-            for one, (crop, finish), parameters, there in zip(drawn, self._steps, cropping, sent, strict=True)
+            for one, (crop, finish), parameters, there in zip(
+                batch.work.draws, self._steps, batch.cropping, sent, strict=True
+            )
         ]
-        return tuple(made), came
+        return Delivery(batch.work.index, tuple(views), came)
 
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images could not be decoded, and why."""
@@ -128,10 +138,10 @@ class Resident:
             self._pixels = everyone.to(self.device)
         return self._pixels
 
-    def _chunks(self) -> Iterator[list[Pixels | str]]:
+    def _chunks(self) -> Iterator[list[Image | str]]:
         numbers = range(-(-len(self.source) // _CHUNK))
         work = partial(_read_chunk, self.source, self._deadly)
-        if self.num_threads == 0 or self.source.pixels is not None:
+        if self.num_threads == 0 or isinstance(self.source, Pixels):
             yield from map(work, numbers)
             return
         workers = min(self.num_threads, len(numbers))
@@ -180,13 +190,13 @@ def _read_chunk(
     number: int,
     place: Tensor | None = None,
     begin: Callable[[int], None] = unseen,
-) -> list[Pixels | str]:
+) -> list[Image | str]:
     """Images ``number * _CHUNK`` and on, in their order: (3, H, W) uint8 each, or why one cannot be read.
 
     deadly: not to be read, and why.  place is not used: nobody knows how large the images are; they go through a pipe.
     """
     del place
-    images: list[Pixels | str] = []
+    images: list[Image | str] = []
     for i in range(number * _CHUNK, min((number + 1) * _CHUNK, len(source))):
         begin(i)
         try:

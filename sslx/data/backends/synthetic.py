@@ -1,6 +1,7 @@
 """The same contract from memory: one fixed batch for ever.  The ceiling of any loader, for benchmarks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sslx import rng
-from sslx.data.order import Order
-from sslx.data.transfer import Along, Made, nothing, send
+from sslx.data.planner import Planner
+from sslx.data.transfer import Delivery, send
 from sslx.data.views import ViewSpec
 
 
@@ -18,7 +19,7 @@ class Synthetic:
 
     def __init__(self, specs: Sequence[ViewSpec], *, seed: int, max_per_rank: int, device: torch.device) -> None:
         self.views: list[Tensor] = []
-        self.device = device
+        self.specs, self.device = tuple(specs), device
         for number, spec in enumerate(specs):
             shape = (spec.size, spec.size, 3)
             index = np.arange(max_per_rank)
@@ -26,21 +27,13 @@ class Synthetic:
             pixels = torch.from_numpy(drawn.reshape(-1, *shape).astype(np.float32)).to(device)
             self.views.append((2 * pixels - 1).permute(0, 3, 1, 2))
 
-    def stream(
-        self,
-        order: Order,
-        start: int,
-        substitute: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
-        along: Along = nothing,
-    ) -> Iterator[Made]:
-        """Yield the same views for every batch of the order; ``substitute`` has nothing to do."""
-        del substitute
-        t = start
-        while not order.finished(t):
-            size = len(order.batch(t))
-            (came,) = send([along(t)], self.device)
-            yield tuple(view[:size] for view in self.views), came
-            t += 1
+    def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
+        """Yield the same views for every batch."""
+        for t in count(start):
+            if (work := planner(t)) is None:
+                return
+            (came,) = send([work.along], self.device)
+            yield Delivery(work.index, tuple(view[: len(work.index)] for view in self.views), came)
 
     def unreadable(self, index: npt.NDArray[np.int64]) -> dict[int, str]:  # noqa: ARG002 (nothing is read)
         return {}

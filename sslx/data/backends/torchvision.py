@@ -18,27 +18,45 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from sslx.data import views
 from sslx.data.backends.color import Finish
 from sslx.data.codecs import formats, levels
-from sslx.data.codecs.headers import Unreadable
-from sslx.data.order import Order
+from sslx.data.codecs.formats import Levels
+from sslx.data.codecs.headers import File, Unreadable
 from sslx.data.patience import Patience
-from sslx.data.sources import Source
-from sslx.data.transfer import Along, Made, nothing, send
+from sslx.data.planner import Planner
+from sslx.data.sources.base import Coded, Pixels, Source
+from sslx.data.transfer import Delivery, send
 from sslx.data.views import Draw, ViewSpec
 from sslx.data.workers import Deadly, Pool, answer_alone, unseen
 
 Indices = npt.NDArray[np.int64]
 
 
-def read(source: Source, index: int) -> Tensor:
-    """Image ``index`` as (3, H, W) uint8 RGB, by the table of ``formats``.
+def images(source: Source, index: Indices, begin: Callable[[int], None] = unseen) -> Iterator[Tensor]:
+    """Yield these images as (3, H, W) uint8 RGB each, by the table of ``formats``.
 
-    Raises RuntimeError, with the reason, where the file cannot be read.  By PIL: torchvision 0.29 deprecates its own
-    decoders, and its PNG decoder ends the process by SIGSEGV at a damaged file.
+    begin: is told of each image before it is read.  Raises Unreadable, with the reason, where one cannot be read.  By
+    PIL: torchvision 0.29 deprecates its own decoders, and its PNG decoder ends the process by SIGSEGV at a damaged
+    file.
     """
-    if source.pixels is not None:
-        return torch.from_numpy(source.pixels[index]).permute(2, 0, 1)
-    assert source.paths is not None
-    return torch.from_numpy(formats.read(source.paths[index], levels.of(source))).permute(2, 0, 1)
+    if isinstance(source, Pixels):
+        for i in index.tolist():
+            begin(i)
+            yield torch.from_numpy(source.pixels[i]).permute(2, 0, 1)
+        return
+    assert isinstance(source, Coded)
+    begin(int(index[0]))  # before a reader brings the bytes of all of them
+    for i, file in zip(index.tolist(), source.files(index), strict=True):
+        begin(i)
+        yield decode(file, levels.of(source))
+
+
+def decode(file: File, black_and_white: Levels) -> Tensor:
+    """An image file as (3, H, W) uint8 RGB.  Raises Unreadable."""
+    return torch.from_numpy(formats.read(file, black_and_white)).permute(2, 0, 1)
+
+
+def read(source: Source, index: int) -> Tensor:
+    """One image as (3, H, W) uint8 RGB.  Raises Unreadable."""
+    return next(images(source, np.array([index])))
 
 
 def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor:
@@ -86,25 +104,13 @@ def _crop(spec: ViewSpec, image: Tensor, box: Indices, interpolation: Interpolat
     )
 
 
-def _make(
-    source: Source,
-    specs: tuple[ViewSpec, ...],
-    seed: int,
-    order: Order,
-    substitute: Callable[[Indices], Indices],
-    t: int,
-    place: Tensor,
-    begin: Callable[[int], None],
-) -> None:
+def _make(source: Source, planner: Planner, t: int, place: Tensor, begin: Callable[[int], None]) -> None:
     """Batch t into ``place``: one (B, size, size, 3) uint8 tensor a view."""
-    index = order.batch(t)
-    images: list[Tensor] = []
-    for i in substitute(index):
-        begin(int(i))
-        images.append(read(source, int(i)))
-    drawn_of_views = views.draws(specs, seed, order.epoch(t), index)
-    for spec, drawn, view in zip(specs, drawn_of_views, _views(specs, len(index), place), strict=True):
-        for row, image in enumerate(images):
+    work = planner(t)
+    assert work is not None, "no batch after the last one is asked for"
+    pictures = list(images(source, work.files, begin))
+    for spec, drawn, view in zip(planner.specs, work.draws, _views(planner.specs, len(pictures), place), strict=True):
+        for row, image in enumerate(pictures):
             view[row] = apply(spec, image, drawn, row).permute(1, 2, 0)
 
 
@@ -123,46 +129,45 @@ class TorchVision:
         source: Source,
         specs: Sequence[ViewSpec],
         *,
-        seed: int,
         device: torch.device,
         num_threads: int,
         patience: Patience | None = None,
     ) -> None:
-        self.source, self.specs, self.seed = source, tuple(specs), seed
+        self.source, self.specs = source, tuple(specs)
         self.device, self.num_threads, self.patience = device, num_threads, patience or Patience()
         self._scale = [torch.tensor([255 * s for s in spec.std]) for spec in self.specs]
         self._shift = [torch.tensor([255 * m for m in spec.mean]) for spec in self.specs]
         self._normalized = [Finish(spec, device) for spec in self.specs]
 
-    def stream(
-        self, order: Order, start: int, substitute: Callable[[Indices], Indices], along: Along = nothing
-    ) -> Iterator[Made]:
+    def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
         """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view; what came along.
 
         Raises RuntimeError where a file of the batch cannot be decoded; the stream is then at its end.  Also what
         ``workers.Pool.results`` raises.
         """
-        if order.finished(start):
+        if (first := planner(start)) is None:
             return
-        work = partial(_make, self.source, self.specs, self.seed, order, substitute)
-        numbers = takewhile(lambda t: not order.finished(t), count(start))
-        place_bytes = len(order.batch(start)) * sum(3 * spec.size**2 for spec in self.specs)
+        work = partial(_make, self.source, planner)
+        numbers = takewhile(lambda t: planner(t) is not None, count(start))
+        place_bytes = len(first.index) * sum(3 * spec.size**2 for spec in self.specs)
         if self.num_threads == 0:
             place = torch.empty(place_bytes, dtype=torch.uint8)
             for t in numbers:
                 work(t, place, unseen)
-                yield self._finish(order, along, t, None, place)
+                yield self._finish(planner, t, None, place)
             return
         pool = Pool(work, self.num_threads, place_bytes=place_bytes, patience=self.patience, name=self.source.where)
         try:
-            yield from pool.results(numbers, partial(self._finish, order, along))
+            yield from pool.results(numbers, partial(self._finish, planner))
         finally:
             pool.close()
 
-    def _finish(self, order: Order, along: Along, t: int, _: Any, place: Tensor) -> Made:
+    def _finish(self, planner: Planner, t: int, _: Any, place: Tensor) -> Delivery:
         """The batch's views on the device, normalised: on a GPU by the operations that all backends end with."""
-        made = _views(self.specs, len(order.batch(t)), place)
-        sent, came = send([{str(number): view for number, view in enumerate(made)}, along(t)], self.device)
+        work = planner(t)
+        assert work is not None
+        views = _views(self.specs, len(work.index), place)
+        sent, came = send([{str(number): view for number, view in enumerate(views)}, work.along], self.device)
         if self.device.type == "cuda":
             finished = [finish(None, view) for finish, view in zip(self._normalized, sent.values(), strict=True)]
             came = {name: tensor.clone() for name, tensor in came.items()}  # or the pixels would live as long as they
@@ -171,10 +176,12 @@ class TorchVision:
                 ((view.float() - m) / s).permute(0, 3, 1, 2)
                 for view, m, s in zip(sent.values(), self._shift, self._scale, strict=True)
             ]
-        return tuple(finished), came
+        return Delivery(work.index, tuple(finished), came)
 
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images cannot be read, and why; by a worker where there are any: a file may end its reader."""
+        if isinstance(self.source, Pixels):
+            return {}
         if self.num_threads == 0:
             return _reasons(self.source, index, 0)
         work = partial(_reasons, self.source, index)

@@ -36,7 +36,7 @@ from PIL import (
 
 from sslx.console.words import one_line
 from sslx.data.codecs import headers
-from sslx.data.codecs.headers import Unreadable
+from sslx.data.codecs.headers import File, Unreadable
 
 Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]
@@ -100,9 +100,9 @@ class Values:
     white_first: bool = False
 
 
-def read(path: str, levels: Levels | None = None) -> Pixels:
+def read(file: File, levels: Levels | None = None) -> Pixels:
     """(H, W, 3) uint8 RGB of an image file.  Raises Unreadable with the reason."""
-    image = values(path)
+    image = values(file)
     if image.kind is None:
         return image.array
     low, high = float(image.array.min()), float(image.array.max())
@@ -117,26 +117,26 @@ def read(path: str, levels: Levels | None = None) -> Pixels:
     return gray if gray.ndim == 3 else np.repeat(gray[..., None], 3, axis=-1)
 
 
-def values(path: str) -> Values:
+def values(file: File) -> Values:
     """What the file holds, by the table.  Raises Unreadable with the reason."""
-    descriptor = headers.opened(path)
-    with open(descriptor, "rb") as file:
-        container = headers.container(file.read(64))
+    descriptor = headers.opened(file)
+    with open(descriptor, "rb") as opened:
+        container = headers.container(opened.read(64))
         if container == "TIFF":
             _check_tiff(headers.tiff_tags(descriptor))
-        file.seek(0)
+        opened.seek(0)
         try:
-            return _decoded(file, container)
+            return _decoded(opened, container)
         except (Unreadable, MemoryError):
             raise
         except Exception as error:  # Pillow raises SyntaxError, struct.error and others at damaged files
             reason = one_line(error) or type(error).__name__
-            raise Unreadable(f"{_name(container, file)} that cannot be decoded: {reason}") from error
+            raise Unreadable(f"{_name(container, opened)} that cannot be decoded: {reason}") from error
 
 
-def kind_of(path: str) -> str | None:
+def kind_of(file: File) -> str | None:
     """The kind of values whose range ``Levels`` must give, from the header alone; None for all other files."""
-    descriptor = headers.opened(path)
+    descriptor = headers.opened(file)
     try:
         head = os.pread(descriptor, 64, 0)
         container = headers.container(head)

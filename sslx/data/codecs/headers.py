@@ -12,6 +12,8 @@ import re
 import stat
 import struct
 
+from sslx.machine import files
+
 MAX_PIXELS = 178_956_970
 """Of an image that sslx reads, 0.5 GiB as RGB: Pillow's own limit, so that no backend reads more than another."""
 
@@ -64,12 +66,31 @@ _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of TIFF's whole numbers, by their 
 _TURNED = re.compile(rb"tiff:Orientation(?:=[\"']|>)[02-9]")  # in XMP, which Pillow reads and DALI does not
 
 
+File = str | bytes
+"""An image file: its path, or all of its bytes."""
+
+
 class Unreadable(RuntimeError):
     """An image that sslx does not read.  The message is the reason, without the path."""
 
 
-def opened(path: str) -> int:
-    """A descriptor of a regular file.  Raises Unreadable, also for a pipe, which would block, and a dangling link."""
+def opened(file: File) -> int:
+    """A descriptor of a regular file, or of a file in memory that holds these bytes.
+
+    Raises Unreadable, also for a pipe, which would block, and a dangling link.
+    """
+    return _opened(file) if isinstance(file, str) else _in_memory(file)
+
+
+def _in_memory(data: bytes) -> int:
+    descriptor = files.in_memory()
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _opened(path: str) -> int:
     try:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -106,12 +127,12 @@ def check_size(width: int, height: int) -> None:
         raise Unreadable(f"{width:,} x {height:,} pixels; sslx reads at most {MAX_PIXELS:,}")
 
 
-def is_plain(path: str) -> bool:
+def is_plain(file: File) -> bool:
     """Whether this looks like a whole file of a kind that DALI decodes to the pixels of ``formats.read``.
 
     Raises Unreadable where it is no image, cannot be opened or has too many pixels.
     """
-    descriptor = opened(path)
+    descriptor = opened(file)
     try:
         head = os.pread(descriptor, _HEAD, 0)
         kind = container(head)

@@ -1,7 +1,7 @@
 """Black and white of images whose files do not state them: chosen by the user, or measured on a sample and said.
 
 A 16-bit file may hold 10, 12 or 16 bits, a float anything.  All ranks, all backends and a resumed run must agree,
-so that what is measured is a function of the list of files alone.
+so that what is measured is a function of the files alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,45 +9,46 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from sslx.data.codecs import formats
 from sslx.data.codecs.formats import Levels, Range
-from sslx.data.codecs.headers import Unreadable
+from sslx.data.codecs.headers import File, Unreadable
 
 _LOOKED_AT = 256  # files, evenly spread over the list
 _MEASURED = 32  # of a kind
 
 
-class Files(Protocol):
-    """What a ``sources.Source`` of files has."""
+class Coded(Protocol):
+    """What a source of image files has."""
 
-    @property
-    def paths(self) -> Sequence[str] | None: ...
     @property
     def levels(self) -> Levels | None: ...
+    def __len__(self) -> int: ...
+    def files(self, index: npt.NDArray[np.int64]) -> Sequence[File]: ...
 
 
-def of(source: Files) -> Levels:
+def of(source: Coded) -> Levels:
     """The source's levels, or, where it was made without any, what its images use, measured once."""
     return source.levels or _measured(source)
 
 
 @lru_cache(maxsize=2)
-def _measured(source: Files) -> Levels:
-    return measure(source.paths or ())
+def _measured(source: Coded) -> Levels:
+    return measure(source)
 
 
-def measure(paths: Sequence[str], say: Callable[[str], None] = lambda _: None) -> Levels:
+def measure(source: Coded, say: Callable[[str], None] = lambda _: None) -> Levels:
     """What is black and white in these images; says what was found wherever it is not all that the type can hold."""
     extremes: dict[str, tuple[float, float, int]] = {}
-    number = min(_LOOKED_AT, len(paths))
+    number = min(_LOOKED_AT, len(source))
     for place in range(number):
-        path = paths[place * len(paths) // number]
         try:
-            kind = formats.kind_of(path)
+            (file,) = source.files(np.array([place * len(source) // number]))
+            kind = formats.kind_of(file)
             if kind is None or extremes.get(kind, (0, 0, 0))[2] == _MEASURED:
                 continue
-            image = formats.values(path)
+            image = formats.values(file)
         except Unreadable:
             continue
         if image.stated is not None:

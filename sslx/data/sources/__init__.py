@@ -1,14 +1,51 @@
-"""Sources: what to read.  One file each; ``build`` makes the one that a config names."""
+"""Sources, found by file name: a file ``sslx/data/sources/<name>.py`` with a Config that builds a Source is one."""
 
 from typing import TYPE_CHECKING
 
 from sslx import later
+from sslx.by_name import Family
+from sslx.data.sources.config import SourceConfig as SourceConfig
+from sslx.data.sources.config import Split as Split
+
+_FAMILY = Family[SourceConfig](
+    "sslx.data.sources",
+    "--source.name",
+    shared=("base", "config", "listing", "sides", "splits", "torchvision_sets"),
+    light=(
+        "sslx.errors",
+        "sslx.data.sources.config",
+        "sslx.data.sources.splits",
+        "sslx.data.sources.torchvision_sets",
+    ),
+)
+
+
+def available() -> tuple[str, ...]:
+    """The names of all sources."""
+    return _FAMILY.available()
+
+
+def options(name: str) -> type[SourceConfig]:
+    """The ``Config`` of a source's file, read without numpy: see ``by_name.Family.options``."""
+    return _FAMILY.options(name)
+
+
+def config(name: str) -> type[SourceConfig]:
+    """The ``Config`` of a source's file, which can build the source."""
+    return _FAMILY.module(name).Config
+
+
+def summary(name: str) -> str:
+    """The first line of the source's file: what it is."""
+    return _FAMILY.summary(name)
+
 
 if TYPE_CHECKING:
-    from sslx.data.sources.base import Config as Config
+    from sslx.data.sources.base import Context as Context
+    from sslx.data.sources.base import Encoded as Encoded
+    from sslx.data.sources.base import Files as Files
+    from sslx.data.sources.base import Pixels as Pixels
     from sslx.data.sources.base import Source as Source
-    from sslx.data.sources.base import Split as Split
     from sslx.data.sources.base import build as build
-    from sslx.data.sources.base import pretrains_on_more as pretrains_on_more
 else:  # so that type checkers know every name
-    __getattr__ = later.names(__name__, {"base": ("Config", "Source", "Split", "build", "pretrains_on_more")})
+    __getattr__ = later.names(__name__, {"base": ("Context", "Encoded", "Files", "Pixels", "Source", "build")})

@@ -1,217 +1,242 @@
-"""Sources: what to read.  A Source is a list of images, encoded files or decoded pixels, with labels if any."""
+"""Sources: what to read.  A Source has facts about its images, and one of three ways to them.
 
-import os
-from collections.abc import Callable, Sequence
+``Pixels`` has them decoded in memory, ``Files`` has paths that a backend reads itself, ``Encoded`` reads the bytes of
+an image file by its place, wherever they lie.  Nothing outside ``sslx.data`` asks which of the three a source is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sslx import rng
 from sslx.console import activity
-from sslx.console.words import shown
+from sslx.console.words import one_line, shown
+from sslx.data import identity
 from sslx.data.codecs import levels as black_and_white
 from sslx.data.codecs.formats import Levels
-from sslx.data.config import SourceConfig as Config
+from sslx.data.codecs.headers import File, Unreadable
+from sslx.data.config import Config as Reading
+from sslx.data.facts import Facts
 from sslx.data.patience import Caller, Patience
-from sslx.data.sources.listing import has_images, silent
-from sslx.errors import ConfigError, MissingInput
-from sslx.machine.files import expanded
+from sslx.data.sources.config import SourceConfig, Split
+from sslx.data.sources.listing import silent
 
-Split = Literal["pretrain", "train", "test"]
-_TORCHVISION = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 32, "stl10": 96}  # name -> default view size
+Indices = npt.NDArray[np.int64]
+T = TypeVar("T")
 _CLASSES_TOLD = 5
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Images by index: either ``paths`` of encoded files or ``pixels``, never both.
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a source may need to find its images, beside its own options.
 
-    pixels: (N, H, W, 3) uint8, or, where sizes differ, an array of N such arrays without the first dimension.
-    labels: (N,) int64 or None.  classes: their names.  size: side of the views that suit it, in pixels.
-    root: what all paths begin with.  unlabeled: why there are no labels.  notes: what a user should know, a line each.
-    levels: black and white of files that do not state them; None: measured when the first image is read.
+    classes: the names of the training images' classes, in the order of their numbers, for a test split; None for all
+    others.  say: takes a line on how far a long search has come.  timeout_s: how long a disk may be silent.
+    """
+
+    classes: Sequence[str] | None = None
+    say: Callable[[str], None] = silent
+    timeout_s: float = 300.0
+
+    def call(self, what: str, function: Callable[[Callable[[str], None]], T]) -> T:
+        """``function(say)``, in a thread: StorageError where a disk does not answer and no line is said for too long.
+
+        what: is waited for, in the message.
+        """
+        with Caller(Patience(self.timeout_s, say=self.say), lambda: what) as call:
+            return call(partial(function, call.alive(self.say)))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Source(ABC):
+    """Images by index.
+
+    name: for messages.  unlabeled: why there are no labels.  notes: what a user should know, a line each.
     """
 
     name: str
-    size: int
-    labels: npt.NDArray[np.int64] | None = None
-    classes: tuple[str, ...] | None = None
-    paths: Sequence[str] | None = field(default=None, repr=False)
-    pixels: npt.NDArray[Any] | None = field(default=None, repr=False)
-    root: str = ""
+    facts: Facts
     unlabeled: str = ""
     notes: tuple[str, ...] = ()
-    levels: Levels | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
-        images = self.paths if self.paths is not None else self.pixels
-        assert images is not None
-        return len(images)
+        return self.facts.num_samples
 
-    def subset(self, index: npt.NDArray[np.int64]) -> "Source":
-        """The images at these places, as a source of their own."""
-        return replace(
-            self,
-            labels=None if self.labels is None else self.labels[index],
-            paths=None if self.paths is None else [self.paths[i] for i in index],
-            pixels=None if self.pixels is None else self.pixels[index],
-        )
-
+    @abstractmethod
     def where(self, index: int) -> str:
-        """How a message names the image at this place: its path, or its number."""
-        return shown(self.paths[index]) if self.paths is not None else f"image {index} of {self.name}"
+        """How a message names the image at this place."""
+
+    @abstractmethod
+    def take(self, index: Indices) -> Self:
+        """The images at these places, (K,), as a source of their own."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Which images these are, as a checkpoint holds it: plain data with a hex ``digest``, small for any number."""
+
+    def difference(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+        """How these images, whose ``identity()`` is ``now``, differ from those of ``before``, in words; "" if not."""
+        return "" if before.get("digest") == now["digest"] else "other images, or other labels"
 
     def describe(self) -> str:
         """One line for the user: what was found."""
         kinds = "unlabeled" + (f": {self.unlabeled}" if self.unlabeled else "")
-        if self.classes:
-            names = ", ".join(self.classes[:_CLASSES_TOLD]) + ", ..." * (len(self.classes) > _CLASSES_TOLD)
-            kinds = f"{_plural(len(self.classes), 'class', 'classes')} ({names})"
+        if classes := self.facts.classes:
+            more = ", ..." if len(classes) > _CLASSES_TOLD else ""
+            kinds = f"{_plural(len(classes), 'class', 'classes')} ({', '.join(classes[:_CLASSES_TOLD])}{more})"
         return f"{self.name}: {_plural(len(self), 'image', 'images')}, {kinds}"
 
 
-def build(
-    config: Config,
-    split: Split,
-    *,
-    say: Callable[[str], None] = silent,
-    classes: Sequence[str] | None = None,
-    levels: Levels | None = None,
-) -> Source:
-    """The images of a split: ``pretrain`` (with unlabelled ones where there are any), ``train`` or ``test``.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pixels(Source):
+    """Decoded images in memory.
 
-    classes: the training split's, so that a folder's test split gets the same numbers; its images of other classes
-    are left out.  levels: the training split's too, so that both are scaled alike.  say: gets a line now and then
-    while files are listed, and what was found of the images' range.  Raises MissingInput, DataError or
-    ConfigError, each in one line that names the folder and the flag, and StorageError for a disk that does not answer.
+    pixels: (N, H, W, C) uint8, or, where sizes differ, an array of N such arrays without the first dimension.
+    is_exact: whether every machine makes the same pixels; sines, for one, may round differently on another CPU.
     """
-    _check_read(config)
-    patience = Patience(config.timeout_s, say=say)
-    source = _found(config, split, say, classes, patience)
-    if source.paths is None:
-        return source
-    if config.range != "auto":
-        levels = Levels(chosen=config.range)
-    if levels is None:
-        measure = partial(black_and_white.measure, source.paths, say)
-        with (
-            activity.doing("measuring the range of the images"),
-            Caller(patience, lambda: f"the first look at the images of {source.name}") as call,
-        ):
-            levels = call(measure)
-    return replace(source, levels=levels)
 
+    pixels: npt.NDArray[Any] = field(repr=False)
+    is_exact: bool = True
 
-def pretrains_on_more(config: Config) -> bool:
-    """Whether the images of ``pretrain`` are others than those of ``train``: unlabeled ones come on top."""
-    return config.source == "stl10"
-
-
-def _found(
-    config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None, patience: Patience
-) -> Source:
-    if config.source == "digits":
-        return _digits(split)
-    if config.source == "synthetic":
-        return _synthetic(config.num_synthetic, split)
-    if config.source == "folder":
-        from sslx.data.sources import folder
-
-        with (
-            activity.doing("listing the images"),
-            Caller(patience, lambda: f"the list of the images below {shown(config.root or '')}") as call,
-        ):
-            return call(partial(folder.read, config, split, call.alive(say), classes))
-    with activity.doing(f"{'downloading' if config.download else 'reading'} {config.source}"):
-        return _torchvision(config, split)
-
-
-def _check_read(config: Config) -> None:
-    """ConfigError for a folder of images that the source would not look at."""
-    root = config.root if config.source in ("digits", "synthetic") else None
-    test_root = config.test_root if config.source != "folder" else None
-    for flag, folder in (("--data.root", root), ("--data.test-root", test_root)):
-        if folder is not None:
-            raise ConfigError(
-                f"{flag} {shown(folder)} is not read by --data.source {config.source}: take --data.source folder for "
-                "your own images"
+    def __post_init__(self) -> None:
+        first = self.pixels[0] if len(self.pixels) else np.empty((1, 1, self.facts.channels.num), dtype=np.uint8)
+        if len(self.pixels) != len(self) or first.ndim != 3 or first.shape[-1] != self.facts.channels.num:
+            raise ValueError(
+                f"the source {self.name} says that it has {len(self):,} images of {self.facts.channels.num} channels, "
+                f"and its pixels are {len(self.pixels):,} arrays of shape {first.shape}: expected (H, W, C) each"
             )
 
+    def where(self, index: int) -> str:
+        return f"image {index} of {self.name}"
 
-def _digits(split: Split) -> Source:
-    """scikit-learn's 1,797 real 8x8 digits (UCI optdigits), every fifth one of each class held out."""
-    from sklearn.datasets import load_digits
+    def take(self, index: Indices) -> Self:
+        return replace(self, facts=self.facts.take(index), pixels=self.pixels[index])
 
-    images, labels = load_digits(return_X_y=True)
-    rank_in_class = np.zeros(len(labels), dtype=np.int64)
-    for digit in range(10):
-        mine = labels == digit
-        rank_in_class[mine] = np.arange(mine.sum())
-    chosen = (rank_in_class % 5 == 4) == (split == "test")
-    gray = np.rint(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    pixels = np.repeat(gray[..., None], 3, axis=-1)
-    names = tuple(str(digit) for digit in range(10))
-    return Source("digits", 32, labels[chosen].astype(np.int64), names, pixels=pixels)
+    def identity(self) -> dict[str, Any]:
+        """digest: of the labels and 64 of the images."""
+        images = identity.spread(len(self)) if self.is_exact else []
+        parts = [self.name.encode(), *(np.ascontiguousarray(self.pixels[i]).tobytes() for i in images)]
+        return {"digest": identity.digest(self.facts, parts)}
 
 
-def _synthetic(count: int, split: Split) -> Source:
-    """Ten classes of 64x64 gratings, told apart by orientation and colour, under noise.  For tests, not science."""
-    if count < 1:
-        raise ConfigError(f"--data.num-synthetic must be at least 1, not {count}")
-    labels = np.arange(count, dtype=np.int64) % 10
-    u = rng.uniform(0, f"synthetic {split}", np.arange(count), num=2)
-    y, x = np.mgrid[0:64, 0:64] / 64
-    angle = (labels * np.pi / 10)[:, None, None]
-    wave = np.sin(2 * np.pi * (3 + 3 * u[:, :1, None]) * (x * np.cos(angle) + y * np.sin(angle)) + 6.3 * u[:, 1:, None])
-    tint = 0.5 + 0.5 * np.cos(2 * np.pi * (labels[:, None] / 10 + np.arange(3) / 3))
-    noise = rng.words(0, f"synthetic noise {split}", np.arange(min(count, 64)), num=64 * 64 * 3) % 64
-    pixels = np.empty((count, 64, 64, 3), dtype=np.uint8)
-    for i in range(count):  # one at a time: the float intermediates of all would need gigabytes
-        pixels[i] = (96 + 64 * wave[i])[..., None] * tint[i] + noise[i % 64].reshape(64, 64, 3)
-    return Source("synthetic", 64, labels, tuple(str(i) for i in range(10)), pixels=pixels)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Coded(Source):
+    """Image files that are to be decoded, by paths or by bytes.
+
+    levels: black and white of files that do not state them; None: measured when the first image is read.
+    """
+
+    levels: Levels | None = field(default=None, repr=False)
+
+    @abstractmethod
+    def files(self, index: Indices) -> Sequence[File]:
+        """The paths or the bytes of the image files at these places.  Raises Unreadable with the reason."""
 
 
-def _torchvision(config: Config, split: Split) -> Source:
-    """A torchvision data set in torchvision's own layout under ``root``."""
-    from torchvision import datasets
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Files(Coded):
+    """Image files by their paths.  root: what all paths begin with."""
 
-    name = config.source
-    root = expanded(config.root or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sslx"))
-    train = split != "test"
-    parts = {"pretrain": "train+unlabeled", "train": "train", "test": "test"}
-    make: dict[str, Callable[[], Any]] = {
-        "cifar10": lambda: datasets.CIFAR10(root, train=train, download=config.download),
-        "cifar100": lambda: datasets.CIFAR100(root, train=train, download=config.download),
-        "fashion_mnist": lambda: datasets.FashionMNIST(root, train=train, download=config.download),
-        "stl10": lambda: datasets.STL10(str(root), split=parts[split], download=config.download),
-    }
-    try:
-        found = make[name]()
-    except (RuntimeError, OSError) as error:
-        if config.download:
-            raise MissingInput(f"{name} could not be downloaded to {shown(root)}: {_first_line(error)}") from error
-        own = ", or --data.source folder to read the images that lie there" if has_images(root) else ""
-        raise MissingInput(
-            f"{name} not found under {shown(root)}: give its folder with --data.root, or --data.download to fetch "
-            f"it{own}"
-        ) from error
-    pixels = np.asarray(found.data)
-    if name == "stl10":
-        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-    if pixels.ndim == 3:
-        pixels = np.repeat(pixels[..., None], 3, axis=-1)
-    labels = np.asarray(found.labels if name == "stl10" else found.targets, dtype=np.int64)
-    known = None if (labels < 0).any() else labels
-    return Source(name, _TORCHVISION[name], known, None if known is None else tuple(found.classes), pixels=pixels)
+    paths: Sequence[str] = field(repr=False)
+    root: str = ""
+
+    def where(self, index: int) -> str:
+        return shown(self.paths[index])
+
+    def take(self, index: Indices) -> Self:
+        return replace(self, facts=self.facts.take(index), paths=self.files(index))
+
+    def files(self, index: Indices) -> Sequence[str]:
+        return [self.paths[int(i)] for i in index]
+
+    def identity(self) -> dict[str, Any]:
+        return identity.of_paths(self.facts, self.paths, self.root)
+
+    def difference(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+        return identity.paths_differ(before, now, len(self), lambda i: shown(self.paths[i][len(self.root) :]))
+
+
+class Reader(Protocol):
+    """What reads the image files of an ``Encoded`` source.  It must be picklable: worker processes get a copy."""
+
+    def read(self, rows: Indices) -> Sequence[bytes]:
+        """The bytes of the image files in these rows.  Whatever it raises counts as: this image cannot be read."""
+        ...
+
+    def where(self, row: int) -> str:
+        """How a message names the image in this row."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Encoded(Coded):
+    """Image files whose bytes a reader brings, as from an archive, a table or a database.
+
+    rows: (N,) of the images in the reader's numbers; None: it has them in this order.
+    """
+
+    reader: Reader = field(repr=False)
+    rows: Indices | None = field(default=None, repr=False)
+
+    def where(self, index: int) -> str:
+        return shown(self.reader.where(index if self.rows is None else int(self.rows[index])))
+
+    def take(self, index: Indices) -> Self:
+        return replace(self, facts=self.facts.take(index), rows=index if self.rows is None else self.rows[index])
+
+    def files(self, index: Indices) -> Sequence[bytes]:
+        try:
+            return self.reader.read(index if self.rows is None else self.rows[index])
+        except (Unreadable, MemoryError):
+            raise
+        except Exception as error:  # of any library that a reader uses
+            raise Unreadable(f"{type(error).__name__}: {one_line(error)}") from error
+
+    def identity(self) -> dict[str, Any]:
+        """digest: of the number of images and their labels.  contents: (64,) int64, of as many images."""
+        return {"digest": identity.digest(self.facts, []), "contents": identity.contents(len(self), self._bytes)}
+
+    def difference(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+        return super().difference(before, now) or identity.contents_differ(before, now, len(self), self.where)
+
+    def _bytes(self, index: int) -> bytes:
+        return self.files(np.array([index]))[0]
+
+
+def build(
+    config: SourceConfig,
+    split: Split,
+    reading: Reading | None = None,
+    *,
+    say: Callable[[str], None] = silent,
+    training: Source | None = None,
+) -> Source:
+    """The images of a split of a source.
+
+    reading: how images are read; default: its defaults.  say: gets a line now and then while files are listed, and
+    what was found of the images' range.  training: the training split, for a test split, which then has its classes and
+    its black and white; a folder's images of other classes are left out.  Raises MissingInput, DataError or
+    ConfigError, each in one line, and StorageError for a disk that does not answer.
+    """
+    reading = reading or Reading()
+    context = Context(classes=training.facts.classes if training else None, say=say, timeout_s=reading.timeout_s)
+    source = config.build(split, context)
+    if not isinstance(source, Coded) or source.levels:
+        return source
+    levels = training.levels if isinstance(training, Coded) else None
+    if reading.range != "auto":
+        levels = Levels(chosen=reading.range)
+    if levels is None:
+        with activity.doing("measuring the range of the images"):
+            levels = context.call(
+                f"the first look at the images of {source.name}", lambda tell: black_and_white.measure(source, tell)
+            )
+    return replace(source, levels=levels)
 
 
 def _plural(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -4,14 +4,20 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from sslx.console import activity
 from sslx.console.words import shown
-from sslx.data.sources import Config, Source, Split, sides, splits
+from sslx.data.facts import Facts
+from sslx.data.sources import sides, splits
+from sslx.data.sources.base import Context, Files
+from sslx.data.sources.config import SourceConfig, Split
 from sslx.data.sources.listing import EXTENSIONS, Listing, look
+from sslx.data.sources.splits import Choice
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.machine.files import expanded
 
@@ -26,26 +32,46 @@ _DATA_SETS = {  # folders of torchvision's data sets, and the source that reads 
 }
 
 
-def read(config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None) -> Source:
+@dataclass(frozen=True, kw_only=True)
+class Config(SourceConfig):
+    """Where your own images are."""
+
+    name: Literal["folder"] = "folder"
+    root: Path | None = None
+    """Folder of your images."""
+    test_root: Path | None = None
+    """Folder of the images to test on.  Default: a subfolder of the root named test, val or similar."""
+    splits: Choice = "auto"
+    """Are subfolders named train, test, val, ... splits?  Where that is safe (auto), always (folders), never (none)."""
+
+    def build(self, split: Split, context: "Context") -> "Files":
+        with activity.doing("listing the images"):
+            return context.call(
+                f"the list of the images below {shown(self.root or '')}",
+                lambda say: _read(self, split, say, context.classes),
+            )
+
+
+def _read(config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None) -> Files:
     """Image files below a folder; the first level of subfolders, if images lie only in such, are the classes."""
     if config.root is None:
-        raise ConfigError("--data.source folder needs --data.root FOLDER, the folder of your images")
-    root = _checked(config.root, "--data.root")
-    test_root = None if config.test_root is None else _checked(config.test_root, "--data.test-root")
+        raise ConfigError("--source.name folder needs --source.root FOLDER, the folder of your images")
+    root = _checked(config.root, "--source.root")
+    test_root = None if config.test_root is None else _checked(config.test_root, "--source.test-root")
     layout = splits.find(root, config.splits, test_root)
     if split == "test":
         if test_root is not None:
-            return _listed(test_root, "--data.test-root", (), say, classes, split)
+            return _listed(test_root, "--source.test-root", (), say, classes, split)
         if not layout.test:
-            raise MissingInput(f"no test images: {_why_no_test(root, config)}: give the folder with --data.test-root")
-        return _listed(layout.test[0], "--data.root", (), say, classes, split)
-    source = _listed(layout.train, "--data.root", layout.held_out, say, classes, split, look=config.splits != "none")
+            raise MissingInput(f"no test images: {_why_no_test(root, config)}: give the folder with --source.test-root")
+        return _listed(layout.test[0], "--source.root", (), say, classes, split)
+    source = _listed(layout.train, "--source.root", layout.held_out, say, classes, split, look=config.splits != "none")
     return replace(source, notes=(*layout.notes, *source.notes))
 
 
 def _why_no_test(root: Path, config: Config) -> str:
     if config.splits == "none":
-        return "--data.splits none holds none out"
+        return "--source.splits none holds none out"
     kinds = splits.kinds_of([folder.name for folder in look(root.absolute().parent)[0]])
     beside = next((name for name, kind in sorted(kinds.items()) if kind != "train" and name != root.name), "")
     hint = f" (beside it is {shown(beside)})" if beside and kinds.get(root.name) == "train" else ""
@@ -61,7 +87,7 @@ def _listed(
     split: Split,
     *,
     look: bool = False,
-) -> Source:
+) -> Files:
     """The images below a folder, with what is to be said of them.  look: refuse splits further down."""
     listing = Listing(root, held_out, say)
     paths = sorted(listing)
@@ -78,13 +104,13 @@ def _listed(
     side, paged = sides.suitable(paths)
     if paged:
         notes.append(f"{shown(paged)} holds several pages or frames: only the first of each such file is read")
-    source = Source(shown(root), side, paths=paths, root=listing.root, notes=tuple(notes))
+    facts = Facts(num_samples=len(paths), size=side)
+    source = Files(name=shown(root), facts=facts, paths=paths, root=listing.root, notes=tuple(notes))
     return _labeled(source, listing, classes)
 
 
-def _labeled(source: Source, listing: Listing, classes: Sequence[str] | None) -> Source:
+def _labeled(source: Files, listing: Listing, classes: Sequence[str] | None) -> Files:
     """The source with its class folders as labels, where all images lie in such."""
-    assert source.paths is not None
     start = len(source.root)
     tops = [path[start : path.rfind("/")].partition("/")[0] for path in source.paths]  # "" right in the root
     if loose := tops.count(""):
@@ -99,8 +125,7 @@ def _labeled(source: Source, listing: Listing, classes: Sequence[str] | None) ->
     labels = np.array([known[top] for top in tops], dtype=np.int64)
     source = replace(
         source,
-        labels=labels,
-        classes=tuple(number),
+        facts=replace(source.facts, labels=labels, classes=tuple(number)),
         notes=(*source.notes, *_on_classes(listing, names, len(tops))),
     )
     unknown = [shown(name) for name in names if known[name] < 0]
@@ -128,18 +153,19 @@ def _and_more(count: int) -> str:
     return f" and {count:,} more" if count > 0 else ""
 
 
-def _without_unknown(source: Source, unknown: Sequence[str]) -> Source:
+def _without_unknown(source: Files, unknown: Sequence[str]) -> Files:
     """A test split without the images of classes that training lacks.  DataError where nothing is left."""
-    assert source.labels is not None
-    kept = np.flatnonzero(source.labels >= 0)
+    facts = source.facts
+    assert facts.labels is not None
+    kept = np.flatnonzero(facts.labels >= 0)
     which = f"'{unknown[0]}'{_and_more(len(unknown) - 1)}"
     if not len(kept):
         raise DataError(
             f"the test images below {source.name} have no class of the training images: theirs is {which}, "
-            f"training's are {', '.join((source.classes or ())[:5])}: check --data.test-root"
+            f"training's are {', '.join((facts.classes or ())[:5])}: check --source.test-root"
         )
     note = f"{len(source) - len(kept):,} test images are left out: the training images lack their class, {which}"
-    return replace(source.subset(kept), notes=(*source.notes, note))
+    return replace(source.take(kept), notes=(*source.notes, note))
 
 
 def _checked(path: Path, flag: str) -> Path:
@@ -176,7 +202,7 @@ def _hint(root: Path, suffixes: set[str]) -> str:
     """What else the folder is, and what to do: a data set that torchvision reads, or files of these suffixes."""
     name = next((name for folder, name in _DATA_SETS.items() if (root / folder).is_dir()), "")
     if name:
-        return f"it holds {name}, which --data.source {name} reads; "
+        return f"it holds {name}, which --source.name {name} reads; "
     if suffixes & set(_VIDEOS):
         return "videos are not read: write their frames as images first (ffmpeg -i VIDEO -r 1 FRAMES/%06d.jpg); "
     if suffixes & set(_ARCHIVES):

@@ -1,6 +1,6 @@
 """Which folders below a data root are the training split and which are held out, by their usual names.
 
-A guess is made only where nothing is lost by it and no held-out image is trained on; else ``--data.splits`` decides.
+A guess is made only where nothing is lost by it and no held-out image is trained on; else ``--source.splits`` decides.
 """
 
 import os
@@ -79,7 +79,7 @@ def find(root: Path, choice: Choice = "auto", test_root: Path | None = None) -> 
         train, test = os.path.realpath(layout.train), os.path.realpath(folder)
         if f"{train}/".startswith(f"{test}/"):
             raise ConfigError(
-                f"--data.test-root {shown(folder)} holds the training images too ({shown(layout.train)}): "
+                f"--source.test-root {shown(folder)} holds the training images too ({shown(layout.train)}): "
                 "give a folder of other images, or none"
             )
     return layout
@@ -92,26 +92,26 @@ def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
         return Layout(root, others, others)
     if len(trains) > 1:
         raise ConfigError(
-            f"{_names(trains)} in {shown(base)} both look like the training split: give one as --data.root, or take "
-            "--data.splits none to train on everything"
+            f"{_names(trains)} in {shown(base)} both look like the training split: give one as --source.root, or take "
+            "--source.splits none to train on everything"
         )
     if trains and beside and choice == "auto":
         raise ConfigError(
-            f"{shown(base)} holds {_names(trains)}, and beside it {beside}: take --data.splits folders to train on "
-            f"{_names(trains)} alone, or --data.splits none where every folder is a class to train on"
+            f"{shown(base)} holds {_names(trains)}, and beside it {beside}: take --source.splits folders to train on "
+            f"{_names(trains)} alone, or --source.splits none where every folder is a class to train on"
         )
     if not trains and choice == "auto":
         _check_unsure(base, held_out)
     if not trains and not beside:
         raise ConfigError(
-            f"all images below {shown(base)} lie in {_names(held_out)}, which looks held out: take --data.splits none "
-            "to train on them"
+            f"all images below {shown(base)} lie in {_names(held_out)}, which looks held out: take "
+            "--source.splits none to train on them"
         )
     notes = [f"held out, not trained on: {_names(held_out)} in {shown(base)}"] if held_out else []
     if len(held_out) < len(named):
         notes += [f"no test split, but the training images by another name: {_names(set(named) - set(held_out))}"]
     if trains and beside:
-        notes += [f"not trained on: {beside}, beside {_names(trains)} (--data.splits folders)"]
+        notes += [f"not trained on: {beside}, beside {_names(trains)} (--source.splits folders)"]
     return Layout(trains[0] if trains else base, (*others, *held_out), (*others, *held_out), tuple(notes))
 
 
@@ -121,8 +121,8 @@ def _check_unsure(base: Path, held_out: Collection[Path]) -> None:
     for folder in held_out:
         if folder.name.lower() in _UNSURE and not classes & {inner.name for inner in look(folder)[0]}:
             raise ConfigError(
-                f"{_names([folder])} in {shown(base)} may be held out or a class: take --data.splits folders to hold "
-                "it out, or --data.splits none to train on it"
+                f"{_names([folder])} in {shown(base)} may be held out or a class: take --source.splits folders to hold "
+                "it out, or --source.splits none to train on it"
             )
 
 
@@ -175,7 +175,7 @@ def refuse_deeper(root: Path, folders: Collection[str]) -> str:
         if filled and "train" in kinds.values():
             raise ConfigError(
                 f"{shown(filled[0])} in {shown(root)} looks held out, beside a training split: give "
-                f"{shown(root / parent)} as --data.root, or take --data.splits none to train on all of it"
+                f"{shown(root / parent)} as --source.root, or take --source.splits none to train on all of it"
             )
         held_out += filled
     more = f" and {len(held_out) - 1:,} more" if len(held_out) > 1 else ""

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from kit.sources import by_path, in_memory
 from sslx.data.backends import dali
 from sslx.data.backends.dali import Dali, backend, fn, types
 from sslx.data.backends.feed import Feed
 from sslx.data.order import Sequential
-from sslx.data.sources import Source
+from sslx.data.planner import Planner
 from sslx.data.views import Augment, ViewSpec
 
 CUDA = torch.device("cuda", 0)
@@ -79,12 +80,13 @@ def graph() -> Callable[..., Any]:
     """``graph(kind, device)``: the pipeline that ``Dali`` makes, for no device in particular, so not built."""
 
     def made(kind: Kind, device: torch.device = CUDA, specs: tuple[ViewSpec, ...] = SPECS) -> Any:
-        pixels = np.zeros((4, 20, 20, 3), dtype=np.uint8) if kind == "pixels" else None
-        source = Source("x", 20, pixels=pixels, paths=None if kind == "pixels" else ["/nowhere.jpg"] * 4)
+        pixels = np.zeros((4, 20, 20, 3), dtype=np.uint8)
+        source = in_memory(pixels) if kind == "pixels" else by_path(["/nowhere.jpg"] * 4)
         with fake_cuda.on():
-            backend = Dali(source, specs, seed=0, max_per_rank=4, device=device, num_threads=1)
+            backend = Dali(source, specs, max_per_rank=4, device=device, num_threads=1)
         backend.branched = kind == "branched"
-        pipeline = backend._pipeline(Feed(backend, Sequential(num_samples=4, per_rank=4), 0, lambda index: index))
+        planner = Planner(order=Sequential(num_samples=4, per_rank=4), specs=specs)
+        pipeline = backend._pipeline(Feed(backend, planner, 0))
         assert pipeline.device_id == (0 if device.type == "cuda" else None)
         pipeline._device_id = None  # of a backend that needs no driver before it is built
         return pipeline

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from kit.sources import by_path, paths_of
 from sslx.cli import EXIT_CRASH
-from sslx.data import Config, Loader, quarantine, training
-from sslx.data.backends import dali, resident, torchvision
+from sslx.data import Config, Loader, quarantine, training, transfer
+from sslx.data.backends import dali
 from sslx.data.backends.dali import Dali
 from sslx.data.codecs.headers import Unreadable
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
+from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, DeviceError, StorageError, UserError
 from sslx.machine import device_errors
 from sslx.train import launch
@@ -50,12 +52,12 @@ OTHERS = (
 @pytest.fixture
 def source(folder: Path, tmp_path: Path) -> Source:
     shutil.copytree(folder, tmp_path / "images")
-    return Source("pictures", 32, paths=sorted(str(path) for path in (tmp_path / "images").rglob("*.*")))
+    return by_path(sorted((tmp_path / "images").rglob("*.*")))
 
 
 def loader_of(source: Source, backend: Backend, said: list[str], **changes: Any) -> Loader:
     config = Config(backend=backend, threads=int(backend == "dali"), max_bad=0.9)
-    arguments: dict[str, Any] = {"batch_size": 6, "seed": 3, "device": CPU, "dtype": torch.float32}
+    arguments: dict[str, Any] = {"batch_size": 6, "seed": 3, "ranks": Ranks(device=CPU), "dtype": torch.float32}
     return training(config, source, SPECS, say=said.append, **(arguments | changes))
 
 
@@ -80,11 +82,10 @@ def fails(error: BaseException, after: int = 0) -> Callable[..., Any]:
 def test_an_error_of_the_device_is_what_it_is(
     source: Source, backend: Backend, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = {"dali": dali, "torchvision": torchvision, "resident": resident}[backend]
     said: list[str] = []
     loader = loader_of(source, backend, said)
     next(loader)
-    monkeypatch.setattr(module, "send", fails(error)(module.send))
+    monkeypatch.setattr(transfer.Staged, "send", fails(error)(transfer.Staged.send))
     kind = torch.OutOfMemoryError if error in MEMORY else torch.AcceleratorError
     with pytest.raises(kind) as caught:
         next(loader)
@@ -175,7 +176,7 @@ class Gone:
 
 
 def big(number: int = 1_281_167) -> Source:
-    return Source("folder", 224, paths=[f"/x/{i}.jpg" for i in range(number)])
+    return by_path([f"/x/{i}.jpg" for i in range(number)], size=224)
 
 
 def test_the_search_for_a_stand_in_ends() -> None:
@@ -212,11 +213,10 @@ def test_a_mount_that_goes_away(source: Source, backend: Backend) -> None:
     loader = loader_of(source, backend, said)
     batch = next(loader)
     loader.close()
-    assert source.paths is not None
-    shutil.rmtree(Path(source.paths[0]).parents[1])
+    shutil.rmtree(Path(paths_of(source)[0]).parents[1])
     with pytest.raises(StorageError, match="which was read before") as caught:  # after what was read ahead
         list(islice(loader, 10))
-    assert source.paths[int(batch.index[-1])] in str(caught.value)
+    assert paths_of(source)[int(batch.index[-1])] in str(caught.value)
     assert (loader.bad, said) == ({}, [])
 
 

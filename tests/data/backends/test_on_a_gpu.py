@@ -11,15 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from sslx.data import Config, Loader, evaluation, training, transfer, views
+from kit.sources import by_path, in_memory, pixels_of
+from sslx.data import Config, Loader, evaluation, training, transfer
 from sslx.data.backends import color as finishing
 from sslx.data.backends import dali, row_sums
 from sslx.data.backends.dali import Dali
 from sslx.data.backends.resident import Resident
 from sslx.data.backends.torchvision import TorchVision
 from sslx.data.order import Shuffled
+from sslx.data.planner import Planner
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
+from sslx.distributed import Ranks
 from sslx.errors import DataError
 
 CUDA = torch.device("cuda", 0)
@@ -36,33 +39,38 @@ BATCH = 6
 def source() -> Source:
     generator = np.random.default_rng()
     pixels = generator.integers(0, 256, (18, 32, 32, 3), dtype=np.uint8)
-    return Source("noise", 32, generator.integers(0, 5, 18), tuple("abcde"), pixels=pixels)
+    return in_memory(pixels, generator.integers(0, 5, 18))
 
 
 def loader_of(source: Source, backend: Backend, specs: tuple[ViewSpec, ...] = SPECS) -> Loader:
     """On a fake GPU, to be called within ``fake_cuda.on``; a few batches in, so that what is made once is there."""
     config = Config(backend=backend, threads=0)
-    loader = training(config, source, specs, batch_size=BATCH, seed=3, device=CUDA, dtype=torch.bfloat16)
+    loader = training(config, source, specs, batch_size=BATCH, seed=3, ranks=Ranks(device=CUDA), dtype=torch.bfloat16)
     loader.num_draws = 5
     if isinstance(loader.backend, Resident):
-        assert source.pixels is not None
-        loader.backend._pixels = torch.from_numpy(source.pixels).permute(0, 3, 1, 2).to(CUDA)
+        loader.backend._pixels = torch.from_numpy(pixels_of(source)).permute(0, 3, 1, 2).to(CUDA)
         loader.backend._sides = np.full((len(source), 2), 32)
     next(loader)
     return loader
 
 
-def made_by_dali(source: Source) -> tuple[Dali, Callable[[int], transfer.Made]]:
+def made_by_dali(source: Source) -> Callable[[int], transfer.Delivery]:
     """What torch does after DALI's graph, whose crops on a GPU are uint8 there."""
-    backend = Dali(source, SPECS, seed=3, max_per_rank=BATCH, device=CUDA, num_threads=1)
+    backend = Dali(source, SPECS, max_per_rank=BATCH, device=CUDA, num_threads=1)
     order = Shuffled(num_samples=18, batch_size=BATCH, seed=3)
 
-    def make(t: int) -> transfer.Made:
-        crops = [torch.empty(BATCH, spec.size, spec.size, 3, dtype=torch.uint8, device=CUDA) for spec in SPECS]
-        drawn = views.draws(SPECS, 3, order.epoch(t), order.batch(t))
-        return backend._make(crops, drawn, {"label": order.batch(t), "draws": np.ones((BATCH, 5), dtype=np.float32)})
+    def along(t: int) -> transfer.Arrays:
+        return {"label": order.batch(t), "draws": np.ones((BATCH, 5), dtype=np.float32)}
 
-    return backend, make
+    planner = Planner(order=order, specs=SPECS, seed=3, along=along)
+
+    def make(t: int) -> transfer.Delivery:
+        crops = [torch.empty(BATCH, spec.size, spec.size, 3, dtype=torch.uint8, device=CUDA) for spec in SPECS]
+        work = planner(t)
+        assert work is not None
+        return backend._make(crops, backend.prepare(work))
+
+    return make
 
 
 def one_copy_a_batch(counts: fake_cuda.Counts, num_batches: int) -> None:
@@ -91,13 +99,13 @@ def test_a_batch_is_one_copy_and_nothing_waits(source: Source, backend: Backend)
 
 def test_what_torch_does_for_dali_is_one_copy_and_nothing_waits(source: Source) -> None:
     with fake_cuda.on() as counts:
-        _, make = made_by_dali(source)
+        make = made_by_dali(source)
         counts.forget()
-        (made, came), _ = make(0), make(5)
+        made, _ = make(0), make(5)
         one_copy_a_batch(counts, 2)
-    assert {tensor.device for tensor in (*made, *came.values())} == {CUDA}
-    assert [tuple(view.shape) for view in made] == [(BATCH, 3, spec.size, spec.size) for spec in SPECS]
-    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in made)
+    assert {tensor.device for tensor in (*made.views, *made.along.values())} == {CUDA}
+    assert [tuple(view.shape) for view in made.views] == [(BATCH, 3, spec.size, spec.size) for spec in SPECS]
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in made.views)
 
 
 def test_evaluation_views_too(source: Source) -> None:
@@ -137,7 +145,7 @@ def test_planted_faults_are_found(
 ) -> None:
     right = row_sums.mixed
     with fake_cuda.on() as counts:
-        make = made_by_dali(source)[1] if backend == "dali" else None
+        make = made_by_dali(source) if backend == "dali" else None
         loader = None if make else loader_of(source, backend)
         monkeypatch.setattr(finishing.row_sums, "mixed", lambda planes, matrix: right(fault(planes, matrix), matrix))
         counts.forget()
@@ -198,7 +206,7 @@ def test_dalis_crops_come_without_brightness_and_contrast_on_a_gpu_alone() -> No
 def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
     source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Given back when the pipeline that took it has ended, and not beside a training pipeline that will need it."""
+    """Given back when the pipeline that took it has ended, and never before."""
     given_back = list[bool]()
     dali.backend.ReleaseUnusedMemory()  # DALI has it, and without a GPU it does nothing
     pipelines = WeakSet[Any]()
@@ -216,16 +224,16 @@ def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
     monkeypatch.setattr(Dali, "_pipeline", noted)
     monkeypatch.setattr(Dali, "_release", release)
     config, cpu = Config(backend="dali", threads=1), torch.device("cpu")
-    evaluated = evaluation(config, source, ViewSpec(size=8), batch_size=5, device=cpu, dtype=torch.float32)
+    evaluated = evaluation(config, source, ViewSpec(size=8), batch_size=5, ranks=Ranks(device=cpu), dtype=torch.float32)
     assert len(list(evaluated)) == 4
     assert given_back == [True], "once, after the pipeline's end"
-    loader = training(config, source, SPECS[:1], batch_size=6, seed=0, device=cpu, dtype=torch.float32)
+    loader = training(config, source, SPECS[:1], batch_size=6, seed=0, ranks=Ranks(device=cpu), dtype=torch.float32)
     next(loader)
     loader.close()
-    assert given_back == [True], "the next batch will need it"
+    assert given_back == [True, True], "a run that goes on takes it again"
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    files = Source("file", 8, paths=[str(tmp_path / "a.png")])
-    backend = Dali(files, [ViewSpec(size=8)], seed=0, max_per_rank=1, device=cpu, num_threads=1)
+    files = by_path([tmp_path / "a.png"])
+    backend = Dali(files, [ViewSpec(size=8)], max_per_rank=1, device=cpu, num_threads=1)
     assert backend.unreadable(np.zeros(1, dtype=np.int64)) == {}
     assert given_back[-1], "after its look at the file"
 
@@ -235,7 +243,9 @@ def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
 def test_views_of_a_gpu_are_those_of_the_cpu(source: Source, backend: Any) -> None:
     def taken(device: torch.device) -> list[Any]:
         config = Config(backend=backend, threads=1)
-        loader = training(config, source, SPECS, batch_size=BATCH, seed=3, device=device, dtype=torch.float32)
+        loader = training(
+            config, source, SPECS, batch_size=BATCH, seed=3, ranks=Ranks(device=device), dtype=torch.float32
+        )
         loader.num_draws = 5
         return [next(loader) for _ in range(3)]
 
@@ -250,8 +260,9 @@ def test_views_of_a_gpu_are_those_of_the_cpu(source: Source, backend: Any) -> No
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [TorchVision, Resident])
 def test_no_synchronizing_call_in_a_batch(source: Source, kind: Any) -> None:
-    backend = kind(source, SPECS, seed=3, device=CUDA, num_threads=0)
-    stream = backend.stream(Shuffled(num_samples=18, batch_size=BATCH, seed=3), 0, lambda index: index)
+    backend = kind(source, SPECS, device=CUDA, num_threads=0)
+    order = Shuffled(num_samples=18, batch_size=BATCH, seed=3)
+    stream = backend.stream(Planner(order=order, specs=SPECS, seed=3), 0)
     next(stream)
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

@@ -17,10 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kit.sources import by_path, in_memory, pixels_of
 from sslx.data.backends.dali import Dali
 from sslx.data.backends.resident import Resident
 from sslx.data.backends.torchvision import TorchVision, read
 from sslx.data.order import Sequential
+from sslx.data.planner import Planner
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
 
@@ -55,12 +57,13 @@ def spec_of(size: int, recipe: Augment | None, **more: float) -> ViewSpec:
 def views_of(kind: type[Dali] | type[TorchVision] | type[Resident], source: Source, spec: ViewSpec) -> Tensor:
     number = len(source)
     if kind is Dali:
-        backend = Dali(source, [spec], seed=5, max_per_rank=number, device=CPU, num_threads=1)
+        backend = Dali(source, [spec], max_per_rank=number, device=CPU, num_threads=1)
     elif kind is Resident:
-        backend = Resident(source, [spec], seed=5, device=CPU, num_threads=1)
+        backend = Resident(source, [spec], device=CPU, num_threads=1)
     else:
-        backend = TorchVision(source, [spec], seed=5, device=CPU, num_threads=0)
-    (view,), _ = next(backend.stream(Sequential(num_samples=number, per_rank=number), 0, lambda index: index))
+        backend = TorchVision(source, [spec], device=CPU, num_threads=0)
+    planner = Planner(order=Sequential(num_samples=number, per_rank=number), specs=[spec], seed=5)
+    (view,) = next(backend.stream(planner, 0)).views
     return view
 
 
@@ -70,25 +73,24 @@ def both(source: Source, spec: ViewSpec) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def varied(folder: Path) -> Source:
-    return Source("varied", 32, paths=sorted(str(path) for path in folder.rglob("*.*")))
+    return by_path(sorted(folder.rglob("*.*")))
 
 
 @pytest.fixture(scope="module", params=SIDES)
 def square(request: pytest.FixtureRequest, picture: Picture) -> Source:
     side = request.param
-    return Source("square", side, pixels=np.stack([picture(i, side, side) for i in range(24)]))
+    return in_memory(np.stack([picture(i, side, side) for i in range(24)]), size=side)
 
 
 def untouched(source: Source) -> Tensor:
-    assert source.pixels is not None
-    return torch.from_numpy(source.pixels).permute(0, 3, 1, 2).float()
+    return torch.from_numpy(pixels_of(source)).permute(0, 3, 1, 2).float()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_operation_by_itself(square: Source, operation: str) -> None:
     """On the whole image at its own size, so that nothing is resized."""
     changes, mean, largest = OPERATIONS[operation]
-    spec = spec_of(square.size, augment(min_scale=1.0, max_ratio=1.0, **changes))
+    spec = spec_of(square.facts.size, augment(min_scale=1.0, max_ratio=1.0, **changes))
     dali, torchvision = both(square, spec)
     difference = (dali - torchvision).abs()
     assert difference.mean() <= mean
@@ -100,7 +102,7 @@ def test_each_operation_by_itself(square: Source, operation: str) -> None:
 
 
 def test_the_whole_image_at_its_own_size_is_itself(square: Source) -> None:
-    for view in both(square, spec_of(square.size, augment(min_scale=1.0, max_ratio=1.0))):
+    for view in both(square, spec_of(square.facts.size, augment(min_scale=1.0, max_ratio=1.0))):
         torch.testing.assert_close(view, untouched(square), rtol=0, atol=1e-4)
 
 
@@ -149,7 +151,7 @@ def test_everything_but_hue(varied: Source, side: int) -> None:
 
 def test_gray_after_saturation_differs_by_the_clipping_between_them(square: Source) -> None:
     recipe = augment(brightness=0.8, contrast=0.8, saturation=0.8, gray=1.0, min_scale=1.0, max_ratio=1.0)
-    dali, torchvision = both(square, spec_of(square.size, recipe))
+    dali, torchvision = both(square, spec_of(square.facts.size, recipe))
     difference = (dali - torchvision).abs().mean((1, 2, 3))
     assert difference.mean() < 3.5
     assert difference.max() < 12
@@ -159,7 +161,7 @@ def test_gray_after_saturation_differs_by_the_clipping_between_them(square: Sour
 @pytest.mark.parametrize(("strength", "most"), [(0.1, 0.85), (0.2, 0.65), (0.5, 0.35)])
 def test_hue_differs_by_a_known_share_of_its_effect(square: Source, strength: float, most: float) -> None:
     """Turning RGB about the gray axis is not HSV's hue, but always nearer to it than leaving hue as it is."""
-    spec = spec_of(square.size, augment(hue=strength, min_scale=1.0, max_ratio=1.0))
+    spec = spec_of(square.facts.size, augment(hue=strength, min_scale=1.0, max_ratio=1.0))
     dali, torchvision = both(square, spec)
     effect = (torchvision - untouched(square)).abs().mean((1, 2, 3))
     share = (dali - torchvision).abs().mean((1, 2, 3)) / effect
@@ -178,7 +180,7 @@ def test_hue_turns_as_in_hsv(square: Source) -> None:
 
     assert square.pixels is not None
     pixels = torch.from_numpy(square.pixels)
-    spec = spec_of(square.size, augment(hue=0.5))
+    spec = spec_of(square.facts.size, augment(hue=0.5))
     drawn = views.draw(spec, 0, 0, np.arange(len(pixels)), 0)
     for third in (-1 / 3, 1 / 3):
         hue = np.full(len(pixels), third, dtype=np.float32)
@@ -236,7 +238,7 @@ def test_resident_evaluation_views_are_torchvisions_to_its_rounding(varied: Sour
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_resident_operation(square: Source, operation: str) -> None:
     changes, mean, largest = OPERATIONS[operation]
-    spec = spec_of(square.size, augment(min_scale=1.0, max_ratio=1.0, **changes))
+    spec = spec_of(square.facts.size, augment(min_scale=1.0, max_ratio=1.0, **changes))
     difference = (views_of(Resident, square, spec) - views_of(TorchVision, square, spec)).abs()
     assert difference.mean() <= mean + 1e-4
     assert difference.max() <= largest + 0.8  # torchvision cuts off to whole levels, here nothing is rounded
@@ -317,7 +319,7 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_is_read_alike(files: Any, kind: str) -> None:
     path, expected = files[kind]
-    source = Source("files", 32, paths=[str(path)])
+    source = by_path([path])
     image = read(source, 0)
     assert image.dtype == torch.uint8
     assert image.shape == (3, *expected.shape[:2])

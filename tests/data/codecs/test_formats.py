@@ -12,11 +12,13 @@ import torch
 
 from kit.image_files import SIDE, Array, all_kinds, encoded, png, smooth, tiff
 from kit.processes import Record
+from kit.sources import by_path, folder, paths_of
 from sslx.data import Config, evaluation, sources
 from sslx.data.codecs import formats, headers, levels
 from sslx.data.codecs.headers import Unreadable
-from sslx.data.sources import Source
+from sslx.data.sources import Files
 from sslx.data.views import ViewSpec
+from sslx.distributed import Ranks
 from sslx.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -30,14 +32,19 @@ def test_every_kind_is_the_picture_it_was_made_from_or_refused_on_every_backend(
     for name, (content, _) in kinds.items():
         (tmp_path / name).write_bytes(content)
     names = sorted(kinds)
-    source = Source("odd", SIDE, paths=[str(tmp_path / name) for name in names])
+    source = by_path([tmp_path / name for name in names], size=SIDE)
     spec = ViewSpec(size=SIDE, augment=None, center=1.0, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
     refused = {name for name, (_, expected) in kinds.items() if isinstance(expected, str)}
     lines: list[list[str]] = []
     for backend in BACKENDS:
         said: list[str] = []
         config = Config(backend=backend, threads=int(backend == "dali"), max_bad=1.0)
-        arguments: dict[str, Any] = {"batch_size": 32, "device": CPU, "dtype": torch.float32, "say": said.append}
+        arguments: dict[str, Any] = {
+            "batch_size": 32,
+            "ranks": Ranks(device=CPU),
+            "dtype": torch.float32,
+            "say": said.append,
+        }
         loader = evaluation(config, source, spec, **arguments)
         views: dict[str, Array] = {}
         for batch in loader:
@@ -85,13 +92,13 @@ def test_twelve_bits_in_sixteen_keep_their_contrast_and_that_is_said(tmp_path: P
     images = {f"{i}.tif": tiff(v) for i, v in enumerate(values[:2])}
     images |= {f"{i}.png": png(v, 16, 0) for i, v in enumerate(values[2:], 2)}
     said: list[str] = []
-    config = Config(source="folder", root=folder_of(tmp_path, images), backend=backend, threads=int(backend == "dali"))
-    source = sources.build(config, "pretrain", say=said.append)
+    config = Config(backend=backend, threads=int(backend == "dali"))
+    source = sources.build(folder(folder_of(tmp_path, images)), "pretrain", config, say=said.append)
     assert [line for line in said if "--data.range" in line] == [
         "16-bit images use 0 to 4095: 0 is taken as black, 4095 as white (--data.range LOW HIGH for others)"
     ]
     spec = ViewSpec(size=SIDE, augment=None, center=1.0, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
-    (batch,) = evaluation(config, source, spec, batch_size=4, device=CPU, dtype=torch.float32)
+    (batch,) = evaluation(config, source, spec, batch_size=4, ranks=Ranks(device=CPU), dtype=torch.float32)
     for value, view in zip(values, batch.views[0], strict=True):
         expected = np.rint(value[..., 0] / 4095 * 255).astype(np.float32)
         assert np.abs(view.numpy() - expected).max() <= 0.51
@@ -100,10 +107,9 @@ def test_twelve_bits_in_sixteen_keep_their_contrast_and_that_is_said(tmp_path: P
 def test_a_chosen_range_is_taken_as_it_is_and_nothing_is_said(tmp_path: Path) -> None:
     values = np.array([[[0], [1000], [2000], [3000], [9000]]], dtype=np.uint16)
     said: list[str] = []
-    config = Config(source="folder", root=folder_of(tmp_path, {"a.tif": tiff(values)}), range=(1000, 3000))
-    source = sources.build(config, "pretrain", say=said.append)
-    assert source.paths is not None
-    assert formats.read(source.paths[0], source.levels)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    config = Config(range=(1000, 3000))
+    source = sources.build(folder(folder_of(tmp_path, {"a.tif": tiff(values)})), "pretrain", config, say=said.append)
+    assert formats.read(paths_of(source)[0], source.levels)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
     assert not any("range" in line for line in said)
     for wrong in ((3, 3), (5, 1), (0, float("inf")), (float("nan"), 1)):
         with pytest.raises(ConfigError, match=r"--data\.range takes two finite numbers"):
@@ -114,9 +120,11 @@ def test_test_images_are_scaled_as_the_training_images_are(tmp_path: Path) -> No
     rng = np.random.default_rng()
     images = {f"train/{label}/{i}.tif": tiff(twelve_bits(rng)) for label in "ab" for i in range(3)}
     images |= {f"test/{label}/0.tif": tiff(twelve_bits(rng, top=300)) for label in "ab"}  # dark ones
-    config = Config(source="folder", root=folder_of(tmp_path, images))
+    config = folder(folder_of(tmp_path, images))
     train = sources.build(config, "train")
-    test = sources.build(config, "test", classes=train.classes, levels=train.levels)
+    test = sources.build(config, "test", training=train)
+    assert isinstance(train, Files)
+    assert isinstance(test, Files)
     assert test.levels == train.levels == formats.Levels(measured={"16-bit": (0, 4095)})
 
 
@@ -138,7 +146,7 @@ def test_test_images_are_scaled_as_the_training_images_are(tmp_path: Path) -> No
 def test_what_is_measured(tmp_path: Path, values: Array, kind: str, expected: tuple[float, float]) -> None:
     """A usual range of which more than half is used, or that of the values."""
     (tmp_path / "a.tif").write_bytes(tiff(values.reshape(1, -1, 1)))
-    assert levels.measure([str(tmp_path / "a.tif")]).measured == {kind: expected}
+    assert levels.measure(by_path([tmp_path / "a.tif"])).measured == {kind: expected}
 
 
 def test_an_image_that_was_not_measured_is_refused_unless_its_values_say_their_range(tmp_path: Path) -> None:
@@ -175,8 +183,10 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from sslx.data import Config, training
-from sslx.data.sources import Source
+from sslx.data.facts import Facts
+from sslx.data.sources import Files
 from sslx.data.views import Augment, ViewSpec
+from sslx.distributed import Ranks
 root, rng = Path(sys.argv[1]), np.random.default_rng()
 paths = [str(root / f"{i:02}.jpg") for i in range(96)]
 for i, path in enumerate(paths):
@@ -193,7 +203,8 @@ spoil(40, lambda content: b"GIF89a" + rng.bytes(900))
 said = []
 config = Config(backend="dali", threads=2, max_bad=0.5)
 spec = ViewSpec(size=16, augment=Augment(hue=0, gray=0, blur=0))
-loader = training(config, Source("x", 16, paths=paths), [spec], batch_size=48, seed=0, device=torch.device("cpu"),
+source = Files(name="junk", facts=Facts(num_samples=96, size=32), paths=paths)
+loader = training(config, source, [spec], batch_size=48, seed=0, ranks=Ranks(device=torch.device("cpu")),
                   dtype=torch.float32, say=said.append)
 [next(loader) for _ in range(4)]
 assert sorted(loader.bad) == [10, 20, 21, 30, 31, 40], loader.bad
@@ -220,9 +231,9 @@ def test_names_of_any_bytes_are_read_and_told_in_one_line(tmp_path: Path, backen
     for name in names:
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
             file.write(encoded(smooth(rng), "JPEG"))
-    config = Config(source="folder", root=tmp_path, backend=backend, threads=int(backend == "dali"), max_bad=0.5)
-    source = sources.build(config, "pretrain")
-    arguments: dict[str, Any] = {"batch_size": 5, "device": CPU, "dtype": torch.float32}
+    config = Config(backend=backend, threads=int(backend == "dali"), max_bad=0.5)
+    source = sources.build(folder(tmp_path), "pretrain")
+    arguments: dict[str, Any] = {"batch_size": 5, "ranks": Ranks(device=CPU), "dtype": torch.float32}
     said: list[str] = []
     loader = evaluation(config, source, ViewSpec(size=16), **arguments, say=said.append)
     assert len(next(loader).index) == 5

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslx.data import Config, sources
+from kit.sources import folder
+from sslx.data import sources
 from sslx.data.sources import sides
 
 
@@ -53,7 +54,7 @@ def test_a_file_of_several_pages_is_noticed(suffix: str, tmp_path: Path):
         pages[0].save(path, save_all=path == several, append_images=pages[1:] if path == several else [])
     assert sides.suitable([*paths, str(one)])[1] == ""
     assert sides.suitable([*paths, str(several)])[1] == str(several)
-    source = sources.build(Config(source="folder", root=str(tmp_path)), "pretrain")
+    source = sources.build(folder(tmp_path), "pretrain")
     assert f"several{suffix} holds several pages or frames: only the first of each such file is read" in "\n".join(
         source.notes
     )

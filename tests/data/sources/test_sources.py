@@ -14,7 +14,10 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from sslx.data.sources import Config, Source, build
+from kit.sources import folder, paths_of, pixels_of
+from sslx.data import sources
+from sslx.data.sources import Source, build, cifar10, digits, fashion_mnist, stl10, synthetic
+from sslx.data.sources.folder import Config as Folder
 from sslx.errors import ConfigError, DataError, MissingInput
 
 Picture = Callable[[int, int, int], npt.NDArray[np.uint8]]
@@ -40,8 +43,7 @@ def make(tmp_path: Path, picture: Picture) -> Make:
 
 
 def names(source: Source, root: Path) -> list[str]:
-    assert source.paths is not None
-    return [os.path.relpath(path, root) for path in source.paths]
+    return [os.path.relpath(path, root) for path in paths_of(source)]
 
 
 def one_line(caught: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
@@ -57,40 +59,36 @@ def one_line(caught: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
 def test_digits_are_cut_class_by_class_into_disjoint_splits() -> None:
     from sklearn.datasets import load_digits
 
-    train, test = build(Config(), "train"), build(Config(), "test")
-    assert train.labels is not None
-    assert test.labels is not None
-    assert train.pixels is not None
-    assert test.pixels is not None
-    assert train.pixels.shape == (len(train), 8, 8, 3)
-    assert train.pixels.dtype == np.uint8
-    assert train.pixels.max() == 255
+    train, test = build(digits.Config(), "train"), build(digits.Config(), "test")
+    assert train.facts.labels is not None
+    assert test.facts.labels is not None
+    assert pixels_of(train).shape == (len(train), 8, 8, 3)
+    assert pixels_of(train).dtype == np.uint8
+    assert pixels_of(train).max() == 255
     assert len(train) + len(test) == 1797
-    assert train.classes == test.classes == tuple("0123456789")
+    assert train.facts.classes == test.facts.classes == tuple("0123456789")
     every = np.bincount(load_digits().target)
-    np.testing.assert_array_equal(np.bincount(test.labels), every // 5)
-    np.testing.assert_array_equal(np.bincount(train.labels), every - every // 5)
-    np.testing.assert_array_equal(build(Config(), "pretrain").pixels, train.pixels)
+    np.testing.assert_array_equal(np.bincount(test.facts.labels), every // 5)
+    np.testing.assert_array_equal(np.bincount(train.facts.labels), every - every // 5)
+    np.testing.assert_array_equal(pixels_of(build(digits.Config(), "pretrain")), pixels_of(train))
     # The same images with the same labels as scikit-learn's, none twice: the splits are disjoint.
-    ours = [(p[..., 0].tobytes(), y) for s in (train, test) for p, y in zip(s.pixels, s.labels, strict=True)]  # pyright: ignore[reportArgumentType]
+    ours = [(p[..., 0].tobytes(), y) for s in (train, test) for p, y in zip(pixels_of(s), s.facts.labels, strict=True)]  # pyright: ignore[reportArgumentType]
     scaled = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
     assert sorted(ours) == sorted((p.tobytes(), y) for p, y in zip(scaled, load_digits().target, strict=True))
 
 
 def test_synthetic_images_are_the_same_each_time() -> None:
-    config = Config(source="synthetic", num_synthetic=130)
+    config = synthetic.Config(num_samples=130)
     first, again, test = build(config, "train"), build(config, "train"), build(config, "test")
-    assert first.pixels is not None
-    assert first.pixels.shape == (130, 64, 64, 3)
-    np.testing.assert_array_equal(first.pixels, again.pixels)
-    np.testing.assert_array_equal(first.labels, np.arange(130) % 10)
-    assert (first.pixels != test.pixels).mean() > 0.5
-    assert len(np.unique(first.pixels.reshape(130, -1), axis=0)) == 130
-    more = build(Config(source="synthetic", num_synthetic=200), "train")
-    assert more.pixels is not None
-    np.testing.assert_array_equal(more.pixels[:130], first.pixels)
-    with pytest.raises(ConfigError, match=r"num-synthetic must be at least 1, not 0"):
-        build(Config(source="synthetic", num_synthetic=0), "train")
+    assert pixels_of(first).shape == (130, 64, 64, 3)
+    np.testing.assert_array_equal(pixels_of(first), pixels_of(again))
+    np.testing.assert_array_equal(first.facts.labels, np.arange(130) % 10)
+    assert (pixels_of(first) != pixels_of(test)).mean() > 0.5
+    assert len(np.unique(pixels_of(first).reshape(130, -1), axis=0)) == 130
+    more = build(synthetic.Config(num_samples=200), "train")
+    np.testing.assert_array_equal(pixels_of(more)[:130], pixels_of(first))
+    with pytest.raises(ConfigError, match=r"num-samples must be at least 1, not 0"):
+        build(synthetic.Config(num_samples=0), "train")
 
 
 # ---- folders
@@ -99,24 +97,24 @@ def test_synthetic_images_are_the_same_each_time() -> None:
 def test_class_folders(make: Make) -> None:
     root = make("dog/2.JPG", "dog/1.png", "cat/x.JPEG", "cat/deep/er/y.PNG", "cat/notes.txt", "zebra/.hidden.jpg")
     make(".cache/thumb.jpg", "dog/.DS_Store", "cat/.trash/z.jpg")
-    source = build(Config(source="folder", root=root), "train")
+    source = build(folder(root), "train")
     assert names(source, root) == ["cat/deep/er/y.PNG", "cat/x.JPEG", "dog/1.png", "dog/2.JPG"]
-    assert source.classes == ("cat", "dog")
-    np.testing.assert_array_equal(source.labels, [0, 0, 1, 1])
-    assert source.labels is not None
-    assert source.labels.dtype == np.int64
+    assert source.facts.classes == ("cat", "dog")
+    np.testing.assert_array_equal(source.facts.labels, [0, 0, 1, 1])
+    assert source.facts.labels is not None
+    assert source.facts.labels.dtype == np.int64
     assert source.describe() == f"{root}: 4 images, 2 classes (cat, dog)"
-    part = source.subset(np.array([3, 0]))
+    part = source.take(np.array([3, 0]))
     assert names(part, root) == ["dog/2.JPG", "cat/deep/er/y.PNG"]
-    np.testing.assert_array_equal(part.labels, [1, 0])
+    np.testing.assert_array_equal(part.facts.labels, [1, 0])
 
 
 def test_images_right_in_the_folder_are_unlabeled(make: Make) -> None:
     root = make("b.jpg", "a.png", "sub/c.jpg")
-    source = build(Config(source="folder", root=root), "pretrain")
+    source = build(folder(root), "pretrain")
     assert names(source, root) == ["a.png", "b.jpg", "sub/c.jpg"]
-    assert source.labels is None
-    assert source.classes is None
+    assert source.facts.labels is None
+    assert source.facts.classes is None
     assert "3 images, unlabeled: 2 images such as a.png lie beside the folders" in source.describe()
 
 
@@ -125,64 +123,65 @@ def test_split_subfolders(make: Make, held_out: str) -> None:
     root = make(
         "train/cat/1.jpg", "train/dog/2.jpg", "train/owl/3.jpg", f"{held_out}/owl/4.jpg", f"{held_out}/cat/5.jpg"
     )
-    config = Config(source="folder", root=root)
+    config = folder(root)
     train = build(config, "train")
     assert names(train, root) == ["train/cat/1.jpg", "train/dog/2.jpg", "train/owl/3.jpg"]
     assert names(build(config, "pretrain"), root) == names(train, root)
-    test = build(config, "test", classes=train.classes)
+    test = build(config, "test", training=train)
     assert names(test, root) == [f"{held_out}/cat/5.jpg", f"{held_out}/owl/4.jpg"]
-    assert test.classes == train.classes == ("cat", "dog", "owl")
-    np.testing.assert_array_equal(test.labels, [0, 2])
+    assert test.facts.classes == train.facts.classes == ("cat", "dog", "owl")
+    np.testing.assert_array_equal(test.facts.labels, [0, 2])
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
 def test_a_test_folder_beside_the_classes_is_not_trained_on(make: Make, held_out: str) -> None:
     root = make("cat/1.jpg", "dog/2.jpg", f"{held_out}/cat/3.jpg")
-    config = Config(source="folder", root=root)
+    config = folder(root)
     train = build(config, "pretrain")
     assert names(train, root) == ["cat/1.jpg", "dog/2.jpg"]
-    assert train.classes == ("cat", "dog")
-    assert names(build(config, "test", classes=train.classes), root) == [f"{held_out}/cat/3.jpg"]
+    assert train.facts.classes == ("cat", "dog")
+    assert names(build(config, "test", training=train), root) == [f"{held_out}/cat/3.jpg"]
 
 
 def test_a_test_root_of_its_own(make: Make, tmp_path: Path) -> None:
     root = make("cat/1.jpg", "dog/2.jpg", "../held_out/dog/3.jpg")
-    source = build(Config(source="folder", root=root, test_root=tmp_path / "held_out"), "test", classes=("cat", "dog"))
-    np.testing.assert_array_equal(source.labels, [1])
+    source = build(folder(root, test_root=tmp_path / "held_out"), "test", training=build(folder(root), "train"))
+    np.testing.assert_array_equal(source.facts.labels, [1])
     with pytest.raises(MissingInput) as caught:
-        build(Config(source="folder", root=root, test_root=tmp_path / "nowhere"), "test")
-    one_line(caught, str(tmp_path / "nowhere"), "--data.test-root")
+        build(folder(root, test_root=tmp_path / "nowhere"), "test")
+    one_line(caught, str(tmp_path / "nowhere"), "--source.test-root")
     with pytest.raises(MissingInput) as caught:
-        build(Config(source="folder", root=root), "test")
-    one_line(caught, str(root), "no folder named test", "--data.test-root")
+        build(folder(root), "test")
+    one_line(caught, str(root), "no folder named test", "--source.test-root")
 
 
 def test_a_test_class_that_training_has_not(make: Make) -> None:
     root = make("train/cat/1.jpg", "train/dog/2.jpg", "test/wolf/3.jpg")
+    train = build(folder(root), "train")
     with pytest.raises(DataError) as caught:
-        build(Config(source="folder", root=root), "test", classes=("cat", "dog"))
+        build(folder(root), "test", training=train)
     one_line(caught, "'wolf'", str(root / "test"))
 
 
 def test_folders_that_are_not_there_or_hold_nothing(make: Make, tmp_path: Path) -> None:
     with pytest.raises(MissingInput) as caught:
-        build(Config(source="folder", root=tmp_path / "no" / "where"), "train")
-    one_line(caught, str(tmp_path / "no" / "where"), f"nearest that does: {tmp_path})", "--data.root")
+        build(folder(tmp_path / "no" / "where"), "train")
+    one_line(caught, str(tmp_path / "no" / "where"), f"nearest that does: {tmp_path})", "--source.root")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(MissingInput) as caught:
-        build(Config(source="folder", root=empty), "train")
-    one_line(caught, str(empty), "nothing", "--data.root")
+        build(folder(empty), "train")
+    one_line(caught, str(empty), "nothing", "--source.root")
     with pytest.raises(MissingInput) as caught:
-        build(Config(source="folder", root=make("cat/1.jpg"), test_root=empty), "test")
-    one_line(caught, str(empty), "--data.test-root")
+        build(folder(make("cat/1.jpg"), test_root=empty), "test")
+    one_line(caught, str(empty), "--source.test-root")
     texts = make("../texts/readme.txt", "../texts/notes/a.md").parent / "texts"
     with pytest.raises(MissingInput) as caught:
-        build(Config(source="folder", root=texts), "train")
-    one_line(caught, str(texts), ".md: 1 (notes/a.md); .txt: 1 (readme.txt)", "--data.root")
+        build(folder(texts), "train")
+    one_line(caught, str(texts), ".md: 1 (notes/a.md); .txt: 1 (readme.txt)", "--source.root")
     with pytest.raises(ConfigError) as config_error:
-        build(Config(source="folder"), "train")
-    one_line(config_error, "--data.root")
+        build(Folder(), "train")
+    one_line(config_error, "--source.root")
 
 
 def test_links_are_followed_but_not_in_circles(make: Make, tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ def test_links_are_followed_but_not_in_circles(make: Make, tmp_path: Path) -> No
     (root / "zebra").symlink_to(tmp_path / "elsewhere")  # the same images are read once, under the first name
     (root / "cat" / "up").symlink_to(root)
     (root / "cat" / "again").symlink_to(root)  # two circles: 2^40 ways to go round before the system stops it
-    source = build(Config(source="folder", root=root), "train")
+    source = build(folder(root), "train")
     assert names(source, root) == ["cat/1.jpg", "dog/2.jpg"]
 
 
@@ -227,13 +226,13 @@ def test_cifar(name: Any, kind: Any, tmp_path: Path, picture: Picture, monkeypat
     monkeypatch.setattr(kind, "train_list", [list(part) for part in written[:-1]])
     monkeypatch.setattr(kind, "test_list", [list(written[-1])])
     monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": meta[1]})
-    config = Config(source=name, root=tmp_path)
+    config = sources.config(name)(name=name, root=tmp_path)
     for split, chosen in (("pretrain", slice(0, 6)), ("train", slice(0, 6)), ("test", slice(6, 8))):
         source = build(config, split)  # pyright: ignore[reportArgumentType]
-        np.testing.assert_array_equal(source.pixels, images[chosen])
-        np.testing.assert_array_equal(source.labels, labels[chosen])
-        assert source.classes == tuple(classes)
-        assert source.size == 32
+        np.testing.assert_array_equal(pixels_of(source), images[chosen])
+        np.testing.assert_array_equal(source.facts.labels, labels[chosen])
+        assert source.facts.classes == tuple(classes)
+        assert source.facts.size == 32
 
 
 def test_fashion_mnist(tmp_path: Path, picture: Picture) -> None:
@@ -246,13 +245,13 @@ def test_fashion_mnist(tmp_path: Path, picture: Picture) -> None:
         header = struct.pack(">IIII", 0x803, number, 28, 28)
         (raw / f"{name}-images-idx3-ubyte").write_bytes(header + gray[part].tobytes())
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, number) + labels[part].tobytes())
-    config = Config(source="fashion_mnist", root=tmp_path)
+    config = fashion_mnist.Config(root=tmp_path)
     train, test = build(config, "pretrain"), build(config, "test")
-    np.testing.assert_array_equal(train.pixels, np.repeat(gray[:5, ..., None], 3, axis=-1))
-    np.testing.assert_array_equal(test.labels, labels[5:])
-    assert train.size == 32
-    assert train.classes is not None
-    assert train.classes[9] == "Ankle boot"
+    np.testing.assert_array_equal(pixels_of(train), np.repeat(gray[:5, ..., None], 3, axis=-1))
+    np.testing.assert_array_equal(test.facts.labels, labels[5:])
+    assert train.facts.size == 32
+    assert train.facts.classes is not None
+    assert train.facts.classes[9] == "Ankle boot"
 
 
 def test_stl10(tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,28 +273,28 @@ def test_stl10(tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
     for member in ("train_list", "test_list"):
         listed = [[n, digest(base / n)] for n, _ in getattr(datasets.STL10, member)]
         monkeypatch.setattr(datasets.STL10, member, listed)
-    config = Config(source="stl10", root=tmp_path)
+    config = stl10.Config(root=tmp_path)
     pretrain, train, test = (build(config, split) for split in ("pretrain", "train", "test"))
-    np.testing.assert_array_equal(pretrain.pixels, images[:5])
-    assert pretrain.labels is None
-    np.testing.assert_array_equal(train.pixels, images[:2])
-    np.testing.assert_array_equal(train.labels, [0, 9])
-    np.testing.assert_array_equal(test.pixels, images[5:])
-    np.testing.assert_array_equal(test.labels, [3])
-    assert train.size == 96
-    assert train.classes == test.classes == tuple(f"class{i}" for i in range(10))
+    np.testing.assert_array_equal(pixels_of(pretrain), images[:5])
+    assert pretrain.facts.labels is None
+    np.testing.assert_array_equal(pixels_of(train), images[:2])
+    np.testing.assert_array_equal(train.facts.labels, [0, 9])
+    np.testing.assert_array_equal(pixels_of(test), images[5:])
+    np.testing.assert_array_equal(test.facts.labels, [3])
+    assert train.facts.size == 96
+    assert train.facts.classes == test.facts.classes == tuple(f"class{i}" for i in range(10))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist", "stl10"])
 def test_a_data_set_that_is_not_there(name: Any, tmp_path: Path) -> None:
     for split in ("pretrain", "train", "test"):
         with pytest.raises(MissingInput) as caught:
-            build(Config(source=name, root=tmp_path / "data"), split)
-        one_line(caught, name, str(tmp_path / "data"), "--data.root", "--data.download")
+            build(sources.config(name)(name=name, root=tmp_path / "data"), split)
+        one_line(caught, name, str(tmp_path / "data"), "--source.root", "--source.download")
 
 
 def test_a_damaged_data_set_is_not_read(tmp_path: Path) -> None:
     dump(tmp_path / "cifar-10-batches-py" / "data_batch_1", {"data": [], "labels": []})
     with pytest.raises(MissingInput) as caught:
-        build(Config(source="cifar10", root=tmp_path), "train")
-    one_line(caught, str(tmp_path), "--data.root")
+        build(cifar10.Config(root=tmp_path), "train")
+    one_line(caught, str(tmp_path), "--source.root")

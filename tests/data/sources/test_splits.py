@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslx.data.sources import Config, Source, build
+from kit.sources import folder, in_memory, paths_of
+from sslx.data.sources import Source, build, cifar10
 from sslx.data.sources.splits import kind_of, kinds_of
 from sslx.errors import ConfigError, DataError, MissingInput
 
@@ -31,11 +32,16 @@ def make(tmp_path: Path) -> Make:
 
 
 def trained_on(root: Path, **settings: Any) -> Source:
-    return build(Config(source="folder", root=root, **settings), "pretrain")
+    return build(folder(root, **settings), "pretrain")
 
 
 def names(source: Source, root: Path) -> list[str]:
-    return [os.path.relpath(path, root) for path in source.paths or ()]
+    return [os.path.relpath(path, root) for path in paths_of(source)]
+
+
+def classes(*names: str) -> Source:
+    """A training split with one image of each class."""
+    return in_memory(np.zeros((len(names), 8, 8, 3), dtype=np.uint8), np.arange(len(names)), names=names)
 
 
 def refused(root: Path, error: type[Exception], *parts: str, **settings: Any) -> None:
@@ -88,11 +94,11 @@ def test_splits_by_any_usual_name(make: Make, train: str, held_out: str) -> None
     (root / "labels" / "train" / "0.txt").write_text("0 0.5 0.5 1 1")
     source = trained_on(root)
     assert names(source, root) == [f"{train}/{label}/{i}.png" for label in ("cat", "dog") for i in "01"]
-    assert source.classes == ("cat", "dog")
+    assert source.facts.classes == ("cat", "dog")
     assert any("held out" in note and f"{Path(held_out).name}/" in note for note in source.notes)
-    test = build(Config(source="folder", root=root), "test", classes=source.classes)
+    test = build(folder(root), "test", training=source)
     assert names(test, root) == [f"{held_out}/{label}/{i}.png" for label in ("cat", "dog") for i in "01"]
-    np.testing.assert_array_equal(test.labels, source.labels)
+    np.testing.assert_array_equal(test.facts.labels, source.facts.labels)
 
 
 def test_a_name_that_only_holds_such_a_word_is_a_class(make: Make) -> None:
@@ -103,17 +109,17 @@ def test_a_name_that_only_holds_such_a_word_is_a_class(make: Make) -> None:
 
 def test_a_test_split_beside_the_root_is_named(make: Make) -> None:
     root = make("train/cat/1.png", "valid/cat/2.png") / "train"
-    with pytest.raises(MissingInput, match=r"\(beside it is valid\): give the folder with --data\.test-root"):
-        build(Config(source="folder", root=root), "test")
+    with pytest.raises(MissingInput, match=r"\(beside it is valid\): give the folder with --source\.test-root"):
+        build(folder(root), "test")
 
 
 def test_a_class_named_train_is_asked_about(make: Make) -> None:
     every = ["bus/1.png", "car/1.png", "train/1.png", "train/2.png"]
     root = make(*every)
-    refused(root, ConfigError, str(root), "train/", "bus/ and car/", "--data.splits folders", "--data.splits none")
+    refused(root, ConfigError, str(root), "train/", "bus/ and car/", "--source.splits folders", "--source.splits none")
     source = trained_on(root, splits="none")
     assert names(source, root) == every
-    assert source.classes == ("bus", "car", "train")
+    assert source.facts.classes == ("bus", "car", "train")
     source = trained_on(root, splits="folders")
     assert names(source, root) == every[2:]
     assert any("not trained on" in note and "bus/ and car/" in note for note in source.notes)
@@ -121,38 +127,38 @@ def test_a_class_named_train_is_asked_about(make: Make) -> None:
 
 def test_a_class_named_valid_is_asked_about(make: Make) -> None:
     root = make("invalid/1.png", "valid/2.png")
-    refused(root, ConfigError, "valid/", "--data.splits folders", "--data.splits none")
-    assert trained_on(root, splits="none").classes == ("invalid", "valid")
+    refused(root, ConfigError, "valid/", "--source.splits folders", "--source.splits none")
+    assert trained_on(root, splits="none").facts.classes == ("invalid", "valid")
     assert names(trained_on(root, splits="folders"), root) == ["invalid/1.png"]
-    with pytest.raises(MissingInput, match=r"--data\.splits none holds none out"):
-        build(Config(source="folder", root=root, splits="none"), "test")
+    with pytest.raises(MissingInput, match=r"--source\.splits none holds none out"):
+        build(folder(root, splits="none"), "test")
     root = make("../pets/cat/1.png", "../pets/dog/2.png", "../pets/valid/cat/3.png").parent / "pets"
     assert names(trained_on(root), root) == ["cat/1.png", "dog/2.png"]  # it holds classes itself: held out
 
 
 def test_images_beside_the_splits_are_asked_about(make: Make) -> None:
     root = make("train/cat/1.png", "test/cat/2.png", "preview.png")
-    refused(root, ConfigError, "train/", "images such as preview.png", "--data.splits folders")
+    refused(root, ConfigError, "train/", "images such as preview.png", "--source.splits folders")
     assert names(trained_on(root, splits="folders"), root) == ["train/cat/1.png"]
 
 
 def test_held_out_images_alone_are_not_trained_on_unasked(make: Make) -> None:
     root = make("Test/cat/1.png", "Test/dog/2.png")
     (root / "train").mkdir()
-    refused(root, ConfigError, "Test/", "held out", "--data.splits none")
+    refused(root, ConfigError, "Test/", "held out", "--source.splits none")
     assert len(trained_on(root, splits="none")) == 2
 
 
 def test_two_training_splits_are_asked_about(make: Make) -> None:
     root = make("train2014/1.png", "train2017/2.png", "val2017/3.png")
-    refused(root, ConfigError, "train2014/ and train2017/", "--data.root")
+    refused(root, ConfigError, "train2014/ and train2017/", "--source.root")
     assert names(trained_on(root / "train2014"), root) == ["train2014/1.png"]
 
 
 @pytest.mark.parametrize("deep", ["", "parts/"])
 def test_splits_within_class_folders_are_asked_about(make: Make, deep: str) -> None:
     root = make("one/1.png", f"bottle/{deep}train/2.png", f"bottle/{deep}test/3.png", "cable/4.png")
-    refused(root, ConfigError, f"bottle/{deep}test", "--data.splits none", str(root / "bottle" / deep))
+    refused(root, ConfigError, f"bottle/{deep}test", "--source.splits none", str(root / "bottle" / deep))
     assert len(trained_on(root, splits="none")) == 4
     assert names(trained_on(root / "bottle"), root) == [f"bottle/{deep}train/2.png"]
 
@@ -166,7 +172,7 @@ def test_a_held_out_name_further_down_is_told(make: Make) -> None:
 
 def test_the_labeled_test_split_is_probed_on(make: Make) -> None:
     root = make("train/cat/1.png", "test/2.png", "val/cat/3.png")
-    test = build(Config(source="folder", root=root), "test", classes=("cat",))
+    test = build(folder(root), "test", training=classes("cat"))
     assert names(test, root) == ["val/cat/3.png"]
     assert names(trained_on(root), root) == ["train/cat/1.png"]
 
@@ -176,8 +182,8 @@ def test_a_named_test_split_is_never_trained_on(make: Make, splits: Any) -> None
     root = make("cat/1.png", "dog/2.png", "extra/cat/3.png", "extra/dog/4.png")
     settings = {"test_root": root / "extra", "splits": splits}
     assert names(trained_on(root, **settings), root) == ["cat/1.png", "dog/2.png"]
-    refused(root, ConfigError, "--data.test-root", str(root), test_root=root, splits=splits)
-    refused(root / "cat", ConfigError, "--data.test-root", "holds the training images", test_root=root, splits=splits)
+    refused(root, ConfigError, "--source.test-root", str(root), test_root=root, splits=splits)
+    refused(root / "cat", ConfigError, "--source.test-root", "holds the training images", test_root=root, splits=splits)
 
 
 def test_no_link_leads_to_held_out_images(make: Make) -> None:
@@ -189,8 +195,8 @@ def test_no_link_leads_to_held_out_images(make: Make) -> None:
     (other / "test").symlink_to(other / "train")
     assert names(trained_on(other), other) == ["train/cat/1.png"]
     assert "no test split, but the training images by another name: test/" in trained_on(other).notes
-    with pytest.raises(MissingInput, match=r"--data\.test-root"):
-        build(Config(source="folder", root=other), "test")
+    with pytest.raises(MissingInput, match=r"--source\.test-root"):
+        build(folder(other), "test")
 
 
 # ---- what is said of the rest
@@ -202,7 +208,7 @@ def notes(source: Source) -> str:
 
 def test_a_stray_image_that_turns_labels_off_is_told(make: Make) -> None:
     source = trained_on(make("cat/1.png", "dog/2.png", "stray.png"))
-    assert source.labels is None
+    assert source.facts.labels is None
     assert source.describe().endswith("3 images, unlabeled: stray.png lies beside the folders")
     assert trained_on(make() / "cat").describe().endswith("1 image, unlabeled: no class folders")
 
@@ -229,7 +235,7 @@ def test_files_that_are_not_taken_are_told_with_the_reason(make: Make) -> None:
 def test_one_folder_of_folders_is_told(make: Make) -> None:
     root = make("photos/cat/1.png", "photos/dog/2.png")
     assert f"one class: give {root / 'photos'}" in notes(trained_on(root))
-    assert trained_on(make() / "photos").classes == ("cat", "dog")
+    assert trained_on(make() / "photos").facts.classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize("marker", ["run_id", "status.json"])
@@ -241,7 +247,7 @@ def test_run_folders_of_sslx_are_no_images(make: Make, marker: str) -> None:
     (root / "cat" / "config.json").write_text("{}")  # alone it is anyone's
     source = trained_on(root)
     assert names(source, root) == ["cat/1.png", "cat/config.json.png", "dog/2.png"]
-    assert source.classes == ("cat", "dog")
+    assert source.facts.classes == ("cat", "dog")
     assert "run folders of sslx: 2 (such as runs/a/)" in notes(source)
     refused(root / "runs" / "a", Exception, "no images", "run folders of sslx")
 
@@ -249,12 +255,12 @@ def test_run_folders_of_sslx_are_no_images(make: Make, marker: str) -> None:
 def test_names_of_any_bytes_are_read_and_shown_in_one_line(make: Make) -> None:
     root = make(os.fsdecode(b"caf\xe9/1.png"), "new\nline/2.png", "[red]x/3.png", "x/\u202eodd.gif")
     source = trained_on(root)
-    assert source.classes == ("[red]x", r"caf\xe9", r"new\nline")
-    np.testing.assert_array_equal(source.labels, [0, 1, 2])
+    assert source.facts.classes == ("[red]x", r"caf\xe9", r"new\nline")
+    np.testing.assert_array_equal(source.facts.labels, [0, 1, 2])
     for line in (source.describe(), *source.notes):
         line.encode()
         assert line.isprintable()
-    test = build(Config(source="folder", root=root, test_root=root / "new\nline"), "test")
+    test = build(folder(root, test_root=root / "new\nline"), "test")
     assert test.describe().isprintable()
 
 
@@ -265,12 +271,12 @@ def test_test_images_of_classes_that_training_lacks_are_left_out_and_told(make: 
     root = make("train/cat/1.png", "train/dog/2.png", "test/dog/3.png", "test/cat/4.png", "test/wolf/5.png")
     make("test/wolf/6.png", "test/aardvark/7.png")
     train = trained_on(root)
-    test = build(Config(source="folder", root=root), "test", classes=train.classes)
+    test = build(folder(root), "test", training=train)
     assert names(test, root) == ["test/cat/4.png", "test/dog/3.png"]
-    np.testing.assert_array_equal(test.labels, [0, 1])
+    np.testing.assert_array_equal(test.facts.labels, [0, 1])
     assert "3 test images are left out: the training images lack their class, 'aardvark' and 1 more" in test.notes
     with pytest.raises(DataError, match=r"no class of the training images: theirs is 'aardvark' and 3 more"):
-        build(Config(source="folder", root=root), "test", classes=("cow",))
+        build(folder(root), "test", training=classes("cow"))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +294,7 @@ def test_a_root_that_is_no_folder_is_named(make: Make, name: str, words: Sequenc
     root = make("cat/1.png")
     (root / name).write_bytes(b"x")
     settings = {"root": root, flag: root / name}
-    refused(settings.pop("root"), DataError, f"--data.{flag.replace('_', '-')}", name, *words, **settings)
+    refused(settings.pop("root"), DataError, f"--source.{flag.replace('_', '-')}", name, *words, **settings)
 
 
 @pytest.mark.parametrize(
@@ -309,36 +315,20 @@ def test_a_root_that_cannot_be_is_named(tmp_path: Path, path: str, words: str) -
 def test_a_data_set_of_torchvision_is_recognized(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"x")
-    refused(tmp_path, Exception, "no images", "--data.source cifar10")
-
-
-@pytest.mark.parametrize(
-    ("source", "flag"),
-    [
-        ("digits", "root"),
-        ("digits", "test_root"),
-        ("synthetic", "root"),
-        ("cifar10", "test_root"),
-        ("stl10", "test_root"),
-    ],
-)
-def test_a_folder_that_the_source_does_not_read_is_refused(source: Any, flag: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"source": source, flag: tmp_path}
-    with pytest.raises(ConfigError, match=r"--data\.source folder"):
-        build(Config(**settings), "pretrain")
+    refused(tmp_path, Exception, "no images", "--source.name cifar10")
 
 
 def test_images_in_place_of_a_data_set_are_named(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match=r"cifar10 not found under .* or --data\.source folder to read the images"):
-        build(Config(source="cifar10", root=make("cat/1.png")), "pretrain")
-    with pytest.raises(MissingInput, match=r"cifar10 not found under .* --data\.download to fetch it$"):
-        build(Config(source="cifar10", root=tmp_path / "nowhere"), "pretrain")
+    with pytest.raises(MissingInput, match=r"cifar10 not found under .* or --source\.name folder to read the images"):
+        build(cifar10.Config(root=make("cat/1.png")), "pretrain")
+    with pytest.raises(MissingInput, match=r"cifar10 not found under .* --source\.download to fetch it$"):
+        build(cifar10.Config(root=tmp_path / "nowhere"), "pretrain")
 
 
 def test_a_long_listing_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sslx.data.sources.listing._FIRST_WORD_S", -1.0)
     lines: list[str] = []
     root = make("cat/1.png", "dog/2.png")
-    build(Config(source="folder", root=root), "pretrain", say=lines.append)
+    build(folder(root), "pretrain", say=lines.append)
     assert lines
     assert all(line.startswith(f"listing {root}/: ") for line in lines)

@@ -1,0 +1,148 @@
+"""Parts that are found by the name of their file, as methods and sources are, or by the path of a user's own file."""
+
+import ast
+import difflib
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from sslx.errors import ConfigError, MissingInput
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Family(Generic[Options]):
+    """Modules of a package, each with a class ``Config``: the options of the part that the module is.
+
+    flag: the option that chooses one.  shared: files of the package that are no such part.  light: modules that
+    import neither torch nor numpy, beside the standard library.
+    """
+
+    package: str
+    flag: str
+    shared: tuple[str, ...]
+    light: tuple[str, ...]
+
+    def available(self) -> tuple[str, ...]:
+        """The names of all files of the package that are such parts."""
+        return _available(self)
+
+    def module(self, name: str) -> ModuleType:
+        """The module of a name, or of the path of a user's own file.
+
+        Raises ConfigError for a name that is unknown, with similar ones, and for a file that cannot be imported;
+        MissingInput for a file that does not exist.
+        """
+        path = self.path(name)
+        return _own_module(path, self.flag) if is_own(name) else import_module(f"{self.package}.{name}")
+
+    def options(self, name: str) -> type[Options]:
+        """The ``Config`` of a part's file without the rest of it, which may import torch for seconds.
+
+        Of the file only constants, light imports and that class are executed: it has the fields and checks of
+        ``module(name).Config``, but is another class.  Where it needs more, it is that one.  Raises as ``module``.
+        """
+        return _options(self, absolute(name))
+
+    def summary(self, name: str) -> str:
+        """The first line of the part's file: what it is, and where it comes from."""
+        text = self.path(name).read_text(encoding="utf-8")
+        return " ".join((ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0].split())
+
+    def path(self, name: str) -> Path:
+        """The file of a name.  Raises as ``module``."""
+        if is_own(name):
+            path = Path(absolute(name))
+            if not path.is_file():
+                raise MissingInput(f"{self.flag} {name}: there is no such file; a name without .py is one of sslx")
+            return path
+        if name not in self.available():
+            close = difflib.get_close_matches(name, self.available(), n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(
+                f"{self.flag} {name!r} is unknown: {hint}choose from {', '.join(self.available())}, or give the path "
+                "of a .py file"
+            )
+        return _folder(self.package) / f"{name}.py"
+
+
+def is_own(name: str) -> bool:
+    """Whether this is the path of a user's own file and not a name."""
+    return name.endswith(".py")
+
+
+def absolute(name: str) -> str:
+    """The name, or the absolute path of a user's own file."""
+    return os.path.abspath(os.path.expanduser(name)) if is_own(name) else name
+
+
+def label(name: str) -> str:
+    """How to call a part: its name, or that of its file."""
+    return Path(name).stem if is_own(name) else name
+
+
+def _folder(package: str) -> Path:
+    return Path(__file__).parent.joinpath(*package.split(".")[1:])
+
+
+@cache
+def _available(family: Family[Any]) -> tuple[str, ...]:
+    names = {path.stem for path in _folder(family.package).glob("*.py")}
+    return tuple(sorted(names - {"__init__", *family.shared}))
+
+
+def _own_module(path: Path, flag: str) -> ModuleType:
+    """A user's file as a module that worker processes can import too: its folder becomes the last of ``sys.path``."""
+    name = path.stem
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.origin or not os.path.samefile(spec.origin, path):
+        other = f": there is another module of this name, {spec.origin}" if spec else ""
+        raise ConfigError(f"{flag} {path} cannot be imported as the module {name}{other}: rename the file")
+    try:
+        return import_module(name)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{flag} {path} cannot be imported: {reason}") from error
+
+
+@cache
+def _options(family: Family[Any], name: str) -> type[Any]:
+    path = family.path(name)
+    with suppress(Exception):
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        alone = ModuleType(f"{family.package}.{path.stem} (options)")
+        alone.__file__ = str(path)  # where the texts of the options are read
+        sys.modules[alone.__name__] = alone
+        for node in tree.body:
+            if isinstance(node, ast.Assign | ast.ClassDef) or _is_light(node, family.light):
+                exec(compile(ast.Module([node], []), str(path), "exec"), vars(alone))
+            if isinstance(node, ast.ClassDef) and node.name == "Config":
+                options: Any = vars(alone)["Config"]
+                options()  # its checks may need what was left out
+                return options
+    module = family.module(name)
+    if not hasattr(module, "Config"):
+        raise ConfigError(f"{family.flag} {path} has no class Config, which holds its options")
+    return module.Config
+
+
+def _is_light(node: ast.stmt, light: tuple[str, ...]) -> bool:
+    """Whether this is an import of modules that import neither torch nor numpy."""
+    if isinstance(node, ast.ImportFrom):
+        names = [node.module or ""]
+    elif isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    else:
+        return False
+    return all(name.partition(".")[0] in sys.stdlib_module_names or name in light for name in names)

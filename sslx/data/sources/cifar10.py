@@ -1,0 +1,20 @@
+"""CIFAR-10: 60,000 photographs of 32 px in ten classes (Krizhevsky, 2009)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sslx.data.sources.config import Split
+from sslx.data.sources.torchvision_sets import TorchvisionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TorchvisionConfig):
+    """Where CIFAR-10 is."""
+
+    name: Literal["cifar10"] = "cifar10"
+
+    def dataset(self, root: Path, split: Split) -> Any:
+        from torchvision import datasets
+
+        return datasets.CIFAR10(root, train=split != "test", download=self.download)
