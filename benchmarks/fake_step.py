@@ -27,7 +27,7 @@ DEVICE, AUTOCAST = torch.device("cuda", 0), torch.bfloat16
 
 def specs_of(config: PretrainConfig, size: int) -> tuple[ViewSpec, ...]:
     """The views that the method asks for."""
-    return methods.module(config.method.name).views(config.method, config.augment, size)
+    return config.method.inputs(config.augment, size).views
 
 
 def build(config: PretrainConfig, size: int) -> tuple[Method, tuple[ViewSpec, ...]]:
@@ -50,7 +50,6 @@ class Run:
         fake_cuda.to_cuda(method)
         self.optimizer = optim.build(config.optim, method, method.encoder.trunk)
         self.schedule = optim.Schedule.of(config.optim, per_rank)
-        self.progress = torch.zeros((), device=DEVICE)
         self.meter = log.Meter()
         self.watch = finite.Watch(config.may_skip, Path("nowhere"), DEVICE, None)
         self.steps = 0
@@ -62,18 +61,17 @@ class Run:
         pixels = generator.integers(0, 256, (1, side, side, 3), dtype=np.uint8).repeat(number, 0)
         source = sources.Source("noise", side, np.arange(number) % 2, ("a", "b"), pixels=pixels)
         settings = replace(self.config.data, backend="resident", threads=0)
-        loader = data.training(
+        return data.training(
             settings,
             source,
             self.specs,
             batch_size=self.per_batch * self.config.micro_batches,
             accumulate=self.config.micro_batches,
             seed=0,
+            draw=self.method.draw,
             device=DEVICE,
             dtype=AUTOCAST,
         )
-        loader.num_draws = self.method.num_draws
-        return loader
 
     def batches(self) -> list[Batch]:
         """The next step's, by the loader's own code, from images in the GPU's memory."""
@@ -83,10 +81,8 @@ class Run:
         """All that the loop does in a step in which nothing is logged or saved."""
         batches = self.batches()
         self.schedule.apply(self.optimizer, 0.5)
-        self.progress.fill_(0.5)
         take = cached_step if self.config.grad_cache_chunks > 1 else train_step
-        metrics = take(self.method, batches, self.optimizer, self.progress, AUTOCAST, self.config.optim.clip)
-        self.method.after_step(finite.standing(self.progress, metrics["taken"]))
+        metrics = take(self.method, batches, self.optimizer, 0.5, AUTOCAST, self.config.optim.clip)
         self.meter.add(finite.counted(metrics))
         self.steps += 1
         self.watch.add(self.steps, metrics, batches)

@@ -35,8 +35,7 @@ class Trained:
     @property
     def views(self) -> tuple[ViewSpec, ...]:
         """The augmented views that the method was trained on."""
-        settings = self.settings
-        return methods.module(settings.method.name).views(settings.method, settings.augment, self.size)
+        return self.settings.method.inputs(self.settings.augment, self.size).views
 
     def has_seen(self, settings: data.Config) -> bool:
         """Whether the training images of these settings are those of the run."""
@@ -47,15 +46,14 @@ class Trained:
         return theirs == ours
 
     def encoder(self, *, trained: bool, device: torch.device) -> encoders.Encoder:
-        """The encoder, with the checkpoint's weights or as it was initialized at the start of the run.
+        """The encoder that the method exports, or one as it was initialized at the start of the run.
 
         Global random generators stay as they are.
         """
+        if trained:
+            return self.method(device).exported
         with rng.initial_weights(self.settings.seed):
             encoder = self._untrained()
-        if trained:
-            weights = {k.removeprefix("encoder."): v for k, v in self.weights.items() if k.startswith("encoder.")}
-            checkpoint.load_weights(encoder, weights, f"checkpoint in {self.folder}")
         return encoder.to(device)
 
     def method(self, device: torch.device) -> Method:

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sslx import rng
-from sslx.data import identity
+from sslx.data import draws, identity
 from sslx.data.batch import Batch
 from sslx.data.config import Config
+from sslx.data.draws import Draw, Draws
 from sslx.data.order import VERSION, Order, Sequential, Shuffled
 from sslx.data.patience import Caller, Patience, StopWaiting
 from sslx.data.quarantine import Quarantine
@@ -24,6 +24,7 @@ from sslx.errors import ConfigError, DataError, UserError
 from sslx.machine import cores, device_errors, limits
 
 Indices = npt.NDArray[np.int64]
+_DRAW = "draw "
 
 
 class Backend(Protocol):
@@ -45,10 +46,9 @@ class Loader:
     all other samples stay as they were; ``bad`` holds them, index -> path.  Which they are is up to ``formats.read``,
     whatever the backend: what is missing, empty, cut, no image, or of a format that it refuses.
 
-    num_draws: random numbers for each sample that a batch brings to the method, drawn with ``seed``.
+    draw: turns the random numbers of a batch, a function of ``seed``, into its ``draws``.  It is called in the process
+    of the loader, never in a worker's.
     """
-
-    num_draws = 0
 
     def __init__(
         self,
@@ -59,11 +59,12 @@ class Loader:
         dtype: torch.dtype,
         *,
         seed: int,
+        draw: Draw = draws.nothing,
         max_bad: float = 0.01,
         say: Callable[[str], None] = lambda _: None,
         patience: Patience | None = None,
     ) -> None:
-        self.order, self.backend, self.source, self.seed = order, backend, source, seed
+        self.order, self.backend, self.source, self.seed, self._draw = order, backend, source, seed, draw
         self.device, self.dtype, self._patience = device, dtype, patience or Patience()
         self.delivered = 0
         self.say = say
@@ -90,7 +91,8 @@ class Loader:
         views, came = self._made(index)
         self._quarantine.known_good = index[-1:]
         self.delivered += 1
-        batch = Batch(views, came.get("label"), torch.from_numpy(index), came.get("draws"))
+        drawn = tuple(array for name, array in came.items() if name.startswith(_DRAW))
+        batch = Batch(views, came.get("label"), torch.from_numpy(index), drawn)
         return batch.to(self.device, self.dtype)  # copies only where dtype or device differ
 
     def along(self, t: int) -> Arrays:
@@ -98,10 +100,8 @@ class Loader:
         index, arrays = self.order.batch(t), Arrays()
         if self.source.labels is not None:
             arrays["label"] = self.source.labels[self._quarantine.substitute(index)]
-        if self.num_draws:
-            drawn = rng.uniform(self.seed, "method", self.order.epoch(t), index, num=self.num_draws)
-            arrays["draws"] = np.minimum(drawn.astype(np.float32), np.float32(1 - 2.0**-24))  # the largest round to 1
-        return arrays
+        drawn = self._draw(Draws(seed=self.seed, epoch=self.order.epoch(t), batch=t, index=index))
+        return arrays | {f"{_DRAW}{number}": array for number, array in enumerate(drawn)}
 
     def _made(self, index: Indices) -> Made:
         failed = False
@@ -234,6 +234,7 @@ def training(
     batch_size: int,
     accumulate: int = 1,
     seed: int,
+    draw: Draw = draws.nothing,
     rank: int = 0,
     world_size: int = 1,
     local_world_size: int = 1,
@@ -241,7 +242,10 @@ def training(
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
-    """The endless training loader of one rank; batch_size is global, views come in the order of ``specs``."""
+    """The endless training loader of one rank; batch_size is global, views come in the order of ``specs``.
+
+    draw: ``Method.draw`` of the method that is trained.
+    """
     order = Shuffled(
         num_samples=len(source),
         batch_size=batch_size,
@@ -262,7 +266,18 @@ def training(
         say=say,
         patience=patience,
     )
-    return Loader(order, backend, source, device, dtype, seed=seed, max_bad=config.max_bad, say=say, patience=patience)
+    return Loader(
+        order,
+        backend,
+        source,
+        device,
+        dtype,
+        seed=seed,
+        draw=draw,
+        max_bad=config.max_bad,
+        say=say,
+        patience=patience,
+    )
 
 
 def evaluation(

@@ -1,4 +1,4 @@
-"""Methods, found by file name: a file ``sslx/methods/<name>.py`` with Config, views and Method is one."""
+"""Methods, found by file name: a file ``sslx/methods/<name>.py`` with a Config that builds a Method is one."""
 
 import ast
 import difflib
@@ -29,7 +29,7 @@ def available() -> tuple[str, ...]:
 
 
 def module(name: str) -> ModuleType:
-    """The method's module: ``Config``, ``views(config, augment, size)`` and ``Method(config, encoder)``."""
+    """The method's module, with its ``Config``."""
     return import_module(f"sslx.methods.{_known(name)}")
 
 
@@ -37,7 +37,7 @@ def build(config: MethodConfig, encoder: "Encoder") -> "Method":
     """The method of a config around an encoder; its heads and moving averages have the norm of the encoder's recipe."""
     from sslx.encoders import norms  # here: it imports torch
 
-    method: Method = module(config.name).Method(config, encoder)
+    method = config.build(encoder)
     norms.replace(method, encoder.recipe.norm)
     return method
 
@@ -87,5 +87,5 @@ def summary(name: str) -> str:
 
 
 def encoders(name: str) -> tuple[Literal["resnet", "vit"], ...]:
-    """What the method is to be tested with: its module's ``ENCODERS``, else a ResNet."""
-    return getattr(module(name), "ENCODERS", ("resnet",))
+    """The kinds of encoder that the method is tested with."""
+    return options(name).encoders

@@ -13,7 +13,7 @@ from sslx import distributed
 from sslx.console import activity
 from sslx.data.batch import Batch
 from sslx.errors import CollapseError
-from sslx.methods import base
+from sslx.losses import spread
 from sslx.monitor.config import HealthConfig as Config
 from sslx.probe.features import evaluating
 from sslx.probe.geometry import alignment, rank_me, uniformity
@@ -24,8 +24,8 @@ LEAST = {"feature_rank": 1.05, "feature_std": 0.005, "std": 0.5}
 - ``feature_rank`` and ``feature_std``, of encoders that learn: 15 to 53 and 0.18 to 0.6 for ResNets, but 1.2 to 2.9 and
   0.015 to 0.13 for small ViTs (MAE, DINO); of untrained ones at least 3 and 0.12.  Rotation at lr 30 and SimCLR at lr
   100, whose features no longer depend on the image: 1.01 and 0.0002 or less.
-- ``std``, the spread of the embeddings that a loss compares by their direction, as a method logs it (base.spread): 0.7
-  to 1 for SimCLR, BYOL, SimSiam, MoCo v3, SupCon, Barlow Twins and VICReg; 0.2 to 0.45 for SimSiam without its
+- ``std``, the spread of the embeddings that a loss compares by their direction, as a method logs it (losses.spread):
+  0.7 to 1 for SimCLR, BYOL, SimSiam, MoCo v3, SupCon, Barlow Twins and VICReg; 0.2 to 0.45 for SimSiam without its
   stop-gradient, 0.003 without batch norm.  The features do not tell these: batch norm keeps each channel's variance
   up, and the gradient of a collapsed loss is too small to change the encoder.  Methods with prototypes compare what is
   left of a common direction: a low spread means nothing there, and they log theirs by another name.
@@ -50,7 +50,7 @@ class Health:
 
     @activity.doing("looking at the features")
     def look(self, encoder: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-        """``feature_rank`` (RankMe), ``feature_std`` (base.spread), ``feature_alignment`` and ``feature_uniformity``.
+        """``feature_rank`` (RankMe), ``feature_std`` (losses.spread), ``feature_alignment`` and ``feature_uniformity``.
 
         Of the encoder's features, in evaluation mode, of the first samples of this rank's batches of the step: as many
         on each rank, config.samples in all or what there is.  Alignment compares the first two views of one size or,
@@ -69,7 +69,7 @@ class Health:
         x, y = distributed.all_gather(torch.cat([x, y], 1).double()).chunk(2, 1)
         found = {
             "feature_rank": rank_me(x),
-            "feature_std": base.spread(x),
+            "feature_std": spread(x),
             "feature_alignment": alignment(x, y),
             "feature_uniformity": uniformity(x),
         }

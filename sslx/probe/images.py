@@ -10,6 +10,7 @@ from sslx import data, distributed, encoders
 from sslx.config import PretrainConfig
 from sslx.console.bars import Bars
 from sslx.data import sources
+from sslx.data.facts import Facts
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
@@ -90,7 +91,7 @@ def unlearnable(source: Source) -> str:
 def _takes_labels(settings: PretrainConfig) -> bool:
     """Whether the method trains on labels."""
     try:
-        settings.method.check(settings.batch_size, False)
+        settings.method.check(settings.batch_size, Facts(num_samples=settings.batch_size, size=1))
     except ConfigError:
         return True
     return False

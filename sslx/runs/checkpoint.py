@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,13 @@ def _check_good(folder: Path, needs: Sequence[str]) -> None:
         )
 
 
+@runtime_checkable
+class TakesOldNames(Protocol):
+    """A module whose state had other names in an earlier version."""
+
+    def take_old_names(self, state: dict[str, Any], prefix: str) -> None: ...
+
+
 def load_weights(
     module: nn.Module,
     state_dict: Mapping[str, Any],
@@ -159,6 +166,9 @@ def load_weights(
     own = module.state_dict()
     name_of = {_unwrapped(key): key for key in own}
     given = {_unwrapped(key): value for key, value in state_dict.items()}
+    for prefix, part in module.named_modules():
+        if isinstance(part, TakesOldNames):
+            part.take_old_names(given, f"{_unwrapped(prefix)}.")
     shapes = {
         key: f"{key} {tuple(own[name_of[key]].shape)}, not {tuple(given[key].shape)}"
         for key in name_of.keys() & given.keys()

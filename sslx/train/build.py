@@ -11,6 +11,7 @@ from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyrig
 from sslx import data, distributed, encoders, methods, optim, parallel, rng
 from sslx.config import PretrainConfig, settle
 from sslx.data import Loader, sources
+from sslx.data.facts import Facts
 from sslx.data.order import Shuffled
 from sslx.data.sources import Source, sides
 from sslx.data.views import ViewSpec, eval_view
@@ -56,11 +57,17 @@ class Parts:
             f"{ranks.world_size} x {ranks.device.type}",
             f"{steps} of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
             f"{config.optim.name}, peak lr {self.schedule.peak_lr:.4g}",
+            *self._exported(),
             *self._incomplete_batch(config),
             *self._cached_batch_norm(config),
             *(onednn.words(self.method) if ranks.device.type == "cpu" else []),
             *compilation(config, ranks.device),
         ]
+
+    def _exported(self) -> list[str]:
+        if self.method.exported is self.method.encoder:
+            return []
+        return [f"features are those of {self.method.exported_name}: in health, in probes and in pictures"]
 
     def _incomplete_batch(self, config: PretrainConfig) -> list[str]:
         num_images = len(self.source)
@@ -88,8 +95,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     parameters, autocast = _arithmetic(config, ranks.device)
     config, source = _settled(config, ranks.world_size, say)
     size = config.data.size or source.size
-    file = methods.module(config.method.name)
-    specs: tuple[ViewSpec, ...] = file.views(config.method, config.augment, size)
+    specs = config.method.inputs(config.augment, size).views
     view = eval_view(config.data.eval_size or size)
     sizes = size, *(spec.size for spec in specs), view.size
     trunk = config.encoder if initial_weights else replace(config.encoder, weights=None)
@@ -110,6 +116,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         batch_size=config.batch_size,
         accumulate=config.micro_batches,
         seed=config.seed,
+        draw=method.draw,
         rank=ranks.rank,
         world_size=ranks.world_size,
         local_world_size=distributed.local_world_size(),
@@ -117,7 +124,6 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         dtype=autocast or parameters,
         say=say,
     )
-    loader.num_draws = method.num_draws
     steps_per_epoch = loader.batches_per_epoch // config.micro_batches
     consistency.on_parts(loader, method, autocast or parameters)
     parts = Parts(
@@ -163,7 +169,8 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
         reasons.append(f"views of {side} px, as most images are no larger (--data.size {side})")
     for line in reasons:
         say(line)
-    config.method.check(config.batch_size // config.accumulate, len(source.classes or ()) > 1)
+    facts = Facts(num_samples=len(source), size=source.size, labels=source.labels, classes=source.classes)
+    config.method.check(config.batch_size // config.accumulate, facts)
     Shuffled(
         num_samples=len(source),
         batch_size=config.batch_size,
@@ -229,7 +236,7 @@ def _method(config: PretrainConfig, method: Method, device: torch.device, dtype:
         else:
             compiler.for_gpu()
         compiler.keep_precision()
-        method.embed = torch.compile(method.embed)
+        method.compile_embed()
     return method
 
 
