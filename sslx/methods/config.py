@@ -24,6 +24,8 @@ class MethodConfig:
 
     encoders: ClassVar[tuple[Literal["resnet", "vit"], ...]] = ("resnet",)
     """The kinds of encoder that ``sslx verify`` and the tests train the method with."""
+    num_views: ClassVar[int] = 2
+    """The number of views by the recipe that ``inputs`` asks for."""
 
     name: str
     """The method to train by; sslx methods describes them."""
@@ -58,13 +60,13 @@ class MethodConfig:
             raise ConfigError(f"batch norm and negatives need 2 samples or more, got a batch of {batch_size}")
 
     def inputs(self, augment: Augment, size: int) -> "Inputs":
-        """Return what the loader makes of each image: two views by the recipe, unless a method says otherwise.
+        """Return what the loader makes of each image: ``num_views`` views by the recipe, unless a method overrides it.
 
         size: the side of full-size views in pixels.
         """
         from sslx.data.views import Inputs, ViewSpec  # here: it imports torch
 
-        return Inputs(views=(ViewSpec(size=size, augment=augment),) * 2)
+        return Inputs(views=(ViewSpec(size=size, augment=augment),) * self.num_views)
 
     def build(self, encoder: "Encoder") -> "Method":
         """Return the method around an encoder, with new heads.  Use ``methods.build``, which also settles the norms."""

@@ -9,7 +9,7 @@ was.  Gaps between the tiles and their own normalization keep edges and low-leve
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslx import encoders
-from sslx.data.augment import Augment
 from sslx.data.batch import Batch
 from sslx.data.draws import Draws
-from sslx.data.views import Inputs, ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base
@@ -35,8 +33,12 @@ EPSILON = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
-    """The permutations and the widths of the context-free network; the defaults are the paper's for ImageNet."""
+    """The permutations and the widths of the context-free network; the defaults are the paper's for ImageNet.
 
+    The paper's view has 225 px and is gray in 30 % of images (``augment.gray``).
+    """
+
+    num_views: ClassVar = 1
     name: Literal["jigsaw"] = "jigsaw"
     num_permutations: int = 1000
     """Permutations to tell apart; of those in the paper's table 4 the most, and the outputs of its code."""
@@ -48,10 +50,6 @@ class Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("num_permutations", least=2, most=math.factorial(NUM_TILES))
-
-    def inputs(self, augment: Augment, size: int) -> "Inputs":
-        """Return one view by the recipe; the paper's has 225 px and is gray in 30 % of images (``augment.gray``)."""
-        return Inputs(views=(ViewSpec(size=size, augment=augment),))
 
     def build(self, encoder: "Encoder") -> "Method":
         return Method(self, encoder)

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslx.data.augment import Augment
 from sslx.data.batch import Batch
 from sslx.data.draws import Draws
-from sslx.data.views import Inputs, ViewSpec
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base
@@ -30,6 +28,7 @@ class Config(MethodConfig):
     """MAE's numbers; the defaults are the paper's for ImageNet (section 4)."""
 
     encoders: ClassVar = ("vit",)
+    num_views: ClassVar = 1
     name: Literal["mae"] = "mae"
     mask_ratio: float = 0.75
     """Share of the patches that are masked."""
@@ -54,10 +53,6 @@ class Config(MethodConfig):
     def decoder_heads(self) -> int:
         """Attention heads of each block of the decoder: the paper's code has 16 for a width of 512."""
         return max(1, self.decoder_dim // 32)
-
-    def inputs(self, augment: Augment, size: int) -> "Inputs":
-        """Return one view by the recipe."""
-        return Inputs(views=(ViewSpec(size=size, augment=augment),))
 
     def build(self, encoder: "Encoder") -> "Method":
         return Method(self, encoder)

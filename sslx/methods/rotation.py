@@ -7,15 +7,13 @@ nothing.  The paper's augmentation (crop and flip, nothing photometric) belongs 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import Inputs, ViewSpec
 from sslx.encoders import Encoder
 from sslx.methods import base
 from sslx.methods.config import MethodConfig
@@ -27,11 +25,8 @@ NUM_ROTATIONS = 4
 class Config(MethodConfig):
     """Rotation has no numbers of its own: the paper's four rotations and a linear classifier."""
 
+    num_views: ClassVar = 1
     name: Literal["rotation"] = "rotation"
-
-    def inputs(self, augment: Augment, size: int) -> "Inputs":
-        """Return one view by the recipe."""
-        return Inputs(views=(ViewSpec(size=size, augment=augment),))
 
     def build(self, encoder: "Encoder") -> "Method":
         return Method(self, encoder)
