@@ -54,11 +54,9 @@ class Method(nn.Module):
 
     progress: () in [0, 1], the fraction of the training that is done at the present step, on the device.  The step sets
       it, and no checkpoint holds it.
-    exported_name: what users are told about ``exported``.
     """
 
     progress: Tensor
-    exported_name: str = "the encoder"
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()

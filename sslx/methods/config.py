@@ -26,6 +26,8 @@ class MethodConfig:
     """The kinds of encoder that ``sslx verify`` and the tests train the method with."""
     num_views: ClassVar[int] = 2
     """The number of views by the recipe that ``inputs`` asks for."""
+    exported_name: ClassVar[str] = ""
+    """What ``Method.exported`` is, in words, if it is not the encoder that is trained."""
 
     name: str
     """The method to train by; sslx methods describes them."""

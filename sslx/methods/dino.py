@@ -27,6 +27,7 @@ class Config(MultiCropConfig, SecondViewConfig):
     """DINO's numbers; the defaults are the paper's for 100 epochs of ImageNet."""
 
     encoders: ClassVar = ("resnet", "vit")
+    exported_name: ClassVar = "the teacher's encoder"
     name: Literal["dino"] = "dino"
     num_local: int = 8
     """Local views of each image; with 0, the two global views alone need a smaller augment.min_scale."""
@@ -118,7 +119,6 @@ class Method(base.Method):
     """
 
     center: Tensor
-    exported_name = "the teacher's encoder"
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(encoder)

@@ -81,6 +81,8 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     ranks = distributed.init(options.device)
     console = Console()
     say = say_to(console, ranks.is_main)
+    if name := trained.settings.method.exported_name:
+        say(f"features are those of {name}")
     album = Album(trained.folder)
     if ranks.is_main:
         album.attempt("loss.png", partial(_loss, trained))

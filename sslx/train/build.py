@@ -65,9 +65,8 @@ class Parts:
         ]
 
     def _exported(self) -> list[str]:
-        if self.method.exported is self.method.encoder:
-            return []
-        return [f"features are those of {self.method.exported_name}: in health, in probes and in pictures"]
+        name = self.settings.method.exported_name
+        return [f"health and probes look at the features of {name}"] if name else []
 
     def _incomplete_batch(self, config: PretrainConfig) -> list[str]:
         num_images = len(self.source)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 
 from kit import full_batch, tiny
 from kit.full_batch import RunOnRanks
-from sslx import distributed, encoders
+from sslx import cli, distributed, encoders, trained
 from sslx.data.views import Augment
 from sslx.losses import self_distillation
 from sslx.methods import dino
 from sslx.methods.base import Embedded
+from sslx.runs import checkpoint
 from sslx.train.step import cached_step, train_step
 
 K = 10
@@ -306,3 +308,17 @@ def test_numbers_that_make_no_sense_are_refused():
     tiny.refuses(dino.Config, student_temperature=zero, teacher_temperature=zero, teacher_temperature_start=zero)
     tiny.refuses(dino.Config, teacher_warmup=share, teacher_momentum=share, center_momentum=share, freeze_last=share)
     tiny.refuses(dino.Config, second_blur=share, local_blur=share, second_solarize=share, output_dim=(1,))
+
+
+def test_health_and_probes_look_at_the_teacher_and_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flags = "--data.source digits --data.size 8 --data.threads 0 --method.name dino --batch-size 32 --steps 2 --name r"
+    flags += " --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 16 --method.output-dim 8 --method.hidden-dim 8"
+    flags += " --device cpu --precision fp32 --optim.lr 1 --optim.warmup 0 --online.every 0 --health.every 0"
+    assert cli.main(["pretrain", *flags.split(), "--runs", str(tmp_path)]) == 0
+    assert "health and probes look at the features of the teacher's encoder" in capsys.readouterr().out
+    state = checkpoint.load(tmp_path / "r")["method"]
+    encoder = trained.load(tmp_path / "r").encoder(trained=True, device=torch.device("cpu")).state_dict()
+    torch.testing.assert_close(encoder, {key: state[f"teacher.encoder.{key}"] for key in encoder}, rtol=0, atol=0)
+    assert any(not torch.equal(value, state[f"encoder.{key}"]) for key, value in encoder.items())
+    assert cli.main(["probe", str(tmp_path / "r"), "--no-baselines", "--probe.draws", "2"]) == 0
+    assert "the pretrained encoder is the teacher's encoder" in capsys.readouterr().out
