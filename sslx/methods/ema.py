@@ -56,7 +56,7 @@ class Average(nn.Module):
         foreach._foreach_add_(averages, steps)
 
     def take_old_names(self, state: dict[str, Any], prefix: str) -> None:
-        """Rename, in a state dict, the numbers that sslx 0.2 gave to the parts (``target.0.``) to their names."""
+        """Rename, in a state dict, the numbers that sslx 0.1 gave to the parts (``target.0.``) to their names."""
         for number, (name, _) in enumerate(self.named_children()):
             for key in [key for key in state if key.startswith(f"{prefix}{number}.")]:
                 state[f"{prefix}{name}.{key.removeprefix(f'{prefix}{number}.')}"] = state.pop(key)

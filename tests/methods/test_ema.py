@@ -141,7 +141,7 @@ def by_load_weights(method: nn.Module, state: dict[str, Tensor]) -> None:
 def test_a_state_with_the_names_of_before_loads(
     name: str, load: Callable[[nn.Module, dict[str, Tensor]], None], generator: torch.Generator
 ):
-    """Up to sslx 0.2, an average was a sequence: ``target.0`` and ``target.1``."""
+    """In sslx 0.1, an average was a sequence: ``target.0`` and ``target.1``."""
     method, average, _ = make(name)
     attribute, head = AVERAGES[name]
     state = {
