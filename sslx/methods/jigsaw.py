@@ -33,12 +33,9 @@ EPSILON = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
-    """The permutations and the widths of the context-free network; the defaults are the paper's for ImageNet.
+    """The permutations and the widths of the context-free network; the defaults are the paper's for ImageNet."""
 
-    The paper's view has 225 px and is gray in 30 % of images (``augment.gray``).
-    """
-
-    num_views: ClassVar = 1
+    num_views: ClassVar = 1  # the paper's has 225 px and is gray in 30 % of images (``augment.gray``)
     name: Literal["jigsaw"] = "jigsaw"
     num_permutations: int = 1000
     """Permutations to tell apart; of those in the paper's table 4 the most, and the outputs of its code."""
