@@ -52,16 +52,15 @@ def main() -> None:
     ranks = distributed.init(settings.device)
     parts = build(settings, ranks, lambda _: None)
     replace(parts.plan.schedule, peak_lr=0.0).apply(parts.optimizer, 0.0)
-    progress = torch.full((), 0.5, device=ranks.device)
     batches = [next(parts.loader)]
-    metrics = train_step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast)
+    metrics = train_step(parts.model, batches, parts.optimizer, 0.5, parts.plan.autocast)
     gradients = [p.grad for p in parts.method.parameters() if p.grad is not None]
 
     def check() -> None:
         before = finite.Buffers(parts.method)
         taken = finite.agreed(metrics["loss"], optim.global_norm(gradients))
         before.put_back(unless=taken)
-        finite.standing(progress, taken)
+        parts.method.progress.masked_fill_(~taken, 1.0)
         finite.counted(metrics)
         flags = torch.stack([metrics["taken"].double(), metrics["loss"].double()])
         if ranks.device.type == "cpu":  # a GPU's are read where the host waits for it anyway
@@ -72,7 +71,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         calls: dict[str, Callable[[], object]] = {
-            "step": lambda: train_step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast),
+            "step": lambda: train_step(parts.model, batches, parts.optimizer, 0.5, parts.plan.autocast),
             "check of a step": check,
             "update": parts.optimizer.step,
             "save": lambda: checkpoint.save(Path(folder), 1, state(), 1),

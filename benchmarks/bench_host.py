@@ -73,15 +73,13 @@ def step_part() -> Callable[[], object]:
     flags = ["simclr_cifar10", *SMALL.split(), narrow[0], *"2222", narrow[1], *"8888"]
     settings = config.load([*flags, "--method.hidden-dim", "8", "--method.projection-dim", "8"])
     parts = build(settings, distributed.init("cpu"), lambda _: None)
-    batches, progress, meter = [next(parts.loader)], torch.zeros(()), log.Meter()
+    batches, meter = [next(parts.loader)], log.Meter()
     schedule = replace(parts.plan.schedule, peak_lr=1e-6)
     watch = finite.Watch(0, Path("nowhere"), torch.device("cpu"), str)  # never asked, as in most steps on a GPU
 
     def step() -> None:
         schedule.apply(parts.optimizer, 0.5)
-        progress.fill_(0.5)
-        metrics = train_step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast)
-        parts.method.after_step(finite.standing(progress, metrics["taken"]))
+        metrics = train_step(parts.model, batches, parts.optimizer, 0.5, parts.plan.autocast)
         meter.add(finite.counted(metrics))
         watch.add(1, metrics, batches)
 

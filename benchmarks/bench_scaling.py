@@ -99,7 +99,7 @@ def collectives(recipe: Recipe, ranks: Ranks, steps: int) -> list[dict[str, Any]
         for event in trace.key_averages()
         if event.key.startswith(("gloo:", "nccl"))
     }
-    with recipe.eager():
+    with recipe.parts.method.eager():
         calls = counted(recipe.step, ranks)
     return [*calls, {"name": "seconds", "by_kind": spent}]
 

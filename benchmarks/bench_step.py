@@ -65,7 +65,7 @@ def main() -> None:
     record |= {"matrix_flops_per_s": rate, "memory_bytes_per_s": bandwidth, "data_wait": recipe.data_wait(5)}
     record |= {"mfu": {name: flops * medians[name] / rate for name in ("step alone", "end to end") if name in medians}}
     record |= {"peak_bytes": recipe.peak_bytes()}
-    with recipe.eager():
+    with recipe.parts.method.eager():
         costs = operators.costs(recipe.step, ranks.device)
     record |= {"operators": [asdict(cost) for cost in costs[:TOP]], "operators_s": sum(c.seconds for c in costs)}
     recipe.close()

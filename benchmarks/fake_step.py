@@ -29,7 +29,7 @@ DEVICE, AUTOCAST = torch.device("cuda", 0), torch.bfloat16
 
 def specs_of(config: PretrainConfig, size: int) -> tuple[ViewSpec, ...]:
     """The views that the method asks for."""
-    return methods.module(config.method.name).views(config.method, config.augment, size)
+    return config.method.inputs(config.augment, size).views
 
 
 def build(config: PretrainConfig, size: int) -> tuple[Method, tuple[ViewSpec, ...]]:
@@ -52,7 +52,6 @@ class Run:
         fake_cuda.to_cuda(method)
         self.optimizer = optim.build(config.optim, method, method.encoder.trunk)
         self.schedule = optim.Schedule.of(config.optim, per_rank)
-        self.progress = torch.zeros((), device=DEVICE)
         self.meter = log.Meter()
         self.watch = finite.Watch(config.may_skip, Path("nowhere"), DEVICE, str)
         self.steps = 0
@@ -65,18 +64,17 @@ class Run:
         facts = Facts(num_samples=number, size=side, labels=np.arange(number) % 2, classes=("a", "b"))
         source = sources.Pixels(name="noise", facts=facts, pixels=pixels)
         settings = replace(self.config.data, backend="resident", threads=0)
-        loader = data.training(
+        return data.training(
             settings,
             source,
             self.specs,
             batch_size=self.per_batch * self.config.micro_batches,
             accumulate=self.config.micro_batches,
             seed=0,
+            draw=self.method.draw,
             ranks=Ranks(device=DEVICE),
             dtype=AUTOCAST,
         )
-        loader.num_draws = self.method.num_draws
-        return loader
 
     def batches(self) -> list[Batch]:
         """The next step's, by the loader's own code, from images in the GPU's memory."""
@@ -86,10 +84,8 @@ class Run:
         """All that the loop does in a step in which nothing is logged or saved."""
         batches = self.batches()
         self.schedule.apply(self.optimizer, 0.5)
-        self.progress.fill_(0.5)
         take = cached_step if self.config.grad_cache_chunks > 1 else train_step
-        metrics = take(self.method, batches, self.optimizer, self.progress, AUTOCAST, self.config.optim.clip)
-        self.method.after_step(finite.standing(self.progress, metrics["taken"]))
+        metrics = take(self.method, batches, self.optimizer, 0.5, AUTOCAST, self.config.optim.clip)
         self.meter.add(finite.counted(metrics))
         self.steps += 1
         self.watch.add(self.steps, metrics, batches)

@@ -132,10 +132,7 @@ class Trained:
     @property
     def views(self) -> tuple[ViewSpec, ...]:
         """The augmented views that the method was trained on."""
-        from sslx import methods
-
-        settings = self.settings
-        return methods.module(settings.method.name).views(settings.method, settings.augment, self.size)
+        return self.settings.method.inputs(self.settings.augment, self.size).views
 
     def _new_encoder(self) -> encoders.Encoder:
         """The encoder with initial weights from torch's global generator, for training's and the probes' views.

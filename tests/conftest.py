@@ -50,17 +50,21 @@ class _ByValue:
         return pickle.loads, (self.pickled,)
 
 
-def _dump(message: Any, function: Callable[..., Any] | None = None) -> bytes:
+def _dump(message: Any) -> bytes:
+    """Pickle a message with the code of the test modules that it needs, which a child cannot import."""
     import cloudpickle  # here: submitit brings it, and tests without ranks do without both
 
-    module = sys.modules.get(getattr(function or message, "__module__", ""))
-    if module is None or not getattr(module, "__file__", "").startswith(os.path.dirname(__file__)):
-        return cloudpickle.dumps(message)
-    cloudpickle.register_pickle_by_value(module)
+    here = os.path.dirname(__file__)
+    modules = [
+        module for module in list(sys.modules.values()) if (getattr(module, "__file__", "") or "").startswith(here)
+    ]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
     try:
         return cloudpickle.dumps(message)
     finally:
-        cloudpickle.unregister_pickle_by_value(module)
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _serve(connection: Connection, environ: dict[str, str]) -> None:
@@ -103,7 +107,7 @@ class _Pool:
             self.processes.append(process)
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> list[Any]:
-        message = _dump((function, args), function)
+        message = _dump((function, args))
         for connection in self.connections:
             connection.send_bytes(message)
         answers: dict[int, Any] = {}

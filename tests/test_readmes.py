@@ -3,15 +3,23 @@
 import re
 import shlex
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from sslx import cli, config
+from kit import full_batch, tiny
+from kit.full_batch import RunOnRanks
+from sslx import cli, config, optim
 from sslx.cluster.allocation import load_submit
 from sslx.errors import UserError
+from sslx.methods.base import Embedded
+from sslx.train.step import train_step
 from sslx.trained import load
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +105,43 @@ def test_the_encoder_loads_into_timm_as_the_readme_says(tmp_path: Path, monkeypa
     trained = load(tmp_path / "runs" / "photos").encoder
     images = torch.randn(2, 3, 72, 72)
     torch.testing.assert_close(names["encoder"].eval()(images), trained(images))
+
+
+def of_the_readme(code: str) -> Any:
+    """The module that the README of methods shows."""
+    module = ModuleType("uniformity")
+    sys.modules["uniformity"] = module  # where dataclasses look
+    exec(compile(code, "uniformity.py", "exec"), vars(module))
+    return module
+
+
+def loss_of_the_readme(code: str, z1: Tensor, z2: Tensor) -> Tensor:
+    method = of_the_readme(code).Config(sharpness=1.5).build(tiny.identity())
+    return method.loss(Embedded((z1, z2))).loss
+
+
+def alignment_and_uniformity(z1: Tensor, z2: Tensor) -> Tensor:
+    """By loops (arXiv 2005.10242, section 4.1)."""
+    u1, u2 = ([row / row.square().sum().sqrt() for row in z] for z in (z1, z2))
+    near = [(a - b).square().sum() for a, b in zip(u1, u2, strict=True)]
+    potentials = [(-1.5 * (a - b).square().sum()).exp() for i, a in enumerate(u1) for j, b in enumerate(u1) if i != j]
+    return sum(near) / len(near) + (sum(potentials) / len(potentials)).log()
+
+
+def test_the_method_of_the_readme_is_the_papers_on_several_ranks_and_trains(
+    ranks: RunOnRanks, generator: torch.Generator
+):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "sslx" / "methods" / "README.md").read_text(), re.DOTALL)
+    inputs = torch.randn(2, 6, 5, generator=generator, dtype=torch.float64).unbind()
+    weight = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    for world_size in (1, 2):
+        bugs = ["all_gather_grad", "sum_over_ranks_grad"]
+        loss = partial(loss_of_the_readme, code)
+        full_batch.check(ranks, world_size, loss, alignment_and_uniformity, inputs, weight, bugs=bugs)
+    method = tiny.build(of_the_readme(code).Config())
+    optimizer, images = optim.build(optim.Config(name="sgd", lr=0.03), method), tiny.batch(method, generator)
+    losses = [float(train_step(method, [images], optimizer, 0.0, None)["loss"]) for _ in range(20)]
+    assert losses[-1] < losses[0] - 0.1
 
 
 @pytest.mark.parametrize("options", [["--encoder.nam", "resnet50"], ["--method.name", "bjol"]])

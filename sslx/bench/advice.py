@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -51,7 +51,6 @@ class Recipe:
     def __init__(self, settings: PretrainConfig, ranks: Ranks, window_s: float = WINDOW_S) -> None:
         self.settings, self.ranks, self.window_s = settings, ranks, window_s
         self.parts: Parts = build(settings, ranks, lambda _: None)
-        self._progress = torch.full((), 0.5, device=ranks.device)
         self._step = cached_step if settings.grad_cache_chunks > 1 else train_step
         self._waits = DataWaits.on(ranks.device)
         replace(self.parts.plan.schedule, peak_lr=0.0).apply(self.parts.optimizer, 0.0)
@@ -109,17 +108,9 @@ class Recipe:
 
     def flops(self) -> float:
         """Floating-point operations of a step, of matrix products and convolutions, on all ranks."""
-        with self.eager(), FlopCounterMode(display=False) as counter:
+        with self.parts.method.eager(), FlopCounterMode(display=False) as counter:
             self.step()
         return float(counter.get_total_flops()) * self.ranks.world_size
-
-    @contextmanager
-    def eager(self) -> Generator[None]:
-        """Nothing is compiled: what hides what it does from whoever counts."""
-        compiled = self.parts.method.__dict__.pop("embed", None)
-        yield
-        if compiled is not None:
-            self.parts.method.embed = compiled
 
     def matrix_dtype(self) -> torch.dtype:
         """Of the large products."""
@@ -143,9 +134,7 @@ class Recipe:
 
     def _update(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         parts, clip = self.parts, self.settings.optim.clip
-        found = self._step(parts.model, batches, parts.optimizer, self._progress, parts.plan.autocast, clip)
-        parts.method.after_step(self._progress)
-        return found
+        return self._step(parts.model, batches, parts.optimizer, 0.5, parts.plan.autocast, clip)
 
     def train(self) -> None:
         """One step of a run: read and update."""
@@ -163,6 +152,7 @@ class Recipe:
             batch_size=settings.batch_size,
             accumulate=settings.micro_batches,
             seed=settings.seed,
+            draw=self.parts.method.draw,
             ranks=self.ranks,
             dtype=self.parts.plan.input_dtype,
         )

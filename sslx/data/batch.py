@@ -10,18 +10,17 @@ from torch import Tensor
 class Batch:
     """The views of this rank's B samples.
 
-    views: one (B, 3, H, W) tensor per view, sizes may differ (multi-crop); channels_last, normalised with the
-      view's mean and std, in the compute dtype, on the compute device.
-    label: (B,) int64 on the same device, or None where the source has no labels.
-    index: (B,) int64 on the CPU: each sample's place in its source.
-    draws: (B, num_draws) float32 in [0, 1) on the compute device, a function of (seed, epoch, sample), for what a
-      method draws itself (masks, permutations); None where its ``num_draws`` is 0.
+    views: one (B, C, H, W) tensor for each view; sizes may differ (multi-crop).  They are channels_last, normalized
+      with the view's mean and std, in the compute dtype and on the compute device.
+    label: (B,) int64 on the same device, or None if the source has no labels.
+    index: (B,) int64 on the CPU, each sample's place in its source.
+    draws: on the compute device, what ``Method.draw`` made for this batch (masks, permutations); () by default.
     """
 
     views: tuple[Tensor, ...]
     label: Tensor | None
     index: Tensor
-    draws: Tensor | None = None
+    draws: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -32,5 +31,5 @@ class Batch:
             tuple(view.to(device, dtype, non_blocking=True) for view in self.views),
             None if self.label is None else self.label.to(device, non_blocking=True),
             self.index,
-            None if self.draws is None else self.draws.to(device, non_blocking=True),
+            tuple(draw.to(device, non_blocking=True) for draw in self.draws),
         )

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sslx import rng
+from sslx.data import draws
 from sslx.data.batch import Batch
 from sslx.data.config import Config
+from sslx.data.draws import Draw, Draws
 from sslx.data.facts import Channels
 from sslx.data.order import VERSION, Order, Sequential, Shuffled
 from sslx.data.patience import Caller, Patience, StopWaiting
@@ -26,6 +27,7 @@ from sslx.errors import ConfigError, DataError, UserError
 from sslx.machine import cores, device_errors, limits
 
 Indices = npt.NDArray[np.int64]
+_DRAW = "draw "
 
 
 class Backend(Protocol):
@@ -55,10 +57,9 @@ class Loader:
     all other samples stay as they were; ``bad`` holds them, index -> name.  Which they are is up to ``formats.read``,
     whatever the backend: what is missing, empty, cut, no image, or of a format that it refuses.
 
-    num_draws: random numbers for each sample that a batch brings to the method, drawn with ``seed``.
+    draw: turns the random numbers of a batch, a function of ``seed``, into its ``draws``.  It is called in the process
+    of the loader, never in a worker's.
     """
-
-    num_draws = 0
 
     def __init__(
         self,
@@ -69,11 +70,12 @@ class Loader:
         dtype: torch.dtype,
         *,
         seed: int,
+        draw: Draw = draws.nothing,
         max_bad: float = 0.01,
         say: Callable[[str], None] = lambda _: None,
         patience: Patience | None = None,
     ) -> None:
-        self.order, self.backend, self.source, self.seed = order, backend, source, seed
+        self.order, self.backend, self.source, self.seed, self._draw = order, backend, source, seed, draw
         self.device, self.dtype, self._patience = device, dtype, patience or Patience()
         self.delivered = 0
         self.say = say
@@ -103,7 +105,8 @@ class Loader:
         came = delivery.along
         self._quarantine.known_good = delivery.index[-1:]
         self.delivered += 1
-        batch = Batch(delivery.views, came.get("label"), torch.from_numpy(delivery.index), came.get("draws"))
+        drawn = tuple(array for name, array in came.items() if name.startswith(_DRAW))
+        batch = Batch(delivery.views, came.get("label"), torch.from_numpy(delivery.index), drawn)
         return batch.to(self.device, self.dtype)  # copies only where dtype or device differ
 
     def along(self, t: int) -> Arrays:
@@ -111,10 +114,8 @@ class Loader:
         index, arrays = self.order.batch(t), Arrays()
         if self.source.facts.labels is not None:
             arrays["label"] = self.source.facts.labels[self._quarantine.substitute(index)]
-        if self.num_draws:
-            drawn = rng.uniform(self.seed, "method", self.order.epoch(t), index, num=self.num_draws)
-            arrays["draws"] = np.minimum(drawn.astype(np.float32), np.float32(1 - 2.0**-24))  # the largest round to 1
-        return arrays
+        drawn = self._draw(Draws(seed=self.seed, epoch=self.order.epoch(t), batch=t, index=index))
+        return arrays | {f"{_DRAW}{number}": array for number, array in enumerate(drawn)}
 
     def _delivery(self) -> Delivery:
         """The next batch, by a new stream where the last one ended at images that cannot be read."""
@@ -249,11 +250,15 @@ def training(
     batch_size: int,
     accumulate: int = 1,
     seed: int,
+    draw: Draw = draws.nothing,
     ranks: Ranks,
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
-    """The endless training loader of one rank; batch_size is global, views come in the order of ``specs``."""
+    """The endless training loader of one rank; batch_size is global, views come in the order of ``specs``.
+
+    draw: ``Method.draw`` of the method that is trained.
+    """
     order = Shuffled(
         num_samples=len(source),
         batch_size=batch_size,
@@ -263,7 +268,7 @@ def training(
         world_size=ranks.world_size,
         blocks=source.facts.blocks,
     )
-    return in_order(config, source, specs, order, seed=seed, ranks=ranks, dtype=dtype, say=say)
+    return in_order(config, source, specs, order, seed=seed, draw=draw, ranks=ranks, dtype=dtype, say=say)
 
 
 def evaluation(
@@ -289,6 +294,7 @@ def in_order(
     order: Order,
     *,
     seed: int,
+    draw: Draw = draws.nothing,
     ranks: Ranks,
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
@@ -297,5 +303,14 @@ def in_order(
     patience = Patience(config.timeout_s, say=say)
     backend = _backend(config, source, specs, order.per_rank, ranks, seed=seed, say=say, patience=patience)
     return Loader(
-        order, backend, source, ranks.device, dtype, seed=seed, max_bad=config.max_bad, say=say, patience=patience
+        order,
+        backend,
+        source,
+        ranks.device,
+        dtype,
+        seed=seed,
+        draw=draw,
+        max_bad=config.max_bad,
+        say=say,
+        patience=patience,
     )

@@ -43,6 +43,13 @@ class ViewSpec:
     std: tuple[float, float, float] = IMAGENET_STD
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a method needs of each image: the views that the loader makes of it, in the order of ``Batch.views``."""
+
+    views: tuple[ViewSpec, ...]
+
+
 def eval_view(
     size: int,
     mean: tuple[float, float, float] = IMAGENET_MEAN,

@@ -1,11 +1,18 @@
 """State dicts: names without the wrappers of DDP and torch.compile, and loading that takes everything or nothing."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from sslx.errors import DataError
+
+
+@runtime_checkable
+class TakesOldNames(Protocol):
+    """A module whose state had other names in an earlier version."""
+
+    def take_old_names(self, state: dict[str, Any], prefix: str) -> None: ...
 
 
 def load(
@@ -24,6 +31,9 @@ def load(
     own = module.state_dict()
     own_names = {unwrapped(name): name for name in own}
     tensors = {unwrapped(name): tensor for name, tensor in state_dict.items()}
+    for prefix, part in module.named_modules():
+        if isinstance(part, TakesOldNames):
+            part.take_old_names(tensors, f"{unwrapped(prefix)}.")
     shapes = {
         name: f"{name} {tuple(own[own_names[name]].shape)}, not {tuple(tensors[name].shape)}"
         for name in own_names.keys() & tensors.keys()

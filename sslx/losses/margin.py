@@ -23,9 +23,9 @@ def pair_distances(
       labels it is similar to the next one of its label (itself where it has no other) and dissimilar to the next one
       of another label.
     group: the ranks whose batches make up the whole; None for all.
-    Returns (similar (B,), dissimilar (B,), any (): bool).  any: whether there are dissimilar pairs; it is the same for
-    all samples of all ranks, since one other label in the whole batch gives every sample one.  Where there are none,
-    ``dissimilar`` means nothing.
+    Returns (similar (B,), dissimilar (B,), has_dissimilar (): bool).  has_dissimilar is whether there are dissimilar
+    pairs; it is the same for all samples of all ranks, since one other label in the whole batch gives every sample one.
+    If there are none, ``dissimilar`` means nothing.
     At a distance of 0 the gradient is 0.
     Raises ValueError for shapes that do not fit, and DataError, on all ranks, for unequal B.
     """
@@ -39,24 +39,24 @@ def pair_distances(
     own = torch.arange(len(z1), device=z1.device) + distributed.rank(group) * len(z1)
     if label is None:
         similar, dissimilar = own, (own + 1) % len(others)
-        some = torch.full((), len(others) > 1, device=z1.device)
+        has_dissimilar = torch.full((), len(others) > 1, device=z1.device)
     else:
         ahead = (own[:, None] + torch.arange(1, len(others) + 1, device=z1.device)) % len(others)  # itself is last
         same = distributed.all_gather(label, group)[ahead] == label[:, None]
         # Of equal ones argmax finds the first.
         similar, dissimilar = ((own + 1 + kind.byte().argmax(1)) % len(others) for kind in (same, ~same))
-        some = ~same.all()
+        has_dissimilar = ~same.all()
     # vector_norm has the gradient 0 at 0, where a root of the sum of squares has NaN.
     near, far = (torch.linalg.vector_norm(z1 - others[partner], dim=1) for partner in (similar, dissimilar))
-    return near, far, some
+    return near, far, has_dissimilar
 
 
-def margin_loss(similar: Tensor, dissimilar: Tensor, some: Tensor, margin: float) -> Tensor:
+def margin_loss(similar: Tensor, dissimilar: Tensor, has_dissimilar: Tensor, margin: float) -> Tensor:
     """Equation 4, with Y = 0 for similar pairs: (1 - Y) d² / 2 + Y max(0, margin - d)² / 2, averaged over the pairs.
 
-    similar, dissimilar, some: what ``pair_distances`` returns.  margin: in units of the distance.
+    similar, dissimilar, has_dissimilar: what ``pair_distances`` returns.  margin: in units of the distance.
     Returns the mean over this rank's pairs, a scalar.  All ranks have equally many, so its mean over ranks is the
     full-batch loss, and the mean over ranks of every parameter gradient is the full-batch gradient.
     """
-    far = torch.where(some, (margin - dissimilar).clamp_min(0).square(), 0)
-    return (similar.square() + far).mean() / 2 / (1 + some.to(far.dtype))
+    far = torch.where(has_dissimilar, (margin - dissimilar).clamp_min(0).square(), 0)
+    return (similar.square() + far).mean() / 2 / (1 + has_dissimilar.to(far.dtype))

@@ -1,4 +1,4 @@
-"""Methods, found by file name: a file ``sslx/methods/<name>.py`` with Config, views and Method is one."""
+"""Methods, found by file name: a file ``sslx/methods/<name>.py`` with a Config that builds a Method is one."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _FAMILY = Family[MethodConfig](
     "sslx.methods",
     "--method.name",
-    shared=("base", "config", "heads", "ema", "multicrop"),
+    shared=("base", "config", "heads", "ema"),
     light=("sslx.errors", "sslx.methods.config", "sslx.data.augment"),
 )
 
@@ -24,7 +24,7 @@ def available() -> tuple[str, ...]:
 
 
 def module(name: str) -> ModuleType:
-    """The method's module: ``Config``, ``views(config, augment, size)`` and ``Method(config, encoder)``."""
+    """The method's module, with its ``Config``."""
     return _FAMILY.module(name)
 
 
@@ -42,11 +42,11 @@ def build(config: MethodConfig, encoder: "Encoder") -> "Method":
     """The method of a config around an encoder; its heads and moving averages have the norm of the encoder's recipe."""
     from sslx.encoders import norms  # here: it imports torch
 
-    method: Method = module(config.name).Method(config, encoder)
+    method = config.build(encoder)
     norms.replace(method, encoder.recipe.norm)
     return method
 
 
 def encoders(name: str) -> tuple[Literal["resnet", "vit"], ...]:
-    """What the method is to be tested with: its module's ``ENCODERS``, else a ResNet."""
-    return getattr(module(name), "ENCODERS", ("resnet",))
+    """The kinds of encoder that the method is tested with."""
+    return options(name).encoders

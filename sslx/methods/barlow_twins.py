@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from sslx import losses
-from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
-from sslx.errors import ConfigError
 from sslx.methods import base, heads
 from sslx.methods.config import MethodConfig
 
@@ -23,6 +19,8 @@ from sslx.methods.config import MethodConfig
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
     """The numbers of Barlow Twins; the defaults are the paper's for ImageNet.
+
+    The paper's two views, which are BYOL's, differ in blur and solarization; here both are by the recipe.
 
     The gradient is that of the whole batch; the paper's code has it divided by the number of GPUs.  With LARS, which
     adapts weights, that changes biases and norms alone: the paper gives those a learning rate of 0.0048 beside 0.2.
@@ -37,13 +35,11 @@ class Config(MethodConfig):
     """Width of the embeddings whose dimensions are decorrelated."""
 
     def __post_init__(self) -> None:
-        if self.off_diagonal_weight < 0 or min(self.hidden_dim, self.projection_dim) < 1:
-            raise ConfigError("barlow_twins needs an off_diagonal_weight >= 0 and widths >= 1")
+        super().__post_init__()
+        self.require("off_diagonal_weight", least=0)
 
-
-def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
-    """Two views by the same recipe.  The paper's two, which are BYOL's, differ in blur and solarisation."""
-    return (ViewSpec(size=size, augment=augment),) * 2
+    def build(self, encoder: "Encoder") -> "Method":
+        return Method(self, encoder)
 
 
 class Method(base.Method):
@@ -54,18 +50,18 @@ class Method(base.Method):
     """
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
-        self.config, self.encoder = config, encoder
+        super().__init__(encoder)
+        self.config = config
         widths = config.hidden_dim, config.hidden_dim, config.projection_dim
         self.projector = heads.mlp(encoder.dim, *widths, last_norm=False, last_bias=False)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Both views as one batch through encoder and projector: two (B, projection_dim) tensors."""
-        return self.projector(self.encoder(torch.cat(batch.views))).chunk(2)
+    def embed(self, batch: Batch) -> base.Embedded:
+        """Both views as one batch through encoder and projector: (z1, z2), each (B, projection_dim)."""
+        return base.Embedded(self.projector(self.encoder(torch.cat(batch.views))).chunk(2))
 
-    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
+    def loss(self, embedded: base.Embedded) -> base.Step:
         """``on_diagonal`` is the mean correlation of a dimension with itself in the other view, ``off_diagonal`` the
         root mean square of those with other dimensions, ``std`` the spread of embeddings (0: collapse)."""
-        z1, z2 = embeddings
+        z1, z2 = embedded.compared
         loss, metrics = losses.barlow_twins(z1, z2, self.config.off_diagonal_weight)
-        return base.Step(loss, {**metrics, "std": base.spread(z1)})
+        return base.Step(loss, {**metrics, "std": losses.spread(z1)})

@@ -1,16 +1,30 @@
 """What every method is: embed the views, compare the embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any, NamedTuple
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sslx.data.batch import Batch
+from sslx.data.draws import Draws
 from sslx.encoders import Encoder
-from sslx.methods.config import MethodConfig as MethodConfig
+
+
+class Embedded(NamedTuple):
+    """What the loss is computed from.  All tensors begin with the axis of this rank's samples, so that they can be put
+    together from parts of a batch.
+
+    compared: floats, through which the gradient flows.  given: everything else, each tensor in a dtype of its own and
+    without a gradient: labels, indices, masks, the outputs of a teacher.
+    """
+
+    compared: tuple[Tensor, ...]
+    given: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,79 +35,113 @@ class Step:
     metrics: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-@torch.no_grad()
-def spread(z: Tensor) -> Tensor:
-    """How far apart this rank's embeddings (B, D) point: their standard deviation a dimension, at length 1, times
-    sqrt(D).  (), fp32: 1 where they are uniform on the sphere, 0 where they have collapsed to a point, nan of one."""
-    unit = F.normalize(z.float(), dim=1)
-    if len(unit) < 2:
-        return unit.new_full((), torch.nan)
-    return unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5
-
-
 def features(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """The features of V views (B, 3, H, W) as one (V*B, dim), one view after the other.
+    """Return the features of V views (B, C, H, W) as one tensor (V*B, dim), one view after the other.
 
-    Neighbours of one size go through the encoder as one batch, so multi-crop takes one forward a size.
+    Neighbors of one size go through the encoder as one batch, so multi-crop takes one forward for each size.
     """
     sizes = groupby(views, key=lambda view: view.shape[2:])
     return torch.cat([encoder(torch.cat(list(same))) for _, same in sizes])
 
 
-class Method(nn.Module):
-    """A pretraining method around ``self.encoder``.  The loop and DDP call ``forward`` and nothing else in a step.
+def full_precision(z: Tensor) -> Tensor:
+    """Return the tensor in fp32, or in fp64 if it is in fp64: losses are computed so, in autocast too."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
-    num_draws: random numbers that it takes for each sample of a batch, as ``Batch.draws``.
-    progress: () in [0, 1], that of the present step, for an ``embed`` that depends on it; in no checkpoint.
+
+class Method(nn.Module):
+    """A pretraining method around ``self.encoder``: what a method writes is ``embed`` and ``loss``.
+
+    progress: () in [0, 1], the fraction of the training that is done at the present step, on the device.  The step sets
+      it, and no checkpoint holds it.
     """
 
-    encoder: Encoder
-    num_draws: int = 0
     progress: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
+        self.encoder = encoder
         self.register_buffer("progress", torch.zeros(()), persistent=False)
-
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The embeddings that the loss compares.  Everything with parameters runs here; it may be compiled."""
-        raise NotImplementedError
-
-    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> Step:
-        """The loss of the embeddings of all ranks; progress: () in [0, 1], the share of training that is done."""
-        raise NotImplementedError
-
-    def forward(self, batch: Batch, progress: Tensor, cotangents: tuple[Tensor, ...] | None = None) -> Step:
-        """``loss`` of ``embed``; given gradients of the embeddings, a scalar with just those (gradient caching)."""
-        self.progress.copy_(progress)
-        embeddings = self.embed(batch)
-        if cotangents is None:
-            return self.loss(embeddings, progress)
-        return Step(torch.stack([(e * c).sum() for e, c in zip(embeddings, cotangents, strict=True)]).sum())
+        self._compiled: Callable[[Batch], Embedded] | None = None
 
     @property
     def exported(self) -> Encoder:
-        """The encoder that users get: what is probed, drawn and exported."""
+        """The encoder that users get, and that probes and pictures look at."""
         return self.encoder
 
     @property
-    def exported_name(self) -> str:
+    def exported_module(self) -> str:
         """The name of ``exported`` among the method's modules, such as "encoder"."""
         exported = self.exported
         return next(name for name, module in self.named_modules() if module is exported)
 
-    def after_step(self, progress: Tensor) -> None:
-        """Called after each optimizer step: EMA updates.  With a progress of 1, after a step that was not taken because
-        it was not finite, it changes nothing: there a moving average's momentum is 1."""
+    def draw(self, draws: Draws) -> tuple[npt.NDArray[Any], ...]:
+        """Return the random arrays of a batch (masks, permutations), which come to the device as ``Batch.draws``.
+
+        It runs on the host, beside the reading of images.  Arrays from ``draws.per_sample`` begin with the axis of the
+        samples; those from ``draws.per_step`` are the same on all ranks.
+        """
+        del draws
+        return ()
+
+    def embed(self, batch: Batch) -> Embedded:
+        """Return what the loss compares.  Everything with parameters runs here; it may be compiled."""
+        raise NotImplementedError
+
+    def loss(self, embedded: Embedded) -> Step:
+        """Return the loss of the embeddings of all ranks, by the gradient convention of the README beside this file."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Update moving averages and the like; called after each optimizer step.
+
+        After a step that was not taken because it was not finite, ``progress`` is 1, at which this must change nothing:
+        there a moving average's momentum is 1.
+        """
+
+    def forward(self, batch: Batch, cotangents: Sequence[Tensor] | None = None) -> Step:
+        """Return the ``Step`` of a batch.
+
+        cotangents: for gradient caching, which comes through here because DDP only sees calls of ``forward``.
+        """
+        embedded = self.embedder(batch)
+        return self.loss(embedded) if cotangents is None else linearized(embedded, cotangents)
+
+    @property
+    def embedder(self) -> Callable[[Batch], Embedded]:
+        """``embed``, compiled if ``compile_embed`` was called."""
+        return self._compiled or self.embed
+
+    def compile_embed(self) -> None:
+        """Have steps run ``embed`` as code that torch.compile makes at the first of them."""
+        self._compiled = torch.compile(self.embed)
+
+    @contextmanager
+    def eager(self) -> Generator[None]:
+        """Run ``embed`` uncompiled meanwhile, for whoever counts its operations."""
+        compiled, self._compiled = self._compiled, None
+        try:
+            yield
+        finally:
+            self._compiled = compiled
 
     def picture(self, batch: Batch) -> tuple[tuple[str, Tensor], ...]:
-        """What ``sslx plot`` shows of the method on unaugmented images: titled rows of (B, 3, H, W), normalised.
+        """Return what ``sslx plot`` shows of unaugmented images: titled rows of (B, C, H, W), normalized.
 
-        Empty where there is nothing to see but features.
+        The default is nothing, for methods with nothing to see but features.
         """
         del batch
         return ()
 
     def late_parameters(self) -> Sequence[Tensor]:
-        """Parameters that are frozen at first, by a gradient of zeros: AdamW starts to count when they thaw."""
+        """Return the parameters that are frozen at first, by a gradient of zeros.
+
+        AdamW starts to count their steps when they thaw.
+        """
         return ()
+
+
+def linearized(embedded: Embedded, cotangents: Sequence[Tensor]) -> Step:
+    """Return a scalar whose gradient with respect to ``embedded.compared`` is ``cotangents`` (arXiv 2101.06983)."""
+    products = [(z * cotangent).sum() for z, cotangent in zip(embedded.compared, cotangents, strict=True)]
+    return Step(torch.stack(products).sum())

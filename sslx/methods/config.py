@@ -1,36 +1,132 @@
-"""The settings that all methods share.  Imports no torch."""
+"""The settings that methods share.  Imports no torch, so that flags and help need none."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from sslx.data.augment import Augment
 from sslx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sslx.data.facts import Facts
+    from sslx.data.views import Inputs, ViewSpec
+    from sslx.encoders import Encoder
+    from sslx.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Fields that all methods share; each method's own Config adds its name and numbers.
+    """The base of every method's ``Config``, which adds the method's name and numbers.
 
-    Names of widths end in ``_dim``, and a queue's is ``queue_size``: ``sslx verify`` and the contract test set those.
+    The names of widths end in ``_dim``, and that of a queue is ``queue_size``: ``sslx verify`` and the contract test
+    set those to small numbers.
     """
+
+    encoders: ClassVar[tuple[Literal["resnet", "vit"], ...]] = ("resnet",)
+    """The kinds of encoder that ``sslx verify`` and the tests train the method with."""
+    num_views: ClassVar[int] = 2
+    """The number of views by the recipe that ``inputs`` asks for."""
+    exported_name: ClassVar[str] = ""
+    """What ``Method.exported`` is, in words, if it is not the encoder that is trained."""
 
     name: str
     """The method to train by; sslx methods describes them."""
 
-    def check(self, batch_size: int, labelled: bool) -> None:
-        """Raise ConfigError where the method cannot train; called before anything but the source is built.
+    def __post_init__(self) -> None:
+        self.require(*(field.name for field in fields(self) if field.name.endswith("_dim")), least=1)
 
-        batch_size: samples of one loss, over all ranks.  labelled: whether the source has labels.
+    def require(
+        self,
+        *names: str,
+        above: float = -math.inf,
+        below: float = math.inf,
+        least: float = -math.inf,
+        most: float = math.inf,
+    ) -> None:
+        """Raise ConfigError unless each of these fields is a finite number > above, < below, >= least and <= most."""
+        for name in names:
+            value: float = getattr(self, name)
+            if not (above < value < below and least <= value <= most and math.isfinite(value)):
+                bounds = {">": above, ">=": least, "<": below, "<=": most}
+                words = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if math.isfinite(bound))
+                flag = f"--method.{name.replace('_', '-')}"
+                raise ConfigError(f"{self.name} needs {name} {words}, got {value}: change {flag}")
+
+    def check(self, batch_size: int, facts: "Facts") -> None:
+        """Raise ConfigError if the method cannot train; called before anything but the source is built.
+
+        batch_size: the samples of one loss, over all ranks.  facts: those of the training images.
         """
-        del labelled
+        del facts
         if batch_size < 2:
             raise ConfigError(f"batch norm and negatives need 2 samples or more, got a batch of {batch_size}")
 
+    def inputs(self, augment: Augment, size: int) -> "Inputs":
+        """Return what the loader makes of each image: ``num_views`` views by the recipe, unless a method overrides it.
 
-def check_local_views(
-    num_local: int, local_size: int | None, local_min_scale: float, local_max_scale: float, method_name: str
-) -> None:
-    """Raise ConfigError for numbers that make no local views; 0 of them are fine."""
-    if num_local < 0 or (local_size is not None and local_size < 1):
-        raise ConfigError(f"{method_name} needs num_local >= 0 and local_size >= 1, got {num_local} and {local_size}")
-    if not 0 < local_min_scale <= local_max_scale <= 1:
-        got = f"got {local_min_scale} and {local_max_scale}"
-        raise ConfigError(f"{method_name} needs 0 < local_min_scale <= local_max_scale <= 1, {got}")
+        size: the side of full-size views in pixels.
+        """
+        from sslx.data.views import Inputs, ViewSpec  # here: it imports torch
+
+        return Inputs(views=(ViewSpec(size=size, augment=augment),) * self.num_views)
+
+    def build(self, encoder: "Encoder") -> "Method":
+        """Return the method around an encoder, with new heads.  Use ``methods.build``, which also settles the norms."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondViewConfig(MethodConfig):
+    """Settings of methods whose second view has a blur and a solarization of its own (arXiv 2006.07733, table 6)."""
+
+    second_blur: float = 0.1
+    """Probability of blur in the second view; the first has the recipe's, which is 1 in the paper."""
+    second_solarize: float = 0.2
+    """Probability of solarization in the second view; the others have the recipe's, which is 0 in the paper."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("second_blur", "second_solarize", least=0, most=1)
+
+    def inputs(self, augment: Augment, size: int) -> "Inputs":
+        """Return one view by the recipe, and one with the second view's own blur and solarization."""
+        from sslx.data.views import Inputs, ViewSpec  # here: it imports torch
+
+        second = replace(augment, blur=self.second_blur, solarize=self.second_solarize)
+        return Inputs(views=(ViewSpec(size=size, augment=augment), ViewSpec(size=size, augment=second)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiCropConfig(MethodConfig):
+    """Settings of methods with small, local views beside the two global ones (arXiv 2006.09882, section 3.2)."""
+
+    num_local: int
+    """Local views of each image; with 0, only the two global views are left."""
+    local_size: int | None = None
+    """Side of the local views in pixels; by default the multiple of 8 that is nearest to 96/224 of a global view's."""
+    local_min_scale: float = 0.05
+    """Smallest fraction of the image's area that a local view may cover."""
+    local_max_scale: float
+    """Largest fraction of the image's area that a local view may cover."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("num_local", least=0)
+        self.require("local_min_scale", "local_max_scale", above=0, most=1)
+        self.require("local_min_scale", most=self.local_max_scale)
+        if self.local_size is not None:
+            self.require("local_size", least=1)
+
+    def inputs(self, augment: Augment, size: int) -> "Inputs":
+        """Return the two global views, then the local ones."""
+        from sslx.data.views import Inputs  # here: it imports torch
+
+        return Inputs(views=(*super().inputs(augment, size).views, *self.local_views(augment, size)))
+
+    def local_views(self, augment: Augment, size: int) -> "tuple[ViewSpec, ...]":
+        """Return the local views for global ones of ``size`` pixels: the recipe's, except for what a crop covers."""
+        from sslx.data.views import ViewSpec  # here: it imports torch
+
+        local = replace(augment, min_scale=self.local_min_scale, max_scale=self.local_max_scale)
+        pixels = self.local_size or max(8, 8 * round(size * 96 / 224 / 8))
+        return (ViewSpec(size=pixels, augment=local),) * self.num_local

@@ -1,14 +1,13 @@
 """DINO (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", arXiv 2104.14294).
 
-Two global and some local views of each image.  A student (encoder and head) is to find for every view the distribution
-over prototypes that a teacher finds for each other global view.  The teacher is a moving average of the student; its
+Two global and some local views of each image.  For every view, a student (encoder and head) learns the distribution
+over prototypes that a teacher gives to each other global view.  The teacher is a moving average of the student; its
 outputs are centered, so that no prototype takes all samples, and sharpened, so that not all are alike.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +18,23 @@ from sslx.data.augment import Augment
 from sslx.data.batch import Batch
 from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
-from sslx.errors import ConfigError
-from sslx.methods import base, ema, heads, multicrop
-from sslx.methods.config import MethodConfig, check_local_views
-
-ENCODERS = ("resnet", "vit")
+from sslx.methods import base, ema, heads
+from sslx.methods.config import MultiCropConfig, SecondViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(MethodConfig):
+class Config(MultiCropConfig, SecondViewConfig):
     """DINO's numbers; the defaults are the paper's for 100 epochs of ImageNet."""
 
+    encoders: ClassVar = ("resnet", "vit")
+    exported_name: ClassVar = "the teacher's encoder"
     name: Literal["dino"] = "dino"
     num_local: int = 8
-    """Local views of each image; 0: the two global ones alone, which then need a smaller augment.min_scale."""
-    local_size: int | None = None
-    """Their side in pixels; default: the nearest multiple of 8 to 96/224 of the global views' side."""
-    local_min_scale: float = 0.05
-    """Smallest share of the image's area that a local view covers."""
+    """Local views of each image; with 0, the two global views alone need a smaller augment.min_scale."""
     local_max_scale: float = 0.4
-    """Largest share of it.  Global views have the recipe's, whose augment.min_scale is 0.4 in the code."""
+    """Largest fraction of the area for a local view; global views start at augment.min_scale, 0.4 in the code."""
     local_blur: float = 0.5
     """Probability of blur in the local views."""
-    second_blur: float = 0.1
-    """Probability of blur in the second global view; the first has the recipe's, which is 1 in the code."""
-    second_solarize: float = 0.2
-    """Probability of solarization in the second global view; the others have the recipe's, which is 0 in the code."""
     hidden_dim: int = 2048
     """Width of the head's two hidden layers."""
     bottleneck_dim: int = 256
@@ -69,36 +59,29 @@ class Config(MethodConfig):
     """Share of training in which the prototypes stay as they are; 1 of 100 epochs."""
 
     def __post_init__(self) -> None:
-        numbers = self.num_local, self.local_size, self.local_min_scale, self.local_max_scale
-        check_local_views(*numbers, method_name="dino")
-        if min(self.hidden_dim, self.bottleneck_dim) < 1 or self.output_dim < 2:
-            raise ConfigError("dino needs widths >= 1 and an output_dim >= 2")
-        temperatures = self.student_temperature, self.teacher_temperature, self.teacher_temperature_start
-        if not all(0 < temperature < math.inf for temperature in temperatures):
-            raise ConfigError("dino needs a student_temperature, teacher_temperature and teacher_temperature_start > 0")
-        for field in ("local_blur", "second_blur", "second_solarize", "teacher_warmup", "teacher_momentum",
-                      "center_momentum", "freeze_last"):  # fmt: skip
-            if not 0 <= getattr(self, field) <= 1:
-                raise ConfigError(f"dino needs a {field} in [0, 1], got {getattr(self, field)}")
+        super().__post_init__()
+        self.require("output_dim", least=2)
+        self.require("student_temperature", "teacher_temperature", "teacher_temperature_start", above=0)
+        self.require("local_blur", "teacher_warmup", "teacher_momentum", "center_momentum", least=0, most=1)
+        self.require("freeze_last", least=0, most=1)
 
+    def local_views(self, augment: Augment, size: int) -> "tuple[ViewSpec, ...]":
+        """Return the local views, with a blur of their own."""
+        return super().local_views(replace(augment, blur=self.local_blur), size)
 
-def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:
-    """Two global views, the second with its own blur and solarization, and the local ones."""
-    second = replace(augment, blur=config.second_blur, solarize=config.second_solarize)
-    small = config.num_local, config.local_size, config.local_min_scale, config.local_max_scale
-    local = multicrop.local_views(replace(augment, blur=config.local_blur), size, *small)
-    return ViewSpec(size=size, augment=augment), ViewSpec(size=size, augment=second), *local
+    def build(self, encoder: "Encoder") -> "Method":
+        return Method(self, encoder)
 
 
 class Head(nn.Module):
     """Three layers with GELU to a bottleneck, and its cosine with each prototype: (N, dim) -> (N, output_dim).
 
-    The prototypes are the code's weight-normalised last layer, whose gain stays 1: weight decay shortens them, but what
+    The prototypes are the code's weight-normalized last layer, whose gain stays 1: weight decay shortens them, but what
     comes out depends on their directions only.
 
     Deviation from the code: weights start with a standard deviation of 0.02 at 2048 inputs, as there, but with more at
     fewer, in inverse proportion to the root; with 0.02 at 16, outputs are so short that the gradient through their
-    normalisation throws the head about.
+    normalization throws the head about.
     """
 
     def __init__(self, dim: int, config: Config) -> None:
@@ -129,30 +112,34 @@ class Method(base.Method):
 
     Deviations from the paper's code: no stochastic depth; gradient clipping (--optim.clip 3) and the rise of the weight
     decay (--optim.weight-decay 0.04 --optim.weight-decay-end 0.4) are off unless they are asked for; the teacher's
-    temperature rises with each step, not each epoch; probes read the student's encoder, not the teacher's; the center
-    starts as the first batch's mean, not as zero, from which the code's comes there while its learning rate is still
-    near 0.  As in the code, batch norm takes its statistics over all views of one size, the head's over all.
+    temperature rises with each step, not each epoch; the center starts as the first batch's mean, not as zero, from
+    which the code's comes there while its learning rate is still near 0.  As in the code, batch norm takes its
+    statistics over all views of one size, the head's over all.  Exported is the teacher's encoder, which the paper
+    evaluates.
     """
 
     center: Tensor
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
-        self.config, self.encoder = config, encoder
+        super().__init__(encoder)
+        self.config = config
         self.head = Head(encoder.dim, config)
-        self.teacher = ema.frozen_copy(nn.Sequential(self.encoder, self.head))
-        self._average = ema.Average(self.teacher, self.encoder, self.head)
+        self.teacher = ema.Average(encoder, head=self.head, base=config.teacher_momentum)
         self.register_buffer("center", torch.zeros(1, config.output_dim))
 
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The student's logits of all views and the teacher's of the global ones: (B, output_dim) each."""
+    @property
+    def exported(self) -> Encoder:
+        return self.teacher.encoder
+
+    def embed(self, batch: Batch) -> base.Embedded:
+        """The student's logits of all views; given the teacher's of the global ones: (B, output_dim) each."""
         frozen = self.progress < self.config.freeze_last
         student = self.head(base.features(self.encoder, batch.views), frozen)
         with torch.no_grad():
             teacher = self.teacher(torch.cat(batch.views[:2]))
-        return *student.chunk(len(batch.views)), *teacher.chunk(2)
+        return base.Embedded(student.chunk(len(batch.views)), teacher.chunk(2))
 
-    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:
+    def loss(self, embedded: base.Embedded) -> base.Step:
         """Equation 3 with the mean over pairs; then, for the next step, the center's (equation 4), of all ranks.
 
         ``teacher_entropy``: of the teacher's distributions, mean over samples, as a share of log K (1: collapse to the
@@ -160,20 +147,19 @@ class Method(base.Method):
         ``logit_std``: spread of the student's logits of the first view.  ``teacher_temperature``: the step's;
         ``teacher_momentum``: as the step's update will have it.
         """
-        student, teacher = embeddings[:-2], torch.stack(embeddings[-2:]).detach()
-        teacher = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
-        temperature = self._temperature(progress)
+        student, teacher = embedded.compared, base.full_precision(torch.stack(embedded.given))
+        temperature = self._temperature()
         mean = distributed.mean_over_ranks(teacher.mean((0, 1)))
         center = torch.where(self.center.any(), self.center, mean)
         self.center.copy_(center.lerp(mean, 1 - self.config.center_momentum))
         targets = torch.softmax((teacher - center) / temperature, dim=-1)
         loss = losses.self_distillation(student, targets.unbind(), self.config.student_temperature)
         metrics = {
-            "teacher_entropy": _entropy(targets).mean(),
-            "prototype_entropy": _entropy(targets.mean((0, 1))),
-            "logit_std": base.spread(student[0]),
+            "teacher_entropy": losses.entropy(targets).mean(),
+            "prototype_entropy": losses.entropy(targets.mean((0, 1))),
+            "logit_std": losses.spread(student[0]),
             "teacher_temperature": temperature.float(),
-            "teacher_momentum": self._momentum(progress).float(),
+            "teacher_momentum": self.teacher.momentum(self.progress).float(),
         }
         return base.Step(loss, metrics)
 
@@ -181,20 +167,12 @@ class Method(base.Method):
         """The prototypes, which are frozen at first."""
         return (self.head.prototypes.weight,)
 
-    def after_step(self, progress: Tensor) -> None:
+    def after_step(self) -> None:
         """The teacher follows the student."""
-        self._average.update(self._momentum(progress))
+        self.teacher.follow(self.progress)
 
-    def _temperature(self, progress: Tensor) -> Tensor:
-        config = self.config
+    def _temperature(self) -> Tensor:
+        config, progress = self.config, self.progress
         warm = (progress / config.teacher_warmup).clamp(max=1) if config.teacher_warmup else torch.ones_like(progress)
         rise = config.teacher_temperature - config.teacher_temperature_start
         return config.teacher_temperature_start + rise * warm
-
-    def _momentum(self, progress: Tensor) -> Tensor:
-        return ema.cosine_momentum(self.config.teacher_momentum, progress)
-
-
-def _entropy(p: Tensor) -> Tensor:
-    """Of distributions (..., K) over prototypes, as a share of log K: (...), fp32."""
-    return torch.special.entr(p).sum(-1).float() / math.log(p.shape[-1])

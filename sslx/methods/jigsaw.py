@@ -3,13 +3,13 @@ arXiv 1603.09246).
 
 One view of each image is cut into 3x3 tiles, which are put in the order of one of a fixed set of permutations.  Each
 tile goes through the encoder alone (the context-free network); a classifier over all nine says which permutation it
-was.  Gaps between the tiles and their own normalisation keep edges and low-level statistics from giving it away.
+was.  Gaps between the tiles and their own normalization keep edges and low-level statistics from giving it away.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslx import encoders
-from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import ViewSpec
+from sslx.data.draws import Draws
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base
@@ -36,6 +35,7 @@ EPSILON = 1e-5
 class Config(MethodConfig):
     """The permutations and the widths of the context-free network; the defaults are the paper's for ImageNet."""
 
+    num_views: ClassVar = 1  # the paper's has 225 px and is gray in 30 % of images (``augment.gray``)
     name: Literal["jigsaw"] = "jigsaw"
     num_permutations: int = 1000
     """Permutations to tell apart; of those in the paper's table 4 the most, and the outputs of its code."""
@@ -45,35 +45,32 @@ class Config(MethodConfig):
     """Width of the classifier's hidden layer, over all tiles (fc7)."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_permutations <= math.factorial(NUM_TILES) or min(self.tile_dim, self.hidden_dim) < 1:
-            raise ConfigError("jigsaw needs num_permutations from 2 to 362,880 (all of 9 tiles) and widths >= 1")
+        super().__post_init__()
+        self.require("num_permutations", least=2, most=math.factorial(NUM_TILES))
 
-
-def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
-    """One view; the paper's has 225 px and is gray in 30 % of images (``augment.gray``)."""
-    return (ViewSpec(size=size, augment=augment),)
+    def build(self, encoder: "Encoder") -> "Method":
+        return Method(self, encoder)
 
 
 class Method(base.Method):
     """Encoder, a layer that all tiles share, and a classifier of permutations.
 
     Deviations from the paper and its code: any encoder in place of AlexNet's convolutions, no dropout after the two
-    hidden layers, and no shifts of the colour channels against one another.
+    hidden layers, and no shifts of the color channels against one another.
     """
 
     permutations: Tensor
     """(num_permutations, 9) int64.  In no checkpoint: the config says all of it."""
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
+        super().__init__(encoder)
         side = tile_side(encoder.size)
         if not encoders.takes(encoder, side):
             raise ConfigError(
                 f"jigsaw cuts views of {encoder.size} px into tiles of {side} px, which {type(encoder.trunk).__name__} "
                 "does not take: take a ResNet or a larger --data.size"
             )
-        self.config, self.encoder = config, encoder
-        self.num_draws = 1 + 2 * NUM_TILES
+        self.config = config
         self.tile_head = nn.Sequential(nn.Linear(encoder.dim, config.tile_dim), nn.ReLU(inplace=True))
         self.classifier = nn.Sequential(
             nn.Linear(NUM_TILES * config.tile_dim, config.hidden_dim),
@@ -83,28 +80,30 @@ class Method(base.Method):
         chosen = torch.tensor(distant_permutations(config.num_permutations, NUM_TILES))
         self.register_buffer("permutations", chosen, persistent=False)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The logits of permutations (B, num_permutations) and the index of the true ones (B,), fp64.
+    def draw(self, draws: Draws) -> tuple[npt.NDArray[Any], ...]:
+        """The number of each image's permutation, (B,) int64, and the places of its tiles, (B, 9, 2): see ``cut``."""
+        numbers = draws.per_sample(1 + 2 * NUM_TILES)
+        permutation = (numbers[:, 0] * np.float32(self.config.num_permutations)).astype(np.int64)
+        return permutation, numbers[:, 1:].reshape(-1, NUM_TILES, 2)
+
+    def embed(self, batch: Batch) -> base.Embedded:
+        """The logits of permutations (B, num_permutations); given the number of the true one (B,).
 
         All 9B tiles go through the encoder as one batch, image-major.
         """
-        (view,) = batch.views
-        assert batch.draws is not None
-        true = (batch.draws[:, 0] * self.config.num_permutations).long()
-        places = batch.draws[:, 1:].unflatten(1, (NUM_TILES, 2))
-        tiles = normalize(cut(view, self.permutations[true], places))
-        each = self.tile_head(self.encoder(tiles))
-        return self.classifier(each.reshape(len(view), -1)), true.double()
+        (view,), (permutation, places) = batch.views, batch.draws
+        tiles = normalize(cut(view, self.permutations[permutation], places))
+        features = self.tile_head(self.encoder(tiles))
+        return base.Embedded((self.classifier(features.reshape(len(view), -1)),), (permutation,))
 
-    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
-        """Cross-entropy, ``accuracy`` the share of permutations that are recognised (1 / num_permutations: chance).
+    def loss(self, embedded: base.Embedded) -> base.Step:
+        """Cross-entropy; ``accuracy`` is the share of permutations recognized (1 / num_permutations: chance).
 
         A mean over this rank's images: no image's loss depends on another's, so the mean over ranks is the batch's.
         """
-        logits, true = embeddings[0], embeddings[1].long()
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        accuracy = (logits.detach().argmax(1) == true).float().mean()
-        return base.Step(F.cross_entropy(logits, true), {"accuracy": accuracy})
+        (logits,), (permutation,) = map(base.full_precision, embedded.compared), embedded.given
+        accuracy = (logits.detach().argmax(1) == permutation).float().mean()
+        return base.Step(F.cross_entropy(logits, permutation), {"accuracy": accuracy})
 
 
 def tile_side(size: int) -> int:
@@ -139,7 +138,7 @@ def normalize(tiles: Tensor) -> Tensor:
 
     Computed in fp32 (fp64 for fp64), returned in the tiles' dtype.
     """
-    exact = tiles.to(torch.promote_types(tiles.dtype, torch.float32))
+    exact = base.full_precision(tiles)
     variance, mean = torch.var_mean(exact, (2, 3), correction=0, keepdim=True)
     return ((exact - mean) * (variance + EPSILON).rsqrt()).to(tiles.dtype)
 
@@ -169,6 +168,6 @@ def distant_permutations(num: int, num_tiles: int) -> npt.NDArray[np.int64]:
         shared[chosen[-1]] = 1 << 30
         more = (shared != shared.min()).view(np.uint8)
         chosen.append(int((nearest + (num_tiles + 1) * more).argmin()))
-    found = every[:, chosen].T.astype(np.int64)
-    found.flags.writeable = False
-    return found
+    permutations = every[:, chosen].T.astype(np.int64)
+    permutations.flags.writeable = False
+    return permutations

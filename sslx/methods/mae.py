@@ -1,25 +1,24 @@
 """MAE (He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377).
 
 One view of each image, cut into patches of which most are masked.  A ViT encodes the visible ones; a small decoder
-predicts from them the pixels of the masked ones.  The paper augments by crop and flip: a recipe's business.
+predicts from them the pixels of the masked ones.  The paper's augmentation (crop and flip) belongs in the recipe.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import ViewSpec
+from sslx.data.draws import Draws
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.methods import base
 from sslx.methods.config import MethodConfig
 
-ENCODERS = ("vit",)
 EPS = 1e-6
 """Added to a patch's variance, which may be 0."""
 
@@ -28,6 +27,8 @@ EPS = 1e-6
 class Config(MethodConfig):
     """MAE's numbers; the defaults are the paper's for ImageNet (section 4)."""
 
+    encoders: ClassVar = ("vit",)
+    num_views: ClassVar = 1
     name: Literal["mae"] = "mae"
     mask_ratio: float = 0.75
     """Share of the patches that are masked."""
@@ -39,8 +40,9 @@ class Config(MethodConfig):
     """Predict pixels relative to their patch's mean and standard deviation (table 1d, better); off: as they are."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1 or min(self.decoder_dim, self.decoder_layers) < 1:
-            raise ConfigError("mae needs a mask_ratio in (0, 1), and decoder_dim and decoder_layers >= 1")
+        super().__post_init__()
+        self.require("decoder_layers", least=1)
+        self.require("mask_ratio", above=0, below=1)
         if self.decoder_dim % (4 * self.decoder_heads):
             raise ConfigError(
                 "mae needs a decoder_dim that is a multiple of 4 x its heads, one for each 32 of it, not "
@@ -52,10 +54,8 @@ class Config(MethodConfig):
         """Attention heads of each block of the decoder: the paper's code has 16 for a width of 512."""
         return max(1, self.decoder_dim // 32)
 
-
-def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
-    """One view."""
-    return (ViewSpec(size=size, augment=augment),)
+    def build(self, encoder: "Encoder") -> "Method":
+        return Method(self, encoder)
 
 
 class Method(base.Method):
@@ -71,20 +71,20 @@ class Method(base.Method):
     positions: Tensor
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
+        super().__init__(encoder)
         from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed  # here: see encoders.build
         from timm.models.vision_transformer import Block
 
-        self.config, self.encoder = config, encoder
+        self.config = config
         encoder.check_tokens("mae")
         encoder.freeze_pooling()
         assert encoder.patch is not None
         (rows, columns), dim = encoder.grid(encoder.size), config.decoder_dim
-        self.patch, self.num_draws = encoder.patch, rows * columns
-        self.num_visible = int(self.num_draws * (1 - config.mask_ratio))
-        if self.num_visible in (0, self.num_draws):
+        self.patch, self.num_patches = encoder.patch, rows * columns
+        self.num_visible = int(self.num_patches * (1 - config.mask_ratio))
+        if self.num_visible in (0, self.num_patches):
             raise ConfigError(
-                f"mae needs patches to see and patches to predict; of {self.num_draws}, mask_ratio "
+                f"mae needs patches to see and patches to predict; of {self.num_patches}, mask_ratio "
                 f"{config.mask_ratio:g} leaves {self.num_visible} to see: set --method.mask-ratio or --encoder.patch"
             )
         self.encoder_norm = nn.Identity() if encoder.has_last_norm else nn.LayerNorm(encoder.dim, eps=1e-6)
@@ -99,22 +99,26 @@ class Method(base.Method):
                 nn.init.zeros_(layer.bias)
         self.register_buffer("positions", build_sincos2d_pos_embed([rows, columns], dim)[None], persistent=False)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The predictions and targets of the M masked patches, in the order of the draws: two (B, M, C * patch^2)."""
-        (view,) = batch.views
-        visible, masked = self._split(batch)
+    def draw(self, draws: Draws) -> tuple[npt.NDArray[Any], ...]:
+        """The places of the visible patches (B, K) and of the masked ones (B, M), counted row by row from 0; int64."""
+        places = draws.per_sample(self.num_patches).argsort(axis=1, kind="stable")
+        return places[:, : self.num_visible], places[:, self.num_visible :]
+
+    def embed(self, batch: Batch) -> base.Embedded:
+        """Predictions of the M masked patches, in the order of the draws; given the targets: (B, M, C * patch^2)."""
+        (view,), (visible, masked) = batch.views, batch.draws
         patches = patchify(view, self.patch).take_along_dim(masked[..., None], 1)
         mean, std = self._scale(patches)
-        return self._predict(view, visible, masked), (patches - mean) / std
+        return base.Embedded((self._predict(view, visible, masked),), ((patches - mean) / std,))
 
-    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
+    def loss(self, embedded: base.Embedded) -> base.Step:
         """The mean squared error over all pixels of masked patches, the same number in every sample.
 
         ``reconstruction_error``: relative to the targets' own mean square, so that 1 is what a prediction of 0 gives:
-        each patch's mean, or without ``normalize_target`` the mean colour of the data.
+        each patch's mean, or without ``normalize_target`` the mean color of the data.
         """
-        prediction, target = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in embeddings)
-        loss = F.mse_loss(prediction, target.detach())
+        (prediction,), (target,) = (map(base.full_precision, tensors) for tensors in embedded)
+        loss = F.mse_loss(prediction, target)
         with torch.no_grad():
             error = loss / target.square().mean().clamp_min(EPS)
         return base.Step(loss, {"reconstruction_error": error.float()})
@@ -123,11 +127,10 @@ class Method(base.Method):
     def picture(self, batch: Batch) -> tuple[tuple[str, Tensor], ...]:
         """The images, the patches that the encoder sees, and these with the predictions of all others.
 
-        Masked patches are grey: 0, the mean colour of the data.  With ``normalize_target`` the predictions get the mean
+        Masked patches are gray: 0, the mean color of the data.  With ``normalize_target`` the predictions get the mean
         and the standard deviation of the true patch, which the model does not predict.
         """
-        (view,) = batch.views
-        visible, masked = self._split(batch)
+        (view,), (visible, masked) = batch.views, batch.draws
         patches = patchify(view, self.patch)
         mean, std = self._scale(patches.take_along_dim(masked[..., None], 1))
         places = masked[..., None].expand(-1, -1, patches.shape[2])
@@ -135,12 +138,6 @@ class Method(base.Method):
         shown = patches, patches.scatter(1, places, 0.0), patches.scatter(1, places, predicted)
         images = (F.fold(each.mT, view.shape[2:], self.patch, stride=self.patch) for each in shown)
         return tuple(zip(("image", "masked", "reconstruction"), images, strict=True))
-
-    def _split(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The places of the visible patches (B, K) and of the masked ones (B, M), counted row by row from 0."""
-        assert batch.draws is not None
-        places = batch.draws.argsort(dim=1, stable=True)
-        return places[:, : self.num_visible], places[:, self.num_visible :]
 
     def _scale(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the standard deviation of each of (B, M, P) patches that targets are relative to: (B, M, 1)."""
@@ -150,7 +147,7 @@ class Method(base.Method):
         return torch.zeros_like(mean), torch.ones_like(var)
 
     def _predict(self, view: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        """What the decoder makes of the masked patches of (B, C, H, W), from the visible ones: (B, M, C * patch^2)."""
+        """Return the decoder's (B, M, C * patch^2) for the masked patches of (B, C, H, W), from the visible ones."""
         prefix, patches = self.encoder.tokens(view, keep=visible)
         seen = self.decoder_embed(self.encoder_norm(torch.cat([prefix, patches], 1)))
         tokens = torch.cat([seen, self.mask_token.expand(*masked.shape, -1)], 1)
@@ -161,7 +158,7 @@ class Method(base.Method):
 
 def patchify(images: Tensor, patch: int) -> Tensor:
     """(B, C, H, W) -> the N square patches, row by row, (B, N, C * patch^2), channel-major; fp32, or fp64 of fp64."""
-    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    images = base.full_precision(images)
     rows, columns = (side // patch for side in images.shape[2:])
     images = images[:, :, : rows * patch, : columns * patch]
     patches = images.reshape(*images.shape[:2], rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)

@@ -5,30 +5,25 @@ projector, a moving average of the former, make a key of each.  A query finds th
 those of the whole batch (algorithm 1).
 """
 
-import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from sslx import losses
-from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
-from sslx.errors import ConfigError
 from sslx.methods import base, ema, heads
-from sslx.methods.config import MethodConfig
-
-ENCODERS = ("resnet", "vit")
+from sslx.methods.config import SecondViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(MethodConfig):
+class Config(SecondViewConfig):
     """MoCo v3's numbers; the defaults are the paper's for ViTs on ImageNet."""
 
+    encoders: ClassVar = ("resnet", "vit")
     name: Literal["mocov3"] = "mocov3"
     temperature: float = 0.2
     """Of the softmax over similarities (tau): 0.2 for ViTs; the code's default, for ResNets, is 1."""
@@ -40,24 +35,14 @@ class Config(MethodConfig):
     """Width of queries and keys."""
     freeze_patches: bool = True
     """Whether a ViT's patch projection stays as it is, which steadies the training (section 4.2)."""
-    second_blur: float = 0.1
-    """Probability of blur in the second view; the first has the recipe's, which is 1 in the code."""
-    second_solarize: float = 0.2
-    """Probability of solarization in the second view; the first has the recipe's, which is 0 in the code."""
 
     def __post_init__(self) -> None:
-        if min(self.hidden_dim, self.projection_dim) < 1 or not (
-            0 < self.temperature < math.inf and 0 <= self.momentum <= 1
-        ):
-            raise ConfigError("mocov3 needs a temperature > 0, a momentum in [0, 1] and widths >= 1")
-        if not (0 <= self.second_blur <= 1 and 0 <= self.second_solarize <= 1):
-            raise ConfigError("mocov3 needs probabilities second_blur and second_solarize in [0, 1]")
+        super().__post_init__()
+        self.require("temperature", above=0)
+        self.require("momentum", least=0, most=1)
 
-
-def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:
-    """One view by the recipe, and one by the recipe with the second view's own blur and solarization."""
-    second = replace(augment, blur=config.second_blur, solarize=config.second_solarize)
-    return ViewSpec(size=size, augment=augment), ViewSpec(size=size, augment=second)
+    def build(self, encoder: "Encoder") -> "Method":
+        return Method(self, encoder)
 
 
 class Method(base.Method):
@@ -72,8 +57,8 @@ class Method(base.Method):
     """
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
-        self.config, self.encoder = config, encoder
+        super().__init__(encoder)
+        self.config = config
         vit = encoder.kind == "vit"
         if vit and config.freeze_patches:
             encoder.freeze_patch_projection()
@@ -84,40 +69,36 @@ class Method(base.Method):
         self.predictor = heads.mlp(*dims, last_norm=vit, last_bias=False)
         if vit:
             self.predictor[-1] = nn.BatchNorm1d(config.projection_dim, affine=False)
-        self.target = ema.frozen_copy(nn.Sequential(self.encoder, self.projector))
-        self._average = ema.Average(self.target, self.encoder, self.projector)
+        self.target = ema.Average(encoder, projector=self.projector, base=config.momentum)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Queries and keys of both views (q1, q2, k1, k2): (B, projection_dim) each."""
+    def embed(self, batch: Batch) -> base.Embedded:
+        """Queries (q1, q2) and keys (k1, k2) of both views: (B, projection_dim) each."""
         images = torch.cat(batch.views)
-        q1, q2 = self.predictor(self.projector(self.encoder(images))).chunk(2)
+        queries = self.predictor(self.projector(self.encoder(images)))
         with torch.no_grad():
-            k1, k2 = self.target(images).chunk(2)
-        return q1, q2, k1, k2
+            keys = self.target(images)
+        return base.Embedded(queries.chunk(2), keys.chunk(2))
 
-    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:
+    def loss(self, embedded: base.Embedded) -> base.Step:
         """2 tau InfoNCE of each direction, summed (algorithm 1).
 
         ``contrast_accuracy``: share of queries whose most similar key, of all ranks', is their own.  ``alignment``:
         mean cosine of queries and their keys.  ``std``: spread of keys (0: collapse).  ``momentum``: as the step's
         update will have it.
         """
-        q1, q2, k1, k2 = embeddings
-        there, found = losses.info_nce(q1, k2, self.config.temperature)
-        back, also = losses.info_nce(q2, k1, self.config.temperature)
+        (q1, q2), (k1, k2) = embedded
+        loss_1, metrics_1 = losses.info_nce(q1, k2, self.config.temperature)
+        loss_2, metrics_2 = losses.info_nce(q2, k1, self.config.temperature)
         with torch.no_grad():
             cosine = [F.cosine_similarity(q.float(), k.float()) for q, k in ((q1, k2), (q2, k1))]
         metrics = {
-            "contrast_accuracy": (found["contrast_accuracy"] + also["contrast_accuracy"]) / 2,
+            "contrast_accuracy": (metrics_1["contrast_accuracy"] + metrics_2["contrast_accuracy"]) / 2,
             "alignment": torch.stack(cosine).mean(),
-            "std": base.spread(k1),
-            "momentum": self._momentum(progress).float(),
+            "std": losses.spread(k1),
+            "momentum": self.target.momentum(self.progress).float(),
         }
-        return base.Step(2 * self.config.temperature * (there + back), metrics)
+        return base.Step(2 * self.config.temperature * (loss_1 + loss_2), metrics)
 
-    def after_step(self, progress: Tensor) -> None:
+    def after_step(self) -> None:
         """The momentum copies follow encoder and projector."""
-        self._average.update(self._momentum(progress))
-
-    def _momentum(self, progress: Tensor) -> Tensor:
-        return ema.cosine_momentum(self.config.momentum, progress)
+        self.target.follow(self.progress)

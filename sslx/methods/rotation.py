@@ -3,19 +3,17 @@ arXiv 1803.07728).
 
 One view of each image goes through the encoder in all four rotations by multiples of 90 degrees; a linear head says
 which rotation it was, trained by cross-entropy (equations 2 and 3).  The rotations move pixels and interpolate
-nothing.  The paper augments by crop and flip: a recipe's business, as photometric changes are.
+nothing.  The paper's augmentation (crop and flip, nothing photometric) belongs in the recipe.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
 from sslx.methods import base
 from sslx.methods.config import MethodConfig
@@ -27,44 +25,43 @@ NUM_ROTATIONS = 4
 class Config(MethodConfig):
     """Rotation has no numbers of its own: the paper's four rotations and a linear classifier."""
 
+    num_views: ClassVar = 1
     name: Literal["rotation"] = "rotation"
 
-
-def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
-    """One view."""
-    return (ViewSpec(size=size, augment=augment),)
+    def build(self, encoder: "Encoder") -> "Method":
+        return Method(self, encoder)
 
 
 class Method(base.Method):
     """Encoder and a linear classifier of rotations."""
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
-        self.config, self.encoder = config, encoder
+        super().__init__(encoder)
+        self.config = config
         self.head = nn.Linear(encoder.dim, NUM_ROTATIONS)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+    def embed(self, batch: Batch) -> base.Embedded:
         """The logits of the images turned by 0, 90, 180 and 270 degrees counter-clockwise: four (B, 4) tensors.
 
         All 4B images go through the encoder as one batch, rotation-major.
         """
         (view,) = batch.views
-        return self.head(self.encoder(rotations(view))).chunk(NUM_ROTATIONS)
+        return base.Embedded(self.head(self.encoder(rotations(view))).chunk(NUM_ROTATIONS))
 
-    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
-        """Cross-entropy, ``accuracy`` the share of rotations that are recognised (0.25: chance).
+    def loss(self, embedded: base.Embedded) -> base.Step:
+        """Cross-entropy; ``accuracy`` is the share of rotations that are recognized (0.25: chance).
 
         A mean over this rank's images: no image's loss depends on another's, so the mean over ranks is the batch's.
         """
-        logits = torch.stack(embeddings)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-        turned = torch.arange(NUM_ROTATIONS, device=logits.device).repeat_interleave(len(embeddings[0]))
-        accuracy = (logits.detach().argmax(1) == turned).float().mean()
-        return base.Step(F.cross_entropy(logits, turned), {"accuracy": accuracy})
+        logits = base.full_precision(torch.stack(embedded.compared))
+        rotation = torch.arange(NUM_ROTATIONS, device=logits.device).repeat_interleave(logits.shape[1])
+        logits = logits.flatten(0, 1)
+        accuracy = (logits.detach().argmax(1) == rotation).float().mean()
+        return base.Step(F.cross_entropy(logits, rotation), {"accuracy": accuracy})
 
 
 def rotations(images: Tensor) -> Tensor:
-    """(B, 3, S, S) -> (4B, 3, S, S), rotation-major: image b turned by k quarters, counter-clockwise, is k * B + b.
+    """(B, C, S, S) -> (4B, C, S, S), rotation-major: image b turned by k quarters, counter-clockwise, is k * B + b.
 
     channels_last.
     """

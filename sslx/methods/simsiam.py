@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from sslx.data.augment import Augment
+from sslx import losses
 from sslx.data.batch import Batch
-from sslx.data.views import ViewSpec
 from sslx.encoders import Encoder
-from sslx.errors import ConfigError
 from sslx.methods import base, heads
 from sslx.methods.config import MethodConfig
 
@@ -34,14 +32,8 @@ class Config(MethodConfig):
     stop_gradient: bool = True
     """Whether the projection that is predicted gets no gradient; without this, training collapses (table 1)."""
 
-    def __post_init__(self) -> None:
-        if min(self.hidden_dim, self.projection_dim, self.bottleneck_dim) < 1:
-            raise ConfigError("simsiam needs widths >= 1")
-
-
-def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:  # noqa: ARG001
-    """Two views by the same recipe."""
-    return (ViewSpec(size=size, augment=augment),) * 2
+    def build(self, encoder: "Encoder") -> "Method":
+        return Method(self, encoder)
 
 
 class Method(base.Method):
@@ -52,26 +44,27 @@ class Method(base.Method):
     """
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
-        self.config, self.encoder = config, encoder
+        super().__init__(encoder)
+        self.config = config
         self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.hidden_dim, config.projection_dim)
         self.projector[-1] = nn.BatchNorm1d(config.projection_dim, affine=False)
         self.predictor = heads.mlp(config.projection_dim, config.bottleneck_dim, config.projection_dim, last_norm=False)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Predictions and projections of both views (p1, p2, z1, z2): (B, projection_dim) each."""
+    def embed(self, batch: Batch) -> base.Embedded:
+        """Predictions (p1, p2) and projections (z1, z2) of both views: (B, projection_dim) each."""
         z = self.projector(self.encoder(torch.cat(batch.views)))
-        return *self.predictor(z).chunk(2), *z.chunk(2)
+        p1, p2 = self.predictor(z).chunk(2)
+        if self.config.stop_gradient:
+            return base.Embedded((p1, p2), z.detach().chunk(2))
+        return base.Embedded((p1, p2, *z.chunk(2)))
 
-    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:  # noqa: ARG002
+    def loss(self, embedded: base.Embedded) -> base.Step:
         """Half the negative cosine of each direction, summed (equations 1 and 2), mean over samples.
 
         ``alignment``: mean cosine of predictions and projections.  ``std``: spread of projections, 1 on the whole
         sphere, 0 where all are alike; the projector's last norm keeps them from that, so well below 1 is collapse.
         """
-        p1, p2, z1, z2 = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in embeddings)
-        if self.config.stop_gradient:
-            z1, z2 = z1.detach(), z2.detach()
+        p1, p2, z1, z2 = map(base.full_precision, (*embedded.compared, *embedded.given))
         cosine = (F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1)) / 2
-        metrics = {"alignment": cosine.detach().float().mean(), "std": base.spread(z1)}
+        metrics = {"alignment": cosine.detach().float().mean(), "std": losses.spread(z1)}
         return base.Step(-cosine.mean(), metrics)

@@ -5,7 +5,6 @@ Sinkhorn-Knopp turns the scores of each global view, over the batch, into codes,
 prototypes alike; all other views predict these.  There are no negatives.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,31 +14,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslx import distributed, losses
-from sslx.data.augment import Augment
 from sslx.data.batch import Batch
-from sslx.data.views import ViewSpec
+from sslx.data.facts import Facts
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
-from sslx.methods import base, heads, multicrop
-from sslx.methods.config import MethodConfig, check_local_views
+from sslx.methods import base, heads
+from sslx.methods.config import MultiCropConfig
 
-LEAST_EPSILON = 0.02
-"""That of losses.sinkhorn, which a Config cannot import: it takes torch."""
+MIN_EPSILON = 0.02
+"""The limit of losses.sinkhorn, which a Config cannot import, as that imports torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(MethodConfig):
+class Config(MultiCropConfig):
     """SwAV's numbers; the defaults are the paper's for ImageNet."""
 
     name: Literal["swav"] = "swav"
     num_local: int = 6
-    """Small views beside the two global ones, which the paper crops with --augment.min-scale 0.14."""
-    local_size: int | None = None
-    """Their side in pixels; default: the paper's 96 of 224 as a share of the views' size, to a multiple of 8."""
-    local_min_scale: float = 0.05
-    """Smallest share of the image's area that a local view may cover."""
+    """Local views beside the two global ones, which the paper crops with --augment.min-scale 0.14."""
     local_max_scale: float = 0.14
-    """Largest share of the image's area that a local view may cover."""
+    """Largest fraction of the image's area that a local view may cover."""
     temperature: float = 0.1
     """Of the softmax over scores that predicts a code (tau)."""
     epsilon: float = 0.05
@@ -61,19 +55,17 @@ class Config(MethodConfig):
     """Share of training, from its start, in which the prototypes stay as they are (the code: one epoch, of 200)."""
 
     def __post_init__(self) -> None:
-        check_local_views(self.num_local, self.local_size, self.local_min_scale, self.local_max_scale, self.name)
-        if not (
-            0 < self.temperature < math.inf and LEAST_EPSILON <= self.epsilon < math.inf and self.sinkhorn_steps >= 1
-        ):
-            raise ConfigError(f"swav needs a temperature > 0, epsilon >= {LEAST_EPSILON} and sinkhorn_steps >= 1")
-        if min(self.hidden_dim, self.projection_dim) < 1 or self.num_prototypes < 2 or self.queue_size < 0:
-            raise ConfigError("swav needs widths >= 1, num_prototypes >= 2 and queue_size >= 0")
-        if not (0 <= self.queue_start <= 1 and 0 <= self.freeze_prototypes <= 1):
-            raise ConfigError("swav needs shares of training queue_start and freeze_prototypes in [0, 1]")
+        super().__post_init__()
+        self.require("temperature", above=0)
+        self.require("epsilon", least=MIN_EPSILON)
+        self.require("sinkhorn_steps", least=1)
+        self.require("num_prototypes", least=2)
+        self.require("queue_size", least=0)
+        self.require("queue_start", "freeze_prototypes", least=0, most=1)
 
-    def check(self, batch_size: int, labelled: bool) -> None:
-        """Besides what every method needs: a queue of whole batches, which all ranks can share out."""
-        super().check(batch_size, labelled)
+    def check(self, batch_size: int, facts: "Facts") -> None:
+        """Require a queue of whole batches, which all ranks can share out, besides what every method needs."""
+        super().check(batch_size, facts)
         size = self.queue_size
         if size % batch_size:
             least = size // batch_size * batch_size
@@ -82,17 +74,14 @@ class Config(MethodConfig):
                 f"{f'{least} or ' if least else ''}{least + batch_size}"
             )
 
-
-def views(config: Config, augment: Augment, size: int) -> tuple[ViewSpec, ...]:
-    """Two global views by the recipe, then the local ones."""
-    local = config.num_local, config.local_size, config.local_min_scale, config.local_max_scale
-    return (ViewSpec(size=size, augment=augment),) * 2 + multicrop.local_views(augment, size, *local)
+    def build(self, encoder: "Encoder") -> "Method":
+        return Method(self, encoder)
 
 
 class Method(base.Method):
     """Encoder, projector, prototypes, and the queue of past embeddings.
 
-    Prototypes have length 1.  The paper's code normalises them before each step, this one at the start and after each
+    Prototypes have length 1.  The paper's code normalizes them before each step, this one at the start and after each
     step: the same.  So weight decay does not change them, but for the size of their steps.
 
     The queue, (2, queue_size, projection_dim), has the embeddings of all ranks, newest batch first, the same on all
@@ -108,28 +97,28 @@ class Method(base.Method):
     queue: Tensor
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
-        self.config, self.encoder = config, encoder
+        super().__init__(encoder)
+        self.config = config
         self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.projection_dim, last_norm=False)
         self.prototypes = nn.Linear(config.projection_dim, config.num_prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(2, config.queue_size, config.projection_dim))
-        self.after_step(self.progress)
+        self.after_step()
 
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Embeddings (B, projection_dim) of both global views, without gradient, and scores (B, K) of all views.
+    def embed(self, batch: Batch) -> base.Embedded:
+        """Scores (B, K) of all views; given the embeddings (B, projection_dim) of both global ones.
 
         The scores are cosines, in fp32 in autocast too.  While prototypes are frozen, their gradient is zero.
         """
         z = self.projector(base.features(self.encoder, batch.views))
-        z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+        z = F.normalize(base.full_precision(z), dim=1)
         weight = self.prototypes.weight
         weight = torch.where(self.progress < self.config.freeze_prototypes, weight.detach(), weight)
         with torch.autocast(z.device.type, enabled=False):
             scores = F.linear(z, weight)
         num_views = len(batch.views)
-        return *z.detach().chunk(num_views)[:2], *scores.chunk(num_views)
+        return base.Embedded(scores.chunk(num_views), z.detach().chunk(num_views)[:2])
 
-    def loss(self, embeddings: tuple[Tensor, ...], progress: Tensor) -> base.Step:
+    def loss(self, embedded: base.Embedded) -> base.Step:
         """Cross-entropy of each global view's code with the prediction of every other view (equations 1, 2 and 6).
 
         Deviation from equation 6, with the paper's code: the mean over pairs of views, not their sum.
@@ -137,10 +126,10 @@ class Method(base.Method):
         prototype).  ``code_entropy``: mean entropy of codes, of log K (0: hard, 1: uniform).  ``projection_std``:
         spread of the first view's embeddings (0: collapse).
         """
-        z1, z2, *scores = embeddings
+        scores, (z1, z2) = embedded
         distributed.check_same(len(z1), "batch size of SwAV")
         with torch.no_grad(), torch.autocast(z1.device.type, enabled=False):
-            codes = self._codes(torch.stack(scores[:2]), progress)
+            codes = self._codes(torch.stack(scores[:2]))
             if self.config.queue_size:
                 new = distributed.all_gather(torch.stack([z1, z2], dim=1)).transpose(0, 1)
                 self.queue.copy_(torch.cat([new, self.queue], dim=1)[:, : self.config.queue_size])
@@ -148,29 +137,24 @@ class Method(base.Method):
         pairs = [(i, v) for i in range(2) for v in range(len(scores)) if v != i]
         loss = torch.stack([-(codes[i] * predictions[v]).sum(1).mean() for i, v in pairs]).mean()
         mean_prediction = torch.stack(predictions).detach().exp().mean((0, 1))
-        entropies = {"prototype_entropy": _entropy(mean_prediction), "code_entropy": _entropy(codes).mean()}
-        return base.Step(loss, {**entropies, "projection_std": base.spread(z1)})
+        entropies = {"prototype_entropy": losses.entropy(mean_prediction), "code_entropy": losses.entropy(codes).mean()}
+        return base.Step(loss, {**entropies, "projection_std": losses.spread(z1)})
 
     def late_parameters(self) -> Sequence[Tensor]:
         """The prototypes, which are frozen at first."""
         return (self.prototypes.weight,)
 
     @torch.no_grad()
-    def after_step(self, progress: Tensor) -> None:
-        """Prototypes of length 1."""
+    def after_step(self) -> None:
+        """Make the prototypes' length 1 again."""
         weight = self.prototypes.weight
-        weight.copy_(torch.where(progress < 1, F.normalize(weight, dim=1), weight))
+        weight.copy_(torch.where(self.progress < 1, F.normalize(weight, dim=1), weight))
 
-    def _codes(self, scores: Tensor, progress: Tensor) -> Tensor:
+    def _codes(self, scores: Tensor) -> Tensor:
         """Codes (2, B, K) of the global views' scores, with this rank's share of the queue once it is in use."""
         share = self.config.queue_size // distributed.world_size()
         past = self.queue.narrow(1, distributed.rank() * share, share)
         full = self.queue[:, -1:].any()  # an embedding is nowhere 0 in all dimensions, a row not yet filled is
-        weight = (full & (progress >= self.config.queue_start)).to(scores.dtype)
+        weight = (full & (self.progress >= self.config.queue_start)).to(scores.dtype)
         past_scores = past @ self.prototypes.weight.T
         return losses.sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_steps, past_scores, weight)
-
-
-def _entropy(p: Tensor) -> Tensor:
-    """The entropy of distributions (..., K) over log K: (...), fp32."""
-    return torch.special.entr(p).sum(-1).float() / math.log(p.shape[-1])

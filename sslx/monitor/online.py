@@ -14,11 +14,11 @@ from sslx.monitor.config import OnlineConfig as Config
 from sslx.probe import features, knn
 
 HELD_OUT = 5
-"""One of so many training images is asked about where there is no test split."""
+"""Without a test split, one of this many training images is held out and classified."""
 
 
 class OnlineProbe:
-    """Two fixed samples of the splits, and the kNN accuracy of one on the other.
+    """Measures the kNN accuracy of a fixed sample of one split on a fixed sample of the other.
 
     evaluation: makes this rank's loader of a source.  Every rank must call ``accuracy`` together.
     """
@@ -45,11 +45,11 @@ class OnlineProbe:
 
     @activity.doing("probing the features (kNN)")
     def look(self, encoder: nn.Module) -> dict[str, float]:
-        """``knn``, the accuracy."""
+        """Return the accuracy as the metric ``knn``."""
         return {"knn": self.accuracy(encoder)}
 
     def accuracy(self, encoder: nn.Module) -> float:
-        """kNN accuracy in [0, 1] (k = 200, or all of a smaller bank; temperature 0.07)."""
+        """Return the kNN accuracy in [0, 1] (k = 200, or all of a smaller bank; temperature 0.07)."""
         bank, queries = (
             features.extract(encoder, self._evaluation(split), autocast=self._autocast, num_samples=len(split))
             for split in self._splits

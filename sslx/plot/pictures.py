@@ -12,11 +12,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from sslx import config, data, distributed, plot, rng
+from sslx import config, data, distributed, plot
 from sslx.config import PlotConfig
 from sslx.console.bars import Bars, say_to
 from sslx.console.words import shown
 from sslx.data import sources
+from sslx.data.draws import Draws
 from sslx.data.order import Repeated, Shuffled
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
@@ -84,6 +85,8 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     console = Console()
     say = say_to(console, ranks.is_main)
     trained = trained.to(ranks.device)
+    if name := trained.settings.method.exported_name:
+        say(f"features are those of {name}")
     album = Album(trained.folder)
     if ranks.is_main:
         album.attempt("loss.png", partial(_loss, trained))
@@ -285,8 +288,8 @@ def _method(scene: Scene, path: Path) -> bool:
     chosen = plot.subsample(len(test), scene.labels, METHOD_IMAGES, scene.seed)
     view = replace(trained.view, size=trained.size)
     batch = next(scene.loader(test.take(chosen), view))
-    drawn = torch.from_numpy(rng.uniform(scene.seed, "picture", chosen, num=method.num_draws)).float()
-    rows = method.picture(replace(batch, draws=drawn.clamp_(max=1 - 2.0**-24).to(scene.device)))
+    drawn = method.draw(Draws(seed=scene.seed, epoch=0, batch=0, index=chosen))
+    rows = method.picture(replace(batch, draws=tuple(torch.from_numpy(array).to(scene.device) for array in drawn)))
     if rows:
         title = f"{settings.name}: {settings.method.name} on {scene.splits.name} images"
         plot.images(rows, view, path, title, f"step {trained.step:,}, {trained.size} px")

@@ -11,6 +11,7 @@ from sslx import data, encoders
 from sslx.config import PlotConfig, PretrainConfig, ProbeConfig
 from sslx.console.bars import Bars
 from sslx.data import sources
+from sslx.data.facts import Facts
 from sslx.data.sources import Source, SourceConfig
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
@@ -99,7 +100,7 @@ def unlearnable(source: Source) -> str:
 def _takes_labels(settings: PretrainConfig) -> bool:
     """Whether the method trains on labels."""
     try:
-        settings.method.check(settings.batch_size, False)
+        settings.method.check(settings.batch_size, Facts(num_samples=settings.batch_size, size=1))
     except ConfigError:
         return True
     return False

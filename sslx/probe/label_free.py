@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sslx.console.words import shown
 from sslx.errors import DataError
-from sslx.methods import base
+from sslx.losses import spread
 from sslx.probe import geometry
 from sslx.probe.knn import nearest
 
@@ -27,7 +27,7 @@ class Score:
     """What a representation of ``dim`` dimensions makes of ``num_images`` images.
 
     rank: RankMe (``geometry.rank_me``) of the images as probes see them; None: not computed.  std: of the same, their
-    spread (``base.spread``).  alignment, uniformity: of pairs of augmented views, as ``health`` computes them.
+    spread (``losses.spread``).  alignment, uniformity: of pairs of augmented views, as ``health`` computes them.
     retrieval: the share, in [0, 1], of augmented views that are nearest to the image that they are made of.
     """
 
@@ -53,7 +53,7 @@ def score(name: str, plain: Tensor, first: Tensor, second: Tensor, *, with_rank:
         dim=plain.shape[1],
         num_images=len(plain),
         rank=float(geometry.rank_me(plain)) if with_rank else None,
-        std=float(base.spread(plain)),
+        std=float(spread(plain)),
         alignment=float(geometry.alignment(first.double(), second.double())),
         uniformity=float(geometry.uniformity(first.double())),
         retrieval=retrieval(first, plain),

@@ -47,6 +47,8 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     console = Console()
     say = say_to(console, ranks.is_main)
     splits = images.splits(trained, options, say)
+    if name := trained.settings.method.exported_name:
+        say(f"the pretrained encoder is {name}")
     bars = Bars(console, ranks.is_main)
     without_labels = images.unlearnable(splits.all_train)
     if not without_labels and splits.test.facts.labels is None:

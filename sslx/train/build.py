@@ -63,11 +63,11 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         batch_size=config.batch_size,
         accumulate=config.micro_batches,
         seed=config.seed,
+        draw=method.draw,
         ranks=ranks,
         dtype=plan.input_dtype,
         say=say,
     )
-    loader.num_draws = method.num_draws
     consistency.on_parts(loader, method, plan.input_dtype)
     model = parallel.wrap(method, device=ranks.device)
     optimizer = optim.build(config.optim, method, method.encoder.trunk)
@@ -92,6 +92,8 @@ def _encoder(config: PretrainConfig, plan: Plan, say: Callable[[str], None], *, 
 def _remarks(config: PretrainConfig, method: Method, device: torch.device) -> list[str]:
     """What a user should know about how this method is computed on this device."""
     lines: list[str] = []
+    if config.method.exported_name:
+        lines.append(f"health and probes look at the features of {config.method.exported_name}")
     if config.grad_cache_chunks > 1 and has_batch_norm(method):
         lines.append(
             f"gradient caching: batch norm takes its statistics from each of the {config.grad_cache_chunks} chunks"
@@ -127,7 +129,7 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
         reasons.append(f"views of {side} px, as most images are no larger (--data.size {side})")
     for line in reasons:
         say(line)
-    config.method.check(config.batch_size // config.accumulate, source.facts.has_classes)
+    config.method.check(config.batch_size // config.accumulate, source.facts)
     Shuffled(
         num_samples=len(source),
         batch_size=config.batch_size,
@@ -188,7 +190,7 @@ def _method(config: PretrainConfig, method: Method, device: torch.device, dtype:
         else:
             compiler.for_gpu()
         compiler.keep_precision()
-        method.embed = torch.compile(method.embed)
+        method.compile_embed()
     return method
 
 

@@ -1,9 +1,9 @@
 """What is not a finite number is neither stepped nor saved: decided on the device, by all ranks together.
 
 A step whose loss or gradient is not finite on any rank leaves everything as it was: parameters and optimizer (which
-read ``found_inf``), buffers (``Buffers``), moving averages (``standing``).  It counts as a step all the same, so the
-steps after it have the images, learning rate and weight decay that they have without it.  The host learns of it when it
-waits for the device anyway (``Watch``).
+read ``found_inf``), buffers (``Buffers``), moving averages (``Method.after_step`` at a progress of 1).  It counts as a
+step all the same, so the steps after it have the images, learning rate and weight decay that they have without it.  The
+host learns of it when it waits for the device anyway (``Watch``).
 """
 
 import json
@@ -71,11 +71,6 @@ class Buffers:
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def standing(progress: Tensor, taken: Tensor) -> Tensor:
-    """The progress to give to ``Method.after_step``: 1 after a step that was not taken, at which it changes nothing."""
-    return torch.where(taken, progress, 1.0)
 
 
 def counted(metrics: dict[str, Tensor]) -> dict[str, Tensor]:

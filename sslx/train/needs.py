@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sslx.data.batch import Batch
+from sslx.data.draws import Draws
 from sslx.data.views import ViewSpec
 from sslx.encoders.sync_bn import SyncBatchNorm
 from sslx.machine import limits
@@ -53,9 +54,9 @@ def _kept(method: Method, specs: Sequence[ViewSpec], samples: int, autocast: tor
         views = tuple(torch.rand(samples, channels, spec.size, spec.size, dtype=dtype) for spec in specs)
         views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
         label, index = torch.zeros(samples, dtype=torch.int64), torch.arange(samples)
-        draws = torch.rand(samples, method.num_draws) if method.num_draws else None
+        drawn = method.draw(Draws(seed=0, epoch=0, batch=0, index=index.numpy()))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-            twin.embed(Batch(views, label, index, draws))
+            twin.embed(Batch(views, label, index, tuple(map(torch.from_numpy, drawn))))
     return sum(kept.values())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sslx import methods, optim
+from sslx import optim
 from sslx.config import PretrainConfig
 from sslx.console.words import plural
 from sslx.data.sources import Source
@@ -44,7 +44,7 @@ class Plan:
         steps_per_epoch = len(source) // config.batch_size
         return cls(
             size=size,
-            views=methods.module(config.method.name).views(config.method, config.augment, size),
+            views=config.method.inputs(config.augment, size).views,
             eval_view=eval_view(config.data.eval_size or size),
             dtype=dtype,
             autocast=autocast,

@@ -138,7 +138,7 @@ def _train(
 ) -> int:
     """Train from where the run stands to the end or to a signal; finite.NotFinite, on all ranks, where it cannot."""
     parts, probe, health, agreement, peers = setup
-    progress, signal, rates = torch.zeros((), device=ranks.device), 0, dict[str, float]()
+    signal, rates = 0, dict[str, float]()
     run_step, clip = cached_step if config.grad_cache_chunks > 1 else train_step, config.optim.clip
     meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts, ranks.device)
     watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.where)
@@ -150,10 +150,10 @@ def _train(
             with clock.waiting():
                 batches = taking.take(parts.loader, config.micro_batches, agreement)
             if batches:
-                rates = _schedule(step, parts, progress)
+                progress = (step + 0.5) / parts.plan.total_steps
+                rates = parts.plan.schedule.apply(parts.optimizer, progress)
                 with activity.doing(_first_step(config, ranks)) if step == run.step else nullcontext():
                     metrics = run_step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast, clip)
-                parts.method.after_step(finite.standing(progress, metrics["taken"]))
                 meter.add(finite.counted(metrics))
                 watch.add(step + 1, metrics, batches)
                 clock.steps += 1
@@ -210,13 +210,6 @@ def _log(config: PretrainConfig, ranks: Ranks, terminal: Terminal, parts: Parts,
     return logger
 
 
-def _schedule(step: int, parts: Parts, progress: torch.Tensor) -> dict[str, float]:
-    """Set the progress of a step and all that follows it; returns the learning rate and what else is to be logged."""
-    share = (step + 0.5) / parts.plan.total_steps
-    progress.fill_(share)
-    return parts.plan.schedule.apply(parts.optimizer, share)
-
-
 def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
 
@@ -224,13 +217,13 @@ def _due(every: int, done: int) -> bool:
 def _measured(
     what: str, method: Method, measure: Callable[[Encoder], dict[str, float]], say: Callable[[str], None]
 ) -> dict[str, float]:
-    """What ``measure`` finds in the encoder, with rank 0's running statistics on all ranks, as it is saved.
+    """What ``measure`` makes of the exported encoder, with rank 0's running statistics on all ranks, as it is saved.
 
     Nothing, and a line, where it cannot: training goes on without it.
     """
     parallel.share_buffers(method)
     try:
-        return measure(method.encoder)
+        return measure(method.exported)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
         say(f"no {what} this time: {one_line(error) or type(error).__name__}")
         return {}

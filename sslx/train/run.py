@@ -166,7 +166,7 @@ def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dic
         "loader": parts.loader.state_dict(),
         "size": parts.plan.size,
         "encoder_recipe": asdict(parts.method.encoder.recipe),
-        "exported": parts.method.exported_name,
+        "exported": parts.method.exported_module,
         "eval_view": asdict(parts.plan.eval_view),
         "num_classes": len(parts.source.facts.classes or ()),
     }

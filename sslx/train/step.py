@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sslx import optim
 from sslx.data.batch import Batch
 from sslx.machine import memory
-from sslx.methods.base import Method, Step
+from sslx.methods.base import Embedded, Method, Step
 from sslx.parallel import unwrap
 from sslx.train import finite
 
@@ -19,39 +19,39 @@ def train_step(
     model: nn.Module,
     batches: Sequence[Batch],
     optimizer: torch.optim.Optimizer,
-    progress: Tensor,
+    progress: float,
     autocast: torch.dtype | None,
     clip: float = 0.0,
 ) -> dict[str, Tensor]:
     """Forward and backward of each micro-batch, then one update.  Nothing here waits for the device.
 
-    model: a Method, or DDP around one.  batches: one per accumulation step.  progress: () on the device.
+    model: a Method, or DDP around one.  batches: one per accumulation step.  progress: in [0, 1], the fraction of the
+      training that is done.
     clip: the norm to which the gradient of all micro-batches and ranks together is scaled down where it is longer; 0
       turns that off.
     Returns the mean ``loss`` and the last micro-batch's metrics, detached, and two more, all on the device.
     ``grad_norm``, () float64, is the norm of that gradient before clipping, the same on all ranks.  ``taken``, () bool,
     is whether loss and gradients were finite on all ranks; if not, parameters, optimizer and buffers stay as they were.
     """
-    optimizer.zero_grad(set_to_none=True)
-    before = finite.Buffers(unwrap(model))
+    method, before = _begin(model, optimizer, progress)
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
     for number, batch in enumerate(batches):
         with _averaged_if(model, number == len(batches) - 1):
-            with _autocast(progress, autocast):
-                step: Step = model(batch, progress)
+            with _autocast(method, autocast):
+                step: Step = model(batch)
             (step.loss / len(batches)).backward()
         losses.append(step.loss.detach())
         metrics = step.metrics
     loss = torch.stack(losses).mean()
-    return {"loss": loss, **metrics, **_update(optimizer, loss, before, clip)}
+    return {"loss": loss, **metrics, **_update(method, optimizer, loss, before, clip)}
 
 
 def cached_step(
     model: nn.Module,
     batches: Sequence[Batch],
     optimizer: torch.optim.Optimizer,
-    progress: Tensor,
+    progress: float,
     autocast: torch.dtype | None,
     clip: float = 0.0,
 ) -> dict[str, Tensor]:
@@ -61,36 +61,44 @@ def cached_step(
     each micro-batch is embedded again, and its gradient sent back.  Exact, but for what the embedding of a sample
     owes to the others of its micro-batch: batch norm.  Parameters of the loss itself are not averaged over ranks.
     """
+    method, before = _begin(model, optimizer, progress)
+    generators = list[list[Tensor]]()  # the second time dropout must drop the same
+    parts = list[Embedded]()
+    with torch.no_grad(), _autocast(method, autocast):
+        for batch in batches:
+            generators.append(_generators(method.progress.device))
+            parts.append(method.embedder(batch))
+    before.put_back()  # running statistics move once a step, in the second pass
+    compared = tuple(torch.cat(z).requires_grad_() for z in zip(*(part.compared for part in parts), strict=True))
+    given = tuple(torch.cat(z) for z in zip(*(part.given for part in parts), strict=True))
+    with _autocast(method, autocast):
+        step = method.loss(Embedded(compared, given))
+    step.loss.backward()
+    gradients = [torch.zeros_like(z) if z.grad is None else z.grad for z in compared]
+    cotangents = [g.split([len(part.compared[i]) for part in parts]) for i, g in enumerate(gradients)]
+    for number, (batch, state) in enumerate(zip(batches, generators, strict=True)):
+        _restore(method.progress.device, state)
+        with _averaged_if(model, number == len(batches) - 1):
+            with _autocast(method, autocast):
+                again: Step = model(batch, [of_parts[number] for of_parts in cotangents])
+            again.loss.backward()
+    loss = step.loss.detach()
+    return {"loss": loss, **step.metrics, **_update(method, optimizer, loss, before, clip)}
+
+
+def _begin(model: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> tuple[Method, finite.Buffers]:
+    """Start a step at this progress; returns the method, and its buffers as they are before the step."""
     optimizer.zero_grad(set_to_none=True)
     method = unwrap(model)
     assert isinstance(method, Method)
-    method.progress.copy_(progress)
-    before = finite.Buffers(method)
-    generators = list[list[Tensor]]()  # the second time dropout must drop the same
-    embedded = list[tuple[Tensor, ...]]()
-    with torch.no_grad(), _autocast(progress, autocast):
-        for batch in batches:
-            generators.append(_generators(progress.device))
-            embedded.append(method.embed(batch))
-    before.put_back()  # running statistics move once a step, in the second pass
-    whole = tuple(torch.cat(parts).requires_grad_() for parts in zip(*embedded, strict=True))
-    with _autocast(progress, autocast):
-        step = method.loss(whole, progress)
-    step.loss.backward()
-    gradients = [torch.zeros_like(z) if z.grad is None else z.grad for z in whole]  # targets have none
-    cotangents = [g.split([len(part[i]) for part in embedded]) for i, g in enumerate(gradients)]
-    for number, (batch, state) in enumerate(zip(batches, generators, strict=True)):
-        _restore(progress.device, state)
-        with _averaged_if(model, number == len(batches) - 1):
-            with _autocast(progress, autocast):
-                again: Step = model(batch, progress, tuple(parts[number] for parts in cotangents))
-            again.loss.backward()
-    loss = step.loss.detach()
-    return {"loss": loss, **step.metrics, **_update(optimizer, loss, before, clip)}
+    method.progress.fill_(progress)
+    return method, finite.Buffers(method)
 
 
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor, before: finite.Buffers, clip: float) -> dict[str, Tensor]:
-    """Take the step, or leave no trace of it where it is not finite.  Returns its ``grad_norm`` and ``taken``.
+def _update(
+    method: Method, optimizer: torch.optim.Optimizer, loss: Tensor, before: finite.Buffers, clip: float
+) -> dict[str, Tensor]:
+    """Take the step, or leave no trace of it if it is not finite.  Returns its ``grad_norm`` and ``taken``.
 
     The gradients are those that DDP has averaged, equal on all ranks, and so are their norm and what clipping does.
     Whether the step is taken is decided from the norm before clipping, which would turn infinity into nan.
@@ -103,6 +111,8 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor, before: finite.Buffe
         optim.clip_by_norm(gradients, norm, clip)
     finite.step_if(taken, optimizer)
     before.put_back(unless=taken)
+    method.progress.masked_fill_(~taken, 1.0)  # at which ``after_step`` changes nothing
+    method.after_step()
     memory.keep_freed(loss.device)
     return {"grad_norm": norm, "taken": taken}
 
@@ -112,8 +122,8 @@ def _averaged_if(model: nn.Module, last: bool) -> AbstractContextManager[object]
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
-def _autocast(progress: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    return torch.autocast(progress.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+def _autocast(method: Method, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return torch.autocast(method.progress.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _generators(device: torch.device) -> list[Tensor]:

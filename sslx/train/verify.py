@@ -27,7 +27,7 @@ from sslx import cli, config, distributed, methods
 from sslx.config import PretrainConfig, VerifyConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError
-from sslx.methods.base import MethodConfig
+from sslx.methods.config import MethodConfig
 from sslx.train import launch
 from sslx.train.build import build
 from sslx.train.step import train_step
@@ -169,9 +169,8 @@ def train(settings: PretrainConfig, ranks: Ranks, steps: int) -> State:
     trained = {name: p for name, p in parts.method.named_parameters() if p.requires_grad}
     found: State = {part: [] for part in PARTS}
     for step in range(steps):
-        progress = torch.full((), (step + 0.5) / 10, device=ranks.device)
+        progress = (step + 0.5) / 10
         metrics = train_step(parts.model, [next(parts.loader)], parts.optimizer, progress, parts.plan.autocast)
-        parts.method.after_step(progress)
         found["loss"].append({"loss": distributed.mean_over_ranks(metrics["loss"]).cpu()})
         found["gradients"].append({name: _kept(p.grad) for name, p in trained.items() if p.grad is not None})
     parts.loader.close()

@@ -164,7 +164,7 @@ def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]):
         ("--data.size 4", "--data.size must be at least 8 pixels, not 4"),
         ("--data.max-bad 2", "--data.max-bad is a share in [0, 1], not 2.0"),
         ("--data.threads -1", "--data.threads must be 0 or more, not -1"),
-        ("--method.temperature 0", "simclr needs a temperature > 0, widths >= 1"),
+        ("--method.temperature 0", "simclr needs temperature > 0, got 0.0: change --method.temperature"),
         ("--optim.lr -1", "expected optim.lr to be a positive number, got -1.0"),
         ("--optim.betas 0.5 1", "optim.betas"),
         ("--checkpoint.keep 0", "checkpoint.keep"),

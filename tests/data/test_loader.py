@@ -12,6 +12,7 @@ import torch
 import kit.sources
 from sslx.data import Config, Loader, evaluation, sources, training
 from sslx.data.batch import Batch
+from sslx.data.draws import Draws
 from sslx.data.order import VERSION
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec, eval_view
@@ -34,15 +35,18 @@ def source(folder: Path) -> Source:
     return sources.build(kit.sources.folder(folder), "train")
 
 
+def draw(draws: Draws) -> tuple[np.ndarray, ...]:
+    """As a method asks for them: floats, and what it makes of them."""
+    return draws.per_sample(5), draws.per_sample(7, "order").argsort(axis=1)
+
+
 def train(source: Source, backend: Any, *, threads: int | None = None, **changes: Any) -> Loader:
     config = Config(backend=backend, threads=threads if threads is not None else int(backend == "dali"))
     where = {name: changes.pop(name) for name in ("rank", "world_size") if name in changes}
-    arguments: dict[str, Any] = {"batch_size": 6, "seed": 3, "ranks": Ranks(device=CPU, **where)}
+    arguments: dict[str, Any] = {"batch_size": 6, "seed": 3, "draw": draw, "ranks": Ranks(device=CPU, **where)}
     arguments["dtype"] = torch.float32
     specs = changes.pop("specs", SPECS)
-    loader = training(config, source, specs, **(arguments | changes))
-    loader.num_draws = 5
-    return loader
+    return training(config, source, specs, **(arguments | changes))
 
 
 def take(loader: Loader, number: int) -> list[Batch]:
@@ -56,9 +60,8 @@ def assert_equal(got: list[Batch], expected: list[Batch]) -> None:
         assert (a.label is None) == (b.label is None)
         assert a.label is None or torch.equal(a.label, b.label)  # pyright: ignore[reportArgumentType]
         assert len(a.views) == len(b.views)
-        assert a.draws is not None
-        assert b.draws is not None
-        for x, y in zip((*a.views, a.draws), (*b.views, b.draws), strict=True):
+        assert [array.dtype for array in a.draws] == [torch.float32, torch.int64]
+        for x, y in zip((*a.views, *a.draws), (*b.views, *b.draws), strict=True):
             assert torch.equal(x, y)
 
 
@@ -69,7 +72,7 @@ def joined(shares: list[Batch]) -> Batch:
         tuple(torch.cat(views) for views in zip(*(share.views for share in shares), strict=True)),
         torch.cat([share.label for share in shares]),  # pyright: ignore[reportArgumentType, reportCallIssue]
         torch.cat([share.index for share in shares]),
-        torch.cat([share.draws for share in shares]),  # pyright: ignore[reportArgumentType, reportCallIssue]
+        tuple(torch.cat(arrays) for arrays in zip(*(share.draws for share in shares), strict=True)),
     )
 
 

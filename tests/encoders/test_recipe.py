@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kit import tiny
 from sslx import methods, optim, rng
 from sslx.data.batch import Batch
-from sslx.data.views import Augment
 from sslx.encoders import Config, Encoder, Recipe, build, rebuild
 from sslx.errors import ConfigError
 from sslx.train.step import train_step
@@ -125,18 +125,16 @@ def test_what_cannot_be_built_again_is_one_line(recipe: Recipe, words: str):
     ],
 )
 def test_images_of_other_channels_train(method: str, config: Config, channels: int, generator: torch.Generator):
-    file = methods.module(method)
     encoder = build(config, 16, channels=channels)
-    parts = methods.build(narrow(file.Config()), encoder)
+    parts = methods.build(narrow(methods.module(method).Config()), encoder)
     before = {name: p.detach().clone() for name, p in parts.named_parameters()}
     optimizer = optim.build(optim.Config(name="sgd"), parts)
     for group in optimizer.param_groups:
         group["lr"] = 0.1
-    num_views = len(file.views(file.Config(), Augment(), 16))
+    num_views = len(tiny.specs(parts.config))
     views = tuple(torch.randn(4, channels, 16, 16, generator=generator) for _ in range(num_views))
-    draws = torch.rand(4, parts.num_draws, generator=generator) if parts.num_draws else None
-    images = Batch(views, None, torch.arange(4), draws)
-    losses = [train_step(parts, [images], optimizer, torch.zeros(()), None)["loss"] for _ in range(2)]
+    images = Batch(views, None, torch.arange(4), tiny.drawn(parts, 4, generator))
+    losses = [train_step(parts, [images], optimizer, 0.0, None)["loss"] for _ in range(2)]
     assert all(loss.isfinite() for loss in losses)
     moved = [name for name, p in parts.named_parameters() if p.requires_grad and not torch.equal(p, before[name])]
     assert any(name.startswith("encoder.") for name in moved)
@@ -148,5 +146,5 @@ def test_the_picture_of_a_reconstruction_has_the_images_channels(generator: torc
     encoder = build(Config(name="vit_tiny_patch16_224", **VIT), 16, channels=5)
     method = methods.build(narrow(methods.module("mae").Config()), encoder)
     views = (torch.randn(2, 5, 16, 16, generator=generator),)
-    images = Batch(views, None, torch.arange(2), torch.rand(2, method.num_draws, generator=generator))
+    images = Batch(views, None, torch.arange(2), tiny.drawn(method, 2, generator))
     assert [rows.shape for _, rows in method.picture(images)] == [(2, 5, 16, 16)] * 3

@@ -47,15 +47,14 @@ def steps_without_a_wait(settings: config.PretrainConfig, device: torch.device, 
     """Losses of so many steps, of which all but the first two must not make the host wait for the GPU."""
     parts = build(settings, Ranks(device=device), lambda _: None)
     replace(parts.plan.schedule, peak_lr=0.01, warmup=0.0).apply(parts.optimizer, 0.0)
-    progress, meter, losses = torch.full((), 0.5, device=device), log.Meter(), list[torch.Tensor]()
+    meter, losses = log.Meter(), list[torch.Tensor]()
     step = cached_step if settings.grad_cache_chunks > 1 else train_step
     batches = [next(parts.loader) for _ in range(settings.micro_batches)]
     for done in range(number):
         if done == 2 and device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
-        metrics = step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast, settings.optim.clip)
-        parts.method.after_step(finite.standing(progress, metrics["taken"]))
+        metrics = step(parts.model, batches, parts.optimizer, 0.5, parts.plan.autocast, settings.optim.clip)
         meter.add(finite.counted(metrics))
         losses.append(metrics["loss"])
     if device.type == "cuda":

@@ -1,19 +1,21 @@
 """Barlow Twins: its projector, its loss against the paper's sums, the full batch's gradients at any world size."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sslx import distributed, encoders
-from sslx.errors import ConfigError, DataError
+from kit import full_batch, tiny
+from kit.full_batch import RunOnRanks
+from sslx.errors import ConfigError
 from sslx.losses import barlow_twins
 from sslx.methods import barlow_twins as method_file
+from sslx.methods.base import Embedded
 
-RunOnRanks = Callable[..., list[Any]]
 WEIGHT = 0.3  # of the off-diagonal: as large as the diagonal's, so that an error in either shows
 
 
@@ -48,37 +50,17 @@ def test_the_loss_and_its_metrics_are_the_papers_sums(num: int, generator: torch
     assert metrics["off_diagonal"].item() == pytest.approx(expected[2], rel=1e-6)
 
 
-def without_the_sum(x: Tensor) -> Tensor:
-    """A planted bug: the sum over ranks, each of which keeps its own gradient (lightly #1977)."""
-    return x + (distributed.sum_over_ranks(x) - x.detach())
-
-
-def share_of(x1: Tensor, x2: Tensor, weight: Tensor, planted: bool) -> tuple[float, Tensor]:
-    """This rank's loss on its share of the batch, and the mean over ranks of a linear encoder's gradient."""
-    world_size, rank = distributed.world_size(), distributed.rank()
-    leaf = weight.clone().requires_grad_()
-    z1, z2 = (x.chunk(world_size)[rank] @ leaf for x in (x1, x2))
-    with pytest.MonkeyPatch.context() as patch:
-        if planted:
-            patch.setattr(distributed, "sum_over_ranks_grad", lambda x, *_, **__: without_the_sum(x))
-        loss, _ = barlow_twins(z1, z2, WEIGHT)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-    return loss.item(), distributed.mean_over_ranks(gradient)
+def oracle(z1: Tensor, z2: Tensor) -> Tensor:
+    return by_sums(list(z1), list(z2), WEIGHT)[0]
 
 
 @pytest.mark.parametrize(("world_size", "num"), [(1, 6), (2, 6), (3, 3), pytest.param(3, 6, marks=pytest.mark.slow)])
 def test_ranks_give_the_full_batch_loss_and_gradient(
     world_size: int, num: int, ranks: RunOnRanks, generator: torch.Generator
 ):
-    (x1, x2), weight = two_views(num, generator), torch.randn(6, 4, dtype=torch.float64, generator=generator)
-    leaf = weight.clone().requires_grad_()
-    full, *_ = by_sums(list(x1 @ leaf), list(x2 @ leaf), WEIGHT)
-    (expected,) = torch.autograd.grad(full, leaf)
-    for planted in [False] if world_size == 1 else [False, True]:
-        for loss, gradient in ranks(world_size, share_of, x1, x2, weight, planted):
-            assert loss == pytest.approx(full.item(), rel=1e-10)
-            error = (gradient - expected).norm() / expected.norm()
-            assert error > 1e-2 if planted else error < 1e-10
+    inputs, weight = two_views(num, generator), torch.randn(6, 4, dtype=torch.float64, generator=generator)
+    loss, bugs = partial(barlow_twins, off_diagonal_weight=WEIGHT), ["sum_over_ranks_grad"]
+    full_batch.check(ranks, world_size, loss, oracle, inputs, weight, bugs=bugs)
 
 
 def test_fp32_far_from_zero_and_in_autocast(generator: torch.Generator):
@@ -92,25 +74,22 @@ def test_fp32_far_from_zero_and_in_autocast(generator: torch.Generator):
 
 
 def make(**options: Any) -> method_file.Method:
-    numbers: dict[str, Any] = {"hidden_dim": 24, "projection_dim": 12, **options}
-    config = method_file.Config(**numbers)
-    return method_file.Method(config, encoders.Encoder(nn.Identity(), 16, encoders.Recipe(name="identity", size=16)))
+    return method_file.Config(**{"hidden_dim": 24, "projection_dim": 12, **options}).build(tiny.identity())
 
 
 def test_the_projector_is_the_papers_and_so_are_the_numbers():
     """Linear, BN, ReLU, twice, then a linear layer; none has a bias (2103.03230, 2.2 and its code)."""
     layers = list(make().projector)
     assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in linear] == [(16, 24), (24, 24), (24, 12)]
-    assert all(layer.bias is None for layer in linear)
+    assert tiny.linear_widths(make().projector) == [(16, 24), (24, 24), (24, 12)]
+    assert all(layer.bias is None for layer in layers if isinstance(layer, nn.Linear))
     assert method_file.Config() == method_file.Config(off_diagonal_weight=0.0051, hidden_dim=8192, projection_dim=8192)
 
 
 def test_the_method_weighs_the_loss_and_tells_how_it_goes(generator: torch.Generator):
     z = torch.randn(512, 12, generator=generator)
-    step = make(off_diagonal_weight=WEIGHT).loss((z, z), torch.zeros(()))
-    collapsed = make().loss((z[:1].expand(512, 12),) * 2, torch.zeros(())).metrics
+    step = make(off_diagonal_weight=WEIGHT).loss(Embedded((z, z)))
+    collapsed = make().loss(Embedded((z[:1].expand(512, 12),) * 2)).metrics
     torch.testing.assert_close(step.loss, barlow_twins(z, z, WEIGHT)[0])
     assert step.metrics.keys() == {"on_diagonal", "off_diagonal", "std"}
     assert step.metrics["on_diagonal"] == pytest.approx(1, abs=1e-3)
@@ -120,17 +99,8 @@ def test_the_method_weighs_the_loss_and_tells_how_it_goes(generator: torch.Gener
     assert collapsed["on_diagonal"] < 1e-3
 
 
-def with_unequal_batches() -> str:
-    z = torch.ones(3 + distributed.rank(), 2)
-    with pytest.raises(DataError) as raised:
-        barlow_twins(z, z)
-    return str(raised.value)
-
-
 def test_unequal_batches_are_an_error_on_all_ranks(ranks: RunOnRanks):
-    for message in ranks(2, with_unequal_batches):
-        assert "batch size of Barlow Twins on every rank, got [3, 4]" in message
-        assert "\n" not in message
+    full_batch.refuses_unequal_batches(ranks, barlow_twins, "Barlow Twins")
 
 
 def test_what_does_not_fit_is_said_in_one_line():
@@ -143,10 +113,8 @@ def test_what_does_not_fit_is_said_in_one_line():
         barlow_twins(torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 3))
 
 
-@pytest.mark.parametrize("options", [{"off_diagonal_weight": -1.0}, {"hidden_dim": 0}, {"projection_dim": 0}])
-def test_numbers_that_make_no_sense_are_refused(options: dict[str, Any]):
-    with pytest.raises(ConfigError, match="barlow_twins needs"):
-        method_file.Config(**options)
+def test_numbers_that_make_no_sense_are_refused():
+    tiny.refuses(method_file.Config, off_diagonal_weight=(-1.0,))
 
 
 def test_one_dimension_has_no_others(generator: torch.Generator):

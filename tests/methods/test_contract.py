@@ -1,77 +1,68 @@
 """What every method keeps to; the methods are found by their files."""
 
 import copy
+import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sslx import encoders, methods, optim, rng
+from kit import tiny
+from kit.full_batch import RunOnRanks
+from sslx import distributed, methods, optim, rng
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
+from sslx.data.draws import Draws
 from sslx.errors import ConfigError
 from sslx.machine import onednn
-from sslx.methods.base import Method
-from sslx.train import finite
-from sslx.train.step import train_step
-from sslx.train.verify import narrow
+from sslx.methods.base import Embedded, Method
+from sslx.train.step import cached_step, train_step
 
-SIZE, NUM = 16, 8
-HERE = torch.device("cpu")
-CASES = [(name, encoder) for name in methods.available() for encoder in methods.encoders(name)]
-pytestmark = pytest.mark.parametrize("name", [f"{name} {encoder}" for name, encoder in CASES])
+NUM = 6
+pytestmark = pytest.mark.parametrize("name", [f"{name} {encoder}" for name, encoder in tiny.CASES])
 """Of the method and its encoder, as "mae vit"."""
-ENCODERS = {
-    "resnet": encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16)),
-    "vit": encoders.Config(name="vit_tiny_patch16_224", patch=4, layers=(2,), channels=(16,)),
-}
 
 
-def module(name: str) -> Any:
-    return methods.module(name.split()[0])
-
-
-def views(name: str) -> tuple[ViewSpec, ...]:
-    file = module(name)
-    return file.views(narrow(file.Config()), Augment(), SIZE)
-
-
-def make(name: str, seed: int = 0) -> tuple[Method, torch.optim.Optimizer]:
-    rng.seed_torch(seed)
-    file, trunk = module(name), ENCODERS[name.split()[1]]
-    sizes = [spec.size for spec in views(name)]
-    method: Method = file.Method(narrow(file.Config()), encoders.build(trunk, SIZE, *sizes))
+def make(name: str, seed: int = 0) -> tuple[Any, torch.optim.Optimizer]:
+    method = tiny.narrowed(*name.split(), seed=seed)
     return method, optim.build(optim.Config(name="sgd", lr=0.03), method)
 
 
 def batch(name: str, generator: torch.Generator) -> Batch:
-    made = tuple(torch.randn(NUM, 3, spec.size, spec.size, generator=generator) for spec in views(name))
-    draws = torch.rand(NUM, make(name)[0].num_draws, generator=generator)
-    return Batch(made, torch.arange(NUM) // 2, torch.arange(NUM), draws)
+    return tiny.batch(make(name)[0], generator, NUM)
 
 
-def steps(method: Method, optimizer: Any, images: Batch, num: int, first: int = 0) -> list[Tensor]:
-    """The loss of each step, as the loop takes them."""
-    found: list[Tensor] = []
-    for step in range(first, first + num):
-        progress = torch.tensor((step + 0.5) / 100)
-        found.append(train_step(method, [images], optimizer, progress, None)["loss"])
-        method.after_step(progress)
-    return found
+def steps(method: Method, optimizer: Any, images: Batch, num: int, first: int = 0) -> Tensor:
+    """The loss of each step, as the loop takes them: (num,)."""
+    progress = [(step + 0.5) / 100 for step in range(first, first + num)]
+    return torch.stack([train_step(method, [images], optimizer, share, None)["loss"] for share in progress])
 
 
 def test_its_config_names_it_and_its_views_are_of_the_asked_size(name: str):
-    assert module(name).Config().name == name.split()[0]
-    assert max(spec.size for spec in views(name)) == SIZE
-    assert all(spec.augment is not None for spec in views(name))
+    config = methods.module(name.split()[0]).Config()
+    assert config.name == name.split()[0]
+    assert max(spec.size for spec in tiny.specs(config)) == tiny.SIZE
+    assert all(spec.augment is not None for spec in tiny.specs(config))
+
+
+def test_widths_below_one_are_refused(name: str):
+    kind = methods.module(name.split()[0]).Config
+    widths = [field.name for field in dataclasses.fields(kind) if field.name.endswith("_dim")]
+    tiny.refuses(kind, **dict.fromkeys(widths, (0, -1)))
+
+
+def test_a_batch_of_one_is_refused_in_one_line(name: str):
+    with pytest.raises(ConfigError, match=r"^[^\n]*got a batch of 1$"):
+        make(name)[0].config.check(1, tiny.LABELED)
 
 
 def test_a_step_gives_a_scalar_and_metrics_and_every_parameter_a_gradient(name: str, generator: torch.Generator):
     method, _ = make(name)
-    step = method(batch(name, generator), torch.zeros(()))
+    step = method(batch(name, generator))
     assert step.loss.shape == ()
     assert step.loss.isfinite()
     assert step.metrics, "say what tells the user that it works"
@@ -90,7 +81,7 @@ def test_it_learns_a_fixed_batch(name: str):
     # is a matter of the last bits.
     for group in optimizer.param_groups:
         group["lr"] = 0.003 if name.startswith("vicreg") else 0.03
-    losses = torch.stack(steps(method, optimizer, batch(name, torch.Generator().manual_seed(5)), 40))
+    losses = steps(method, optimizer, tiny.batch(method, torch.Generator().manual_seed(5), 8), 40)
     assert losses.isfinite().all()
     assert losses[-5:].mean() < losses[:2].mean() - 0.1 * (losses[:2].mean() - losses.min())
     assert losses[-5:].mean() < losses[0]
@@ -98,7 +89,7 @@ def test_it_learns_a_fixed_batch(name: str):
 
 def test_the_same_seed_gives_the_same_numbers(name: str):
     images = batch(name, torch.Generator().manual_seed(5))
-    first, again, other = (torch.stack(steps(*make(name, seed), images, 3)) for seed in (0, 0, 1))
+    first, again, other = (steps(*make(name, seed), images, 3) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -111,7 +102,8 @@ def test_its_state_is_all_that_a_restart_needs(name: str, generator: torch.Gener
     restarted.load_state_dict(method.state_dict())
     its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # it would share the momentum
     on, again = steps(method, optimizer, images, 3, first=2), steps(restarted, its_optimizer, images, 3, first=2)
-    assert torch.equal(torch.stack(on), torch.stack(again))
+    assert torch.equal(on, again)
+    assert "progress" not in method.state_dict()
     for key, value in method.state_dict().items():
         assert torch.equal(value, restarted.state_dict()[key]), key
 
@@ -122,34 +114,30 @@ def test_bf16_autocast_keeps_the_loss_in_fp32_and_finite(name: str, generator: t
     images = batch(name, generator)
     onednn.keep_out(method)
     with torch.autocast("cpu", torch.bfloat16):
-        step = method(images, torch.zeros(()))
+        step = method(images)
     assert step.loss.dtype == torch.float32
     assert all(value.dtype == torch.float32 for value in step.metrics.values())
     step.loss.backward()
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
-    full = make(name)[0](images, torch.zeros(())).loss
+    full = make(name)[0](images).loss
     assert step.loss.item() == pytest.approx(full.item(), rel=0.2, abs=0.05)
 
 
 def test_a_step_never_waits_for_the_device(name: str, generator: torch.Generator, no_host_sync: TorchDispatchMode):
     method, optimizer = make(name)
-    images, progress = batch(name, generator), torch.zeros(())
-    train_step(method, [images], optimizer, progress, None)  # makes the optimizer's state
+    images = batch(name, generator)
+    train_step(method, [images], optimizer, 0.0, None)  # makes the optimizer's state
     with no_host_sync:
-        train_step(method, [images], optimizer, progress, None)
-        method.after_step(progress)
+        train_step(method, [images], optimizer, 0.0, None)
 
 
 def test_a_step_that_is_not_finite_leaves_no_trace(name: str, generator: torch.Generator):
     """Not in weights, running statistics, center, queue, moving average or optimizer, as the first step or later."""
     (method, optimizer), (never, other) = make(name), make(name)
-    progress = torch.tensor(0.3)
 
     def taken(method: Method, optimizer: Any, images: Batch) -> bool:
         rng.seed_torch(1)
-        found = train_step(method, [images], optimizer, progress, None)["taken"]
-        method.after_step(finite.standing(progress, found))
-        return bool(found)
+        return bool(train_step(method, [images], optimizer, 0.3, None)["taken"])
 
     good, bad = batch(name, generator), batch(name, generator)
     bad.views[0][3] = torch.inf
@@ -168,8 +156,8 @@ def test_norms_see_all_views_of_a_size_together(name: str, generator: torch.Gene
     for part in method.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
             part.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    method(batch(name, generator), torch.zeros(()))
-    fewest = min(Counter(spec.size for spec in views(name)).values())
+    method(batch(name, generator))
+    fewest = min(Counter(spec.size for spec in tiny.specs(method.config)).values())
     assert min(seen, default=fewest * NUM) >= fewest * NUM
 
 
@@ -177,11 +165,74 @@ def test_views_of_a_size_go_through_the_encoder_at_once(name: str, generator: to
     method, _ = make(name)
     forwards: list[int] = []
     method.encoder.register_forward_hook(lambda *_: forwards.append(1))
-    method(batch(name, generator), torch.zeros(()))
-    assert len(forwards) <= len({spec.size for spec in views(name)})
+    method(batch(name, generator))
+    assert len(forwards) <= len({spec.size for spec in tiny.specs(method.config)})
 
 
-def test_a_batch_of_one_is_refused_in_one_line(name: str):
+def test_what_is_given_has_no_gradient_and_what_is_compared_has(name: str, generator: torch.Generator):
+    embedded = make(name)[0].embed(batch(name, generator))
+    assert all(z.requires_grad and z.is_floating_point() and len(z) == NUM for z in embedded.compared)
+    assert not any(z.requires_grad or len(z) != NUM for z in embedded.given)
+
+
+def test_draws_are_those_of_the_samples_alone(name: str):
+    """Of parts of a batch they are the parts, and of other epochs and seeds they are others."""
     method, _ = make(name)
-    with pytest.raises(ConfigError, match=r"^[^\n]*got a batch of 1$"):
-        method.config.check(1, labelled=True)
+
+    def draw(rows: slice, seed: int = 7, epoch: int = 3) -> tuple[np.ndarray, ...]:
+        return method.draw(Draws(seed=seed, epoch=epoch, batch=4, index=np.arange(100)[rows]))
+
+    whole = draw(slice(100))
+    for arrays, same in ((draw(slice(40, 60)), True), (draw(slice(40, 60), seed=8), False)):
+        assert all(np.array_equal(a, b[40:60]) == same for a, b in zip(arrays, whole, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(draw(slice(100), epoch=4), whole, strict=True))
+
+
+def gradients_by_loss(
+    name: str, state: dict[str, Tensor], embedded: Embedded, scales: list[Tensor], planted: bool
+) -> tuple[float, list[Tensor]]:
+    """The means over ranks of the loss of this rank's rows, and of the gradients of a factor of what is compared."""
+    world_size, rank = distributed.world_size(), distributed.rank()
+    method = tiny.at(make(name)[0].double(), 0.5)
+    method.load_state_dict(state)
+    leaves = [scale.clone().requires_grad_() for scale in scales]
+    compared, given = (tuple(z.chunk(world_size)[rank] for z in tensors) for tensors in embedded)
+    loss = method.loss(Embedded(tuple(z * s for z, s in zip(compared, leaves, strict=True)), given)).loss
+    found = [g / world_size if planted else g for g in torch.autograd.grad(loss, leaves)]
+    return distributed.mean_over_ranks(loss.detach()).item(), [distributed.mean_over_ranks(g) for g in found]
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_give_the_loss_and_the_gradients_of_the_whole_batch(
+    name: str, world_size: int, ranks: RunOnRanks, generator: torch.Generator
+):
+    method = make(name)[0].double()
+    with torch.no_grad():
+        embedded = method.embed(tiny.batch(method, generator, NUM))
+    scales = [0.5 + torch.rand(z.shape[1:], generator=generator, dtype=z.dtype) for z in embedded.compared]
+    truth, expected = gradients_by_loss(name, method.state_dict(), embedded, scales, planted=False)
+    for planted in (False, True):
+        for loss, found in ranks(world_size, gradients_by_loss, name, method.state_dict(), embedded, scales, planted):
+            assert loss == pytest.approx(truth, rel=1e-9)
+            error = sum(float((a - b).norm()) for a, b in zip(found, expected, strict=True))
+            assert (error > 1e-3 * sum(float(b.norm()) for b in expected)) == planted
+
+
+@pytest.mark.parametrize("step", [train_step, cached_step])
+def test_a_compiled_embed_is_used_and_can_be_left_out(
+    name: str, step: Callable[..., Any], generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    method, optimizer = make(name)
+    calls: list[int] = []
+
+    def compiled(embed: Callable[[Batch], Embedded]) -> Callable[[Batch], Embedded]:
+        return lambda images: (calls.append(1), embed(images))[1]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    method.compile_embed()
+    step(method, [batch(name, generator)], optimizer, 0.5, None)
+    num_calls = len(calls)
+    assert num_calls == (2 if step is cached_step else 1)
+    with method.eager():
+        step(method, [batch(name, generator)], optimizer, 0.5, None)
+    assert len(calls) == num_calls

@@ -1,53 +1,39 @@
 """DINO: its views and head, the loss against loops, the center at any world size, and what its teacher sees."""
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sslx import distributed, encoders, optim, rng
-from sslx.data.batch import Batch
+from kit import full_batch, tiny
+from kit.full_batch import RunOnRanks
+from sslx import cli, distributed, encoders, trained
 from sslx.data.views import Augment
-from sslx.encoders import Encoder
-from sslx.errors import ConfigError
 from sslx.losses import self_distillation
-from sslx.methods import dino, multicrop
+from sslx.methods import dino
+from sslx.methods.base import Embedded
+from sslx.runs import checkpoint
 from sslx.train.step import cached_step, train_step
 
-RunOnRanks = Callable[..., list[Any]]
-SIZE, K = 16, 10
-RESNET = encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))
-VIT = encoders.Config(name="vit_tiny_patch16_224", patch=4, layers=(2,), channels=(16,))
+K = 10
 
 
 def make(trunk: encoders.Config | None = None, **options: Any) -> dino.Method:
-    """In fp64; with an encoder that is none, for what looks at embeddings only."""
-    rng.seed_torch(0)
+    """In fp64; without a real encoder, for what looks at embeddings only, unless one is given."""
     numbers: dict[str, Any] = {"hidden_dim": 24, "bottleneck_dim": 12, "output_dim": K, "num_local": 3, **options}
-    if trunk is None:
-        encoder = Encoder(nn.Identity(), 16, encoders.Recipe(name="identity", size=SIZE))
-    else:
-        encoder = encoders.build(trunk, SIZE, SIZE // 2)
-    return dino.Method(dino.Config(**numbers), encoder).double()
+    config = dino.Config(**numbers)
+    return (config.build(tiny.identity()) if trunk is None else tiny.build(config, trunk)).double()
 
 
-def batch(generator: torch.Generator, num_local: int = 3, size: int = 6) -> Batch:
-    pixels = [SIZE] * 2 + [SIZE // 2] * num_local
-    views = [torch.randn(size, 3, p, p, generator=generator, dtype=torch.float64) for p in pixels]
-    return Batch(tuple(views), None, torch.arange(size))
-
-
-def embeddings(generator: torch.Generator, num_views: int = 5, size: int = 4) -> list[Tensor]:
-    """Logits (size, K) of the student's views and of the teacher's two, in fp64."""
-    return list(torch.randn(num_views + 2, size, K, generator=generator, dtype=torch.float64))
-
-
-def now(progress: float) -> Tensor:
-    return torch.tensor(progress, dtype=torch.float64)
+def logits(generator: torch.Generator, num_views: int = 5, size: int = 4) -> Embedded:
+    """Of the student's views and of the teacher's two: (size, K) each, in fp64."""
+    views = torch.randn(num_views + 2, size, K, generator=generator, dtype=torch.float64).unbind()
+    return Embedded(views[:-2], views[-2:])
 
 
 def test_the_numbers_and_views_are_the_papers():
@@ -59,18 +45,18 @@ def test_the_numbers_and_views_are_the_papers():
         0.07,
         0.996,
     )
-    first, second, *local = dino.views(config, Augment(blur=1.0, min_scale=0.4), 224)
+    first, second, *local = config.inputs(Augment(blur=1.0, min_scale=0.4), 224).views
     assert (first.size, first.augment) == (224, Augment(blur=1.0, min_scale=0.4))
     assert (second.size, second.augment) == (224, Augment(blur=0.1, solarize=0.2, min_scale=0.4))
     assert len(local) == 8
     assert {(spec.size, spec.augment) for spec in local} == {(96, Augment(blur=0.5, min_scale=0.05, max_scale=0.4))}
-    assert len(dino.views(dino.Config(num_local=0), Augment(), 224)) == 2
+    assert len(dino.Config(num_local=0).inputs(Augment(), 224).views) == 2
 
 
 @pytest.mark.parametrize(("size", "local"), [(224, 96), (96, 40), (32, 16), (16, 8), (8, 8)])
 def test_local_views_keep_the_papers_share_of_the_size(size: int, local: int):
-    assert [spec.size for spec in multicrop.local_views(Augment(), size, 2, None, 0.1, 0.2)] == [local] * 2
-    assert [spec.size for spec in multicrop.local_views(Augment(), size, 1, 24, 0.1, 0.2)] == [24]
+    assert [spec.size for spec in dino.Config(num_local=2).local_views(Augment(), size)] == [local] * 2
+    assert [spec.size for spec in dino.Config(num_local=1, local_size=24).local_views(Augment(), size)] == [24]
 
 
 def test_the_head_is_the_papers(generator: torch.Generator):
@@ -101,14 +87,14 @@ def test_the_head_has_batch_norm_if_so_asked():
 def test_the_heads_cosines_are_in_fp32_in_autocast_too(generator: torch.Generator):
     method = make().float()
     with torch.autocast("cpu", torch.bfloat16):
-        logits = method.head(torch.randn(5, 16, generator=generator))
-    assert logits.dtype == torch.float32
-    assert (logits - logits.bfloat16()).abs().max() > 0
+        cosines = method.head(torch.randn(5, 16, generator=generator))
+    assert cosines.dtype == torch.float32
+    assert (cosines - cosines.bfloat16()).abs().max() > 0
 
 
-def distribution(logits: Sequence[Tensor], temperature: float, center: Sequence[float] | None = None) -> list[Tensor]:
+def distribution(scores: Sequence[Tensor], temperature: float, center: Sequence[float] | None = None) -> list[Tensor]:
     """Softmax of one sample's logits, less the center's, each a scalar tensor."""
-    exponentials = [((x - c) / temperature).exp() for x, c in zip(logits, center or [0.0] * len(logits), strict=True)]
+    exponentials = [((x - c) / temperature).exp() for x, c in zip(scores, center or [0.0] * len(scores), strict=True)]
     return [e / sum(exponentials) for e in exponentials]
 
 
@@ -116,8 +102,8 @@ def by_loops(student: Sequence[Tensor], teacher: Sequence[Sequence[Sequence[Any]
     """Equation 3, pair by pair and sample by sample, divided by the number of both."""
     terms: list[Tensor] = []
     for t, targets in enumerate(teacher):
-        for v, logits in enumerate(student):
-            for target, sample in zip(targets, logits, strict=True):
+        for v, view in enumerate(student):
+            for target, sample in zip(targets, view, strict=True):
                 predicted = distribution(sample.unbind(), temperature)
                 if v != t:
                     terms.append(-sum((p * q.log() for p, q in zip(target, predicted, strict=True)), torch.zeros(())))
@@ -136,6 +122,23 @@ def test_self_distillation_is_the_mean_over_pairs_of_different_views(
     gradient, none = torch.autograd.grad(loss, (student, teacher), allow_unused=True)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0], rtol=1e-10, atol=1e-13)
     assert none is None
+
+
+def loss_of(*z: Tensor) -> Tensor:
+    """Of two student's views, given the teacher's."""
+    return self_distillation(z[:2], z[2:], 0.3)
+
+
+def oracle(*z: Tensor) -> Tensor:
+    return by_loops(z[:2], [view.tolist() for view in z[2:]], 0.3)
+
+
+@full_batch.over_ranks
+def test_ranks_give_the_full_batch_loss_and_gradient(world_size: int, ranks: RunOnRanks, generator: torch.Generator):
+    inputs = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64).unbind()
+    teacher = torch.randn(2, 6, K, generator=generator, dtype=torch.float64).softmax(-1).unbind()
+    weight = torch.randn(4, K, generator=generator, dtype=torch.float64)
+    full_batch.check(ranks, world_size, loss_of, oracle, inputs, weight, given=teacher)
 
 
 def test_self_distillation_is_in_fp32_in_autocast_too(generator: torch.Generator):
@@ -172,12 +175,12 @@ def test_integers_and_a_temperature_of_zero_are_refused(wrong: dict[str, Any]):
 
 
 def test_the_loss_is_that_of_the_centered_and_sharpened_teacher(generator: torch.Generator):
-    method, inputs = make(student_temperature=0.5), embeddings(generator)
+    method, embedded = tiny.at(make(student_temperature=0.5), 0.15), logits(generator)
     center = torch.randn(1, K, generator=generator, dtype=torch.float64)
     method.center.copy_(center)
-    step = method.loss(tuple(inputs), now(0.15))  # half-way from 0.04 to 0.07
-    teacher = [[distribution(row.unbind(), 0.055, center[0].tolist()) for row in view] for view in inputs[-2:]]
-    assert step.loss.item() == pytest.approx(by_loops(inputs[:-2], teacher, 0.5).item(), rel=1e-10)
+    step = method.loss(embedded)  # half-way from 0.04 to 0.07
+    teacher = [[distribution(row.unbind(), 0.055, center[0].tolist()) for row in view] for view in embedded.given]
+    assert step.loss.item() == pytest.approx(by_loops(embedded.compared, teacher, 0.5).item(), rel=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -194,28 +197,28 @@ def test_the_loss_is_that_of_the_centered_and_sharpened_teacher(generator: torch
 def test_the_teachers_temperature_rises_in_a_line(
     progress: float, options: dict[str, Any], expected: float, generator: torch.Generator
 ):
-    step = make(**options).loss(tuple(embeddings(generator)), now(progress))
+    step = tiny.at(make(**options), progress).loss(logits(generator))
     assert step.metrics["teacher_temperature"].item() == pytest.approx(expected, abs=1e-8)
 
 
 def centers(steps: Sequence[Tensor], weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Each step's center, and the mean over ranks of the gradient of a factor, where each rank has a share."""
     world_size, rank = distributed.world_size(), distributed.rank()
-    method, found, gradients = make(), list[Tensor](), list[Tensor]()
+    method, found, gradients = tiny.at(make(), 0.5), list[Tensor](), list[Tensor]()
     for inputs in steps:
         leaf = weight.clone().requires_grad_()
         *student, t1, t2 = (z.chunk(world_size)[rank] for z in inputs)
-        loss = method.loss((*(z * leaf for z in student), t1, t2), now(0.5)).loss
+        loss = method.loss(Embedded(tuple(z * leaf for z in student), (t1, t2))).loss
         found.append(method.center.clone())
         gradients.append(distributed.mean_over_ranks(torch.autograd.grad(loss, leaf)[0]))
     return found, gradients
 
 
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@full_batch.over_ranks
 def test_the_center_is_the_moving_average_over_all_ranks(
     world_size: int, ranks: RunOnRanks, generator: torch.Generator
 ):
-    steps = [torch.stack(embeddings(generator, num_views=3, size=6)) for _ in range(3)]
+    steps = [torch.stack(sum(logits(generator, num_views=3, size=6), ())) for _ in range(3)]
     weight = torch.rand(K, generator=generator, dtype=torch.float64)
     answers = ranks(world_size, centers, steps, weight)
     center: list[float] = []
@@ -232,30 +235,31 @@ def test_the_center_is_the_moving_average_over_all_ranks(
             assert (gradients[number] - expected).norm() < 1e-10 * expected.norm()
 
 
-@pytest.mark.parametrize("trunk", [RESNET, VIT])
+@pytest.mark.parametrize("trunk", [tiny.RESNET, tiny.VIT])
 def test_the_teacher_sees_global_views_only(trunk: encoders.Config, generator: torch.Generator):
-    method, images = make(trunk), batch(generator)
-    for parameter in method.teacher.parameters():
-        parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 10
+    method = make(trunk)
+    images = tiny.batch(method, generator)
+    tiny.move_randomly(method.teacher.parameters(), generator)
     method.eval()  # by running statistics, so that a view alone gives what it gives beside the others
-    others = Batch((*images.views[:2], *batch(generator).views[2:]), None, images.index)
-    *student, t1, t2 = method.embed(images)
-    *changed, u1, u2 = method.embed(others)
-    assert (len(student), t1.shape) == (5, (6, K))
-    torch.testing.assert_close([t1, t2], [u1, u2], rtol=0, atol=0)
+    others = replace(images, views=(*images.views[:2], *tiny.batch(method, generator).views[2:]))
+    student, teacher = method.embed(images)
+    changed, same = method.embed(others)
+    assert (len(student), teacher[0].shape) == (5, (6, K))
+    torch.testing.assert_close(teacher, same, rtol=0, atol=0)
     for v, view in enumerate(images.views):
         torch.testing.assert_close(student[v], method.head(method.encoder(view)))
         assert torch.allclose(student[v], changed[v]) == (v < 2)
-    for view, t in zip(images.views, (t1, t2), strict=False):
-        torch.testing.assert_close(t, method.teacher[1](method.teacher[0](view)))
+    for view, t in zip(images.views, teacher, strict=False):
+        torch.testing.assert_close(t, method.teacher.head(method.teacher.encoder(view)))
         assert (t - method.head(method.encoder(view))).abs().max() > 1e-3
 
 
 def test_prototypes_stay_as_they_are_at_first(generator: torch.Generator):
-    method, images = make(RESNET, freeze_last=0.25), batch(generator)
+    method = make(tiny.RESNET, freeze_last=0.25)
+    images = tiny.batch(method, generator)
     for progress, frozen in ((0.0, True), (0.2, True), (0.25, False), (0.9, False), (0.1, True)):
         method.zero_grad()
-        method(images, now(progress)).loss.backward()
+        tiny.at(method, progress)(images).loss.backward()
         gradient = method.head.prototypes.weight.grad
         assert gradient is not None, "DDP would wait for it"
         assert (gradient.abs().max() == 0) == frozen
@@ -267,79 +271,54 @@ def test_prototypes_stay_as_they_are_at_first(generator: torch.Generator):
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 def test_gradient_caching_gives_the_whole_batchs_gradient_and_center(progress: float, generator: torch.Generator):
     """On a ViT, which has no batch norm (but timm's interpolation of position embeddings, in fp32)."""
-    images, found = batch(generator), list[tuple[list[Tensor | None], Tensor]]()
-    halves = [Batch(tuple(v[part] for v in images.views), None, images.index[part]) for part in (slice(2), slice(2, 6))]
-    for step, batches in ((train_step, [images]), (cached_step, halves)):
-        method = make(VIT)
-        step(method, batches, torch.optim.SGD(method.parameters(), 0.0, fused=True), now(progress), None)
+    images, found = tiny.batch(make(tiny.VIT), generator), list[tuple[list[Tensor | None], Tensor]]()
+    parts = [tiny.part(images, rows) for rows in (slice(2), slice(2, 6))]
+    for step, batches in ((train_step, [images]), (cached_step, parts)):
+        method = make(tiny.VIT)
+        step(method, batches, torch.optim.SGD(method.parameters(), 0.0, fused=True), progress, None)
         found.append(([p.grad for p in method.parameters()], method.center))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
 
 
-def test_the_teacher_follows_the_student_and_gets_no_gradient(generator: torch.Generator):
-    method = make(RESNET, teacher_momentum=0.9)
-    student, teacher = [*method.encoder.parameters(), *method.head.parameters()], list(method.teacher.parameters())
-    assert all(torch.equal(p, q) for p, q in zip(teacher, student, strict=True))
-    optimizer = optim.build(optim.Config(name="sgd", lr=0.1), method)
-    method(batch(generator), now(0.5)).loss.backward()
-    optimizer.step()
-    assert all(p.grad is None and not p.requires_grad for p in teacher)
-    progress = torch.rand((), generator=generator, dtype=torch.float64)
-    momentum = 1 - (1 - 0.9) * (math.cos(math.pi * progress.item()) + 1) / 2
-    before = copy.deepcopy(teacher)
-    method.after_step(progress)
-    for new, old, ahead in zip(teacher, before, student, strict=True):
-        torch.testing.assert_close(new, momentum * old + (1 - momentum) * ahead.detach(), rtol=0, atol=1e-14)
-    assert any((new - old).abs().max() > 1e-6 for new, old in zip(teacher, before, strict=True))
-    leaves = [z.requires_grad_() for z in embeddings(generator)]  # as gradient caching makes them
-    gradients = torch.autograd.grad(method.loss(tuple(leaves), now(0)).loss, leaves, allow_unused=True)
-    assert [g is None for g in gradients] == [False] * 5 + [True] * 2
-
-
 def test_entropies_tell_both_collapses(generator: torch.Generator):
     """All samples on one prototype, all on all alike, and each on its own."""
-    student, one = embeddings(generator, size=K)[:5], torch.zeros(K, K, dtype=torch.float64)
+    student, one = logits(generator, size=K).compared, torch.zeros(K, K, dtype=torch.float64)
     one[:, 0] = 10
     own = 10 * torch.eye(K, dtype=torch.float64)
     for teacher, expected in ((one, (0, 0)), (torch.zeros_like(one), (1, 1)), (own, (0, 1))):
         method = make()
         method.center.fill_(1)  # there is one, and it is no prototype's
-        metrics = method.loss((*student, teacher, teacher), now(0)).metrics
+        metrics = method.loss(Embedded(student, (teacher, teacher))).metrics
         found = metrics["teacher_entropy"].item(), metrics["prototype_entropy"].item()
         assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_std_is_of_the_students_views(generator: torch.Generator):
-    *student, t1, t2 = embeddings(generator, size=256)
-    same = [z[:1].expand_as(z) for z in student]
-    assert make().loss((*student, t1, t2), now(0)).metrics["logit_std"] == pytest.approx(1, abs=0.1)
-    assert make().loss((*same, t1, t2), now(0)).metrics["logit_std"] < 1e-3
+    student, teacher = logits(generator, size=256)
+    same = tuple(z[:1].expand_as(z) for z in student)
+    assert make().loss(Embedded(student, teacher)).metrics["logit_std"] == pytest.approx(1, abs=0.1)
+    assert make().loss(Embedded(same, teacher)).metrics["logit_std"] < 1e-3
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"num_local": -1},
-        {"local_size": 0},
-        {"local_min_scale": 0.0},
-        {"local_min_scale": 0.5},
-        {"local_max_scale": 1.5},
-        {"local_max_scale": math.nan},
-        {"hidden_dim": 0},
-        {"bottleneck_dim": 0},
-        {"output_dim": 1},
-        {"student_temperature": 0.0},
-        {"teacher_temperature": math.nan},
-        {"teacher_temperature_start": -0.1},
-        {"teacher_warmup": 1.1},
-        {"teacher_momentum": -0.1},
-        {"center_momentum": 1.1},
-        {"freeze_last": math.nan},
-        {"second_blur": 1.5},
-        {"local_blur": -0.1},
-        {"second_solarize": 2.0},
-    ],
-)
-def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]):
-    with pytest.raises(ConfigError, match=r"^dino needs [^\n]*$"):
-        dino.Config(**wrong)
+def test_numbers_that_make_no_sense_are_refused():
+    zero, share = (0.0, math.nan), (-0.1, 1.1, math.nan)
+    tiny.refuses(
+        dino.Config, num_local=(-1,), local_size=(0,), local_min_scale=(0.0, 0.5), local_max_scale=(1.5, *zero)
+    )
+    tiny.refuses(dino.Config, student_temperature=zero, teacher_temperature=zero, teacher_temperature_start=zero)
+    tiny.refuses(dino.Config, teacher_warmup=share, teacher_momentum=share, center_momentum=share, freeze_last=share)
+    tiny.refuses(dino.Config, second_blur=share, local_blur=share, second_solarize=share, output_dim=(1,))
+
+
+def test_health_and_probes_look_at_the_teacher_and_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flags = "--data.source digits --data.size 8 --data.threads 0 --method.name dino --batch-size 32 --steps 2 --name r"
+    flags += " --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 16 --method.output-dim 8 --method.hidden-dim 8"
+    flags += " --device cpu --precision fp32 --optim.lr 1 --optim.warmup 0 --online.every 0 --health.every 0"
+    assert cli.main(["pretrain", *flags.split(), "--runs", str(tmp_path)]) == 0
+    assert "health and probes look at the features of the teacher's encoder" in capsys.readouterr().out
+    state = checkpoint.load(tmp_path / "r")["method"]
+    encoder = trained.load(tmp_path / "r").encoder(trained=True, device=torch.device("cpu")).state_dict()
+    torch.testing.assert_close(encoder, {key: state[f"teacher.encoder.{key}"] for key in encoder}, rtol=0, atol=0)
+    assert any(not torch.equal(value, state[f"encoder.{key}"]) for key, value in encoder.items())
+    assert cli.main(["probe", str(tmp_path / "r"), "--no-baselines", "--probe.draws", "2"]) == 0
+    assert "the pretrained encoder is the teacher's encoder" in capsys.readouterr().out

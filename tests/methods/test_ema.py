@@ -1,50 +1,167 @@
-"""Moving averages: every parameter of the target follows its own, in the arithmetic of the definition."""
+"""Moving averages: every parameter follows its own, by the definition, in every method; states with old names load."""
 
 import copy
+import math
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kit import tiny
+from sslx import optim
 from sslx.methods import ema
+from sslx.methods.base import Method
+from sslx.runs import checkpoint
+from sslx.train.step import train_step
+
+AVERAGES = {"byol": ("target", "projector"), "mocov3": ("target", "projector"), "dino": ("teacher", "head")}
+"""Method -> the names of its average and of the head in it."""
+every_method = pytest.mark.parametrize("name", AVERAGES)
 
 
-def networks(generator: torch.Generator) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """A target and the two parts of what it follows, of other weights."""
-    body, head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Linear(4, 5)
-    target = ema.frozen_copy(nn.Sequential(body, head))
-    with torch.no_grad():
-        for parameter in target.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return target, body, head
+def networks(generator: torch.Generator) -> tuple[ema.Average, nn.Module]:
+    """An average of other weights, and the two parts that it follows."""
+    encoder: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    online = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(4, 5)})
+    average = ema.Average(encoder, head=online["head"], base=0.9)
+    tiny.move_randomly(average.parameters(), generator)
+    return average, online
+
+
+def make(name: str) -> tuple[Method, ema.Average, list[Tensor]]:
+    """A method in fp64, its average, and the parameters that this follows."""
+    method = tiny.narrowed(name, "resnet").double()
+    attribute, head = AVERAGES[name]
+    return (
+        method,
+        getattr(method, attribute),
+        [*method.encoder.parameters(), *getattr(method, head).parameters()],
+    )
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.996), (0.5, 0.998), (1.0, 1.0)])
+def test_the_momentum_rises_to_one(progress: float, expected: float):
+    average = ema.Average(tiny.identity(), base=0.996)
+    for dtype, error in ((torch.float64, 1e-12), (torch.float32, 1e-7)):
+        assert average.momentum(torch.tensor(progress, dtype=dtype)).item() == pytest.approx(expected, abs=error)
 
 
 def test_each_parameter_follows_its_own_and_buffers_stay(generator: torch.Generator) -> None:
-    target, body, head = networks(generator)
-    average, momentum = ema.Average(target, body, head), torch.tensor(0.9)
-    buffers = copy.deepcopy(list(target.buffers()))
+    average, online = networks(generator)
+    progress, momentum = torch.tensor(0.5), 1 - torch.tensor(0.1) * 0.5
+    buffers = copy.deepcopy(list(average.buffers()))
     for _ in range(3):
-        before = [p.clone() for p in target.parameters()]
-        average.update(momentum)
-        for old, new, online in zip(before, target.parameters(), [*body.parameters(), *head.parameters()], strict=True):
-            assert torch.equal(new, old + (online - old) * (1 - momentum))
+        before = [p.clone() for p in average.parameters()]
+        average.follow(progress)
+        for old, new, ahead in zip(before, average.parameters(), online.parameters(), strict=True):
+            torch.testing.assert_close(new, momentum * old + (1 - momentum) * ahead)
         with torch.no_grad():
-            head.weight.add_(1.0)
-    assert all(map(torch.equal, buffers, target.buffers()))
+            for parameter in online["head"].parameters():
+                parameter.add_(1.0)
+    assert all(map(torch.equal, buffers, average.buffers()))
+
+
+def test_equal_weights_stay_equal_and_at_the_end_nothing_moves(generator: torch.Generator) -> None:
+    average, online = networks(generator)
+    still = copy.deepcopy(list(average.parameters()))
+    average.follow(torch.ones(()))
+    assert all(map(torch.equal, average.parameters(), still))
+    average.load_state_dict(online.state_dict())
+    average.follow(torch.rand((), generator=generator))
+    assert all(map(torch.equal, average.parameters(), online.parameters()))
 
 
 def test_it_goes_on_with_other_parameters_and_in_a_copy(generator: torch.Generator) -> None:
     """As after a move that makes new ones, and in a method that is copied."""
-    target, body, head = networks(generator)
-    average, all_at_once = ema.Average(target, body, head), torch.zeros(())
-    average.update(torch.ones(()))
-    other, copied = copy.deepcopy((target, average))
-    for module in (target, body, head):
+    average, online = networks(generator)
+    average.base, at_once = 0.0, torch.zeros(())
+    average.follow(torch.ones(()))
+    other, its_online = copy.deepcopy((average, online))
+    for module in (average, online):
         for layer in module.modules():
             for name, parameter in list(layer.named_parameters(recurse=False)):
                 setattr(layer, name, nn.Parameter(parameter.detach().double(), requires_grad=parameter.requires_grad))
-    average.update(all_at_once)
-    online = [*body.parameters(), *head.parameters()]
-    assert all(map(torch.equal, target.parameters(), online))
-    assert not any(torch.allclose(a.double(), b) for a, b in zip(other.parameters(), online, strict=True))
-    copied.update(all_at_once)
-    assert all(torch.allclose(a.double(), b, atol=1e-6) for a, b in zip(other.parameters(), online, strict=True))
+    average.follow(at_once)
+    assert all(map(torch.equal, average.parameters(), online.parameters()))
+    assert not any(torch.allclose(a, b) for a, b in zip(other.parameters(), its_online.parameters(), strict=True))
+    other.follow(at_once)
+    assert all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(other.parameters(), its_online.parameters(), strict=True)
+    )
+
+
+@every_method
+def test_it_starts_as_the_online_network_in_memory_of_its_own(name: str):
+    _, average, online = make(name)
+    assert all(map(torch.equal, average.parameters(), online))
+    assert not {p.data_ptr() for p in average.parameters()} & {p.data_ptr() for p in online}
+
+
+@every_method
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
+def test_it_gets_no_gradient_and_follows_after_the_optimizer(name: str, optimizer: Any, generator: torch.Generator):
+    method, average, online = make(name)
+    before = copy.deepcopy(list(average.parameters()))
+    progress = torch.rand((), generator=generator).item()
+    stepped = optim.build(optim.Config(name=optimizer, lr=0.1), method)
+    assert not {id(p) for group in stepped.param_groups for p in group["params"]} & set(map(id, average.parameters()))
+    train_step(method, [tiny.batch(method, generator)], stepped, progress, None)
+    assert all(p.grad is None and not p.requires_grad for p in average.parameters())
+    momentum = 1 - (1 - average.base) * (math.cos(math.pi * progress) + 1) / 2
+    for new, old, ahead in zip(average.parameters(), before, online, strict=True):
+        torch.testing.assert_close(new, momentum * old + (1 - momentum) * ahead.detach(), rtol=0, atol=1e-14)
+    assert any((new - old).abs().max() > 1e-7 for new, old in zip(average.parameters(), before, strict=True))
+
+
+@every_method
+def test_its_norms_keep_statistics_of_their_own(name: str, generator: torch.Generator):
+    method, average, _ = make(name)
+    tiny.move_randomly(average.parameters(), generator)
+    method.embed(tiny.batch(method, generator))
+    own, others = (
+        {key: value for key, value in module.named_buffers() if key.endswith("running_mean")}
+        for module in (average.encoder, method.encoder)
+    )
+    assert own.keys() == others.keys()
+    assert not any(torch.equal(value, others[key]) for key, value in own.items())
+
+
+def by_load_state_dict(method: nn.Module, state: dict[str, Tensor]) -> None:
+    method.load_state_dict(state)
+
+
+def by_load_weights(method: nn.Module, state: dict[str, Tensor]) -> None:
+    checkpoint.load_weights(method, state, "the checkpoint")
+
+
+@every_method
+@pytest.mark.parametrize("load", [by_load_state_dict, by_load_weights])
+def test_a_state_with_the_names_of_before_loads(
+    name: str, load: Callable[[nn.Module, dict[str, Tensor]], None], generator: torch.Generator
+):
+    """In sslx 0.1, an average was a sequence: ``target.0`` and ``target.1``."""
+    method, average, _ = make(name)
+    attribute, head = AVERAGES[name]
+    state = {
+        key: torch.randn(value.shape, generator=generator).to(value.dtype) for key, value in method.state_dict().items()
+    }
+    sequence = {f"{attribute}.encoder.": f"{attribute}.0.", f"{attribute}.{head}.": f"{attribute}.1."}
+    old = dict(state)
+    for new_name, old_name in sequence.items():
+        for key in [key for key in old if key.startswith(new_name)]:
+            old[old_name + key.removeprefix(new_name)] = old.pop(key)
+    assert old.keys() != state.keys()
+    assert len(list(average.state_dict())) == sum(key.startswith(tuple(sequence.values())) for key in old)
+    unchanged = dict(old)
+    load(method, old)
+    assert old == unchanged
+    torch.testing.assert_close(method.state_dict(), state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", tiny.CASES, ids=" ".join)
+def test_exported_is_the_teacher_of_dino_and_the_online_encoder_of_all_others(name: tuple[str, str]):
+    method = tiny.narrowed(*name)
+    assert method.exported is (method.teacher.encoder if name[0] == "dino" else method.encoder)
+    assert method.config.exported_name == ("the teacher's encoder" if name[0] == "dino" else "")

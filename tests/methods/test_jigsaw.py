@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
@@ -10,36 +11,32 @@ import pytest
 import torch
 from torch import Tensor
 
+from kit import tiny
 from sslx import encoders
-from sslx.data.batch import Batch
+from sslx.data.draws import Draws
 from sslx.data.views import Augment
 from sslx.errors import ConfigError
 from sslx.methods import jigsaw
+from sslx.methods.base import Embedded
 
-NOW = torch.zeros(())
 BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 
 
-class Pixels(encoders.Encoder):
-    """An encoder whose features are the pixels, and which keeps what it was given."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(torch.nn.Flatten(), 3 * jigsaw.tile_side(size) ** 2, encoders.Recipe(name="pixels", size=size))
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x)
-        return super().forward(x)
-
-
-def make(size: int = 16, **options: Any) -> jigsaw.Method:
+def make(size: int = 16, **options: Any) -> tuple[jigsaw.Method, tiny.Pixels]:
+    encoder = tiny.Pixels(3 * jigsaw.tile_side(size) ** 2, size)
     numbers: dict[str, Any] = {"num_permutations": 24, "tile_dim": 5, "hidden_dim": 7, **options}
-    return jigsaw.Method(jigsaw.Config(**numbers), Pixels(size))
+    return jigsaw.Method(jigsaw.Config(**numbers), encoder), encoder
 
 
-def batch(num: int, size: int, generator: torch.Generator) -> Batch:
-    images = torch.randn(num, 3, size, size, generator=generator)
-    return Batch((images,), None, torch.arange(num), torch.rand(num, 19, generator=generator))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chosen(Draws):
+    """Numbers that a test has chosen: (B, 19)."""
+
+    numbers: np.ndarray
+
+    def per_sample(self, num: int, name: str = "method") -> np.ndarray:  # noqa: ARG002
+        assert num == self.numbers.shape[1]
+        return self.numbers
 
 
 def by_loops(image: Tensor, cell: int, place: Tensor) -> np.ndarray:
@@ -96,7 +93,7 @@ def test_a_checkpoints_permutations_stay_as_they_are():
     assert chosen[:2].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8], [1, 0, 3, 2, 5, 4, 7, 8, 6]]
     assert hashlib.sha256(chosen.astype(np.uint8).tobytes()).hexdigest()[:16] == "d8f23a75845fd88c"
     assert not chosen.flags.writeable
-    method = make().double()
+    method = make()[0].double()
     assert "permutations" not in method.state_dict()
     assert method.permutations.dtype == torch.int64
 
@@ -163,15 +160,15 @@ def test_a_flat_tile_gives_zeros(dtype: torch.dtype, generator: torch.Generator)
 
 
 def test_the_answer_is_the_permutation_of_the_tiles(generator: torch.Generator):
-    method, images = make(), batch(4, 16, generator)
-    logits, true = method.embed(images)
-    assert isinstance(method.encoder, Pixels)
-    (seen,) = method.encoder.seen
-    assert images.draws is not None
-    assert (logits.shape, true.shape, true.dtype) == ((4, 24), (4,), torch.float64)
+    method, encoder = make()
+    images = tiny.batch(method, generator, 4)
+    (logits,), (number,) = method.embed(images)
+    (seen,) = encoder.seen
+    assert (logits.shape, number.shape, number.dtype) == ((4, 24), (4,), torch.int64)
+    assert torch.equal(number, images.draws[0])
     for b, tiles in enumerate(seen.unflatten(0, (4, 9))):
-        order = jigsaw.distant_permutations(24, 9)[int(true[b])]
-        places = images.draws[b, 1:].view(9, 2)
+        order = jigsaw.distant_permutations(24, 9)[int(number[b])]
+        places = images.draws[1][b]
         for cell, i in enumerate(np.argsort(order)):  # put back in order
             expected = torch.from_numpy(normalized(by_loops(images.views[0][b], cell, places[i])))
             torch.testing.assert_close(tiles[i].double(), expected, atol=1e-4, rtol=0)
@@ -181,61 +178,56 @@ def test_the_answer_is_the_permutation_of_the_tiles(generator: torch.Generator):
 
 @pytest.mark.parametrize("num", [2, 24, 100, 1000])
 def test_every_permutation_is_drawn_equally_and_none_that_is_not_there(num: int):
-    method = make(9, num_permutations=num)
-    draws = torch.zeros(2 * num + 2, 19)
-    draws[:-2, 0] = (torch.arange(2 * num) + 0.5) / (2 * num)
-    draws[-1] = BELOW_ONE
-    _, true = method.embed(Batch((torch.zeros(len(draws), 3, 9, 9),), None, torch.arange(len(draws)), draws))
-    assert true.tolist() == [k // 2 for k in range(2 * num)] + [0, num - 1]
+    method, _ = make(9, num_permutations=num)
+    numbers = np.zeros((2 * num + 2, 19), np.float32)
+    numbers[:-2, 0] = (np.arange(2 * num) + 0.5) / (2 * num)
+    numbers[-1] = BELOW_ONE
+    number, places = method.draw(Chosen(seed=0, epoch=0, batch=0, index=np.arange(len(numbers)), numbers=numbers))
+    assert number.tolist() == [k // 2 for k in range(2 * num)] + [0, num - 1]
+    assert (places.shape, places.dtype) == ((len(numbers), 9, 2), np.float32)
+
+
+def test_the_draws_are_those_of_before_the_host_made_them(generator: torch.Generator):
+    """A permutation's number was computed from the first of 19 numbers on the device, in fp32."""
+    method, _ = make(num_permutations=1000)
+    draws = Draws(seed=int(torch.randint(1 << 30, (), generator=generator)), epoch=2, batch=9, index=np.arange(5000))
+    numbers = torch.from_numpy(draws.per_sample(19))
+    number, places = map(torch.from_numpy, method.draw(draws))
+    assert torch.equal(number, (numbers[:, 0] * 1000).long())
+    assert torch.equal(places, numbers[:, 1:].unflatten(1, (9, 2)))
 
 
 def test_the_loss_is_the_mean_negative_log_probability_of_the_permutation(generator: torch.Generator):
-    method = make()
+    method, _ = make()
     logits = torch.randn(6, 24, dtype=torch.float64, generator=generator)
-    true = torch.randint(24, (6,), generator=generator)
+    number = torch.randint(24, (6,), generator=generator)
     total, right = 0.0, 0
-    for row, k in zip(logits.tolist(), true.tolist(), strict=True):
+    for row, k in zip(logits.tolist(), number.tolist(), strict=True):
         total += math.log(sum(math.exp(x) for x in row)) - row[k]
         right += max(row) == row[k]
-    step = method.loss((logits, true.double()), NOW)
+    step = method.loss(Embedded((logits,), (number,)))
     assert step.loss.item() == pytest.approx(total / 6, rel=1e-12)
     assert step.metrics["accuracy"].item() == pytest.approx(right / 6)
-    sure = method.loss((50 * torch.eye(24)[true].bfloat16(), true.double()), NOW)
+    sure = method.loss(Embedded((50 * torch.eye(24)[number].bfloat16(),), (number,)))
     assert sure.loss.dtype == torch.float32
     assert (sure.loss.item(), sure.metrics["accuracy"].item()) == (pytest.approx(0), 1)
 
 
-def test_parts_of_a_batch_put_together_are_the_batch(generator: torch.Generator):
-    """Gradient caching joins what ``embed`` returned for each micro-batch."""
-    method = make()
-    parts = [method.embed(batch(n, 16, generator)) for n in (2, 4)]
-    joined = method.loss(tuple(map(torch.cat, zip(*parts, strict=True))), NOW).loss
-    one, two = (method.loss(part, NOW).loss for part in parts)
-    torch.testing.assert_close(joined, (2 * one + 4 * two) / 6)
-
-
 def test_one_view_and_the_papers_numbers():
-    (view,) = jigsaw.views(jigsaw.Config(), Augment(min_scale=0.3), 48)
+    (view,) = jigsaw.Config().inputs(Augment(min_scale=0.3), 48).views
     assert (view.size, view.augment) == (48, Augment(min_scale=0.3))
     assert jigsaw.Config() == jigsaw.Config(num_permutations=1000, tile_dim=512, hidden_dim=4096)
 
 
 def test_an_encoder_that_does_not_take_the_tiles_is_refused_in_one_line():
-    vit = encoders.build(encoders.Config(name="vit_tiny_patch16_224", patch=4, layers=(1,), channels=(16,)), 16)
     with pytest.raises(ConfigError, match=r"^jigsaw cuts .* 16 px .* 4 px, which VisionTransformer does not[^\n]*$"):
-        jigsaw.Method(jigsaw.Config(num_permutations=2), vit)
-    assert vit.training
+        tiny.build(jigsaw.Config(num_permutations=2), tiny.VIT)
 
 
 def test_a_view_too_small_for_tiles_is_refused_in_one_line():
-    resnet = encoders.build(encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16)), 8)
     with pytest.raises(ConfigError, match=r"^jigsaw needs views of 9 px or more[^\n]*, got 8[^\n]*$"):
-        jigsaw.Method(jigsaw.Config(num_permutations=2), resnet)
+        jigsaw.Method(jigsaw.Config(num_permutations=2), encoders.build(tiny.RESNET, 8))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"num_permutations": 1}, {"num_permutations": 362_881}, {"tile_dim": 0}, {"hidden_dim": 0}]
-)
-def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]):
-    with pytest.raises(ConfigError, match="jigsaw needs"):
-        jigsaw.Config(**wrong)
+def test_numbers_that_make_no_sense_are_refused():
+    tiny.refuses(jigsaw.Config, num_permutations=(1, 362_881))

@@ -1,6 +1,7 @@
 """MAE: its loss by hand, patch by patch; masks that the encoder cannot see through; the picture."""
 
 import math
+from dataclasses import replace
 from statistics import fmean, variance
 from typing import Any
 
@@ -9,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kit import tiny
 from sslx import encoders, rng
 from sslx.data.batch import Batch
+from sslx.data.draws import Draws
 from sslx.data.views import Augment, ViewSpec
 from sslx.errors import ConfigError
 from sslx.methods import mae
+from sslx.methods.base import Embedded
 
 SIZE, PATCH, GRID = 16, 4, 4
 NUM = GRID * GRID
-NOW = torch.zeros(())
 VIT = {"name": "vit_tiny_patch16_224", "patch": PATCH, "layers": (2,), "channels": (16,)}
 
 
@@ -36,8 +39,10 @@ def make(**options: Any) -> mae.Method:
 
 
 def batch(generator: torch.Generator, size: int = 3, dtype: torch.dtype = torch.float64) -> Batch:
+    """Draws as of a mask_ratio of 0.75."""
     images = torch.randn(size, 3, SIZE, SIZE, generator=generator, dtype=dtype) * 2 + 1
-    return Batch((images,), None, torch.arange(size), torch.rand(size, NUM, generator=generator))
+    places = torch.rand(size, NUM, generator=generator).argsort(1)
+    return Batch((images,), None, torch.arange(size), (places[:, : NUM // 4], places[:, NUM // 4 :]))
 
 
 def pixels(images: Tensor, place: int) -> Tensor:
@@ -46,16 +51,16 @@ def pixels(images: Tensor, place: int) -> Tensor:
     return images[..., PATCH * row : PATCH * (row + 1), PATCH * column : PATCH * (column + 1)]
 
 
-def places(draws: Tensor, num_visible: int = NUM // 4) -> tuple[list[int], list[int]]:
-    """The visible and the masked ones of a sample: the smallest draws are seen."""
-    order = sorted(range(NUM), key=lambda place: draws[place].item())
-    return sorted(order[:num_visible]), order[num_visible:]
+def places(images: Batch, sample: int) -> tuple[list[int], list[int]]:
+    """The visible and the masked ones of a sample."""
+    visible, masked = (draw[sample].tolist() for draw in images.draws)
+    return sorted(visible), masked
 
 
-def by_hand(method: mae.Method, image: Tensor, draws: Tensor) -> float:
-    """The loss of one image (3, SIZE, SIZE), its tokens put back in their places before they are decoded."""
-    trunk = method.encoder.trunk
-    visible, masked = places(draws)
+def by_hand(method: mae.Method, images: Batch, sample: int) -> float:
+    """The loss of one image, its tokens put back in their places before they are decoded."""
+    trunk, image = method.encoder.trunk, images.views[0][sample]
+    visible, masked = (draw[sample].tolist() for draw in images.draws)
     tokens = [trunk.cls_token[0, 0] + trunk.pos_embed[0, 0]]
     for place in visible:
         embedded = [(weight * pixels(image, place)).sum() for weight in trunk.patch_embed.proj.weight]
@@ -80,14 +85,14 @@ def test_the_numbers_and_the_view_are_the_papers():
     numbers = {"mask_ratio": 0.75, "decoder_dim": 512, "decoder_layers": 8, "normalize_target": True}
     assert mae.Config() == mae.Config(**numbers)
     assert mae.Config().decoder_heads == 16
-    assert mae.views(mae.Config(), Augment(jitter=0), 32) == (ViewSpec(size=32, augment=Augment(jitter=0)),)
+    assert mae.Config().inputs(Augment(jitter=0), 32).views == (ViewSpec(size=32, augment=Augment(jitter=0)),)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_loss_is_the_mean_error_over_the_masked_patches_as_by_hand(normalize: bool, generator: torch.Generator):
     method, images = make(normalize_target=normalize), batch(generator)
-    expected = fmean(by_hand(method, *sample) for sample in zip(images.views[0], images.draws, strict=True))
-    assert method(images, NOW).loss.item() == pytest.approx(expected, rel=1e-12)
+    expected = fmean(by_hand(method, images, sample) for sample in range(3))
+    assert method(images).loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_patches_are_cut_row_by_row_and_in_fp32(generator: torch.Generator):
@@ -106,7 +111,7 @@ def test_cutting_by_unfold_would_train_to_the_same_last_bit(generator: torch.Gen
 
     def numbers() -> list[Tensor]:
         method.zero_grad()
-        (loss := method(images, NOW).loss).backward()
+        (loss := method(images).loss).backward()
         return [loss.detach(), *(p.grad.clone() for p in method.parameters() if p.grad is not None)]
 
     ours = numbers()
@@ -156,23 +161,23 @@ def test_a_vit_with_other_prefix_tokens_is_trained_in_every_parameter(name: str,
     """Registers, or no class token, and a norm that comes after the pooling: the latter is not part of tokens."""
     encoder = build(name=name)
     method = mae.Method(mae.Config(decoder_dim=16, decoder_layers=2), encoder).double()
-    (images,), draws = batch(generator).views, torch.rand(3, NUM, generator=generator)
-    method(Batch((images,), None, torch.arange(3), draws), NOW).loss.backward()
+    images = batch(generator)
+    method(images).loss.backward()
     frozen = {key for key, p in method.named_parameters() if not p.requires_grad}
     assert {key for key, p in method.named_parameters() if p.grad is None} == frozen
     assert {key.split(".")[2] for key in frozen} <= {"fc_norm"}
     assert bool(frozen) == isinstance(method.encoder_norm, nn.LayerNorm)
     seen: list[Tensor] = []
     method.decoder_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    method.embed(Batch((images,), None, torch.arange(3), draws))
+    method.embed(images)
     torch.testing.assert_close(seen[0].mean(-1), torch.zeros(seen[0].shape[:2], dtype=torch.float64), rtol=0, atol=1e-6)
-    prediction, _ = method.embed(Batch((images,), None, torch.arange(3), draws))
+    (prediction,), _ = method.embed(images)
     for place in range(NUM):
-        changed = images.clone()
+        changed = images.views[0].clone()
         pixels(changed, place).mul_(-1).add_(torch.linspace(0, 1, PATCH))
-        again, _ = method.embed(Batch((changed,), None, torch.arange(3), draws))
+        (again,), _ = method.embed(replace(images, views=(changed,)))
         for sample in range(3):
-            assert torch.equal(again[sample], prediction[sample]) == (place in places(draws[sample])[1])
+            assert torch.equal(again[sample], prediction[sample]) == (place in places(images, sample)[1])
 
 
 def before_tokens(trunk: Any, view: Tensor, visible: Tensor) -> Tensor:
@@ -193,7 +198,7 @@ def test_the_loss_and_its_gradients_are_those_of_before_tokens(
 
     def numbers() -> list[Tensor]:
         method.zero_grad()
-        (loss := method(images, NOW).loss).backward()
+        (loss := method(images).loss).backward()
         return [loss.detach(), *(p.grad.clone() for p in method.parameters())]
 
     ours = numbers()
@@ -207,14 +212,14 @@ def test_the_loss_and_its_gradients_are_those_of_before_tokens(
 
 def test_predictions_depend_on_visible_pixels_and_on_no_masked_one(generator: torch.Generator):
     method, images = make(), batch(generator)
-    prediction, target = method.embed(images)
+    (prediction,), (target,) = method.embed(images)
     assert prediction.shape == target.shape == (3, 12, 48)
     for place in range(NUM):
         changed = images.views[0].clone()
         pixels(changed, place).mul_(-1).add_(torch.linspace(0, 1, PATCH))
-        again, its_target = method.embed(Batch((changed,), None, images.index, images.draws))
+        (again,), (its_target,) = method.embed(replace(images, views=(changed,)))
         for sample in range(3):
-            _, masked = places(images.draws[sample])
+            _, masked = places(images, sample)
             assert torch.equal(again[sample], prediction[sample]) == (place in masked)
             differs = [not torch.equal(a, b) for a, b in zip(target[sample], its_target[sample], strict=True)]
             assert differs == [other == place for other in masked]
@@ -224,8 +229,8 @@ def test_the_other_samples_of_a_batch_do_not_matter(generator: torch.Generator):
     method, images = make(), batch(generator)
     whole = method.embed(images)
     for i in range(3):
-        alone = method.embed(Batch((images.views[0][i : i + 1],), None, images.index[:1], images.draws[i : i + 1]))
-        torch.testing.assert_close(alone, tuple(z[i : i + 1] for z in whole), rtol=0, atol=1e-12)
+        alone = method.embed(tiny.part(images, slice(i, i + 1)))
+        torch.testing.assert_close(sum(alone, ()), tuple(z[i : i + 1] for z in sum(whole, ())), rtol=0, atol=1e-12)
 
 
 def gray(method: mae.Method, images: Batch) -> Tensor:
@@ -234,17 +239,22 @@ def gray(method: mae.Method, images: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize(("ratio", "num_masked"), [(0.75, 12), (0.5, 8), (0.6, 10), (0.9, 15), (0.01, 1)])
-def test_the_patches_with_the_largest_draws_are_masked(ratio: float, num_masked: int, generator: torch.Generator):
-    images = batch(generator)
-    for masks, draws in zip(gray(make(mask_ratio=ratio), images), images.draws, strict=True):
-        assert masks.nonzero().flatten().tolist() == sorted(places(draws, NUM - num_masked)[1])
-        assert masks.sum() == num_masked
+def test_the_patches_with_the_largest_numbers_are_masked(ratio: float, num_masked: int, generator: torch.Generator):
+    method, images = make(mask_ratio=ratio), batch(generator)
+    draws = Draws(
+        seed=int(torch.randint(1 << 30, (), generator=generator)), epoch=0, batch=0, index=images.index.numpy()
+    )
+    visible, masked = map(torch.from_numpy, method.draw(draws))
+    shown = gray(method, replace(images, draws=(visible, masked)))
+    for sample, numbers in enumerate(draws.per_sample(NUM).tolist()):
+        order = sorted(range(NUM), key=numbers.__getitem__)
+        assert visible[sample].tolist() + masked[sample].tolist() == order
+        assert shown[sample].nonzero().flatten().tolist() == sorted(order[NUM - num_masked :])
 
 
-def test_masks_follow_from_the_draws_alone_and_every_patch_is_masked_as_often_as_any(generator: torch.Generator):
-    method, images = make(decoder_layers=1), batch(generator, size=1000)
-    masks = gray(method, images)
-    assert torch.equal(gray(method, Batch((images.views[0].flip(0),), None, images.index, images.draws)), masks)
+def test_every_patch_is_masked_as_often_as_any(generator: torch.Generator):
+    method = make(decoder_layers=1)
+    masks = torch.zeros(1000, NUM).scatter_(1, tiny.drawn(method, 1000, generator)[1], 1.0)
     assert len(masks.unique(dim=0)) > 600  # of the 1820 that there are
     assert (masks.double().mean(0) - 0.75).abs().max() < 6 * math.sqrt(0.75 * 0.25 / 1000)
 
@@ -254,42 +264,36 @@ def test_the_picture_shows_visible_patches_as_they_are_and_predictions_in_their_
     normalize: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
     method, images = make(normalize_target=normalize), batch(generator)
-    (view,), (_, target) = images.views, method.embed(images)
+    (view,), (target,) = images.views, method.embed(images).given
     (first, image), (_, masked), (last, reconstruction) = method.picture(images)
     assert (first, last) == ("image", "reconstruction")
     assert torch.equal(image, view)
     for i in range(3):
         for shown in (masked, reconstruction):
             same = [place for place in range(NUM) if torch.equal(pixels(shown[i], place), pixels(view[i], place))]
-            assert same == places(images.draws[i])[0]
+            assert same == places(images, i)[0]
     monkeypatch.setattr(method, "_predict", lambda *_: target)  # the best that it can do
     torch.testing.assert_close(method.picture(images)[2][1], view)
 
 
 def test_the_reconstruction_error_is_one_where_nothing_but_the_mean_is_predicted(generator: torch.Generator):
-    _, target = make().embed(batch(generator))
-    target[0] = 0  # patches of one colour
-    step = make().loss((torch.zeros_like(target), target), NOW)
+    (target,) = make().embed(batch(generator)).given
+    target[0] = 0  # patches of one color
+    step = make().loss(Embedded((torch.zeros_like(target),), (target,)))
     assert step.metrics["reconstruction_error"].item() == pytest.approx(1)
     assert step.loss.item() == pytest.approx(target.square().mean().item())
-    assert make().loss((target, target), NOW).metrics["reconstruction_error"] == 0
-
-
-def test_no_gradient_reaches_the_targets(generator: torch.Generator):
-    leaves = torch.randn(2, 3, 12, 48, generator=generator).requires_grad_().unbind()  # as gradient caching makes them
-    gradients = torch.autograd.grad(make().loss(leaves, NOW).loss, leaves, allow_unused=True)
-    assert [g is None for g in gradients] == [False, True]
+    assert make().loss(Embedded((target,), (target,))).metrics["reconstruction_error"] == 0
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_patches_of_one_colour_are_finite_in_bf16(patch: int, generator: torch.Generator):
+def test_patches_of_one_color_are_finite_in_bf16(patch: int, generator: torch.Generator):
     """facebookresearch/mae#65: the variance of such patches is 0."""
     method = mae.Method(mae.Config(decoder_dim=16, decoder_layers=1), build(patch=patch))
     images = torch.randn(4, 3, 1, 1, generator=generator).expand(-1, -1, SIZE, SIZE).bfloat16()
-    draws = torch.rand(4, method.num_draws, generator=generator)
+    draws = tiny.drawn(method, 4, generator)
     for view in (images, images[:, :1].expand(-1, 3, -1, -1), torch.zeros_like(images)):
         with torch.autocast("cpu", torch.bfloat16):
-            step = method(Batch((view,), None, torch.arange(4), draws), NOW)
+            step = method(Batch((view,), None, torch.arange(4), draws))
         step.loss.backward()
         assert step.loss.isfinite()
         assert step.metrics["reconstruction_error"].isfinite()
@@ -297,9 +301,8 @@ def test_patches_of_one_colour_are_finite_in_bf16(patch: int, generator: torch.G
 
 
 def test_a_resnet_is_refused_in_one_line():
-    resnet = encoders.build(encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16)), SIZE)
     with pytest.raises(ConfigError, match=r"^mae needs a ViT, not ResNet: [^\n]*$"):
-        mae.Method(mae.Config(), resnet)
+        tiny.build(mae.Config(), tiny.RESNET)
 
 
 def test_too_few_patches_are_refused_in_one_line():
@@ -307,18 +310,5 @@ def test_too_few_patches_are_refused_in_one_line():
         mae.Method(mae.Config(mask_ratio=0.8), build(patch=8))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"mask_ratio": 0.0},
-        {"mask_ratio": 1.0},
-        {"mask_ratio": math.nan},
-        {"decoder_layers": 0},
-        {"decoder_dim": 0},
-        {"decoder_dim": 18},
-        {"decoder_dim": 100},
-    ],
-)
-def test_numbers_that_make_no_sense_are_refused_in_one_line(wrong: dict[str, Any]):
-    with pytest.raises(ConfigError, match=r"^mae needs [^\n]*$"):
-        mae.Config(**wrong)
+def test_numbers_that_make_no_sense_are_refused_in_one_line():
+    tiny.refuses(mae.Config, mask_ratio=(0.0, 1.0, math.nan), decoder_layers=(0,), decoder_dim=(18, 100))

@@ -1,21 +1,20 @@
 """SupCon: L_out against loops on 1, 2 and 3 ranks, its limits, its metrics, labels that are not there."""
 
-import dataclasses
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sslx import distributed, encoders, losses, parallel
-from sslx.data.batch import Batch
+from kit import full_batch, tiny
+from kit.full_batch import RunOnRanks
+from sslx import losses
 from sslx.errors import ConfigError
 from sslx.methods import supcon
+from sslx.methods.base import Embedded
 
-RunOnRanks = Callable[..., list[Any]]
-SIZE, NOW = 16, torch.zeros(())
 LABELS = [[7, 7, -3, 0, 7, 0, 10**12, 7, 0, 7, -3, 1], [5] * 12, list(range(12))]
 
 
@@ -35,38 +34,23 @@ def by_loops(z1: Tensor, z2: Tensor, label: list[int], temperature: float) -> tu
     return total / num, cosines / num
 
 
-class Net(nn.Module):
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.clone())
-
-    def forward(self, x1: Tensor, x2: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        return losses.sup_con(x1 @ self.weight, x2 @ self.weight, label, 0.2)
+def oracle(z1: Tensor, z2: Tensor, label: Tensor) -> Tensor:
+    return by_loops(z1, z2, label.tolist(), 0.2)[0]
 
 
-def on_a_rank(x1: Tensor, x2: Tensor, label: Tensor, weight: Tensor) -> tuple[float, float, Tensor]:
-    """This rank's share through DDP: the means over ranks of the loss and the cosine, and DDP's gradient."""
-    net = Net(weight)
-    wrapped = parallel.wrap(net, device=torch.device("cpu"))
-    loss, cosine = wrapped(*(x.chunk(distributed.world_size())[distributed.rank()] for x in (x1, x2, label)))
-    loss.backward()
-    assert net.weight.grad is not None
-    return distributed.mean_over_ranks(loss).item(), distributed.mean_over_ranks(cosine).item(), net.weight.grad
-
-
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@full_batch.over_ranks
 @pytest.mark.parametrize("label", LABELS, ids=["labels", "one label", "each its own"])
 def test_ranks_give_l_out_over_the_whole_batch(
     world_size: int, label: list[int], ranks: RunOnRanks, generator: torch.Generator
 ):
-    x1, x2 = torch.randn(2, 12, 5, dtype=torch.float64, generator=generator)
-    weight = torch.randn(5, 4, dtype=torch.float64, generator=generator).requires_grad_()
-    expected, alignment = by_loops(x1 @ weight, x2 @ weight, label, 0.2)
-    (gradient,) = torch.autograd.grad(expected, weight)
-    for loss, cosine, found in ranks(world_size, on_a_rank, x1, x2, torch.tensor(label), weight.detach()):
-        assert loss == pytest.approx(expected.item(), rel=1e-10)
-        assert cosine == pytest.approx(alignment, rel=1e-10)
-        torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-10)
+    inputs = torch.randn(2, 12, 5, dtype=torch.float64, generator=generator).unbind()
+    weight = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    loss, given = partial(losses.sup_con, temperature=0.2), [torch.tensor(label)]
+    # Where no two samples share a label, the gathered sums cancel, with their gradients.
+    bugs = ["all_gather_grad"] if len(set(label)) < 12 else []
+    full_batch.check(ranks, world_size, loss, oracle, inputs, weight, given=given, bugs=bugs)
+    z1, z2 = (x @ weight for x in inputs)
+    assert losses.sup_con(z1, z2, *given, 0.2)[1].item() == pytest.approx(by_loops(z1, z2, label, 0.2)[1], rel=1e-10)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.1, 0.02])
@@ -106,39 +90,39 @@ def test_half_precision_costs_the_gradient_one_rounding_also_where_classes_have_
 ):
     """The gradients of its two parts nearly cancel there: rounded before they are added, they were 42 % off."""
     label = torch.arange(256) % 10
-    centres = torch.randn(10, 64, generator=generator)
-    z = (centres[label] + spread * torch.randn(2, 256, 64, generator=generator)).to(dtype)
+    centers = torch.randn(10, 64, generator=generator)
+    z = (centers[label] + spread * torch.randn(2, 256, 64, generator=generator)).to(dtype)
     error, rounding = errors_of_gradient(z, label, 0.1)
     assert error < 1.2 * rounding + 5e-4
 
 
 def make(**options: Any) -> supcon.Method:
-    trunk = encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))
-    config = dataclasses.replace(supcon.Config(hidden_dim=24, projection_dim=12), **options)
-    return supcon.Method(config, encoders.build(trunk, SIZE))
+    return tiny.build(supcon.Config(**{"hidden_dim": 24, "projection_dim": 12, **options}))
 
 
 def test_the_method_compares_what_it_embeds(generator: torch.Generator):
     method = make(temperature=0.3)
-    images = tuple(torch.randn(6, 3, SIZE, SIZE, generator=generator) for _ in range(2))
-    label = [1, 0, 0, 1, 2, 1]
-    batch = Batch(images, torch.tensor(label), torch.arange(6))
-    z1, z2 = method.projector(method.encoder(torch.cat(images))).double().chunk(2)
-    expected, alignment = by_loops(z1, z2, label, 0.3)
-    step = method(batch, NOW)
+    images = tiny.batch(method, generator)
+    assert images.label is not None
+    z1, z2 = method.projector(method.encoder(torch.cat(images.views))).double().chunk(2)
+    expected, alignment = by_loops(z1, z2, images.label.tolist(), 0.3)
+    step = method(images)
     assert step.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert step.metrics["alignment"].item() == pytest.approx(alignment, abs=1e-5)
-    with pytest.raises(ConfigError, match="supcon needs a source with labels") as raised:
-        method.config.check(6, labelled=False)
-    assert "\n" not in str(raised.value)
+
+
+def test_a_source_without_labels_is_refused_in_one_line():
+    supcon.Config().check(6, tiny.LABELED)
+    with pytest.raises(ConfigError, match=r"^supcon needs a source with labels[^\n]*$"):
+        supcon.Config().check(6, tiny.UNLABELED)
 
 
 def test_metrics_say_how_alike_positives_are_and_how_spread_all_are(generator: torch.Generator):
     method = make()
     label = torch.arange(256) % 8
-    centres = torch.randn(8, 512, generator=generator)
-    apart = method.loss((centres[label], centres[label], label.double()), NOW).metrics
-    collapsed = method.loss((centres[label * 0], centres[label * 0], label.double()), NOW).metrics
+    centers = torch.randn(8, 512, generator=generator)
+    apart = method.loss(Embedded((centers[label], centers[label]), (label,))).metrics
+    collapsed = method.loss(Embedded((centers[label * 0], centers[label * 0]), (label,))).metrics
     assert apart["alignment"].item() == pytest.approx(1, abs=1e-5)
     assert apart["std"].item() == pytest.approx(math.sqrt(7 / 8), abs=0.15)  # eight directions, nearly orthogonal
     assert collapsed["alignment"].item() == pytest.approx(1, abs=1e-5)
@@ -148,6 +132,4 @@ def test_metrics_say_how_alike_positives_are_and_how_spread_all_are(generator: t
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"a label \(4,\) int64, got \(3,\)"):
         losses.sup_con(torch.ones(4, 3), torch.ones(4, 3), torch.arange(3))
-    for options in ({"temperature": 0.0}, {"hidden_dim": 0}, {"projection_dim": 0}):
-        with pytest.raises(ConfigError, match="supcon needs a temperature > 0"):
-            make(**options)
+    tiny.refuses(supcon.Config, temperature=(0.0, math.inf))

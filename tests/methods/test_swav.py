@@ -2,58 +2,47 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sslx import distributed, encoders, losses, optim, rng
+from kit import full_batch, tiny
+from kit.full_batch import RunOnRanks
+from sslx import distributed, encoders, losses, optim
 from sslx.config import load
-from sslx.data.batch import Batch
 from sslx.data.views import Augment, ViewSpec
 from sslx.encoders.group_norm import group_norm
 from sslx.errors import ConfigError, DataError
 from sslx.methods import swav
+from sslx.methods.base import Embedded
 from sslx.train import verify
 from sslx.train.step import cached_step, train_step
 
-RunOnRanks = Callable[..., list[Any]]
 DIM, NUM_PROTOTYPES = 8, 7
-WORLD_SIZES = [1, 2, pytest.param(3, marks=pytest.mark.slow)]
 
 
 def make(**options: Any) -> swav.Method:
     """In fp64, on an encoder that averages over quarters of a view, with prototypes that are not frozen."""
-    rng.seed_torch(0)
+    torch.manual_seed(0)
     trunk = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     numbers: dict[str, Any] = {"num_local": 2, "num_prototypes": NUM_PROTOTYPES, "hidden_dim": 16}
     numbers |= {"projection_dim": DIM, "freeze_prototypes": 0.0, "queue_start": 0.0, **options}
-    method = swav.Method(
-        swav.Config(**numbers), encoders.Encoder(trunk, 12, encoders.Recipe(name="trunk", size=16))
-    ).double()
-    method.after_step(now(0))  # their lengths are 1 in fp32 only
+    encoder = encoders.Encoder(trunk, 12, encoders.Recipe(name="trunk", size=16))
+    method = swav.Config(**numbers).build(encoder).double()
+    method.after_step()  # their lengths are 1 in fp32 only
     return method
-
-
-def batch(generator: torch.Generator, size: int = 6) -> Batch:
-    """Two views of 16 pixels and two of 8."""
-    views = (torch.randn(size, 3, side, side, generator=generator, dtype=torch.float64) for side in (16, 16, 8, 8))
-    return Batch(tuple(views), None, torch.arange(size))
-
-
-def now(progress: float) -> Tensor:
-    return torch.tensor(progress, dtype=torch.float64)
 
 
 def unit(*shape: int, generator: torch.Generator) -> Tensor:
     return nn.functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
-def embedded(method: swav.Method, z: Tensor) -> tuple[Tensor, ...]:
+def embedded(method: swav.Method, z: Tensor) -> Embedded:
     """What ``embed`` gives for embeddings (V, B, D)."""
-    return z[0], z[1], *(z @ method.prototypes.weight.detach().T)
+    return Embedded((z @ method.prototypes.weight.detach().T).unbind(), (z[0], z[1]))
 
 
 def by_loops(scores: Sequence[Any], past: Any, temperature: float) -> tuple[Any, list[Any]]:
@@ -82,16 +71,17 @@ def test_the_numbers_are_the_papers():
     assert swav.Config() == dataclasses.replace(paper, queue_size=0, queue_start=15 / 200, freeze_prototypes=1 / 200)
     augment = Augment(min_scale=0.14)
     large, small = ViewSpec(size=224, augment=augment), Augment(min_scale=0.05, max_scale=0.14)
-    assert swav.views(swav.Config(), augment, 224) == (large,) * 2 + (ViewSpec(size=96, augment=small),) * 6
-    assert swav.views(swav.Config(num_local=0), augment, 224) == (large,) * 2
+    assert swav.Config().inputs(augment, 224).views == (large,) * 2 + (ViewSpec(size=96, augment=small),) * 6
+    assert swav.Config(num_local=0).inputs(augment, 224).views == (large,) * 2
     layers = list(make().projector)
     assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
 
 
 def test_scores_are_cosines_of_each_view_with_the_prototypes(generator: torch.Generator):
-    method, images = make(), batch(generator)
+    method = make()
+    images = tiny.batch(method, generator)
     method.eval()  # by running statistics, so that a view alone gives what it gives beside the others
-    z1, z2, *scores = method.embed(images)
+    scores, (z1, z2) = method.embed(images)
     assert len(scores) == 4
     for view, z, score in zip(images.views, (z1, z2, None, None), scores, strict=True):
         alone = method.projector(method.encoder(view))
@@ -105,12 +95,12 @@ def test_scores_are_cosines_of_each_view_with_the_prototypes(generator: torch.Ge
 
 @pytest.mark.parametrize("num_views", [2, 5])
 def test_the_loss_and_its_metrics_are_the_papers_sums(num_views: int, generator: torch.Generator):
-    method, z = make(temperature=0.2), unit(num_views, 6, DIM, generator=generator)
-    z1, z2, *scores = embedded(method, z)
+    method, z = tiny.at(make(temperature=0.2), 1.0), unit(num_views, 6, DIM, generator=generator)
+    scores, given = embedded(method, z)
     leaves = torch.stack(scores).requires_grad_()
     expected, codes = by_loops(leaves, leaves.new_zeros(2, 0, NUM_PROTOTYPES), 0.2)
     (gradient,) = torch.autograd.grad(expected, leaves)
-    step = method.loss((z1, z2, *leaves), now(1))
+    step = method.loss(Embedded(leaves.unbind(), given))
     torch.testing.assert_close(step.loss, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(torch.autograd.grad(step.loss, leaves)[0], gradient, rtol=1e-10, atol=1e-14)
     rows = [(row / 0.2).softmax(0).tolist() for score in scores for row in score]
@@ -121,53 +111,47 @@ def test_the_loss_and_its_metrics_are_the_papers_sums(num_views: int, generator:
 
 
 def test_the_metrics_tell_collapse(generator: torch.Generator):
-    method = make()
+    method = tiny.at(make(), 1.0)
     z = method.prototypes.weight.detach()[:1].expand(4, 64, DIM)  # all at a prototype
-    collapsed = method.loss(embedded(method, z), now(1)).metrics
-    spread = method.loss(embedded(method, unit(4, 64, DIM, generator=generator)), now(1)).metrics
+    collapsed = method.loss(embedded(method, z)).metrics
+    spread = method.loss(embedded(method, unit(4, 64, DIM, generator=generator))).metrics
     assert collapsed["projection_std"] < 1e-3
     assert collapsed["code_entropy"] == pytest.approx(1)  # one point: Sinkhorn-Knopp can only share it out
     assert collapsed["prototype_entropy"] < spread["prototype_entropy"] - 0.1
     assert spread["projection_std"] > 0.8
 
 
-def steps_on_a_rank(
-    z: Tensor, weight: Tensor, queue_size: int, alone: bool = False
-) -> list[tuple[float, Tensor, Tensor]]:
-    """The mean over ranks of each step's loss and gradient, and the queue after it; z: (steps, V, B, D) of all ranks.
+def loss_of(*views: Tensor) -> Tensor:
+    """Of this rank's scores (V of them), given the embeddings of both global views."""
+    return tiny.at(make(), 0.5).loss(Embedded(views[:-2], views[-2:])).loss
 
-    alone: a planted bug, codes from this rank's samples only.
-    """
-    method, found = make(queue_size=queue_size), list[tuple[float, Tensor, Tensor]]()
+
+def oracle(*views: Tensor) -> Tensor:
+    return by_loops(views[:-2], views[0].new_zeros(2, 0, NUM_PROTOTYPES), 0.1)[0]
+
+
+@full_batch.over_ranks
+def test_ranks_give_the_full_batch_loss_and_gradient(world_size: int, ranks: RunOnRanks, generator: torch.Generator):
+    """Codes from a rank's own samples only would be found."""
+    z, weight = unit(4, 6, DIM, generator=generator).unbind(), unit(NUM_PROTOTYPES, DIM, generator=generator).T
+    full_batch.check(ranks, world_size, loss_of, oracle, z, weight, given=z[:2], bugs=["sum_over_ranks"])
+
+
+def steps_on_a_rank(z: Tensor, weight: Tensor, queue_size: int) -> list[tuple[float, Tensor, Tensor]]:
+    """Of z (steps, V, B, D) of all ranks, each step's mean loss and gradient over ranks, and the queue after it."""
+    method, steps = tiny.at(make(queue_size=queue_size), 0.5), list[tuple[float, Tensor, Tensor]]()
     method.prototypes.weight.data = weight
     for each in z:
         own = each.chunk(distributed.world_size(), dim=1)[distributed.rank()]
         leaf = weight.clone().requires_grad_()
-        with pytest.MonkeyPatch.context() as patch:
-            if alone:
-                patch.setattr(distributed, "sum_over_ranks", lambda x, _: x)
-            loss = method.loss((own[0], own[1], *(own @ leaf.T)), now(0.5)).loss
+        loss = method.loss(Embedded((own @ leaf.T).unbind(), (own[0], own[1]))).loss
         (gradient,) = torch.autograd.grad(loss, leaf)
-        found.append(
-            (distributed.mean_over_ranks(loss).item(), distributed.mean_over_ranks(gradient), method.queue.clone())
-        )
-    return found
+        means = distributed.mean_over_ranks(loss.detach()).item(), distributed.mean_over_ranks(gradient)
+        steps.append((*means, method.queue.clone()))
+    return steps
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_ranks_give_the_full_batch_loss_and_gradient(world_size: int, ranks: RunOnRanks, generator: torch.Generator):
-    z, weight = unit(1, 4, 6, DIM, generator=generator), unit(NUM_PROTOTYPES, DIM, generator=generator)
-    leaf = weight.clone().requires_grad_()
-    full, _ = by_loops(z[0] @ leaf.T, weight.new_zeros(2, 0, NUM_PROTOTYPES), 0.1)
-    (expected,) = torch.autograd.grad(full, leaf)
-    for alone in [False] if world_size == 1 else [False, True]:
-        for ((loss, gradient, _),) in ranks(world_size, steps_on_a_rank, z, weight, 0, alone):
-            error = (gradient - expected).norm() / expected.norm()
-            assert error > 1e-3 if alone else error < 1e-10
-            assert (abs(loss - full.item()) < 1e-10 * full.item()) != alone
-
-
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@full_batch.over_ranks
 def test_the_queue_holds_all_ranks_samples_in_their_order_and_makes_the_codes_once_full(
     world_size: int, ranks: RunOnRanks, generator: torch.Generator
 ):
@@ -196,28 +180,27 @@ def test_a_queue_that_is_not_full_or_not_yet_due_changes_nothing(
     z, without = unit(4, 4, 6, DIM, generator=generator), make()
     method = make(queue_size=18, queue_start=0.5)
     for each in z[:num_full]:
-        method.loss(embedded(method, each), now(0))
-    alike = method.loss(embedded(method, z[3]), now(progress)), without.loss(embedded(without, z[3]), now(progress))
-    assert torch.equal(alike[0].loss, alike[1].loss) == (num_full < 3 or progress < 0.5)
+        method.loss(embedded(method, each))
+    with_queue, alone = (tiny.at(each, progress).loss(embedded(each, z[3])).loss for each in (method, without))
+    assert torch.equal(with_queue, alone) == (num_full < 3 or progress < 0.5)
 
 
-def test_the_queue_is_in_the_checkpoint_and_the_progress_is_not(generator: torch.Generator):
+def test_the_queue_is_in_the_checkpoint(generator: torch.Generator):
     method = make(queue_size=6)
-    train_step(method, [batch(generator)], torch.optim.SGD(method.parameters(), lr=0.1, fused=True), now(0.3), None)
-    state = method.state_dict()
-    assert state["queue"].all()
-    assert "progress" not in state
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, fused=True)
+    train_step(method, [tiny.batch(method, generator)], optimizer, 0.3, None)
+    assert method.state_dict()["queue"].all()
 
 
 def test_gradient_caching_gives_the_whole_batchs_step_and_fills_the_queue_once(generator: torch.Generator):
-    whole, past = batch(generator, 12), unit(2, 24, DIM, generator=generator)
-    parts = [Batch(tuple(v[i : i + 6] for v in whole.views), None, whole.index[i : i + 6]) for i in (0, 6)]
+    whole, past = tiny.batch(make(), generator, 12), unit(2, 24, DIM, generator=generator)
+    parts = [tiny.part(whole, slice(i, i + 6)) for i in (0, 6)]
     found = list[tuple[Tensor, ...]]()
     for step, batches in ((train_step, [whole]), (cached_step, parts)):
         method = make(queue_size=24)
         group_norm(method)  # batch norm would take its statistics from each part
         method.queue.copy_(past)
-        metrics = step(method, batches, torch.optim.SGD(method.parameters(), lr=1e-30, fused=True), now(0.5), None)
+        metrics = step(method, batches, torch.optim.SGD(method.parameters(), lr=1e-30, fused=True), 0.5, None)
         gradients = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
         found.append((metrics["loss"], torch.cat(gradients), method.queue.clone()))
     for cached, once in zip(*found, strict=True):
@@ -227,15 +210,16 @@ def test_gradient_caching_gives_the_whole_batchs_step_and_fills_the_queue_once(g
 
 @pytest.mark.parametrize(("size", "take"), [(100, "96 or 144"), (20, "48")])
 def test_a_queue_of_no_whole_batches_is_refused_in_one_line(size: int, take: str):
-    make(queue_size=96).config.check(48, labelled=False)
-    make(queue_size=0).config.check(48, labelled=False)
+    make(queue_size=96).config.check(48, tiny.UNLABELED)
+    make(queue_size=0).config.check(48, tiny.UNLABELED)
     with pytest.raises(ConfigError, match=rf"^swav's queue [^\n]* of 48, got [^\n]* {size}: take {take}$"):
-        make(queue_size=size).config.check(48, labelled=False)
+        make(queue_size=size).config.check(48, tiny.UNLABELED)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 def test_prototypes_have_length_one_and_move_only_when_not_frozen(name: Any, generator: torch.Generator):
-    method, images = make(freeze_prototypes=0.3), batch(generator)
+    method = make(freeze_prototypes=0.3)
+    images = tiny.batch(method, generator)
     settings = optim.Config(name=name, lr=0.1, weight_decay=0.1)
     optimizer = optim.build(settings, method)
     weight = method.prototypes.weight
@@ -243,8 +227,7 @@ def test_prototypes_have_length_one_and_move_only_when_not_frozen(name: Any, gen
     torch.testing.assert_close(weight.detach().norm(dim=1), one, rtol=0, atol=1e-14)
     for progress in (0.0, 0.1, 0.2, 0.3):
         before = weight.detach().clone()
-        train_step(method, [images], optimizer, now(progress), None)
-        method.after_step(now(progress))
+        train_step(method, [images], optimizer, progress, None)
         torch.testing.assert_close(weight.detach().norm(dim=1), one, rtol=0, atol=1e-14)
         assert weight.grad is not None
         assert weight.grad.any() == (progress >= 0.3)
@@ -256,7 +239,7 @@ def with_unequal_batches() -> str:
     method = make()
     z = unit(4, 3 + distributed.rank(), DIM, generator=torch.Generator())
     with pytest.raises(DataError) as raised:
-        method.loss(embedded(method, z), now(0))
+        method.loss(embedded(method, z))
     return str(raised.value)
 
 
@@ -266,27 +249,10 @@ def test_unequal_batches_are_an_error_on_all_ranks(ranks: RunOnRanks):
         assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"num_local": -1},
-        {"local_size": 0},
-        {"local_min_scale": 0.2},
-        {"temperature": 0.0},
-        {"temperature": math.nan},
-        {"epsilon": 0.01},
-        {"sinkhorn_steps": 0},
-        {"num_prototypes": 1},
-        {"hidden_dim": 0},
-        {"projection_dim": 0},
-        {"queue_size": -1},
-        {"queue_start": 1.1},
-        {"freeze_prototypes": -0.1},
-    ],
-)
-def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]):
-    with pytest.raises(ConfigError, match=r"^swav needs [^\n]*$"):
-        swav.Config(**wrong)
+def test_numbers_that_make_no_sense_are_refused():
+    tiny.refuses(swav.Config, num_local=(-1,), local_size=(0,), local_min_scale=(0.2,), queue_size=(-1,))
+    tiny.refuses(swav.Config, temperature=(0.0, math.nan), epsilon=(0.01,), sinkhorn_steps=(0,), num_prototypes=(1,))
+    tiny.refuses(swav.Config, queue_start=(1.1,), freeze_prototypes=(-0.1,))
 
 
 def trained(queue_start: float) -> verify.State:

@@ -1,18 +1,20 @@
 """VICReg: its expander, its loss against the paper's sums, the full batch's gradients at any world size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sslx import distributed, encoders
-from sslx.errors import ConfigError, DataError
+from kit import full_batch, tiny
+from kit.full_batch import RunOnRanks
+from sslx.errors import ConfigError
 from sslx.losses import vicreg
 from sslx.methods import vicreg as method_file
+from sslx.methods.base import Embedded
 
-RunOnRanks = Callable[..., list[Any]]
 Weights = tuple[float, float, float]
 WEIGHTS: Weights = (2.0, 9.0, 0.7)
 
@@ -57,22 +59,8 @@ def test_the_loss_and_its_terms_are_the_papers_sums(num: int, gamma: float, gene
     assert found == pytest.approx(list(expected), rel=1e-6)
 
 
-def without_the_sum(x: Tensor) -> Tensor:
-    """A planted bug: the sum over ranks, each of which keeps its own gradient (lightly #1977)."""
-    return x + (distributed.sum_over_ranks(x) - x.detach())
-
-
-def share_of(x1: Tensor, x2: Tensor, weight: Tensor, weights: Weights, planted: bool) -> tuple[float, Tensor]:
-    """This rank's loss on its share of the batch, and the mean over ranks of a linear encoder's gradient."""
-    world_size, rank = distributed.world_size(), distributed.rank()
-    leaf = weight.clone().requires_grad_()
-    z1, z2 = (x.chunk(world_size)[rank] @ leaf for x in (x1, x2))
-    with pytest.MonkeyPatch.context() as patch:
-        if planted:
-            patch.setattr(distributed, "sum_over_ranks_grad", lambda x, *_, **__: without_the_sum(x))
-        loss, _ = vicreg(z1, z2, *weights)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-    return loss.item(), distributed.mean_over_ranks(gradient)
+def oracle(weights: Weights, z1: Tensor, z2: Tensor) -> Tensor:
+    return weighted(by_sums(list(z1), list(z2)), weights)
 
 
 @pytest.mark.parametrize("weights", [WEIGHTS, (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
@@ -80,17 +68,12 @@ def share_of(x1: Tensor, x2: Tensor, weight: Tensor, weights: Weights, planted: 
 def test_ranks_give_the_full_batch_loss_and_gradient(
     world_size: int, num: int, weights: Weights, ranks: RunOnRanks, generator: torch.Generator
 ):
-    x1, x2 = two_views(num, generator)
+    names = ("invariance_weight", "variance_weight", "covariance_weight")
+    loss = partial(vicreg, **dict(zip(names, weights, strict=True)))
     weight = torch.eye(6, dtype=torch.float64)  # keeps some dimensions below gamma
     weight += 0.02 * torch.randn(6, 6, dtype=torch.float64, generator=generator)
-    leaf = weight.clone().requires_grad_()
-    full = weighted(by_sums(list(x1 @ leaf), list(x2 @ leaf)), weights)
-    (expected,) = torch.autograd.grad(full, leaf)
-    for planted in [False] if world_size == 1 else [False, True]:
-        for loss, gradient in ranks(world_size, share_of, x1, x2, weight, weights, planted):
-            assert loss == pytest.approx(full.item(), rel=1e-10)
-            error = (gradient - expected).norm() / expected.norm()
-            assert error > 1e-2 if planted else error < 1e-10
+    inputs, bugs = two_views(num, generator), ["sum_over_ranks_grad"]
+    full_batch.check(ranks, world_size, loss, partial(oracle, weights), inputs, weight, bugs=bugs)
 
 
 def test_fp32_far_from_zero_and_in_autocast(generator: torch.Generator):
@@ -104,18 +87,15 @@ def test_fp32_far_from_zero_and_in_autocast(generator: torch.Generator):
 
 
 def make(**options: Any) -> method_file.Method:
-    numbers: dict[str, Any] = {"hidden_dim": 24, "projection_dim": 12, **options}
-    config = method_file.Config(**numbers)
-    return method_file.Method(config, encoders.Encoder(nn.Identity(), 16, encoders.Recipe(name="identity", size=16)))
+    return method_file.Config(**{"hidden_dim": 24, "projection_dim": 12, **options}).build(tiny.identity())
 
 
 def test_the_expander_is_the_papers_and_so_are_the_numbers():
     """Linear, BN, ReLU, twice, then a linear layer; none has a bias (2105.04906, 4.2 and its code)."""
     layers = list(make().expander)
     assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in linear] == [(16, 24), (24, 24), (24, 12)]
-    assert all(layer.bias is None for layer in linear)
+    assert tiny.linear_widths(make().expander) == [(16, 24), (24, 24), (24, 12)]
+    assert all(layer.bias is None for layer in layers if isinstance(layer, nn.Linear))
     numbers: dict[str, Any] = {"invariance_weight": 25, "variance_weight": 25, "covariance_weight": 1, "gamma": 1}
     assert method_file.Config() == method_file.Config(**numbers, hidden_dim=8192, projection_dim=8192)
 
@@ -124,27 +104,18 @@ def test_the_method_weighs_the_terms_and_tells_how_it_goes(generator: torch.Gene
     z1, z2 = torch.randn(2, 64, 12, generator=generator)
     names = ("invariance_weight", "variance_weight", "covariance_weight")
     method = make(**dict(zip(names, WEIGHTS, strict=True)), gamma=1.5)
-    step = method.loss((z1, z2), torch.zeros(()))
+    step = method.loss(Embedded((z1, z2)))
     assert step.loss.item() == pytest.approx(weighted(by_sums(z1.tolist(), z2.tolist(), 1.5)), rel=1e-4)
     assert step.metrics.keys() == {"invariance", "variance", "covariance", "std"}
     assert step.metrics["std"] == pytest.approx(1, abs=0.2)
-    collapsed = method.loss((z1[:1].expand(64, 12),) * 2, torch.zeros(())).metrics
+    collapsed = method.loss(Embedded((z1[:1].expand(64, 12),) * 2)).metrics
     assert collapsed["std"] < 1e-3
     assert collapsed["variance"] == pytest.approx(1.5 - 0.01, abs=1e-3)
     assert collapsed["invariance"] == 0
 
 
-def with_unequal_batches() -> str:
-    z = torch.ones(3 + distributed.rank(), 2)
-    with pytest.raises(DataError) as raised:
-        vicreg(z, z)
-    return str(raised.value)
-
-
 def test_unequal_batches_are_an_error_on_all_ranks(ranks: RunOnRanks):
-    for message in ranks(2, with_unequal_batches):
-        assert "batch size of VICReg on every rank, got [3, 4]" in message
-        assert "\n" not in message
+    full_batch.refuses_unequal_batches(ranks, vicreg, "VICReg")
 
 
 def test_one_sample_has_no_statistics():
@@ -152,17 +123,8 @@ def test_one_sample_has_no_statistics():
         vicreg(torch.ones(1, 4), torch.ones(1, 4))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"invariance_weight": -1.0},
-        {"variance_weight": -1.0},
-        {"covariance_weight": -1.0},
-        {"gamma": -1.0},
-        {"hidden_dim": 0},
-        {"projection_dim": 0},
-    ],
-)
-def test_numbers_that_make_no_sense_are_refused(options: dict[str, Any]):
-    with pytest.raises(ConfigError, match="vicreg needs"):
-        method_file.Config(**options)
+def test_numbers_that_make_no_sense_are_refused():
+    wrong = (-1.0,)
+    tiny.refuses(
+        method_file.Config, invariance_weight=wrong, variance_weight=wrong, covariance_weight=wrong, gamma=wrong
+    )

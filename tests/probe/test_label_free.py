@@ -8,7 +8,7 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from sslx.errors import DataError
-from sslx.methods import base
+from sslx.losses import spread
 from sslx.probe import geometry, label_free
 
 PLAIN = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
@@ -19,7 +19,7 @@ def test_scores_are_those_of_health_and_of_a_search() -> None:
     row = label_free.score("ours", PLAIN, FIRST, SECOND)
     assert (row.dim, row.num_images) == (12, 200)
     assert row.rank == pytest.approx(float(geometry.rank_me(PLAIN)))
-    assert row.std == pytest.approx(float(base.spread(PLAIN)))
+    assert row.std == pytest.approx(float(spread(PLAIN)))
     assert row.alignment == pytest.approx(float(geometry.alignment(FIRST, SECOND)), rel=1e-5)
     assert row.uniformity == pytest.approx(float(geometry.uniformity(FIRST)), rel=1e-5)
     hits = [int((F.normalize(PLAIN) @ F.normalize(x, dim=0)).argmax()) == i for i, x in enumerate(FIRST)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslx import data, distributed, encoders, methods, optim, parallel, rng
+from sslx import data, distributed, encoders, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
 from sslx.distributed import Ranks
@@ -29,24 +29,23 @@ def train(
     settings = load([*SETTINGS, *flags])
     rng.seed_torch(settings.seed)
     source = sources.build(settings.source, "pretrain")
-    file = methods.module("simclr")
     loader = data.training(
         settings.data,
         source,
-        file.views(settings.method, settings.augment, 16),
+        settings.method.inputs(settings.augment, 16).views,
         batch_size=settings.batch_size,
         seed=settings.seed,
         ranks=Ranks(device=torch.device("cpu"), rank=distributed.rank(), world_size=distributed.world_size()),
         dtype=dtype,
     )
-    method = file.Method(settings.method, encoders.build(settings.encoder, 16)).to(dtype)
+    method = settings.method.build(encoders.build(settings.encoder, 16)).to(dtype)
     method = sync_bn.sync_batch_norm(method) if sync else method
     model = parallel.wrap(method, device=torch.device("cpu"))
     optimizer = optim.build(settings.optim, method)
     losses: list[float] = []
     gradients: list[Tensor] = []
     for _ in range(steps):
-        metrics = train_step(model, [next(loader)], optimizer, torch.zeros(()), None)
+        metrics = train_step(model, [next(loader)], optimizer, 0.0, None)
         losses.append(float(distributed.mean_over_ranks(metrics["loss"].double())))
         gradients.append(torch.cat([p.grad.double().flatten() for p in method.parameters() if p.grad is not None]))
     statistics = [b.double().flatten() for n, b in method.named_buffers() if "running" in n]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import fake_cuda
@@ -11,21 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslx import encoders, methods, optim
+from kit import tiny
+from sslx import methods, optim
 from sslx.config import PretrainConfig
 from sslx.data.batch import Batch
-from sslx.methods.base import Method
+from sslx.methods.base import Embedded, Method
 from sslx.monitor.health import Config as HealthConfig
 from sslx.monitor.health import Health
 from sslx.probe import features, knn
 from sslx.train.verify import narrow
 
 SIZE, PER_RANK = 32, 8
-ENCODERS = {
-    "resnet": encoders.Config(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16)),
-    "vit": encoders.Config(name="vit_tiny_patch16_224", patch=8, layers=(2,), channels=(16,)),
-}
-CASES = [(name, encoder) for name in methods.available() for encoder in methods.encoders(name)]
+ENCODERS = {"resnet": tiny.RESNET, "vit": replace(tiny.VIT, patch=8)}
 OPTIM: dict[str, Any] = {"clip": 1.0, "weight_decay_end": 0.1, "layer_decay": 0.9}
 SLOW = pytest.mark.slow
 Harm = Callable[[Tensor], Tensor]
@@ -52,7 +50,7 @@ def on_cuda(config: PretrainConfig, *, may_read: bool = False) -> Generator[tupl
     ("chunks", "optimizers"),
     [(1, ("lars",)), pytest.param(1, ("sgd", "adamw"), marks=SLOW), pytest.param(2, ("sgd", "lars"), marks=SLOW)],
 )
-@pytest.mark.parametrize(("name", "encoder"), CASES)
+@pytest.mark.parametrize(("name", "encoder"), tiny.CASES)
 def test_a_step_stays_on_the_gpu_and_the_host_never_waits(
     name: str, encoder: str, chunks: int, optimizers: tuple[str, ...]
 ) -> None:
@@ -72,18 +70,19 @@ def test_a_step_stays_on_the_gpu_and_the_host_never_waits(
         assert {str(t.device) for t in [*everything, *state] if isinstance(t, Tensor)} == {"cuda:0"}
 
 
-@pytest.mark.parametrize(("name", "encoder"), CASES)
+@pytest.mark.parametrize(("name", "encoder"), tiny.CASES)
 def test_the_gradients_of_this_backward_are_those_of_torchs_engine(name: str, encoder: str) -> None:
     method, specs = fake_step.build(settings(name, encoder), SIZE)
     method.double()
     views = tuple(torch.randn(PER_RANK, 3, spec.size, spec.size, dtype=torch.float64) for spec in specs)
-    images = Batch(views, torch.arange(PER_RANK) // 2, torch.arange(PER_RANK), torch.rand(PER_RANK, method.num_draws))
+    drawn = tiny.drawn(method, PER_RANK, torch.Generator())
+    images = Batch(views, torch.arange(PER_RANK) // 2, torch.arange(PER_RANK), drawn)
     state = {key: value.clone() for key, value in method.state_dict().items()}
     gradients = list[dict[str, Tensor]]()
     for backward in (torch.Tensor.backward, fake_cuda.backward):
         method.load_state_dict(state)
         method.zero_grad(set_to_none=True)
-        backward(method(images, torch.zeros(())).loss)
+        backward(method(images).loss)
         gradients.append({key: p.grad for key, p in method.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for key, gradient in gradients[0].items():
@@ -97,11 +96,11 @@ def test_the_gradients_of_this_backward_are_those_of_torchs_engine(name: str, en
 def test_health_and_the_online_probe_read_their_numbers_and_little_else(name: str, encoder: str) -> None:
     with on_cuda(settings(name, encoder), may_read=True) as (run, counts):
         batches = run.batches()
-        found = Health(HealthConfig(samples=PER_RANK), fake_step.AUTOCAST).look(run.method.encoder, batches)
+        found = Health(HealthConfig(samples=PER_RANK), fake_step.AUTOCAST).look(run.method.exported, batches)
         assert len(found) == 4
         assert len(counts.reads) <= 4, counts.reads  # whether it is finite, its singular values, four numbers
         counts.forget()
-        split = features.extract(run.method.encoder, batches, autocast=fake_step.AUTOCAST, num_samples=PER_RANK)
+        split = features.extract(run.method.exported, batches, autocast=fake_step.AUTOCAST, num_samples=PER_RANK)
         assert split.x.device.type == "cpu"
         assert len(counts.reads) <= 3 * len(batches), counts.reads
         counts.forget()
@@ -156,9 +155,9 @@ def counts_values(z: Tensor) -> Tensor:
     ],
 )
 def test_a_planted_fault_is_found(harm: Harm, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def harmed(self: Method, images: Batch) -> tuple[Tensor, ...]:
-        first, *rest = embed(self, images)
-        return harm(first), *rest
+    def harmed(self: Method, images: Batch) -> Embedded:
+        first, *rest = embed(self, images).compared
+        return Embedded((harm(first), *rest))
 
     kind = methods.module("simclr").Method
     embed = kind.embed

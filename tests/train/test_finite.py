@@ -20,7 +20,7 @@ from sslx.config import load
 from sslx.data.batch import Batch
 from sslx.errors import NonFiniteError
 from sslx.methods import simclr
-from sslx.methods.base import Method, Step
+from sslx.methods.base import Embedded, Method, Step
 from sslx.runs import checkpoint, log, records
 from sslx.runs.state import not_finite
 from sslx.train import finite
@@ -33,14 +33,14 @@ FLAGS = [
     "--source.name", "digits", "--data.size", "16", "--batch-size", "8",
     "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "8", "8",
 ]  # fmt: skip
-NOW = torch.full((), 0.3)
+NOW = 0.3
 
 
 def build(optimizer: str) -> tuple[Method, torch.optim.Optimizer]:
     settings = load([*FLAGS, "--optim.name", optimizer, "--optim.weight-decay", "0.1"])
     rng.seed_torch(0)
     heads = simclr.Config(hidden_dim=16, projection_dim=8)
-    method = simclr.Method(heads, encoders.build(settings.encoder, 16))
+    method = heads.build(encoders.build(settings.encoder, 16))
     return method, optim.build(settings.optim, method)
 
 
@@ -66,9 +66,7 @@ def equal(a: Any, b: Any) -> bool:
 def step(method: Method, optimizer: torch.optim.Optimizer, batches: list[Batch], clip: float = 0.0) -> bool:
     """As the loop takes it."""
     run = train_step if len(batches) == 1 else cached_step
-    found = run(method, batches, optimizer, NOW, None, clip)
-    method.after_step(finite.standing(NOW, found["taken"]))
-    return bool(found["taken"])
+    return bool(run(method, batches, optimizer, NOW, None, clip)["taken"])
 
 
 class Reads(TorchFunctionMode):
@@ -191,13 +189,13 @@ class Fault:
         self.real = simclr.Method.loss
 
     def __enter__(self) -> None:
-        def loss(method: simclr.Method, embeddings: tuple[Tensor, ...], progress: Tensor) -> Step:
+        def loss(method: simclr.Method, embedded: Embedded) -> Step:
             self.count += 1
             hit = self.count in self.steps and distributed.rank() == self.rank
             if hit and self.kind == "gradient":
-                embeddings[0].register_hook(lambda gradient: gradient * math.inf)
-            found = self.real(method, embeddings, progress)
-            return Step(found.loss * math.nan, found.metrics) if hit and self.kind == "loss" else found
+                embedded.compared[0].register_hook(lambda gradient: gradient * math.inf)
+            step = self.real(method, embedded)
+            return Step(step.loss * math.nan, step.metrics) if hit and self.kind == "loss" else step
 
         simclr.Method.loss = loss
 

@@ -31,9 +31,9 @@ real = needs.of_step
 needs.of_step = lambda *given: found.append(real(*given)) or found[-1]
 before = peak()
 parts = build(config.load(sys.argv[1:]), distributed.init("cpu"), lambda _: None)
-batches, progress = [next(parts.loader)], torch.full((), 0.5)
+batches = [next(parts.loader)]
 for _ in range(2):
-    train_step(parts.model, batches, parts.optimizer, progress, parts.plan.autocast)
+    train_step(parts.model, batches, parts.optimizer, 0.5, parts.plan.autocast)
 print(found[0], peak() - before)
 """
 
@@ -79,7 +79,7 @@ def estimate_alone(batch_norm: str) -> float:
         return 0.0
     config = load([*FLAGS, "--encoder.layers", *"1111", "--encoder.channels", *"8888"])
     method = methods.build(config.method, encoders.build(config.encoder, 32, norm=batch_norm))
-    specs = methods.module("simclr").views(config.method, config.augment, 32)
+    specs = config.method.inputs(config.augment, 32).views
     return needs.of_step(method, specs, 64, "sgd", None)
 
 

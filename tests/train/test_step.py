@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from sslx import data, distributed, encoders, methods, optim, parallel, rng
+from sslx import data, distributed, encoders, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
 from sslx.data.batch import Batch
 from sslx.distributed import Ranks
 from sslx.encoders.group_norm import group_norm
 from sslx.machine import memory
-from sslx.methods.base import Method
+from sslx.methods.base import Embedded, Method
 from sslx.train.step import cached_step, train_step
 
 FLAGS = [
@@ -30,17 +30,16 @@ FROZEN = ["--optim.name", "sgd", "--optim.lr", "1e-30"]
 def build(flags: list[str], dtype: torch.dtype) -> tuple[Method, torch.optim.Optimizer, list[Batch]]:
     settings = load([*FLAGS, *flags])
     rng.seed_torch(0)
-    file = methods.module("simclr")
     loader = data.training(
         settings.data,
         sources.build(settings.source, "pretrain"),
-        file.views(settings.method, settings.augment, 8),
+        settings.method.inputs(settings.augment, 8).views,
         batch_size=8,
         seed=0,
         ranks=Ranks(device=torch.device("cpu")),
         dtype=dtype,
     )
-    method = file.Method(settings.method, encoders.build(settings.encoder, 8)).to(dtype)
+    method = settings.method.build(encoders.build(settings.encoder, 8)).to(dtype)
     return method, optim.build(settings.optim, method), [next(loader) for _ in range(2)]
 
 
@@ -49,9 +48,9 @@ def build(flags: list[str], dtype: torch.dtype) -> tuple[Method, torch.optim.Opt
 def test_nothing_waits_for_the_device(name: str, clip: float, no_host_sync: AbstractContextManager[object]) -> None:
     method, optimizer, batches = build(["--optim.name", name], torch.float32)
     before = [p.detach().clone() for p in method.parameters()]
-    train_step(method, batches[:1], optimizer, torch.zeros(()), torch.bfloat16)  # makes the optimizer's state
+    train_step(method, batches[:1], optimizer, 0.0, torch.bfloat16)  # makes the optimizer's state
     with no_host_sync:
-        metrics = train_step(method, batches[1:], optimizer, torch.zeros(()), torch.bfloat16, clip)
+        metrics = train_step(method, batches[1:], optimizer, 0.0, torch.bfloat16, clip)
     assert metrics["loss"].dtype == torch.float32, "losses are in fp32, also under autocast"
     assert metrics["loss"].isfinite()
     changed = [not torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True)]
@@ -63,18 +62,18 @@ def test_freed_memory_is_kept_from_the_first_step_on(step: Callable[..., object]
     memory.keep_freed.cache_clear()
     method, optimizer, batches = build(FROZEN, torch.float32)
     for calls in (1, 1):
-        step(method, batches, optimizer, torch.zeros(()), None)
+        step(method, batches, optimizer, 0.0, None)
         assert memory.keep_freed.cache_info().misses == calls
 
 
 def test_accumulated_gradients_are_the_mean_of_the_micro_batches() -> None:
     method, optimizer, batches = build(["--optim.name", "sgd", "--optim.lr", "1e-30"], torch.float64)
-    both = train_step(method, batches, optimizer, torch.zeros(()), None)
+    both = train_step(method, batches, optimizer, 0.0, None)
     found = [p.grad.clone() for p in method.parameters() if p.grad is not None]
     single: list[list[torch.Tensor]] = []
     losses: list[torch.Tensor] = []
     for batch in batches:
-        losses.append(train_step(method, [batch], optimizer, torch.zeros(()), None)["loss"])
+        losses.append(train_step(method, [batch], optimizer, 0.0, None)["loss"])
         single.append([p.grad.clone() for p in method.parameters() if p.grad is not None])
     torch.testing.assert_close(both["loss"], torch.stack(losses).mean())
     for mine, first, second in zip(found, *single, strict=True):
@@ -95,22 +94,22 @@ def test_cached_gradients_are_those_of_the_whole_batch(dtype: torch.dtype) -> No
     """All its negatives, in the memory of a chunk; with group norm, for batch norm's statistics are the chunk's."""
     method, optimizer, batches = build(FROZEN, dtype)
     group_norm(method)
-    cached = cached_step(method, batches, optimizer, torch.zeros(()), None)
+    cached = cached_step(method, batches, optimizer, 0.0, None)
     ours = gradients(method)
-    once = train_step(method, [whole(batches)], optimizer, torch.zeros(()), None)
+    once = train_step(method, [whole(batches)], optimizer, 0.0, None)
     torch.testing.assert_close(cached, once)
     theirs = gradients(method)
     assert (ours - theirs).norm() <= (1e-5 if dtype == torch.float32 else 1e-12) * theirs.norm()
-    train_step(method, batches, optimizer, torch.zeros(()), None)  # accumulation has fewer negatives
+    train_step(method, batches, optimizer, 0.0, None)  # accumulation has fewer negatives
     assert (gradients(method) - theirs).norm() > 0.01 * theirs.norm()
 
 
 def test_cached_batch_norm_counts_each_chunk_once() -> None:
     method, optimizer, batches = build(FROZEN, torch.float64)
-    cached_step(method, batches, optimizer, torch.zeros(()), None)
+    cached_step(method, batches, optimizer, 0.0, None)
     ours = [buffer.clone() for buffer in method.buffers()]
     method, optimizer, batches = build(FROZEN, torch.float64)
-    train_step(method, batches, optimizer, torch.zeros(()), None)
+    train_step(method, batches, optimizer, 0.0, None)
     torch.testing.assert_close(ours, list(method.buffers()))
 
 
@@ -119,12 +118,12 @@ def test_cached_dropout_drops_the_same_twice() -> None:
     group_norm(method)
     method.projector.append(torch.nn.Dropout(0.3))
     torch.manual_seed(1)
-    cached_step(method, batches, optimizer, torch.zeros(()), None)
+    cached_step(method, batches, optimizer, 0.0, None)
     ours = gradients(method)
     method.zero_grad()
     torch.manual_seed(1)
-    parts = [method.embed(batch) for batch in batches]
-    method.loss(tuple(torch.cat(z) for z in zip(*parts, strict=True)), torch.zeros(())).loss.backward()
+    parts = [method.embed(batch).compared for batch in batches]
+    method.loss(Embedded(tuple(torch.cat(z) for z in zip(*parts, strict=True)))).loss.backward()
     torch.testing.assert_close(ours, gradients(method))
 
 
@@ -140,9 +139,9 @@ def test_the_gradient_of_all_micro_batches_is_clipped_before_the_update(name: st
     method, optimizer, batches = build(flags, torch.float64)
     other, by_hand, _ = build(flags, torch.float64)
     for _ in range(3):
-        metrics = run(method, batches, optimizer, torch.zeros(()), None, 0.05)
+        metrics = run(method, batches, optimizer, 0.0, None, 0.05)
         frozen = copy.deepcopy(other)
-        run(frozen, batches, torch.optim.SGD(frozen.parameters(), 0.0, fused=True), torch.zeros(()), None)
+        run(frozen, batches, torch.optim.SGD(frozen.parameters(), 0.0, fused=True), 0.0, None)
         norm = norm_of(gradients(frozen))
         assert norm > 0.06
         assert metrics["grad_norm"].item() == pytest.approx(norm, rel=1e-10)
@@ -158,7 +157,7 @@ def test_a_limit_that_is_not_reached_and_none_give_the_same_bits(run: Any) -> No
     weights = list[list[torch.Tensor]]()
     for clip in (0.0, 1e6):
         method, optimizer, batches = build(["--optim.name", "sgd"], torch.float32)
-        run(method, batches, optimizer, torch.zeros(()), None, clip)
+        run(method, batches, optimizer, 0.0, None, clip)
         weights.append([parameter.detach() for parameter in method.parameters()])
     assert all(map(torch.equal, *weights))
 
@@ -176,9 +175,9 @@ def clipped_on_this_rank(planted: bool) -> tuple[torch.Tensor, float]:
     share = Batch(tuple(view[own] for view in everything.views), None, everything.index[own])
     if not planted:
         model = parallel.wrap(method, device=torch.device("cpu"))
-        metrics = train_step(model, [share], optimizer, torch.zeros(()), None, 0.05)
+        metrics = train_step(model, [share], optimizer, 0.0, None, 0.05)
         return gradients(method), metrics["grad_norm"].item()
-    metrics = train_step(method, [share], optimizer, torch.zeros(()), None, 0.05)
+    metrics = train_step(method, [share], optimizer, 0.0, None, 0.05)
     return distributed.mean_over_ranks(gradients(method)), metrics["grad_norm"].item()
 
 
@@ -204,9 +203,9 @@ def on_this_rank(cached: bool) -> torch.Tensor:
     own = slice(rank * size, (rank + 1) * size)
     shares = [Batch(tuple(v[own] for v in b.views), None, b.index[own]) for b in batches]
     if cached:
-        cached_step(model, shares, optimizer, torch.zeros(()), None)
+        cached_step(model, shares, optimizer, 0.0, None)
     else:
-        train_step(model, [whole(shares)], optimizer, torch.zeros(()), None)
+        train_step(model, [whole(shares)], optimizer, 0.0, None)
     return gradients(method)
 
 
@@ -218,7 +217,7 @@ def test_cached_gradients_on_two_ranks_are_those_of_the_whole_batch_on_one(ranks
 
 def test_cached_step_does_not_wait_for_the_device(no_host_sync: AbstractContextManager[object]) -> None:
     method, optimizer, batches = build(["--optim.name", "lars"], torch.float32)
-    cached_step(method, batches, optimizer, torch.zeros(()), torch.bfloat16)
+    cached_step(method, batches, optimizer, 0.0, torch.bfloat16)
     with no_host_sync:
-        metrics = cached_step(method, batches, optimizer, torch.zeros(()), torch.bfloat16)
+        metrics = cached_step(method, batches, optimizer, 0.0, torch.bfloat16)
     assert metrics["loss"].isfinite()

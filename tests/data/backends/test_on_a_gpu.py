@@ -18,6 +18,7 @@ from sslx.data.backends import dali, row_sums
 from sslx.data.backends.dali import Dali
 from sslx.data.backends.resident import Resident
 from sslx.data.backends.torchvision import TorchVision
+from sslx.data.draws import Draws
 from sslx.data.order import Shuffled
 from sslx.data.planner import Planner
 from sslx.data.sources import Source
@@ -42,11 +43,15 @@ def source() -> Source:
     return in_memory(pixels, generator.integers(0, 5, 18))
 
 
+def draw(draws: Draws) -> tuple[np.ndarray, ...]:
+    return draws.per_sample(5), draws.per_sample(7).argsort(axis=1)
+
+
 def loader_of(source: Source, backend: Backend, specs: tuple[ViewSpec, ...] = SPECS) -> Loader:
     """On a fake GPU, to be called within ``fake_cuda.on``; a few batches in, so that what is made once is there."""
     config = Config(backend=backend, threads=0)
-    loader = training(config, source, specs, batch_size=BATCH, seed=3, ranks=Ranks(device=CUDA), dtype=torch.bfloat16)
-    loader.num_draws = 5
+    ranks = Ranks(device=CUDA)
+    loader = training(config, source, specs, batch_size=BATCH, seed=3, draw=draw, ranks=ranks, dtype=torch.bfloat16)
     if isinstance(loader.backend, Resident):
         loader.backend._pixels = torch.from_numpy(pixels_of(source)).permute(0, 3, 1, 2).to(CUDA)
         loader.backend._sides = np.full((len(source), 2), 32)
@@ -88,10 +93,10 @@ def test_a_batch_is_one_copy_and_nothing_waits(source: Source, backend: Backend)
         one_copy_a_batch(counts, 2)
     for batch in batches:
         assert batch.label is not None
-        assert batch.draws is not None
-        assert {tensor.device for tensor in (*batch.views, batch.label, batch.draws)} == {CUDA}
+        assert {tensor.device for tensor in (*batch.views, batch.label, *batch.draws)} == {CUDA}
         assert (batch.label.dtype, tuple(batch.label.shape)) == (torch.int64, (BATCH,))
-        assert (batch.draws.dtype, tuple(batch.draws.shape)) == (torch.float32, (BATCH, 5))
+        shapes = [(array.dtype, tuple(array.shape)) for array in batch.draws]
+        assert shapes == [(torch.float32, (BATCH, 5)), (torch.int64, (BATCH, 7))]
         for spec, view in zip(SPECS, batch.views, strict=True):
             assert (view.dtype, tuple(view.shape)) == (torch.bfloat16, (BATCH, 3, spec.size, spec.size))
             assert view.is_contiguous(memory_format=torch.channels_last)
@@ -243,15 +248,13 @@ def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
 def test_views_of_a_gpu_are_those_of_the_cpu(source: Source, backend: Any) -> None:
     def taken(device: torch.device) -> list[Any]:
         config = Config(backend=backend, threads=1)
-        loader = training(
-            config, source, SPECS, batch_size=BATCH, seed=3, ranks=Ranks(device=device), dtype=torch.float32
-        )
-        loader.num_draws = 5
+        options: Any = {"batch_size": BATCH, "seed": 3, "draw": draw, "ranks": Ranks(device=device)}
+        loader = training(config, source, SPECS, **options, dtype=torch.float32)
         return [next(loader) for _ in range(3)]
 
     for here, there in zip(taken(torch.device("cpu")), taken(CUDA), strict=True):
         assert torch.equal(here.label, there.label.cpu())
-        assert torch.equal(here.draws, there.draws.cpu())
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(here.draws, there.draws, strict=True))
         for a, b in zip(here.views, there.views, strict=True):
             off = ((a - b.cpu()).abs() * 255 * 0.225).flatten(1)
             assert off.mean() < (1.0 if backend == "dali" else 0.05)  # levels; a solarized pixel may flip
