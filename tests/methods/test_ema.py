@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from kit import tiny
 from sslx import optim
+from sslx.encoders import state_dicts
 from sslx.methods import ema
 from sslx.methods.base import Method
-from sslx.runs import checkpoint
 from sslx.train.step import train_step
 
 AVERAGES = {"byol": ("target", "projector"), "mocov3": ("target", "projector"), "dino": ("teacher", "head")}
@@ -132,12 +132,12 @@ def by_load_state_dict(method: nn.Module, state: dict[str, Tensor]) -> None:
     method.load_state_dict(state)
 
 
-def by_load_weights(method: nn.Module, state: dict[str, Tensor]) -> None:
-    checkpoint.load_weights(method, state, "the checkpoint")
+def strictly(method: nn.Module, state: dict[str, Tensor]) -> None:
+    state_dicts.load(method, state, "the checkpoint")
 
 
 @every_method
-@pytest.mark.parametrize("load", [by_load_state_dict, by_load_weights])
+@pytest.mark.parametrize("load", [by_load_state_dict, strictly])
 def test_a_state_with_the_names_of_before_loads(
     name: str, load: Callable[[nn.Module, dict[str, Tensor]], None], generator: torch.Generator
 ):
