@@ -311,7 +311,7 @@ def test_numbers_that_make_no_sense_are_refused():
 
 
 def test_health_and_probes_look_at_the_teacher_and_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    flags = "--data.source digits --data.size 8 --data.threads 0 --method.name dino --batch-size 32 --steps 2 --name r"
+    flags = "--source.name digits --data.size 8 --data.threads 0 --method.name dino --batch-size 32 --steps 2 --name r"
     flags += " --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 16 --method.output-dim 8 --method.hidden-dim 8"
     flags += " --device cpu --precision fp32 --optim.lr 1 --optim.warmup 0 --online.every 0 --health.every 0"
     assert cli.main(["pretrain", *flags.split(), "--runs", str(tmp_path)]) == 0
