@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
 
-from sslx import data, encoders, methods, optim, parallel, rng
+from sslx import by_name, data, encoders, methods, optim, parallel, rng
 from sslx.config import PretrainConfig, settle
 from sslx.data import Loader, sources
 from sslx.data.order import Shuffled
@@ -52,7 +52,7 @@ class Parts:
         size = config.data.size or self.source.facts.size
         steps = f"{self.total_steps:,} step{'s' * (self.total_steps != 1)}"
         return [
-            f"{config.method.name} on {config.encoder.name}, {size} px, {kind}, "
+            f"{by_name.label(config.method.name)} on {config.encoder.name}, {size} px, {kind}, "
             f"{ranks.world_size} x {ranks.device.type}",
             f"{steps} of {config.batch_size} ({self.steps_per_epoch:,} an epoch), "
             f"{config.optim.name}, peak lr {self.schedule.peak_lr:.4g}",
