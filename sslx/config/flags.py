@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -139,7 +139,7 @@ def of(tree: dict[str, Any], path: Path) -> list[str]:
 
 
 def _flags(tree: dict[str, Any], prefix: str = "--") -> Iterator[str]:
-    for key, value in tree.items():
+    for key, value in sorted(tree.items(), key=lambda item: item[0] != "name"):  # whose the other options are
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", key):
             raise ValueError(f"'{shown(key, 60)}' is no name of an option")
         if isinstance(value, dict):
@@ -197,9 +197,12 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def check_known(path: Path, tree: dict[str, Any], default: Any) -> None:
-    """Raise ConfigError for a file with keys that are no fields of ``default``, with those that may be meant."""
-    known = {name for name, _ in leaves(dataclasses.asdict(default))}
+def check_known(path: Path, tree: dict[str, Any], default: Any, others: Collection[str] = ()) -> None:
+    """Raise ConfigError for a file with keys that are no fields of ``default``, with those that may be meant.
+
+    others: dotted names that are known too.
+    """
+    known = {name for name, _ in leaves(dataclasses.asdict(default))}.union(others)
     strange = [name for name, _ in leaves(tree) if name.replace("-", "_") not in known]
     if len(strange) > MAX_STRANGE:
         some = ", ".join(shown(name, 60) for name in strange[:3])

@@ -63,11 +63,9 @@ def source_name(args: Sequence[str], default: SourceConfig | None = None) -> str
 
 
 def with_paths(args: list[str]) -> list[str]:
-    """The flags, and after them those that give the absolute paths of own files."""
-    for section in ("method.name", "source.name"):
-        if by_name.is_own(name := flags.last(args, section)):
-            args = [*args, f"--{section}", by_name.absolute(name)]
-    return args
+    """The flags with the absolute paths of the files that they name as methods and sources."""
+    chosen = {place + 1 for place, word in enumerate(args) if flags.names([word]) & {"method.name", "source.name"}}
+    return [by_name.absolute(word) if place in chosen else word for place, word in enumerate(args)]
 
 
 def of_one_method(trees: Trees, args: Sequence[str]) -> Trees:
@@ -79,34 +77,47 @@ def of_one_method(trees: Trees, args: Sequence[str]) -> Trees:
     return [{key: value for key, value in tree.items() if key not in ("method", "optim")} for tree in trees]
 
 
-def of_one_source(trees: Trees, args: Sequence[str]) -> Trees:
-    """The trees of files without the sources that a later file or a flag replaces by another one."""
-    chosen = flags.last(args, "source.name") or next(
-        (tree["source"]["name"] for tree in reversed(trees) if "name" in _table(tree, "source")), ""
-    )
-    name, kept = "", Trees()
-    for tree in trees:
-        table = _table(tree, "source")
-        name = table.get("name", name)
-        others = {option.replace("-", "_") for option in table} - _fields(chosen) if chosen and not name else set()
-        is_replaced = bool(chosen) and (name != chosen if name else bool(others))
-        kept.append({key: value for key, value in tree.items() if key != "source"} if is_replaced else tree)
+def of_one_source(from_files: list[str], from_argv: list[str]) -> list[str]:
+    """All flags, without those of sources that a later file or flag replaces by another one: it brings its own.
+
+    Without a name before it, an option is of the source that is chosen; in a file only if that one has it.
+    """
+    args = [*from_files, *from_argv]
+    chosen = flags.last(args, "source.name")
+    if not chosen:
+        return args
+    name, is_kept, kept = "", True, list[str]()
+    for place, word in enumerate(args):
+        if word.startswith("--"):
+            (option,) = flags.names([word])
+            if option == "source.name":
+                name = "".join(args[place + 1 : place + 2])
+            is_foreign = place < len(from_files) and _field(option) not in _fields(chosen)
+            is_kept = not option.startswith("source.") or (name == chosen if name else not is_foreign)
+        kept += [word] if is_kept else []
     return kept
 
 
 def check_source(args: Sequence[str], name: str) -> None:
     """Raise ConfigError for flags of another source than the one that is chosen."""
     for option in sorted(flags.names(args)):
-        section, _, field_name = option.partition(".")
-        field_name = field_name.removeprefix("no_")
-        if section != "source" or field_name in _fields(name):
+        if not option.startswith("source.") or _field(option) in _fields(name):
             continue
-        flag = f"--source.{field_name.replace('_', '-')}"
-        if others := [other for other in sources.available() if field_name in _fields(other)]:
+        flag = f"--source.{_field(option).replace('_', '-')}"
+        if others := [other for other in sources.available() if _field(option) in _fields(other)]:
             raise ConfigError(
                 f"{flag} is not an option of the source {by_name.label(name)}: it is one of {', '.join(others)}, to be "
                 "chosen with --source.name"
             )
+
+
+def options_of_sources() -> set[str]:
+    """The options of all sources, by dotted name."""
+    return {f"source.{option}" for name in sources.available() for option in _fields(name)}
+
+
+def _field(option: str) -> str:
+    return option.partition(".")[2].removeprefix("no_")
 
 
 def _fields(name: str) -> set[str]:

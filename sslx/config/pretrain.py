@@ -208,14 +208,13 @@ def _read(argv: Sequence[str], gpu: bool | None) -> tuple[list[str], PretrainCon
     from_argv = separated(argv[len(recipes) :])
     flags.check_renamed(from_argv)
     trees = named.of_one_method([flags.read(path) for path in paths], from_argv)
-    trees = named.of_one_source(trees, from_argv)
     from_files = [flag for path, tree in zip(paths, trees, strict=True) for flag in flags.of(tree, path)]
     if paths and paths[-1].suffix.lower() == ".toml":
         from_files += ["--name", paths[-1].stem]
-    args = named.with_paths(from_files + from_argv)
+    args = named.with_paths(named.of_one_source(from_files, from_argv))
     default = PretrainConfig(method=named.method(named.method_name(args)), source=named.source(named.source_name(args)))
     for path, tree in zip(paths, trees, strict=True):
-        flags.check_known(path, tree, default)
+        flags.check_known(path, tree, default, named.options_of_sources())
     named.check_source(args, default.source.name)
     return args, _chosen(default, args, gpu)
 
@@ -313,13 +312,21 @@ def _images(argv: Sequence[str], run: PretrainConfig | None) -> tuple[DataConfig
     args = separated(argv)
     flags.check_renamed(args)
     args = named.with_paths(args)
-    name = named.source_name(args, run.source if run else None)
-    if run and run.source.name == name:
-        source = named.with_choices(run.source, sources.available())
-    else:
-        source = named.source(name)
+    default = run.source if run else named.source(_saved_source(args))
+    name = named.source_name(args, default)
     named.check_source(args, name)
-    return run.data if run else DataConfig(), source, args
+    if run and default.name == name:
+        return run.data, named.with_choices(default, sources.available()), args
+    return run.data if run else DataConfig(), named.source(name), args
+
+
+def _saved_source(args: Sequence[str]) -> str:
+    """The source of the run that one of the arguments is, before its checkpoint is read; else a folder."""
+    for word in args:
+        for folder in (Path(word), *Path(word).parents[:2]):  # a run, its checkpoints, one of them
+            if not word.startswith("--") and _is_readable(folder / "config.json"):
+                return flags.read(folder / "config.json").get("source", {}).get("name", named.SOURCE)
+    return "folder"
 
 
 def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:

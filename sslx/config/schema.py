@@ -38,10 +38,11 @@ def _to_3(tree: Tree) -> Tree:
         return tree
     data = dict(tree["data"])
     old = {name: data.pop(name) for _, _, name in (key.partition(".") for key in RENAMED) if name in data}
-    name = old.pop("source", None)
-    kept = _OF_SOURCE_2.get(name or ("folder" if old.get("root") else "digits"), _OF_DATA_SET_2)
+    if "source" not in old and old.get("root"):
+        old["source"] = "folder"
+    kept = ("source", *_OF_SOURCE_2.get(old.get("source", "digits"), _OF_DATA_SET_2))
     source = {RENAMED[f"data.{key}"].partition(".")[2]: value for key, value in old.items() if key in kept}
-    return tree | {"data": data, "source": ({"name": name} if name else {}) | source}
+    return tree | {"data": data, "source": source}
 
 
 MIGRATIONS: dict[int, Callable[[Tree], Tree]] = {1: _to_2, 2: _to_3}

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from sslx import config, data, distributed, plot
+from sslx import by_name, config, data, distributed, plot
 from sslx.config import PlotConfig
 from sslx.console.bars import Bars, say_to
 from sslx.console.words import shown
@@ -255,7 +255,7 @@ def _views(scene: Scene, path: Path) -> bool:
         rows,
         trained.view,
         path,
-        f"{scene.name}: what {trained.settings.method.name} is trained on",
+        f"{scene.name}: what {by_name.label(trained.settings.method.name)} is trained on",
         f"{len(index)} training images, and below them the {views_of_epoch} an epoch that the method gets of them",
     )
     return True
@@ -291,6 +291,6 @@ def _method(scene: Scene, path: Path) -> bool:
     drawn = method.draw(Draws(seed=scene.seed, epoch=0, batch=0, index=chosen))
     rows = method.picture(replace(batch, draws=tuple(torch.from_numpy(array).to(scene.device) for array in drawn)))
     if rows:
-        title = f"{settings.name}: {settings.method.name} on {scene.splits.name} images"
+        title = f"{settings.name}: {by_name.label(settings.method.name)} on {scene.splits.name} images"
         plot.images(rows, view, path, title, f"step {trained.step:,}, {trained.size} px")
     return bool(rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sslx import optim
+from sslx import by_name, optim
 from sslx.config import PretrainConfig
 from sslx.console.words import plural
 from sslx.data.sources import Source
@@ -69,7 +69,7 @@ class Plan:
         """What is about to happen, with the derived values, for the user."""
         precision = str(self.input_dtype).removeprefix("torch.")
         lines = [
-            f"{config.method.name} on {config.encoder.name}, {self.size} px, {precision}, "
+            f"{by_name.label(config.method.name)} on {config.encoder.name}, {self.size} px, {precision}, "
             f"{ranks.world_size} x {ranks.device.type}",
             f"{plural(self.total_steps, 'step')} of {self.batch_size} ({self.steps_per_epoch:,} an epoch), "
             f"{config.optim.name}, peak lr {self.schedule.peak_lr:.4g}",

@@ -111,7 +111,7 @@ def test_what_is_no_run_is_said_so(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"--resume takes auto, no or the folder of a run, and .* holds no run"):
         config.load(["--resume", str(tmp_path)])
     with pytest.raises(
-        ConfigError, match=r"is a folder and no run: to train on the images in it, sslx pretrain --data"
+        ConfigError, match=r"is a folder and no run: to train on the images in it, sslx pretrain --source"
     ):
         config.load([str(tmp_path)])
     with pytest.raises(

@@ -329,7 +329,7 @@ def test_a_flag_of_another_source_is_named_with_that_source() -> None:
 
 
 def test_another_source_than_the_recipes_brings_its_own(tmp_path: Path) -> None:
-    (tmp_path / "a.toml").write_text('[source]\nname = "folder"\nroot = "/x"\nsplits = "none"\n')
+    (tmp_path / "a.toml").write_text('[source]\nroot = "/x"\nname = "folder"\nsplits = "none"\n')
     assert load([str(tmp_path / "a.toml"), "--source.name", "stl10"]).source == stl10.Config()
     assert load([str(tmp_path / "a.toml"), "simclr_cifar10"]).source.name == "cifar10"
     again = load(["simclr_cifar10", str(tmp_path / "a.toml"), "--source.root", "/y"]).source

@@ -84,7 +84,7 @@ class Reads(TorchFunctionMode):
 def test_all_that_is_told_comes_from_the_device_at_once(tmp_path: Path) -> None:
     """Each read lets a GPU run dry."""
     meter, said = log.Meter(), list[str]()
-    watch = finite.Watch(3, tmp_path, torch.device("cpu"), None)
+    watch = finite.Watch(3, tmp_path, torch.device("cpu"), str)
     for number, loss in enumerate((1.0, math.inf, 3.0)):
         numbers = {"loss": torch.tensor(loss), "taken": torch.tensor(math.isfinite(loss))}
         meter.add(finite.counted(numbers))

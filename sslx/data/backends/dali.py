@@ -23,6 +23,7 @@ Traps (DALI 2.4), each held by a parity test against torchvision:
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import cached_property, partial
 from tempfile import NamedTemporaryFile
 from typing import Any, Literal
@@ -102,10 +103,10 @@ class Dali:
         t = start
         try:
             while planner(t) is not None:
-                feed = Feed(self, planner, t)
-                for batch in self._run(feed):
-                    yield batch
-                    t += 1
+                with closing(Feed(self, planner, t)) as feed:
+                    for batch in self._run(feed):
+                        yield batch
+                        t += 1
                 if feed.error is not None:
                     raise feed.error
         finally:

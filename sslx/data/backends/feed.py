@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -126,27 +126,32 @@ class Feed:
         self.ahead: deque[Prepared] = deque()
         self.uncropped: deque[list[Draw | None]] = deque()
         self.error: Unreadable | None = None
+        self._batches = ahead(self._prepared, start, dali.device)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         waiting = deque[tuple[Prepared, _InMemory | _ByPath | _ByBytes]]()
-        with closing(ahead(self._prepared, self.start, self.dali.device)) as batches:
-            while True:
-                for batch in islice(batches, _AHEAD + 1 - len(waiting)):
-                    waiting.append((batch, self._images(batch.work.files)))
-                if not waiting:
+        while True:
+            for batch in islice(self._batches, _AHEAD + 1 - len(waiting)):
+                waiting.append((batch, self._images(batch.work.files)))
+            if not waiting:
+                return
+            batch, images = waiting.popleft()
+            try:
+                if images.is_odd and not self.dali.branched:
+                    self.dali.branched = True
                     return
-                batch, images = waiting.popleft()
-                try:
-                    if images.is_odd and not self.dali.branched:
-                        self.dali.branched = True
-                        return
-                    inputs = images.inputs(self.dali.branched)
-                except Unreadable as error:
-                    self.error = error
-                    return
-                self.ahead.append(batch)
-                self.uncropped.append(batch.work.draws)
-                yield (*inputs, *batch.fed)
+                inputs = images.inputs(self.dali.branched)
+            except Unreadable as error:
+                self.error = error
+                return
+            self.ahead.append(batch)
+            self.uncropped.append(batch.work.draws)
+            yield (*inputs, *batch.fed)
+
+    def close(self) -> None:
+        """Prepare nothing more."""
+        with suppress(ValueError):  # a thread that was given up hangs in it
+            self._batches.close()
 
     def _images(self, files: Indices) -> _InMemory | _ByPath | _ByBytes:
         source = self.dali.source
