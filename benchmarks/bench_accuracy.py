@@ -97,7 +97,7 @@ def part(args: argparse.Namespace, flags: list[str], seed: int) -> Record:
     found = json.loads((run / "probe.json").read_text())
     record = {"benchmark": "accuracy", **key, "method": settings.method.name, "starts": len(begun)}
     record |= {"train_s": train_s(begun, seen), "config": json.loads((run / "config.json").read_text())}
-    record |= {"samples": found["step"] * settings.batch_size, "samples_per_s": measure.spread(rates)}
+    record |= {"samples": found["step"] * settings.batch_size, "samples_per_s": measure.summarize(rates)}
     record |= {"load_before": before, **found}
     measure.append(args.results, record)
     return record

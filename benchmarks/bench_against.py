@@ -158,8 +158,8 @@ def main() -> int:
                 continue
             with ExitStack() as up:
                 rates = measure.take_turns({"this": case(up, HERE), "other": case(up, old)}, args.windows)
-            ratios = measure.spread([a / b for a, b in zip(rates["this"], rates["other"], strict=True)])
-            this, other = (measure.spread(rates[tree]) for tree in ("this", "other"))
+            ratios = measure.summarize([a / b for a, b in zip(rates["this"], rates["other"], strict=True)])
+            this, other = (measure.summarize(rates[tree]) for tree in ("this", "other"))
             slow = ratios["median"] < 1 - ALLOWED and ratios["p80"] < 1
             found[name] = "SLOWER" if slow else "ok"
             print(

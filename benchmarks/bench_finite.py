@@ -78,13 +78,13 @@ def main() -> None:
             "save": lambda: checkpoint.save(Path(folder), 1, state(), 1),
             "check of a save": lambda: not_finite(state()),
         }
-        arms = {name: measure.window(call, ranks.device, args.seconds) for name, call in calls.items()}
+        arms = {name: measure.rate_window(call, ranks.device, args.seconds) for name, call in calls.items()}
         rates = measure.take_turns(arms, args.windows)
     with Operators() as operators:
         check()
-    seconds = {name: measure.spread([1 / rate for rate in values]) for name, values in rates.items()}
+    seconds = {name: measure.summarize([1 / rate for rate in values]) for name, values in rates.items()}
     shares = {
-        part: measure.spread([a / b for a, b in zip(rates[whole], rates[part], strict=True)])
+        part: measure.summarize([a / b for a, b in zip(rates[whole], rates[part], strict=True)])
         for part, whole in (("check of a step", "step"), ("update", "step"), ("check of a save", "save"))
     }
     for name, found in seconds.items():

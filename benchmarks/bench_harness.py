@@ -35,8 +35,8 @@ def main() -> int:
 
     agree, apart, spreads = 0, list[float](), list[float]()
     for number in range(args.rounds):
-        arms = {name: measure.window(work, device, args.seconds) for name in ("one", "the same")}
-        one, same = (measure.spread(values) for values in measure.take_turns(arms, args.windows).values())
+        arms = {name: measure.rate_window(work, device, args.seconds) for name in ("one", "the same")}
+        one, same = (measure.summarize(values) for values in measure.take_turns(arms, args.windows).values())
         apart.append(abs(one["median"] - same["median"]) / one["median"])
         spreads.append(max(found["p80"] - found["p20"] for found in (one, same)) / one["median"])
         agree += apart[-1] < spreads[-1]
@@ -44,7 +44,7 @@ def main() -> int:
     passed = agree >= 0.95 * args.rounds
     print(f"the two agree in {agree} of {args.rounds} rounds{'' if passed else ': NOT in 19 of 20'}")
     record = {"benchmark": "harness", "rounds": args.rounds, "agree": agree, "windows": args.windows, "noise": noise}
-    record |= {"medians_apart": measure.spread(apart), "spread": measure.spread(spreads)}
+    record |= {"medians_apart": measure.summarize(apart), "spread": measure.summarize(spreads)}
     if not args.no_record:
         measure.append(args.results, record)
     return 0 if passed else 1

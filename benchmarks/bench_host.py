@@ -104,7 +104,7 @@ def main() -> None:
         for name, work in works.items():
             found = cpu_ms(work, args.calls)
             times[name] += [found] * (window > 0)
-    spreads = {name: measure.spread(values) for name, values in times.items()}
+    spreads = {name: measure.summarize(values) for name, values in times.items()}
     launch_ms = launches * LAUNCH_US / 1e3
     total = launch_ms + sum(found["median"] for found in spreads.values())
     print(

@@ -171,7 +171,7 @@ def main() -> None:
     makers = {"sslx DALI": lambda: ours(args.root, args.size, augment, batch_size, "dali", num_cores)}
     makers |= peers(paths, args.size, augment, batch_size, num_cores)
     arms = {name: timed(make, batch_size, args.seconds) for name, make in makers.items()}
-    found = {name: measure.spread(values) for name, values in measure.take_turns(arms, args.windows).items()}
+    found = {name: measure.summarize(values) for name, values in measure.take_turns(arms, args.windows).items()}
     best = {
         kind: max(figures["median"] for name, figures in found.items() if name.startswith(kind))
         for kind in ("torchvision v2", "lightly")

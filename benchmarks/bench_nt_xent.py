@@ -73,7 +73,7 @@ def error(loss: Loss, z1: Tensor, z2: Tensor, truth: tuple[float, Tensor]) -> tu
 
 def timed(call: Callable[[], object], device: torch.device, seconds: float) -> Callable[[], float]:
     """A window: calls a second, after a call that pays for what the last arm freed."""
-    return measure.window(call, device, seconds, before=call)
+    return measure.rate_window(call, device, seconds, before=call)
 
 
 def replay(loss: Loss, z1: Tensor, z2: Tensor) -> Callable[[], object]:
@@ -133,7 +133,7 @@ def compare(
     """A line for each arm, printed too."""
     z1, z2 = embeddings(batch_size, args.dim, device, dtype)
     truth = exact(z1, z2, args.temperature)
-    product, operations = measure.product(device, dtype, 8192 if device.type == "cuda" else 4096)
+    product, operations = measure.matrix_product(device, dtype, 8192 if device.type == "cuda" else 4096)
     windows = {"matrix rate": timed(product, device, min(args.seconds, 1.0))}
     errors, peaks = {}, {}
     failed: list[dict[str, Any]] = []
@@ -159,11 +159,11 @@ def compare(
     rates = [operations * calls_per_s / 1e9 for calls_per_s in found.pop("matrix rate")]
     count = 5 * (2 * batch_size) ** 2 * args.dim / 1e9
     print(f"\nB = {batch_size}, D = {args.dim}, {dtype}: ms forward and backward, n = {len(rates)}", end="; ")
-    print(f"matrix products at {measure.spread(rates)['median']:.0f} GFLOP/s")
+    print(f"matrix products at {measure.summarize(rates)['median']:.0f} GFLOP/s")
     lines = failed
     for name, values in found.items():
-        ms = measure.spread([1e3 / calls_per_s for calls_per_s in values])
-        share = measure.spread([count * calls / rate for calls, rate in zip(values, rates, strict=True)])
+        ms = measure.summarize([1e3 / calls_per_s for calls_per_s in values])
+        share = measure.summarize([count * calls / rate for calls, rate in zip(values, rates, strict=True)])
         plain = name.removesuffix(", replayed")
         loss_error, gradient_error = errors[plain]
         print(
@@ -171,7 +171,7 @@ def compare(
             f"({100 * share['p20']:.0f} to {100 * share['p80']:.0f}) of the rate"
             f", error of the loss {loss_error:.0e}, of the gradient {gradient_error:.0e}"
         )
-        line = {"batch_size": batch_size, "arm": name, "ms": ms, "matrix_gflops": measure.spread(rates)}
+        line = {"batch_size": batch_size, "arm": name, "ms": ms, "matrix_gflops": measure.summarize(rates)}
         line |= {"share_of_rate": share, "loss_error": loss_error, "gradient_error": gradient_error}
         lines.append(line if peaks[plain] is None else line | {"peak_mib": round(peaks[plain], 1)})
     return lines

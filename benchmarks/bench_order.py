@@ -74,9 +74,9 @@ def draw_views(batch_size: int) -> Callable[[], object]:
 
 def measured(arms: dict[str, tuple[Callable[[], object], float]], args: argparse.Namespace) -> dict[str, Any]:
     """By name: microseconds a batch, by the clock."""
-    windows = {name: measure.window(call, CPU, args.seconds) for name, (call, _) in arms.items()}
+    windows = {name: measure.rate_window(call, CPU, args.seconds) for name, (call, _) in arms.items()}
     rates = measure.take_turns(windows, args.windows)
-    return {name: measure.spread([1e6 / (rate * arms[name][1]) for rate in values]) for name, values in rates.items()}
+    return {name: measure.summarize([1e6 / (rate * arms[name][1]) for rate in values]) for name, values in rates.items()}
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def main() -> int:
         flags = ["--root", str(args.root), "--seconds", str(args.seconds)]
         arms = {name: arm([*argv, *flags], peaks[name]) for name, argv in wanted.items()}
         values = measure.take_turns(arms, args.windows, warm_up=0)  # every window is a process of its own
-        rates = {name: measure.spread(found) for name, found in values.items()}
+        rates = {name: measure.summarize(found) for name, found in values.items()}
         record: dict[str, Any] = {"benchmark": "peers", "encoder": encoder, "size_px": 32, "images": args.images}
         peak_bytes = {name: max(found[1:] or found) for name, found in peaks.items()}
         record |= {"samples_per_s": rates, "peak_bytes": peak_bytes}
@@ -89,7 +89,7 @@ def ratios(values: dict[str, list[float]]) -> dict[str, dict[str, float | int]]:
     best = [max(row) for row in zip(*(found for name, found in values.items() if "tuned" in name), strict=True)]
     others = {"default": values["lightly, as its example"], "tuned": best}
     return {
-        name: measure.spread([a / b for a, b in zip(values["sslx"], other, strict=True)])
+        name: measure.summarize([a / b for a, b in zip(values["sslx"], other, strict=True)])
         for name, other in others.items()
     }
 

@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sslx import config, distributed
 from sslx.bench import measure, operators
-from sslx.bench.advice import Recipe
+from sslx.bench.advice import Workload
 from sslx.distributed import Ranks
 from sslx.machine import cores
 
@@ -71,7 +71,7 @@ def work(args: argparse.Namespace, flags: list[str]) -> None:
         torch.set_num_threads(1)
     if args.worker == "weak":
         settings = replace(settings, batch_size=settings.batch_size * ranks.world_size)
-    recipe = Recipe(settings, ranks)
+    recipe = Workload(settings, ranks)
     windows = [slowest(lambda: [recipe.step() for _ in range(args.window_steps)], ranks) / args.window_steps
                for _ in range(args.windows)][1:]  # fmt: skip
     found: dict[str, Any] = {"step_s": windows, "batch_size": settings.batch_size}
@@ -85,10 +85,10 @@ def work(args: argparse.Namespace, flags: list[str]) -> None:
 def slowest(call: Callable[[], object], ranks: Ranks) -> float:
     """Seconds of the rank that takes longest, all starting together."""
     distributed.barrier()
-    return max(distributed.gather_objects(measure.seconds(call, ranks.device)))
+    return max(distributed.gather_objects(measure.elapsed_s(call, ranks.device)))
 
 
-def collectives(recipe: Recipe, ranks: Ranks, steps: int) -> list[dict[str, Any]]:
+def collectives(recipe: Workload, ranks: Ranks, steps: int) -> list[dict[str, Any]]:
     """Calls and bytes a step of each kind of collective, and the seconds that all kinds take."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ranks.device.type == "cuda" else [])]
     with profile(activities=activities) as trace:
@@ -123,7 +123,7 @@ def network(ranks: Ranks) -> dict[str, float]:
         x = torch.randn(size, device=ranks.device)
         times = [slowest(lambda x=x: distributed.sum_over_ranks(x), ranks) for _ in range(8)][1:]
         copying = [slowest(lambda x=x: x.clone(), ranks) for _ in range(8)][1:]  # which the sum does first
-        found[size] = measure.spread(times)["median"] - measure.spread(copying)["median"]
+        found[size] = measure.summarize(times)["median"] - measure.summarize(copying)["median"]
     wire = 2 * (ranks.world_size - 1) / ranks.world_size * 4 * LARGE
     return {"latency_s": found[SMALL], "bytes_per_s": wire / (found[LARGE] - found[SMALL])}
 
@@ -148,12 +148,12 @@ def compare(args: argparse.Namespace, flags: list[str]) -> None:
             if not found:
                 continue
             record: dict[str, Any] = {"benchmark": "scaling", "recipe": settings.name, "kind": kind, "world_size": size}
-            record |= {"step_s": measure.spread([s for run in found for s in run["step_s"]])}
+            record |= {"step_s": measure.summarize([s for run in found for s in run["step_s"]])}
             record |= {key: found[-1][key] for key in ("batch_size", "collectives", "network")}
             record |= {"device": "cuda" if torch.cuda.is_available() else "cpu", "config": whole}
             record |= {"precision": found[-1]["precision"], "threads_a_rank": found[-1]["threads"]}
             if alone and size > 1:
-                alone_s = measure.spread([s for run in alone for s in run["step_s"]])["median"]
+                alone_s = measure.summarize([s for run in alone for s in run["step_s"]])["median"]
                 record |= predicted(record, alone_s, size)
             show(record)
             if not args.no_record:

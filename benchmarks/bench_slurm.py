@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     rounds = [one(args.runs / "bench_slurm") for _ in range(args.rounds + 1)][1:]  # the first warms the file cache
-    seconds = {name: measure.spread([found[name] for found in rounds]) for name in rounds[0]}
+    seconds = {name: measure.summarize([found[name] for found in rounds]) for name in rounds[0]}
     measure.append(args.results, {"benchmark": "slurm", "nodes": 2, "seconds": seconds, "limits": LIMITS})
     for name, found in seconds.items():
         limit = f"   (at most {LIMITS[name]:g})" if name in LIMITS else ""

@@ -54,14 +54,14 @@ def main() -> int:
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
     arms = {str(ranks): (lambda ranks=ranks: first_step(ranks)) for ranks in LIMITS_S}
-    found = {int(name): measure.spread(values) for name, values in measure.take_turns(arms, args.runs).items()}
+    found = {int(name): measure.summarize(values) for name, values in measure.take_turns(arms, args.runs).items()}
     for ranks, figures in found.items():
         print(
             f"{ranks} rank(s): first step after {figures['median']:.1f} s "
             f"({figures['p20']:.1f} to {figures['p80']:.1f}; limit {LIMITS_S[ranks]:.0f})"
         )
     arms = {arguments: (lambda arguments=arguments: answer(arguments)) for arguments in ANSWERS}
-    answers = {name: measure.spread(values) for name, values in measure.take_turns(arms, args.runs).items()}
+    answers = {name: measure.summarize(values) for name, values in measure.take_turns(arms, args.runs).items()}
     for name, figures in answers.items():
         print(
             f"sslx {name}: {figures['median']:.2f} s ({figures['p20']:.2f} to {figures['p80']:.2f}; limit "

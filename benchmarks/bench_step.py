@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sslx import config, distributed
 from sslx.bench import charts, measure, operators
-from sslx.bench.advice import Recipe, gain, limit
+from sslx.bench.advice import Workload, gain, limit
 
 RESULTS = Path(__file__).parent / "results" / "step.jsonl"
 TOP = 8
@@ -45,7 +45,7 @@ def main() -> None:
     settings = config.load(flags)
     ranks = distributed.init(settings.device)
     noise = measure.warn_of_noise(ranks.device, print)
-    recipe = Recipe(settings, ranks, args.seconds)
+    recipe = Workload(settings, ranks, args.seconds)
     rate, bandwidth = measure.matrix_rate(ranks.device, recipe.matrix_dtype()), measure.memory_rate(ranks.device)
     values = measure.take_turns(
         recipe.arms(),
@@ -53,7 +53,7 @@ def main() -> None:
         limit_s=args.limit_s,
         failed=lambda name, error: print(f"{name}: left out ({type(error).__name__}: {error})"),
     )
-    arms = {name: measure.spread(samples) for name, samples in values.items()}
+    arms = {name: measure.summarize(samples) for name, samples in values.items()}
     medians = {name: float(found["median"]) for name, found in arms.items()}
     flops = recipe.flops() / settings.batch_size
     record: dict[str, Any] = {"benchmark": "step", "recipe": settings.name, "images": args.images, "noise": noise}
@@ -123,7 +123,7 @@ def roofline(record: dict[str, Any]) -> partial[None]:
     return partial(charts.roofline, points, record["matrix_flops_per_s"], record["memory_bytes_per_s"], title=title)
 
 
-def trace(recipe: Recipe, path: Path) -> None:
+def trace(recipe: Workload, path: Path) -> None:
     """torch's profile of three steps."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities) as found:

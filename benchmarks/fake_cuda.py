@@ -218,7 +218,7 @@ class _Count(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if (inside := operators.inside(func)) is not None:
+        if (inside := operators.implementation(func)) is not None:
             with self:
                 return inside(*args, **kwargs)
         if func.namespace != "aten":  # prim::device, which launches nothing; collectives

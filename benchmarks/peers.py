@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from sslx import config, distributed, encoders, rng
-from sslx.bench.advice import Recipe
+from sslx.bench.advice import Workload
 from sslx.data import sources
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD
 from sslx.machine import compiler
@@ -182,7 +182,7 @@ def sslx(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
     """What ``sslx pretrain`` does with these flags, its logging aside."""
     layers, channels = ([str(number) for number in numbers] for numbers in SHAPES[args.encoder])
     flags = [*FLAGS, "--data.root", str(args.root), "--encoder.layers", *layers, "--encoder.channels", *channels]
-    recipe = Recipe(config.load([*flags, "--data.threads", str(args.workers)]), distributed.init("cpu"))
+    recipe = Workload(config.load([*flags, "--data.threads", str(args.workers)]), distributed.init("cpu"))
     replace(recipe.parts.schedule, peak_lr=LR, warmup=0.0).apply(recipe.parts.optimizer, 0.0)
     samples = 0
     while True:
