@@ -23,7 +23,7 @@ MACHINE = ("cpu", "cores", "gpu", "power_cap_w")
 """Fields that two records must share before their times may be compared."""
 _DIFFERS_FROM_COMMIT = ("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)benchmarks/results")
 WINDOWS = 11
-"""With this many, two medians of the same work differ by less than p20 to p80 in 19 of 20 runs (bench_harness.py)."""
+"""With this many, two medians of the same work differ by less than p20 to p80 in 19 of 20 runs (``run.py harness``)."""
 NOISY = 0.05
 """Variation of the machine's speed above which the user is warned."""
 Summary = dict[str, float | int]
