@@ -78,15 +78,9 @@ def train(settings: config.PretrainConfig, flags: list[str], seed: int) -> Recor
     started = [float(line) for line in starts.read_text().splitlines()]
     seen = [*(line["time"] for line in metrics), finished_at(training.folder) or 0.0]
     rates = [line["samples_per_s"] for line in metrics if "samples_per_s" in line]
-    return {
-        "method": settings.method.name,
-        "starts": len(started),
-        "train_s": train_s(started, seen),
-        "config": training.config(),
-        "samples": probed["step"] * settings.batch_size,
-        "samples_per_s": measure.summarize(rates),
-        **probed,
-    }
+    figures: Record = {"method": settings.method.name, "starts": len(started), "train_s": train_s(started, seen)}
+    figures |= {"config": training.config(), "samples": probed["step"] * settings.batch_size}
+    return figures | {"samples_per_s": measure.summarize(rates), **probed}
 
 
 def finished_at(run: Path) -> float | None:

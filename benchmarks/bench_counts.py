@@ -41,21 +41,10 @@ def count(name: str) -> dict[str, Any]:
     settings, _ = config.settle(settings, side)
     per_gpu = settings.batch_size // _GPUS.get(name, 1)
     counts = fake_step.counts(settings, side, per_gpu, _GPUS.get(name, 1))
-    return {
-        "case": name,
-        "encoder": settings.encoder.name,
-        "pixels": side,
-        "samples": per_gpu,
-        "optimizer": settings.optim.name,
-        "batch_norm": settings.batch_norm,
-        "ranks": _GPUS.get(name, 1),
-        "launches": counts.launches,
-        "collectives": counts.collectives,
-        "copies": len(counts.copies),
-        "waits": len(counts.reads),
-        "moved_bytes": counts.moved_bytes,
-        "peak_bytes": counts.peak_bytes,
-    }
+    figures: Record = {"case": name, "encoder": settings.encoder.name, "pixels": side, "samples": per_gpu}
+    figures |= {"optimizer": settings.optim.name, "batch_norm": settings.batch_norm, "ranks": _GPUS.get(name, 1)}
+    figures |= {"launches": counts.launches, "collectives": counts.collectives, "copies": len(counts.copies)}
+    return figures | {"waits": len(counts.reads), "moved_bytes": counts.moved_bytes, "peak_bytes": counts.peak_bytes}
 
 
 def recorded(path: Path = FOLDER / "results" / "counts.jsonl") -> dict[str, Record]:

@@ -88,16 +88,8 @@ def run(session: Session) -> None:
         share = f"  {100 * shares[name]['median']:.2f} %" if name in shares else ""
         print(f"{name:16} {measure.text(summary, 2, scale=1e3)} ms{share}")
     print(f"{operators.count} operators in the check of a step")
-    session.record(
-        encoder=settings.encoder.name,
-        batch_size=settings.batch_size,
-        size_px=batches[0].views[0].shape[-1],
-        optimizer=settings.optim.name,
-        seconds=seconds,
-        device=ranks.device.type,
-        threads=torch.get_num_threads(),
-        operators=operators.count,
-        shares=shares,
-    )
+    session.record(encoder=settings.encoder.name, batch_size=settings.batch_size, seconds=seconds, shares=shares,
+                   size_px=batches[0].views[0].shape[-1], optimizer=settings.optim.name, device=ranks.device.type,
+                   threads=torch.get_num_threads(), operators=operators.count)  # fmt: skip
     parts.loader.close()
     distributed.shutdown()

@@ -35,22 +35,15 @@ def resources(launch: ahead_of_time.Launch, capability: int) -> Record:
         code, shared_bytes = ahead_of_time.compiled(launch, capability)
         cubin.write_bytes(code)
         usage, instructions = ahead_of_time.usage(cubin), ahead_of_time.inner_loop(cubin)
-    return {
-        "capability": capability,
-        "kernel": launch.name,
-        "constants": dict(launch.constants),
-        "shared_bytes": shared_bytes,
-        "registers": usage["REG"],
-        "spilled_bytes": usage["STACK"] + usage["LOCAL"],
-        "tile_instructions": instructions,
-    }
+    figures: Record = {"capability": capability, "kernel": launch.name, "constants": dict(launch.constants)}
+    figures |= {"shared_bytes": shared_bytes, "registers": usage["REG"]}
+    return figures | {"spilled_bytes": usage["STACK"] + usage["LOCAL"], "tile_instructions": instructions}
 
 
 @benchmark(
     option("--capabilities", type=int, nargs="+", default=[90], help="such as 90 for sm_90"),
     option("--dims", type=int, nargs="+", default=[128]),
     option("--simclr-only", action="store_true", help="leave out what only other losses and several ranks launch"),
-    option("--json", action="store_true", help="print each kernel as a line of JSON"),
 )
 def run(session: Session) -> None:
     options = session.options
@@ -58,17 +51,5 @@ def run(session: Session) -> None:
         for dim in options.dims:
             for launch in launches(capability, dim, options.simclr_only):
                 figures = resources(launch, capability)
-                print(json.dumps(figures) if options.json else sentence(figures, dim), flush=True)
+                print(json.dumps(figures), flush=True)
                 session.record(triton=metadata.version("triton"), **figures)
-
-
-def sentence(figures: Record, dim: int) -> str:
-    """The figures of a kernel in words."""
-    constants = figures["constants"]
-    shown = (name for name in ("NAMED", "SYMMETRIC", "SHIFT_FREE", "TILES") if name in constants)
-    mode = ", ".join(f"{name}={constants[name]}" for name in shown)
-    return (
-        f"sm_{figures['capability']} D={dim} {figures['kernel']} ({mode}): {figures['registers']} registers, "
-        f"{figures['spilled_bytes']} bytes spilled, {figures['shared_bytes']:,} bytes shared, "
-        f"{figures['tile_instructions']:,} instructions per tile"
-    )

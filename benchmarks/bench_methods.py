@@ -68,19 +68,10 @@ def part(session: Session, name: str, seed: int) -> None:
     untrained = next(iter(session.recorded(seed=seed, encoder=encoder, images=options.images)), {}).get("untrained")
     scores = by_name(training.probe("--no-baselines" if untrained else "--baselines", "--probe.shots"))
     speed = training.samples_per_s()
-    session.record(
-        **key,
-        seed=seed,
-        recipe=recipe.stem,
-        encoder=encoder,
-        steps=steps,
-        view_px=EVAL_SIZE,
-        train_s=steps * batch_size / speed,
-        samples_per_s=speed,
-        peak_rss_bytes=peak,
-        trained=scores["pretrained encoder"],
-        untrained=untrained or scores["untrained encoder"],
-    )
+    session.record(**key, seed=seed, recipe=recipe.stem, encoder=encoder, steps=steps, samples_per_s=speed,
+                   view_px=EVAL_SIZE, train_s=steps * batch_size / speed, peak_rss_bytes=peak,
+                   trained=scores["pretrained encoder"],
+                   untrained=untrained or scores["untrained encoder"])  # fmt: skip
 
 
 def recipe_digest(recipe: Path) -> str:

@@ -9,7 +9,6 @@ permutation of an epoch.  Then draws and boxes of SimCLR's two views at 32 px.
 """
 
 import math
-import time
 import tracemalloc
 from collections.abc import Callable
 
@@ -85,7 +84,7 @@ def us_per_batch(session: Session, arms: dict[str, tuple[Callable[[], object], f
     seconds=0.2,
 )
 def run(session: Session) -> None:
-    began, noise = time.monotonic(), measure.warn_of_noise(CPU, print)
+    noise = measure.warn_of_noise(CPU, print)
     for size in SIZES:
         arms = orders(size, session.options.most_bytes)
         microseconds = us_per_batch(session, arms)
@@ -105,4 +104,3 @@ def run(session: Session) -> None:
         print(f"two views of {batch_size:,}: {median:.0f} us, {batch_size / median:.2f} M samples/s")
         session.record(benchmark="draws", batch_size=batch_size, num_views=2, size_px=32, noise=noise,
                        us_per_batch=microseconds)  # fmt: skip
-    print(f"{time.monotonic() - began:.0f} s")

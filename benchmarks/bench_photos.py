@@ -84,11 +84,5 @@ def train(method: str, root: Path, runs: Path, flags: list[str]) -> Record:
     lines = training.metrics()
     losses = [line["loss"] for line in lines if "loss" in line]
     last = {key: value for line in lines for key, value in line.items()}
-    return {
-        "steps": int(last["step"]),
-        "train_s": train_s,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "feature_rank": last["feature_rank"],
-        "scores": training.probe()["scores"],
-    }
+    figures: Record = {"steps": int(last["step"]), "train_s": train_s, "feature_rank": last["feature_rank"]}
+    return figures | {"first_loss": losses[0], "last_loss": losses[-1], "scores": training.probe()["scores"]}

@@ -40,10 +40,7 @@ SMALL, LARGE = 2, 2**23  # float32 elements of the all-reduces that measure late
 
 @benchmark(
     option(
-        "--world-sizes",
-        type=int,
-        nargs="+",
-        default=[size for size in (1, 2, 4, 8) if size <= (NUM_GPUS or cores.allowed())],
+        "--world-sizes", type=int, nargs="+", default=[n for n in (1, 2, 4, 8) if n <= (NUM_GPUS or cores.allowed())]
     ),
     option("--rounds", type=int, default=3, help="processes of each world size, in turns"),
     option("--window-steps", type=int, default=10, help="steps in a window"),
@@ -75,14 +72,9 @@ def work(options: argparse.Namespace, flags: list[str]) -> None:
         slowest(lambda: [workload.step() for _ in range(options.window_steps)], ranks) / options.window_steps
         for _ in range(options.windows + 1)
     ]
-    figures = {
-        "step_s": windows[1:],  # the first is a warm-up
-        "batch_size": settings.batch_size,
-        "precision": str(workload.matrix_dtype()).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "collectives": collectives(workload, ranks, options.window_steps),
-        "network": network(ranks),
-    }
+    figures: Record = {"step_s": windows[1:], "batch_size": settings.batch_size}  # the first window is a warm-up
+    figures |= {"precision": str(workload.matrix_dtype()).removeprefix("torch."), "threads": torch.get_num_threads()}
+    figures |= {"collectives": collectives(workload, ranks, options.window_steps), "network": network(ranks)}
     if ranks.is_main:
         print(json.dumps(figures))
     distributed.shutdown()

@@ -51,27 +51,15 @@ def run(session: Session) -> None:
     arms = {name: measure.summarize(rates) for name, rates in values.items()}
     flops = workload.flops() / settings.batch_size
     measured = ("step alone", "end to end")
-    figures: Record = {
-        "recipe": settings.name,
-        "images": options.images,
-        "noise": noise,
-        **{key: getattr(settings, key) for key in ("batch_size", "compile", "batch_norm")},
-        "method": settings.method.name,
-        "encoder": asdict(settings.encoder),
-        "device": ranks.device.type,
-        "config": json.loads(config.dump(settings)),
-        "threads": torch.get_num_threads(),
-        "precision": str(workload.matrix_dtype()).removeprefix("torch."),
-        "views": workload.num_views,
-        "size_px": workload.batches[0].views[0].shape[-1],
-        "samples_per_s": arms,
-        "flops_per_sample": flops,
-        "matrix_flops_per_s": rate,
-        "memory_bytes_per_s": bandwidth,
-        "data_wait": workload.data_wait(5),
-        "mfu": {name: flops * arms[name]["median"] / rate for name in measured if name in arms},
-        "peak_bytes": workload.peak_bytes(),
-    }
+    figures: Record = {"recipe": settings.name, "images": options.images, "noise": noise}
+    figures |= {key: getattr(settings, key) for key in ("batch_size", "compile", "batch_norm")}
+    figures |= {"method": settings.method.name, "encoder": asdict(settings.encoder), "device": ranks.device.type}
+    figures |= {"config": json.loads(config.dump(settings)), "threads": torch.get_num_threads()}
+    figures |= {"precision": str(workload.matrix_dtype()).removeprefix("torch."), "views": workload.num_views}
+    figures |= {"size_px": workload.batches[0].views[0].shape[-1], "samples_per_s": arms, "flops_per_sample": flops}
+    figures |= {"matrix_flops_per_s": rate, "memory_bytes_per_s": bandwidth, "data_wait": workload.data_wait(5)}
+    figures |= {"mfu": {name: flops * arms[name]["median"] / rate for name in measured if name in arms}}
+    figures |= {"peak_bytes": workload.peak_bytes()}
     with workload.eager():
         costs = operators.costs(workload.step, ranks.device)
     figures["operators"] = [asdict(cost) for cost in costs[:NUM_OPERATORS]]

@@ -12,6 +12,7 @@ from typing import Any
 
 import bench_methods
 from harness import FOLDER, Record
+from pretraining import by_name
 
 from sslx import methods as all_methods
 from sslx.bench import measure
@@ -43,9 +44,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def machine(record: Record) -> str:
-    """The CPU that a record is from."""
-    return f"{record['cores']} cores of {record['cpu']}"
+def setting(record: Record) -> Figures:
+    """The precision and the machine of a record."""
+    precision = record.get("precision") or record["tuned_precision"]
+    return {"precision": precision, "machine": f"{record['cores']} cores of {record['cpu']}"}
 
 
 def percent(values: list[float], deviation: float | None = None) -> str:
@@ -54,7 +56,7 @@ def percent(values: list[float], deviation: float | None = None) -> str:
     return f"{100 * statistics.mean(values):.1f}" + (f" ± {100 * deviation:.1f}" if deviation else "")
 
 
-def probe_table(records: list[Record], first: str, names: Figures) -> str:
+def probe_table(records: list[Record], first: str) -> str:
     """Accuracies by all probes.
 
     One record: 1 and 5 labels with the standard deviation over draws of labels.  Several: means ± half the range.
@@ -68,28 +70,25 @@ def probe_table(records: list[Record], first: str, names: Figures) -> str:
         for labels in scores[0]["low_shot"]:
             shots = [score["low_shot"][labels] for score in scores]
             cells.append(percent([shot["mean"] for shot in shots], shots[0]["std"] if len(shots) == 1 else None))
-        rows.append([names.get(name, name), *cells])
+        rows.append([name, *cells])
     return table([first, "kNN", "linear", "1 label per class", "5 labels per class"], rows)
 
 
 def accuracy() -> Figures:
     records = newest("accuracy", "seed", recipe="simclr_cifar10_6min")
-    names = {
-        "raw pixels": "raw pixels (averaged to 16x16)",
-        "pretrained encoder": "pretrained encoder (`simclr_cifar10_6min`)",
-    }
     times = [record["train_s"] for record in records]
+    text = probe_table(records, f"{records[0]['images']}, test accuracy, %")
+    text = text.replace("| raw pixels |", "| raw pixels (averaged to 16x16) |")
     return {
-        "": probe_table(records, f"{records[0]['images']}, test accuracy, %", names),
+        "": text.replace("| pretrained encoder |", "| pretrained encoder (`simclr_cifar10_6min`) |"),
         "seeds": str(len(records)),
         "train_s": f"{min(times):.0f} to {max(times):.0f}",
-        "precision": records[0]["precision"],
-        "machine": machine(records[0]),
+        **setting(records[0]),
     }
 
 
 def quickstart() -> Figures:
-    return {"": probe_table(newest("quickstart"), "test accuracy, %", {})}
+    return {"": probe_table(newest("quickstart"), "test accuracy, %")}
 
 
 def methods() -> Figures:
@@ -127,37 +126,26 @@ def photos() -> Figures:
 
 def time_to_accuracy() -> Figures:
     records = newest("time_to_accuracy", "peer", "budget_s")
-    plain, lightly = (
-        max((r for r in records if r["peer"] == peer), key=lambda r: r["train_s"]) for peer in ("plain", "lightly")
-    )
-    sufficient = [r for r in records if r["peer"] == "sslx" and r["linear"] >= plain["linear"]]
-    sslx = min(sufficient, key=lambda r: r["train_s"])
-    return {
-        "sslx": f"{100 * sslx['linear']:.1f}",
-        "sslx_min": f"{sslx['train_s'] / 60:.1f}",
-        "plain": f"{100 * plain['linear']:.1f}",
-        "plain_min": f"{plain['train_s'] / 60:.0f}",
-        "lightly": f"{100 * lightly['linear']:.1f}",
-    }
+    runs = {r["peer"]: r for r in sorted(records, key=lambda r: r["train_s"])}  # the longest run of each
+    sufficient = [r for r in records if r["peer"] == "sslx" and r["linear"] >= runs["plain"]["linear"]]
+    runs["sslx"] = min(sufficient, key=lambda r: r["train_s"])
+    accuracies = {peer: f"{100 * record['linear']:.1f}" for peer, record in runs.items()}
+    minutes = {"sslx_min": f"{runs['sslx']['train_s'] / 60:.1f}", "plain_min": f"{runs['plain']['train_s'] / 60:.0f}"}
+    return accuracies | minutes
 
 
 def step() -> Figures:
     record = newest("step", recipe="simclr_cifar10_cpu")[0]
+    mfu = {name: f"{100 * share:.0f} %" for name, share in record["mfu"].items()}
     rows = [
-        [
-            name,
-            measure.text(rates),
-            f"{rates['median'] * record['views']:,.0f}",
-            f"{100 * record['mfu'][name]:.0f} %" if name in record["mfu"] else "",
-        ]
+        [name, measure.text(rates), f"{rates['median'] * record['views']:,.0f}", mfu.get(name, "")]
         for name, rates in record["samples_per_s"].items()
     ]
     figures = {
         "": table([f"`{record['recipe']}`, batch {record['batch_size']}", "samples/s", "views/s", "MFU"], rows),
         "view_px": str(record["size_px"]),
-        "precision": record["precision"],
         "compile": record["compile"],
-        "machine": machine(record),
+        **setting(record),
         "data_wait": f"{100 * record['data_wait']:.0f}",
         "gib": f"{record['peak_bytes'] / 2**30:.2f}",
         "tflops": f"{record['matrix_flops_per_s'] / 1e12:.2f}",
@@ -180,8 +168,7 @@ def peers() -> Figures:
         rows.append([f"**{label}**", *(f"**{measure.text(record['ratio'][against], 2)}**" for record in records)])
     figures = {
         "": table(["samples/s, peak memory", *(record["encoder"] for record in records)], rows),
-        "machine": machine(records[0]),
-        "precision": records[0]["tuned_precision"],
+        **setting(records[0]),
     }
     for record in records:
         peaks = record["peak_bytes"]
@@ -253,10 +240,9 @@ def counts() -> Figures:
     lines = [json.loads(line) for line in (FOLDER / "results" / "counts.jsonl").read_text().splitlines()]
     rows: list[list[str]] = []
     for case, name in names.items():
-        records = [line for line in lines if line["case"] == case]
+        history = [line for line in lines if line["case"] == case]
         first, last = (
-            [f"{record[figure] / scale:,.0f}" for figure, scale in scales.items()]
-            for record in (records[0], records[-1])
+            [f"{r[figure] / scale:,.0f}" for figure, scale in scales.items()] for r in (history[0], history[-1])
         )
         changes = zip(first, last, strict=True)
         rows.append([name, *(now if now == before else f"{before} → {now}" for before, now in changes)])
@@ -295,16 +281,13 @@ def score(recipe: str) -> str:
     """The scores that a recipe has reached, in the words of its line ``# Score:``."""
     if recipe.endswith("_cpu"):
         records = [r for r in newest("methods", "method", "seed", timed=False) if r["recipe"] == recipe]
-        scores = [{"pretrained": r["trained"], "untrained": r["untrained"]} for r in records]
-        last = f"{records[0]['steps']} steps"
+        scores, last = [(r["trained"], r["untrained"]) for r in records], f"{records[0]['steps']} steps"
     else:
         records = newest("accuracy", "seed", recipe=recipe)
-        by_name = [{score["name"].split()[0]: score for score in record["scores"]} for record in records]
-        scores, last = by_name, records[0]["precision"]
+        scores = [[by_name(r)[f"{name} encoder"] for name in ("pretrained", "untrained")] for r in records]
+        last = records[0]["precision"]
     knn, linear, knn_before, linear_before = (
-        f"{100 * statistics.mean(each[encoder][probe] for each in scores):.1f}"
-        for encoder in ("pretrained", "untrained")
-        for probe in ("knn", "linear")
+        f"{100 * statistics.mean(pair[i][probe] for pair in scores):.1f}" for i in (0, 1) for probe in ("knn", "linear")
     )
     seeds = f"mean of {len(scores)} seeds" if len(scores) > 1 else "one seed"
     return f"kNN {knn} %, linear {linear} % (untrained: {knn_before}, {linear_before}), {seeds}, {last}."

@@ -133,11 +133,6 @@ def _trained(args: argparse.Namespace, method: str, knn: str, cifar: list[str]) 
     return Part(f"{method}_200_epochs", command, "cifar", continues=True)
 
 
-def absolute(path: str) -> Path:
-    """A path as seen from where the suite was started; its parts run in the repository."""
-    return Path(path).resolve()
-
-
 def state(part: Part, out: Path) -> dict[str, Any]:
     """How a part ended last time; empty if it has not run."""
     path = out / f"{part.name}.json"
@@ -186,6 +181,10 @@ def _wait(process: subprocess.Popen[bytes], limit_s: float, saves: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def absolute(path: str) -> Path:
+        return Path(path).resolve()  # its parts run in the repository
+
     parser.add_argument("--cifar", type=absolute, help="CIFAR-10 as images in class folders")
     parser.add_argument("--photos", type=absolute, help="photos, in class folders or not")
     parser.add_argument("--out", type=absolute, default=HERE / "results" / "gpu")

@@ -76,29 +76,19 @@ class Benchmark:
     passes_flags: bool
 
 
-BENCHMARKS: dict[str, Benchmark] = {}
-"""Those that were imported, by name."""
-
-
 def benchmark(
     *options: Option, windows: int | None = None, seconds: float | None = None, passes_flags: bool = False
-) -> Callable[[Callable[[Session], bool | None]], Callable[[Session], bool | None]]:
+) -> Callable[[Callable[[Session], bool | None]], Benchmark]:
     """Declare a benchmark.
 
     windows, seconds: defaults of ``--windows`` and ``--seconds``; None leaves the option out.  passes_flags: options
     that are not the benchmark's are those of ``sslx pretrain``.
     """
-    extra: list[Option] = []
     if windows is not None:
-        extra.append(option("--windows", type=int, default=windows, help="number of windows that count"))
+        options += (option("--windows", type=int, default=windows, help="number of windows that count"),)
     if seconds is not None:
-        extra.append(option("--seconds", type=float, default=seconds, help="length of a window"))
-
-    def declare(function: Callable[[Session], bool | None]) -> Callable[[Session], bool | None]:
-        BENCHMARKS[function.__module__.removeprefix("bench_")] = Benchmark(function, (*options, *extra), passes_flags)
-        return function
-
-    return declare
+        options += (option("--seconds", type=float, default=seconds, help="length of a window"),)
+    return lambda function: Benchmark(function, options, passes_flags)
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -121,13 +111,9 @@ def main(argv: list[str]) -> int:
         return 0 if not argv or argv[0] in ("-h", "--help") else 64
     name, *rest = argv
     module = import_module(f"bench_{name}")
-    declared = BENCHMARKS[name]
-    parser = argparse.ArgumentParser(
-        f"run.py {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    declared: Benchmark = module.run
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"run.py {name}", None, module.__doc__, formatter_class=raw, allow_abbrev=False)
     for add in declared.options:
         add(parser)
     results = FOLDER / "results" / f"{name}.jsonl"

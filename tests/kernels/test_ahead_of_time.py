@@ -25,7 +25,7 @@ any."""
 def compiled(*options: str) -> list[dict[str, Any]]:
     """What the script prints of each kernel."""
     environ = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    argv = [sys.executable, str(RUNNER), "kernels_sass", "--no-record", "--json", *options]
+    argv = [sys.executable, str(RUNNER), "kernels_sass", "--no-record", *options]
     done = subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=1700, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
