@@ -1,4 +1,4 @@
-"""NT-Xent's Triton kernels as a GPU would be given them, compiled without one: what is launched, and what came out."""
+"""NT-Xent's Triton kernels as they are launched on a GPU, compiled without one, and what the machine code needs."""
 
 import re
 import subprocess
@@ -28,20 +28,20 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with all that Triton compiles it for."""
+    """A kernel with everything that Triton specializes it for."""
 
     name: str
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
     aligned: tuple[int, ...]
-    """Arguments that are multiples of 16: addresses, sizes."""
+    """Positions of arguments (addresses, sizes) that are multiples of 16."""
 
     def __str__(self) -> str:
         return f"{self.name} " + ", ".join(f"{key}={value}" for key, value in self.constants)
 
 
 def launch_of(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> Launch:
-    """What Triton's own launcher makes of the arguments."""
+    """The specialization that Triton's launcher derives from the arguments."""
     signature: dict[str, str] = {}
     fixed, aligned = dict(constants), list[int]()
     for at, name in enumerate(kernel.arg_names):
@@ -62,12 +62,12 @@ def launch_of(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]
 
 @contextmanager
 def recorded(capability: int) -> Generator[list[Launch]]:
-    """What ``fused`` launches inside, on a GPU of this capability (90 for sm_90), of which there need be none."""
-    found: list[Launch] = []
+    """Record what ``fused`` launches within it, as on a GPU of this capability (90 for sm_90), without one."""
+    launches: list[Launch] = []
 
     def record(kernel: Any, grid: tuple[int, ...], x: Tensor, *rest: Any, **constants: Any) -> None:
         assert all(0 < n < limit for n, limit in zip(grid, (2**31, 2**16), strict=False)), (kernel, grid)
-        found.append(launch_of(kernel, (x, *rest), constants))
+        launches.append(launch_of(kernel, (x, *rest), constants))
 
     def generation(device: torch.device) -> int:  # noqa: ARG001
         return capability // 10
@@ -76,13 +76,13 @@ def recorded(capability: int) -> Generator[list[Launch]]:
     fused.launch, fused.generation = record, generation
     try:
         with FakeTensorMode():
-            yield found
+            yield launches
     finally:
         fused.launch, fused.generation = before
 
 
 def simclr(batch_size: int, dim: int, temperature: float) -> None:
-    """SimCLR's loss and its backward, by the operators' own code, on fake tensors."""
+    """Run SimCLR's loss and its backward pass on fake tensors, by the operators' own code."""
     losses: Any = sys.modules[sslx.losses.nt_xent.__module__]
     z1, z2 = (torch.empty(batch_size, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     t, one = torch.full((), temperature, device="cuda"), torch.ones((), device="cuda")
@@ -91,41 +91,43 @@ def simclr(batch_size: int, dim: int, temperature: float) -> None:
 
 
 def two_sets(num_rows: int, num_columns: int, dim: int, shift_free: bool) -> None:
-    """Rows against other columns, with their gradient: InfoNCE, and what comes from other ranks."""
+    """Run rows against other columns, with their gradient: InfoNCE, and rows of other ranks."""
     rows, columns = (torch.empty(n, dim, device="cuda", dtype=torch.float16) for n in (num_rows, num_columns))
     index = torch.empty(num_rows, device="cuda", dtype=torch.int64)
     t, one = torch.full((), 0.1, device="cuda"), torch.ones((), device="cuda")
     op: Any = sys.modules["sslx_kernels.nt_xent.op"]
     _, *saved = op.forward._init_fn(rows, columns, index, index, t, shift_free, "fused")
     op.backward._init_fn(one, *saved, index, index, t, shift_free, "fused", True, True)
-    own, theirs = fused.prepare(rows), fused.received(columns)
+    own, remote = fused.prepare(rows), fused.received(columns)
     none: Skip = ()
-    sums = [fused.sums(own, None, None, t, shift_free), fused.sums(own, theirs, none, t, shift_free)]
+    sums = [fused.sums(own, None, None, t, shift_free), fused.sums(own, remote, none, t, shift_free)]
     _, kept, missed = fused.finish(own, None, None, sums, t, shift_free)
-    blocks = [Block(None, None), Block(Rows(*theirs), none, torch.empty(num_columns, device="cuda"))]
+    blocks = [Block(None, None), Block(Rows(*remote), none, torch.empty(num_columns, device="cuda"))]
     fused.gradient(own, blocks, kept, missed, one, t, shift_free)
 
 
 def compiled(launch: Launch, capability: int) -> tuple[bytes, int]:
-    """(the machine code for sm_``capability``, bytes of shared memory of a block)."""
+    """The machine code for sm_``capability``, and the bytes of shared memory per block."""
     kernel, constants = getattr(fused.triton_kernels, launch.name), dict(launch.constants)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
     attributes = {(at,): [["tt.divisibility", 16]] for at in launch.aligned}
     source = ASTSource(fn=kernel, signature=dict(launch.signature), constexprs=constants, attrs=attributes)
-    done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return done.asm["cubin"], done.metadata.shared
+    kernel_code = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return kernel_code.asm["cubin"], kernel_code.metadata.shared
 
 
 def usage(cubin: Path) -> dict[str, int]:
-    """Registers, stack and local memory of the one kernel, by the cuobjdump that Triton brings."""
+    """Registers, stack and local memory of the kernel, by the cuobjdump that comes with Triton."""
     argv = [TOOLS / "cuobjdump", "--dump-resource-usage", cubin]
-    told = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
+    output = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", output)}
 
 
 def inner_loop(cubin: Path) -> int:
-    """Instructions that a thread runs for a tile, in the innermost loop with a matrix product: those of the shortest
-    way through it, which is that of the tiles that need no mask.  0 where there is no such loop."""
+    """Instructions of a thread per tile: those on the shortest path through the innermost loop with a matrix product.
+
+    The shortest path is that of tiles that need no mask.  0 if there is no such loop.
+    """
     text = subprocess.run([TOOLS / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True).stdout
     labels, code = dict[str, int](), list[str]()
     for line in text.splitlines():

@@ -1,14 +1,15 @@
-"""Whether this tree is as fast as another commit: both take turns, window after window, each in processes of its own.
+"""Whether this checkout is as fast as another commit: both take turns, window after window, in processes of their own.
 
-    python benchmarks/bench_against.py COMMIT --root FOLDER_OF_SMALL_IMAGES [--photos FOLDER_OF_PHOTOS]
+    python benchmarks/run.py against COMMIT --root CIFAR10/train [--photos FOLDER_OF_PHOTOS]
 
-The loader of each tree makes batches, with nothing beside it.  The step is that of a whole run, as `sslx pretrain`
-takes it: loader, finite checks, what ranks tell each other, log lines; each window is 20 steps of a run that stays up
-and waits while it is the other one's turn.  Fails where this tree is slower by more than 2 % and more than the spread.
+Three kinds of cases.  "step alone", "loader alone" and "end to end" are the arms of ``run.py step`` on the recipe
+``simclr_cifar10_cpu``.  "loader, ..." are the loader's backends at 32 px and, with --photos, at 224 px.  "run, ..." are
+whole runs of ``sslx pretrain`` on one and two ranks, with finite checks, log lines and what the ranks tell each other.
+A process stays up and waits while the other tree has its turn, so only one of them computes at any time.  Options that
+have been renamed since the other commit are translated (``images.OLD_FLAGS``).  Records one line with the summary of
+the ratios of each case.  Fails if a case is slower by more than 2 % and by more than the spread of its ratios.
 """
 
-import argparse
-import os
 import socket
 import subprocess
 import sys
@@ -16,161 +17,168 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from sslx.bench import measure
+import images
+import other_tree
+import torch
+from harness import Record, Session, benchmark, option
 
-HERE = Path(__file__).parents[1]
-RESULTS = HERE / "benchmarks" / "results" / "against.jsonl"
-ALLOWED = 0.02
-LOADER = """
-import sys, time
-from sslx import config, distributed
-from sslx.train.build import build
-settings = config.load(sys.argv[1:])
-loader = build(settings, distributed.init("cpu"), lambda _: None).loader
-for _ in range(3):
-    next(loader)
+from sslx.bench import measure
+from sslx.machine import cores
+
+MAX_SLOWDOWN = 0.02
+WORKLOAD = f"""{other_tree.PRELUDE}
+try:
+    from sslx.bench import advice
+except ImportError:
+    from sslx import bench as advice
+settings = config.load(flags)
+Workload = getattr(advice, "Workload", None) or advice.Recipe
+workload = Workload(settings, distributed.init("cpu"), float(os.environ["WINDOW_S"]))
+arms = workload.arms()
 for line in sys.stdin:
-    start = time.perf_counter()
-    for _ in range(int(line)):
-        next(loader)
-    print(int(line) * settings.batch_size / (time.perf_counter() - start), flush=True)
+    rate = arms[line.strip()]()
+    workload.parts.loader.close()  # otherwise its threads fill their queues in the other tree's turn
+    print(rate, flush=True)
 """
-SMALL = "--encoder.layers 1 1 1 1 --encoder.channels 8 16 32 64 --online.every 0 --device cpu --precision fp32".split()
-RUN = """
-import os, sys, time
-from sslx import cli
+RUN = f"""{other_tree.PRELUDE}
 from sslx.train import pretrain as loop
 train_step, steps, began = loop.train_step, 0, 0.0
-def in_windows(*given):
+def step_in_windows(*arguments):
     global steps, began
-    if steps % 20 == 0:
+    if time.perf_counter() - began > float(os.environ["WINDOW_S"]):
         if steps:
-            print(20 * 64 / (time.perf_counter() - began), flush=True)
+            print(steps * 64 / (time.perf_counter() - began), flush=True)
         sys.stdin.readline()
-        began = time.perf_counter()
+        steps, began = 0, time.perf_counter()
     steps += 1
-    return train_step(*given)
+    return train_step(*arguments)
 if os.environ["RANK"] == "0":
-    loop.train_step = in_windows
-sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
+    loop.train_step = step_in_windows
+sys.exit(cli.main(["pretrain", *flags]))
 """
+CPU = "--device cpu --precision fp32 --online.every 0".split()
+SMALL = "--encoder.layers 1 1 1 1 --encoder.channels 8 16 32 64".split()
 RUN_FLAGS = (
-    "--source.name digits --batch-size 64 --steps 1000000 --encoder.layers 1 1 1 1 --encoder.channels 16 16 32 64 "
-    "--optim.name sgd --device cpu --precision fp32 --log.every 5 --checkpoint.every 0"
+    "--batch-size 64 --steps 1000000 --encoder.layers 1 1 1 1 --encoder.channels 16 16 32 64 --optim.name sgd "
+    "--log.every 5 --checkpoint.every 0"
 ).split()
+Case = Callable[[ExitStack, Path], Callable[[], float]]
+"""Starts processes of a tree; returns a window that measures samples/s."""
 
 
 def start(
-    stack: ExitStack, tree: Path, code: str, threads: int, flags: list[str], **environ: str
+    stack: ExitStack, tree: Path, program: str, flags: list[str], threads: int, **environ: str
 ) -> subprocess.Popen[str]:
-    """A process with the code of ``tree``: its current folder, which is the first of all places to import from."""
+    """Start a process with the code of ``tree``: its working directory, which comes first in ``sys.path``."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *flags],
+        [sys.executable, "-c", program, *flags],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=tree,
-        env=os.environ | {"PYTHONPATH": f"{tree}:{tree / 'kernels'}", "OMP_NUM_THREADS": str(threads)} | environ,
+        env=other_tree.environ(tree, threads) | environ,
     )
     stack.callback(process.wait)
     stack.callback(process.kill)
     return process
 
 
-def loader(stack: ExitStack, tree: Path, batches: int, flags: list[str]) -> Callable[[], float]:
-    """Samples a second of a process that stays up and makes batches when it is asked to."""
-    return windows(start(stack, tree, LOADER, 1, [*SMALL, *flags]), str(batches))
-
-
-def run(stack: ExitStack, tree: Path, ranks: int) -> Callable[[], float]:
-    """Samples a second of a run of so many ranks."""
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    threads = max(1, measure.stamp()["cores"] // ranks)
-    processes = [
-        start(stack, tree, RUN, threads, [*RUN_FLAGS, "--runs", folder], RANK=str(rank), LOCAL_RANK=str(rank), **shared)
-        for rank in range(ranks)
-    ]
-    for other in processes[1:]:
-        assert other.stdout
-        threading.Thread(target=other.stdout.read, daemon=True).start()
-    return windows(processes[0], "go")
-
-
-def windows(process: subprocess.Popen[str], word: str) -> Callable[[], float]:
-    """What a process answers each time that it gets the word: a number alone on a line, among others that it prints."""
+def window(process: subprocess.Popen[str], word: str) -> Callable[[], float]:
+    """A window that sends a word and waits for the answer: a line with a number, among other lines."""
     assert process.stdin
     assert process.stdout
-    given, said = process.stdin, process.stdout
+    stdin, stdout = process.stdin, process.stdout
 
-    def window() -> float:
-        given.write(f"{word}\n")
-        given.flush()
-        while line := said.readline():
+    def rate() -> float:
+        stdin.write(f"{word}\n")
+        stdin.flush()
+        while line := stdout.readline():
             try:
                 return float(line)
             except ValueError:
                 continue
         raise SystemExit(f"a process ended with {process.wait()}: {process.args}")
 
-    return window
+    return rate
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("commit", help="what to compare with")
-    parser.add_argument("--root", type=Path, required=True, help="class folders of images of 32 px")
-    parser.add_argument("--photos", type=Path, help="a folder of photos")
-    parser.add_argument("--windows", type=int, default=measure.WINDOWS)
-    parser.add_argument("--only", help="measure what has this word in its name")
-    args = parser.parse_args()
-    found: dict[str, str] = {}
-    for root in filter(None, (args.root, args.photos)):  # both trees read the same files in the same order: the first
-        for path in root.rglob("*.*"):  # one would find them on the disk, and the other one in memory
+def arm(name: str, flags: list[str], threads: int, seconds: float, stack: ExitStack, tree: Path) -> Callable[[], float]:
+    """An arm of a workload."""
+    return window(start(stack, tree, WORKLOAD, [*flags, *CPU], threads, WINDOW_S=str(seconds)), name)
+
+
+def whole_run(ranks: int, seconds: float, stack: ExitStack, tree: Path) -> Callable[[], float]:
+    """A run of ``sslx pretrain`` on several ranks."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        environ = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    flags = [*images.flags("digits"), *RUN_FLAGS, *CPU, "--runs", folder]
+    threads = max(1, cores.allowed() // ranks)
+    processes = [
+        start(stack, tree, RUN, flags, threads, RANK=str(rank), LOCAL_RANK=str(rank), WINDOW_S=str(seconds), **environ)
+        for rank in range(ranks)
+    ]
+    for other in processes[1:]:
+        assert other.stdout
+        threading.Thread(target=other.stdout.read, daemon=True).start()
+    return window(processes[0], "go")
+
+
+def cases(root: Path, photos: Path | None, seconds: float) -> dict[str, Case]:
+    """All cases by name."""
+    recipe = ["simclr_cifar10_cpu", *images.flags("folder", root)]
+    all_cases: dict[str, Case] = {
+        name: partial(arm, name, recipe, cores.allowed(), seconds)
+        for name in ("step alone", "loader alone", "end to end")
+    }
+    small = [*images.flags("folder", root), *SMALL, *"--data.size 32 --batch-size 256".split()]
+    for backend, threads in (("dali", "1"), ("dali", "2"), ("torchvision", "2"), ("resident", "1")):
+        flags = [*small, "--data.backend", backend, "--data.threads", threads]
+        all_cases[f"loader, {backend}, {threads} thread(s), 32 px"] = partial(arm, "loader alone", flags, 1, seconds)
+    if photos:
+        flags = [*images.flags("folder", photos), *SMALL, *"--data.size 224 --batch-size 32".split()]
+        flags += ["--data.backend", "dali", "--data.threads", "2"]
+        all_cases["loader, dali, 2 threads, photos at 224 px"] = partial(arm, "loader alone", flags, 1, seconds)
+    for ranks in (1, 2):
+        all_cases[f"run, {ranks} rank(s)"] = partial(whole_run, ranks, seconds)
+    return all_cases
+
+
+@benchmark(
+    option("commit", help="the commit to compare with"),
+    option("--root", type=Path, required=True, help="images of 32 px in class folders"),
+    option("--photos", type=Path, help="folder of photos"),
+    option("--only", default="", help="measure only the cases with this text in their names"),
+    windows=30,
+    seconds=1.0,
+)
+def run(session: Session) -> bool:
+    options, figures = session.options, dict[str, Record]()
+    noise = measure.warn_of_noise(torch.device("cpu"), print)
+    for root in filter(None, (options.root, options.photos)):
+        for path in root.rglob("*.*"):  # into the page cache: otherwise the first tree would read from the disk
             path.read_bytes()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        old = folder / "old"
-        subprocess.run(["git", "-C", HERE, "worktree", "add", "--detach", "--quiet", old, args.commit], check=True)
-        stack.callback(subprocess.run, ["git", "-C", HERE, "worktree", "remove", "--force", old], check=False)
-        images = ["--source.name", "folder", "--source.root", str(args.root)]
-        cases: dict[str, Callable[[ExitStack, Path], Callable[[], float]]] = {}
-        for backend, threads in (("dali", 1), ("dali", 2), ("torchvision", 2), ("resident", 1)):
-            flags = [*images, "--data.size", "32", "--batch-size", "256"]
-            flags += ["--data.backend", backend, "--data.threads", str(threads)]
-            cases[f"loader, {backend}, {threads} threads, 32 px"] = lambda up, tree, flags=flags: loader(
-                up, tree, 20, flags
-            )
-        if args.photos:
-            flags = ["--source.name", "folder", "--source.root", str(args.photos), "--data.size", "224"]
-            flags += ["--batch-size", "32", "--data.backend", "dali", "--data.threads", "2"]
-            cases["loader, dali, 2 threads, photos at 224 px"] = lambda up, tree, flags=flags: loader(
-                up, tree, 6, flags
-            )
-        for ranks in (1, 2):
-            cases[f"run, {ranks} ranks"] = lambda up, tree, ranks=ranks: run(up, tree, ranks)
-        for name, case in cases.items():
-            if args.only and args.only not in name:
+    slow: list[str] = []
+    with other_tree.checkout(options.commit) as other:
+        for name, case in cases(options.root, options.photos, options.seconds).items():
+            if options.only not in name:
                 continue
-            with ExitStack() as up:
-                rates = measure.take_turns({"this": case(up, HERE), "other": case(up, old)}, args.windows)
-            ratios = measure.spread([a / b for a, b in zip(rates["this"], rates["other"], strict=True)])
-            this, other = (measure.spread(rates[tree]) for tree in ("this", "other"))
-            slow = ratios["median"] < 1 - ALLOWED and ratios["p80"] < 1
-            found[name] = "SLOWER" if slow else "ok"
+            with ExitStack() as stack:
+                arms = {"this": case(stack, other_tree.HERE), "other": case(stack, other)}
+                rates = measure.take_turns(arms, options.windows)
+            ratio = measure.summarize([a / b for a, b in zip(rates["this"], rates["other"], strict=True)])
+            figures[name] = {"ratio": ratio, **{tree: measure.summarize(values) for tree, values in rates.items()}}
+            if ratio["median"] < 1 - MAX_SLOWDOWN and ratio["p80"] < 1:
+                slow.append(name)
             print(
-                f"{name}: {this['median']:,.0f} samples/s, {other['median']:,.0f} at {args.commit}: "
-                f"{ratios['median']:.3f} times (p20 {ratios['p20']:.3f}, p80 {ratios['p80']:.3f}) {found[name]}",
+                f"{name}: {measure.text(figures[name]['this'])} samples/s, at {options.commit} "
+                f"{measure.text(figures[name]['other'])}: ratio {measure.text(ratio, 3)}"
+                f"{' SLOWER' if name in slow else ''}",
                 flush=True,
             )
-            record = {"benchmark": "against", "what": name, "other_commit": args.commit, "ratio": ratios}
-            measure.append(RESULTS, {**record, "this": this, "other": other})
-    return 1 if "SLOWER" in found.values() else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    session.record(other_commit=options.commit, window_s=options.seconds, noise=noise, cases=figures)
+    return not slow

@@ -1,20 +1,21 @@
-"""What it costs that a step and a checkpoint are checked for finite numbers, beside the step and the save themselves.
+"""Cost of checking a step and a checkpoint for numbers that are not finite, beside the step and the save themselves.
 
-    python benchmarks/bench_finite.py
+    python benchmarks/run.py finite
 
-A ResNet-18 at 32 px by default; other flags are those of ``sslx pretrain``.  In turns, in one process: the step as
-``sslx pretrain`` takes it; what of it is the check (norms of the gradients, agreement, a copy of the buffers and their
-return, the masked metrics, the verdict read by the host); the update by the optimizer; a save; what of it is the check.
+The default is a ResNet-18 at 32 px; other options are those of ``sslx pretrain``.  In turns, in one process: the step
+of ``sslx pretrain``; the check in it (norms of the gradients, agreement of the ranks, a copy of the buffers and their
+return, the masked metrics, the verdict that the host reads); the optimizer's update; a save; the check in it.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import images
 import torch
+from harness import Session, benchmark
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslx import config, distributed, optim
@@ -25,15 +26,15 @@ from sslx.train import finite
 from sslx.train.build import build
 from sslx.train.step import train_step
 
-RESULTS = Path(__file__).parent / "results" / "finite.jsonl"
-DEFAULTS = (
-    "--source.name digits --data.size 32 --data.backend synthetic --encoder.name resnet18 --batch-size 128 "
-    "--optim.name sgd --precision fp32"
-).split()
+DEFAULTS = [
+    *images.flags("digits"),
+    *"--data.size 32 --data.backend synthetic --encoder.name resnet18 --batch-size 128".split(),
+    *"--optim.name sgd --precision fp32".split(),
+]
 
 
 class Operators(TorchDispatchMode):
-    """Counts what is called: on a GPU a kernel or a few each."""
+    """Counts operators, each of which launches one kernel or a few on a GPU."""
 
     count = 0
 
@@ -42,13 +43,9 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=measure.WINDOWS)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a window")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args, flags = parser.parse_known_args()
-    settings = config.load([*DEFAULTS, *flags])
+@benchmark(windows=measure.WINDOWS, seconds=1.0, passes_flags=True)
+def run(session: Session) -> None:
+    settings = config.load([*DEFAULTS, *session.flags])
     ranks = distributed.init(settings.device)
     parts = build(settings, ranks, lambda _: None)
     replace(parts.plan.schedule, peak_lr=0.0).apply(parts.optimizer, 0.0)
@@ -63,7 +60,7 @@ def main() -> None:
         parts.method.progress.masked_fill_(~taken, 1.0)
         finite.counted(metrics)
         flags = torch.stack([metrics["taken"].double(), metrics["loss"].double()])
-        if ranks.device.type == "cpu":  # a GPU's are read where the host waits for it anyway
+        if ranks.device.type == "cpu":  # the host reads those of a GPU where it waits anyway
             flags.tolist()
 
     def state() -> dict[str, object]:
@@ -77,28 +74,21 @@ def main() -> None:
             "save": lambda: checkpoint.save(Path(folder), 1, state(), 1),
             "check of a save": lambda: not_finite(state()),
         }
-        arms = {name: measure.window(call, ranks.device, args.seconds) for name, call in calls.items()}
-        rates = measure.take_turns(arms, args.windows)
+        arms = {name: measure.rate_window(call, ranks.device, session.options.seconds) for name, call in calls.items()}
+        rates = measure.take_turns(arms, session.options.windows)
     with Operators() as operators:
         check()
-    seconds = {name: measure.spread([1 / rate for rate in values]) for name, values in rates.items()}
+    seconds = {name: measure.summarize([1 / rate for rate in values]) for name, values in rates.items()}
     shares = {
-        part: measure.spread([a / b for a, b in zip(rates[whole], rates[part], strict=True)])
+        part: measure.summarize([a / b for a, b in zip(rates[whole], rates[part], strict=True)])
         for part, whole in (("check of a step", "step"), ("update", "step"), ("check of a save", "save"))
     }
-    for name, found in seconds.items():
+    for name, summary in seconds.items():
         share = f"  {100 * shares[name]['median']:.2f} %" if name in shares else ""
-        print(
-            f"{name:16} {1e3 * found['median']:9.2f} ms ({1e3 * found['p20']:.2f} to {1e3 * found['p80']:.2f}){share}"
-        )
+        print(f"{name:16} {measure.text(summary, 2, scale=1e3)} ms{share}")
     print(f"{operators.count} operators in the check of a step")
-    record = {"benchmark": "finite", "encoder": settings.encoder.name, "batch_size": settings.batch_size}
-    record |= {"size_px": batches[0].views[0].shape[-1], "optimizer": settings.optim.name, "seconds": seconds}
-    record |= {"device": ranks.device.type, "threads": torch.get_num_threads(), "operators": operators.count}
-    measure.append(args.results, {**record, "shares": shares})
+    session.record(encoder=settings.encoder.name, batch_size=settings.batch_size, seconds=seconds, shares=shares,
+                   size_px=batches[0].views[0].shape[-1], optimizer=settings.optim.name, device=ranks.device.type,
+                   threads=torch.get_num_threads(), operators=operators.count)  # fmt: skip
     parts.loader.close()
     distributed.shutdown()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,23 +1,25 @@
-"""What one rank's host has to do in a step of SimCLR on CIFAR-10 from memory, on one core: 512 samples, ResNet-18.
+"""CPU time of one rank's host in a step of SimCLR on CIFAR-10 from memory, on one core: 512 samples, ResNet-18.
 
-    python benchmarks/bench_host.py
+    python benchmarks/run.py host
 
-Needs no GPU.  Thread CPU time on one core, of two parts in turns:
-- the loader's: order, draws, boxes, filters' and colors' parameters, labels, and all of it packed for one copy;
-- the step's: Python and the dispatch of every operator, forward, backward, optimizer, checks and metrics, not compiled,
-  on a copy of the method with 8 channels and 8 px, where the operators themselves take next to nothing.
-To these come the launches, counted on fake CUDA tensors (``fake_step``), at ``LAUNCH_US`` each: a model, not measured.
+Needs no GPU.  Two parts take turns, in thread CPU time on one core:
+- the loader: order, draws, boxes, parameters of filters and colors, labels, and packing all of it for one copy;
+- the step: Python and the dispatch of every operator, forward, backward, optimizer, checks and metrics, uncompiled, on
+  a copy of the method with 8 channels and 8 px, where the operators themselves take almost no time.
+Launches, counted on fake CUDA tensors (``fake_step``), are added at ``LAUNCH_US`` each: that part is a model.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import fake_step
+import images
 import numpy as np
 import torch
+from harness import Session, benchmark, option
 
 from sslx import config, data, distributed
 from sslx.bench import measure
@@ -32,16 +34,15 @@ from sslx.train import finite
 from sslx.train.build import build
 from sslx.train.step import train_step
 
-RESULTS = Path(__file__).parent / "results" / "host.jsonl"
 LAUNCH_US = 3.0
-"""Of the driver, for a kernel, beyond what PyTorch's dispatch takes on a CPU too: an assumption."""
+"""Assumed time of the driver per kernel, beyond that of PyTorch's dispatch."""
 GOAL_MS = 12.0
 SAMPLES, SIDE = 512, 32
-SMALL = "--source.name synthetic --data.size 8 --data.backend resident --batch-size 2 --device cpu --precision fp32"
+SMALL = "--data.size 8 --data.backend resident --batch-size 2 --device cpu --precision fp32"
 
 
 def loader_part() -> Callable[[], object]:
-    """One batch's work on the host, as ``Resident`` does it for a GPU, up to the copy."""
+    """A call that prepares one batch on the host, as ``Resident`` does for a GPU, up to the copy."""
     settings = config.load(["simclr_cifar10", "--device", "cuda"], gpu=True)
     specs = fake_step.specs_of(settings, SIDE)
     pixels = np.random.default_rng().integers(0, 256, (4 * SAMPLES, SIDE, SIDE, 3), dtype=np.uint8)
@@ -68,14 +69,14 @@ def loader_part() -> Callable[[], object]:
 
 
 def step_part() -> Callable[[], object]:
-    """One step's Python and dispatch."""
+    """A call that takes one tiny step."""
     narrow = [f"--encoder.{name}" for name in ("layers", "channels")]
-    flags = ["simclr_cifar10", *SMALL.split(), narrow[0], *"2222", narrow[1], *"8888"]
+    flags = ["simclr_cifar10", *images.flags("synthetic"), *SMALL.split(), narrow[0], *"2222", narrow[1], *"8888"]
     settings = config.load([*flags, "--method.hidden-dim", "8", "--method.projection-dim", "8"])
     parts = build(settings, distributed.init("cpu"), lambda _: None)
     batches, meter = [next(parts.loader)], log.Meter()
     schedule = replace(parts.plan.schedule, peak_lr=1e-6)
-    watch = finite.Watch(0, Path("nowhere"), torch.device("cpu"), str)  # never asked, as in most steps on a GPU
+    watch = finite.Watch(0, Path("nowhere"), torch.device("cpu"), str)  # not read, as in most steps on a GPU
 
     def step() -> None:
         schedule.apply(parts.optimizer, 0.5)
@@ -87,38 +88,27 @@ def step_part() -> Callable[[], object]:
 
 
 def cpu_ms(work: Callable[[], object], number: int) -> float:
-    """Thread CPU time of one call."""
+    """Thread CPU time of one call, in milliseconds."""
     start = time.thread_time()
     for _ in range(number):
         work()
     return 1e3 * (time.thread_time() - start) / number
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=measure.WINDOWS)
-    parser.add_argument("--calls", type=int, default=20, help="of a window")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+@benchmark(option("--calls", type=int, default=20, help="number of calls in a window"), windows=measure.WINDOWS)
+def run(session: Session) -> None:
+    options = session.options
     torch.set_num_threads(1)
     settings = config.load(["simclr_cifar10", "--device", "cuda"], gpu=True)
     launches = fake_step.counts(settings, SIDE, SAMPLES).launches
     works = {"loader": loader_part(), "step": step_part()}
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for window in range(args.windows + 1):  # the first warms up
-        for name, work in works.items():
-            found = cpu_ms(work, args.calls)
-            times[name] += [found] * (window > 0)
-    spreads = {name: measure.spread(values) for name, values in times.items()}
+    arms = {name: partial(cpu_ms, work, options.calls) for name, work in works.items()}
+    ms = {name: measure.summarize(values) for name, values in measure.take_turns(arms, options.windows).items()}
     launch_ms = launches * LAUNCH_US / 1e3
-    total = launch_ms + sum(found["median"] for found in spreads.values())
+    total_ms = launch_ms + ms["loader"]["median"] + ms["step"]["median"]
     print(
-        f"loader {spreads['loader']['median']:.1f} ms, step {spreads['step']['median']:.1f} ms, {launches} launches at "
-        f"{LAUNCH_US:g} us: {launch_ms:.1f} ms; together {total:.1f} ms a step (goal: {GOAL_MS:g})"
+        f"loader {ms['loader']['median']:.1f} ms, step {ms['step']['median']:.1f} ms, {launches} launches at "
+        f"{LAUNCH_US:g} us: {launch_ms:.1f} ms; together {total_ms:.1f} ms per step (goal: {GOAL_MS:g} ms)"
     )
-    record = {"loader_ms": spreads["loader"], "step_ms": spreads["step"], "launches": launches, "launch_us": LAUNCH_US}
-    measure.append(args.results, {"benchmark": "host", "samples": SAMPLES, **record, "total_ms": total})
-
-
-if __name__ == "__main__":
-    main()
+    session.record(samples=SAMPLES, loader_ms=ms["loader"], step_ms=ms["step"], launches=launches,
+                   launch_us=LAUNCH_US, total_ms=total_ms)  # fmt: skip

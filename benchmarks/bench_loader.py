@@ -1,13 +1,12 @@
 """Loader throughput: DALI, torchvision v2 and lightly make SimCLR's two views of the same files, in turns.
 
-    python benchmarks/bench_loader.py --root DIR --size 224      (ImageNet recipe)
-    python benchmarks/bench_loader.py --root DIR --size 32       (CIFAR recipe: no blur, half the jitter)
+    python benchmarks/run.py loader --root DIR --size 224      (ImageNet recipe)
+    python benchmarks/run.py loader --root DIR --size 32       (CIFAR recipe: no blur, half the jitter)
 
-Each peer runs at its fastest setting: torchvision v2 and lightly in as many worker processes as there are cores,
-each tried on PIL images and on tensors, the faster one kept.  Output for all: two float32 views a sample.
+Each peer runs at its fastest setting: torchvision v2 and lightly use one worker process per core and run on PIL images
+and on tensors, of which the faster counts.  All of them return two float32 views per sample.
 """
 
-import argparse
 import gc
 import time
 import warnings
@@ -16,7 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import images
 import torch
+from harness import Session, benchmark, option
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
@@ -26,17 +27,15 @@ from sslx import data
 from sslx.bench import measure
 from sslx.data import sources
 from sslx.data.sources import folder
-from sslx.data.sources.listing import Listing
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, Augment, ViewSpec
 from sslx.distributed import Ranks
 from sslx.machine import cores
 
-RESULTS = Path(__file__).parent / "results" / "loader.jsonl"
 CIFAR = Augment(min_scale=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
 
 
 class Files(Dataset[Any]):
-    """Files through a transform; ``tensors`` decodes with torchvision, otherwise PIL does."""
+    """Image files through a transform, decoded by torchvision (``tensors``) or by PIL."""
 
     def __init__(self, paths: list[str], transform: Callable[[Any], Any], tensors: bool, repeat: int) -> None:
         self.paths, self.transform, self.tensors, self.repeat = paths, transform, tensors, repeat
@@ -52,7 +51,7 @@ class Files(Dataset[Any]):
 
 
 class Twice:
-    """Two views by one transform."""
+    """Two views by the same transform."""
 
     def __init__(self, transform: Callable[[Any], Any]) -> None:
         self.transform = transform
@@ -62,7 +61,7 @@ class Twice:
 
 
 def torchvision_recipe(size: int, augment: Augment) -> Twice:
-    """SimCLR's recipe by torchvision v2, as its documentation writes it."""
+    """SimCLR's recipe in torchvision v2, as in its documentation."""
     a = augment
     jitter = v2.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue)
     window = size // 20 * 2 + 1
@@ -80,7 +79,7 @@ def torchvision_recipe(size: int, augment: Augment) -> Twice:
 
 
 def torchvision_on_pil(size: int, augment: Augment) -> Twice:
-    """The same on PIL images, which resize and jitter faster when small."""
+    """The same on PIL images, which are faster to resize and jitter when they are small."""
     compose = torchvision_recipe(size, augment).transform
     assert isinstance(compose, v2.Compose)
     first, *rest = compose.transforms
@@ -88,9 +87,9 @@ def torchvision_on_pil(size: int, augment: Augment) -> Twice:
 
 
 def lightly_recipe(size: int, augment: Augment) -> Callable[[Any], Any]:
-    """lightly's own SimCLRTransform at the same strengths."""
-    warnings.filterwarnings("ignore", "The function `to_tensor")  # torchvision says so in every worker
-    simclr = import_module("lightly.transforms.simclr_transform")  # in the bench extra, which type checks do without
+    """lightly's own SimCLRTransform with the same strengths."""
+    warnings.filterwarnings("ignore", "The function `to_tensor")  # every worker repeats it
+    simclr = import_module("lightly.transforms.simclr_transform")  # the type checker runs without the extra [bench]
     return simclr.SimCLRTransform(
         input_size=size,
         cj_strength=augment.brightness / 0.8,
@@ -100,10 +99,10 @@ def lightly_recipe(size: int, augment: Augment) -> Callable[[Any], Any]:
 
 
 def timed(make: Callable[[], Iterator[Any]], batch_size: int, seconds: float) -> Callable[[], float]:
-    """A window: samples/s over at least ``seconds``, by an iterator of its own.
+    """A window that measures samples/s over at least ``seconds``, with an iterator of its own.
 
-    It is gone before the next arm's turn: workers left alive would go on filling their queues on the cores that
-    the next one is measured on.  What was prefetched during the start is used up before the clock runs.
+    The iterator is deleted before the next arm's turn, because live workers would keep filling their queues on the
+    cores that the next arm needs.  Batches prefetched during the start are used up before the clock starts.
     """
 
     def window() -> float:
@@ -114,10 +113,10 @@ def timed(make: Callable[[], Iterator[Any]], batch_size: int, seconds: float) ->
         while time.perf_counter() - start < seconds:
             next(batches)
             samples += batch_size
-        found = samples / (time.perf_counter() - start)
+        rate = samples / (time.perf_counter() - start)
         del batches
         gc.collect()
-        return found
+        return rate
 
     return window
 
@@ -125,13 +124,13 @@ def timed(make: Callable[[], Iterator[Any]], batch_size: int, seconds: float) ->
 def peers(
     paths: list[str], size: int, augment: Augment, batch_size: int, workers: int
 ) -> dict[str, Callable[[], Iterator[Any]]]:
-    """What makes the batch iterators of every peer in every setting."""
+    """For each peer and setting, a function that starts an iterator of batches."""
 
     def loader(transform: Callable[[Any], Any], tensors: bool) -> Callable[[], Iterator[Any]]:
         repeat = max(1, 256 * batch_size // len(paths))
         dataset = Files(paths, transform, tensors, repeat)
-        made: DataLoader[Any] = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
-        return lambda: iter(made)
+        batches: DataLoader[Any] = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
+        return lambda: iter(batches)
 
     return {
         "torchvision v2 on tensors": loader(torchvision_recipe(size, augment), True),
@@ -141,9 +140,9 @@ def peers(
     }
 
 
-def ours(root: Path, size: int, augment: Augment, batch_size: int, backend: str, threads: int) -> Iterator[Any]:
-    """sslx's own loader."""
-    settings = data.Config(size=size, backend=backend, threads=threads)  # pyright: ignore[reportArgumentType]
+def dali(root: Path, size: int, augment: Augment, batch_size: int, threads: int) -> Iterator[Any]:
+    """The loader of sslx."""
+    settings = data.Config(size=size, backend="dali", threads=threads)
     return data.training(
         settings,
         sources.build(folder.Config(root=root), "pretrain"),
@@ -155,43 +154,30 @@ def ours(root: Path, size: int, augment: Augment, batch_size: int, backend: str,
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder of images")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=0, help="default: 256 at 32 px, 64 at 224")
-    parser.add_argument("--windows", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of a window")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--no-record", action="store_true", help="print only")
-    args = parser.parse_args()
+@benchmark(
+    option("--root", type=Path, required=True, help="folder of images"),
+    option("--size", type=int, default=224, help="side of the views, in pixels"),
+    option("--batch-size", type=int, default=0, help="default: 256 up to 64 px, otherwise 64"),
+    windows=5,
+    seconds=8.0,
+)
+def run(session: Session) -> None:
+    options = session.options
     torch.set_num_threads(1)
-    augment = CIFAR if args.size <= 64 else Augment()
-    batch_size = args.batch_size or (256 if args.size <= 64 else 64)
+    augment = CIFAR if options.size <= 64 else Augment()
+    batch_size = options.batch_size or (256 if options.size <= 64 else 64)
     num_cores = cores.allowed()
-    paths = sorted(Listing(args.root))
-    makers = {"sslx DALI": lambda: ours(args.root, args.size, augment, batch_size, "dali", num_cores)}
-    makers |= peers(paths, args.size, augment, batch_size, num_cores)
-    arms = {name: timed(make, batch_size, args.seconds) for name, make in makers.items()}
-    found = {name: measure.spread(values) for name, values in measure.take_turns(arms, args.windows).items()}
-    best = {
-        kind: max(figures["median"] for name, figures in found.items() if name.startswith(kind))
-        for kind in ("torchvision v2", "lightly")
+    makers = {"sslx DALI": lambda: dali(options.root, options.size, augment, batch_size, num_cores)}
+    makers |= peers(images.paths(options.root), options.size, augment, batch_size, num_cores)
+    arms = {name: timed(make, batch_size, options.seconds) for name, make in makers.items()}
+    rates = {name: measure.summarize(values) for name, values in measure.take_turns(arms, options.windows).items()}
+    for name, summary in rates.items():
+        print(f"{name:28} {measure.text(summary, 1)} samples/s")
+    ratios = {
+        peer: rates["sslx DALI"]["median"]
+        / max(summary["median"] for name, summary in rates.items() if name.startswith(peer))
+        for peer in ("torchvision v2", "lightly")
     }
-    dali = found["sslx DALI"]["median"]
-    for name, figures in found.items():
-        print(f"{name:28} {figures['median']:8.1f} samples/s   ({figures['p20']:.1f} to {figures['p80']:.1f})")
-    ratios = {kind: dali / value for kind, value in best.items()}
-    print(", ".join(f"{ratio:.2f} x {kind}" for kind, ratio in ratios.items()))
-    if not args.no_record:
-        record = {
-            "benchmark": "loader",
-            "size": args.size,
-            "batch_size": batch_size,
-            "images": args.root.name,
-        }
-        measure.append(args.results, {**record, "samples_per_s": found, "ratio_to_fastest": ratios})
-
-
-if __name__ == "__main__":
-    main()
+    print(", ".join(f"{ratio:.2f} x {peer}" for peer, ratio in ratios.items()))
+    session.record(size=options.size, batch_size=batch_size, images=options.root.name, samples_per_s=rates,
+                   ratio_to_fastest=ratios)  # fmt: skip

@@ -1,23 +1,20 @@
-"""The time and memory that the host spends on the order of the samples and on the draws of their views.
+"""Time and memory on the host for the order of the samples and for the draws of their views.
 
-    python benchmarks/bench_order.py
+    python benchmarks/run.py order
 
-At 10^4, 10^6 and 10^9 samples, in turns in one process: a batch of ``rng.permuted``, which is computed where it is
-asked for; numpy's permutation of an epoch, and the sort of random words that sslx used before, as a share of an epoch
-for each batch, where they fit into memory.  The peak is of what is allocated, an epoch's permutation included.  Then
-draws and boxes of SimCLR's two views at 32 px.
+At 10^4, 10^6 and 10^9 samples, in turns in one process: a batch of ``rng.permuted``, which computes only the positions
+that are asked for; and, if they fit into memory, numpy's permutation of an epoch and the sort of random words that sslx
+used before, each divided by the number of batches in an epoch.  The peak is that of allocated memory, including the
+permutation of an epoch.  Then draws and boxes of SimCLR's two views at 32 px.
 """
 
-import argparse
 import math
-import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from harness import Session, benchmark, option
 
 from sslx import rng
 from sslx.bench import measure
@@ -25,16 +22,15 @@ from sslx.data import views
 from sslx.data.augment import Augment
 from sslx.data.views import ViewSpec
 
-RESULTS = Path(__file__).parent / "results" / "order.jsonl"
 SIZES = (10**4, 10**6, 10**9)
 BATCH_SIZE = 4096
 SORTED_BYTES, NUMPY_BYTES = 60, 8
-"""For each sample of an epoch: the peak of the sort of random words (measured at 10^6), and numpy's permutation."""
+"""Bytes per sample of an epoch: peak of the sort of random words (measured at 10^6), and numpy's permutation."""
 CPU = torch.device("cpu")
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most that a call has allocated at one time."""
+    """Peak of the memory that a call allocates."""
     tracemalloc.start()
     call()
     _, peak = tracemalloc.get_traced_memory()
@@ -43,7 +39,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def orders(size: int, most_bytes: int) -> dict[str, tuple[Callable[[], object], float]]:
-    """By name: a call, and how many batches it makes."""
+    """Calls by name, each with the number of batches that it makes."""
     random, batches = np.random.default_rng(0), size / BATCH_SIZE
     at_once = min(BATCH_SIZE, size)
 
@@ -61,7 +57,7 @@ def orders(size: int, most_bytes: int) -> dict[str, tuple[Callable[[], object], 
 
 
 def draw_views(batch_size: int) -> Callable[[], object]:
-    """Draws and boxes of a batch of SimCLR's two views of CIFAR-10."""
+    """A call that makes draws and boxes of a batch of SimCLR's two views of CIFAR-10."""
     spec = ViewSpec(size=32, augment=Augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0))
     index = np.random.default_rng(0).integers(50_000, size=batch_size)
     side = np.full(batch_size, 32)
@@ -72,41 +68,39 @@ def draw_views(batch_size: int) -> Callable[[], object]:
     return call
 
 
-def measured(arms: dict[str, tuple[Callable[[], object], float]], args: argparse.Namespace) -> dict[str, Any]:
-    """By name: microseconds a batch, by the clock."""
-    windows = {name: measure.window(call, CPU, args.seconds) for name, (call, _) in arms.items()}
-    rates = measure.take_turns(windows, args.windows)
-    return {name: measure.spread([1e6 / (rate * arms[name][1]) for rate in values]) for name, values in rates.items()}
+def us_per_batch(session: Session, arms: dict[str, tuple[Callable[[], object], float]]) -> dict[str, measure.Summary]:
+    """Microseconds per batch, by name."""
+    options = session.options
+    windows = {name: measure.rate_window(call, CPU, options.seconds) for name, (call, _) in arms.items()}
+    rates = measure.take_turns(windows, options.windows)
+    return {
+        name: measure.summarize([1e6 / (rate * arms[name][1]) for rate in values]) for name, values in rates.items()
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=measure.WINDOWS)
-    parser.add_argument("--seconds", type=float, default=0.2, help="of a window")
-    parser.add_argument("--most-bytes", type=int, default=2**30, help="that an epoch's permutation may take")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    began, noise = time.monotonic(), measure.warn_of_noise(CPU, print)
+@benchmark(
+    option("--most-bytes", type=int, default=2**30, help="most memory that the permutation of an epoch may take"),
+    windows=measure.WINDOWS,
+    seconds=0.2,
+)
+def run(session: Session) -> None:
+    noise = measure.warn_of_noise(CPU, print)
     for size in SIZES:
-        arms = orders(size, args.most_bytes)
-        microseconds = measured(arms, args)
+        arms = orders(size, session.options.most_bytes)
+        microseconds = us_per_batch(session, arms)
         peaks = {name: peak_bytes(call) for name, (call, _) in arms.items()}
-        for name, spread in microseconds.items():
-            speed = BATCH_SIZE / spread["median"]
+        for name, summary in microseconds.items():
+            speed = BATCH_SIZE / summary["median"]
             print(
-                f"10^{math.log10(size):.0f} {name:9} {spread['median']:9.1f} us a batch of {BATCH_SIZE:,}, "
+                f"10^{math.log10(size):.0f} {name:9} {summary['median']:9.1f} us per batch of {BATCH_SIZE:,}, "
                 f"{speed:7.2f} M samples/s, peak {peaks[name] / 2**20:8.2f} MiB"
             )
-        record = {"benchmark": "order", "num_samples": size, "batch_size": BATCH_SIZE, "noise": noise}
-        measure.append(args.results, {**record, "us_per_batch": microseconds, "peak_bytes": peaks})
+        session.record(
+            num_samples=size, batch_size=BATCH_SIZE, noise=noise, us_per_batch=microseconds, peak_bytes=peaks
+        )
     for batch_size in (256, 4096):
-        microseconds = measured({"draws and boxes": (draw_views(batch_size), 1.0)}, args)
+        microseconds = us_per_batch(session, {"draws and boxes": (draw_views(batch_size), 1.0)})
         median = microseconds["draws and boxes"]["median"]
         print(f"two views of {batch_size:,}: {median:.0f} us, {batch_size / median:.2f} M samples/s")
-        record = {"benchmark": "draws", "batch_size": batch_size, "num_views": 2, "size_px": 32, "noise": noise}
-        measure.append(args.results, {**record, "us_per_batch": microseconds})
-    print(f"{time.monotonic() - began:.0f} s")
-
-
-if __name__ == "__main__":
-    main()
+        session.record(benchmark="draws", batch_size=batch_size, num_views=2, size_px=32, noise=noise,
+                       us_per_batch=microseconds)  # fmt: skip

@@ -1,78 +1,54 @@
-"""From the command to the first training step, on one rank and on two, and to help and a wrong flag's answer.
+"""Time from the command to the first training step, with one rank and two, and to the answer of quick commands.
 
-python benchmarks/bench_startup.py
+python benchmarks/run.py startup
 """
 
-import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+
+from harness import Session, benchmark
 
 from sslx.bench import measure
 
-RESULTS = Path(__file__).parent / "results" / "startup.jsonl"
 LIMITS_S = {1: 12.0, 2: 18.0}
-ANSWERS = {"--help": 0.5, "pretrain --bogus 1": 0.5, "pretrain --help": 1.5, "pretrain --help-all": 1.5}
-"""Seconds in which each is to be answered."""
+"""Limit of the time to the first step, by number of ranks."""
+ANSWER_LIMITS_S = {"--help": 0.5, "pretrain --bogus 1": 0.5, "pretrain --help": 1.5, "pretrain --help-all": 1.5}
 
 
-def first_step(ranks: int) -> float:
-    """Seconds until the first step is logged; the clock in metrics.jsonl is the same machine's."""
-    folder = Path(tempfile.mkdtemp(prefix="sslx-startup-"))
-    flags = [
-        "simclr_digits",
-        "--runs",
-        str(folder),
-        "--steps",
-        "2",
-        "--online.every",
-        "0",
-        "--ranks",
-        str(ranks),
-    ]
-    start = time.time()
-    subprocess.run([sys.executable, "-m", "sslx", "pretrain", *flags], check=True, stdout=subprocess.DEVNULL)
-    lines = (folder / "simclr_digits" / "metrics.jsonl").read_text().splitlines()
-    shutil.rmtree(folder)
+def first_step_s(ranks: int) -> float:
+    """Seconds until the first step is logged."""
+    with tempfile.TemporaryDirectory(prefix="sslx-startup-") as folder:
+        flags = f"simclr_digits --runs {folder} --steps 2 --online.every 0 --ranks {ranks}".split()
+        start = time.time()
+        subprocess.run([sys.executable, "-m", "sslx", "pretrain", *flags], check=True, stdout=subprocess.DEVNULL)
+        lines = (Path(folder) / "simclr_digits" / "metrics.jsonl").read_text().splitlines()
     return next(line["time"] for line in map(json.loads, lines) if line["step"] == 1) - start
 
 
-def answer(arguments: str) -> float:
-    """Seconds until ``sslx`` has answered and ended."""
+def answer_s(arguments: str) -> float:
+    """Seconds until ``sslx`` has answered and exited."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "sslx", *arguments.split()], capture_output=True, check=False)
     return time.perf_counter() - start
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="counted runs each, after one warm-up")
-    parser.add_argument("--no-record", action="store_true", help="print only")
-    args = parser.parse_args()
-    arms = {str(ranks): (lambda ranks=ranks: first_step(ranks)) for ranks in LIMITS_S}
-    found = {int(name): measure.spread(values) for name, values in measure.take_turns(arms, args.runs).items()}
-    for ranks, figures in found.items():
-        print(
-            f"{ranks} rank(s): first step after {figures['median']:.1f} s "
-            f"({figures['p20']:.1f} to {figures['p80']:.1f}; limit {LIMITS_S[ranks]:.0f})"
-        )
-    arms = {arguments: (lambda arguments=arguments: answer(arguments)) for arguments in ANSWERS}
-    answers = {name: measure.spread(values) for name, values in measure.take_turns(arms, args.runs).items()}
-    for name, figures in answers.items():
-        print(
-            f"sslx {name}: {figures['median']:.2f} s ({figures['p20']:.2f} to {figures['p80']:.2f}; limit "
-            f"{ANSWERS[name]:g})"
-        )
-    if not args.no_record:
-        record = {"seconds": found, "limits": LIMITS_S, "answers": answers, "answer_limits": ANSWERS}
-        measure.append(RESULTS, {"benchmark": "startup", **record})
-    late = any(figures["median"] > LIMITS_S[ranks] for ranks, figures in found.items())
-    return int(late or any(figures["median"] > ANSWERS[name] for name, figures in answers.items()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+@benchmark(windows=5)
+def run(session: Session) -> bool:
+    windows = session.options.windows
+    steps = measure.take_turns({str(ranks): partial(first_step_s, ranks) for ranks in LIMITS_S}, windows)
+    seconds = {int(ranks): measure.summarize(values) for ranks, values in steps.items()}
+    turns = measure.take_turns({command: partial(answer_s, command) for command in ANSWER_LIMITS_S}, windows)
+    answers = {command: measure.summarize(values) for command, values in turns.items()}
+    for ranks, summary in seconds.items():
+        print(f"{ranks} rank(s): first step after {measure.text(summary, 1)} s (limit {LIMITS_S[ranks]:.0f} s)")
+    for command, summary in answers.items():
+        print(f"sslx {command}: {measure.text(summary, 2)} s (limit {ANSWER_LIMITS_S[command]:g} s)")
+    session.record(seconds=seconds, limits=LIMITS_S, answers=answers, answer_limits=ANSWER_LIMITS_S)
+    return all(seconds[ranks]["median"] <= limit for ranks, limit in LIMITS_S.items()) and all(
+        answers[command]["median"] <= limit for command, limit in ANSWER_LIMITS_S.items()
+    )

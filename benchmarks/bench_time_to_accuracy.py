@@ -1,17 +1,16 @@
-"""Linear-probe accuracy over wall time: sslx beside lightly and beside the script that tutorials start from.
+"""Accuracy of a linear probe over wall time: sslx beside lightly and beside a script like those of tutorials.
 
-    python benchmarks/bench_time_to_accuracy.py --root DIR      (DIR/train/CLASS/*, DIR/test/CLASS/*; 100 minutes)
+    python benchmarks/run.py time_to_accuracy --root DIR                                 (100 minutes)
 
-plain: three convolutions, torchvision's transforms, Adam (``peers.py``), looked at again and again during half an hour.
-lightly: tuned (channels-last, compiled, bf16 on AMX), with the small ResNet of ``simclr_cifar10_cpu``, otherwise its
-example's settings.  sslx: ``simclr_cifar10_6min`` in runs of their own of so many minutes each, whose schedules end
-there.  Time counts from the start of the command; no compiled model is kept from run to run (the header that Inductor
-precompiles once on a machine is).  All encoders are probed by the same probes on the same 32 px views.  Parts that the
-results file has of this machine are left out.  Fails where sslx needs more than ``LIMIT_S`` for what the plain script
-reaches at its end.
+plain: three convolutions, torchvision's transforms, Adam (``peers.py``), probed several times during half an hour.
+lightly: tuned (channels-last, compiled, bf16 on AMX), with the small ResNet of ``simclr_cifar10_cpu``, otherwise with
+the settings of its example.  sslx: ``simclr_cifar10_6min``, in separate runs whose schedules end after 2, 4 and 6
+minutes.  Time counts from the start of the command, and no compiled model is kept from run to run (except the header
+that Inductor precompiles once per machine).  The same probes score all encoders, on the same 32 px views.  Parts that
+the results file has of this machine are left out.  Fails if sslx needs more than ``LIMIT_S`` for the accuracy that the
+plain script reaches at its end.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -22,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import bench_methods
+import images
 import peers
 import torch
+from harness import Record, Session, benchmark, option
+from pretraining import TrainingRun, by_name
 from torch import nn
 
 from sslx import config, data, probe
@@ -34,83 +36,78 @@ from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, eval_view
 from sslx.distributed import Ranks
 from sslx.probe import features
 
-RESULTS = Path(__file__).parent / "results" / "time_to_accuracy.jsonl"
 PEERS = {
     "plain": (["plain", "--encoder", "cnn", "--workers", "2"], "cnn"),
     "lightly": (["lightly", "--tuned", "--encoder", "small resnet", "--workers", "2"], "small resnet"),
 }
-MARKS_S = (120, 360, 600, 1200, 1800)
-SSLX_S = (120, 240, 360)
 RECIPE = "simclr_cifar10_6min"
 CALIBRATION_STEPS = 240
 LIMIT_S = 360
-Record = dict[str, Any]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="CIFAR-10 as folders of images")
-    parser.add_argument("--images", default="CIFAR-10 (JPEG q75)", help="what the images are, for the record")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--marks-s", type=float, nargs="+", default=MARKS_S)
-    parser.add_argument("--sslx-s", type=float, nargs="+", default=SSLX_S)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+@benchmark(
+    images.CIFAR10,
+    images.LABEL,
+    option("--runs", type=Path, default=Path("runs"), help="folder of the runs of sslx"),
+    option("--marks-s", type=float, nargs="+", default=(120, 360, 600, 1200, 1800), help="when peers are probed"),
+    option("--sslx-s", type=float, nargs="+", default=(120, 240, 360), help="lengths of the runs of sslx"),
+)
+def run(session: Session) -> bool:
     for name in PEERS:
-        if not of(args, name):
-            curve(args, name)
-    missing = set(args.sslx_s) - {r["budget_s"] for r in of(args, "sslx")}
-    if missing:
-        ours(args, sorted(missing))
+        if not of(session, name):
+            train_peer(session, name)
+    if missing := set(session.options.sslx_s) - {record["budget_s"] for record in of(session, "sslx")}:
+        train_sslx(session, sorted(missing))
     for name in (*PEERS, "sslx"):
-        print(name, *(f"{r['train_s']:.0f} s: {100 * r['linear']:.1f} %" for r in of(args, name)), sep="  ")
-    goal = of(args, "plain")[-1]["linear"]
-    return 0 if any(r["linear"] >= goal and r["train_s"] <= LIMIT_S for r in of(args, "sslx")) else 1
+        points = (f"{record['train_s']:.0f} s: {100 * record['linear']:.1f} %" for record in of(session, name))
+        print(name, *points, sep="  ")
+    goal = of(session, "plain")[-1]["linear"]
+    return any(record["linear"] >= goal and record["train_s"] <= LIMIT_S for record in of(session, "sslx"))
 
 
-def of(args: argparse.Namespace, peer: str) -> list[Record]:
-    lines = args.results.read_text().splitlines() if args.results.exists() else []
-    key = {key: value for key, value in measure.stamp().items() if key in measure.MACHINE}
-    key |= {"peer": peer, "images": args.images} | (recipe() if peer == "sslx" else {})
-    return [record for record in map(json.loads, lines) if record.items() >= key.items()]
+def of(session: Session, peer: str) -> list[Record]:
+    """The lines of a peer on this machine."""
+    machine = {key: value for key, value in measure.stamp().items() if key in measure.MACHINE}
+    recipe = recipe_key() if peer == "sslx" else {}
+    return session.recorded(peer=peer, images=session.options.images, **machine, **recipe)
 
 
-def recipe() -> Record:
-    return {"recipe": RECIPE, "recipe_sha256": bench_methods.digest(config.recipes()[RECIPE])}
+def recipe_key() -> Record:
+    """The recipe of sslx, and its digest."""
+    return {"recipe": RECIPE, "recipe_sha256": bench_methods.recipe_digest(config.recipes()[RECIPE])}
 
 
-def write(args: argparse.Namespace, peer: str, **figures: Any) -> None:
-    record = {"benchmark": "time_to_accuracy", "peer": peer, "images": args.images, "view_px": peers.SIZE, **figures}
-    record |= {"precision": peers.PRECISION if peer != "plain" else "float32"}
-    measure.append(args.results, record)
+def record(session: Session, peer: str, **figures: Any) -> None:
+    """Record a point of a peer's curve."""
+    precision = "float32" if peer == "plain" else peers.PRECISION
+    session.record(peer=peer, images=session.options.images, view_px=peers.SIZE, precision=precision, **figures)
 
 
-def curve(args: argparse.Namespace, name: str) -> None:
-    """One run of a peer, probed at every mark, after its end."""
+def train_peer(session: Session, name: str) -> None:
+    """Train a peer once, and probe its encoder at every mark, after the training."""
     argv, shape = PEERS[name]
+    options, points = session.options, list[Record]()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
-        command = [sys.executable, str(Path(peers.__file__)), *argv, "--root", str(args.root), "--out", folder]
-        command += ["--save-at", *map(str, args.marks_s), "--since", str(time.time())]
-        here = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
-        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=here).stdout
-        found: list[Record] = []
-        for mark, line in zip(args.marks_s, map(json.loads, out.splitlines()), strict=True):
+        command = [sys.executable, str(Path(peers.__file__)), *argv, "--root", str(options.root), "--out", folder]
+        command += ["--save-at", *map(str, options.marks_s), "--since", str(time.time())]
+        environ = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environ).stdout
+        for mark, line in zip(options.marks_s, map(json.loads, out.splitlines()), strict=True):
             encoder = peers.encoder_of(shape)
             encoder.load_state_dict(torch.load(Path(folder) / f"{name}_{mark:.0f}.pt"))
-            part = {"budget_s": mark, "train_s": line["at_s"], "samples": line["samples"], "encoder": shape}
-            found.append(part | score(args, encoder))
-    for part in found:  # all or none: a curve that stops half-way would be taken for a whole one
-        write(args, name, **part)
+            point = {"budget_s": mark, "train_s": line["at_s"], "samples": line["samples"], "encoder": shape}
+            points.append(point | scores(options.root, encoder))
+    for point in points:  # only once all are measured: a curve that stops half-way would count as complete
+        record(session, name, **point)
 
 
-def score(args: argparse.Namespace, encoder: nn.Module) -> dict[str, float | None]:
-    """kNN and linear accuracy of an encoder, by sslx's probes."""
-    images = folder.Config(root=args.root)
-    train = sources.build(images, "train")
-    test = sources.build(images, "test", training=train)
+def scores(root: Path, encoder: nn.Module) -> dict[str, float | None]:
+    """The kNN and linear accuracy of an encoder, by the probes of sslx."""
+    settings, cpu = folder.Config(root=root), Ranks(device=torch.device("cpu"))
+    train = sources.build(settings, "train")
+    test = sources.build(settings, "test", training=train)
     view = eval_view(peers.SIZE, IMAGENET_MEAN, IMAGENET_STD)
-    cpu = Ranks(device=torch.device("cpu"))
-    made = [
+    extracted = [
         features.extract(
             encoder,
             data.evaluation(data.Config(), split, view, batch_size=256, ranks=cpu, dtype=torch.float32),
@@ -118,33 +115,31 @@ def score(args: argparse.Namespace, encoder: nn.Module) -> dict[str, float | Non
         )
         for split in (train, test)
     ]
-    found = probe.evaluate(probe.Config(shots=()), made[0], made[1], "encoder", len(train.facts.classes or ()))
-    return {"knn": found.knn, "linear": found.linear}
+    score = probe.evaluate(
+        probe.Config(shots=()), extracted[0], extracted[1], "encoder", len(train.facts.classes or ())
+    )
+    return {"knn": score.knn, "linear": score.linear}
 
 
-def ours(args: argparse.Namespace, budgets_s: list[float]) -> None:
-    """A run of sslx for each budget, which ends after about so long by the speed of a short one before."""
-    speed, overhead = trained(args, CALIBRATION_STEPS)
-    batch_size = bench_methods.run_config(args)["batch_size"]
-    for seconds in budgets_s:
-        steps = round((0.98 * seconds - overhead) * speed / batch_size)
+def train_sslx(session: Session, budgets_s: list[float]) -> None:
+    """Train sslx once per budget, with as many steps as fit at the speed of a short run before."""
+    training = TrainingRun(session.options.runs / "bench_time_to_accuracy")
+    elapsed_s = pretrain(training, session.options.root, CALIBRATION_STEPS)
+    speed, batch_size = training.samples_per_s(), training.config()["batch_size"]
+    overhead_s = elapsed_s - CALIBRATION_STEPS * batch_size / speed
+    for budget_s in budgets_s:
+        steps = round((0.98 * budget_s - overhead_s) * speed / batch_size)
         if steps < 1:
-            raise SystemExit(f"no step in {seconds:.0f} s: starting and compiling take {overhead:.0f} s here")
-        start = time.perf_counter()
-        trained(args, steps)
-        spent = time.perf_counter() - start
-        scores = bench_methods.probe(args, baselines=False)["pretrained encoder"]
-        write(args, "sslx", budget_s=seconds, train_s=spent, samples=steps * batch_size, encoder="narrow resnet",
-              config=bench_methods.run_config(args), **recipe(), **scores)  # fmt: skip
+            raise SystemExit(f"{budget_s:.0f} s are too short: starting and compiling take {overhead_s:.0f} s here")
+        elapsed_s = pretrain(training, session.options.root, steps)
+        linear = by_name(training.probe("--no-baselines", "--probe.shots"))["pretrained encoder"]
+        record(session, "sslx", budget_s=budget_s, train_s=elapsed_s, samples=steps * batch_size,
+               encoder="narrow resnet", config=training.config(), **recipe_key(), **linear)  # fmt: skip
 
 
-def trained(args: argparse.Namespace, steps: int) -> tuple[float, float]:
-    """(samples/s, seconds around the steps) of a run that compiles anew."""
+def pretrain(training: TrainingRun, root: Path, steps: int) -> float:
+    """Seconds of a run that compiles anew."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache:
-        speed, _ = bench_methods.pretrain(args, RECIPE, 0, steps, compile="on", cache=cache)
-    return speed, time.perf_counter() - start - steps * bench_methods.run_config(args)["batch_size"] / speed
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        bench_methods.pretrain(training, root, RECIPE, steps, 0, compile="on", TORCHINDUCTOR_CACHE_DIR=cache)
+    return time.perf_counter() - start

@@ -1,6 +1,6 @@
 """How long training waits in next(loader) for what the host prepares of a batch: in its own thread, or ahead of it.
 
-    python benchmarks/bench_waits.py
+    python benchmarks/run.py waits
 
 Needs no GPU, and measures the host's part alone: order, draws, the crops' and colors' parameters, labels, all of it
 packed for one copy, as the resident backend prepares 256 samples of SimCLR.  No CPU decodes or crops images at these
@@ -11,16 +11,15 @@ and 3,500 of 224 px, in turns with and without ``data.ahead``:
   the operators alone.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import count
-from pathlib import Path
 
 import fake_step
 import numpy as np
 import torch
+from harness import Session, benchmark
 from torch import Tensor
 
 from sslx import config, data
@@ -33,7 +32,6 @@ from sslx.data.planner import Planner
 from sslx.data.transfer import pack
 from sslx.distributed import Ranks
 
-RESULTS = Path(__file__).parent / "results" / "waits.jsonl"
 SAMPLES, CPU = 256, torch.device("cpu")
 GOALS = {32: 30_000, 224: 3_500}
 """Side of the views -> samples/s."""
@@ -92,11 +90,9 @@ def busy_ms(batches: Iterator[Tensor] | None, launches: int, steps: int) -> list
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=measure.WINDOWS)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+@benchmark(windows=measure.WINDOWS)
+def run(session: Session) -> None:
+    """Measure both consumers at both speeds."""
     torch.set_num_threads(1)
     noise = measure.warn_of_noise(CPU, print)
     launch_ms = float(np.median(busy_ms(None, 1_000, 20))) / 1_000
@@ -106,7 +102,7 @@ def main() -> None:
         arms = {"in next": lambda make=make: in_turn(make), "ahead": lambda make=make: ahead(make, 0, CPU)}
         waits: dict[str, list[float]] = {name: [] for name in arms}
         busy: dict[str, list[float]] = {name: [] for name in ("alone", *arms)}
-        for window in range(args.windows + 1):  # the first warms up
+        for window in range(session.options.windows + 1):  # the first warms up
             busy["alone"] += busy_ms(None, launches, steps) if window else []
             for name, arm in arms.items():
                 with closing(arm()) as batches:
@@ -115,16 +111,11 @@ def main() -> None:
                 if window:
                     waits[name] += times[0]
                     busy[name] += times[1]
-        record = {"benchmark": "waits", "side": side, "samples": SAMPLES, "samples_per_s": speed, "noise": noise}
-        record |= {"wait_ms": {name: measure.spread(values) for name, values in waits.items()}}
-        record |= {"busy_step_ms": {name: measure.spread(values) for name, values in busy.items()}}
-        for kind in ("wait_ms", "busy_step_ms"):
-            for name, found in record[kind].items():
-                print(
-                    f"{side} px  {kind:13}{name:8}{found['median']:8.3f} ms   ({found['p20']:.3f} to {found['p80']:.3f})"
-                )
-        measure.append(args.results, record)
-
-
-if __name__ == "__main__":
-    main()
+        figures = {
+            kind: {name: measure.summarize(values) for name, values in samples.items()}
+            for kind, samples in (("wait_ms", waits), ("busy_step_ms", busy))
+        }
+        for kind, summaries in figures.items():
+            for name, summary in summaries.items():
+                print(f"{side} px  {kind:13}{name:8} {measure.text(summary, 3)} ms")
+        session.record(side=side, samples=SAMPLES, samples_per_s=speed, noise=noise, **figures)

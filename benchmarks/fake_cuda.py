@@ -5,9 +5,9 @@
         fake_cuda.backward(loss)
     counts.launches, counts.peak_bytes
 
-Fake tensors (``torch._subclasses.FakeTensorMode``) have shapes, dtypes and devices, and no numbers.  An operator on
-tensors of two devices fails; a custom operator of torch.library runs as it is written, down to its Triton kernels, of
-which each counts as one launch.  Code that would make the host wait for the GPU raises ``HostWait``.
+Fake tensors (``torch._subclasses.FakeTensorMode``) have shapes, dtypes and devices, but no numbers.  An operator on
+tensors of two devices fails.  A custom operator of torch.library runs its own code, down to its Triton kernels, each of
+which counts as one launch.  Code that would make the host wait for the GPU raises ``HostWait``.
 """
 
 from collections import Counter, defaultdict
@@ -28,15 +28,16 @@ from torch.utils._pytree import tree_leaves
 from sslx.bench import operators
 
 CAPABILITY, MEMORY_BYTES = (9, 0), 80 << 30
-"""Of the GPU that is not there: an H100."""
+"""Of the fake GPU, an H100."""
 _READ = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount"}
-# Operators whose result, or its shape, the host reads; and all that begin with unique.
+# Operators whose result, or whose shape, the host reads; so do all that begin with unique.
 _LINALG = ("linalg_eig", "_linalg_eig", "_linalg_svd", "linalg_cholesky", "linalg_inv", "linalg_solve")
-# Decompositions, which wait for their solver's verdict.
+# Decompositions, which wait until their solver reports success.
 _FREE = {"detach", "alias", "lift_fresh", "empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
-# Operators that launch nothing and are no views.
+# Operators that launch nothing, other than views.
 _BLOCK, _MOST_BLOCKS, _MOST_TENSORS = 65536, 320, (0, 110, 64, 48, 36, 30)
-# Of a launch on lists of tensors: elements a block, blocks, tensors by the number of lists (MultiTensorApply.cuh).
+# Limits of a launch on lists of tensors: elements per block, blocks, and tensors by number of lists (see
+# MultiTensorApply.cuh).
 
 
 _internals: Any = torch  # what has no public names
@@ -45,21 +46,21 @@ _COMPOSITE = _internals._C.DispatchKey.CompositeImplicitAutograd
 
 
 class HostWait(AssertionError):
-    """Here the host would wait for the GPU."""
+    """At this place the host would wait for the GPU."""
 
 
 @dataclass
 class Counts:
-    """What would be done to a GPU.
+    """What the code would do to a GPU.
 
-    operators: how often each was called.  launches: kernels, one for each operator that computes; operators on lists
-      of tensors take as many as they have to.
-    copies: the bytes of each copy from the host; of those, ``blocking`` may make the host wait: not from pinned memory,
-      or not declared non-blocking.
-    collectives: those on tensors of the GPU.
-    reads: operators whose result went to the host, where ``on(may_read=True)`` allows that.
-    moved_bytes: of all operators' inputs and outputs, each read or written once.
-    peak_bytes: the most that tensors on the GPU held at a time, without what an allocator adds.
+    operators: number of calls of each.  launches: number of kernels, one per operator that computes, and as many as
+      needed for operators on lists of tensors.
+    copies: bytes of each copy from the host.  ``blocking`` of them may make the host wait, because they are not from
+      pinned memory or not declared non-blocking.
+    collectives: number of collectives on tensors of the GPU.
+    reads: operators whose result the host has read, if ``on(may_read=True)`` allows it.
+    moved_bytes: bytes of the inputs and outputs of all operators, each read or written once.
+    peak_bytes: most memory of tensors on the GPU at any time, without what an allocator adds.
     """
 
     operators: Counter[str] = field(default_factory=Counter[str])
@@ -75,7 +76,7 @@ class Counts:
     _pinned: set[int] = field(default_factory=set[int])
 
     def pin(self, tensor: Tensor) -> None:
-        """Take this tensor of the host, and its parts, for pinned memory."""
+        """Treat this tensor of the host, and its parts, as pinned memory."""
         storage = tensor.untyped_storage()
         self._pinned.add(id(storage))
         finalize(storage, self._pinned.discard, id(storage))
@@ -84,11 +85,11 @@ class Counts:
         return id(tensor.untyped_storage()) in self._pinned
 
     def hold(self, tensors: Iterable[Any]) -> None:
-        """Count the memory of these tensors, among other things, until it is freed."""
+        """Count the memory of the tensors among ``tensors`` until it is freed."""
         for tensor in tensors:
             if not isinstance(tensor, Tensor) or tensor.device.type != "cuda":
                 continue
-            storage = tensor.untyped_storage()  # the same object for as long as there is one
+            storage = tensor.untyped_storage()  # the same object for as long as it exists
             if id(storage) not in self._held:
                 self._held.add(id(storage))
                 self._held_bytes += storage.nbytes()
@@ -96,7 +97,7 @@ class Counts:
                 finalize(storage, self._free, id(storage), storage.nbytes())
 
     def forget(self) -> None:
-        """Begin to count anew; what is held stays held."""
+        """Start counting anew; memory that is held stays counted."""
         self.operators.clear()
         self.copies.clear()
         self.reads.clear()
@@ -110,9 +111,9 @@ class Counts:
 
 @contextmanager
 def on(*, may_read: bool = False) -> Generator[Counts]:
-    """Within it, ``device="cuda"`` gives fake tensors, and what is done to them is counted.
+    """Within it, ``device="cuda"`` gives fake tensors, and operators on them are counted.
 
-    may_read: what the host reads is counted, and is 1 or True, instead of raising HostWait.
+    may_read: what the host reads is 1 or True and is counted, instead of raising HostWait.
     """
     counts = Counts()
     with ExitStack() as stack:
@@ -150,12 +151,12 @@ class _AtOnce(Executor):
 
 
 def counts_a_kernel(counts: Counts) -> Any:
-    """What a Triton kernel's launch does instead: count it, and check where its tensors are."""
+    """A replacement for the launch of a Triton kernel, which counts it and checks where its tensors are."""
 
     def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
         tensors = [leaf for leaf in tree_leaves((args, constants)) if isinstance(leaf, Tensor)]
         if elsewhere := {str(tensor.device) for tensor in tensors if tensor.device.type != "cuda"}:
-            raise RuntimeError(f"a kernel, launched on {grid} blocks, is given a tensor on {elsewhere}")
+            raise RuntimeError(f"a kernel, launched on {grid} blocks, got a tensor on {elsewhere}")
         counts.operators[kernel.fn.__name__] += 1
         counts.launches += 1
         counts.moved_bytes += sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
@@ -164,7 +165,7 @@ def counts_a_kernel(counts: Counts) -> Any:
 
 
 def to_cuda(module: nn.Module) -> None:
-    """Put fake tensors of device cuda in place of a module's parameters and buffers; within ``on``."""
+    """Replace the parameters and buffers of a module by fake tensors of device cuda; call it within ``on``."""
     fakes = dict[int, Tensor]()
 
     def fake(tensor: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ def to_cuda(module: nn.Module) -> None:
 
 @torch.no_grad()
 def backward(loss: Tensor) -> None:
-    """``loss.backward()`` without torch's engine, which asks a driver for its streams; the same gradients.
+    """``loss.backward()`` with the same gradients, but without torch's engine, which needs a driver.
 
     Hooks are not called.
     """
@@ -190,12 +191,12 @@ def backward(loss: Tensor) -> None:
     gradients: dict[Any, dict[int, Tensor]] = defaultdict(dict, {loss.grad_fn: {0: torch.ones_like(loss)}})
     node: Any
     for node in reversed(_in_order(loss.grad_fn)):
-        given = gradients.pop(node, {})
+        arriving = gradients.pop(node, {})
         if hasattr(node, "variable"):
-            node.variable.grad = given[0] if node.variable.grad is None else node.variable.grad + given[0]
+            node.variable.grad = arriving[0] if node.variable.grad is None else node.variable.grad + arriving[0]
             continue
         results = (node.apply if hasattr(node, "apply") else node)(
-            *(given.get(number) for number in range(len(node._input_metadata)))
+            *(arriving.get(number) for number in range(len(node._input_metadata)))
         )
         for (source, number), result in zip(node.next_functions, _tuple(results), strict=False):
             if source is None or result is None:
@@ -208,7 +209,7 @@ def backward(loss: Tensor) -> None:
 
 
 def _in_order(root: Any) -> list[Any]:
-    """The nodes of a backward graph, each after all that it hands gradients to."""
+    """The nodes of a backward graph, each after all nodes to which it passes gradients."""
     order, seen, stack = list[Any](), set[Any](), [(root, False)]
     while stack:
         node, done = stack.pop()
@@ -234,9 +235,9 @@ class _Count(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if (inside := operators.inside(func)) is not None:
+        if (function := operators.implementation(func)) is not None:
             with self:
-                return inside(*args, **kwargs)
+                return function(*args, **kwargs)
         if func.namespace != "aten":  # prim::device, which launches nothing; collectives
             self._counts.collectives += func.namespace == "c10d" and _is_on_gpu(tree_leaves((args, kwargs)))
             return func(*args, **kwargs)
@@ -247,7 +248,7 @@ class _Count(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not any(isinstance(tensor, FakeTensor) for tensor in inputs) and _stays(kwargs):
             pinned = kwargs.pop("pin_memory", False) if name == "empty" else False
-            with _without_modes():  # the host has its numbers
+            with _without_modes():  # the numbers are on the host
                 result = func(*args, **kwargs)
             if pinned:
                 self._counts.pin(result)
@@ -257,7 +258,7 @@ class _Count(TorchDispatchMode):
         if name.startswith("_fused_") and name.endswith("_"):  # changes its lists in place; not all have a fake
             result = None
             if len(devices := {str(tensor.device) for tensor in inputs}) > 1:
-                raise RuntimeError(f"aten.{name} is given tensors on {devices}")
+                raise RuntimeError(f"aten.{name} got tensors on {devices}")
         else:
             result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -286,11 +287,11 @@ class _Count(TorchDispatchMode):
         self._counts.reads.append(name)
         if name == "_local_scalar_dense":
             return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
-        if name == "nonzero":  # one is found
+        if name == "nonzero":  # as if one element were nonzero
             return args[0].new_empty((1, args[0].ndim), dtype=torch.int64)
-        if name == "index" and (mask := args[1][0]) is not None and mask.dtype == torch.bool:  # all are taken
+        if name == "index" and (mask := args[1][0]) is not None and mask.dtype == torch.bool:  # as if all were selected
             return args[0].new_empty((mask.numel(), *args[0].shape[mask.ndim :]))
-        result = func(*args, **kwargs)  # what has a shape that depends on numbers fails here
+        result = func(*args, **kwargs)  # fails if the shape depends on numbers
         if name not in ("_to_copy", "copy_"):
             return result
         with _without_modes():
@@ -302,12 +303,12 @@ def _is_on_gpu(leaves: Iterable[Any]) -> bool:
 
 
 def _stays(kwargs: dict[str, Any]) -> bool:
-    """Whether what an operator on tensors of the CPU gives stays there."""
+    """Whether the result of an operator on tensors of the CPU stays there."""
     return torch.device(kwargs.get("device") or "cpu").type == "cpu"
 
 
 def _reads(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether the host waits for what this operator gives."""
+    """Whether the host waits for the result of this operator."""
     if name in _READ or name.startswith(("unique", "_unique", *_LINALG)):
         return True
     if name == "repeat_interleave":
@@ -330,7 +331,7 @@ def _is_declared(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool
 
 
 def _num_launches(name: str, args: Sequence[Any]) -> int:
-    """Kernels of an operator: one, and more of one on lists of tensors, as torch cuts them."""
+    """Number of kernels of an operator: one, or on lists of tensors as many as torch splits them into."""
     lists: list[list[Tensor]] = [
         list(arg) for arg in args if isinstance(arg, (list, tuple)) and arg and isinstance(arg[0], Tensor)
     ]

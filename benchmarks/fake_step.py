@@ -28,12 +28,12 @@ DEVICE, AUTOCAST = torch.device("cuda", 0), torch.bfloat16
 
 
 def specs_of(config: PretrainConfig, size: int) -> tuple[ViewSpec, ...]:
-    """The views that the method asks for."""
-    return config.method.inputs(config.augment, size).views
+    """The views that the method needs."""
+    return methods.module(config.method.name).views(config.method, config.augment, size)
 
 
 def build(config: PretrainConfig, size: int) -> tuple[Method, tuple[ViewSpec, ...]]:
-    """The method, on the CPU as yet, and its views."""
+    """The method, still on the CPU, and its views."""
     specs = specs_of(config, size)
     trunk = replace(config.encoder, weights=None)
     encoder = encoders.build(trunk, size, *(spec.size for spec in specs), norm=config.norm)
@@ -41,9 +41,9 @@ def build(config: PretrainConfig, size: int) -> tuple[Method, tuple[ViewSpec, ..
 
 
 class Run:
-    """A run on the GPU that is not there; to be made and used within ``fake_cuda.on``.
+    """A run on a fake GPU; use it within ``fake_cuda.on``.
 
-    per_rank: samples of a step, in ``config.micro_batches`` batches.
+    per_rank: samples per step, in ``config.micro_batches`` batches.
     """
 
     def __init__(self, config: PretrainConfig, method: Method, specs: tuple[ViewSpec, ...], per_rank: int) -> None:
@@ -58,7 +58,7 @@ class Run:
         self._loader = self._loader_of(np.random.default_rng())
 
     def _loader_of(self, generator: np.random.Generator) -> data.Loader:
-        """Of a few images, which stand for all, as large as the largest view."""
+        """A loader of random images as large as the largest view."""
         number, side = self.per_batch * self.config.micro_batches, max(spec.size for spec in self.specs)
         pixels = generator.integers(0, 256, (1, side, side, 3), dtype=np.uint8).repeat(number, 0)
         facts = Facts(num_samples=number, size=side, labels=np.arange(number) % 2, classes=("a", "b"))
@@ -77,11 +77,11 @@ class Run:
         )
 
     def batches(self) -> list[Batch]:
-        """The next step's, by the loader's own code, from images in the GPU's memory."""
+        """The batches of the next step, by the loader's own code, from images in the GPU's memory."""
         return [next(self._loader) for _ in range(self.config.micro_batches)]
 
     def step(self) -> None:
-        """All that the loop does in a step in which nothing is logged or saved."""
+        """Do what the loop does in a step that logs and saves nothing."""
         batches = self.batches()
         self.schedule.apply(self.optimizer, 0.5)
         take = cached_step if self.config.grad_cache_chunks > 1 else train_step
@@ -93,7 +93,7 @@ class Run:
 
 @contextmanager
 def ranks(world_size: int) -> Generator[None]:
-    """As rank 0 of so many, whose collectives give results of the right shape and send nothing."""
+    """Be rank 0 of ``world_size`` ranks; collectives return results of the right shape and send nothing."""
     if world_size == 1:
         yield
         return
@@ -106,15 +106,15 @@ def ranks(world_size: int) -> Generator[None]:
 
 
 def counts(config: PretrainConfig, size: int, per_rank: int, world_size: int = 1) -> fake_cuda.Counts:
-    """Of the second step: launches, copies, bytes moved, and the peak of memory, with all that is there before it.
+    """Counts of the second step.  Its peak of memory includes what is allocated before it.
 
-    Of one rank of several: without DDP, whose buckets are gone over once more.
+    With several ranks, this is one of them, without DDP, whose buckets are copied once more.
     """
     method, specs = build(config, size)
-    with ranks(world_size), fake_cuda.on(may_read=True) as found:
+    with ranks(world_size), fake_cuda.on(may_read=True) as counted:
         run = Run(config, method, specs, per_rank)
-        found.hold([*method.parameters(), *method.buffers()])
-        run.step()  # the first also makes the optimizer's state
-        found.forget()
+        counted.hold([*method.parameters(), *method.buffers()])
+        run.step()  # the first step also creates the state of the optimizer
+        counted.forget()
         run.step()
-    return found
+    return counted

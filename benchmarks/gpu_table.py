@@ -1,4 +1,4 @@
-"""What ``gpu_suite.py`` has measured, as one table: a row a part, how it ended, and its figures beside their goals."""
+"""The table of what ``gpu_suite.py`` has measured: a row per part, how it ended, and its figures beside their goals."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ GOALS = {"step_32px": "25,000 samples/s", "step_224px": "3,000 samples/s", "nt_x
 
 
 def table(parts: list[str], out: Path) -> str:
-    """The table of these parts, of what is in the folder."""
+    """The table of these parts, from the files in the folder."""
     drawn = Table("part", "state", "figures", "goal", title=_machine(parts, out), title_justify="left")
     for name in parts:
         drawn.add_row(
@@ -27,10 +27,10 @@ def table(parts: list[str], out: Path) -> str:
 
 
 def _machine(parts: list[str], out: Path) -> Text:
-    """Where the newest part ran."""
+    """The machine on which the newest part ran."""
     ended = [json.loads(path.read_text()) for name in parts if (path := out / f"{name}.json").exists()]
     if not ended:
-        return Text("nothing has run")
+        return Text("no part has run")
     newest = max(ended, key=lambda each: each["time"])
     return Text(f"{newest['gpu'] or newest['cpu']}, torch {newest['versions'].get('torch')}, commit {newest['commit']}")
 
@@ -39,12 +39,12 @@ def _state(path: Path) -> str:
     if not path.exists():
         return "has not run"
     ended = json.loads(path.read_text())
-    how = {0: "done", 75: "goes on", 124: "out of time"}.get(ended["code"], f"failed ({ended['code']})")
+    how = {0: "done", 75: "continues", 124: "out of time"}.get(ended["code"], f"failed ({ended['code']})")
     return f"{how}, {ended['seconds']:.0f} s"
 
 
 def _figures(name: str, out: Path) -> list[str]:
-    """A line for each figure; of a part without any, the last line that it printed."""
+    """A line for each figure of a part; without figures, the last line that it printed."""
     path, log = out / f"{name}.jsonl", out / f"{name}.log"
     if path.exists():
         return [line for record in map(json.loads, path.read_text().splitlines()) for line in _of(record)]
@@ -63,7 +63,7 @@ def _nt_xent(record: Record) -> list[str]:
 
 
 def _step(record: Record) -> list[str]:
-    lines = [f"{arm}: {found['median']:,.0f} samples/s" for arm, found in record["samples_per_s"].items()]
+    lines = [f"{arm}: {rates['median']:,.0f} samples/s" for arm, rates in record["samples_per_s"].items()]
     if "step alone" in record["mfu"]:
         lines.append(f"MFU {100 * record['mfu']['step alone']:.0f} %, peak {record['peak_bytes'] / 2**30:.1f} GiB")
     return lines

@@ -1,4 +1,4 @@
-"""The peers that ``bench_nt_xent.py`` times: each a function of two views' raw embeddings z1, z2, (B, D) each."""
+"""The losses that ``run.py nt_xent`` compares, as functions of the raw embeddings z1 and z2 (B, D) of two views."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -14,21 +14,21 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def dense(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """What people write: softmax cross-entropy over the N×N similarities."""
+    """The common implementation: softmax cross-entropy over the N×N similarities."""
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     logits = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
     return F.cross_entropy(logits.float(), torch.arange(len(z), device=z.device).roll(len(z1)))
 
 
 def arms(temperature: float, device: torch.device, compiled: bool) -> dict[str, Loss]:
-    """Ours first, then the peers that are installed and run on this device."""
-    found: dict[str, Loss] = {
+    """sslx first, then the peers that are installed and run on this device."""
+    losses: dict[str, Loss] = {
         "sslx": lambda z1, z2: nt_xent(z1, z2, temperature),
         "dense eager": lambda z1, z2: dense(z1, z2, temperature),
     }
     if compiled:
-        fast = torch.compile(dense, dynamic=False)  # else every batch size but the first gets code for any size
-        found["dense torch.compile"] = lambda z1, z2: fast(z1, z2, temperature)
+        fast = torch.compile(dense, dynamic=False)  # otherwise all batch sizes after the first get code for any size
+        losses["dense torch.compile"] = lambda z1, z2: fast(z1, z2, temperature)
     makers = {"lightly NTXentLoss": _lightly, "pytorch-metric-learning SupConLoss": _metric_learning}
     if device.type == "cuda":
         makers |= {"memeff, two calls": _memeff_two_calls, "memeff's kernels, one call": _memeff_one_call}
@@ -36,12 +36,12 @@ def arms(temperature: float, device: torch.device, compiled: bool) -> dict[str, 
             makers["flex_attention, compiled"] = _flex_attention
     for name, make in makers.items():
         try:
-            found[name] = make(temperature)
+            losses[name] = make(temperature)
         except ImportError as error:
             print(f"{name}: left out ({error}; pip install -e .[bench])")
-        except Exception as error:  # of one peer, which is not worth the figures of the others
+        except Exception as error:  # a failing peer must not cost the others their figures
             print(f"{name}: left out ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
-    return found
+    return losses
 
 
 def _lightly(temperature: float) -> Loss:
@@ -58,7 +58,7 @@ def _metric_learning(temperature: float) -> Loss:
 
 
 def _memeff_two_calls(temperature: float) -> Loss:
-    """Its InfoNCE with query-query negatives, from each view to the other: NT-Xent exactly."""
+    """memeff's InfoNCE with query-query negatives, from each view to the other: exactly NT-Xent."""
     loss = import_module("memeff").MemoryEfficientQwen3Loss(
         temperature=temperature, margin=1e9, use_qq_negatives=True, stable=False
     )
@@ -66,7 +66,7 @@ def _memeff_two_calls(temperature: float) -> Loss:
 
 
 def _memeff_one_call(temperature: float) -> Loss:
-    """Its kernels on both views at once, a way in that it does not offer: the strongest form of it."""
+    """memeff's kernels on both views at once, which its interface does not offer: its fastest form."""
     common = import_module("memeff._common")
     scale = common.LOG2E / temperature
 
@@ -97,7 +97,7 @@ def _memeff_one_call(temperature: float) -> Loss:
 
 
 def _flex_attention(temperature: float) -> Loss:
-    """Its log of the sum of exponents, over values of zero, with a row's own column masked."""
+    """FlexAttention's log-sum-exp, over values of zero, with a row's own column masked."""
     flex = import_module("torch.nn.attention.flex_attention")
     auxiliary = flex.AuxRequest(lse=True)
 
@@ -109,10 +109,10 @@ def _flex_attention(temperature: float) -> Loss:
         z = F.normalize(z.float(), dim=1).to(z.dtype)
         values = z.new_zeros(1, 1, len(z), 16)
         rows = z[None, None]
-        _, found = flex.flex_attention(
+        _, auxiliary_outputs = flex.flex_attention(
             rows, rows, values, score_mod=others, scale=1 / temperature, return_aux=auxiliary
         )
         positive = (z.float() * z.roll(len(z1), 0).float()).sum(dim=1)
-        return (found.lse[0, 0].float() - positive / temperature).mean()
+        return (auxiliary_outputs.lse[0, 0].float() - positive / temperature).mean()
 
     return torch.compile(loss, dynamic=False)

@@ -2,14 +2,14 @@
 
     python benchmarks/peers.py lightly --root DIR --encoder resnet18 --tuned --workers 2 --seconds 10
 
-trains, and prints a JSON line with the samples/s of ``--seconds`` after a warm-up; with ``--save-at 300 600 --out DIR``
-it trains on and leaves its encoder behind after so many seconds from its start.  ``bench_peers.py`` calls this.
+trains, and prints a JSON line with the samples/s over ``--seconds`` after a warm-up.  With ``--save-at 300 600 --out
+DIR`` it trains on and saves its encoder after 300 and 600 s.  ``run.py peers`` and ``run.py time_to_accuracy`` call it.
 
-lightly: as its documentation's example trains (torch's DataLoader, SimCLRTransform, SimCLRProjectionHead, NTXentLoss,
-SGD); --tuned adds what sslx sets in torch: channels-last, torch.compile, and bf16 where the CPU is fast in it (AMX).
-That sslx keeps freed memory (``sslx.machine.memory``) is its own doing.
-plain: the script that tutorials start from, a loop over torchvision's transforms with an N x N cross-entropy, here with
-the sample itself left out of its negatives.
+lightly: as in its documentation's example (torch's DataLoader, SimCLRTransform, SimCLRProjectionHead, NTXentLoss, SGD);
+--tuned adds what sslx sets in torch: channels-last, torch.compile, and bf16 if the CPU is fast in it (AMX).  Only sslx
+keeps freed memory (``sslx.machine.memory``).
+plain: a script like those of tutorials, a loop over torchvision's transforms with an N x N cross-entropy, corrected so
+that a sample is not its own negative.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import images
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -31,35 +32,34 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from sslx import config, distributed, encoders, rng
-from sslx.bench.advice import Recipe
-from sslx.data.sources.listing import Listing
+from sslx.bench.advice import Workload
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD
 from sslx.machine import compiler
 from sslx.train.build import fast_bf16
 
 BATCH_SIZE, SIZE, TEMPERATURE = 128, 32, 0.2
 LR, WEIGHT_DECAY = 0.06, 5e-4
-WARM_UP, WARM_UP_S = 6, 6.0  # steps, more than a loader makes in advance; or two that have taken so long
+WARM_UP, WARM_UP_S = 6, 6.0  # more steps than a loader prefetches; fewer if they take longer than the seconds
 PRECISION = "bfloat16" if fast_bf16(torch.device("cpu")) else "float32"
-"""What sslx takes by itself on this CPU, and the tuned peers too."""
+"""The default precision of sslx on this CPU, which the tuned peers use as well."""
 SHAPES = {
     "resnet18": ([2, 2, 2, 2], [64, 128, 256, 512]),
     "small resnet": ([1, 1, 1, 1], [32, 64, 128, 256]),
 }
 FLAGS = (
-    f"--batch-size {BATCH_SIZE} --compile on --source.name folder --data.size {SIZE} --optim.name sgd "
+    f"--batch-size {BATCH_SIZE} --compile on --data.size {SIZE} --optim.name sgd "
     f"--optim.weight-decay {WEIGHT_DECAY} "
     f"--method.temperature {TEMPERATURE} --method.hidden-dim 512 --method.projection-dim 128 --augment.min-scale 0.2 "
     "--augment.brightness 0.4 --augment.contrast 0.4 --augment.saturation 0.4 --augment.hue 0.1 --augment.blur 0"
 ).split()
-"""The job, in sslx's words."""
+"""The job as options of sslx."""
 
 
 class Images(Dataset[Any]):
     """Two views of each image file."""
 
     def __init__(self, root: Path, transform: Callable[[Any], Any]) -> None:
-        self.paths = sorted(Listing(root))
+        self.paths = images.paths(root)
         self.transform = transform
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class Images(Dataset[Any]):
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions: the encoder of many tutorials.  (B, 3, 32, 32) -> (B, 128)."""
+    """Three convolutions, as in many tutorials: (B, 3, 32, 32) -> (B, 128)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,19 +95,19 @@ def encoder_of(name: str) -> Any:
 
 
 def lightly(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
-    """lightly's parts in its example's loop; gives (encoder, samples trained on) after each step."""
-    warnings.filterwarnings("ignore", "The function `to_tensor")  # torchvision says so in every worker
-    make, heads, losses = (
+    """lightly's parts in the loop of its example; yields the encoder and the number of samples after each step."""
+    warnings.filterwarnings("ignore", "The function `to_tensor")  # every worker repeats it
+    transforms_module, heads, losses = (
         import_module(f"lightly.{name}") for name in ("transforms.simclr_transform", "models.modules.heads", "loss")
     )
-    transform = make.SimCLRTransform(input_size=SIZE, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0)
+    transform = transforms_module.SimCLRTransform(input_size=SIZE, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0)
     encoder = encoder_of(args.encoder)
     head = heads.SimCLRProjectionHead(encoder.dim, 512, 128)
     return training(args, transform, encoder, head, losses.NTXentLoss(temperature=TEMPERATURE), args.tuned)
 
 
 def plain(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
-    """torchvision's transforms and the loss as it is written on a blackboard."""
+    """torchvision's transforms, and the loss as its formula has it."""
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(SIZE, scale=(0.2, 1.0)),
@@ -115,7 +115,7 @@ def plain(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             transforms.RandomGrayscale(p=0.2),
             transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),  # the probes' too
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),  # the same as in the probes
         ]
     )
 
@@ -142,12 +142,14 @@ def training(
     loss: Callable[[Tensor, Tensor], Tensor],
     tuned: bool,
 ) -> Iterator[tuple[nn.Module, int]]:
-    """The loop of both peers."""
+    """The training loop of both peers."""
     model = nn.Sequential(encoder, head)
     if tuned:
         compiler.for_cpu()
         model.compile()
-    layout = torch.channels_last if tuned else torch.contiguous_format  # sslx's encoders come in channels_last
+    layout = (
+        torch.channels_last if tuned else torch.contiguous_format
+    )  # the encoders of sslx are built in channels_last
     for weight in model.parameters():
         weight.data = weight.data.contiguous(memory_format=layout) if weight.dim() == 4 else weight.data
     optimizer: torch.optim.Optimizer
@@ -179,16 +181,16 @@ def training(
 
 
 def sslx(args: argparse.Namespace) -> Iterator[tuple[nn.Module, int]]:
-    """What ``sslx pretrain`` does with these flags, its logging aside."""
+    """The training of ``sslx pretrain`` with these flags, without its logging."""
     layers, channels = ([str(number) for number in numbers] for numbers in SHAPES[args.encoder])
-    flags = [*FLAGS, "--source.root", str(args.root), "--encoder.layers", *layers, "--encoder.channels", *channels]
-    recipe = Recipe(config.load([*flags, "--data.threads", str(args.workers)]), distributed.init("cpu"))
-    replace(recipe.parts.plan.schedule, peak_lr=LR, warmup=0.0).apply(recipe.parts.optimizer, 0.0)
+    flags = [*FLAGS, *images.flags("folder", args.root), "--encoder.layers", *layers, "--encoder.channels", *channels]
+    workload = Workload(config.load([*flags, "--data.threads", str(args.workers)]), distributed.init("cpu"))
+    replace(workload.parts.plan.schedule, peak_lr=LR, warmup=0.0).apply(workload.parts.optimizer, 0.0)
     samples = 0
     while True:
-        recipe.train()
+        workload.train()
         samples += BATCH_SIZE
-        yield recipe.parts.method.encoder, samples
+        yield workload.parts.method.encoder, samples
 
 
 def main() -> None:
@@ -196,12 +198,14 @@ def main() -> None:
     parser.add_argument("peer", choices=["sslx", "lightly", "plain"])
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--encoder", choices=[*SHAPES, "cnn"], default="resnet18")
-    parser.add_argument("--tuned", action="store_true", help="channels-last, compiled, and bf16 where that is faster")
-    parser.add_argument("--workers", type=int, default=2, help="processes that load; sslx: threads")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--save-at", type=float, nargs="*", default=[], help="seconds from the start on")
-    parser.add_argument("--since", type=float, help="start of the clock (Unix, s); default: after the imports")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--tuned", action="store_true", help="channels-last, compiled, and bf16 if that is faster")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes; threads for sslx")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the measurement")
+    parser.add_argument(
+        "--save-at", type=float, nargs="*", default=[], help="seconds after the start at which the encoder is saved"
+    )
+    parser.add_argument("--since", type=float, help="start of the clock as Unix time (default: after the imports)")
+    parser.add_argument("--out", type=Path, help="folder of the saved encoders")
     args = parser.parse_args()
     started = args.since or time.time()
     steps = {"sslx": sslx, "lightly": lightly, "plain": plain}[args.peer](args)
@@ -212,7 +216,7 @@ def main() -> None:
             torch.save(encoder.state_dict(), args.out / f"{args.peer}_{mark:.0f}.pt")
             print(json.dumps({"at_s": time.time() - started, "samples": samples}), flush=True)
         return
-    next(steps)  # which may compile
+    next(steps)  # may compile
     begun = time.perf_counter()
     for number in range(WARM_UP - 1):
         _, samples = next(steps)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Everything that a GPU is needed for, and one table of it:
+# Runs the tests and benchmarks that need a GPU, and prints one table of them:
 #   bash benchmarks/run_gpu.sh DIR [OPTIONS OF gpu_suite.py]
-# DIR has the images: DIR/cifar10 and DIR/photos, each with train/CLASS/* and test/CLASS/*; parts whose images are not
-# there are left out.  What is done stays done in benchmarks/results/gpu: started again it goes on.  For a machine that
-# is lent for eight minutes: --for-s 460.
+# DIR has the images: DIR/cifar10 and DIR/photos, each with train/CLASS/* and test/CLASS/*.  Parts whose images are not
+# there are left out.  Finished parts stay in benchmarks/results/gpu: started again, it continues.  For a machine that is
+# lent for eight minutes, add --for-s 460.
 set -euo pipefail
 if (($# < 1)) || [[ ! -d $1 ]]; then sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 64; fi
 images=$(realpath "$1")
@@ -16,7 +16,7 @@ for name in cifar10 photos; do
   if [[ -d $images/$name ]]; then suite+=("--${name%10}" "$images/$name"); fi
 done
 code=75
-for ((try = 0; try < 4 && code == 75; try++)); do # a part that trains goes on where it was
+for ((try = 0; try < 4 && code == 75; try++)); do # a part that trains continues where it stopped
   code=0
   "${suite[@]}" "$@" || code=$?
   if [[ " $* " == *" --for-s "* ]]; then break; fi

@@ -1,7 +1,7 @@
-"""What a step's collectives cost on W GPUs: an extrapolation, by NCCL's own model and vendors' nominal rates.
+"""A cost model of a step's collectives on W GPUs, from NCCL's own model and vendors' nominal rates.
 
-A collective takes latency + bytes on the wire / bandwidth.  Nominal rates are never quite reached, so that times are
-lower bounds and efficiencies upper ones; congestion, stragglers and failures are not in it.
+A collective takes latency + bytes on the wire / bandwidth.  Nominal rates are never quite reached, so times are lower
+bounds and efficiencies upper bounds.  Congestion, stragglers and failures are not modeled.
 """
 
 import math
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Network:
-    """One kind of cluster.  Latencies in seconds, bandwidths in bytes/s and direction.
+    """One kind of cluster.  Latencies in seconds, bandwidths in bytes/s per direction.
 
-    gpus: of a node.  within: a GPU's links to the others of its node.  between: all of a node's network cards.
-    ring: (start, a step within a node, a step between nodes) of a ring; tree: the same of a double binary tree.
+    gpus: GPUs per node.  within: bandwidth of a GPU's links to the others in its node.  between: bandwidth of all
+    network cards of a node.  ring: latency of the start, of a step within a node, and of a step between nodes, in a
+    ring; tree: the same in a double binary tree.
     """
 
     gpus: int
@@ -39,7 +40,7 @@ WORLD_SIZES = (8, 16, 64, 256, 1024, 4096)
 
 @dataclass(frozen=True)
 class Collective:
-    """Calls of one kind in a step.  nbytes: of each, the whole buffer: what is reduced, or what is gathered."""
+    """Calls of one kind in a step.  nbytes: size of the whole buffer that a call reduces or gathers."""
 
     name: str
     calls: int
@@ -47,12 +48,12 @@ class Collective:
 
     @property
     def rounds(self) -> int:
-        """How often the buffer goes round a ring: an all-reduce is a reduce-scatter and an all-gather."""
+        """How often the buffer travels around a ring: twice in an all-reduce (reduce-scatter and all-gather)."""
         return 2 if "reduce" in self.name and "scatter" not in self.name else 1
 
 
 def seconds(collective: Collective, world_size: int, network: Network) -> float:
-    """Of all its calls in a step; the faster of ring and tree for what is reduced, a ring for what is gathered."""
+    """Seconds of all calls in a step: a ring for gathering, the faster of ring and tree for reducing."""
     if world_size == 1:
         return 0.0
     nodes = math.ceil(world_size / network.gpus)
@@ -69,17 +70,17 @@ def seconds(collective: Collective, world_size: int, network: Network) -> float:
 
 
 def step(compute_s: float, collectives: list[Collective], world_size: int, network: Network) -> tuple[float, float]:
-    """(least, most) seconds of a step: collectives hidden behind the computation, or after it."""
-    spent = sum(seconds(collective, world_size, network) for collective in collectives)
-    return max(compute_s, spent), compute_s + spent
+    """Least and most seconds of a step: with the collectives hidden behind the computation, and after it."""
+    collectives_s = sum(seconds(collective, world_size, network) for collective in collectives)
+    return max(compute_s, collectives_s), compute_s + collectives_s
 
 
 def of_shares(name: str) -> bool:
-    """Whether a collective's buffer consists of every rank's share: what is gathered, or reduced and scattered."""
+    """Whether the buffer of a collective consists of a share of each rank: gathered, or reduced and scattered."""
     return "gather" in name or "scatter" in name
 
 
 def grown(collectives: list[Collective], measured_at: int, world_size: int) -> list[Collective]:
-    """The collectives of more ranks with the same share of the batch each: gathered buffers grow, gradients do not."""
+    """The collectives of more ranks with the same batch per rank: gathered buffers grow, gradients do not."""
     factor = world_size / measured_at
     return [Collective(c.name, c.calls, c.nbytes * (factor if of_shares(c.name) else 1.0)) for c in collectives]

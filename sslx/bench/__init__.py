@@ -1,1 +1,1 @@
-"""Measuring: the harness behind ``sslx bench`` and benchmarks/."""
+"""Measuring speed and memory: the harness behind ``sslx bench`` and benchmarks/."""

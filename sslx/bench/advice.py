@@ -1,4 +1,4 @@
-"""``sslx bench RECIPE``: what limits a recipe on this machine, and the settings that would help, tried and measured."""
+"""``sslx bench RECIPE``: finds what limits a recipe on this machine, and tries the settings that may help."""
 
 import sys
 import time
@@ -30,22 +30,23 @@ from sslx.train.step import cached_step, train_step
 
 ARMS = ("end to end", "step alone", "loader alone", "augmentation alone")
 WINDOWS, WINDOW_S = 3, 2.0
-TRY_WINDOWS = 3
+TRIAL_WINDOWS = 3
 DRAIN_S = 2.0
-"""What was prefetched before a window is used up, for so long at most."""
-DECODED = 64  # images held in memory for the augmentation alone
-LIMITING = 0.9
-"""Of the slower of its parts: a run that reaches less is held up by both at once."""
-WORTH = 1.03
-"""A setting is advised from this gain on."""
+"""Longest time to use up prefetched batches before a window."""
+NUM_DECODED = 64
+"""Images that are held in memory for the arm "augmentation alone"."""
+MIN_SHARE = 0.9
+"""A run that reaches less than this share of the speed of its slower part is limited by both parts at once."""
+MIN_GAIN = 1.03
+"""Smallest gain for which a setting is recommended."""
 
 
-class Recipe:
-    """A recipe, built on this rank, and its four arms.  Each gives batches/s x batch size = samples/s over a window.
+class Workload:
+    """A config, built on this rank, as four arms that each measure samples/s over a window.
 
-    "step alone" trains on a batch in memory, "loader alone" reads, decodes and augments, "augmentation alone" starts
-    from decoded images in memory, "end to end" is what a run does.  Weights stand still (a learning rate of 0), so
-    that all windows see the same work.
+    "end to end" does what a run does, "step alone" trains on a batch in memory, "loader alone" reads, decodes and
+    augments, and "augmentation alone" starts from decoded images in memory.  The learning rate is 0, so that the
+    weights stay as they are and every window does the same work.
     """
 
     def __init__(self, settings: PretrainConfig, ranks: Ranks, window_s: float = WINDOW_S) -> None:
@@ -55,25 +56,25 @@ class Recipe:
         self._waits = DataWaits.on(ranks.device)
         replace(self.parts.plan.schedule, peak_lr=0.0).apply(self.parts.optimizer, 0.0)
         self.batches = self._read()
-        self.parts.loader.close()  # its threads would go on filling their queues
+        self.parts.loader.close()  # otherwise its threads keep filling their queues
 
     @property
-    def views(self) -> int:
-        """Views of a sample."""
+    def num_views(self) -> int:
+        """Views per sample."""
         return len(self.batches[0].views)
 
     def arms(self) -> dict[str, Callable[[], float]]:
-        """What ``measure.take_turns`` takes: name -> samples/s of all ranks."""
+        """Arms for ``measure.take_turns``, by name; each returns the samples/s of all ranks."""
         reading, augmenting = self.parts.loader, self._in_memory()
 
         def arm(call: Callable[[], object], loader: data.Loader | None) -> Callable[[], float]:
             def before() -> None:
                 for other in (reading, augmenting):
-                    other.close()  # no arm computes beside another one's threads
+                    other.close()  # so that no arm competes with the threads of another
                 if loader:
                     self._drain(loader)
 
-            rate = measure.window(call, self.ranks.device, self.window_s, before)
+            rate = measure.rate_window(call, self.ranks.device, self.window_s, before)
             return lambda: rate() * self.settings.batch_size
 
         return {
@@ -84,11 +85,11 @@ class Recipe:
         }
 
     def step(self) -> dict[str, Tensor]:
-        """One optimizer step on the batches in memory; its metrics."""
+        """Take one optimizer step on the batches in memory and return its metrics."""
         return self._update(self.batches)
 
     def data_wait(self, steps: int) -> float:
-        """The share of the time that a run of some steps waits for its loader, as a run's log has it."""
+        """Share of the time that ``steps`` steps of a run wait for the loader, as in a run's log."""
         self._drain(self.parts.loader)
         self.train()
         self._waits.restart()
@@ -100,20 +101,20 @@ class Recipe:
         return self._waits.late_s() / (time.perf_counter() - start)
 
     def peak_bytes(self) -> int:
-        """Memory at its peak during two steps of a run: on the GPU, or resident."""
+        """Peak memory during two steps of a run: allocated on the GPU, or resident."""
         measure.reset_peak(self.ranks.device)
         for _ in range(2):
             self.train()
         return measure.peak_bytes(self.ranks.device)
 
     def flops(self) -> float:
-        """Floating-point operations of a step, of matrix products and convolutions, on all ranks."""
+        """Floating-point operations of the matrix products and convolutions in a step of all ranks."""
         with self.parts.method.eager(), FlopCounterMode(display=False) as counter:
             self.step()
         return float(counter.get_total_flops()) * self.ranks.world_size
 
     def matrix_dtype(self) -> torch.dtype:
-        """Of the large products."""
+        """The dtype of the large matrix products."""
         return self.parts.plan.input_dtype
 
     def close(self) -> None:
@@ -127,8 +128,8 @@ class Recipe:
         threads = self.settings.data.threads or cores.share(self.ranks.local_world_size)
         next(loader)
         start = time.perf_counter()
-        for _ in range(2 * threads + 1):  # DALI makes two batches in advance, torchvision's workers two each
-            if time.perf_counter() - start > DRAIN_S:  # a slow loader has none in advance by now
+        for _ in range(2 * threads + 1):  # DALI prefetches two batches, and each torchvision worker two
+            if time.perf_counter() - start > DRAIN_S:  # a slow loader has used them up by now
                 return
             next(loader)
 
@@ -137,13 +138,13 @@ class Recipe:
         return self._step(parts.model, batches, parts.optimizer, 0.5, parts.plan.autocast, clip)
 
     def train(self) -> None:
-        """One step of a run: read and update."""
+        """Take one step of a run: read a batch and update the weights."""
         with self._waits:
             batches = self._read()
         self._update(batches)
 
     def _in_memory(self) -> data.Loader:
-        """The same loader on images that are decoded already."""
+        """The same loader, on images that are already decoded."""
         settings, source = self.parts.settings, self.parts.source
         return data.training(
             settings.data,
@@ -159,98 +160,98 @@ class Recipe:
 
 
 def decoded(source: Source, at_least: int) -> Source:
-    """Images of the source, decoded, in memory: a few, each of them many times."""
-    few = [image.permute(1, 2, 0).contiguous().numpy() for image in _some(source)]
+    """A source with ``at_least`` decoded images in memory, which repeats a few images of ``source``."""
+    few = [image.permute(1, 2, 0).contiguous().numpy() for image in _first_images(source)]
     pixels = np.empty(max(at_least, len(few)), dtype=object)
     for i in range(len(pixels)):
         pixels[i] = few[i % len(few)]
     return Pixels(name=source.name, facts=replace(source.facts, num_samples=len(pixels), labels=None), pixels=pixels)
 
 
-def limit(found: dict[str, float]) -> str:
-    """What holds a run up, in words, from the arms' samples/s."""
-    step, loader, whole = found["step alone"], found["loader alone"], found["end to end"]
+def limit(rates: dict[str, float]) -> str:
+    """Say what limits a run, given the samples/s of each arm."""
+    step, loader, whole = rates["step alone"], rates["loader alone"], rates["end to end"]
     slower, name = min((step, "the training step"), (loader, "the loader"))
-    share = min(1.0, whole / slower)  # beyond it is noise
-    if share >= LIMITING:
+    share = min(1.0, whole / slower)  # more than 1 is noise
+    if share >= MIN_SHARE:
         other = (
             "Data loading does not slow it down" if name == "the training step" else "The training step waits for it"
         )
-        return f"{name}. {other}: a run reaches {100 * share:.0f} % of the speed that it has alone"
+        return f"{name}. {other}: a run reaches {100 * share:.0f} % of its speed alone"
     return (
-        f"{name}, and the cores that it shares with the rest: a run reaches {100 * share:.0f} % of the speed of the "
-        "slower part, so the two compete for the same cores"
+        f"{name}, and the cores that it shares with the other part: a run reaches {100 * share:.0f} % of the speed of "
+        "the slower part, so the two compete for the same cores"
     )
 
 
 def fit_into_memory(source: Source) -> bool:
-    """Whether the decoded images would take less than 2 GiB, by the largest of a few."""
-    return len(source) * max(image.nbytes for image in _some(source)) < 2**31
+    """Whether the decoded images would take less than 2 GiB, if all were as large as the largest of the first ones."""
+    return len(source) * max(image.nbytes for image in _first_images(source)) < 2**31
 
 
-def _some(source: Source) -> list[Tensor]:
-    """The first readable images, (3, H, W) uint8."""
-    found: list[Tensor] = []
+def _first_images(source: Source) -> list[Tensor]:
+    """The first readable images, each (3, H, W) uint8."""
+    images: list[Tensor] = []
     for i in range(len(source)):
         try:
-            found.append(read(source, i))
-        except RuntimeError:  # the run itself replaces it, and says so
+            images.append(read(source, i))
+        except RuntimeError:  # a run reports and replaces it
             continue
-        if len(found) == DECODED:
+        if len(images) == NUM_DECODED:
             break
-    return found
+    return images
 
 
 def candidates(
-    settings: PretrainConfig, ranks: Ranks, found: dict[str, float], *, small: bool
+    settings: PretrainConfig, ranks: Ranks, rates: dict[str, float], *, small: bool
 ) -> dict[str, PretrainConfig]:
-    """Settings that may help against the limit, flags -> config; those that change what is learnt come last.
+    """Settings that may raise the limit, by their flags; those that change what is learned come last.
 
-    small: whether all images fit into memory.
+    rates: samples/s of each arm.  small: whether all images fit into memory.
     """
     cuda = ranks.device.type == "cuda"
     threads = settings.data.threads or cores.share(ranks.local_world_size)
-    tries = dict[str, PretrainConfig]()
-    starving = found["loader alone"] < found["step alone"] / LIMITING
+    trials = dict[str, PretrainConfig]()
+    starving = rates["loader alone"] < rates["step alone"] / MIN_SHARE
     if small and settings.data.backend not in ("resident", "synthetic") and (starving or not cuda):
-        tries["--data.backend resident"] = replace(settings, data=replace(settings.data, backend="resident"))
+        trials["--data.backend resident"] = replace(settings, data=replace(settings.data, backend="resident"))
     if starving:
         more = min(cores.share(1), 2 * threads)
         if more > threads:
-            tries[f"--data.threads {more}"] = replace(settings, data=replace(settings.data, threads=more))
+            trials[f"--data.threads {more}"] = replace(settings, data=replace(settings.data, threads=more))
         if settings.data.backend == "torchvision":
-            tries["--data.backend auto"] = replace(settings, data=replace(settings.data, backend="auto"))
-    if found["step alone"] < found["loader alone"] / LIMITING:
+            trials["--data.backend auto"] = replace(settings, data=replace(settings.data, backend="auto"))
+    if rates["step alone"] < rates["loader alone"] / MIN_SHARE:
         if not cuda and threads > 1:
-            tries["--data.threads 1"] = replace(settings, data=replace(settings.data, threads=1))
+            trials["--data.threads 1"] = replace(settings, data=replace(settings.data, threads=1))
         half = cuda or fast_bf16(ranks.device)
         if half and settings.precision in ("fp32", "fp64"):
-            tries["--precision bf16"] = replace(settings, precision="bf16")
-        elif half and not cuda:  # small products are not worth their casts everywhere
-            tries["--precision fp32"] = replace(settings, precision="fp32")
+            trials["--precision bf16"] = replace(settings, precision="bf16")
+        elif half and not cuda:  # casting small matrices can cost more than it saves
+            trials["--precision fp32"] = replace(settings, precision="fp32")
         if not compiles(settings, ranks.device) and not lacks(ranks.device)[0]:
-            tries["--compile on"] = replace(settings, compile="on")
+            trials["--compile on"] = replace(settings, compile="on")
         if cuda:
-            tries[f"--batch-size {2 * settings.batch_size}"] = replace(settings, batch_size=2 * settings.batch_size)
-    return tries
+            trials[f"--batch-size {2 * settings.batch_size}"] = replace(settings, batch_size=2 * settings.batch_size)
+    return trials
 
 
 def main(settings: PretrainConfig) -> int:
-    """Measure the arms, name the limit, try what may help; returns 0."""
+    """Measure the arms, name the limit and try what may help; return the exit code."""
     ranks = distributed.init(settings.device)
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())  # a terminal breaks words
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())  # a terminal would break inside words
     devices = settings.ranks or (torch.cuda.device_count() if ranks.device.type == "cuda" else 1)
-    if devices > 1:  # one device's share: the arms need no others
+    if devices > 1:  # the share of one device, which can be measured by itself
         settings = replace(settings, ranks=1, batch_size=settings.batch_size // devices)
-        console.print(f"one of {devices} ranks, with its share of the batch, {settings.batch_size}")
-    found, source = _measure(settings, ranks, console)
-    tries = candidates(settings, ranks, found, small=fit_into_memory(source))
-    gains = {flags: _tried(settings, other, ranks, flags, console) for flags, other in tries.items()}
-    useful = [flags for flags, gain in gains.items() if gain >= WORTH]
+        console.print(f"measuring one of {devices} ranks with its share of the batch, {settings.batch_size}")
+    rates, source = _measure(settings, ranks, console)
+    trials = candidates(settings, ranks, rates, small=fit_into_memory(source))
+    gains = {flags: _gain_shown(settings, other, ranks, flags, console) for flags, other in trials.items()}
+    useful = [flags for flags, gain in gains.items() if gain >= MIN_GAIN]
     if useful:
         console.print(f"[bold]take {' '.join(useful)}[/]")
-    elif tries:
-        console.print("[bold]keep the settings:[/] nothing that was tried is faster")
+    elif trials:
+        console.print("[bold]keep the settings:[/] none of the settings tried is faster")
     else:
         console.print("[bold]keep the settings:[/] there is nothing left to try")
     distributed.shutdown()
@@ -258,58 +259,58 @@ def main(settings: PretrainConfig) -> int:
 
 
 def _measure(settings: PretrainConfig, ranks: Ranks, console: Console) -> tuple[dict[str, float], Source]:
-    """Print the arms and the limit; the arms' medians, and what was read."""
-    here = measure.stamp()
-    where = here["gpu"] or f"{here['cores']} cores of {here['cpu'].split(' (')[0]}"
-    console.print(Text.assemble((shown(settings.name), "bold"), f", batch {settings.batch_size}, on {shown(where)}"))
+    """Print the arms and the limit; return the median samples/s of each arm, and the source."""
+    stamp = measure.stamp()
+    machine = stamp["gpu"] or f"{stamp['cores']} cores of {stamp['cpu'].split(' (')[0]}"
+    console.print(Text.assemble((shown(settings.name), "bold"), f", batch {settings.batch_size}, on {shown(machine)}"))
     noise = measure.warn_of_noise(ranks.device, lambda line: console.print(f"[yellow]{line}[/]"))
     with console.status("building") if console.is_terminal else nullcontext():
-        recipe = Recipe(settings, ranks)
-        rate = measure.matrix_rate(ranks.device, recipe.matrix_dtype())
-        operations = recipe.flops()
-    console.print(f"measuring {', '.join(ARMS)}: {WINDOWS} windows of {recipe.window_s:g} s each, in turns")
-    values = measure.take_turns(recipe.arms(), WINDOWS)
-    spreads = {name: measure.spread(samples) for name, samples in values.items()}
+        workload = Workload(settings, ranks)
+        rate = measure.matrix_rate(ranks.device, workload.matrix_dtype())
+        operations = workload.flops()
+    console.print(f"measuring {', '.join(ARMS)}: {WINDOWS} windows of {workload.window_s:g} s each, in turns")
+    values = measure.take_turns(workload.arms(), WINDOWS)
+    summaries = {name: measure.summarize(rates) for name, rates in values.items()}
     table = Table("", "samples/s", "p20 to p80", "views/s")
-    for name, found in spreads.items():
-        views = "" if name == "augmentation alone" else f"{found['median'] * recipe.views:,.0f}"
-        table.add_row(name, f"{found['median']:,.0f}", f"{found['p20']:,.0f} to {found['p80']:,.0f}", views)
+    for name, rates in summaries.items():
+        views = "" if name == "augmentation alone" else f"{rates['median'] * workload.num_views:,.0f}"
+        table.add_row(name, f"{rates['median']:,.0f}", f"{rates['p20']:,.0f} to {rates['p80']:,.0f}", views)
     console.print(table)
-    medians = {name: float(found["median"]) for name, found in spreads.items()}
-    used = operations * medians["step alone"] / settings.batch_size / rate
+    medians = {name: float(rates["median"]) for name, rates in summaries.items()}
+    mfu = operations * medians["step alone"] / settings.batch_size / rate
     console.print(
-        f"waits for data {100 * recipe.data_wait(5):.0f} % of the time; the step alone runs its products at "
-        f"{100 * used:.0f} % of this machine's matrix rate ({rate / 1e12:.2f} TFLOP/s, "
-        f"{str(recipe.matrix_dtype()).removeprefix('torch.')}); peak memory {recipe.peak_bytes() / 2**30:.2f} GiB; "
+        f"a run waits for data {100 * workload.data_wait(5):.0f} % of the time; the step alone multiplies at "
+        f"{100 * mfu:.0f} % of this machine's matrix rate ({rate / 1e12:.2f} TFLOP/s, "
+        f"{str(workload.matrix_dtype()).removeprefix('torch.')}); peak memory {workload.peak_bytes() / 2**30:.2f} GiB; "
         f"machine's noise {100 * noise:.0f} %"
     )
     console.print(f"[bold]bottleneck: {limit(medians)}[/]")
-    recipe.close()
-    return medians, recipe.parts.source
+    workload.close()
+    return medians, workload.parts.source
 
 
 def gain(
-    settings: PretrainConfig, other: PretrainConfig, ranks: Ranks, windows: int = TRY_WINDOWS
-) -> dict[str, float | int]:
-    """The spread of the samples/s of a run with other settings over that of one with these, measured in turns."""
-    recipes = Recipe(settings, ranks), Recipe(other, ranks)
-    arms = {str(number): recipe.arms()["end to end"] for number, recipe in enumerate(recipes)}
+    settings: PretrainConfig, other: PretrainConfig, ranks: Ranks, windows: int = TRIAL_WINDOWS
+) -> measure.Summary:
+    """Summary of the samples/s of a run with ``other`` over those of a run with ``settings``, measured in turns."""
+    workloads = Workload(settings, ranks), Workload(other, ranks)
+    arms = {str(number): workload.arms()["end to end"] for number, workload in enumerate(workloads)}
     values = measure.take_turns(arms, windows)
-    for recipe in recipes:
-        recipe.close()
-    return measure.spread([b / a for a, b in zip(*values.values(), strict=True)])
+    for workload in workloads:
+        workload.close()
+    return measure.summarize([b / a for a, b in zip(*values.values(), strict=True)])
 
 
-def _tried(settings: PretrainConfig, other: PretrainConfig, ranks: Ranks, flags: str, console: Console) -> float:
-    """The median gain of other settings, which is printed; 1 where it may be noise, 0 where they cannot run."""
+def _gain_shown(settings: PretrainConfig, other: PretrainConfig, ranks: Ranks, flags: str, console: Console) -> float:
+    """Print and return the median gain of other settings: 1 if it may be noise, 0 if they cannot run."""
     try:
-        found = gain(settings, other, ranks)
-    except (RuntimeError, UserError) as error:  # also of memory: OutOfMemoryError is a RuntimeError
+        ratio = gain(settings, other, ranks)
+    except (RuntimeError, UserError) as error:  # OutOfMemoryError is a RuntimeError, too
         console.print(f"tried {flags}: cannot run ({one_line(error) or type(error).__name__})", markup=False)
         return 0.0
-    is_sure = found["p20"] > 1 or found["median"] < 1
+    is_sure = ratio["p20"] > 1 or ratio["median"] < 1
     console.print(
-        f"tried {flags}: {found['median']:.2f} x the samples/s ({found['p20']:.2f} to {found['p80']:.2f})"
+        f"tried {flags}: {measure.text(ratio, 2)} x the samples/s"
         + ("" if is_sure else ": within the noise of this machine")
     )
-    return float(found["median"]) if is_sure else 1.0
+    return float(ratio["median"]) if is_sure else 1.0

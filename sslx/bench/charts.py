@@ -11,7 +11,7 @@ from sslx.plot.canvas import GRAY, INK, LR, OPACITY, PALETTE, canvas, legend, sa
 def roofline(
     points: Sequence[tuple[str, float, float, float]], peak: float, bandwidth: float, path: Path, title: str
 ) -> None:
-    """Write a roofline (Williams, Waterman and Patterson, CACM 2009): what each operator reaches of the roof.
+    """Write a roofline (Williams, Waterman and Patterson, CACM 2009): how close each operator comes to the roof.
 
     points: (name, share of the time in [0, 1], FLOP/byte, FLOP/s).  peak: FLOP/s.  bandwidth: bytes/s.
     """
@@ -21,8 +21,8 @@ def roofline(
     x = np.geomspace(low, high, 200)
     axes.plot(x, np.minimum(x * bandwidth, peak), color=INK, linewidth=1.5)
     for number, (name, share, intensity, rate) in enumerate(points):
-        colour = PALETTE[number % len(PALETTE)]
-        axes.scatter([intensity], [rate], s=40 + 900 * share, color=colour, alpha=OPACITY, linewidths=0, label=name)
+        color = PALETTE[number % len(PALETTE)]
+        axes.scatter([intensity], [rate], s=40 + 900 * share, color=color, alpha=OPACITY, linewidths=0, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
@@ -44,18 +44,18 @@ def bars(
     title: str,
     subtitle: str,
     *,
-    ours: str = "",
+    highlight: str = "",
     line: tuple[str, float] | None = None,
 ) -> None:
     """Write horizontal bars, as a PNG or SVG by the path's suffix.
 
-    rows: (name, value, and from where to where it spreads), from the top.  ours: those whose name begins so are
-    coloured, the others gray; "" colours all.  line: a name and a value to compare with, drawn across.
+    rows: (name, value, low, high) from the top; a thin line spans low to high.  highlight: bars whose name begins with
+    it are colored and the others gray; "" colors all.  line: name and value of a line across all bars.
     """
     figure, axes = canvas(8.0, 0.42 * len(rows) + 0.9)
     most = max(high for _, _, _, high in rows)
     for place, (name, value, low, high) in enumerate(rows):
-        axes.barh(place, value, color=PALETTE[0] if name.startswith(ours) else "#c3c8d0", height=0.62)
+        axes.barh(place, value, color=PALETTE[0] if name.startswith(highlight) else "#c3c8d0", height=0.62)
         axes.plot([low, high], [place, place], color=INK, linewidth=1.6, solid_capstyle="butt")
         text = f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
         axes.text(max(value, high) + 0.012 * most, place, text, va="center", color=INK, fontsize=9)
@@ -85,18 +85,18 @@ def curves(
 ) -> None:
     """Write lines through points, as a PNG or SVG by the path's suffix.
 
-    series: (name, points), of which each is (x, y, and from where to where y spreads).  x, y: the axes' names.
+    series: (name, points), each point (x, y, low, high); a thin line spans low to high.  x, y: names of the axes.
     """
     figure, axes = canvas(8.0, 4.6)
-    for (name, points), colour in zip(series, PALETTE, strict=False):
+    for (name, points), color in zip(series, PALETTE, strict=False):
         along, value, low, high = zip(*points, strict=True)
-        axes.plot(along, value, color=colour, linewidth=2, marker="o", markersize=5, label=name)
-        axes.vlines(along, low, high, color=colour, linewidth=1.4)
+        axes.plot(along, value, color=color, linewidth=2, marker="o", markersize=5, label=name)
+        axes.vlines(along, low, high, color=color, linewidth=1.4)
     if powers_of_2:
         every = sorted({point[0] for _, points in series for point in points})
         axes.set_xscale("log", base=2)
         axes.set_xticks(every, [f"{value:g}" for value in every])
-        axes.set_ylim(bottom=0)  # a ratio is what such a curve is looked at for
+        axes.set_ylim(bottom=0)  # readers compare ratios
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(axis="y", color=GRAY, linewidth=0.8)

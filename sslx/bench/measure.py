@@ -1,4 +1,4 @@
-"""Measuring: what machine this is and how steady, competitors taking turns, and one JSON line for each figure."""
+"""Measurements: which machine this is and how steady it is, competitors in turns, and a JSON line for each figure."""
 
 import ctypes
 import json
@@ -20,15 +20,17 @@ from sslx.machine import cores, proc
 
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "timm", "lightly")
 MACHINE = ("cpu", "cores", "gpu", "power_cap_w")
-"""What two records must share before one may be compared with the other."""
-CHANGED = ("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)benchmarks/results")
+"""Fields that two records must share before their times may be compared."""
+_DIFFERS_FROM_COMMIT = ("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)benchmarks/results")
 WINDOWS = 11
-"""Enough that the medians of two runs of the same differ by less than p20 to p80 in 19 of 20 (bench_harness.py)."""
+"""With this many, two medians of the same work differ by less than p20 to p80 in 19 of 20 runs (``run.py harness``)."""
 NOISY = 0.05
+"""Variation of the machine's speed above which the user is warned."""
+Summary = dict[str, float | int]
 
 
 def stamp() -> dict[str, Any]:
-    """Hardware, versions and commit: what a figure is worthless without.  None for what a copy without git lacks."""
+    """Time, hardware, versions and commit of a measurement.  Without git, the commit is None."""
     commit = _git("rev-parse", "--short", "HEAD") or None
     versions: dict[str, str] = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -43,7 +45,7 @@ def stamp() -> dict[str, Any]:
         **_gpu(),
         "versions": versions,
         "commit": commit,
-        "dirty": None if commit is None else bool(_git(*CHANGED)),
+        "dirty": None if commit is None else bool(_git(*_DIFFERS_FROM_COMMIT)),
         "load_1min": round(os.getloadavg()[0], 2),
     }
 
@@ -59,12 +61,12 @@ def _cpu() -> str:
 
 
 def _gpu() -> dict[str, Any]:
-    """Its name and power cap in watts, None where there is none."""
+    """Name and power cap in watts of the GPU, or None."""
     if not torch.cuda.is_available():
         return {"gpu": None, "power_cap_w": None}
-    asked = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
     try:
-        lines = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+        lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
         cap = float(lines[torch.cuda.current_device()])
     except (OSError, ValueError, IndexError):  # no nvidia-smi, or "[N/A]" in a container
         cap = None
@@ -72,16 +74,17 @@ def _gpu() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     try:
-        found = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
-    except OSError:  # no git
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except OSError:  # git is not installed
         return ""
-    return found.stdout.strip()
 
 
-def spread(values: list[float]) -> dict[str, float | int]:
-    """n, median, and the 20th and 80th percentiles."""
+def summarize(values: list[float]) -> Summary:
+    """``n``, ``median``, and the 20th and 80th percentiles, ``p20`` and ``p80``."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return {
@@ -92,8 +95,14 @@ def spread(values: list[float]) -> dict[str, float | int]:
     }
 
 
-def comparable(records: Iterable[Mapping[str, Any]]) -> None:
-    """Raise ValueError where records were measured on different machines."""
+def text(summary: Mapping[str, float], digits: int = 0, scale: float = 1.0) -> str:
+    """A summary times ``scale``, such as "7.2 (7.1 to 7.5)"."""
+    median, low, high = (f"{scale * summary[key]:,.{digits}f}" for key in ("median", "p20", "p80"))
+    return f"{median} ({low} to {high})"
+
+
+def require_same_machine(records: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError if records were measured on different machines."""
     first: Mapping[str, Any] | None = None
     for record in records:
         first = first or record
@@ -105,8 +114,8 @@ def comparable(records: Iterable[Mapping[str, Any]]) -> None:
                 )
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """How long the device takes for what ``run`` asks of it: by CUDA events on a GPU, else by the clock."""
+def elapsed_s(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds that the device needs for ``run``: by CUDA events on a GPU, otherwise by the clock."""
     if device.type != "cuda":
         start = time.perf_counter()
         run()
@@ -120,16 +129,17 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return before.elapsed_time(after) / 1e3
 
 
-def window(
+def rate_window(
     call: Callable[[], object],
     device: torch.device,
     at_least_s: float,
     before: Callable[[], object] = lambda: None,
 ) -> Callable[[], float]:
-    """A window for ``take_turns``: calls a second, over as many calls as last ``at_least_s``, two at least.
+    """A window for ``take_turns``, which measures calls per second.
 
-    Their number is found in the first window, by calls that are waited for one by one; after that the device's queue
-    is filled without waiting.  ``before``: called off the clock, at the start of each window.
+    The first window chooses the number of calls, at least two, so that they last ``at_least_s``.  It waits for each of
+    them; later windows fill the device's queue without waiting.  ``before`` runs at the start of each window, before
+    the clock starts.
     """
     calls = 0
 
@@ -142,71 +152,71 @@ def window(
         before()
         if not calls:
             call()  # compiles, allocates
-            spent = [seconds(call, device)]
-            while sum(spent) < at_least_s:
-                spent.append(seconds(call, device))
-            calls = max(2, math.ceil(len(spent) * at_least_s / sum(spent)))  # some calls only take what is there
-        return calls / seconds(many, device)
+            times_s = [elapsed_s(call, device)]
+            while sum(times_s) < at_least_s:
+                times_s.append(elapsed_s(call, device))
+            calls = max(2, math.ceil(len(times_s) * at_least_s / sum(times_s)))  # one call may use up what was prepared
+        return calls / elapsed_s(many, device)
 
     return run
 
 
-def product(device: torch.device, dtype: torch.dtype, side: int) -> tuple[Callable[[], object], float]:
-    """(a product of two random square matrices, its floating-point operations)."""
+def matrix_product(device: torch.device, dtype: torch.dtype, side: int) -> tuple[Callable[[], object], float]:
+    """A call that multiplies two random square matrices, and its number of floating-point operations."""
     a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
     return lambda: torch.mm(a, b, out=out), 2.0 * side**3
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of large square products: what this machine can do at most, here and now."""
-    call, operations = product(device, dtype, 8192 if device.type == "cuda" else 4096)
-    rate = window(call, device, 0.5)
+    """FLOP/s of products of large square matrices: the most that this machine reaches at present."""
+    call, operations = matrix_product(device, dtype, 8192 if device.type == "cuda" else 4096)
+    rate = rate_window(call, device, 0.5)
     return operations * max(rate() for _ in range(5))
 
 
 def memory_rate(device: torch.device) -> float:
-    """Bytes/s read and written by a copy of 256 MiB."""
+    """Bytes per second that a copy of 256 MiB reads and writes."""
     a = torch.randn(2**26, device=device)
     b = torch.empty_like(a)
-    rate = window(lambda: b.copy_(a), device, 0.3)
+    rate = rate_window(lambda: b.copy_(a), device, 0.3)
     return 2 * a.nbytes * max(rate() for _ in range(5))
 
 
 def noise(device: torch.device, windows: int = 21) -> float:
-    """How far the speed of the same work varies here and now: (p80 - p20) / median over windows of 0.1 s."""
-    call, _ = product(device, torch.float32, 4096 if device.type == "cuda" else 512)
-    rate = window(call, device, 0.1)
-    found = spread([rate() for _ in range(windows + 1)][1:])
-    return (found["p80"] - found["p20"]) / found["median"]
+    """How much the speed of the same work varies at present: (p80 - p20) / median over windows of 0.1 s."""
+    call, _ = matrix_product(device, torch.float32, 4096 if device.type == "cuda" else 512)
+    rate = rate_window(call, device, 0.1)
+    rates = summarize([rate() for _ in range(windows + 1)][1:])
+    return (rates["p80"] - rates["p20"]) / rates["median"]
 
 
 def warn_of_noise(device: torch.device, say: Callable[[str], object]) -> float:
-    """``noise``, with a line for the user where it is more than ``NOISY``."""
-    found = noise(device)
-    if found > NOISY:
+    """Return ``noise``, and say so if it is more than ``NOISY``."""
+    variation = noise(device)
+    if variation > NOISY:
         say(
-            f"noisy machine: the same work's speed varies by {100 * found:.0f} % from tenth to tenth of a second "
-            f"(load {os.getloadavg()[0]:.1f} on {cores.allowed()} cores): differences below that mean "
-            "little; end what else runs"
+            f"noisy machine: the speed of the same work varies by {100 * variation:.0f} % within seconds "
+            f"(load {os.getloadavg()[0]:.1f} on {cores.allowed()} cores). Differences smaller than that mean little; "
+            "stop other programs before you measure"
         )
-    return found
+    return variation
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forget the peak so far."""
+    """Start measuring the peak of memory anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # what was freed is resident still
+        libc.malloc_trim(0)  # freed memory is still resident
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux, or not allowed: the peak is then the process's
+    except OSError:  # not Linux, or not allowed: then it is the peak since the process started
         pass
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The peak since ``reset_peak``: allocated on the GPU, or this process's resident memory."""
+    """Peak since ``reset_peak`` of the memory allocated on the GPU, or of this process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -222,15 +232,15 @@ def take_turns(
     *,
     warm_up: int = 1,
     limit_s: float = math.inf,
-    failed: Callable[[str, Exception], None] | None = None,
+    on_error: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Call each arm once a window, one after the other, so that the machine's moods hit all alike.
+    """Call each arm once per window, one after the other, so that changes of the machine's speed affect all alike.
 
-    Each call measures by itself and returns a figure; the first windows are a warm-up and not counted.
-    limit_s: no window begins later, but for the first that counts.  failed: told of an arm that raises, which is then
-    left out; without it the exception is raised.
+    Each call measures and returns one figure.  The first ``warm_up`` windows do not count.  After ``limit_s`` no
+    further window starts, except for the first one that counts.  An arm that raises is reported to ``on_error`` and
+    left out from then on; without ``on_error`` the exception propagates.
     """
-    started, found = time.monotonic(), dict[str, list[float]]()
+    started, figures = time.monotonic(), dict[str, list[float]]()
     arms = dict(arms)
     for window in range(windows + warm_up):
         if window > warm_up and time.monotonic() - started > limit_s:
@@ -239,19 +249,19 @@ def take_turns(
             try:
                 value = arm()
             except Exception as error:
-                if failed is None:
+                if on_error is None:
                     raise
-                failed(name, error)
+                on_error(name, error)
                 del arms[name]
-                found.pop(name, None)
+                figures.pop(name, None)
                 continue
             if window >= warm_up:
-                found.setdefault(name, []).append(value)
-    return found
+                figures.setdefault(name, []).append(value)
+    return figures
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line to a results file."""
+    """Append a record and its ``stamp`` to a results file, as one line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps({**record, **stamp()}) + "\n")

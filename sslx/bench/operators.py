@@ -15,7 +15,7 @@ from sslx.bench import measure
 
 @dataclass
 class Cost:
-    """Of all calls of an operator together.  nbytes: of its inputs and outputs, read or written once each."""
+    """Totals over all calls of an operator.  ``nbytes`` counts each input and output once, as read or written."""
 
     name: str
     calls: int = 0
@@ -33,43 +33,48 @@ class _Meter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if (own := inside(func)) is not None:
+        if (function := implementation(func)) is not None:
             with self:
-                return own(*args, **(kwargs or {}))
-        found: list[Any] = []
-        spent = measure.seconds(lambda: found.append(func(*args, **(kwargs or {}))), self.device)
+                return function(*args, **(kwargs or {}))
+        results: list[Any] = []
+        elapsed_s = measure.elapsed_s(lambda: results.append(func(*args, **(kwargs or {}))), self.device)
+        result = results[0]
         name = str(func.overloadpacket).removeprefix("aten.")
         cost = self.costs.setdefault(name, Cost(name))
         cost.calls += 1
-        cost.seconds += spent
+        cost.seconds += elapsed_s
         if func.is_view:
-            return found[0]
-        outputs = [leaf for leaf in tree_leaves(found[0]) if isinstance(leaf, Tensor)]
+            return result
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         cost.nbytes += sum({id(tensor): tensor.nbytes for tensor in (*inputs, *outputs)}.values())
         if formula := flop_registry.get(func.overloadpacket):
-            cost.flops += formula(*args, **(kwargs or {}), out_val=found[0])
+            cost.flops += formula(*args, **(kwargs or {}), out_val=result)
         else:
             cost.flops += sum(tensor.numel() for tensor in outputs or inputs)
-        return found[0]
+        return result
 
 
-def inside(func: Any) -> Callable[..., Any] | None:
-    """What a custom operator of torch.library calls, which a mode does not see by itself; None of others."""
+def implementation(func: Any) -> Callable[..., Any] | None:
+    """The Python function behind a custom operator of torch.library, or None for other operators.
+
+    A dispatch mode does not see what that function calls unless it calls the function itself.  PyTorch has no public
+    name for it; in a version that has moved it, a custom operator counts as one.
+    """
     try:
         from torch._library.custom_ops import OPDEFS
 
-        own = OPDEFS.get(func._schema.name)
-        return None if own is None else own._init_fn
-    except (ImportError, AttributeError):  # no public name: then the operator counts as one
+        definition = OPDEFS.get(func._schema.name)
+        return None if definition is None else definition._init_fn
+    except (ImportError, AttributeError):
         return None
 
 
 def costs(run: Callable[[], object], device: torch.device) -> list[Cost]:
-    """What ``run`` costs, the operator that takes longest first.
+    """The cost of each operator that ``run`` calls, longest first.
 
-    Each operator is waited for, so that on a GPU the seconds hold each one's launch too.  An operator that is neither a
-    product nor a convolution counts as one operation for each element that it gives, or changes where it gives none.
+    Each call is waited for, so that on a GPU its seconds include the launch.  An operator other than a product or a
+    convolution counts as one operation per element that it returns, or that it changes if it returns none.
     """
     with _Meter(device) as meter:
         run()

@@ -24,7 +24,7 @@ TINY = (
     "--encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
     "--batch-size 16 --device cpu --precision fp32 --compile off"
 ).split()
-FOUND = {"end to end": 90.0, "step alone": 100.0, "loader alone": 400.0, "augmentation alone": 500.0}
+RATES = {"end to end": 90.0, "step alone": 100.0, "loader alone": 400.0, "augmentation alone": 500.0}
 
 
 @pytest.fixture
@@ -33,43 +33,43 @@ def ranks() -> Ranks:
 
 
 def test_the_arms_run_and_leave_the_weights_alone(ranks: Ranks) -> None:
-    recipe = advice.Recipe(config.load(TINY), ranks, window_s=0.05)
-    before = [p.clone() for p in recipe.parts.method.parameters()]
-    found = measure.take_turns(recipe.arms(), 2)
-    assert tuple(found) == advice.ARMS
-    assert all(len(values) == 2 and min(values) > 0 for values in found.values())
-    assert all(map(torch.equal, before, recipe.parts.method.parameters()))
-    assert 0 <= recipe.data_wait(2) <= 1
-    assert recipe.views == 2
-    assert recipe.flops() > 1e6
-    recipe.close()
+    workload = advice.Workload(config.load(TINY), ranks, window_s=0.05)
+    before = [p.clone() for p in workload.parts.method.parameters()]
+    figures = measure.take_turns(workload.arms(), 2)
+    assert tuple(figures) == advice.ARMS
+    assert all(len(values) == 2 and min(values) > 0 for values in figures.values())
+    assert all(map(torch.equal, before, workload.parts.method.parameters()))
+    assert 0 <= workload.data_wait(2) <= 1
+    assert workload.num_views == 2
+    assert workload.flops() > 1e6
+    workload.close()
 
 
 def test_what_was_prefetched_is_used_up_but_a_slow_loader_not_waited_for(
     ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """640 samples/s in batches of 256 on 16 cores: 34 batches before every window were 14 s."""
-    recipe = advice.Recipe(config.load([*TINY, "--data.threads", "16"]), ranks, window_s=0.05)
-    clock, taken = 0.0, 0
+    workload = advice.Workload(config.load([*TINY, "--data.threads", "16"]), ranks, window_s=0.05)
+    clock, num_taken = 0.0, 0
     monkeypatch.setattr("time.perf_counter", lambda: clock)
 
     def loader(batch_s: float) -> Iterator[int]:
-        nonlocal clock, taken
-        taken = 0
+        nonlocal clock, num_taken
+        num_taken = 0
         while True:
             clock += batch_s
-            taken += 1
-            yield taken
+            num_taken += 1
+            yield num_taken
 
     for batch_s, number in ((0.001, 34), (0.4, 7), (9.0, 2)):
-        recipe._drain(loader(batch_s))  # pyright: ignore[reportPrivateUsage, reportArgumentType]
-        assert taken == number
-    recipe.close()
+        workload._drain(loader(batch_s))  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+        assert num_taken == number
+    workload.close()
 
 
 def test_flops_of_a_step_by_hand(ranks: Ranks) -> None:
     settings = config.load([*TINY, "--method.hidden-dim", "32"])
-    wide, narrow = (advice.Recipe(s, ranks) for s in (settings, config.load(TINY)))
+    wide, narrow = (advice.Workload(s, ranks) for s in (settings, config.load(TINY)))
     rows, features, out = 2 * 16, 8, 8  # both views; of a two-layer head only the hidden width differs
     expected = 3 * 2 * rows * (32 - 16) * (features + out)  # forward, and two products backward
     assert wide.flops() - narrow.flops() == expected
@@ -88,14 +88,14 @@ def test_decoded_images_of_many_sizes_go_through_the_loader(tmp_path: Path, rank
     assert isinstance(held, Pixels)
     assert np.array_equal(held.pixels[0], np.asarray(Image.open(tmp_path / "00.png")))
     assert held.pixels[21] is held.pixels[1]
-    recipe = advice.Recipe(settings, ranks, window_s=0.02)
-    assert recipe.arms()["augmentation alone"]() > 0
+    workload = advice.Workload(settings, ranks, window_s=0.02)
+    assert workload.arms()["augmentation alone"]() > 0
 
 
 def test_the_limit_is_the_slower_part_or_both() -> None:
-    assert advice.limit(FOUND).startswith("the training step. Data loading does not slow it down: a run reaches 90 %")
-    assert advice.limit(FOUND | {"loader alone": 91.0}).startswith("the loader. The training step waits for it: a run")
-    assert "compete for the same cores" in advice.limit(FOUND | {"end to end": 60.0})
+    assert advice.limit(RATES).startswith("the training step. Data loading does not slow it down: a run reaches 90 %")
+    assert advice.limit(RATES | {"loader alone": 91.0}).startswith("the loader. The training step waits for it: a run")
+    assert "compete for the same cores" in advice.limit(RATES | {"end to end": 60.0})
 
 
 def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
     monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     settings = config.load([*TINY, "--data.threads", "2", "--data.backend", "torchvision"])
     gpu = dataclasses.replace(ranks, device=torch.device("cuda"))
-    starving = {**FOUND, "loader alone": 50.0}
+    starving = {**RATES, "loader alone": 50.0}
     assert list(advice.candidates(settings, ranks, starving, small=True)) == [
         "--data.backend resident",
         "--data.threads 4",
@@ -111,26 +111,26 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
     ]
     monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    tried = ["--data.backend resident", "--data.threads 1"]
-    assert list(advice.candidates(settings, ranks, FOUND, small=True)) == tried
+    trials = ["--data.backend resident", "--data.threads 1"]
+    assert list(advice.candidates(settings, ranks, RATES, small=True)) == trials
     monkeypatch.setenv("CXX", f"{sys.executable} --flag")  # any program that there is
-    tried.append("--compile on")
-    assert list(advice.candidates(settings, ranks, FOUND, small=True)) == tried
+    trials.append("--compile on")
+    assert list(advice.candidates(settings, ranks, RATES, small=True)) == trials
     monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: True)
-    tried.insert(2, "--precision bf16")
-    assert list(advice.candidates(settings, ranks, FOUND, small=True)) == tried
-    assert list(advice.candidates(settings, ranks, FOUND, small=False)) == tried[1:]
+    trials.insert(2, "--precision bf16")
+    assert list(advice.candidates(settings, ranks, RATES, small=True)) == trials
+    assert list(advice.candidates(settings, ranks, RATES, small=False)) == trials[1:]
     fast = ["--precision bf16", "--compile on", "--batch-size 32"]
-    assert list(advice.candidates(settings, gpu, FOUND, small=True)) == fast
-    tried = advice.candidates(settings, gpu, FOUND, small=True)["--batch-size 32"]
-    assert resuming.differences(tried, settings) == ["--batch-size 16 -> 32"]
+    assert list(advice.candidates(settings, gpu, RATES, small=True)) == fast
+    trials = advice.candidates(settings, gpu, RATES, small=True)["--batch-size 32"]
+    assert resuming.differences(trials, settings) == ["--batch-size 16 -> 32"]
 
 
 @pytest.mark.slow
 def test_the_command_says_what_limits_a_recipe_and_what_to_take() -> None:
     command = [sys.executable, "-m", "sslx", "bench", *TINY]
-    here = os.environ | {"CXX": "none"}  # compiling takes a minute, and is tested with the training
-    done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False, env=here)
+    environ = os.environ | {"CXX": "none"}  # compiling takes a minute, and is tested with the training
+    done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False, env=environ)
     assert done.returncode == 0, done.stderr
     assert "end to end" in done.stdout
     assert "bottleneck: " in done.stdout

@@ -14,7 +14,13 @@ CPU = torch.device("cpu")
 
 
 def test_spread_on_numbers_by_hand() -> None:
-    assert measure.spread([5.0, 1.0, 4.0, 2.0, 3.0, 6.0]) == {"n": 6, "median": 3.5, "p20": 2.0, "p80": 5.0}
+    assert measure.summarize([5.0, 1.0, 4.0, 2.0, 3.0, 6.0]) == {"n": 6, "median": 3.5, "p20": 2.0, "p80": 5.0}
+
+
+def test_a_summary_as_text() -> None:
+    summary = {"median": 1234.56, "p20": 1000.0, "p80": 2000.04}
+    assert measure.text(summary) == "1,235 (1,000 to 2,000)"
+    assert measure.text(summary, 1, scale=0.1) == "123.5 (100.0 to 200.0)"
 
 
 def test_arms_take_turns_and_the_first_window_is_not_counted() -> None:
@@ -24,21 +30,21 @@ def test_arms_take_turns_and_the_first_window_is_not_counted() -> None:
         calls.append(name)
         return float(len(calls))
 
-    found = measure.take_turns({"a": lambda: arm("a"), "b": lambda: arm("b")}, 2)
+    figures = measure.take_turns({"a": lambda: arm("a"), "b": lambda: arm("b")}, 2)
     assert calls == ["a", "b"] * 3
-    assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert figures == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
 
 
 def test_an_arm_that_fails_does_not_keep_the_others_from_their_turns() -> None:
-    told: list[tuple[str, str]] = []
+    errors: list[tuple[str, str]] = []
 
     def broken() -> float:
         raise RuntimeError("refused")
 
     arms: dict[str, Callable[[], float]] = {"a": lambda: 1.0, "b": broken, "c": lambda: 3.0}
-    found = measure.take_turns(arms, 2, failed=lambda name, error: told.append((name, str(error))))
-    assert found == {"a": [1.0, 1.0], "c": [3.0, 3.0]}
-    assert told == [("b", "refused")]
+    figures = measure.take_turns(arms, 2, on_error=lambda name, error: errors.append((name, str(error))))
+    assert figures == {"a": [1.0, 1.0], "c": [3.0, 3.0]}
+    assert errors == [("b", "refused")]
     with pytest.raises(RuntimeError, match="refused"):
         measure.take_turns(arms, 2)
 
@@ -82,8 +88,8 @@ def test_a_window_counts_calls_a_second_over_at_least_its_time(monkeypatch: pyte
         run()
         return clock - start
 
-    monkeypatch.setattr(measure, "seconds", seconds)
-    rate = measure.window(call, CPU, 1.0, lambda: prepared.append(len(calls)))
+    monkeypatch.setattr(measure, "elapsed_s", seconds)
+    rate = measure.rate_window(call, CPU, 1.0, lambda: prepared.append(len(calls)))
     assert rate() == 8
     first = len(calls)
     assert first == 1 + 6 + 6  # compiled, 2 cold and 4 warm calls that last 1 s together, then as many on the clock
@@ -94,7 +100,7 @@ def test_a_window_counts_calls_a_second_over_at_least_its_time(monkeypatch: pyte
 
 def test_a_long_call_is_timed_twice_at_least() -> None:
     calls: list[int] = []
-    rate = measure.window(lambda: calls.append(time.sleep(0.02) or 1), CPU, 0.001)
+    rate = measure.rate_window(lambda: calls.append(time.sleep(0.02) or 1), CPU, 0.001)
     rate()
     before = len(calls)
     rate()
@@ -102,16 +108,16 @@ def test_a_long_call_is_timed_twice_at_least() -> None:
 
 
 def test_figures_of_two_machines_are_not_compared() -> None:
-    here = measure.stamp()
-    measure.comparable([here, measure.stamp()])
-    other = {**here, "cores": here["cores"] + 1}
+    stamp = measure.stamp()
+    measure.require_same_machine([stamp, measure.stamp()])
+    other = {**stamp, "cores": stamp["cores"] + 1}
     with pytest.raises(ValueError, match=r"two machines cannot be compared: cores is \d+ at .* and \d+ at"):
-        measure.comparable([here, other])
+        measure.require_same_machine([stamp, other])
 
 
 def test_noise_is_the_spread_of_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter([9.0, *range(90, 111)])  # the first is a warm-up; of 21, the 5th is 94 and the 17th 106
-    monkeypatch.setattr(measure, "window", lambda *_: lambda: next(rates))
+    monkeypatch.setattr(measure, "rate_window", lambda *_: lambda: next(rates))
     lines: list[str] = []
     assert measure.warn_of_noise(CPU, lines.append) == pytest.approx(12 / 100)
     assert "varies by 12 %" in lines[0]

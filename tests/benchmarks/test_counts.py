@@ -7,10 +7,10 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.parametrize("name", bench_counts.cases())
 def test_a_recipes_step_is_as_in_the_table(name: str) -> None:
-    found = bench_counts.count(name)
-    assert found["waits"] == 0
-    assert not bench_counts.differences(found, bench_counts.table().get(name)), (
-        "say why in the commit, and run benchmarks/bench_counts.py --write"
+    figures = bench_counts.count(name)
+    assert figures["waits"] == 0
+    assert not bench_counts.differences(figures, bench_counts.recorded().get(name)), (
+        "say why in the commit, and run: python benchmarks/run.py counts --write"
     )
 
 
@@ -29,4 +29,4 @@ def test_a_change_of_more_than_a_tenth_is_said() -> None:
     assert bench_counts.differences({**before, "launches": 111}, before) == ["x: launches 100 -> 111"]
     assert bench_counts.differences({**before, "launches": 89}, before) == ["x: launches 100 -> 89"]
     assert bench_counts.differences({**before, "waits": 1}, before) == ["x: waits 0 -> 1"]
-    assert bench_counts.differences(before, None) == ["x is not in the table"]
+    assert bench_counts.differences(before, None) == ["x is not in results/counts.jsonl"]

@@ -15,19 +15,19 @@ from kit.processes import ended, until
 
 
 def part(name: str, code: str) -> gpu_suite.Part:
-    return gpu_suite.Part(name, (sys.executable, "-c", code), results="")
+    return gpu_suite.Part(name, (sys.executable, "-c", code), records=False)
 
 
 @pytest.fixture
-def wanted(monkeypatch: pytest.MonkeyPatch) -> list[gpu_suite.Part]:
-    found: list[gpu_suite.Part] = []
-    monkeypatch.setattr(gpu_suite, "parts", lambda _: found)
-    return found
+def selected(monkeypatch: pytest.MonkeyPatch) -> list[gpu_suite.Part]:
+    parts: list[gpu_suite.Part] = []
+    monkeypatch.setattr(gpu_suite, "parts", lambda _: parts)
+    return parts
 
 
-def test_done_parts_are_left_out_and_failed_ones_tried_again(wanted: list[gpu_suite.Part], tmp_path: Path) -> None:
+def test_done_parts_are_left_out_and_failed_ones_tried_again(selected: list[gpu_suite.Part], tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    wanted += [
+    selected += [
         part("first", f"open({str(tmp_path / 'count')!r}, 'a').write('x')"),
         part("second", f"import os, sys; sys.exit(0 if os.path.exists({str(mark)!r}) else 3)"),
     ]
@@ -39,18 +39,18 @@ def test_done_parts_are_left_out_and_failed_ones_tried_again(wanted: list[gpu_su
     assert (tmp_path / "count").read_text() == "x"
 
 
-def test_a_part_that_hangs_ends_with_all_its_processes(wanted: list[gpu_suite.Part], tmp_path: Path) -> None:
+def test_a_part_that_hangs_ends_with_all_its_processes(selected: list[gpu_suite.Part], tmp_path: Path) -> None:
     number = tmp_path / "number"
     child = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = f"import subprocess, sys; print('started', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
-    wanted.append(part("hangs", code))
+    selected.append(part("hangs", code))
     assert gpu_suite.main(["--small", "--out", str(tmp_path), "--limit-s", "10"]) == 1
     assert json.loads((tmp_path / "hangs.json").read_text())["code"] == 124
     assert (tmp_path / "hangs.log").read_text() == "started\n"
     until(lambda: ended(int(number.read_text())), "end of the part's child", 5)
 
 
-def test_a_part_that_saves_goes_on_the_next_time(wanted: list[gpu_suite.Part], tmp_path: Path) -> None:
+def test_a_part_that_saves_continues_at_the_next_call(selected: list[gpu_suite.Part], tmp_path: Path) -> None:
     """It hears SIGTERM before its time is over, and says by its exit code that there is more to do."""
     saves = (
         f"import os, signal, sys, time; path = {str(tmp_path / 'saved')!r}\n"
@@ -58,18 +58,18 @@ def test_a_part_that_saves_goes_on_the_next_time(wanted: list[gpu_suite.Part], t
         "def save(*_):\n    open(path, 'w').close()\n    sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, save)\nprint('listens', flush=True)\ntime.sleep(60)\n"
     )
-    wanted.append(gpu_suite.Part("trains", (sys.executable, "-c", saves), results="", goes_on=True))
+    selected.append(gpu_suite.Part("trains", (sys.executable, "-c", saves), records=False, continues=True))
     out = ["--small", "--out", str(tmp_path), "--limit-s", str(gpu_suite.SAVING_S + 3)]
     assert [gpu_suite.main(out), gpu_suite.main(out)] == [75, 0]
     assert json.loads((tmp_path / "trains.json").read_text())["code"] == 0
 
 
 def test_no_part_begins_that_would_not_end_in_time(
-    wanted: list[gpu_suite.Part], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    selected: list[gpu_suite.Part], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted += [part("first", "print(1)"), part("second", "print(2)")]
+    selected += [part("first", "print(1)"), part("second", "print(2)")]
     assert gpu_suite.main(["--small", "--out", str(tmp_path), "--for-s", "20"]) == 75
-    assert "left for the next time" in capsys.readouterr().out
+    assert "left for the next call" in capsys.readouterr().out
     assert not (tmp_path / "first.json").exists()
 
 
@@ -113,11 +113,11 @@ def test_its_tests_need_no_package_that_a_lent_machine_may_lack() -> None:
     argv = [sys.executable, "-c", code]
     root = Path(gpu_suite.__file__).parents[1]
     paths = [str(root / path) for path in (*gpu_suite.GPU_TESTS, "tests/kernels")]
-    found = subprocess.run([*argv, "--collect-only", *paths], capture_output=True, text=True, check=False, cwd=root)
-    assert found.returncode == 0, found.stdout[-3000:]
-    assert "error" not in found.stdout.lower().rpartition("tests collected")[0][-300:]
-    some = [*argv, "tests/kernels/test_operator.py", "-m", "not slow", "-k", "tiled"]
-    done = subprocess.run(some, capture_output=True, text=True, check=False, cwd=root, timeout=600)
+    collected = subprocess.run([*argv, "--collect-only", *paths], capture_output=True, text=True, check=False, cwd=root)
+    assert collected.returncode == 0, collected.stdout[-3000:]
+    assert "error" not in collected.stdout.lower().rpartition("tests collected")[0][-300:]
+    tiled = [*argv, "tests/kernels/test_operator.py", "-m", "not slow", "-k", "tiled"]
+    done = subprocess.run(tiled, capture_output=True, text=True, check=False, cwd=root, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:]
 
 

@@ -1,4 +1,4 @@
-"""What bench_scaling.py counts, beside torch's own count and bytes worked out by hand."""
+"""What the scaling benchmark counts, beside torch's own count and bytes worked out by hand."""
 
 import sys
 from collections.abc import Callable
@@ -28,10 +28,10 @@ def counts(folder: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
         (distributed.all_gather_grad(z).square().sum() + distributed.sum_over_ranks(z.detach()).sum()).backward()
 
     step()
-    found = bench_scaling.counted(step, ranks)
-    with CommDebugMode() as theirs:
+    collectives = bench_scaling.counted(step, ranks)
+    with CommDebugMode() as torch_counter:
         step()
-    return found, {str(kind): calls for kind, calls in theirs.get_comm_counts().items()}
+    return collectives, {str(kind): calls for kind, calls in torch_counter.get_comm_counts().items()}
 
 
 def inside(folder: str) -> list[dict[str, Any]]:
@@ -46,20 +46,20 @@ def inside(folder: str) -> list[dict[str, Any]]:
 
 
 def test_what_the_loss_gathers_within_its_operator_counts(ranks: Callable[..., Any]) -> None:
-    for found in ranks(2, inside, str(BENCHMARKS)):
-        (gathered,) = (kind["nbytes"] for kind in found if "gather" in kind["name"])
+    for collectives in ranks(2, inside, str(BENCHMARKS)):
+        (gathered,) = (kind["nbytes"] for kind in collectives if "gather" in kind["name"])
         embeddings = 4 * 2 * 16 * 50
         assert embeddings <= gathered < 1.1 * embeddings  # and a few numbers a row
 
 
 def test_calls_are_torchs_own_count_and_bytes_those_of_whole_buffers(ranks: Callable[..., Any]) -> None:
-    for found, theirs in ranks(2, counts, str(BENCHMARKS)):
-        calls = {kind["name"]: kind["calls"] for kind in found}
-        assert calls == {name.partition(".")[2]: n for name, n in theirs.items() if n}
-        nbytes = {kind["name"]: kind["nbytes"] for kind in found}
-        everyone = 4 * 2 * 8 * 50
+    for collectives, torch_counts in ranks(2, counts, str(BENCHMARKS)):
+        calls = {kind["name"]: kind["calls"] for kind in collectives}
+        assert calls == {name.partition(".")[2]: n for name, n in torch_counts.items() if n}
+        nbytes = {kind["name"]: kind["nbytes"] for kind in collectives}
+        all_rows = 4 * 2 * 8 * 50
         assert nbytes == {
             "allreduce_": 4 * (101 * 50 + 8 * 50),
-            "_allgather_base_": everyone,
-            "_reduce_scatter_base_": everyone,
+            "_allgather_base_": all_rows,
+            "_reduce_scatter_base_": all_rows,
         }

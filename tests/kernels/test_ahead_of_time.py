@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_kernels_sass.py"
+RUNNER = Path(__file__).parents[2] / "benchmarks" / "run.py"
 KIB = 1024
 SHARED_BYTES = {80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB}
 """What a block may have on an A100, an A10, an L40, an H100 or H200, a B200, an RTX Blackwell."""
@@ -25,7 +25,7 @@ any."""
 def compiled(*options: str) -> list[dict[str, Any]]:
     """What the script prints of each kernel."""
     environ = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    argv = [sys.executable, str(SCRIPT), "--no-record", "--json", *options]
+    argv = [sys.executable, str(RUNNER), "kernels_sass", "--no-record", *options]
     done = subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=1700, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

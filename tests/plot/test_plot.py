@@ -311,7 +311,7 @@ def test_small_views_stand_side_by_side_in_white() -> None:
 
 def test_bars_are_as_long_as_their_values_and_ours_is_coloured(tmp_path: Path) -> None:
     rows = [("sslx", 3000.0, 2900.0, 3100.0), ("other", 1000.0, 900.0, 1100.0)]
-    charts.bars(rows, tmp_path / "bars.png", "Title", "subtitle", ours="sslx")
+    charts.bars(rows, tmp_path / "bars.png", "Title", "subtitle", highlight="sslx")
     pixels = read(tmp_path / "bars.png")
     gray = num_pixels(pixels, "#c3c8d0")
     assert num_pixels(pixels, plot.PALETTE[0]) == pytest.approx(3 * gray, rel=0.1)
