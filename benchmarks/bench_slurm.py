@@ -67,7 +67,7 @@ def one(folder: Path) -> dict[str, float]:
     wait_for(lambda: records.last_metrics(folder / "metrics.jsonl").get("step", 0) > stop.step + 1)
     restarted = started_at(job.id)
     subprocess.run(["scancel", job.id], check=True)
-    wait_for(lambda: not jobs.now(job))
+    wait_for(lambda: not jobs.current_job_state(job))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     when = {line["step"]: line["time"] for line in lines}
     return {

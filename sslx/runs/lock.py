@@ -81,8 +81,8 @@ def acquire(folder: Path) -> Lock:
     raise ConfigError(f"run folder {folder} is claimed by many processes at once: start one of them again")
 
 
-def look(folder: Path) -> tuple[Owner, bool] | None:
-    """(the owner of a run folder, whether it lives), None where nobody has claimed it.  Writes nothing."""
+def read_owner(folder: Path) -> tuple[Owner, bool] | None:
+    """Return a run folder's owner and whether it is alive, or None without an owner.  Nothing is written."""
     chain = _chain(folder)
     return (chain[-1][1], owners.lives(chain[-1][1], chain[-1][0])) if chain else None
 

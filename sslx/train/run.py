@@ -114,7 +114,7 @@ def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[P
 def _refuse_taken(settings: PretrainConfig, folder: Path) -> None:
     """Raise ConfigError for a folder that holds a run which these settings do not say to go on with."""
     if os.path.exists(folder / "config.json") and settings.resume != "auto":
-        if (owner := locks.look(folder)) and owner[1]:
+        if (owner := locks.read_owner(folder)) and owner[1]:
             raise locks.refuse(folder, owner[0])
         resuming.check_resumable(settings, folder)
 

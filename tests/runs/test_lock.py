@@ -201,7 +201,7 @@ def test_a_forked_child_neither_holds_nor_releases_the_claim(tmp_path: Path) -> 
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as owner:
         assert answer(owner) == "child"
         owner.wait(20)
-        assert lock.look(tmp_path) is not None
+        assert lock.read_owner(tmp_path) is not None
         lock.acquire(tmp_path).release()
         os.killpg(owner.pid, signal.SIGKILL)
 
@@ -344,7 +344,7 @@ def test_a_copied_folder_is_nobodys(tmp_path: Path) -> None:
 
 
 def lives(folder: Path) -> bool:
-    owner = lock.look(folder)
+    owner = lock.read_owner(folder)
     return owner is not None and owner[1]
 
 
