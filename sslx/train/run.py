@@ -115,7 +115,7 @@ def _refuse_taken(settings: PretrainConfig, folder: Path) -> None:
     """Raise ConfigError for a folder that holds a run which these settings do not say to go on with."""
     if os.path.exists(folder / "config.json") and settings.resume != "auto":
         if (owner := locks.read_owner(folder)) and owner[1]:
-            raise locks.refuse(folder, owner[0])
+            raise locks.in_use_error(folder, owner[0])
         resuming.check_resumable(settings, folder)
 
 
@@ -190,5 +190,5 @@ def restore(run: Run, settings: PretrainConfig, parts: Parts) -> None:
     except UserError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        what = f"checkpoint of {run.folder} is not one that sslx wrote"
+        what = f"checkpoint of {run.folder} was not written by sslx"
         raise DataError(f"{what}: its 'loader': {one_line(error)}: take another checkpoint") from error

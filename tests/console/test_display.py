@@ -181,7 +181,7 @@ def test_the_last_words_name_commands_that_a_shell_takes(monkeypatch: pytest.Mon
     saved = ending.stopped(folder, 5, 5, "Ctrl-C")
     assert saved == [
         f"stopped at step 5 by Ctrl-C; checkpoint: {folder}/checkpoints/step_5",
-        "to go on:",
+        "to continue:",
         f"  {command}",
     ]
     assert "checkpoint of step 4" in ending.stopped(folder, 5, 4, "Ctrl-C")[0]

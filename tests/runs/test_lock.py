@@ -263,7 +263,7 @@ def test_a_silent_owner_elsewhere_is_named_with_its_silence(tmp_path: Path) -> N
     alter(tmp_path, boot="another kernel", host="n7", job="123")
     then = time.time() - 60
     os.utime(tmp_path / lock.NAME, (then, then))
-    words = r"on n7, Slurm job 123 since .*; its last sign of life was 6\d s ago and it counts as gone after 120 s"
+    words = r"on n7, Slurm job 123 since .*; its last sign of life was 6\d s ago, and it counts as gone after 120 s"
     with pytest.raises(ConfigError, match=words):
         lock.acquire(tmp_path)
 
@@ -308,7 +308,7 @@ def taken(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (deleted, "was deleted or moved while the run was going on: nothing more is written"),
+        (deleted, "was deleted or moved during the run: nothing more is written"),
         (moved, "was deleted or moved"),
         (replaced, "was replaced, or its owner.json was deleted,"),
         (taken, "now belongs to process .* on n9"),
