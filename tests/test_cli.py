@@ -26,7 +26,7 @@ def test_usage_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["pretrian"]) == 64
     assert capsys.readouterr() == (
         "",
-        f"error: sslx has no command 'pretrian': did you mean pretrain? it has {', '.join(cli.COMMANDS)}\n",
+        f"error: sslx has no command 'pretrian': did you mean pretrain? Use one of {', '.join(cli.COMMANDS)}\n",
     )
     assert cli.main(["--nonsense"]) == 64
 

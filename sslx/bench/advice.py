@@ -133,7 +133,7 @@ class Recipe:
         return [next(self.parts.loader) for _ in range(self.settings.micro_batches)]
 
     def _drain(self, loader: data.Loader) -> None:
-        threads = self.settings.data.threads or cores.share(distributed.local_world_size())
+        threads = self.settings.data.threads or cores.per_process(distributed.local_world_size())
         next(loader)
         start = time.perf_counter()
         for _ in range(2 * threads + 1):  # DALI makes two batches in advance, torchvision's workers two each
@@ -224,13 +224,13 @@ def candidates(
     small: whether all images fit into memory.
     """
     cuda = ranks.device.type == "cuda"
-    threads = settings.data.threads or cores.share(distributed.local_world_size())
+    threads = settings.data.threads or cores.per_process(distributed.local_world_size())
     tries = dict[str, PretrainConfig]()
     starving = found["loader alone"] < found["step alone"] / LIMITING
     if small and settings.data.backend not in ("resident", "synthetic") and (starving or not cuda):
         tries["--data.backend resident"] = replace(settings, data=replace(settings.data, backend="resident"))
     if starving:
-        more = min(cores.share(1), 2 * threads)
+        more = min(cores.per_process(1), 2 * threads)
         if more > threads:
             tries[f"--data.threads {more}"] = replace(settings, data=replace(settings.data, threads=more))
         if settings.data.backend == "torchvision":

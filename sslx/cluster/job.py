@@ -81,7 +81,7 @@ def set_environment(environ: MutableMapping[str, str]) -> None:
     environ["TTY_COMPATIBLE"] = "0"  # srun --unbuffered looks like a terminal, so rich would draw in the log
     if "SLURM_STEP_ID" not in environ:
         return
-    threads = environ.get("SLURM_CPUS_PER_TASK") or str(cores.share(environment.local_world_size(environ)))
+    threads = environ.get("SLURM_CPUS_PER_TASK") or str(cores.per_process(environment.local_world_size(environ)))
     environ.setdefault("OMP_NUM_THREADS", threads)
 
 

@@ -118,7 +118,7 @@ class Loader:
                 self._quarantine.set_aside({error.index: str(error)})
             except (RuntimeError, MemoryError) as error:
                 self.close()
-                if fault := device_errors.of(error):  # no file's fault, and no other file would do better
+                if fault := device_errors.find(error):  # no file's fault, and no other file would do better
                     raise fault from None if fault is error else error
                 if words := limits.explain(error):
                     raise ConfigError(f"the loader: {words}") from error
@@ -184,7 +184,7 @@ def has_dali() -> bool:
 
 
 def _threads(config: Config, local_world_size: int) -> int:
-    return config.threads if config.threads is not None else cores.share(local_world_size)
+    return config.threads if config.threads is not None else cores.per_process(local_world_size)
 
 
 def _backend(

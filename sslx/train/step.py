@@ -103,7 +103,7 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor, before: finite.Buffe
         optim.clip_by_norm(gradients, norm, clip)
     finite.step_if(taken, optimizer)
     before.put_back(unless=taken)
-    memory.keep_freed(loss.device)
+    memory.reuse_freed(loss.device)
     return {"grad_norm": norm, "taken": taken}
 
 

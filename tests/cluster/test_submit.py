@@ -70,7 +70,7 @@ def test_profiles_come_before_flags(tmp_path: Path) -> None:
         ),
         (["--cluster", "local", "--ranks-per-node", "3", "--", *TINY], 64, "use --batch-size 15"),
         (["--cluster", "local", "--", "simclr_digit"], 66, "did you mean simclr_digits?"),
-        (["--cluster", "local", "--", *TINY, "--ranks", "2"], 64, "--ranks cannot be used in a job: set --nodes and --ranks-per-node"),
+        (["--cluster", "local", "--", *TINY, "--ranks", "2"], 64, "--ranks cannot be used in a job: set --nodes"),
         (["--cluster", "local", "--time", "1", "--", *TINY], 64, "must be longer than --signal-delay-s"),
     ],
 )

@@ -135,7 +135,7 @@ def test_the_bar_moves_and_tells_the_time_left_between_two_log_lines() -> None:
 
 
 def test_a_log_file_is_told_once_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "SAID_AFTER_S", 0.2)
+    monkeypatch.setattr(display, "REPORT_AFTER_S", 0.2)
     monkeypatch.setattr(display, "_SAMPLE_S", 0.05)
     file = io.StringIO()
     with Terminal(console=Console(file=file, force_terminal=False)):
