@@ -69,7 +69,7 @@ def one_round(folder: Path) -> dict[str, float]:
     wait_for(lambda: last_step(folder) > stop.step + 1)
     restarted = started_at(job.id)
     subprocess.run(["scancel", job.id], check=True)
-    wait_for(lambda: not jobs.now(job))
+    wait_for(lambda: not jobs.current_job_state(job))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged_at = {line["step"]: line["time"] for line in lines}
     return {

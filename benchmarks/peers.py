@@ -145,7 +145,7 @@ def training(
     """The training loop of both peers."""
     model = nn.Sequential(encoder, head)
     if tuned:
-        compiler.for_cpu()
+        compiler.configure_for_cpu()
         model.compile()
     layout = (
         torch.channels_last if tuned else torch.contiguous_format

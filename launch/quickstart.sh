@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a bare machine to a trained, probed and plotted encoder: bash launch/quickstart.sh
-# Makes .venv beside the project and uses it again on the next call.  --install-only stops after that;
-# --test adds what the tests need.  Everything after -- goes to the training command.
+# Install sslx, then train, probe and plot an encoder, starting from a bare machine: bash launch/quickstart.sh
+# The environment is .venv beside the project, which later calls reuse.  --install-only stops after the installation;
+# --test adds what the tests need.  Everything after -- is passed to the training command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ while [ $# -gt 0 ]; do
     --install-only) only=1 ;;
     --test) extra="[test]" ;;
     --) shift; break ;;
-    *) echo "error: quickstart.sh takes --install-only, --test and -- TRAINING FLAGS, not $1" >&2; exit 64 ;;
+    *) echo "error: quickstart.sh takes --install-only, --test and -- TRAINING_FLAGS, not $1" >&2; exit 64 ;;
   esac
   shift
 done
@@ -33,7 +33,7 @@ if [ ! -x .venv/bin/python ] && ! "$python" -c 'import ensurepip, venv' 2>/dev/n
 fi
 command -v "${CXX:-g++}" >/dev/null || echo "note: no C++ compiler; torch.compile on the CPU needs one: apt-get install g++ python3-dev" >&2
 
-# What is installed is what pyproject.toml asked for: its digest marks the environment as complete.
+# The digest of pyproject.toml marks a completed installation of its requirements.
 stamp=".venv/.sslx$extra"
 digest=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$digest" ]; then
@@ -46,7 +46,7 @@ fi
 
 run=runs/quickstart
 cores=$(env -u OMP_NUM_THREADS nproc)
-# One rank a GPU; without a GPU two ranks, which share the cores.
+# One rank per GPU, or two ranks that share the cores without a GPU.
 ranks=$(.venv/bin/python -c 'import torch; print(torch.cuda.device_count() or 2)')
 export OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1))
 .venv/bin/torchrun --standalone --nproc-per-node "$ranks" launch/pretrain.py simclr_digits \

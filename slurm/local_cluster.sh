@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A real Slurm on this one machine, to try sslx on and to test it: munged, slurmctld and a slurmd for each virtual node.
+# Run a real Slurm on this one machine, to try and test sslx: munged, slurmctld and a slurmd for each virtual node.
 #   bash slurm/local_cluster.sh start [--nodes 2] [--netns] [--user-signal]     as root; installs Debian's packages
 #   eval "$(bash slurm/local_cluster.sh env)"                                   then sinfo, sbatch, sslx submit ...
 #   bash slurm/local_cluster.sh status | stop | install
-#   bash slurm/local_cluster.sh cut n2 | heal n2 | throttle 200mbit | throttle off      (--netns: a network for each node)
-# Partitions: debug (default), low, and high, which preempts low.  --user-signal: Slurm preempts by a job's own --signal.
-# Everything is under $SSLX_CLUSTER (default /tmp/sslx-cluster), but for lines in /etc/hosts, which `stop` takes out.
-# $SSLX_CLUSTER_PORT (default 16900): the first of its ports.
+#   bash slurm/local_cluster.sh cut n2 | heal n2 | throttle 200mbit | throttle off      (--netns: a network per node)
+# Partitions: debug (default), low, and high, which preempts low.  --user-signal: Slurm preempts with a job's --signal.
+# Everything is under $SSLX_CLUSTER (default /tmp/sslx-cluster), except lines in /etc/hosts, which `stop` removes.
+# $SSLX_CLUSTER_PORT (default 16900) is the first of its ports.
 set -euo pipefail
 dir=${SSLX_CLUSTER:-/tmp/sslx-cluster}
 port=${SSLX_CLUSTER_PORT:-16900}
@@ -41,7 +41,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job waits until its credential has expired: 120 s unless set, at least 5.
+# A requeued job waits until its credential has expired: 120 s by default, at least 5 s.
 AuthInfo=socket=$dir/munge/socket,cred_expire=5
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool/%n
@@ -51,7 +51,7 @@ SlurmctldLogFile=$dir/log/slurmctld.log
 SlurmdLogFile=$dir/log/slurmd-%n.log
 MailProg=/bin/true
 MpiDefault=none
-# No cgroups are set up, though slurmd wants /sys/fs/cgroup to be mounted.
+# No cgroups are set up, although slurmd needs /sys/fs/cgroup to be mounted.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -72,7 +72,7 @@ BatchStartTimeout=10
 # A virtual node may have more CPUs and memory than the machine.
 SlurmdParameters=config_overrides
 CONF
-  # In SchedulerParameters it would be ignored without a word.
+  # In SchedulerParameters it would be ignored silently.
   if ((user_signal)); then echo SlurmctldParameters=preempt_send_user_signal; fi
   local name
   for name in $(names); do
@@ -85,14 +85,14 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 CONF
 }
 
-# The pid in a file, if that process is still one of this cluster's daemons.
+# Print the pid in a file if that process is still one of this cluster's daemons.
 pid_in() {
   local pid
   pid=$(cat "$1" 2>/dev/null) && [[ -n $pid ]] || return 1
   tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" | grep -qxF "SLURM_CONF=$SLURM_CONF" && echo "$pid"
 }
 
-# Not kill -0: where pid 1 reaps nothing, a daemon that has ended stays a zombie.
+# Not kill -0: if pid 1 does not reap children, a daemon that has ended remains a zombie.
 is_running() { case "$(sed -n 's/^State:\s*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null)" in "" | Z | X) return 1 ;; esac; }
 
 end_process() {
@@ -125,8 +125,8 @@ remove_network() {
   ip link del "$bridge" 2>/dev/null || true
 }
 
-# The nodes' names must resolve.  This cluster's old lines go, and those of clusters that are no more, whose folders a
-# killed machine may have left: a node would have two addresses.
+# Make the nodes' names resolve.  Remove old lines of this cluster and of clusters that no longer run (a killed machine may
+# have left their folders), because a node would otherwise have two addresses.
 write_hosts() {
   local line name other
   exec {lock}</etc/hosts
@@ -139,7 +139,7 @@ write_hosts() {
     done </etc/hosts
     for name in "$@"; do echo "$(address "$name") $name $mark $dir"; done
   } >"$dir/hosts"
-  cat "$dir/hosts" >/etc/hosts # not mv: in a container /etc/hosts is a mount
+  cat "$dir/hosts" >/etc/hosts # not mv, because /etc/hosts is a mount in a container
   exec {lock}<&-
 }
 
@@ -156,7 +156,7 @@ start() {
     shift
   done
   install_packages
-  trap stop EXIT # of whatever is half up
+  trap stop EXIT # if the start fails midway
   mkdir -p "$dir"/{munge,state,run,log}
   local name
   for name in $(names); do mkdir -p "$dir/spool/$name"; done
@@ -173,11 +173,11 @@ start() {
   for name in $(names); do
     local inside=()
     if ((netns)); then inside=(nsenter "--net=/run/netns/$name"); fi # `ip netns exec` hides /sys/fs/cgroup
-    # Each in its own UTS namespace, so that a task's hostname is its node's name.
+    # Each slurmd runs in its own UTS namespace, so that a task's hostname is its node's name.
     "${inside[@]}" unshare --uts -- sh -c "hostname $name; exec slurmd -N $name" ||
       die "slurmd of $name did not start: $(tail -n 1 "$dir/log/slurmd-$name.log")"
   done
-  for _ in $(seq 150); do # idle, not idle*: a node that has not answered would make the first srun wait
+  for _ in $(seq 150); do # idle, not idle*, which marks a node that has not answered: the first srun would wait
     if [[ $(sinfo -h -N -p debug -o %T 2>/dev/null | grep -cx idle) == "$nodes" ]]; then
       trap - EXIT
       echo "up: $(names | tr '\n' ' ')in $dir; for this shell: eval \"\$(bash slurm/local_cluster.sh env)\"" >&2
@@ -200,7 +200,7 @@ stop() {
   for name in $(names | sed 's/^/slurmd-/') slurmctld munged; do
     if pid=$(pid_in "$dir/run/$name.pid"); then end_process "$pid"; fi
   done
-  # What a node that was cut off or killed left behind: this cluster's slurmstepd and their tasks.
+  # End this cluster's slurmstepd and their tasks, which a node that was cut off or killed may have left behind.
   for process in /proc/[0-9]*; do
     if tr '\0' '\n' 2>/dev/null <"$process/environ" | grep -qxF "SLURM_CONF=$SLURM_CONF" &&
       { grep -qa '^slurmstepd' "$process/cmdline" || tr '\0' '\n' <"$process/environ" | grep -q '^SLURM_JOB_ID='; } 2>/dev/null; then
@@ -225,12 +225,12 @@ status() {
 }
 
 link() { # cut and heal
-  ((netns)) || die "only with --netns does every node have a network"
+  ((netns)) || die "expected a cluster started with --netns, which gives each node a network"
   ip link set "sslx-$1" "$2"
 }
 
 throttle() {
-  ((netns)) || die "only with --netns does every node have a network"
+  ((netns)) || die "expected a cluster started with --netns, which gives each node a network"
   local name
   for name in $(names); do
     tc qdisc del dev "sslx-$name" root 2>/dev/null || true
@@ -250,6 +250,6 @@ case ${1:-} in
   env) echo "export SLURM_CONF=$SLURM_CONF" ;;
   cut) link "${2:?node}" down ;;
   heal) link "${2:?node}" up; scontrol update nodename="$2" state=resume 2>/dev/null || true ;;
-  throttle) throttle "${2:?rate, as 200mbit, or off}" ;;
+  throttle) throttle "${2:?rate, such as 200mbit, or off}" ;;
   *) sed -n '2,9s/^# //p' "$0" >&2; exit 64 ;;
 esac

@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sslx import cli
 
     code = cli.main(arguments)
-    interrupts.end()
+    interrupts.ignore_signals()
     return code
 
 

@@ -1,4 +1,4 @@
-"""The ``sslx`` command: one list of subcommands, and what an error looks like."""
+"""The ``sslx`` command: its subcommands, and how errors are reported."""
 
 import gc
 import os
@@ -14,26 +14,27 @@ from sslx.machine import environment, interrupts, limits, proc
 
 COMMANDS = {
     "pretrain": ("sslx.commands.pretrain:main", "pretrain an encoder: sslx pretrain simclr_digits"),
-    "resume": ("sslx.commands.resume:main", "go on with a run: sslx resume runs/simclr_digits"),
-    "probe": ("sslx.commands.probe:main", "what a run's features are worth, with labels and without"),
-    "plot": ("sslx.commands.plot:main", "pictures of a run: loss, map of features, neighbors, views"),
-    "verify": ("sslx.commands.verify:main", "whether W processes train as one does: sslx verify simclr"),
-    "bench": ("sslx.commands.bench:main", "what limits a recipe on this machine, and what would help"),
-    "sweep": ("sslx.commands.sweep:main", "several runs, one after the other: sslx sweep FILE RECIPE"),
-    "submit": ("sslx.commands.submit:main", "a run as a cluster's job: sslx submit --nodes 2 -- simclr_imagenet"),
-    "methods": ("sslx.commands.lists:methods_main", "the methods: what each is, its paper, its cost"),
-    "sources": ("sslx.commands.lists:sources_main", "the sources of images: what each reads, its options"),
-    "recipes": ("sslx.commands.lists:recipes_main", "the recipes: method, data, hardware, score"),
-    "jobs": ("sslx.commands.jobs:main", "status of every run in a folder"),
-    "logs": ("sslx.commands.logs:main", "what the job of a run has printed"),
+    "resume": ("sslx.commands.resume:main", "continue a run: sslx resume runs/simclr_digits"),
+    "probe": ("sslx.commands.probe:main", "evaluate a run's features, with labels and without"),
+    "plot": ("sslx.commands.plot:main", "draw a run: loss, map of features, neighbors, views"),
+    "verify": ("sslx.commands.verify:main", "check that W processes train like one: sslx verify simclr"),
+    "bench": ("sslx.commands.bench:main", "find what limits a recipe on this machine, and what would help"),
+    "sweep": ("sslx.commands.sweep:main", "train several runs, one after the other: sslx sweep FILE RECIPE"),
+    "submit": ("sslx.commands.submit:main", "submit a run to a cluster: sslx submit --nodes 2 -- simclr_imagenet"),
+    "methods": ("sslx.commands.lists:methods_main", "list the methods with their purpose, cost and paper"),
+    "sources": ("sslx.commands.lists:sources_main", "list the sources of images with what they read and their options"),
+    "recipes": ("sslx.commands.lists:recipes_main", "list the recipes with their data, hardware and score"),
+    "jobs": ("sslx.commands.jobs:main", "show the state of every run in a folder"),
+    "logs": ("sslx.commands.logs:main", "show the output of a run's job"),
     "cancel": ("sslx.commands.cancel:main", "save a checkpoint of a submitted run and end its job"),
-    "doctor": ("sslx.commands.doctor:main", "what this machine has, and what is missing"),
+    "doctor": ("sslx.commands.doctor:main", "show what this machine has and what it lacks"),
 }
 EXIT_CRASH = 70
-_COMPUTE_NOTHING = tuple(f"sslx.commands.{name}" for name in ("jobs", "logs", "cancel", "submit"))
+_LIGHT_MODULES = tuple(f"sslx.commands.{name}" for name in ("jobs", "logs", "cancel", "submit"))  # compute nothing
 
 
 def usage() -> str:
+    """Return the text of ``sslx --help``."""
     lines = [
         f"sslx {__version__}: self-supervised pretraining of image encoders",
         "",
@@ -45,13 +46,13 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code (sslx.errors lists them)."""
+    """Run a subcommand and return its exit code (``sslx.errors`` lists them)."""
     streams.make_safe()
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         patience = sys.modules.get("sslx.data.patience")
-        if patience and patience.is_stuck(2.0):  # Python would wait for the thread for ever
+        if patience and patience.is_stuck(2.0):  # Python would wait forever for the stuck thread
             sys.stderr.flush()
             os._exit(code)
         return code
@@ -72,44 +73,44 @@ def _main(argv: list[str]) -> int:
 
         close = difflib.get_close_matches(argv[0][:100], COMMANDS, n=1, cutoff=0.65)
         hint = f"did you mean {close[0]}? " if close else ""
-        return complain(f"sslx has no command '{shown(argv[0], 60)}': {hint}it has {', '.join(COMMANDS)}", 64)
+        return complain(f"sslx has no command '{shown(argv[0], 60)}': {hint}Use one of {', '.join(COMMANDS)}", 64)
     return run(COMMANDS[argv[0]][0], argv[1:])
 
 
 def run(target: str, argv: Sequence[str]) -> int:
-    """Call ``module:function`` and turn what a user can cause into one line and an exit code."""
+    """Call ``module:function``, and turn errors that a user can cause into one line and an exit code."""
     module, function = target.split(":")
     try:
-        if module not in _COMPUTE_NOTHING:
+        if module not in _LIGHT_MODULES:
             environment.check()
             limits.check_memory()
-            interrupts.notice("starting ...")
-        gc.disable()  # what an import makes stays: to look for garbage in it takes a fifth of the import's time
+            interrupts.show_notice("starting ...")
+        gc.disable()  # objects made by imports live as long as the process; collecting them costs 20 % of import time
         loaded = import_module(module)
         gc.freeze()
         gc.enable()
-        interrupts.has_imported()
+        interrupts.finish_imports()
         return getattr(loaded, function)(list(argv))
     except UserError as error:
         return complain(limits.explain(error) or str(error), error.exit_code, error.topic)
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        device_errors = sys.modules.get("sslx.machine.device_errors")  # there wherever torch and images are
-        if device_errors and (told := device_errors.explain(error)):
-            return complain(*told)
-        if words := limits.explain(error):
-            return complain(words, limits.EXIT_CODE)
+        device_errors = sys.modules.get("sslx.machine.device_errors")  # imported wherever a GPU is used
+        if device_errors and (explanation := device_errors.explain(error)):
+            return complain(*explanation)
+        if message := limits.explain(error):
+            return complain(message, limits.EXIT_CODE)
         raise
     except KeyboardInterrupt:
         return complain("interrupted", 130)
-    except SystemExit as error:  # tyro: 0 after --help, 2 after a wrong flag, which it has explained
-        if isinstance(error.__context__, BrokenPipeError):  # rich
+    except SystemExit as error:  # from tyro: 0 after --help, 2 after a wrong flag, which it has already explained
+        if isinstance(error.__context__, BrokenPipeError):  # from rich
             return 141
         return 64 if error.code == 2 else int(error.code or 0)
     finally:
         gc.enable()
-        if "triton" in sys.modules:  # it reports what the exit leaves as leaked; for the rest, not to look is faster
+        if "triton" in sys.modules:  # triton reports uncollected objects as leaks; otherwise skipping them is faster
             gc.unfreeze()
 
 
@@ -120,22 +121,22 @@ def note(line: str) -> None:
 
 
 def complain(message: str, code: int, topic: str = "") -> int:
-    """Print the error once, although every rank of a job may have met it; returns the code.
+    """Print an error once, although every rank of a job may report it, and return the exit code.
 
-    topic: what makes it the same error where ranks word it differently; "": its words.
+    topic: identifies the error where ranks word it differently; by default, the message does.
     """
-    interrupts.clear()
+    interrupts.clear_notice()
     message = one_line(message, 4_000)
-    if _first_to_say(topic or message):
+    if _is_first_to_report(topic or message):
         sys.stderr.write(f"error: {message}\n")
         sys.stderr.flush()
     return code
 
 
-def _first_to_say(message: str) -> bool:
-    """Whether no sibling (a rank started by the same parent) has said this: a file that only one can create.
+def _is_first_to_report(message: str) -> bool:
+    """Return whether this rank is the first of its siblings to report this, by creating a file that only one can make.
 
-    One that meets it again is another run's rank, of a parent that has started several.
+    A rank that meets its own file again belongs to another run of a parent that has started several.
     """
     rank = os.environ.get("RANK")
     if rank is None or not rank.isdecimal():
@@ -143,10 +144,12 @@ def _first_to_say(message: str) -> bool:
     import hashlib
     import tempfile
 
-    started = proc.started(os.getppid()) or "0"
-    start = [os.environ.get(name, "") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")]  # of the same parent
-    digest = hashlib.blake2b("\n".join([message, *start]).encode(errors="replace"), digest_size=8).hexdigest()
-    path = os.path.join(tempfile.gettempdir(), f"sslx-said-{os.getppid()}-{started}-{digest}")
+    parent_start = proc.started(os.getppid()) or "0"
+    ids = [
+        os.environ.get(name, "") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    ]  # which run of the parent
+    digest = hashlib.blake2b("\n".join([message, *ids]).encode(errors="replace"), digest_size=8).hexdigest()
+    path = os.path.join(tempfile.gettempdir(), f"sslx-said-{os.getppid()}-{parent_start}-{digest}")
     try:
         run = next(n for n in range(1_000) if _is_new(f"{path}-{n}-{rank}"))
         return _is_new(f"{path}-{run}")
@@ -155,7 +158,7 @@ def _first_to_say(message: str) -> bool:
 
 
 def _is_new(path: str) -> bool:
-    """Whether this call made the file."""
+    """Create an empty file; return False if it already exists."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:

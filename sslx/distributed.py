@@ -1,7 +1,7 @@
-"""Ranks and what they say to each other: start-up, gathers, agreement.
+"""Ranks and the communication between them: start-up, gathers, sums, and checks that all ranks agree.
 
-The only importer of ``torch.distributed``.  Every function also works on one rank without a process group,
-so that no caller asks how many ranks there are.
+Only this module (and ``parallel``) imports ``torch.distributed``.  Every function also works on one rank without a
+process group, so that no caller asks how many ranks there are.
 """
 
 import functools
@@ -23,23 +23,23 @@ from torch.autograd.function import once_differentiable
 from sslx.console import activity
 from sslx.errors import DataError
 from sslx.machine import devices, environment, joining, limits, network
-from sslx.machine.environment import joined as joined
+from sslx.machine.environment import launched_rank as launched_rank
 from sslx.machine.environment import local_world_size as local_world_size
 from sslx.machine.stopwatch import blocking
 
 Group: TypeAlias = "dist.ProcessGroup | None"
-# torch 2.14 renamed both; the old names, which are all that 2.11 to 2.13 have, warn there.
+# torch 2.14 renamed both functions and warns about the old names, which are the only ones in torch 2.11 to 2.13.
 _NAMES = ("all_gather_single", "all_gather_into_tensor"), ("reduce_scatter_single", "reduce_scatter_tensor")
 _all_gather_single, _reduce_scatter_single = (getattr(dist, new if hasattr(dist, new) else old) for new, old in _NAMES)
 _WAITING = "waiting for the other ranks"
-_timeout: timedelta | None = None  # init's, for groups made later: new_group would take 30 minutes
+_timeout: timedelta | None = None  # from init, for later groups: new_group's default is 30 minutes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Where this process stands among all ranks and among those of its machine, and on which device it computes.
+    """The place of this process among all ranks and those of its machine, and its device.
 
-    Example: ``Ranks(device=torch.device("cpu"))`` is a process that is alone.
+    Example: ``Ranks(device=torch.device("cpu"))`` is a single process.
     """
 
     device: torch.device
@@ -50,19 +50,19 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes files and talks to the user."""
+        """Whether this rank writes files and talks to the user."""
         return self.rank == 0
 
 
 def init(device: devices.Device = "auto", timeout_s: float | None = None, join_s: float | None = None) -> Ranks:
-    """Join the ranks that torchrun or Slurm started; without either, be the only one.
+    """Join the ranks that torchrun or Slurm started.  Without either, this process is the only rank.
 
-    device: "auto" takes this rank's GPU where there is one.  nccl connects GPUs, gloo CPUs.
-    timeout_s: how long a collective waits for the slowest rank before the job ends with an error; default:
-      SSLX_STALL_S, else 600 seconds.  Those of nccl wait a minute longer, since their end is without words.
-    join_s: how long to wait for the other ranks to come; default: SSLX_JOIN_S, else 300 seconds.
-    Raises ConfigError for a GPU that is not there and for an incomplete or impossible environment, RanksError for
-    ranks that do not come and a port that is taken.
+    device: "auto" uses this rank's GPU if there is one.  NCCL connects GPUs, gloo CPUs.
+    timeout_s: seconds that a collective waits for the slowest rank before the job ends with an error; the default is
+      SSLX_STALL_S, or 600.  NCCL waits a minute longer, because it ends the process without a message.
+    join_s: seconds to wait for the other ranks to come; the default is SSLX_JOIN_S, or 300.
+    Raise ConfigError for a missing GPU or an incomplete or invalid environment, and RanksError if ranks do not come or
+    the port is taken.
     """
     environment.check()
     rank, world_size, local_rank = environment.ranks(os.environ)
@@ -80,10 +80,10 @@ def init(device: devices.Device = "auto", timeout_s: float | None = None, join_s
         _timeout = timedelta(seconds=timeout_s or environment.seconds("SSLX_STALL_S", 600.0))
         on_gpu = ranks.device.type == "cuda"
         limit_s = join_s or environment.seconds("SSLX_JOIN_S", 300.0)
-        limits.allow_files()
+        limits.raise_file_limit()
         store, prefix, _board = joining.meet(connect, rank, world_size, limit_s)
         if world_size > ranks.local_world_size:
-            network.lead_to_others(os.environ, environment.meeting_point(os.environ)[0], _board.addresses)
+            network.choose_interface(os.environ, environment.meeting_point(os.environ)[0], _board.addresses)
         store.set_timeout(_timeout)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
@@ -97,56 +97,56 @@ def init(device: devices.Device = "auto", timeout_s: float | None = None, join_s
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one, with all other ranks."""
-    _forget()
+    """Leave the process group, if there is one, together with all other ranks."""
+    _clear_state()
     if _is_up():
         dist.destroy_process_group()
 
 
 def abandon(limit_s: float = 10.0) -> bool:
-    """Leave the process group alone, after an error; whether that was done in so many seconds.
+    """Leave the process group without the other ranks, after an error.  Return whether it took at most limit_s seconds.
 
-    What waits on the device for other ranks is given up: kernels of nccl would keep the process from ending, until
-    the others have ended too or the collective times out.  The ranks that wait for this one notice once it has ended.
+    Operations on the device that wait for other ranks are aborted: NCCL's kernels would otherwise keep the process
+    alive until the others have ended or the collective times out.  Ranks that wait for this one notice its end.
     """
     if not _is_up():
         return True
-    _forget()
+    _clear_state()
     abort: Callable[[], None] = getattr(dist.distributed_c10d, "_abort_process_group", dist.destroy_process_group)
 
     def leave() -> None:
-        with suppress(Exception):  # what could not be done in good order is not said: the error itself is
+        with suppress(Exception):  # only the error that led here is reported
             abort()
 
-    # It may wait for a driver or for threads that hang.
-    leaving = threading.Thread(target=leave, daemon=True, name="leaving the other ranks")
-    leaving.start()
-    leaving.join(limit_s)
-    return not leaving.is_alive()
+    # In a thread, because it may wait for a hanging driver or other threads.
+    thread = threading.Thread(target=leave, daemon=True, name="leaving the other ranks")
+    thread.start()
+    thread.join(limit_s)
+    return not thread.is_alive()
 
 
-def _forget() -> None:
-    """All that was made for the process group."""
+def _clear_state() -> None:
+    """Drop everything that belongs to the process group."""
     global _board
     _board = None
     _control_group.cache_clear()
-    _named.clear()
-    _named[""] = None
-    _steady.clear()
+    _groups.clear()
+    _groups[""] = None
+    _agreed_sizes.clear()
 
 
 def host_store() -> TCPStore:
-    """The store at which ranks of this machine meet, held by their launcher on a port that the system chooses.
+    """Create the store at which ranks of this machine meet, for their launcher, on a free port.
 
-    They find it by MASTER_ADDR=127.0.0.1, MASTER_PORT and TORCHELASTIC_USE_AGENT_STORE=True; it lives as long as the
-    object.
+    The ranks find it by MASTER_ADDR=127.0.0.1, MASTER_PORT and TORCHELASTIC_USE_AGENT_STORE=True.  It lives as long as
+    the returned object.
     """
     listening = network.listen("127.0.0.1", 0)
     return connect("127.0.0.1", listening.getsockname()[1], listening)
 
 
 def connect(host: str, port: int, listening: socket.socket | None) -> TCPStore:
-    """What asks the store at that address; with a listening socket, which becomes its own, the store itself."""
+    """Connect to the store at an address or, with a listening socket, which is taken over, create the store."""
     fd = listening.detach() if listening else None
     return TCPStore(
         host, port, is_master=fd is not None, timeout=timedelta(seconds=30), wait_for_workers=False, master_listen_fd=fd
@@ -157,12 +157,12 @@ _board: joining.Board | None = None
 
 
 def board() -> joining.Board | None:
-    """The board of the ranks that ``init`` joined; None for a single one."""
+    """Return the board of the ranks that ``init`` joined, or None for a single rank."""
     return _board
 
 
 def num_collectives() -> int:
-    """Collectives of all ranks that this rank has begun; where all of them wait, it is the same number on all."""
+    """Return how many collectives of all ranks this rank has begun; ranks waiting in the same one return the same."""
     return vars(dist.ProcessGroup)["_get_sequence_number_for_group"](dist.group.WORLD) if _is_up() else 0
 
 
@@ -171,43 +171,43 @@ def _is_up() -> bool:
 
 
 def world_size(group: Group = None) -> int:
-    """The number of ranks in the group; 1 without a process group."""
+    """Return the number of ranks in the group, or 1 without a process group."""
     return dist.get_world_size(group) if _is_up() else 1
 
 
 def rank(group: Group = None) -> int:
-    """This process's rank in the group; 0 without a process group."""
+    """Return this process's rank in the group, or 0 without a process group."""
     return dist.get_rank(group) if _is_up() else 0
 
 
-_named: dict[str, Group] = {"": None}
+_groups: dict[str, Group] = {"": None}
 
 
 def name_of(group: Group) -> str:
-    """A string that ``group_named`` turns back into the group, for operators, which take no object."""
+    """Return a string that ``group_named`` turns back into the group, for custom operators, which take no objects."""
     if group is None:
         return ""
-    _named[group.group_name] = group
+    _groups[group.group_name] = group
     return group.group_name
 
 
 def group_named(name: str) -> Group:
-    """The group that ``name_of`` named."""
-    return _named[name]
+    """Return the group that ``name_of`` named."""
+    return _groups[name]
 
 
 @functools.cache
 def _control_group(group: Group) -> Group:
-    """A gloo group of the same ranks for what lives on the host, so that it neither waits for a GPU nor
-    mixes with the gradients.  Made at its first use, which every rank reaches."""
+    """Return a gloo group of the same ranks for data on the host, so that it neither waits for a GPU nor mixes with
+    the gradients.  It is created at the first use, which every rank reaches."""
     members = None if group is None else dist.get_process_group_ranks(group)
-    made = dist.new_group(members, _timeout, backend="gloo", use_local_synchronization=members is not None)
-    return cast("dist.ProcessGroup", made)
+    control = dist.new_group(members, _timeout, backend="gloo", use_local_synchronization=members is not None)
+    return cast("dist.ProcessGroup", control)
 
 
 @blocking
 def all_gather(x: Tensor, group: Group = None) -> Tensor:
-    """(B, ...) on each of W ranks -> (W*B, ...), rank-major, contiguous, the same on all; no gradient."""
+    """Gather (B, ...) from W ranks into (W*B, ...), rank-major, contiguous and equal on all ranks; no gradient."""
     x = x.detach().contiguous()
     if world_size(group) == 1:
         return x
@@ -217,7 +217,7 @@ def all_gather(x: Tensor, group: Group = None) -> Tensor:
 
 
 def start_all_gather(x: Tensor, group: Group = None) -> Callable[[], Tensor]:
-    """``all_gather`` in the background: call what it returns for the result.  x must stay as it is until then."""
+    """Start ``all_gather`` in the background.  Call the result to wait for it; x must not change until then."""
     x = x.detach().contiguous()
     if world_size(group) == 1:
         return lambda: x
@@ -243,7 +243,7 @@ class _AllGather(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, None]:
-        # pytorch#120386: a gradient that is not contiguous loses values in a collective.
+        # pytorch#120386: a collective loses values of a gradient that is not contiguous.
         summed = grads[0].contiguous()
         own = summed.new_empty((summed.shape[0] // world_size(ctx.group), *summed.shape[1:]))
         _reduce_scatter_single(own, summed, group=ctx.group)
@@ -251,9 +251,9 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather_grad(x: Tensor, group: Group = None) -> Tensor:
-    """``all_gather`` with a gradient: the sum over ranks of the gradients of this rank's slice.
+    """Run ``all_gather`` with a gradient: the sum over ranks of the gradients of this rank's slice.
 
-    So if each rank's loss is its own share of a mean, DDP's mean over ranks is the full-batch gradient.
+    If each rank's loss is its share of a mean, DDP's mean over ranks is then the full-batch gradient.
     """
     if world_size(group) == 1:
         return x.contiguous()
@@ -262,7 +262,7 @@ def all_gather_grad(x: Tensor, group: Group = None) -> Tensor:
 
 @blocking
 def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
-    """The elementwise sum of every rank's x, on all ranks; no gradient; x itself stays as it was."""
+    """Return the elementwise sum of x over ranks, on all ranks, without a gradient.  x is not modified."""
     total = x.detach().clone(memory_format=torch.contiguous_format)
     if world_size(group) > 1:
         dist.all_reduce(total, group=group)
@@ -271,8 +271,8 @@ def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alike: bool, group: Group) -> Tensor:
-        ctx.group, ctx.alike = group, alike
+    def forward(ctx: Any, x: Tensor, equal_grads: bool, group: Group) -> Tensor:
+        ctx.group, ctx.equal_grads = group, equal_grads
         return sum_over_ranks(x, group)
 
     @staticmethod
@@ -280,85 +280,85 @@ class _Sum(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, None, None]:
-        if ctx.alike:
+        if ctx.equal_grads:
             return grads[0] * world_size(ctx.group), None, None
         return sum_over_ranks(grads[0], ctx.group), None, None
 
 
-def sum_over_ranks_grad(x: Tensor, group: Group = None, *, alike: bool = False) -> Tensor:
-    """``sum_over_ranks`` with a gradient: each rank's x gets the sum over ranks of the gradients of their sums.
+def sum_over_ranks_grad(x: Tensor, group: Group = None, *, equal_grads: bool = False) -> Tensor:
+    """Run ``sum_over_ranks`` with a gradient: each rank's x gets the sum over ranks of the gradients of their sums.
 
-    So if every rank computes the full-batch loss from such sums, DDP's mean over ranks is the full-batch gradient.
-    alike: every rank makes the same of the sum and of nothing else, so the gradients are equal already, and the
-    backward sends nothing.
+    If every rank computes the full-batch loss from such sums, DDP's mean over ranks is then the full-batch gradient.
+    equal_grads: every rank computes the same from the sum and from nothing else, so that the gradients are equal and
+    the backward needs no communication.
     """
     if world_size(group) == 1:
         return x
-    return cast(Tensor, _Sum.apply(x, alike, group))
+    return cast(Tensor, _Sum.apply(x, equal_grads, group))
 
 
 def mean_over_ranks(x: Tensor, group: Group = None) -> Tensor:
-    """The elementwise mean of every rank's x, on all ranks; no gradient."""
+    """Return the elementwise mean of x over ranks, on all ranks, without a gradient."""
     return sum_over_ranks(x, group) / world_size(group)
 
 
-_steady: dict[tuple[str, str], int] = {}  # the sizes that all ranks have had in this loop, by what and whose they are
+_agreed_sizes: dict[tuple[str, str], int] = {}  # sizes that all ranks have agreed on in this loop, by (what, group)
 _in_loop = False
 
 
 @contextmanager
 def steady_sizes() -> Generator[None]:
-    """While it is entered, sizes do not change from step to step, so ``check_same`` asks the other ranks but once."""
+    """Promise that sizes are equal in all steps of this block, so that ``check_same`` asks other ranks only once."""
     global _in_loop
     _in_loop = True
     try:
         yield
     finally:
         _in_loop = False
-        _steady.clear()
+        _agreed_sizes.clear()
 
 
 def check_same(value: int, what: str, group: Group = None) -> None:
-    """Raise DataError on all ranks unless all bring the same value; a round over the hosts, none on the GPUs.
+    """Raise DataError on all ranks unless all have the same value.  The check uses the hosts, not the GPUs.
 
-    For sizes that a collective takes on trust: nccl hangs on unequal ones, or mixes up the rows.  In a loop of steps
-    (``steady_sizes``) only the first such value of a kind costs a round; a rank whose value then changes raises
-    DataError by itself, before it has told the others anything, and they learn nothing without it.
+    It is for sizes that a collective does not check: with unequal ones, NCCL hangs or mixes up rows.  Inside
+    ``steady_sizes``, only the first check of a kind communicates.  A rank whose value changes later raises DataError
+    alone, and the others do not learn of it.
     """
     if world_size(group) == 1:
         return
     key = what, name_of(group)
-    before = _steady.get(key, value)
+    before = _agreed_sizes.get(key, value)
     if before != value:
         raise DataError(
             f"expected the same {what} at every step, got {before} before and now {value} on rank {rank(group)}: "
             "cut the data evenly"
         )
-    if key not in _steady:
-        _ask_for_same(value, what, group)
+    if key not in _agreed_sizes:
+        _check_same_on_all(value, what, group)
         if _in_loop:
-            _steady[key] = value
+            _agreed_sizes[key] = value
 
 
 @blocking
-def _ask_for_same(value: int, what: str, group: Group) -> None:
+def _check_same_on_all(value: int, what: str, group: Group) -> None:
     values = torch.empty(world_size(group), dtype=torch.int64)
     _all_gather_single(values, torch.tensor([value]), group=_control_group(group))
-    seen: list[int] = values.tolist()
-    if len(set(seen)) > 1:
-        raise DataError(f"expected the same {what} on every rank, got {seen} by rank: cut the data evenly")
+    by_rank: list[int] = values.tolist()
+    if len(set(by_rank)) > 1:
+        raise DataError(f"expected the same {what} on every rank, got {by_rank} by rank: cut the data evenly")
 
 
 @blocking
 def broadcast(x: Tensor, src: int = 0) -> None:
-    """Make x rank ``src``'s, in place."""
+    """Copy rank ``src``'s x into x on all ranks, in place."""
     if world_size() > 1:
         dist.broadcast(x, src)
 
 
 @activity.doing(_WAITING)
 def broadcast_object(obj: Any, src: int = 0) -> Any:
-    """Rank ``src``'s object, on all ranks (pickled)."""
+    """Return rank ``src``'s object on all ranks (pickled)."""
     if world_size() == 1:
         return obj
     objects = [obj]
@@ -368,7 +368,7 @@ def broadcast_object(obj: Any, src: int = 0) -> Any:
 
 @activity.doing(_WAITING)
 def gather_objects(obj: Any) -> list[Any]:
-    """Every rank's object in the order of ranks, on all ranks (pickled)."""
+    """Return every rank's object, in the order of ranks, on all ranks (pickled)."""
     if world_size() == 1:
         return [obj]
     objects: list[Any] = [None] * world_size()
@@ -378,7 +378,7 @@ def gather_objects(obj: Any) -> list[Any]:
 
 @activity.doing(_WAITING)
 def barrier() -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks have called this."""
     if world_size() > 1:
         dist.barrier(group=_control_group(None))
 
@@ -386,13 +386,13 @@ def barrier() -> None:
 @activity.doing(_WAITING)
 @blocking
 def wait_for_main() -> None:
-    """Wait until rank 0 is here too, however long: what it does alone may take longer than a collective waits."""
+    """Wait for rank 0 without a limit, because what it does alone may take longer than a collective may wait."""
     if _board is not None:
         _board.wait_for_main()
 
 
 def start_max(x: Tensor, group: Group = None) -> dist.Work:
-    """The elementwise largest of every rank's x, in place, over the hosts and in the background: ``wait()`` for it."""
+    """Start the elementwise maximum of x over ranks, in place, over the hosts.  Call ``wait()`` on the result."""
     work = dist.all_reduce(x, op=dist.ReduceOp.MAX, group=_control_group(group), async_op=True)
     assert work is not None
     return work

@@ -1,4 +1,4 @@
-"""How a module is spread over ranks: DDP, its gradient buckets, and the buffers that each rank has for itself."""
+"""How a module is distributed over ranks: DDP, its gradient buckets, and each rank's own buffers."""
 
 import inspect
 from typing import Any, cast
@@ -11,46 +11,46 @@ from sslx import distributed
 
 
 def wrap(module: nn.Module, *, device: torch.device) -> nn.Module:
-    """The module in DDP, which averages gradients over ranks; on one rank the module itself.
+    """Wrap a module in DDP, which averages gradients over ranks.  On one rank, return the module itself.
 
     device: where the module's parameters are.  Weights and buffers start as rank 0's.  From then on each rank keeps
-    its own buffers, which DDP would otherwise replace by rank 0's before each forward: see ``share_buffers``.
+    its own buffers, which DDP would otherwise overwrite with rank 0's before each forward: see ``share_buffers``.
     """
     if distributed.world_size() == 1:
         return module
     share_buffers(module)
-    # torch 2.15 renamed it; the old name warns.
-    known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
+    # torch 2.15 renamed the option and warns about the old name.
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    options: dict[str, Any] = {sync_buffers: False, "gradient_as_bucket_view": True}
     wrapped = DistributedDataParallel(module, [device] if device.type == "cuda" else None, **options)
-    _settle_buckets(wrapped)
+    _fix_buckets(wrapped)
     return wrapped
 
 
 @torch.no_grad()
 def share_buffers(module: nn.Module) -> None:
-    """Make rank 0's buffers those of all ranks: one broadcast for each dtype.
+    """Copy rank 0's buffers to all ranks, with one broadcast per dtype.
 
-    In training, ranks differ in the running statistics of batch norms that are not synchronised, which only
-    evaluation reads.  All other buffers, such as queues and centers, come out of what all ranks have told each other.
+    During training, ranks differ in the running statistics of unsynchronized batch norms, which only evaluation
+    reads.  All other buffers, such as queues and centers, are computed from data that all ranks share.
     """
-    kinds: dict[torch.dtype, list[Tensor]] = {}
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for buffer in module.buffers() if distributed.world_size() > 1 else ():
-        kinds.setdefault(buffer.dtype, []).append(buffer)
-    for buffers in kinds.values():
+        by_dtype.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in by_dtype.values():
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
         distributed.broadcast(flat)
         for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
 
-def _settle_buckets(wrapped: DistributedDataParallel) -> None:
-    """Fix DDP's gradient buckets now, by a backward of zeros.
+def _fix_buckets(wrapped: DistributedDataParallel) -> None:
+    """Fix DDP's gradient buckets now, with a backward of zeros.
 
-    DDP lays them out anew, in the order of the gradients, after its first backward.  A ring sums each part of
-    a bucket in another order of ranks, so with three or more the first step after a restart differed in the
-    last bit from the same step of a run that went on.
+    DDP rebuilds them in the order of the gradients after its first backward.  A ring sums each part of a bucket in a
+    different order of ranks, so with three or more ranks, the first step after a restart differed in the last bit from
+    the same step of an uninterrupted run.
     """
     module: nn.Module = wrapped.module
     own_forward = vars(module).get("forward")
@@ -70,7 +70,7 @@ def _settle_buckets(wrapped: DistributedDataParallel) -> None:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside DDP and torch.compile, in any order."""
+    """Return the module inside DDP and torch.compile, in any order."""
     while isinstance(module, DistributedDataParallel) or hasattr(module, "_orig_mod"):
         inner = module.module if isinstance(module, DistributedDataParallel) else module._orig_mod
         module = cast(nn.Module, inner)

@@ -1,8 +1,8 @@
-"""The old place of ``sslx.cluster.requeue``, for jobs that were queued by sslx 0.1: ``python -m sslx.requeue``."""
+"""The former name of ``sslx.cluster.requeue``, kept for jobs that sslx 0.1 queued."""
 
 import sys
 
-from sslx.cluster.requeue import end
+from sslx.cluster.requeue import run_and_exit
 
 if __name__ == "__main__":
-    end(sys.argv[1:])
+    run_and_exit(sys.argv[1:])

@@ -211,7 +211,7 @@ def _view(state: Mapping[str, Any], path: Path) -> ViewSpec:
         tuples: dict[str, Any] = {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
         return ViewSpec(**saved | tuples)
     except (TypeError, ValueError) as error:
-        raise DataError(f"checkpoint {path} is not one that sslx wrote: its 'eval_view': {one_line(error)}") from error
+        raise DataError(f"checkpoint {path} was not written by sslx: its 'eval_view': {one_line(error)}") from error
 
 
 def _recipe(state: Mapping[str, Any], path: Path) -> encoders.Recipe | None:
@@ -220,7 +220,7 @@ def _recipe(state: Mapping[str, Any], path: Path) -> encoders.Recipe | None:
     try:
         return encoders.Recipe(**state["encoder_recipe"])
     except (TypeError, ConfigError) as error:
-        what = f"checkpoint {path} is not one that sslx wrote: its 'encoder_recipe'"
+        what = f"checkpoint {path} was not written by sslx: its 'encoder_recipe'"
         raise DataError(f"{what}: {one_line(error)}") from error
 
 

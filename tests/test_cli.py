@@ -26,7 +26,7 @@ def test_usage_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["pretrian"]) == 64
     assert capsys.readouterr() == (
         "",
-        f"error: sslx has no command 'pretrian': did you mean pretrain? it has {', '.join(cli.COMMANDS)}\n",
+        f"error: sslx has no command 'pretrian': did you mean pretrain? Use one of {', '.join(cli.COMMANDS)}\n",
     )
     assert cli.main(["--nonsense"]) == 64
 
@@ -80,7 +80,7 @@ def test_exit_codes_of_what_a_command_raises(capsys: pytest.CaptureFixture[str],
         assert "PATH" in capsys.readouterr().err
         assert cli.main([command, str(tmp_path)]) == 66
         assert capsys.readouterr().err == (
-            f"error: no checkpoint at {tmp_path}: give a run folder or a step_N directory in it; the images to "
+            f"error: no checkpoint at {tmp_path}: pass a run folder or a step_N directory in it; the images to "
             "look at go into --source.root\n"
         )
 

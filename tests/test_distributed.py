@@ -85,8 +85,8 @@ def _collectives_with_warnings_as_errors() -> None:
         distributed.gather_objects(1)
         distributed.barrier()
         flag = StopFlag()
-        flag.agreed(0)
-        flag.finish()
+        flag.exchange(0)
+        flag.receive()
 
 
 def test_no_collective_warns(ranks: RunOnRanks) -> None:
@@ -192,7 +192,7 @@ def test_gathers(world_size: int, ranks: RunOnRanks, generator: torch.Generator)
 
 def sums_with_a_gradient(values: Tensor, alike: bool) -> tuple[Tensor, Tensor]:
     leaf = values[distributed.rank()].clone().requires_grad_()
-    total = distributed.sum_over_ranks_grad(leaf, alike=alike)
+    total = distributed.sum_over_ranks_grad(leaf, equal_grads=alike)
     total.pow(3).sum().backward()
     assert leaf.grad is not None
     return total.detach(), leaf.grad
@@ -236,13 +236,13 @@ def test_check_same(ranks: RunOnRanks, no_host_sync: Any) -> None:
 
 def rounds_in_a_loop() -> tuple[list[int], str, str]:
     """Rounds over the hosts that sizes have cost so far; what a rank of another size at the start, and later, says."""
-    ask, rank, rounds = distributed._ask_for_same, distributed.rank(), list[str]()
+    ask, rank, rounds = distributed._check_same_on_all, distributed.rank(), list[str]()
 
     def counted(value: int, what: str, group: distributed.Group) -> None:
         rounds.append(what)
         ask(value, what, group)
 
-    distributed._ask_for_same = counted
+    distributed._check_same_on_all = counted
     try:
         counts = list[int]()
         with distributed.steady_sizes():
@@ -261,7 +261,7 @@ def rounds_in_a_loop() -> tuple[list[int], str, str]:
         with distributed.steady_sizes(), pytest.raises(DataError) as raised:
             distributed.check_same(4 + rank, "batch size")
     finally:
-        distributed._ask_for_same = ask
+        distributed._check_same_on_all = ask
     return counts, later, str(raised.value)
 
 
@@ -286,7 +286,7 @@ try:
         for step in range(3):
             z = torch.randn(3 if ranks.rank == 1 and step == 2 else 4, 8)
             losses.nt_xent(z, z.flip(0))
-            flag.agreed(0)
+            flag.exchange(0)
 except DataError as error:
     words = str(error)
 except RuntimeError as error:
@@ -324,8 +324,8 @@ def test_an_error_on_one_rank_ends_all_promptly(tmp_path: Path) -> None:
 def stops(mode: Any) -> tuple[list[int], int, int]:
     flag = StopFlag()
     with mode:
-        agreed = [flag.agreed(2 * (distributed.rank() == 1 and step == 3)) for step in range(6)]
-        return agreed, flag.finish(), flag.finish()
+        agreed = [flag.exchange(2 * (distributed.rank() == 1 and step == 3)) for step in range(6)]
+        return agreed, flag.receive(), flag.receive()
 
 
 def test_one_ranks_flag_stops_all_at_the_same_step(ranks: RunOnRanks, no_host_sync: Any) -> None:
@@ -334,5 +334,5 @@ def test_one_ranks_flag_stops_all_at_the_same_step(ranks: RunOnRanks, no_host_sy
 
 def test_the_flag_of_one_rank_counts_at_once() -> None:
     flag = StopFlag()
-    assert [flag.agreed(step) for step in (0, 2)] == [0, 2]
-    assert flag.finish() == 0
+    assert [flag.exchange(step) for step in (0, 2)] == [0, 2]
+    assert flag.receive() == 0

@@ -52,7 +52,7 @@ def script_of(folder: Path, wanted: Config, name: str = "r", runs: str = "runs")
     """The batch script, made as ``sslx submit`` makes it; ConfigError where the values are refused."""
     run = config.PretrainConfig(name=name, runs=folder / runs)
     submit.check(wanted, [run], {})
-    script = submit.batch_script(submit.prepared(wanted, run.runs / run.name, [run]), 1)
+    script = submit.batch_script(submit.build_executor(wanted, run.runs / run.name, [run]), 1)
     submit.check_script(script, wanted)
     return script
 

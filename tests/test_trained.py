@@ -121,9 +121,7 @@ def test_norms_over_all_ranks_become_plain_ones(run: Path) -> None:
 )
 def test_a_recipe_that_sslx_did_not_write_is_one_line(run: Path, tmp_path: Path, recipe: Any) -> None:
     path = changed(run, tmp_path, encoder_recipe=recipe)
-    with pytest.raises(
-        DataError, match=r"^checkpoint [^\n]* is not one that sslx wrote: [^\n]*'encoder_recipe'[^\n]*$"
-    ):
+    with pytest.raises(DataError, match=r"^checkpoint [^\n]* was not written by sslx: [^\n]*'encoder_recipe'[^\n]*$"):
         load(path)
 
 

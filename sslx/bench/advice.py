@@ -125,7 +125,7 @@ class Workload:
         return [next(self.parts.loader) for _ in range(self.settings.micro_batches)]
 
     def _drain(self, loader: data.Loader) -> None:
-        threads = self.settings.data.threads or cores.share(self.ranks.local_world_size)
+        threads = self.settings.data.threads or cores.per_process(self.ranks.local_world_size)
         next(loader)
         start = time.perf_counter()
         for _ in range(2 * threads + 1):  # DALI prefetches two batches, and each torchvision worker two
@@ -210,13 +210,13 @@ def candidates(
     rates: samples/s of each arm.  small: whether all images fit into memory.
     """
     cuda = ranks.device.type == "cuda"
-    threads = settings.data.threads or cores.share(ranks.local_world_size)
+    threads = settings.data.threads or cores.per_process(ranks.local_world_size)
     trials = dict[str, PretrainConfig]()
     starving = rates["loader alone"] < rates["step alone"] / MIN_SHARE
     if small and settings.data.backend not in ("resident", "synthetic") and (starving or not cuda):
         trials["--data.backend resident"] = replace(settings, data=replace(settings.data, backend="resident"))
     if starving:
-        more = min(cores.share(1), 2 * threads)
+        more = min(cores.per_process(1), 2 * threads)
         if more > threads:
             trials[f"--data.threads {more}"] = replace(settings, data=replace(settings.data, threads=more))
         if settings.data.backend == "torchvision":

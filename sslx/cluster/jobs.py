@@ -1,6 +1,6 @@
-"""``sslx jobs``, ``sslx logs`` and ``sslx cancel``: how runs stand, from their folders and Slurm's queue.
+"""``sslx jobs``, ``sslx logs`` and ``sslx cancel``: the states of runs, from their folders and Slurm's queue.
 
-Imports nothing heavy, needs no ``sacct``, and also shows runs that no cluster started.
+This module imports nothing heavy, does not need ``sacct``, and also shows runs that were not submitted as jobs.
 """
 
 import math
@@ -28,13 +28,13 @@ from sslx.runs import lock as locks
 from sslx.runs import records
 
 Queue: TypeAlias = "dict[str, tuple[str, str]]"
-"""(state, why it waits) of the jobs that Slurm has not ended, by id."""
+"""(state, reason for waiting) of each job that Slurm has not ended, by job id."""
 _COLUMNS = ["run", "job", "state", "step", "samples/s", "checkpoint", "starts", "last stop"]
-_NUMBERS = ("step", "samples/s", "starts")
-ASK_S = 100.0
-"""How long a command of Slurm's may take; Slurm's own limit for most messages is 10 s, times some retries."""
-_GONE = "dead: its process is gone"
-_STATES = {
+_NUMERIC_COLUMNS = ("step", "samples/s", "starts")
+SLURM_TIMEOUT_S = 100.0
+"""Time limit for one Slurm command; Slurm itself waits 10 s for most messages and retries a few times."""
+_PROCESS_GONE = "dead: its process is gone"
+_STATE_WORDS = {
     "PENDING": "waiting",
     "RUNNING": "running",
     "COMPLETING": "ending",
@@ -44,20 +44,21 @@ _STATES = {
 
 
 def show(folder: Path) -> int:
-    """Print a table of all runs under a folder; returns the exit code."""
+    """Print a table of all runs under a folder and return the exit code."""
     if not os.path.isdir(folder):
-        raise MissingInput(f"no folder {shown(folder)}: give that of your runs, as: sslx jobs runs")
+        raise MissingInput(f"folder {shown(folder)} does not exist: pass the one that holds your runs")
     runs = sorted(path for path in (folder, *folder.glob("*"), *folder.glob("*/*")) if is_run(path))
     if not runs:
         sys.stdout.write(f"no runs in {shown(folder)}\n")
         return 0
     queue: Queue = {}
     try:
-        queue = queued() if any(is_on_slurm(run) for run in runs) else {}
+        queue = read_queue() if any(is_on_slurm(run) for run in runs) else {}
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
     names = [run.relative_to(folder).as_posix() if run != folder else run.name for run in runs]
-    rows = [[shown(cell, 200) for cell in (name, *_row(run, queue))] for name, run in zip(names, runs, strict=True)]
+    rows = [[name, *_row_or_damage(run, queue)] for name, run in zip(names, runs, strict=True)]
+    rows = [[shown(cell, 200) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _print_on_terminal(rows, Console())
     else:
@@ -68,32 +69,33 @@ def show(folder: Path) -> int:
 def _print_table(rows: list[list[str]], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
-        table.add_column(column, justify="right" if column in _NUMBERS else "left")
+        table.add_column(column, justify="right" if column in _NUMERIC_COLUMNS else "left")
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
 
 
 def _print_on_terminal(rows: list[list[str]], console: Console) -> None:
-    """A table where it fits; where the terminal is too narrow for it, what a run died of stands in lines below it."""
-    used = [i for i, column in enumerate(_COLUMNS) if column != "job" or any(row[i] != "-" for row in rows)]
+    """Print a table if it fits, or else narrower rows with the reason for a failure on a line below."""
+    shown_columns = [i for i, column in enumerate(_COLUMNS) if column != "job" or any(row[i] != "-" for row in rows)]
     widths = [max(cell_len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
     if sum(widths) + 2 * len(widths) <= console.width:
         return _print_table(rows, console)
-    rows = [[*row[:2], *row[2].partition(": ")[::2], *row[3:]] for row in rows]  # the state, and why
-    used = [i + (i > 2) for i in used if i < len(_COLUMNS) - 1]
+    rows = [[*row[:2], *row[2].partition(": ")[::2], *row[3:]] for row in rows]  # split the state from its reason
+    shown_columns = [i + (i > 2) for i in shown_columns if i < len(_COLUMNS) - 1]
     columns = [*_COLUMNS[:3], "", *_COLUMNS[3:]]
     widths = [max(cell_len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    widths[0] = max(cell_len("run"), min(widths[0], console.width - sum(widths[i] + 2 for i in used[1:])))
+    other_columns = sum(widths[i] + 2 for i in shown_columns[1:])
+    widths[0] = max(cell_len("run"), min(widths[0], console.width - other_columns))
     for row in (columns, *rows):
-        name, *cells = [_padded(row[i], widths[i], right=columns[i] in _NUMBERS) for i in used]
-        if cell_len(name) > widths[0]:  # a long name has a line of its own
+        name, *cells = [_padded(row[i], widths[i], right=columns[i] in _NUMERIC_COLUMNS) for i in shown_columns]
+        if cell_len(name) > widths[0]:  # a long name gets its own line
             console.print(Text(name), soft_wrap=True)
             name = " " * widths[0]
         console.print(Text("  ".join([name, *cells]).rstrip(), style="bold" if row is columns else ""), soft_wrap=True)
-        why = "; ".join(word for word in (row[3], row[-1]) if word not in ("", "-"))
-        if why and row is not columns:
-            console.print(Padding(Text(why, style="dim"), (0, 0, 0, 2)))
+        reasons = "; ".join(cell for cell in (row[3], row[-1]) if cell not in ("", "-"))
+        if reasons and row is not columns:
+            console.print(Padding(Text(reasons, style="dim"), (0, 0, 0, 2)))
     return None
 
 
@@ -103,12 +105,12 @@ def _padded(cell: str, width: int, *, right: bool) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was started or submitted in this folder."""
+    """Return whether a run was started or submitted in this folder."""
     return any(os.path.isfile(folder / name) for name in ("config.json", "job.json"))
 
 
 def is_on_slurm(run: Path) -> bool:
-    """Whether its job is one of Slurm's, as far as its record can be read."""
+    """Return whether the run has a readable record of a Slurm job."""
     try:
         job = records.read_job(run)
     except DataError:
@@ -116,83 +118,89 @@ def is_on_slurm(run: Path) -> bool:
     return job is not None and job.cluster == "slurm"
 
 
-def _row(run: Path, queue: Queue) -> list[str]:
-    """``row``, or what says that this run's records are damaged: the others are listed all the same."""
+def _row_or_damage(run: Path, queue: Queue) -> list[str]:
+    """Return the run's row, or one that names the damaged record, so that the other runs are still listed."""
     try:
-        return row(run, queue)
+        return table_row(run, queue)
     except (DataError, OSError) as error:
         return ["-", "damaged", "-", "-", "-", "-", files.reason(error).removeprefix(f"{shown(run)}/")]
 
 
-def row(run: Path, queue: Queue) -> list[str]:
-    """job, state, step, samples/s, checkpoint, starts and last stop of a run."""
+def table_row(run: Path, queue: Queue) -> list[str]:
+    """Return the job, state, step, samples/s, checkpoint, starts and last stop of a run."""
     job, status, stops = records.read_job(run), records.read_status(run), records.read_stops(run)
     metrics = records.last_metrics(run / "metrics.jsonl")
     step = max(status.step if status else 0, int(metrics.get("step", 0)))
-    saved = records.newest_step(run)
+    saved_step = records.newest_step(run)
     age = ""
     with suppress(OSError):
-        age = f", {_ago(time.time() - (run / 'checkpoints' / f'step_{saved}').stat().st_mtime)}"
+        age = f", {_ago(time.time() - (run / 'checkpoints' / f'step_{saved_step}').stat().st_mtime)}"
     speed = metrics.get("samples_per_s", math.nan)
-    owner = locks.look(run)
-    doing = state(job, status, queue, owned=owner[1] if owner else (False if status else None))
+    owner = locks.read_owner(run)
+    if owner:
+        is_owned = owner[1]
+    else:
+        is_owned = False if status else None
+    state = run_state(job, status, queue, is_owned=is_owned)
     last = stops[-1].reason if stops else (status.reason if status and status.state != "running" else "")
-    if owner and not owner[1] and doing == _GONE:
+    if owner and not owner[1] and state == _PROCESS_GONE:
         last = str(owner[0])
     return [
         f"{job.id} ({job.cluster})" if job else "-",
-        doing,
+        state,
         f"{step:,}",
         f"{speed:,.0f}" if math.isfinite(speed) else "-",
-        f"step {saved:,}{age}" if saved else "none",
+        f"step {saved_step:,}{age}" if saved_step else "none",
         str(len(stops) + 1 if status else 0),
         "Ctrl-C" if last == "SIGINT" else one_line(last) or "-",
     ]
 
 
-def state(job: records.Job | None, status: records.Status | None, queue: Queue, *, owned: bool | None = None) -> str:
-    """What a run is doing, in a word or two: Slurm's state while the job is in its queue, else that of its end.
+def run_state(
+    job: records.Job | None, status: records.Status | None, queue: Queue, *, is_owned: bool | None = None
+) -> str:
+    """Describe what a run is doing: the state of its job while that is queued or running, else how the run ended.
 
-    owned: whether a living process owns the run folder, None where nobody has looked or it has no status yet.
+    is_owned: whether a living process owns the run folder, or None if that is unknown or the run has no status yet.
     """
-    if job and (found := live(job, queue)):
-        return found
+    if job and (state := job_state(job, queue)):
+        return state
     if status is None:
         if job:
             return "dead: the job ended before it began"
-        return _GONE if owned is False else "starting"
-    if status.state == "running" and job and not owned:
+        return _PROCESS_GONE if is_owned is False else "starting"
+    if status.state == "running" and job and not is_owned:
         return "dead: no job is running it"
-    if status.state == "running" and owned is False:
-        return _GONE
+    if status.state == "running" and is_owned is False:
+        return _PROCESS_GONE
     return f"{status.state} ({status.code})" if status.state == "failed" else status.state
 
 
-def queued() -> Queue:
-    """All one's own jobs; none without Slurm.  ConfigError where Slurm does not answer."""
+def read_queue() -> Queue:
+    """Return the user's jobs in Slurm's queue (none without Slurm).  Raise ConfigError if Slurm does not answer."""
     if not shutil.which("squeue"):
         return {}
-    done = _asked("squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i|%T|%r")
+    done = _run_slurm("squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i|%T|%r")
     if done.returncode:
         raise ConfigError(f"Slurm does not answer: {one_line(done.stderr)}")
     lines = [line.split("|") for line in done.stdout.splitlines()]
     return {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
 
 
-def live(job: records.Job, queue: Queue) -> str:
-    """What the job is doing if it has not ended, else ""."""
+def job_state(job: records.Job, queue: Queue) -> str:
+    """Describe what a job is doing, or return "" if it has ended."""
     if job.cluster == "slurm":
-        found, why = queue.get(job.id, ("", ""))
-        word = _STATES.get(found, found.lower())
-        return f"{word} ({why})" if found == "PENDING" else word
+        state, reason = queue.get(job.id, ("", ""))
+        word = _STATE_WORDS.get(state, state.lower())
+        return f"{word} ({reason})" if state == "PENDING" else word
     command = proc.command(job.id)
     if command is not None:
         return "running" if b"submitit" in command else ""
-    return "" if proc.exists() or not _lives(job.id) else "running"
+    return "" if proc.exists() or not _process_exists(job.id) else "running"
 
 
-def _lives(pid: str) -> bool:
-    """Whether there is a process of this number, whatever it does."""
+def _process_exists(pid: str) -> bool:
+    """Return whether a process with this id exists, whatever it runs."""
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, ValueError, OverflowError):
@@ -202,9 +210,9 @@ def _lives(pid: str) -> bool:
     return True
 
 
-def now(job: records.Job) -> str:
-    """``live``, asking Slurm where it is Slurm's."""
-    return live(job, queued() if job.cluster == "slurm" else {})
+def current_job_state(job: records.Job) -> str:
+    """Return ``job_state``, with Slurm's queue as it is now."""
+    return job_state(job, read_queue() if job.cluster == "slurm" else {})
 
 
 def _ago(seconds: float) -> str:
@@ -215,11 +223,12 @@ def _ago(seconds: float) -> str:
 
 
 def show_log(run: Path, lines: int, follow: bool) -> int:
-    """Print the last lines that a run's job has printed and, to follow it, those to come; returns the exit code."""
-    job = _job(run)
+    """Print the last lines of a run's log and, if ``follow``, the lines to come.  Return the exit code."""
+    job = _read_job(run)
     if not os.path.isfile(job.log):
-        doing = _now_or("nobody knows, Slurm does not answer", job) or "it has ended"
-        sys.stderr.write(f"job {job.id} has printed nothing yet: {doing}\n")
+        state = _current_state_or("in an unknown state, as Slurm does not answer", job)
+        problem = f"it is {state}" if state else "it has ended"
+        sys.stderr.write(f"job {job.id} has printed nothing yet: {problem}\n")
         if not follow:
             return 0
     if lines < 0:
@@ -230,21 +239,21 @@ def show_log(run: Path, lines: int, follow: bool) -> int:
 
 
 def claim(folder: Path, code: str) -> str:
-    """Make this batch job the run's owner, as slurm/pretrain.sbatch does before it starts anything.
+    """Make this batch job the run's owner.  ``slurm/pretrain.sbatch`` does so before it starts anything.
 
-    code: of sslx, as it is now; returns a note for the log where the job was begun with another one, else "".  Raises
-    ConfigError where another job that has not ended owns the run.
+    code: the current ``code_version()``.  Return a note for the log if the job began with another version, else "".
+    Raise ConfigError if another job that has not ended owns the run.
     """
     job, owner = requeue.job_id(), records.read_job(folder)
     if owner and owner.id == job:
         return f"note: the code has changed since the job began: {owner.code} -> {code}\n" if owner.code != code else ""
-    if owner and (state := now(owner)):
+    if owner and (state := current_job_state(owner)):
         raise ConfigError(
-            f"run {shown(folder)} belongs to job {owner.id}, which is {state}: take another NAME, or cancel it"
+            f"run {shown(folder)} belongs to job {owner.id}, which is {state}: choose another NAME, or cancel that job"
         )
     log = ""
     if shutil.which("scontrol"):
-        lines = _asked("scontrol", "show", "job", job).stdout.split()
+        lines = _run_slurm("scontrol", "show", "job", job).stdout.split()
         log = next((word.removeprefix("StdOut=") for word in lines if word.startswith("StdOut=")), "")
     folder.mkdir(parents=True, exist_ok=True)
     records.write_job(folder, records.Job(cluster="slurm", id=job, log=log, code=code, submitted=time.time()))
@@ -252,83 +261,82 @@ def claim(folder: Path, code: str) -> str:
 
 
 def cancel(run: Path, wait_s: float) -> int:
-    """Have a run save a checkpoint and end, without being requeued; returns the exit code."""
+    """Make a run save a checkpoint and end without being requeued.  Return the exit code."""
     if not 0 <= wait_s < math.inf:
-        raise ConfigError(f"--wait-s must be a number of seconds, not {wait_s}")
-    job = _job(run)
-    before = now(job)
-    if not before:
-        raise ConfigError(f"job {job.id} of {shown(run)} has ended already")
+        raise ConfigError(f"--wait-s must be a finite number of seconds, at least 0, not {wait_s}")
+    job = _read_job(run)
+    state = current_job_state(job)
+    if not state:
+        raise ConfigError(f"job {job.id} of {shown(run)} has already ended")
     try:
-        (run / "cancel").touch()  # what the batch script reads: do not requeue
+        (run / "cancel").touch()  # tells the batch script not to requeue
     except OSError as error:
         raise StorageError(f"cannot write {shown(run / 'cancel')}: {files.reason(error)}") from error
     try:
-        if before != "running":
-            return _end(job, run, f"cancelled job {job.id}, which was {before}")
+        if state != "running":
+            return _end(job, run, f"canceled job {job.id}, which was {state}")
         _signal(job)
     except (subprocess.CalledProcessError, OSError) as error:
         (run / "cancel").unlink(missing_ok=True)
-        why = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-        raise ConfigError(f"job {job.id} cannot be ended: {one_line(why)}") from error
+        reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        raise ConfigError(f"cannot end job {job.id}: {one_line(reason)}") from error
     sys.stderr.write(f"asked job {job.id} to save and end\n")
     deadline = time.monotonic() + wait_s
-    while found := _now_or(before, job):
-        if found != before:
-            sys.stderr.write(f"job {job.id}: {found}\n")
-            before = found
+    while new_state := _current_state_or(state, job):
+        if new_state != state:
+            sys.stderr.write(f"job {job.id}: {new_state}\n")
+            state = new_state
         if time.monotonic() > deadline:
             return _end(job, run, f"job {job.id} did not end in {wait_s:g} s: ended it without a new checkpoint")
         time.sleep(0.5)
-    sys.stdout.write(
-        f"job {job.id} ended; {shown(run)} can go on at step {records.newest_step(run):,} with --resume auto\n"
-    )
+    step = records.newest_step(run)
+    sys.stdout.write(f"job {job.id} ended; continue {shown(run)} from step {step:,} with --resume auto\n")
     return 0
 
 
-def _now_or(before: str, job: records.Job) -> str:
-    """``now``, or what was last seen where Slurm does not answer."""
+def _current_state_or(fallback: str, job: records.Job) -> str:
+    """Return ``current_job_state``, or ``fallback`` if Slurm does not answer."""
     try:
-        return now(job)
+        return current_job_state(job)
     except ConfigError:
-        return before
+        return fallback
 
 
 def _scancel(*arguments: str) -> None:
-    _asked("scancel", *arguments).check_returncode()
+    _run_slurm("scancel", *arguments).check_returncode()
 
 
-def _asked(*command: str) -> subprocess.CompletedProcess[str]:
-    """What a command of Slurm's has printed.  ConfigError where it takes longer than ASK_S."""
+def _run_slurm(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command.  Raise ConfigError if it takes longer than SLURM_TIMEOUT_S."""
     try:
         return subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=ASK_S
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=SLURM_TIMEOUT_S
         )
     except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"Slurm does not answer: {command[0]} took more than {ASK_S:g} s") from error
+        raise ConfigError(f"Slurm does not answer: {command[0]} took more than {SLURM_TIMEOUT_S:g} s") from error
 
 
 def _signal(job: records.Job) -> None:
     if job.cluster == "slurm":
         _scancel("--signal", "USR2", job.id)
     else:
-        os.kill(int(job.id), signal.SIGTERM)  # submitit's controller hands it on
+        os.kill(int(job.id), signal.SIGTERM)  # submitit's controller passes it on
 
 
-def _end(job: records.Job, run: Path, words: str) -> int:
+def _end(job: records.Job, run: Path, message: str) -> int:
     if job.cluster == "slurm":
         _scancel(job.id)
     else:
-        os.kill(int(job.id), signal.SIGINT)  # it ends its tasks
+        os.kill(int(job.id), signal.SIGINT)  # submitit's controller ends its tasks
     (run / "cancel").unlink(missing_ok=True)
-    sys.stdout.write(words + "\n")
+    sys.stdout.write(message + "\n")
     return 0
 
 
-def _job(run: Path) -> records.Job:
+def _read_job(run: Path) -> records.Job:
     if not os.path.isdir(run):
-        raise MissingInput(f"no run folder {shown(run)}: sslx jobs lists those there are")
+        raise MissingInput(f"run folder {shown(run)} does not exist: list your runs with sslx jobs")
     job = records.read_job(run)
     if job is None:
-        raise MissingInput(f"{shown(run)} was not submitted as a job: its lines are in {shown(run / 'metrics.jsonl')}")
+        raise MissingInput(f"{shown(run)} was not submitted as a job: see {shown(run / 'metrics.jsonl')}")
     return job

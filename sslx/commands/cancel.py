@@ -14,12 +14,12 @@ class Config:
     """Save a checkpoint of a run and end its job."""
 
     run: Positional[Path]
-    """A run folder."""
+    """The run folder."""
     wait_s: float = 120.0
     """Seconds to wait for the checkpoint."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """End the job; returns the exit code."""
+    """End the job and return the exit code."""
     config = parser.parse(Config, argv, "sslx cancel")
     return jobs.cancel(config.run, config.wait_s)

@@ -1,4 +1,4 @@
-"""``sslx doctor``: what this machine has, and what is missing for which job."""
+"""``sslx doctor``: show what this machine has and what it lacks."""
 
 import ctypes
 import platform
@@ -20,11 +20,11 @@ from sslx.machine import compiler, cores, limits, versions
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Show what this machine has, and what is missing for which job."""
+    """Show what this machine has, and what it lacks for which purpose."""
 
 
 def driver_cuda() -> int | None:
-    """The newest CUDA major version that the installed driver runs, None without a driver."""
+    """Return the newest CUDA major version that the installed driver supports, or None without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -34,14 +34,14 @@ def driver_cuda() -> int | None:
 
 
 def findings() -> list[tuple[str, str]]:
-    """(what, what was found) for each thing that sslx uses."""
+    """Return (name, finding) for each thing that sslx uses."""
     rows = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    free, disk = limits.free_memory(), shutil.disk_usage(".").free
+    free, disk = limits.free_memory_bytes(), shutil.disk_usage(".").free
     rows += [("cpu", f"{cores.allowed()} cores"), ("memory", f"{free / 2**30:.1f} GiB free")]
     rows += [("disk", f"{disk / 2**30:.1f} GiB free in this folder")]
     for name in versions.TESTED:
         try:
-            rows.append((name, versions.words(name, metadata.version(name))))
+            rows.append((name, versions.describe(name, metadata.version(name))))
         except metadata.PackageNotFoundError:
             rows.append((name, f"not installed: pip install {name}"))
     import torch
@@ -54,7 +54,7 @@ def findings() -> list[tuple[str, str]]:
             (
                 "gpu",
                 f"the driver runs CUDA {cuda}: pip install nvidia-dali-cuda120 and torch torchvision "
-                "--index-url https://download.pytorch.org/whl/cu126 in place of the CUDA 13 wheels",
+                "--index-url https://download.pytorch.org/whl/cu126 instead of the CUDA 13 wheels",
             )
         )
     else:
@@ -67,20 +67,20 @@ def findings() -> list[tuple[str, str]]:
 
 
 def _compilers() -> str:
-    """The compiler that torch.compile calls on a CPU, and what each missing piece costs."""
+    """Name the compiler that torch.compile calls on a CPU, and what each missing piece prevents."""
     from sslx.losses import toolchain
 
     costs: list[str] = []
-    if not (cpp := compiler.cpp()):
-        costs.append(f"{compiler.INSTALL}: without, no torch.compile on the CPU")
+    if not (cpp := compiler.find_cpp()):
+        costs.append(f"{compiler.INSTALL}: without it, no torch.compile on the CPU")
     if missing := toolchain.missing():
         costs.append(f"{toolchain.INSTALL}: without {missing}, no torch.compile and no fused loss on a GPU")
-    return "; ".join([cpp or "none for C++", *costs])
+    return "; ".join([cpp or "no C++ compiler", *costs])
 
 
 def _slurm() -> str:
     if not (path := shutil.which("sbatch")):
-        return "none: jobs run on this machine"
+        return "not installed: jobs run on this machine"
     try:
         done = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -89,16 +89,18 @@ def _slurm() -> str:
 
 
 def _verdict(cuda: int | None, has_gpu: bool) -> str:
-    """What this machine is ready for, in a sentence."""
+    """Say in one sentence what this machine is ready for."""
     if missing := [name for name in ("torch", "torchvision", "timm") if find_spec(name) is None]:
         return f"not ready: pip install {' '.join(missing)}"
     if has_gpu:
         return "ready to train on GPUs"
-    return "ready to train on the CPU" + ("" if cuda is None else ", but not on its GPU: see the line on it")
+    if cuda is None:
+        return "ready to train on the CPU"
+    return "ready to train on the CPU, but not on its GPU: see the line about the GPU"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the findings; always 0, since a machine may be meant to lack something."""
+    """Print the findings and return 0, because a machine may lack something on purpose."""
     parser.parse(Config, argv, "sslx doctor")
     table = Table(show_header=False, box=None, pad_edge=False)
     for row in findings():

@@ -11,12 +11,12 @@ from sslx.config.parser import Positional
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Show the status of every run in a folder."""
+    """Show the state of every run in a folder."""
 
     folder: Positional[Path] = Path("runs")
-    """A run, or a folder of runs."""
+    """A run folder, or a folder of runs."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table of runs; returns the exit code."""
+    """Print the table of runs and return the exit code."""
     return jobs.show(parser.parse(Config, argv, "sslx jobs").folder)

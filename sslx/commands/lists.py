@@ -1,4 +1,4 @@
-"""``sslx methods``, ``sslx sources`` and ``sslx recipes``: what there is, with data, cost and score."""
+"""``sslx methods``, ``sslx sources`` and ``sslx recipes``: tables with what each is, its data, cost and score."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ from sslx.data import sources
 
 @dataclass(frozen=True, kw_only=True)
 class Methods:
-    """List the methods: what each is, its paper, its cost."""
+    """List the methods with their purpose, cost and paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,11 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipes:
-    """List the recipes: method, data, hardware, score."""
+    """List the recipes with their data, encoder, hardware and score."""
 
 
 def methods_main(argv: Sequence[str]) -> int:
-    """Print the table of methods; returns 0."""
+    """Print the table of methods and return 0."""
     columns = ("method", "what it does", "encoders", "cost of a step per image", "paper")
     table = _table("sslx methods", Methods, columns, argv)
     for name in methods.available():
@@ -46,12 +46,14 @@ def methods_main(argv: Sequence[str]) -> int:
             about.get("paper") or _paper(methods.summary(name)),
         )
     _print(table)
-    _print_last("Train by one: sslx pretrain --method.name byol --source.root PHOTOS.  Its options: ... --help-all")
+    _print_last(
+        "Train with one: sslx pretrain --method.name byol --source.root PHOTOS.  List its options: ... --help-all"
+    )
     return 0
 
 
 def sources_main(argv: Sequence[str]) -> int:
-    """Print the table of sources; returns 0."""
+    """Print the table of sources and return 0."""
     table = _table("sslx sources", Sources, ("source", "what it reads", "options"), argv)
     for name in sources.available():
         own = [field.name.replace("_", "-") for field in fields(sources.options(name)) if field.name != "name"]
@@ -62,7 +64,7 @@ def sources_main(argv: Sequence[str]) -> int:
 
 
 def recipes_main(argv: Sequence[str]) -> int:
-    """Print the table of recipes; returns 0."""
+    """Print the table of recipes and return 0."""
     columns = ("recipe", "data", "encoder", "for", "score")
     table = _table("sslx recipes", Recipes, columns, argv)
     for name, path in flags.recipes().items():
@@ -75,16 +77,16 @@ def recipes_main(argv: Sequence[str]) -> int:
             _score(comments),
         )
     _print(table)
-    _print_last("Train one: sslx pretrain simclr_digits.  What it sets: sslx pretrain simclr_digits --help")
+    _print_last("Train one: sslx pretrain simclr_digits.  Show its settings: sslx pretrain simclr_digits --help")
     return 0
 
 
 def _table(prog: str, kind: type[object], columns: Sequence[str], argv: Sequence[str]) -> Table:
-    """The empty table of a command that takes no arguments but --help."""
+    """Return the empty table of a command that takes no arguments but --help."""
     parser.parse(kind, argv, prog)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=column == columns[0])  # a name is copied whole
+        table.add_column(column, no_wrap=column == columns[0])  # keeps a name whole, so that it can be copied
     return table
 
 
@@ -98,29 +100,28 @@ def _print_last(line: str) -> None:
 
 
 def _paper(text: str) -> str:
-    found = re.search(r"arXiv (\d{4}\.\d{5})", text)
-    return found[1] if found else "-"
+    match = re.search(r"arXiv (\d{4}\.\d{5})", text)
+    return match[1] if match else "-"
 
 
 def _comments(path: Path) -> dict[str, str]:
-    """The comments at the head of a recipe: ``# Hardware: ...`` and the like."""
+    """Return the facts in the comments at the head of a recipe, such as ``# Hardware: ...``, by name."""
     lines: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())
     text = " ".join(lines)
-    found = re.findall(r"(Hardware|Score): (.*?)(?= Score:| Published| Not measured|$)", text)
-    return {key: value.strip() for key, value in found}
+    pairs = re.findall(r"(Hardware|Score): (.*?)(?= Score:| Published| Not measured|$)", text)
+    return {key: value.strip() for key, value in pairs}
 
 
 def _encoder(tree: dict[str, Any]) -> str:
-    trunk = tree.get("encoder", {})
-    name = trunk.get("name", "resnet18")
-    layers = trunk.get("layers")
-    return f"{name}, smaller" if layers else name
+    encoder = tree.get("encoder", {})
+    name = encoder.get("name", "resnet18")
+    return f"{name}, smaller" if encoder.get("layers") else name
 
 
 def _score(comments: dict[str, str]) -> str:
-    found = re.findall(r"(kNN|linear) (\d+(?:\.\d+)?)", comments.get("Score", ""))
-    return ", ".join(f"{what} {value} %" for what, value in found) or "not measured"
+    scores = re.findall(r"(kNN|linear) (\d+(?:\.\d+)?)", comments.get("Score", ""))
+    return ", ".join(f"{probe} {value} %" for probe, value in scores) or "not measured"

@@ -12,17 +12,17 @@ from sslx.config.parser import Positional, arg
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Show what the job of a run has printed."""
+    """Show the output of a run's job."""
 
     run: Positional[Path]
-    """A run folder."""
+    """The run folder."""
     lines: Annotated[int, arg(aliases=["-n"])] = 50
-    """Lines to show first."""
+    """Number of last lines to show."""
     follow: Annotated[bool, arg(aliases=["-f"])] = False
-    """Go on as the job prints more, until Ctrl-C."""
+    """Keep printing as the job prints more, until Ctrl-C."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the log; returns the exit code."""
+    """Print the log and return the exit code."""
     config = parser.parse(Config, argv, "sslx logs")
     return jobs.show_log(config.run, config.lines, config.follow)

@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str], stop: "StopSignals | None" = None) -> int:
-    """Join the ranks that torchrun or Slurm started, or start them; returns the exit code.
+    """Join the ranks that torchrun or Slurm started, or start them.  Return the exit code.
 
-    stop: entered already, by a job that listened before it imported all this.
+    stop: already entered, by a job that handles signals before it imports everything.
     """
     if any(argument in ("-h", "--help") for argument in argv):
         return _help([argument for argument in argv if argument not in ("-h", "--help")])
     environment.check()
-    settings = config.load(argv, quiet=environment.joined() not in (None, 0))
-    from sslx.train import launch  # it takes torch, and so seconds
+    settings = config.load(argv, quiet=environment.launched_rank() not in (None, 0))
+    from sslx.train import launch  # imports torch, which takes seconds
 
     return launch.main(settings, argv, stop)
 
 
 def _help(argv: Sequence[str]) -> int:
-    """Print what most people set, with the values of the recipes and flags in ``argv``."""
+    """Print the most used options, with the values of the recipes and flags in ``argv``."""
     from sslx.config import short_help
 
     settings = config.parse(argv)

@@ -7,9 +7,9 @@ from sslx.machine import environment
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table of scores, and write it to ``probe.json`` in the run folder; returns the exit code."""
-    quiet = environment.joined() not in (None, 0)
+    """Print the table of scores and write it to ``probe.json`` in the run folder.  Return the exit code."""
+    quiet = environment.launched_rank() not in (None, 0)
     checkpoint = config.load_probe(argv, quiet=quiet).checkpoint
-    from sslx.probe import scores  # it takes torch, and so seconds
+    from sslx.probe import scores  # imports torch, which takes seconds
 
     return scores.main(argv, checkpoint, quiet=quiet)

@@ -1,4 +1,4 @@
-"""``sslx resume RUN [flags]``: ``sslx pretrain`` with the config of a run that is there."""
+"""``sslx resume RUN [flags]``: ``sslx pretrain`` with the config of an existing run."""
 
 import sys
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from sslx.errors import ConfigError
 
 HELP = """usage: sslx resume RUN [--option VALUE ...]
 
-Go on with the run in the folder RUN from its newest good checkpoint, with the
+Continue the run in the folder RUN from its newest good checkpoint, with the
 options that it was started with.  Flags may change where and how it runs
-(--ranks, --data.threads, --log.every, ...), not what it computes.
+(--ranks, --data.threads, --log.every, ...), but not what it computes.
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train on; returns the exit code."""
+    """Continue training and return the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         if argv:
             sys.stdout.write(HELP)

@@ -6,8 +6,8 @@ from sslx.cluster.allocation import load_submit
 
 
 def main(argv: Sequence[str]) -> int:
-    """Submit the job and print where its files are; returns the exit code as soon as the job is queued."""
-    request, arguments = load_submit(argv)
-    from sslx.cluster import submit  # it takes submitit, and so a second
+    """Submit the job, print where its files are, and return the exit code without waiting for the job."""
+    allocation, arguments = load_submit(argv)
+    from sslx.cluster import submit  # imports submitit, which takes a second
 
-    return submit.main(request, arguments)
+    return submit.main(allocation, arguments)

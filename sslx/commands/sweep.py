@@ -1,4 +1,4 @@
-"""``sslx sweep FILE [RECIPE ...] [flags]``: the runs of a sweep here, one after the other, and a table of them."""
+"""``sslx sweep FILE [RECIPE ...] [flags]``: train the runs of a sweep in turn, and print a table of them."""
 
 import math
 import os
@@ -20,48 +20,48 @@ from sslx.runs import records
 
 HELP = """usage: sslx sweep FILE [RECIPE ...] [--option VALUE ...]
 
-Train the runs that FILE stands for, one after the other, and print a table of
+Train the runs that FILE describes, one after the other, and print a table of
 them.  FILE is a TOML file:
 
     [grid]                          # all combinations of these
     "optim.lr" = [0.1, 0.3]
     seed = [0, 1]
 
-or tables [[run]], each with one value for every option that it sets.  What
-stands behind FILE holds for all runs.  The same command goes on where it was
-stopped: what is done is not done again.
+or tables [[run]], each with one value for every option that it sets.  The
+arguments after FILE apply to all runs.  The same command continues a sweep
+that was stopped: finished runs are not repeated.
 """
-_SHOWN = ("loss", "knn", "feature_rank", "samples_per_s")
+_TABLE_METRICS = ("loss", "knn", "feature_rank", "samples_per_s")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train them all; returns 0 where all are done, else the exit code of the last run that failed or was stopped."""
+    """Train all runs.  Return 0 if all finish, else the exit code of the last run that failed or was stopped."""
     if not argv or argv[0] in ("-h", "--help"):
         if argv:
             sys.stdout.write(HELP)
             return 0
-        raise ConfigError("sslx sweep needs a file of runs, as in: sslx sweep lrs.toml simclr_digits")
+        raise ConfigError("sslx sweep needs a file that describes the runs, as in: sslx sweep lrs.toml simclr_digits")
     runs = sweeps.runs(Path(argv[0]), list(argv[1:]))
     code = 0
     for number, run in enumerate(runs, 1):
         folder = run.runs / run.name
         status = records.read_status(folder) if folder.is_dir() else None
         if status and status.state == "done":
-            _say(f"run {number} of {len(runs)}: {shown(folder)} is done")
+            _print(f"run {number} of {len(runs)}: {shown(folder)} is done")
             continue
-        _say(f"run {number} of {len(runs)}: {shown(folder)}")
-        ended = _train(run)
-        code = ended or code
-        if ended in (75, 130):  # stopped by a signal: the whole sweep is
+        _print(f"run {number} of {len(runs)}: {shown(folder)}")
+        run_code = _train(run)
+        code = run_code or code
+        if run_code in (75, 130):  # the signal that stopped the run stops the whole sweep
             break
     Console(width=None if sys.stdout.isatty() else 120).print(_table(runs))
     if code in (75, 130):
-        sys.stdout.write("stopped: the same command goes on where it stopped\n")
+        sys.stdout.write("stopped: the same command continues the sweep\n")
     return code
 
 
 def _train(run: PretrainConfig) -> int:
-    """Train one run in a process of its own, which gets the terminal's Ctrl-C as this one does."""
+    """Train one run in a child process, which gets the terminal's Ctrl-C just as this process does."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "config.json"
         recipe.write_text(config.dump(run), encoding="utf-8")
@@ -71,7 +71,7 @@ def _train(run: PretrainConfig) -> int:
                 code = process.wait()
                 return 128 - code if code < 0 else code
             except KeyboardInterrupt:
-                continue  # the run answers it, and saves
+                continue  # the run handles it, and saves
 
 
 def _table(runs: Sequence[PretrainConfig]) -> Table:
@@ -81,16 +81,16 @@ def _table(runs: Sequence[PretrainConfig]) -> Table:
     for run in runs:
         folder = run.runs / run.name
         status = records.read_status(folder) if os.path.isdir(folder) else None
-        last: dict[str, float] = {}
-        for line in records.read_metrics(folder / "metrics.jsonl") if status else ():
-            last |= {key: value for key, value in line.items() if key in _SHOWN and math.isfinite(value)}
-        cells = [f"{last[key]:.4g}" if key in last else "-" for key in _SHOWN]
+        latest: dict[str, float] = {}
+        for metrics in records.read_metrics(folder / "metrics.jsonl") if status else ():
+            latest |= {name: x for name, x in metrics.items() if name in _TABLE_METRICS and math.isfinite(x)}
+        cells = [f"{latest[name]:.4g}" if name in latest else "-" for name in _TABLE_METRICS]
         table.add_row(
             Text(shown(run.name)), status.state if status else "-", f"{status.step:,}" if status else "-", *cells
         )
     return table
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()

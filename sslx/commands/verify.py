@@ -7,10 +7,10 @@ from sslx.machine import environment
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one process, then several, and compare; 0 where all agree, 1 where not."""
-    wanted = config.load_verify(argv, quiet=environment.joined() is not None)
-    for name in wanted.methods:
-        methods.options(name)  # an unknown one is refused before anything starts
-    from sslx.train import verify  # it takes torch, and so seconds
+    """Train with one process, then with several, and compare.  Return 0 if all agree, else 1."""
+    settings = config.load_verify(argv, quiet=environment.launched_rank() is not None)
+    for name in settings.methods:
+        methods.options(name)  # refuses an unknown method before anything starts
+    from sslx.train import verify  # imports torch, which takes seconds
 
-    return verify.main(argv, wanted)
+    return verify.main(argv, settings)

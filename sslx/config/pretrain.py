@@ -258,7 +258,7 @@ def _chosen(default: PretrainConfig, args: list[str], gpu: bool | None = None) -
     encoder = flags.last(args, "encoder.name") or presets.encoder(default.method.name) or default.encoder.name
     numbers = [flags.last(args, name, "") for name in ("batch-size", "epochs")]
     batch_size, epochs = (int(text) if text.isdecimal() and int(text) else None for text in numbers)
-    gpu = gpus.wanted(flags.last(args, "device", default.device)) if gpu is None else gpu
+    gpu = gpus.is_requested(flags.last(args, "device", default.device)) if gpu is None else gpu
     usual = {} if gpu else presets.ON_CPU
     found = presets.choices(
         default.method.name,
@@ -274,7 +274,7 @@ def _chosen(default: PretrainConfig, args: list[str], gpu: bool | None = None) -
 def settle(config: PretrainConfig, side: int, num_images: int | None = None) -> tuple[PretrainConfig, list[str]]:
     """The config for so many images and views of ``side`` pixels, and why what is unset is as it is."""
     situation = config.method.name, config.encoder.name, config.batch_size, config.epochs, config.source
-    gpu = gpus.wanted(config.device)
+    gpu = gpus.is_requested(config.device)
     found: list[presets.Choice] = []
     if not gpu and side > presets.SIDE_ON_CPU and "data.size" in config.unset:
         found, side = [presets.SMALLER_VIEWS], presets.SIDE_ON_CPU

@@ -1,4 +1,4 @@
-"""What this process is busy with, in words: whoever waits for it is shown that, however deep in the code it happens."""
+"""What this process is currently doing, in words, so that a user who waits can see it, however deep in the code."""
 
 import time
 from collections.abc import Generator
@@ -9,9 +9,9 @@ _tasks: list[tuple[str, float]] = []
 
 @contextmanager
 def doing(what: str) -> Generator[None]:
-    """While it is entered, the process is busy with this, such as "listing images"; the innermost one counts.
+    """Show that the process is busy with a task, such as "listing images", inside a ``with`` block.
 
-    Also a decorator, of a function that this is what it does.
+    The innermost task counts.  Also works as a decorator of a function that does the task.
     """
     task = (what, time.monotonic())
     _tasks.append(task)
@@ -22,6 +22,6 @@ def doing(what: str) -> Generator[None]:
 
 
 def current() -> tuple[str, float]:
-    """(what the process is busy with, for how many seconds); ("", 0) where nobody has said so.  From any thread."""
-    tasks = _tasks[-1:]  # one operation: another thread may end the task meanwhile
+    """Return the current task and its duration in seconds, or ("", 0.0) without one.  Safe from any thread."""
+    tasks = _tasks[-1:]  # a single operation, because another thread may end the task in the meantime
     return (tasks[0][0], time.monotonic() - tasks[0][1]) if tasks else ("", 0.0)

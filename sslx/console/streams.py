@@ -1,6 +1,6 @@
-"""Standard output and error that no full disk, closed descriptor or ASCII locale can end a command through.
+"""Standard output and error streams that survive a full disk, a closed descriptor and an ASCII locale.
 
-A closed pipe still does (``sslx ... | head``): its reader has seen enough.
+A closed pipe still ends a command (``sslx ... | head``), because its reader has seen enough.
 """
 
 import io
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def make_safe() -> None:
-    """Make ``sys.stdout`` and ``sys.stderr`` safe to write to; a second call changes nothing.
+    """Make ``sys.stdout`` and ``sys.stderr`` safe to write to.  A second call has no effect.
 
-    What their encoding does not have is replaced; what cannot be written (a full disk) is dropped, which the other
-    stream says once.  Descriptors 0 to 2 are open afterwards, also in processes that this one starts: otherwise the
-    next file that is opened would be given the number of one, and receive what libraries print.
+    Characters that the encoding lacks are replaced.  What cannot be written (full disk) is dropped, and the other
+    stream reports that once.  Descriptors 0 to 2 are open afterwards, also in child processes: otherwise the next file
+    to be opened would get such a number, and receive what libraries print.
     """
     _open_descriptors()
     sys.stdin = sys.stdin or open(0, closefd=False)
@@ -28,7 +28,7 @@ def make_safe() -> None:
 
 
 def drop_unread() -> None:
-    """Send what is left for a closed pipe to /dev/null, so that the interpreter's last flush does not fail."""
+    """Redirect a closed pipe to /dev/null, so that the interpreter's last flush does not fail."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -37,14 +37,14 @@ def drop_unread() -> None:
 
 
 class Lossy(io.FileIO):
-    """A descriptor whose failing writes lose their data instead of raising: ``lost`` is the first error."""
+    """A file descriptor whose failing writes drop their data instead of raising; ``error`` is the first error."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "wb", closefd=False)
-        self.lost: OSError | None = None
+        self.error: OSError | None = None
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Write all of the bytes, or drop those that cannot be written; returns their number either way."""
+        """Write all bytes, or drop those that cannot be written.  Return the number of bytes either way."""
         rest = memoryview(data).cast("B")
         num_bytes = len(rest)
         while rest:
@@ -53,23 +53,23 @@ class Lossy(io.FileIO):
             except BrokenPipeError:
                 raise
             except OSError as error:
-                if self.lost is None:
-                    self.lost = error
-                    _tell_other(self.fileno(), error)
+                if self.error is None:
+                    self.error = error
+                    _report_on_other(self.fileno(), error)
                 break
-            if written is None:  # the descriptor does not wait by itself, and its reader is slow
-                slow = select.poll()
-                slow.register(self, select.POLLOUT)
-                slow.poll()
+            if written is None:  # a non-blocking descriptor whose reader is slow
+                poll = select.poll()
+                poll.register(self, select.POLLOUT)
+                poll.poll()
             rest = rest[written or 0 :]
         return num_bytes
 
 
 def _safe(stream: TextIO | None, number: int, errors: str) -> TextIO:
-    """The stream itself where it does not write to the descriptor, as under a test, or is safe."""
+    """Wrap a stream, unless it is already safe or does not write to the descriptor, as in a test."""
     if isinstance(stream, io.TextIOWrapper):
-        below: Any = stream.buffer
-        if type(stream) is not io.TextIOWrapper or isinstance(getattr(below, "raw", below), Lossy):
+        binary: Any = stream.buffer
+        if type(stream) is not io.TextIOWrapper or isinstance(getattr(binary, "raw", binary), Lossy):
             return stream
         with suppress(OSError, ValueError):
             if stream.fileno() != number:
@@ -77,22 +77,22 @@ def _safe(stream: TextIO | None, number: int, errors: str) -> TextIO:
             stream.flush()
     elif stream is not None:
         return stream
-    lines = stream.line_buffering if stream else number == 2
-    at_once = stream.write_through if stream else False
+    line_buffering = stream.line_buffering if stream else number == 2
+    write_through = stream.write_through if stream else False
     encoding = stream.encoding if stream else "utf-8"
     raw: Any = Lossy(number)
-    buffer: Any = raw if at_once else io.BufferedWriter(raw)
-    return io.TextIOWrapper(buffer, encoding, errors, line_buffering=lines, write_through=at_once)
+    buffer: Any = raw if write_through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, encoding, errors, line_buffering=line_buffering, write_through=write_through)
 
 
-def _tell_other(number: int, error: OSError) -> None:
+def _report_on_other(number: int, error: OSError) -> None:
     name, other = ("standard output", 2) if number == 1 else ("standard error", 1)
     with suppress(OSError):
-        os.write(other, f"cannot write to {name} ({error.strerror}): what was to be printed is lost\n".encode())
+        os.write(other, f"cannot write to {name} ({error.strerror}): further output to it is lost\n".encode())
 
 
 def _open_descriptors() -> None:
-    """Point those of 0, 1 and 2 that are closed to /dev/null."""
+    """Redirect those of descriptors 0, 1 and 2 that are closed to /dev/null."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -133,7 +133,7 @@ class Loader:
                 self._quarantine.set_aside({error.index: str(error)})
             except (RuntimeError, MemoryError) as error:
                 self.close()
-                if fault := device_errors.of(error):  # no file's fault, and no other file would do better
+                if fault := device_errors.find(error):  # no file's fault, and no other file would do better
                     raise fault from None if fault is error else error
                 if words := limits.explain(error):
                     raise ConfigError(f"the loader: {words}") from error
@@ -222,7 +222,7 @@ def _backend(
         from sslx.data.backends.synthetic import Synthetic
 
         return Synthetic(specs, seed=seed, max_per_rank=per_rank, device=device)
-    threads = config.threads if config.threads is not None else cores.share(ranks.local_world_size)
+    threads = config.threads if config.threads is not None else cores.per_process(ranks.local_world_size)
     if name == "resident":
         from sslx.data.backends.resident import Resident
 

@@ -137,7 +137,7 @@ def _encoder(trunk: nn.Module, recipe: Recipe, others: tuple[int, ...]) -> Encod
     sizes = dict.fromkeys((recipe.size, *others))
     dims = [trunks.dim(trunk, size, recipe.channels, recipe.name) for size in sizes]
     encoder = Encoder(trunk, dims[0], recipe).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    onednn.keep_out(encoder)
+    onednn.apply_workarounds(encoder)
     return encoder
 
 

@@ -33,7 +33,7 @@ def barlow_twins(
         z = moments.centred(z, num_samples, group)
         variance = distributed.sum_over_ranks_grad(z.square().sum(1, keepdim=True) / num_samples, group)
         u1, u2 = (z * (variance + EPS).rsqrt()).unbind()
-        correlation = distributed.sum_over_ranks_grad(u1.T @ (u2 / num_samples), group, alike=True)
+        correlation = distributed.sum_over_ranks_grad(u1.T @ (u2 / num_samples), group, equal_grads=True)
         diagonal = correlation.diagonal()
         squares = moments.off_diagonal(correlation).square().sum()
         loss = (1 - diagonal).square().sum() + off_diagonal_weight * squares

@@ -40,7 +40,7 @@ def vicreg(
         distance = (z[0] - z[1]).square().sum() / (num_samples * num_dims)
         invariance = distributed.sum_over_ranks_grad(distance, group)
         z = moments.centred(z, num_samples, group)
-        covariances = distributed.sum_over_ranks_grad(z.mT @ (z / (num_samples - 1)), group, alike=True)
+        covariances = distributed.sum_over_ranks_grad(z.mT @ (z / (num_samples - 1)), group, equal_grads=True)
         std = (covariances.diagonal(dim1=1, dim2=2) + EPS).sqrt()
         variance = (gamma - std).relu().mean()
         covariance = moments.off_diagonal(covariances).square().sum() / num_dims

@@ -1,4 +1,4 @@
-"""Which code this is: version, commit, and a digest of the source files."""
+"""The version of the code: release, commit, and a digest of the source files."""
 
 import hashlib
 import subprocess
@@ -9,17 +9,17 @@ from sslx import __version__
 
 
 def code_version() -> str:
-    """Version, git commit where there is one, and a digest of the source files of sslx and its kernels."""
-    asked = ["git", "-C", str(_roots()[0]), "rev-parse", "--short", "HEAD"]
+    """Return the version, the git commit if there is one, and a digest of the source files of sslx and its kernels."""
+    command = ["git", "-C", str(_roots()[0]), "rev-parse", "--short", "HEAD"]
     try:
-        commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         commit = ""
     return " ".join(filter(None, [__version__, commit, source_digest()]))
 
 
 def source_digest() -> str:
-    """A digest of the source files of sslx and its kernels."""
+    """Return a digest of the source files of sslx and its kernels."""
     digest = hashlib.sha256()
     for root in _roots():
         for path in sorted(root.rglob("*.py")) + sorted(root.rglob("*.toml")):

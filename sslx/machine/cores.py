@@ -1,20 +1,20 @@
-"""How many of this machine's cores are this process's own."""
+"""Number of CPU cores that this process may use."""
 
 import os
 
 
 def allowed() -> int:
-    """Cores that this process may run on; all of the machine's where the system binds no process to some (macOS)."""
+    """Return the number of cores that this process may run on, or of all cores where affinity is unknown (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def share(processes: int) -> int:
-    """Cores for one of so many processes on this node that do the same, 1 at least.
+def per_process(num_processes: int) -> int:
+    """Return the number of cores (at least 1) for each of ``num_processes`` equal processes on this node.
 
-    A job's share of a node (SLURM_CPUS_ON_NODE), divided; but no more than the process may run on, which Slurm may have
-    bound to its own share already.
+    It is the job's share of the node (SLURM_CPUS_ON_NODE), divided by the number of processes, but at most the cores
+    that this process may run on, because Slurm may already have bound it to its own share.
     """
     node = int(os.environ.get("SLURM_CPUS_ON_NODE", allowed()))
-    return max(1, min(allowed(), node // processes))
+    return max(1, min(allowed(), node // num_processes))

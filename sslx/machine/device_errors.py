@@ -1,7 +1,7 @@
-"""What a GPU reports, told from all other errors: out of memory, or a failure after which nothing works on it any more.
+"""Tell GPU errors from all others: out of memory, or a failure after which the process cannot use the GPU anymore.
 
-torch has types for both, which are RuntimeErrors like a hundred other things; DALI raises plain RuntimeErrors and
-MemoryErrors, which only their words tell.
+torch has exception types for both, but they are RuntimeErrors like many others.  DALI raises plain RuntimeErrors and
+MemoryErrors, which can be recognized only by their messages.
 """
 
 import re
@@ -18,19 +18,17 @@ _MEMORY = re.compile(
 _FAILURE = re.compile(
     r"CUDA error: |CUDA (driver|runtime) API error|\bcudaError[A-Z]\w+|\bCUDA_ERROR_[A-Z]\w+|\bCUBLAS_STATUS_[A-Z]\w+"
 )
-"""Not the words "CUDA" or "nvJPEG" alone: a decoder's names are in its complaint about a damaged file."""
+"""Just "CUDA" or "nvJPEG" would not do: a decoder's name is in its complaint about a damaged file."""
 
 
-def of(error: BaseException) -> torch.OutOfMemoryError | torch.AcceleratorError | None:
-    """The device's error that this is or comes from; None where it is another one."""
+def find(error: BaseException) -> torch.OutOfMemoryError | torch.AcceleratorError | None:
+    """Return the GPU error that an exception is or was caused by, or None."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, torch.OutOfMemoryError):
             return link
-        if isinstance(link, torch.AcceleratorError) or type(link) in (
-            RuntimeError,
-            MemoryError,
-        ):  # not sslx's own kinds
+        # Subclasses of RuntimeError, such as sslx's own, are not searched.
+        if isinstance(link, torch.AcceleratorError) or type(link) in (RuntimeError, MemoryError):
             text = " ".join(str(link).split())
             if match := _MEMORY.search(text):
                 return torch.OutOfMemoryError(text[match.start() :])
@@ -43,19 +41,19 @@ def of(error: BaseException) -> torch.OutOfMemoryError | torch.AcceleratorError 
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """One line about an error of the device, and its exit code; None where it is another error."""
-    found = of(error)
-    if found is None:
+    """Explain a GPU error in one line, with its exit code, or return None for other errors."""
+    gpu_error = find(error)
+    if gpu_error is None:
         return None
-    reason = one_line(str(found).partition("\n")[0], 300)
-    if isinstance(found, torch.OutOfMemoryError):
+    reason = one_line(str(gpu_error).partition("\n")[0], 300)
+    if isinstance(gpu_error, torch.OutOfMemoryError):
         return (
-            "out of GPU memory: take a smaller --batch-size or --data.size, more --accumulate, or --precision bf16 "
+            "out of GPU memory: use a smaller --batch-size or --data.size, more --accumulate, or --precision bf16 "
             f"({reason})",
             ConfigError.exit_code,
         )
     return (
-        f"a GPU failed ({reason}): nothing computes on it in this process any more; nvidia-smi and the kernel's log "
-        "(Xid) may say why, CUDA_LAUNCH_BLOCKING=1 where; start again with --resume auto",
+        f"a GPU failed ({reason}): this process cannot use it anymore; nvidia-smi and the kernel's log (Xid) may say "
+        "why, and CUDA_LAUNCH_BLOCKING=1 where; start again with --resume auto",
         DeviceError.exit_code,
     )

@@ -1,30 +1,31 @@
-"""Which device a rank trains on."""
+"""The device that a rank trains on."""
 
 import os
 from typing import Literal
 
 import torch
 
+from sslx.console.words import plural
 from sslx.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
 def of_rank(device: Device, local_rank: int) -> torch.device:
-    """The device of the ``local_rank``-th rank of this machine; ConfigError where there is none for it.
+    """Return the device of the ``local_rank``-th rank of this machine.  Raise ConfigError if there is none for it.
 
-    device: "auto" takes a GPU where there is one.
+    device: "auto" uses a GPU if there is one.
     """
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and num_gpus == 0:
-        raise ConfigError("expected a CUDA GPU for device cuda, none is visible: use --device cpu or auto")
+        raise ConfigError("expected a CUDA GPU for --device cuda, but none is visible: use --device cpu or auto")
     if device == "cpu" or num_gpus == 0:
         return torch.device("cpu")
     if local_rank < num_gpus:
         return torch.device("cuda", local_rank)
-    if num_gpus == 1 and "SLURM_LOCALID" in os.environ:  # --gpus-per-task: every task sees only its own
+    if num_gpus == 1 and "SLURM_LOCALID" in os.environ:  # with --gpus-per-task, each task sees only its own GPU
         return torch.device("cuda", 0)
     raise ConfigError(
-        f"expected a GPU for each rank of a machine, got local rank {local_rank} and {num_gpus} GPU(s): "
+        f"expected a GPU for each rank of a machine, got local rank {local_rank} and {plural(num_gpus, 'GPU')}: "
         "start fewer ranks per machine"
     )

@@ -1,6 +1,6 @@
-"""What the environment's variables say about this process, checked: ranks, ports, threads, times.
+"""Environment variables of this process, validated: ranks, ports, threads and times.
 
-Imports nothing heavy: what is wrong is said before torch is imported.
+This module imports nothing heavy, so that mistakes are reported before torch is imported.
 """
 
 import math
@@ -15,7 +15,7 @@ _THREADS = re.compile(r"\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)*", re.ASCII)
 
 
 def integer(environ: Mapping[str, str], name: str, low: int, high: int | None, remedy: str) -> int:
-    """The variable's value.  ConfigError, in one line that ends with the remedy, unless low <= value <= high."""
+    """Return a variable's value.  Raise ConfigError, with the remedy at the end, unless low <= value <= high."""
     text = environ[name].strip()
     value = int(text) if re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII) else None
     if value is None or value < low or (high is not None and value > high):
@@ -25,7 +25,7 @@ def integer(environ: Mapping[str, str], name: str, low: int, high: int | None, r
 
 
 def seconds(name: str, default: float, environ: Mapping[str, str] = os.environ) -> float:
-    """A time in seconds; ``inf`` is one.  ConfigError unless it is a positive number."""
+    """Return a time in seconds, which may be ``inf``.  Raise ConfigError unless it is a positive number."""
     text = environ.get(name, "")
     if not text:
         return default
@@ -33,7 +33,7 @@ def seconds(name: str, default: float, environ: Mapping[str, str] = os.environ) 
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value > 0:  # not a number, too
+    if not value > 0:  # NaN, too
         raise ConfigError(
             f"expected {name} to be a number of seconds above 0, got {text!r:.80}: unset it for the default"
         )
@@ -41,16 +41,14 @@ def seconds(name: str, default: float, environ: Mapping[str, str] = os.environ) 
 
 
 def check(environ: Mapping[str, str] = os.environ) -> None:
-    """Raise ConfigError for what libraries would ignore, warn about in their own words, or crash on.
+    """Raise ConfigError for what libraries would ignore, report in their own words, or crash on.
 
-    That is variables, and a current folder that was deleted.
+    Besides variables, this covers a current folder that was deleted.
     """
     try:
         os.getcwd()
     except OSError as error:
-        raise ConfigError(
-            "the current folder does not exist any more: change to another one and start again"
-        ) from error
+        raise ConfigError("the current folder does not exist anymore: change to another one and start again") from error
     threads = environ.get("OMP_NUM_THREADS", "")
     if threads and not _THREADS.fullmatch(threads):
         raise ConfigError(
@@ -60,7 +58,7 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
     names = [name.strip() for name in gpus.split(",")] if gpus.strip() else []
     if not all(_GPU.fullmatch(name) for name in names) or len(set(names)) < len(names):
         raise ConfigError(
-            f"expected CUDA_VISIBLE_DEVICES to be different GPU numbers or UUIDs and commas, got {gpus!r:.80}: "
+            f"expected CUDA_VISIBLE_DEVICES to be distinct GPU numbers or UUIDs with commas, got {gpus!r:.80}: "
             "unset it to use all GPUs, or leave it empty to use none"
         )
     for name in ("SLURM_CPUS_ON_NODE", "SLURM_CPUS_PER_TASK"):
@@ -68,29 +66,29 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
             integer(environ, name, 1, None, "Slurm sets it; unset it outside of a job")
     for name in ("SSLX_GIVE_UP_S", "SSLX_JOIN_S", "SSLX_STALL_S"):
         seconds(name, math.inf, environ)
-    joining = dict(environ)
-    if ranks(joining)[1] > 1:
-        meeting_point(joining)
+    environ = dict(environ)  # ``ranks`` sets variables
+    if ranks(environ)[1] > 1:
+        meeting_point(environ)
 
 
 def is_slurm_task(environ: Mapping[str, str]) -> bool:
-    """Whether srun started this process.
+    """Return whether srun started this process.
 
-    A batch script has the job's SLURM_NTASKS and a SLURM_PROCID of 0 though it is alone, and so has the shell of
-    salloc: only srun's tasks have a step, and its number of tasks.
+    A batch script has the job's SLURM_NTASKS and a SLURM_PROCID of 0 even though it is alone, and so does salloc's
+    shell.  Only srun's tasks have a step, and its number of tasks.
     """
     return {"SLURM_PROCID", "SLURM_STEP_ID"} <= environ.keys()
 
 
 def ranks(environ: MutableMapping[str, str]) -> tuple[int, int, int]:
-    """(rank, world size, local rank) from torchrun's environment, else Slurm's, else (0, 1, 0).
+    """Return (rank, world size, local rank) from torchrun's variables, or else Slurm's, or else (0, 1, 0).
 
-    Under Slurm sets MASTER_ADDR and MASTER_PORT unless they are set.  ConfigError for what cannot be.
+    Under Slurm, set MASTER_ADDR and MASTER_PORT unless they are set.  Raise ConfigError for impossible values.
     """
     if "RANK" in environ:
         remedy = "torchrun sets it; unset RANK and WORLD_SIZE to run without torchrun"
         if "WORLD_SIZE" not in environ:
-            raise ConfigError("expected WORLD_SIZE beside RANK, it is not set: use torchrun, or unset RANK")
+            raise ConfigError("expected WORLD_SIZE beside RANK, but it is not set: use torchrun, or unset RANK")
         world_size = integer(environ, "WORLD_SIZE", 1, None, remedy)
         rank = integer(environ, "RANK", 0, world_size - 1, remedy)
         local = environ if environ.get("LOCAL_RANK") else {"LOCAL_RANK": "0"}
@@ -107,38 +105,38 @@ def ranks(environ: MutableMapping[str, str]) -> tuple[int, int, int]:
     return rank, num_tasks, integer({"SLURM_LOCALID": "0", **environ}, "SLURM_LOCALID", 0, num_tasks - 1, remedy)
 
 
-def joined(environ: MutableMapping[str, str] = os.environ) -> int | None:
-    """This process's rank if torchrun or Slurm started it as one of several or one, else None."""
+def launched_rank(environ: MutableMapping[str, str] = os.environ) -> int | None:
+    """Return this process's rank if torchrun or Slurm started it, else None."""
     return ranks(environ)[0] if "RANK" in environ or is_slurm_task(environ) else None
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
-    """Ranks on this machine, which share its cores."""
+    """Return the number of ranks on this machine, which share its cores."""
     for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
-        if found := re.match(r"\d+", environ.get(name, "")):
-            return max(1, int(found.group()))
+        if match := re.match(r"\d+", environ.get(name, "")):
+            return max(1, int(match.group()))
     return 1
 
 
 def meeting_point(environ: Mapping[str, str]) -> tuple[str, int]:
-    """Host and port of the store at which the ranks meet.  ConfigError where they are not set or cannot be."""
+    """Return the host and port of the ranks' store.  Raise ConfigError if they are not set or are invalid."""
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not environ.get(name):
-            raise ConfigError(f"expected {name} beside RANK and WORLD_SIZE, it is not set: use torchrun")
-    port = integer(environ, "MASTER_PORT", 1, 65_535, "torchrun sets it; else take a free port")
+            raise ConfigError(f"expected {name} beside RANK and WORLD_SIZE, but it is not set: use torchrun")
+    port = integer(environ, "MASTER_PORT", 1, 65_535, "torchrun sets it; otherwise choose a free port")
     return environ["MASTER_ADDR"], port
 
 
 def first_host(environ: Mapping[str, str]) -> str:
-    """The first of Slurm's hosts: ``n[03-05,9],m1`` -> ``n03``.  Slurm puts task 0 there."""
+    """Return the first of Slurm's hosts, where Slurm starts task 0: ``n[03-05,9],m1`` -> ``n03``."""
     hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "localhost"
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group() if first else hosts)
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:
-    """A port below the ephemeral ones, its own for every job and every step of a job."""
-    remedy = "Slurm sets it; set MASTER_PORT to do without"
+    """Return a port below the ephemeral ones that differs for each job and each step of a job."""
+    remedy = "Slurm sets it; set MASTER_PORT to avoid needing it"
     step = integer(environ, "SLURM_STEP_ID", 0, None, remedy)
     job = integer({"SLURM_JOB_ID": "0", **environ}, "SLURM_JOB_ID", 0, None, remedy)
     return 12_000 + (job + 4_099 * step) % 20_000

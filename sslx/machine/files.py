@@ -1,7 +1,7 @@
-"""Files of text: reading what others wrote, replacing our own, and what a path means.  UTF-8 under every locale.
+"""Text files: reading files from others, replacing our own, and expanding paths.  UTF-8 under every locale.
 
-What is read is bounded in size and in nesting before a parser sees it, so no file costs more than a moment.  Reading
-raises OSError or ValueError; ``reason`` words both in one line.
+The size and nesting of a file are checked before a parser sees it, so that no file costs more than a moment.  Reading
+raises OSError or ValueError; ``reason`` describes both in one line.
 """
 
 import json
@@ -17,19 +17,19 @@ from sslx.console.words import one_line
 from sslx.errors import ConfigError
 
 MAX_BYTES = 1 << 20
-"""Of a file that is read as a whole: recipes, profiles and records have a few thousand."""
+"""Maximum size of a file that is read as a whole: recipes, profiles and records have a few thousand bytes."""
 MAX_NESTING = 16
-"""Of tables and lists, and of the parts of a dotted key."""
+"""Maximum nesting of tables and lists, and maximum number of parts of a dotted key."""
 
 _TOKEN = re.compile(
     r'(?P<word>"""(?:[^\\]|\\.)*?(?:"""|\Z)|\'\'\'.*?(?:\'\'\'|\Z)|"(?:[^"\\\n]|\\.)*+(?:"|\n|\Z)|'
     r"'[^'\n]*+(?:'|\n|\Z)|[\w+-]++)|(?P<comment>\#[^\n]*+)|(?P<open>[\[{])|(?P<close>[\]}])|(?P<dot>\.)|[^ \t]",
     re.DOTALL,
-)  # of TOML, and so of JSON; linear in time, whatever is not closed
+)  # tokens of TOML, and so of JSON; the search takes linear time, whatever is left unclosed
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """All of a regular file.  ValueError where it is none or is larger than ``max_bytes``, OSError from the system."""
+    """Read a regular file.  Raise ValueError if it is not one or exceeds ``max_bytes``, OSError if reading fails."""
     with open(path, "rb", opener=without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("it is not a regular file")
@@ -40,17 +40,17 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """An ``opener`` that does not wait for the writer of a named pipe."""
+    """An ``opener`` that does not wait for a named pipe's writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
-    """UTF-8 text, with or without a byte order mark.  Raises as ``read_bytes``, and ValueError for another encoding."""
+    """Read UTF-8 text, with or without a byte order mark.  Raise as ``read_bytes`` and ``decoded`` do."""
     return decoded(read_bytes(path, max_bytes))
 
 
 def decoded(data: bytes) -> str:
-    """UTF-8 text without its byte order mark.  ValueError for another encoding and for NUL characters."""
+    """Decode UTF-8 text, without its byte order mark.  Raise ValueError for other encodings and for NUL characters."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16: save it as UTF-8")
     try:
@@ -58,12 +58,12 @@ def decoded(data: bytes) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start:,} is not UTF-8: save it as UTF-8") from error
     if "\0" in text:
-        raise ValueError("it has NUL characters: it is no text")
+        raise ValueError("it has NUL characters: it is not text")
     return text
 
 
 def parse_json(data: str | bytes) -> dict[str, Any]:
-    """The object in a JSON text.  ValueError for anything else, or for more than MAX_NESTING levels."""
+    """Parse the object in a JSON text.  Raise ValueError for anything else, or for more than MAX_NESTING levels."""
     text = decoded(data) if isinstance(data, bytes) else data
     if not text.strip():
         raise ValueError("it is empty")
@@ -75,7 +75,7 @@ def parse_json(data: str | bytes) -> dict[str, Any]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The tables of a TOML text.  ValueError for anything else, or for more than MAX_NESTING levels."""
+    """Parse a TOML text.  Raise ValueError if it is invalid or has more than MAX_NESTING levels."""
     _check_nesting(text)
     return tomllib.loads(text)
 
@@ -85,7 +85,7 @@ def _kind(tree: Any) -> str:
 
 
 def _check_nesting(text: str) -> None:
-    """Raise ValueError where tables, lists or dotted keys are too deep for the parsers, which recurse."""
+    """Raise ValueError if tables, lists or dotted keys are too deep for the parsers, which recurse."""
     if text.count("[") + text.count("{") <= MAX_NESTING and text.count(".") <= MAX_NESTING:
         return
     depth = dots = 0
@@ -100,12 +100,12 @@ def _check_nesting(text: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be read or written, in one line without its path."""
+    """Say in one line, without the path, why a file could not be read or written."""
     return one_line((error.strerror if isinstance(error, OSError) else None) or error or type(error).__name__)
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write beside and rename, so that a reader or a kill meets the old or the new file, never a half."""
+    """Write to a temporary file and rename it, so that a reader or a kill never meets a partial file."""
     temp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with open(temp, "wb") as file:
@@ -126,22 +126,23 @@ def in_memory() -> int:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with ``~`` and ``~user`` as their home directories.  ConfigError where there is none for ``~``."""
+    """Expand ``~`` and ``~user`` in a path.  Raise ConfigError if there is no home directory for ``~``."""
     text = os.path.expanduser(os.fspath(path))
     if text == "~" or text.startswith("~/"):
-        raise ConfigError(f"{one_line(text)}: this user has no home directory: set HOME, or write the path out")
+        raise ConfigError(f"{one_line(text)}: this user has no home directory: set HOME, or write the full path")
     return Path(text)
 
 
 def as_argument(text: str) -> str:
-    """Text from a UTF-8 file as the system would have passed it as an argument, so that paths in it are its bytes.
+    """Convert text from a UTF-8 file as if it had been passed as an argument, so that paths keep their bytes.
 
-    Changes nothing in a UTF-8 locale.  ValueError for half a character or NUL, which no argument can hold.
+    In a UTF-8 locale, this changes nothing.  Raise ValueError for an unpaired surrogate or NUL, which no argument can
+    hold.
     """
     try:
         argument = os.fsdecode(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError as error:
-        raise ValueError(f"'{one_line(text, 60)}' has half a character") from error
+        raise ValueError(f"'{one_line(text, 60)}' has an unpaired surrogate") from error
     if "\0" in argument:
         raise ValueError(f"'{one_line(text, 60)}' has a NUL character")
     return argument

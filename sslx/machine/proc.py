@@ -1,4 +1,4 @@
-"""What Linux's /proc tells of processes.  Where there is none (macOS), every function says that it does not know."""
+"""Facts about processes from Linux's /proc.  Without it (macOS), every function returns that it does not know."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path("/proc")
 
 
 def read(name: str) -> str:
-    """A text file below /proc, "" where there is none."""
+    """Return the text of a file below /proc, or "" if it cannot be read."""
     try:
         return (ROOT / name).read_text()
     except OSError:
@@ -15,12 +15,12 @@ def read(name: str) -> str:
 
 
 def state(pid: int) -> str:
-    """What a process does, by Linux's letter: R, S, D (it waits for a disk), T (stopped), Z (ended); "" if unknown."""
+    """Return a process's state as Linux's letter: R, S, D (waits for a disk), T (stopped), Z (ended); "" if unknown."""
     return (_stat(pid) or [""])[0]
 
 
 def started(pid: int) -> str | None:
-    """When a process began, in the clock's ticks; "" for one whose end its parent has not noticed, None if unknown."""
+    """Return when a process started, in clock ticks; "" if it is a zombie, and None if unknown."""
     fields = _stat(pid)
     if not fields:
         return None
@@ -28,19 +28,19 @@ def started(pid: int) -> str | None:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """The processes below this one, nearest first; [] if unknown."""
-    below: dict[int, list[int]] = {}
+    """Return all descendants of a process, nearest first, or [] if unknown."""
+    children: dict[int, list[int]] = {}
     for pid in _pids():
         if fields := _stat(pid):
-            below.setdefault(int(fields[1]), []).append(pid)
+            children.setdefault(int(fields[1]), []).append(pid)
     pids = [ancestor]
     for pid in pids:
-        pids += below.get(pid, [])
+        pids += children.get(pid, [])
     return pids[1:]
 
 
 def command(pid: str) -> bytes | None:
-    """The command line of a process, its arguments separated by NUL; None if unknown."""
+    """Return a process's command line, with arguments separated by NUL, or None if unknown."""
     try:
         return (ROOT / pid / "cmdline").read_bytes()
     except OSError:
@@ -48,7 +48,7 @@ def command(pid: str) -> bytes | None:
 
 
 def link(name: str) -> str:
-    """Where a symbolic link below /proc leads, "" if unknown."""
+    """Return the target of a symbolic link below /proc, or "" if unknown."""
     try:
         return os.readlink(ROOT / name)
     except OSError:
@@ -56,7 +56,7 @@ def link(name: str) -> str:
 
 
 def exists() -> bool:
-    """Whether this system has /proc."""
+    """Return whether this system has /proc."""
     return (ROOT / "self").is_dir()
 
 
@@ -68,7 +68,7 @@ def _pids() -> list[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third one on: a process's name may hold anything."""
+    """Return the fields of /proc/PID/stat from the third on; the second, the process name, may hold anything."""
     try:
         fields = (ROOT / str(pid) / "stat").read_text(errors="replace").rsplit(")", 1)[1].split()
     except (OSError, IndexError):

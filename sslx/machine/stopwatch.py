@@ -1,4 +1,4 @@
-"""How long this process has waited for other ranks, as far as its host can see."""
+"""The time that this process has waited for other ranks, as far as its host can see."""
 
 import functools
 import time
@@ -11,18 +11,18 @@ _blocked_s = 0.0
 
 
 def blocked_s() -> float:
-    """Seconds spent waiting for other ranks so far: the difference of two readings has a meaning."""
+    """Return the seconds spent waiting for other ranks so far.  Only the difference of two calls is meaningful."""
     return _blocked_s
 
 
 def add_blocked(seconds: float) -> None:
-    """Count a wait."""
+    """Add a wait to the total."""
     global _blocked_s
     _blocked_s += seconds
 
 
 def blocking(collective: Callable[P, T]) -> Callable[P, T]:
-    """Count the time in a collective as waiting for other ranks."""
+    """Decorate a collective so that its time counts as waiting for other ranks."""
 
     @functools.wraps(collective)
     def timed(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""The versions of other packages with which sslx was tested: all tests pass with the oldest set and with the newest."""
+"""The package versions that sslx was tested with: all tests pass with the oldest set and with the newest."""
 
 import re
 
@@ -18,21 +18,21 @@ TESTED = {
     "pillow": ("11.2.1", "13.0.0"),
     "safetensors": ("0.4.5", "0.8.0"),
 }
-"""(oldest, newest) of each; the oldest are the floors of pyproject.toml and tests/oldest.txt."""
+"""(oldest, newest) version of each package.  The oldest are the minimums in pyproject.toml and tests/oldest.txt."""
 
 
-def words(package: str, version: str) -> str:
-    """The version of an installed package, with what was tested where it lies outside of that."""
+def describe(package: str, version: str) -> str:
+    """Return the version of an installed package and the range that was tested."""
     oldest, newest = TESTED[package]
     if _key(version) < _key(oldest):
-        return f"{version}: older than sslx supports, install {oldest} or newer"
+        return f"{version}: older than sslx supports: install {oldest} or newer"
     if _key(version) > _key(newest):
         return f"{version}: newer than sslx was tested with ({oldest} to {newest})"
     return f"{version} (tested: {oldest} to {newest})"
 
 
 def _key(version: str) -> tuple[int, ...]:
-    """2.14.1+cu130 -> (2, 14, 1); of 2.15.0a0 and 2.15.0rc1 the numbers of the release, without zeros at the end."""
+    """Return the release numbers without trailing zeros: 2.14.1+cu130 -> (2, 14, 1), 2.15.0rc1 -> (2, 15)."""
     release = re.match(r"[\d.]*", version)
     numbers = [int(n) for n in re.findall(r"\d+", release.group() if release else "")]
     while numbers and numbers[-1] == 0:

@@ -121,7 +121,7 @@ def _collect(
     try:
         for batch in batches:
             x.append(torch.cat([embed(view).float().cpu() for view in batch.views[:num_views]], 1))
-            memory.keep_freed(batch.views[0].device)
+            memory.reuse_freed(batch.views[0].device)
             index.append(batch.index.cpu())
             if batch.label is not None:
                 label.append(batch.label.cpu())

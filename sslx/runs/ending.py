@@ -1,40 +1,45 @@
-"""The last words of a run: where everything is, and the commands that come next.  Imports nothing heavy."""
+"""The lines that end a run's output: where its files are and which commands come next.  Imports nothing heavy."""
 
 import os
 import shlex
 from pathlib import Path
 
-from sslx.console.words import shown
+from sslx.console.words import plural, shown
 
 
 def resume_command(folder: Path) -> str:
-    """The command that goes on with a run, with all that its user gave."""
+    """Return the command that continues a run with all of the user's settings."""
     return f"sslx resume {_word(folder)}"
 
 
-def to_go_on(folder: Path) -> list[str]:
-    """The lines that say how to go on with a run; none for a job of Slurm's, which goes on by itself."""
-    return [] if "SLURM_JOB_ID" in os.environ else ["to go on:", f"  {resume_command(folder)}"]
+def how_to_continue(folder: Path) -> list[str]:
+    """Return the lines that say how to continue a run.  A Slurm job continues by itself and gets none."""
+    return [] if "SLURM_JOB_ID" in os.environ else ["to continue:", f"  {resume_command(folder)}"]
 
 
 def stopped(folder: Path, step: int, saved: int, cause: str) -> list[str]:
-    """Of a run that was stopped.  saved: the step of its newest checkpoint, 0 without one.  cause: as "Ctrl-C"."""
+    """Return the lines for a run that was stopped.
+
+    saved: step of the newest checkpoint, 0 if there is none.  cause: the signal, such as "Ctrl-C".
+    """
     if not saved:
-        return [f"stopped by {cause} before the first checkpoint: nothing is saved", *to_go_on(folder)]
-    lost = f" of step {saved:,}" if step != saved else ""
+        return [f"stopped by {cause} before the first checkpoint: nothing is saved", *how_to_continue(folder)]
+    saved_step = f" of step {saved:,}" if step != saved else ""
     at = f"stopped at step {step:,}" if step else "stopped"
-    return [f"{at} by {cause}; checkpoint{lost}: {_checkpoint(folder, saved)}", *to_go_on(folder)]
+    return [f"{at} by {cause}; checkpoint{saved_step}: {_checkpoint(folder, saved)}", *how_to_continue(folder)]
 
 
 def failed(folder: Path, saved: int) -> list[str]:
-    """Of a run that a crash or a full disk has ended, and that may go on."""
-    return [f"checkpoint of step {saved:,}: {_checkpoint(folder, saved)}", *to_go_on(folder)] if saved else []
+    """Return the lines for a run that ended in a crash or on a full disk, and that can be continued."""
+    if not saved:
+        return []
+    return [f"checkpoint of step {saved:,}: {_checkpoint(folder, saved)}", *how_to_continue(folder)]
 
 
 def finished(folder: Path, step: int) -> list[str]:
-    """Of a run that is done."""
+    """Return the lines for a run that has just finished."""
     return [
-        f"done: {_steps(step)}; run folder: {shown(folder)}; checkpoint: {_checkpoint(folder, step)}",
+        f"done: {plural(step, 'step')}; run folder: {shown(folder)}; checkpoint: {_checkpoint(folder, step)}",
         "next:",
         f"  sslx probe {_word(folder)}",
         f"  sslx plot {_word(folder)}",
@@ -42,16 +47,12 @@ def finished(folder: Path, step: int) -> list[str]:
 
 
 def finished_before(folder: Path, step: int) -> list[str]:
-    """Of a run that was to go on and is done already."""
+    """Return the lines for a run that was to be resumed but had already finished."""
     return [
-        f"{shown(folder)} is finished already ({_steps(step)}): there is nothing to do",
+        f"{shown(folder)} has already finished ({plural(step, 'step')}): there is nothing to do",
         "to train longer, start a new run from its weights:",
         f"  sslx pretrain {_word(folder / 'config.json')} --name NAME --encoder.weights {_word(folder)}",
     ]
-
-
-def _steps(count: int) -> str:
-    return f"{count:,} step{'s' * (count != 1)}"
 
 
 def _checkpoint(folder: Path, step: int) -> str:
@@ -59,5 +60,5 @@ def _checkpoint(folder: Path, step: int) -> str:
 
 
 def _word(path: Path) -> str:
-    """A path as a word of a shell's command line."""
+    """Quote a path for a shell command."""
     return shown(shlex.quote(os.fsdecode(path)))

@@ -1,6 +1,6 @@
-"""What a run tells: metrics averaged on the device, and the sinks: the display, metrics.jsonl, wandb.
+"""Metrics and logging: metrics averaged on the device, then written to the display, metrics.jsonl and wandb.
 
-``metrics.jsonl`` in the run folder is the truth; the display and wandb are views of it.
+``metrics.jsonl`` in the run folder is the complete record; the display and wandb show its contents.
 """
 
 import json
@@ -25,18 +25,18 @@ from sslx.machine import files
 from sslx.runs import records
 from sslx.runs.config import LogConfig as Config
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Meter:
-    """Means of scalar metrics since the last fetch, summed in float64 on the device that they are on."""
+    """Means of scalar metrics since the last fetch, summed in float64 on the metrics' device."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}
         self._weights: dict[tuple[str, ...], float] = {}
 
     def add(self, metrics: Mapping[str, Tensor], weight: float = 1.0) -> None:
-        """Add one step's metrics, 0-dim tensors on one device, without a host sync; copies what it keeps."""
+        """Add one step's metrics (0-dim tensors on one device) without a host sync.  The values are copied."""
         names = tuple(metrics)
         if not names:
             return
@@ -51,39 +51,41 @@ class Meter:
     def fetch(
         self, reduce: Callable[[Tensor], Tensor] | None = None, beside: Tensor | None = None
     ) -> tuple[dict[str, float], list[float]]:
-        """(the weighted means, what ``beside`` holds), and a fresh start.  A host sync, the only one: one transfer.
+        """Return the weighted means and the numbers in ``beside``, then start afresh.
+
+        This is the only host sync: one transfer.
 
         reduce: applied to the float64 vector of all sums and weights before it leaves the device, such as
-          ``distributed.mean_over_ranks``; every rank must then fetch, having added the same metrics.
-        beside: any numbers on the same device, float64 (M,), that are to be read with them, of this rank alone.
+          ``distributed.mean_over_ranks``.  Every rank must then fetch, and must have added the same metrics.
+        beside: float64 numbers (M,) of this rank on the same device, to be fetched in the same transfer.
         """
         if not self._sums:
             return {}, [] if beside is None else beside.tolist()
         sums = torch.cat(list(self._sums.values()))
         vector = torch.cat([sums, sums.new_tensor(list(self._weights.values()))])
         vector = reduce(vector) if reduce else vector
-        read: list[float] = (vector if beside is None else torch.cat([vector, beside])).tolist()  # sync point
-        numbers, others = read[: len(vector)], read[len(vector) :]
+        values: list[float] = (vector if beside is None else torch.cat([vector, beside])).tolist()  # sync point
+        numbers, beside_values = values[: len(vector)], values[len(vector) :]
         names = [(name, group) for group, names in enumerate(self._sums) for name in names]
         totals: dict[str, tuple[float, float]] = {}
         for (name, group), number in zip(names, numbers, strict=False):
             total, weight = totals.get(name, (0.0, 0.0))
             totals[name] = total + number, weight + numbers[len(names) + group]
         self._sums, self._weights = {}, {}
-        return {name: total / weight for name, (total, weight) in totals.items()}, others
+        return {name: total / weight for name, (total, weight) in totals.items()}, beside_values
 
 
 class JSONL:
-    """``metrics.jsonl``: a line of JSON each time, {"step", "time" (Unix, s), metrics}; not finite is null.
+    """``metrics.jsonl``: one JSON object per line, {"step", "time" (Unix, s), metrics}.  Non-finite values are null.
 
-    What an interrupted run wrote after ``start_step``, and a line that it did not finish, is cut away first:
-    so each step stands once.
+    Lines after ``start_step``, left by an interrupted run, and an unfinished last line are removed first, so that
+    each step is there once.
     """
 
-    def __init__(self, path: Path, start_step: int, tell: Tell) -> None:
-        self._tell, self._told = tell, False
+    def __init__(self, path: Path, start_step: int, report: Report) -> None:
+        self._report, self._has_failed = report, False
         if path.is_fifo():
-            raise StorageError(f"cannot write {shown(path)}: it is a named pipe, which would wait for its reader")
+            raise StorageError(f"cannot write {shown(path)}: it is a named pipe, and opening it would block: delete it")
         if path.exists():
             text = path.read_bytes()
             kept = b"".join(line for line in text.splitlines(keepends=True) if _is_up_to(line, start_step))
@@ -96,9 +98,9 @@ class JSONL:
         try:
             self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         except OSError as error:  # the file object keeps the line and tries again with the next one
-            if not self._told:
-                self._tell(f"cannot write metrics.jsonl: {error.strerror}: training goes on without lines")
-            self._told = True
+            if not self._has_failed:
+                self._report(f"cannot write metrics.jsonl: {error.strerror}: training continues without it")
+            self._has_failed = True
 
     def close(self) -> None:
         with suppress(OSError):
@@ -106,43 +108,47 @@ class JSONL:
 
 
 def _is_up_to(line: bytes, step: int) -> bool:
-    metrics = records.metrics_of(line)
+    metrics = records.parse_metrics(line)
     return metrics is not None and metrics["step"] <= step
 
 
 class WandB:
-    """A wandb run that stays one run over restarts, is complete after each, and never stops the training.
+    """A wandb run that remains one run across restarts, is complete after each, and never stops the training.
 
-    A kill loses what wandb had not yet written (offline: blocks of 32 KiB), so a restart sends
-    ``metrics.jsonl`` again.  The step is wandb's own too: it drops those it has, and none goes back.
+    A kill loses what wandb had not yet written (offline, in blocks of 32 KiB), so a restart sends ``metrics.jsonl``
+    again.  wandb's own step is set too, so that wandb drops the steps that it already has.
     """
 
-    def __init__(self, config: Config, folder: Path, run_id: str, run_config: dict[str, Any], tell: Tell) -> None:
-        self._run, self._tell = None, tell
-        # wandb's own error reporting waits half a minute for a silent server at exit, whatever the timeouts.
+    def __init__(self, config: Config, folder: Path, run_id: str, run_config: dict[str, Any], report: Report) -> None:
+        self._run, self._report = None, report
+        # At exit, wandb's own error reporting waits half a minute for a silent server, whatever the timeouts are.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb
 
-            limit = config.wandb_timeout_s
-            limits: dict[str, Any] = {"init_timeout": limit, "login_timeout": limit, "finish_timeout": limit}
-            settings = wandb.Settings(silent=True, quiet=True, console="off", **limits)
+            timeout_s = config.wandb_timeout_s
+            timeouts: dict[str, Any] = {
+                "init_timeout": timeout_s,
+                "login_timeout": timeout_s,
+                "finish_timeout": timeout_s,
+            }
+            settings = wandb.Settings(silent=True, quiet=True, console="off", **timeouts)
             wandb.setup(settings)
-            given: dict[str, Any] = {"project": config.project, "name": shown(folder.absolute().name), "id": run_id}
-            given |= {"resume": "allow", "dir": folder, "config": run_config, "settings": settings}
+            options: dict[str, Any] = {"project": config.project, "name": shown(folder.absolute().name), "id": run_id}
+            options |= {"resume": "allow", "dir": folder, "config": run_config, "settings": settings}
             try:
-                self._run = wandb.init(**given, mode="offline" if config.wandb == "offline" else "online")
+                self._run = wandb.init(**options, mode="offline" if config.wandb == "offline" else "online")
             except Exception as error:
                 if config.wandb == "offline":
                     raise
-                wandb.teardown()  # or the id counts as in use
-                self._run = wandb.init(**given, mode="offline")
-                sync = f"`wandb sync {Path(self._run.dir).parent}`"
-                tell(f"wandb: {_first_line(error)}: logging offline, {sync} sends it later")
+                wandb.teardown()  # otherwise the id counts as in use
+                self._run = wandb.init(**options, mode="offline")
+                command = f"wandb sync {Path(self._run.dir).parent}"
+                report(f"wandb: {_first_line(error)}: logging offline; send the logs later with `{command}`")
             self._run.define_metric("*", step_metric="step")
-            for past in records.read_metrics(folder / "metrics.jsonl"):
-                step, time_s = int(past.pop("step")), past.pop("time", math.nan)
-                self.log(step, past | ({"_timestamp": time_s} if math.isfinite(time_s) else {}))
+            for metrics in records.read_metrics(folder / "metrics.jsonl"):
+                step, time_s = int(metrics.pop("step")), metrics.pop("time", math.nan)
+                self.log(step, metrics | ({"_timestamp": time_s} if math.isfinite(time_s) else {}))
         except Exception as error:
             self._give_up(error)
 
@@ -162,7 +168,7 @@ class WandB:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        self._tell(f"wandb: {_first_line(error)}: no longer logging to it; metrics.jsonl has it all")
+        self._report(f"wandb: {_first_line(error)}: no longer logging to wandb; metrics.jsonl has all metrics")
 
 
 def _first_line(error: Exception) -> str:
@@ -170,12 +176,12 @@ def _first_line(error: Exception) -> str:
 
 
 class Log:
-    """All sinks of a run.  On the main rank (enabled) only; elsewhere every call does nothing.
+    """All log outputs of a run.  Only the main rank (``enabled``) logs; on the others, every call does nothing.
 
-    folder: the run folder, there already.  start_step: the step resumed at, 0 for a new run.
-    run_id: from new_run_id() or, on a resume, from the checkpoint.  run_config: for wandb.
-    StorageError where metrics.jsonl cannot be opened; later failures to write are told once and go on.
-    As a context manager it closes what it has opened, also when an exception passes; the terminal stays.
+    folder: the run folder, which must exist.  start_step: the step to resume at, 0 for a new run.
+    run_id: from new_run_id() or, on a resume, from the checkpoint.  run_config: settings to show in wandb.
+    Raise StorageError if metrics.jsonl cannot be opened.  A later write error is reported once and training continues.
+    As a context manager, the log closes what it has opened, even after an exception, but not the terminal.
     """
 
     def __init__(
@@ -205,21 +211,24 @@ class Log:
                 self._wandb = WandB(config, folder, run_id, run_config, self.message)
 
     def advance(self, step: int) -> None:
-        """Show that this step is done; after each one, whether or not its metrics are fetched."""
+        """Show that a step is done.  Called after each step, whether or not its metrics are fetched."""
         self._terminal.advance(step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send host numbers to every sink; fetch them from a Meter first."""
+        """Write numbers on the host, from ``Meter.fetch``, to every output."""
         for sink in (self._terminal, self._jsonl, self._wandb):
             if sink is not None:
                 sink.log(step, metrics)
 
     def message(self, text: str) -> None:
-        """Print a line, above the live display where there is one."""
+        """Print a line, above the live display if there is one."""
         self._terminal.message(text)
 
     def close(self, exit_code: int = 0) -> None:
-        """Flush and close metrics.jsonl and wandb; twice does no harm.  exit_code: not 0 marks wandb's as failed."""
+        """Flush and close metrics.jsonl and wandb; a nonzero exit_code marks wandb's run as failed.
+
+        A second call has no effect.
+        """
         if self._wandb is not None:
             with activity.doing("sending the rest to wandb"):
                 self._wandb.close(exit_code)
@@ -235,18 +244,18 @@ class Log:
 
 
 def new_run_id() -> str:
-    """Twelve hex digits that no other run has: not part of the experiment, so not from ``rng``."""
+    """Return twelve random hex digits.  They are not part of the experiment, so they do not come from ``rng``."""
     return secrets.token_hex(6)
 
 
 def run_id(folder: Path) -> str:
-    """The run's id in its folder; another one, which is written there, where it is damaged or gone."""
+    """Return the run's id from its folder.  If it is damaged or missing, write a new one."""
     path = folder / "run_id"
     with suppress(OSError, ValueError):
         text = files.read_text(path).strip()
         if re.fullmatch(r"[0-9A-Za-z_-]{1,64}", text):
             return text
-    another = new_run_id()
+    new_id = new_run_id()
     with suppress(OSError):
-        files.replace(path, another.encode())
-    return another
+        files.replace(path, new_id.encode())
+    return new_id

@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: the size and SHA-256 of each file, written last, and files opened once they match it.
+"""The manifest of a checkpoint: each file's size and SHA-256, written last and verified before a file is read.
 
-The digests are needed: torch.load takes a file with a flipped bit without complaint and returns wrong weights.
+The digests are needed because torch.load reads a file with a flipped bit without complaint and returns wrong weights.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from sslx.errors import DataError
 from sslx.machine import files
 
 FORMAT = 2
-"""Of the files beside the manifest.  1: a single ``state.pt`` (sslx 0.1), which is still read."""
+"""Format of the files beside the manifest.  Format 1, a single ``state.pt`` (sslx 0.1), can still be read."""
 NAME = "manifest.json"
 FOLDER = re.compile(r"step_(0|[1-9]\d*)(\.old)?")
-"""The names of checkpoint folders; ``.old`` is one that its successor is about to replace."""
+"""Names of checkpoint folders.  ``.old`` marks one that its successor is about to replace."""
 
 
 class _Digest:
-    """A file to write to that hashes what passes: the digest is of what was meant, not of what is on disk."""
+    """A binary file that hashes what is written to it, so that the digest describes the intended bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
@@ -39,7 +39,7 @@ class _Digest:
 
 
 def write(folder: Path, step: int, writers: Mapping[str, Callable[[Any], None]]) -> None:
-    """Write each file by its writer, which gets a binary file, then the manifest, all synchronized to the disk."""
+    """Write each file with its writer, which gets a binary file, then the manifest, and sync all of it to disk."""
     entries: dict[str, dict[str, int | str]] = {}
     for name, writer in writers.items():
         with open(folder / name, "wb") as file:
@@ -55,11 +55,13 @@ def write(folder: Path, step: int, writers: Mapping[str, Callable[[Any], None]])
     synchronize(folder)
 
 
-def opened(folder: Path, stack: ExitStack, choose: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, BinaryIO]:
-    """The files that ``choose`` picks from the manifest's names, verified and open for reading at their start.
+def open_verified(
+    folder: Path, stack: ExitStack, choose: Callable[[Sequence[str]], Sequence[str]]
+) -> dict[str, BinaryIO]:
+    """Verify the files that ``choose`` picks from the manifest's names, and open them for reading.
 
-    The same open files are then read, so that what was verified is what is loaded; ``stack`` closes them.  DataError
-    where the manifest or a file that was picked is missing or damaged.
+    The verified files are the ones that are read, because they stay open; ``stack`` closes them.  Raise DataError if
+    the manifest or a picked file is missing or damaged.
     """
     name = NAME
     try:
@@ -67,43 +69,43 @@ def opened(folder: Path, stack: ExitStack, choose: Callable[[Sequence[str]], Seq
         step, entries = manifest["step"], dict(manifest["files"].items())
         named = FOLDER.fullmatch(folder.name)
         if manifest["format"] not in (1, FORMAT):
-            raise _Damage(f"format {manifest['format']}, this sslx reads 1 and {FORMAT}")
+            raise _Damage(f"format {manifest['format']}; this version of sslx reads formats 1 and {FORMAT}")
         if named and step != int(named[1]):
             raise _Damage(f"of step {step}")
         picked = {name: (entries[name]["bytes"], entries[name]["sha256"]) for name in choose(list(entries))}
-        found: dict[str, BinaryIO] = {}
+        opened: dict[str, BinaryIO] = {}
         for name, (num_bytes, sha256) in picked.items():
             if os.path.basename(name) != name:
                 raise ValueError
-            found[name] = file = stack.enter_context(open(folder / name, "rb", opener=files.without_waiting))
+            opened[name] = file = stack.enter_context(open(folder / name, "rb", opener=files.without_waiting))
             size = os.fstat(file.fileno()).st_size
             if size != num_bytes:
                 raise _Damage(f"{size} bytes instead of {num_bytes}")
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise _Damage("SHA-256 differs")
             file.seek(0)
-        return found
+        return opened
     except OSError as error:
         reason = error.strerror
     except _Damage as error:
         reason = str(error)
     except (ValueError, KeyError, TypeError, AttributeError):
-        reason = "not as written"
+        reason = "not as sslx wrote it"
     raise DataError(one_line(f"checkpoint {folder.name} is damaged ({name}: {reason})"))
 
 
 class _Damage(Exception):
-    """Why a file is not the one that was written."""
+    """The reason why a file is not the one that was written."""
 
 
 def verify(folder: Path) -> None:
     """Raise DataError unless every file of a checkpoint is as it was written."""
     with ExitStack() as stack:
-        opened(folder, stack, lambda names: names)
+        open_verified(folder, stack, lambda names: names)
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether sslx wrote a ``step_N``: a real folder, with a manifest of that step, and with nothing else in it."""
+    """Return whether sslx wrote a ``step_N``: a real folder with that step's manifest and no other files."""
     try:
         manifest = files.parse_json(files.read_bytes(folder / NAME))
         named = FOLDER.fullmatch(folder.name)
@@ -118,10 +120,10 @@ def is_ours(folder: Path) -> bool:
 
 
 def synchronize(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
+    """Sync the directory entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems have no fsync of a directory
+        with suppress(OSError):  # some network file systems cannot fsync a directory
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Who owns a run folder, as its ``owner.json`` says, and whether that process still lives.
+"""The owner of a run folder, as recorded in its ``owner.json``, and whether that process is still alive.
 
-A process of this machine is looked up; one of another machine is known by its Slurm job and by its heartbeat, for
-neither its pid nor, on many shared file systems, its lock can be seen from here.  Imports nothing heavy.
+A process on this machine can be looked up.  For one on another machine, neither the pid nor, on many shared file
+systems, the lock is visible, so its Slurm job and its heartbeat decide.  This module imports nothing heavy.
 """
 
 import fcntl
@@ -20,20 +20,30 @@ from sslx.console.words import one_line
 from sslx.machine import files, proc
 
 HEARTBEAT_S = 10.0
-"""Seconds between two signs of life of an owner."""
+"""Seconds between an owner's heartbeats."""
 GONE_AFTER_S = 120.0
-"""Seconds without a sign of life after which an owner on another machine counts as gone."""
-_SLURM_S = 10.0
-_MAY_LIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT", "CONFIGURING"}
+"""Seconds without a heartbeat after which an owner on another machine counts as gone."""
+_SLURM_TIMEOUT_S = 10.0
+_UNFINISHED_STATES = {
+    "RUNNING",
+    "COMPLETING",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "RESIZING",
+    "STAGE_OUT",
+    "CONFIGURING",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
     """A process that has claimed a run folder.
 
-    token: its own for every claim.  started: clock ticks after boot.  boot, pid_namespace: of its kernel; a pid has a
-    meaning only there.  device: the file system's number there.  flocked: whether it holds the lock of its file.
-    job, restarts, cluster: Slurm's, "" without.  since: Unix, in seconds.
+    token: unique for each claim.  started: clock ticks after boot.  boot, pid_namespace: ids of the kernel's boot and
+    pid namespace, in which alone a pid has a meaning.  device: the file system's number on that machine.  flocked:
+    whether the owner holds a lock on the file.  job, restarts, cluster: Slurm's values, empty without Slurm.  since:
+    Unix time in seconds.
     """
 
     token: str
@@ -56,13 +66,13 @@ class Owner:
 
 
 def this_process(token: str, *, device: int, flocked: bool) -> Owner:
-    """This process as an owner."""
+    """Return this process as an owner."""
     return Owner(
         token=token,
         host=socket.gethostname(),
         pid=os.getpid(),
         started=proc.started(os.getpid()) or "",
-        boot=_boot(),
+        boot=_boot_id(),
         pid_namespace=_pid_namespace(),
         device=device,
         flocked=flocked,
@@ -78,9 +88,9 @@ def dump(owner: Owner) -> bytes:
 
 
 def read(path: Path) -> Owner | None:
-    """The owner that a file names, None where there is no file.
+    """Return the owner that a file names, or None if the file does not exist.
 
-    What cannot be read, as a file that a full disk cut short, is an owner too: one known by its heartbeat alone.
+    An unreadable file, such as one cut short by a full disk, also has an owner, known only by its heartbeat.
     """
     try:
         tree = files.parse_json(files.read_bytes(path))
@@ -89,7 +99,7 @@ def read(path: Path) -> Owner | None:
             if not isinstance(tree[name], (int, float) if kind is float else kind):
                 raise ValueError(name)
         if not tree["token"].isalnum() or tree["pid"] < 1 or not 0 <= tree["since"] < 1e11:
-            raise ValueError("none that sslx wrote")  # the token becomes a part of a file's name
+            raise ValueError("not written by sslx")  # the token becomes part of a file name
         return Owner(**{name: _printable(tree[name]) for name in kinds})
     except FileNotFoundError:
         return None
@@ -105,26 +115,26 @@ def _printable(value: Any) -> Any:
     return one_line(value) if isinstance(value, str) else value
 
 
-def lives(owner: Owner, path: Path, now: float | None = None) -> bool:
-    """Whether the owner that ``path`` names may still be at work.
+def is_alive(owner: Owner, path: Path, now: float | None = None) -> bool:
+    """Return whether the owner that ``path`` names may still be running.
 
-    now: by the clock that stamps the file system's files; default: this machine's.
+    now: the time on the clock that stamps files on the file system; the default is this machine's clock.
     """
-    if owner.boot and owner.boot == _boot():  # of this kernel, though perhaps of another container
-        device, held = _probe(path)
-        if held is not None and owner.flocked and owner.device == device:
-            return held
+    if owner.boot and owner.boot == _boot_id():  # the same kernel, but perhaps another container
+        device, is_locked = _probe_lock(path)
+        if is_locked is not None and owner.flocked and owner.device == device:
+            return is_locked
         if owner.pid_namespace == _pid_namespace():
-            return _process_lives(owner.pid, owner.started)
+            return _process_is_alive(owner.pid, owner.started)
     if owner.job and _job_has_ended(owner):
         return False
     return silence_s(path, now) <= GONE_AFTER_S
 
 
 def silence_s(path: Path, now: float | None = None) -> float:
-    """Seconds since the last heartbeat."""
+    """Return the number of seconds since the last heartbeat."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # to open a file of NFS is to see it as it is now
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # on NFS, opening a file refreshes its attributes
     except OSError:
         return 0.0
     try:
@@ -133,21 +143,21 @@ def silence_s(path: Path, now: float | None = None) -> float:
         os.close(descriptor)
 
 
-def _probe(path: Path) -> tuple[int, bool | None]:
-    """(device, whether somebody holds the lock of the file; None where the file system has no locks)."""
+def _probe_lock(path: Path) -> tuple[int, bool | None]:
+    """Return the file's device and whether another process holds its lock (None if the file system has no locks)."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return 0, None
     try:
-        return os.fstat(descriptor).st_dev, _held_by_another(descriptor)
+        return os.fstat(descriptor).st_dev, _is_locked_by_another(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _held_by_another(descriptor: int) -> bool | None:
+def _is_locked_by_another(descriptor: int) -> bool | None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not take each other for owners
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two probes do not block each other
         return False
     except BlockingIOError:
         return True
@@ -155,19 +165,19 @@ def _held_by_another(descriptor: int) -> bool | None:
         return None
 
 
-def _process_lives(pid: int, started: str) -> bool:
+def _process_is_alive(pid: int, started: str) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # another user's
-    found = proc.started(pid)
-    return found is None or found == started
+        pass  # another user's process
+    current_start = proc.started(pid)
+    return current_start is None or current_start == started
 
 
 @cache
-def _boot() -> str:
+def _boot_id() -> str:
     return proc.read("sys/kernel/random/boot_id").strip() or socket.gethostname()
 
 
@@ -182,31 +192,31 @@ def _restarts() -> int:
 
 
 def _job_has_ended(owner: Owner) -> bool:
-    """Whether Slurm knows that the owner's start of its job is over; False where it does not know."""
+    """Return whether Slurm knows that this start of the owner's job is over (False if Slurm does not know)."""
     if owner.cluster != _cluster():
         return False
     if owner.job == os.environ.get("SLURM_JOB_ID") and owner.restarts < _restarts():
         return True  # this is the job itself, requeued
     if not shutil.which("squeue"):
         return False
-    code, out, err = _ask("squeue", "--noheader", "--jobs", owner.job, "--format", "%T")
+    code, out, err = _run_slurm("squeue", "--noheader", "--jobs", owner.job, "--format", "%T")
     if code:
         return "Invalid job id" in err
-    return not _MAY_LIVE.intersection(out.split())
+    return not _UNFINISHED_STATES.intersection(out.split())
 
 
 def _cluster() -> str:
-    """The name of the Slurm cluster that this machine belongs to, "" without one."""
+    """Return the name of this machine's Slurm cluster, or "" without one."""
     if name := os.environ.get("SLURM_CLUSTER_NAME", ""):
         return name
-    _, out, _ = _ask("scontrol", "show", "config") if shutil.which("scontrol") else (0, "", "")
+    _, out, _ = _run_slurm("scontrol", "show", "config") if shutil.which("scontrol") else (0, "", "")
     lines = (line.split("=", 1) for line in out.splitlines() if "=" in line)
     return next((value.strip() for name, value in lines if name.strip() == "ClusterName"), "")
 
 
-def _ask(*argv: str) -> tuple[int, str, str]:
+def _run_slurm(*argv: str) -> tuple[int, str, str]:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_SLURM_S, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_SLURM_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return 1, "", ""
     return done.returncode, done.stdout, done.stderr

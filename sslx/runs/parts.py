@@ -1,10 +1,10 @@
-"""The files of a checkpoint: which part of the state is in which, and how each is written and read as plain data.
+"""The files of a checkpoint: which part of the state each one holds, and how it is written and read as plain data.
 
 ``encoder.safetensors``  the exported encoder's tensors, by its own names: all that features need, readable by other
                          libraries
 ``method.pt``            the method's other tensors: heads, teachers, queues
 ``optimizer.pt``         the optimizer's state
-``loader.pt``            which images the run was trained on, and how far
+``loader.pt``            which images the run was trained on, and its position in them
 ``facts.json``           everything else: config, step, view, ids
 """
 
@@ -25,76 +25,76 @@ from sslx.machine import files
 from sslx.runs import state as states
 
 EXPORTED = "encoder"
-"""The name, among the modules of the method, of the encoder that users get, where the state does not say another."""
+"""The method's submodule that users get as the encoder, unless the state's ``exported`` names another."""
 ENCODER, FACTS = "encoder.safetensors", "facts.json"
 _PICKLED = {"method": "method.pt", "optimizer": "optimizer.pt", "loader": "loader.pt"}
-OLD = "state.pt"
-"""The whole state in one file, as sslx 0.1 wrote it."""
-NAMES = (ENCODER, FACTS, *_PICKLED.values(), OLD)
+STATE_FILE = "state.pt"
+"""File with the whole state, as sslx 0.1 wrote it."""
+NAMES = (ENCODER, FACTS, *_PICKLED.values(), STATE_FILE)
 _MAX_FACTS_BYTES = 1 << 26
 
 Writer = Callable[[Any], None]
 
 
 def writers(state: Mapping[str, Any]) -> dict[str, Writer]:
-    """File name -> the function that writes its part of the state.
+    """Return, by file name, the functions that write the parts of the state.
 
-    state: tensors only in ``method``, ``optimizer`` and ``loader``; everything else becomes JSON.  ``exported`` is the
-      name of the encoder that users get among the modules of the method (``teacher.encoder``); default: ``encoder``.
+    state: has tensors only in ``method``, ``optimizer`` and ``loader``; everything else becomes JSON.  ``exported`` is
+      the method's submodule that users get as the encoder (such as ``teacher.encoder``); the default is ``encoder``.
     """
-    assert (foreign := states.foreign(dict(state), "state")) is None, foreign
+    assert (problem := states.find_foreign(dict(state), "state")) is None, problem
     facts = {key: value for key, value in state.items() if key not in _PICKLED}
-    found: dict[str, Writer] = {}
+    by_file: dict[str, Writer] = {}
     if "method" in state:
         method: Mapping[str, Any] = state["method"]
         prefix = _prefix(state)
         encoder = {key.removeprefix(prefix): value for key, value in method.items() if key.startswith(prefix)}
         if encoder:
-            found[ENCODER] = partial(_write_safetensors, encoder)
+            by_file[ENCODER] = partial(_write_safetensors, encoder)
         rest = {key: value for key, value in method.items() if not key.startswith(prefix)}
-        found[_PICKLED["method"]] = partial(torch.save, rest)
+        by_file[_PICKLED["method"]] = partial(torch.save, rest)
     for name in ("optimizer", "loader"):
         if name in state:
-            found[_PICKLED[name]] = partial(torch.save, state[name])
+            by_file[_PICKLED[name]] = partial(torch.save, state[name])
     text = json.dumps(facts, indent=1).encode()
-    return found | {FACTS: lambda file: file.write(text)}
+    return by_file | {FACTS: lambda file: file.write(text)}
 
 
 def _prefix(state: Mapping[str, Any]) -> str:
-    """Return what the names of the exported encoder's tensors begin with in the method's state."""
+    """Return the prefix of the exported encoder's tensors in the method's state."""
     return f"{state.get('exported', EXPORTED)}."
 
 
 def _write_safetensors(tensors: Mapping[str, Tensor], file: Any) -> None:
-    # Contiguous, since channels_last is a layout of the module and not of its weights, and each with memory of its own,
-    # which safetensors insists on: a trunk may share tensors between two names.
+    # Make the weights contiguous, because channels_last is the module's layout, not the weights'.  Clone them, because
+    # safetensors refuses tensors that share memory, and a trunk may share tensors between two names.
     plain = torch.contiguous_format
     file.write(safetensors.torch.save({k: x.detach().cpu().clone(memory_format=plain) for k, x in tensors.items()}))
 
 
-def needed(needs: Sequence[str]) -> Callable[[Sequence[str]], list[str]]:
-    """Picks from a manifest's names the files with the parts that ``needs`` names; with none named, all files."""
+def file_filter(needs: Sequence[str]) -> Callable[[Sequence[str]], list[str]]:
+    """Return a function that picks from file names those with the parts in ``needs``, or all if ``needs`` is empty."""
 
     def choose(names: Sequence[str]) -> list[str]:
-        wanted = {OLD, FACTS, *(_PICKLED[name] for name in needs if name in _PICKLED)}
+        needed = {STATE_FILE, FACTS, *(_PICKLED[name] for name in needs if name in _PICKLED)}
         if {"method", "encoder"} & set(needs):
-            wanted.add(ENCODER)
-        return [name for name in names if not needs or name in wanted]
+            needed.add(ENCODER)
+        return [name for name in names if not needs or name in needed]
 
     return choose
 
 
-def read(opened: Mapping[str, BinaryIO], map_location: str | torch.device, needs: Sequence[str], what: str) -> object:
-    """The state, from verified files, without running anything in them; of tensors the parts that were read.
+def read(opened: Mapping[str, BinaryIO], map_location: str | torch.device, needs: Sequence[str], title: str) -> object:
+    """Return the state from verified files, without running any code in them; only tensors in these files are in it.
 
-    ``encoder`` is the encoder's tensors by its own names, where ``needs`` names it.  DataError, in one line that starts
-    with ``what``, for files that hold anything but plain data.
+    If ``needs`` names ``encoder``, the state has the encoder's tensors by its own names under that key.  Raise
+    DataError, in one line that starts with ``title``, for files that hold anything but plain data.
     """
     try:
-        if OLD in opened:
-            state = torch.load(opened[OLD], map_location=map_location, weights_only=True)
+        if STATE_FILE in opened:
+            state = torch.load(opened[STATE_FILE], map_location=map_location, weights_only=True)
             return _with_encoder(state) if "encoder" in needs else state
-        state = _facts(opened[FACTS], what)
+        state = _read_facts(opened[FACTS], title)
         for part, name in _PICKLED.items():
             if name in opened:
                 state[part] = torch.load(opened[name], map_location=map_location, weights_only=True)
@@ -107,29 +107,30 @@ def read(opened: Mapping[str, BinaryIO], map_location: str | torch.device, needs
                 state["method"] |= {_prefix(state) + key: value for key, value in encoder.items()}
         return state
     except pickle.UnpicklingError as error:
-        reason = re.search(r"unsupported \w+ \S+", str(error), re.IGNORECASE)
+        match = re.search(r"unsupported \w+ \S+", str(error), re.IGNORECASE)
+        detail = f" ({match[0]})" if match else ""
         raise DataError(
-            f"{what} is untrusted: it holds more than tensors and plain data"
-            f"{f' ({reason[0]})' if reason else ''}; none of it was run: use one that sslx wrote"
+            f"{title} is not trusted: it holds more than tensors and plain data{detail}; none of it was run: "
+            "use one that sslx wrote"
         ) from error
     except (MemoryError, torch.OutOfMemoryError, DataError):
         raise
     except SafetensorError as error:
-        raise DataError(f"{what} cannot be loaded ({ENCODER}: {error}): use one that sslx wrote") from error
+        raise DataError(f"{title} cannot be loaded ({ENCODER}: {error}): use one that sslx wrote") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise DataError(f"{what} cannot be loaded ({reason}): use one that sslx wrote") from error
+        raise DataError(f"{title} cannot be loaded ({reason}): use one that sslx wrote") from error
 
 
-def _facts(file: BinaryIO, what: str) -> dict[str, Any]:
+def _read_facts(file: BinaryIO, title: str) -> dict[str, Any]:
     try:
         return files.parse_json(file.read(_MAX_FACTS_BYTES))
     except ValueError as error:
-        raise DataError(f"{what} is not one that sslx wrote: its {FACTS}: {files.reason(error)}") from error
+        raise DataError(f"{title} was not written by sslx: its {FACTS}: {files.reason(error)}") from error
 
 
 def _with_encoder(state: object) -> object:
-    """The state that sslx 0.1 wrote, with the encoder's tensors by its own names beside the method's."""
+    """Return a state of sslx 0.1 with the encoder's tensors added under ``encoder``, by its own names."""
     if type(state) is not dict or not isinstance(state.get("method"), Mapping):
         return state
     method: Mapping[Any, Any] = state["method"]

@@ -1,7 +1,7 @@
-"""How a run stands, where it runs, how often it stopped and what it logged: the records in its folder.
+"""Records in a run folder: status.json, job.json, stops.jsonl and metrics.jsonl.
 
-They are status.json, job.json, stops.jsonl and metrics.jsonl.  Whatever they hold, reading gives what was promised or
-raises DataError.  Imports nothing heavy: a batch script and ``sslx jobs`` ask in a tenth of a second.
+Whatever a file holds, reading it returns values of the documented types or raises DataError.  This module imports
+nothing heavy: a batch script and ``sslx jobs`` read the records in a tenth of a second.
 """
 
 import json
@@ -20,12 +20,12 @@ from sslx.machine import files
 from sslx.machine.files import replace
 
 State = Literal["running", "done", "stopped", "preempted", "failed"]
-"""stopped: by the user's Ctrl-C.  preempted: by another signal, after which a job goes on by itself."""
+"""stopped: by the user's Ctrl-C.  preempted: by another signal, after which a job continues by itself."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands: what ``status.json`` holds.  time: Unix, in seconds.  code: the exit code of its end."""
+    """The state of a run, as in ``status.json``.  time: Unix time in seconds.  code: the exit code at its end."""
 
     state: State
     step: int
@@ -40,10 +40,10 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The job that a run folder belongs to: what ``job.json`` holds.
+    """The job that owns a run folder, as in ``job.json``.
 
-    id: Slurm's (123 or 123_4), or the pid of a local one.  code: of sslx when it was submitted, as ``code_version``.
-    log: what the job prints, absolute.  submitted: Unix, in seconds.
+    id: Slurm's id (123 or 123_4), or the pid of a local job.  code: ``code_version()`` at submission.
+    log: absolute path of the job's output.  submitted: Unix time in seconds.
     """
 
     cluster: Literal["slurm", "local", "debug"]
@@ -53,14 +53,14 @@ class Job:
     submitted: float
 
     def __post_init__(self) -> None:
-        numbered = _is_text(self.id) and re.fullmatch(r"(DEBUG_)?[0-9]{1,20}(_[0-9]{1,10})?", self.id)
-        _check(self.cluster in ("slurm", "local", "debug"), bool(numbered))  # the id goes into kill and scancel
+        is_valid_id = _is_text(self.id) and re.fullmatch(r"(DEBUG_)?[0-9]{1,20}(_[0-9]{1,10})?", self.id)
+        _check(self.cluster in ("slurm", "local", "debug"), bool(is_valid_id))  # the id is passed to kill and scancel
         _check(_is_text(self.log) and "\0" not in self.log, _is_text(self.code), _is_finite(self.submitted))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """One end of a job that may start again: a line of ``stops.jsonl``.  step: of the newest checkpoint."""
+    """An end of a job that may start again: a line of ``stops.jsonl``.  step: that of the newest checkpoint."""
 
     time: float
     job: str
@@ -76,10 +76,10 @@ class Stop:
 Record = TypeVar("Record", Status, Job, Stop)
 
 
-def _check(*right: bool) -> None:
-    """Raise ValueError unless all are: the types of what a JSON file holds."""
-    if not all(right):
-        raise ValueError("a value of another type")
+def _check(*conditions: bool) -> None:
+    """Raise ValueError unless all conditions hold for the values of a JSON file."""
+    if not all(conditions):
+        raise ValueError("a value has the wrong type")
 
 
 def _is_text(value: object) -> bool:
@@ -103,27 +103,27 @@ def _is_finite(value: object) -> bool:
 
 
 def write_status(folder: Path, state: State, step: int, reason: str = "", code: int = 0) -> None:
-    """Replace ``status.json`` in the run folder atomically.  StorageError where that fails."""
+    """Replace ``status.json`` in the run folder atomically.  Raise StorageError if that fails."""
     _write(folder / "status.json", Status(state, step, reason, round(time.time(), 3), code))
 
 
 def read_status(folder: Path) -> Status | None:
-    """The status of a run, None where it has none yet.  DataError where the file is not one."""
+    """Return the status of a run, or None if it has none yet.  Raise DataError if the file is damaged."""
     return _read(Status, folder / "status.json")
 
 
 def write_job(folder: Path, job: Job) -> None:
-    """Say that the run belongs to this job.  StorageError where that fails."""
+    """Record that the run belongs to this job.  Raise StorageError if that fails."""
     _write(folder / "job.json", job)
 
 
 def read_job(folder: Path) -> Job | None:
-    """The job of a run, None where it has none.  DataError where the file is not one."""
+    """Return the job of a run, or None if it has none.  Raise DataError if the file is damaged."""
     return _read(Job, folder / "job.json")
 
 
 def add_stop(folder: Path, stop: Stop) -> None:
-    """Append to ``stops.jsonl``.  StorageError where that fails."""
+    """Append to ``stops.jsonl``.  Raise StorageError if that fails."""
     path = folder / "stops.jsonl"
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -133,36 +133,36 @@ def add_stop(folder: Path, stop: Stop) -> None:
 
 
 def read_stops(folder: Path) -> list[Stop]:
-    """All stops of the run, oldest first; a line that is damaged or that a kill cut short is left out."""
-    found: list[Stop] = []
+    """Return all stops of the run, oldest first, without lines that are damaged or incomplete."""
+    stops: list[Stop] = []
     for line in _lines(folder / "stops.jsonl"):
         try:
-            found.append(Stop(**files.parse_json(line)))
+            stops.append(Stop(**files.parse_json(line)))
         except (ValueError, TypeError):
             continue
-    return found
+    return stops
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:
-    """The lines of a ``metrics.jsonl``, oldest first, as ``metrics_of`` reads them; damaged ones are left out."""
+    """Yield the lines of a ``metrics.jsonl``, oldest first, as ``parse_metrics`` reads them, without damaged ones."""
     for line in _lines(path):
-        if (metrics := metrics_of(line)) is not None:
+        if (metrics := parse_metrics(line)) is not None:
             yield metrics
 
 
 def last_metrics(path: Path) -> dict[str, float]:
-    """The last good line of a ``metrics.jsonl``, {} without one."""
+    """Return the last good line of a ``metrics.jsonl``, or {} if there is none."""
     last: dict[str, float] = {}
-    for line in _lines(path, last_bytes=_LINE_BYTES):
-        last = metrics_of(line) or last
+    for line in _lines(path, last_bytes=_MAX_LINE_BYTES):
+        last = parse_metrics(line) or last
     return last
 
 
-def metrics_of(line: bytes) -> dict[str, float] | None:
-    """A line of ``metrics.jsonl``: ``step``, a whole number of at least 0, and other numbers by name.
+def parse_metrics(line: bytes) -> dict[str, float] | None:
+    """Parse a line of ``metrics.jsonl``: ``step``, an integer of at least 0, and other numbers by name.
 
-    null, and what is not finite, is nan; values that are no numbers are left out.  None for a line that is damaged or
-    was not finished.
+    null and non-finite numbers become nan, and values that are not numbers are left out.  Return None for a damaged
+    or incomplete line.
     """
     try:
         values = files.parse_json(line)
@@ -175,23 +175,26 @@ def metrics_of(line: bytes) -> dict[str, float] | None:
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint by its name, unverified; 0 without one.  Foreign folders do not count."""
-    found = [path for path in (folder / "checkpoints").glob("step_*") if path.name.removeprefix("step_").isdecimal()]
-    ours = [path for path in found if (path / "manifest.json").exists() or not any(path.glob("*"))]
+    """Return the newest checkpoint's step by its name, unverified, or 0 without one.  Foreign folders are ignored."""
+    named = [path for path in (folder / "checkpoints").glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    ours = [path for path in named if (path / "manifest.json").exists() or not any(path.glob("*"))]
     return max((int(path.name.removeprefix("step_")) for path in ours), default=0)
 
 
-_LINE_BYTES = 1 << 16
-"""Of a line; a longer one is damaged."""
+_MAX_LINE_BYTES = 1 << 16
+"""A longer line is damaged."""
 
 
 def _lines(path: Path, last_bytes: int | None = None) -> Iterator[bytes]:
-    """Of a file, or of its end, where the first may be cut.  None where it is not there; DataError if unreadable."""
+    """Yield the lines of a file, or of its last bytes, where the first line may be incomplete.
+
+    Yield nothing if the file does not exist.  Raise DataError if it cannot be read.
+    """
     try:
         with open(path, "rb", opener=files.without_waiting) as file:
             if last_bytes:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - last_bytes))
-            while line := file.readline(_LINE_BYTES):
+            while line := file.readline(_MAX_LINE_BYTES):
                 yield line
     except FileNotFoundError:
         return
@@ -208,7 +211,7 @@ def _read(kind: type[Record], path: Path) -> Record | None:
         raise DataError(f"{shown(path)} cannot be read: {files.reason(error)}") from error
     except (ValueError, TypeError) as error:
         name = kind.__name__.lower()
-        raise DataError(f"{shown(path)} is no {name} that sslx wrote: delete it to go on without") from error
+        raise DataError(f"{shown(path)} is not a {name} record that sslx wrote: delete it to continue") from error
 
 
 def _write(path: Path, record: Any) -> None:

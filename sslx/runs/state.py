@@ -1,4 +1,4 @@
-"""What a checkpoint's state is made of: checked when it is loaded, whoever wrote it, and for finite numbers."""
+"""The state in a checkpoint: checks of its structure, whoever wrote it, and of finite numbers."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -9,66 +9,68 @@ from torch import Tensor, nn
 
 from sslx.errors import DataError
 
-foreach: Any = torch  # its multi-tensor functions have no public names
+foreach: Any = torch  # torch's multi-tensor functions have no public names
 RESUME = ("config", "step", "run_id", "method", "optimizer", "loader")
-"""What a restart needs of a state."""
+"""Parts of a state that a restart needs."""
 VIEW = ("config", "step", "encoder", "eval_view")
-"""What features need of a state."""
+"""Parts of a state that features need."""
 
-_LARGEST = 2**53
+_LARGEST_INT = 2**53
 _PLAIN = (int, float, bool, str, type(None), Tensor, nn.Parameter)
 
 
-def check(state: object, needs: Sequence[str], what: str) -> dict[str, Any]:
-    """The state itself, once it has all that ``needs`` names, each of the kind that sslx writes.
+def check(state: object, needs: Sequence[str], title: str) -> dict[str, Any]:
+    """Return the state if it has all parts that ``needs`` names, each of the kind that sslx writes.
 
-    A digest shows that a file is as it was written, not who wrote it.  DataError in one line that starts with ``what``.
+    A digest shows that a file is as it was written, but not who wrote it.  Raise DataError, in one line that starts
+    with ``title``.
     """
     if type(state) not in (dict, OrderedDict) or not all(type(key) is str for key in cast("dict[object, Any]", state)):
-        raise DataError(f"{what} is not one that sslx wrote: expected a dict by name, got {_kind(state)}")
+        raise DataError(f"{title} was not written by sslx: expected a dict with string keys, got {_describe(state)}")
     parts = cast("dict[str, Any]", state)
     for name in (*needs, *(name for name in _OPTIONAL if name in parts and needs)):
-        expected, holds = _KINDS[name]
+        expected, is_valid = _KINDS[name]
         if name not in parts:
-            raise DataError(f"{what} is not one that sslx wrote: it has no {name!r}: take another checkpoint")
-        if not holds(parts[name]):
+            raise DataError(f"{title} was not written by sslx: it has no {name!r}: use another checkpoint")
+        if not is_valid(parts[name]):
             raise DataError(
-                f"{what} is not one that sslx wrote: expected its {name!r} to be {expected}, got {_kind(parts[name])}: "
-                "take another checkpoint"
+                f"{title} was not written by sslx: expected its {name!r} to be {expected}, got "
+                f"{_describe(parts[name])}: use another checkpoint"
             )
     return parts
 
 
-def _kind(value: object) -> str:
+def _describe(value: object) -> str:
     if type(value) in (int, float, bool, str, type(None)):
         return repr(value)[:40]
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, dict | list | tuple) else "")
+    length = f" of length {len(value)}" if isinstance(value, dict | list | tuple) else ""
+    return f"a {type(value).__name__}{length}"
 
 
-def _side(value: object) -> bool:
-    return _count(value) and 0 < cast("int", value) < 2**16
+def _is_side(value: object) -> bool:
+    return _is_count(value) and 0 < cast("int", value) < 2**16
 
 
 def _item(value: object, name: str) -> object:
     return cast("dict[str, object]", value).get(name)
 
 
-def _count(value: object) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST_INT
 
 
-def _named(value: object, holds: Callable[[object], bool]) -> bool:
-    """Whether it is a dict by name of what ``holds``."""
+def _is_dict_of(value: object, is_valid: Callable[[object], bool]) -> bool:
+    """Return whether a value is a dict with string keys whose values are all valid."""
     return isinstance(value, dict) and all(
-        type(k) is str and holds(v) for k, v in cast("dict[Any, Any]", value).items()
+        type(k) is str and is_valid(v) for k, v in cast("dict[Any, Any]", value).items()
     )
 
 
-def _weights(value: object) -> bool:
-    return bool(value) and _named(value, lambda item: isinstance(item, Tensor))
+def _is_weights(value: object) -> bool:
+    return bool(value) and _is_dict_of(value, lambda item: isinstance(item, Tensor))
 
 
-def _optimizer(value: object) -> bool:
+def _is_optimizer(value: object) -> bool:
     if not isinstance(value, dict):
         return False
     parts = cast("dict[Any, Any]", value)
@@ -77,78 +79,83 @@ def _optimizer(value: object) -> bool:
         isinstance(groups, list)
         and isinstance(states, dict)
         and all(
-            _named(group, lambda _: True)
+            _is_dict_of(group, lambda _: True)
             and isinstance(group.get("params"), list)
-            and all(map(_count, group["params"]))
+            and all(map(_is_count, group["params"]))
             for group in cast("list[Any]", groups)
         )
-        and all(_count(key) and _named(each, lambda _: True) for key, each in cast("dict[Any, Any]", states).items())
+        and all(
+            _is_count(key) and _is_dict_of(state, lambda _: True)
+            for key, state in cast("dict[Any, Any]", states).items()
+        )
     )
 
 
-def _loader(value: object) -> bool:
+def _is_loader(value: object) -> bool:
     names = ("epoch", "position", "num_samples")
-    if not _named(value, lambda _: True):
+    if not _is_dict_of(value, lambda _: True):
         return False
     parts = cast("dict[str, Any]", value)
-    return type(parts.get("seed")) is int and all(_count(parts.get(name)) for name in names)
+    return type(parts.get("seed")) is int and all(_is_count(parts.get(name)) for name in names)
 
 
 _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "config": ("JSON text", lambda value: type(value) is str),
-    "step": ("a number of steps", _count),
+    "step": ("a number of steps", _is_count),
     "run_id": ("a name", lambda value: type(value) is str),
-    "method": ("tensors by name", _weights),
-    "encoder": ("tensors by name", _weights),
-    "optimizer": ("an optimizer's state", _optimizer),
-    "loader": ("counts of samples and epochs", _loader),
+    "method": ("tensors by name", _is_weights),
+    "encoder": ("tensors by name", _is_weights),
+    "optimizer": ("an optimizer's state", _is_optimizer),
+    "loader": ("counts of samples and epochs", _is_loader),
     "eval_view": (
         "the settings of a view",
-        lambda value: _named(value, lambda _: True) and _side(_item(value, "size")),
+        lambda value: _is_dict_of(value, lambda _: True) and _is_side(_item(value, "size")),
     ),
-    "size": ("a number of pixels", lambda value: _side(value)),
+    "size": ("a number of pixels", _is_side),
     "exported": ("the name of a module", lambda value: type(value) is str),
     "encoder_recipe": (
         "an encoder's recipe",
         lambda value: (
-            _named(value, lambda _: True)
+            _is_dict_of(value, lambda _: True)
             and type(_item(value, "name")) is str
-            and _side(_item(value, "size"))
-            and _side(_item(value, "channels"))
-            and _named(_item(value, "arguments"), lambda _: True)
+            and _is_side(_item(value, "size"))
+            and _is_side(_item(value, "channels"))
+            and _is_dict_of(_item(value, "arguments"), lambda _: True)
         ),
     ),
 }
 _OPTIONAL = ("size", "encoder_recipe", "exported")
-"""What only newer checkpoints have."""
+"""Parts that older checkpoints do not have."""
 
 
-def foreign(value: object, name: str) -> str | None:
-    """What in a state cannot be loaded as plain data (``weights_only=True``), by name; None where all can."""
+def find_foreign(value: object, name: str) -> str | None:
+    """Describe a value in a state that cannot be loaded as plain data (``weights_only=True``), or return None."""
     if type(value) in (dict, OrderedDict):
         items = cast("dict[object, object]", value)
-        bad = [f"{name}: key {key!r} is no string or int" for key in items if type(key) not in (str, int)]
-        found = (foreign(item, f"{name}[{key!r}]") for key, item in items.items())
-        return next(iter(bad), None) or next(filter(None, found), None)
+        for key in items:
+            if type(key) not in (str, int):
+                return f"{name}: key {key!r} is not a string or an int"
+        problems = (find_foreign(item, f"{name}[{key!r}]") for key, item in items.items())
+        return next(filter(None, problems), None)
     if type(value) in (list, tuple):
-        found = (foreign(item, f"{name}[{i}]") for i, item in enumerate(cast("list[object]", value)))
-        return next(filter(None, found), None)
+        problems = (find_foreign(item, f"{name}[{i}]") for i, item in enumerate(cast("list[object]", value)))
+        return next(filter(None, problems), None)
     if type(value) in _PLAIN:
         return None
     kind = type(value).__qualname__
-    return f"{name} is a {kind}: a state holds tensors, numbers, strings, None, dicts, lists and tuples"
+    return f"{name} is a {kind}: expected tensors, numbers, strings, None, dicts, lists and tuples"
 
 
 @torch.no_grad()
 def not_finite(state: object, name: str = "") -> list[str]:
-    """The tensors in a tree of dicts, lists and tuples that hold something not finite, by name.
+    """Return the names of the tensors in a tree of dicts, lists and tuples that hold a non-finite number.
 
-    One pass over them and one wait for the device.
+    It takes one pass over the tensors and one wait for the device.
     """
     tensors = [(key, x) for key, x in _tensors(state, name) if x.is_floating_point() and x.numel()]
     if not tensors:
         return []
-    norms = foreach._foreach_norm([x for _, x in tensors], 2, torch.float64)  # in which no fp32 number overflows
+    norms = foreach._foreach_norm([x for _, x in tensors], 2, torch.float64)  # fp64, in which no fp32 norm overflows
     if bool(torch.stack(norms).isfinite().all()):
         return []
     return [key for key, x in tensors if not x.isfinite().all()]

@@ -68,7 +68,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         dtype=plan.input_dtype,
         say=say,
     )
-    consistency.on_parts(loader, method, plan.input_dtype)
+    consistency.check_parts(loader, method, plan.input_dtype)
     model = parallel.wrap(method, device=ranks.device)
     optimizer = optim.build(config.optim, method, method.encoder.trunk)
     for line in (*plan.lines(config, ranks), *_remarks(config, method, ranks.device)):
@@ -101,7 +101,7 @@ def _remarks(config: PretrainConfig, method: Method, device: torch.device) -> li
             "whole batch; with --batch-norm group it is exactly"
         )
     if device.type == "cpu":
-        lines += onednn.words(method)
+        lines += onednn.describe_workarounds(method)
     return lines + compilation(config, device)
 
 
@@ -109,7 +109,7 @@ def _arithmetic(config: PretrainConfig, device: torch.device) -> tuple[torch.dty
     """Settle how this process computes; returns (dtype of parameters, dtype of autocast or None)."""
     parameters, autocast = precision(config, device)
     check_tools(config, device)
-    deterministic.settle(config.deterministic)
+    deterministic.configure(config.deterministic)
     # Where fp32 was asked for it is IEEE's, in convolutions too, as it is in products without anybody's doing.
     torch.backends.cudnn.allow_tf32 = autocast is not None
     return parameters, autocast
@@ -145,9 +145,9 @@ def _ask_for_memory(
 ) -> None:
     """Say where a step may take more memory than there is."""
     samples = config.batch_size // ranks.world_size // config.micro_batches
-    needed = needs.of_step(method, plan.views, samples, config.optim.name, plan.autocast)
+    needed = needs.step_bytes(method, plan.views, samples, config.optim.name, plan.autocast)
     on_one = ranks.local_world_size if ranks.device.type == "cpu" else 1
-    for line in needs.words(needed, needs.available(ranks.device), config.batch_size, on_one):
+    for line in needs.memory_warning(needed, needs.free_bytes(ranks.device), config.batch_size, on_one):
         say(line)
 
 
@@ -165,7 +165,7 @@ def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype
     """(dtype of parameters, dtype of autocast or None).
 
     Raises ConfigError for bf16 on a CPU with AVX-512's but without AMX: it is slower, and layers with a forward of
-    their own have the gradients that ``onednn.Covered`` mends elsewhere.
+    their own have the gradients that ``onednn.FP32Conv2d`` mends elsewhere.
     """
     choice, fast = config.precision, fast_bf16(device)
     if choice == "auto":
@@ -183,13 +183,13 @@ def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype
 def _method(config: PretrainConfig, method: Method, device: torch.device, dtype: torch.dtype) -> Method:
     """The method where and as it is trained: device, dtype, compiled."""
     method = method.to(device, dtype)
-    onednn.keep_out(method)
+    onednn.apply_workarounds(method)
     if compiles(config, device):
         if device.type == "cpu":
-            compiler.for_cpu()
+            compiler.configure_for_cpu()
         else:
-            compiler.for_gpu()
-        compiler.keep_precision()
+            compiler.configure_for_gpu()
+        compiler.keep_backward_precision()
         method.compile_embed()
     return method
 
@@ -198,7 +198,7 @@ def lacks(device: torch.device) -> tuple[str, str]:
     """(what torch.compile needs there and the machine does not have, "" if nothing; the command that installs it)."""
     if device.type == "cuda":
         return toolchain.missing(), toolchain.INSTALL
-    return "" if compiler.cpp() else "a C++ compiler", compiler.INSTALL
+    return "" if compiler.find_cpp() else "a C++ compiler", compiler.INSTALL
 
 
 def check_tools(config: PretrainConfig, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The old place of ``sslx.cluster.job``, for jobs that were queued by sslx 0.1: their pickles and batch scripts."""
+"""The former name of ``sslx.cluster.job``, kept for the pickles and scripts of jobs that sslx 0.1 queued."""
 
 import sys
 

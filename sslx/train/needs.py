@@ -1,4 +1,4 @@
-"""How much memory a step will take, measured on two samples before training, and whether the machine has it."""
+"""Estimate the memory of a step from two small batches before training, and compare it with what the machine has."""
 
 import copy
 from collections.abc import Sequence
@@ -13,67 +13,69 @@ from sslx.encoders.sync_bn import SyncBatchNorm
 from sslx.machine import limits
 from sslx.methods.base import Method
 
-_FEW = 2
-_BESIDE = 1.3
-"""With what gradients of activations and workspaces take beside what is kept for the backward."""
+_NUM_SAMPLES = 2
+_OVERHEAD = 1.3
+"""Factor for gradients of activations and for workspaces, besides the tensors kept for the backward."""
 _STATES = {"sgd": 1, "lars": 1, "adamw": 2}
-"""Tensors that an optimizer keeps for each parameter."""
+"""Number of tensors that an optimizer keeps for each parameter."""
 
 
-def of_step(
-    method: Method, specs: Sequence[ViewSpec], samples: int, optimizer: str, autocast: torch.dtype | None
+def step_bytes(
+    method: Method, specs: Sequence[ViewSpec], num_samples: int, optimizer: str, autocast: torch.dtype | None
 ) -> float:
-    """Bytes that a rank takes in a step of so many samples at a time: an estimate, as good as a factor of 1.5.
+    """Estimate the bytes that a rank needs for a step, accurate to a factor of 1.5.
 
-    method: on the CPU, as it was made, not compiled; it and the random state stay as they are.
+    num_samples: in a micro-batch.  method: on the CPU, newly built, not compiled.  It and the random state are not
+    changed.
     """
-    few, more = (_kept(method, specs, number, autocast) for number in (_FEW, 2 * _FEW))
+    few, more = (_kept_bytes(method, specs, number, autocast) for number in (_NUM_SAMPLES, 2 * _NUM_SAMPLES))
     parameters = sum(p.numel() * p.element_size() for p in method.parameters())
-    activations = few + (more - few) / _FEW * (samples - _FEW)  # casts of weights do not grow with the samples
-    return _BESIDE * activations + parameters * (2 + _STATES[optimizer])
+    per_sample = (more - few) / _NUM_SAMPLES
+    activations = few + per_sample * (num_samples - _NUM_SAMPLES)  # casts of weights do not grow with the samples
+    return _OVERHEAD * activations + parameters * (2 + _STATES[optimizer])
 
 
-def _kept(method: Method, specs: Sequence[ViewSpec], samples: int, autocast: torch.dtype | None) -> int:
-    """Bytes that so many samples keep for the backward."""
-    twin, kept = copy.deepcopy(method).train(), dict[int, int]()
+def _kept_bytes(method: Method, specs: Sequence[ViewSpec], num_samples: int, autocast: torch.dtype | None) -> int:
+    """Return the bytes that the forward of a batch keeps for the backward."""
+    twin, sizes = copy.deepcopy(method).train(), dict[int, int]()
     for module in twin.modules():
         if isinstance(module, SyncBatchNorm):
-            module.eval()  # keeps as much, and asks no other rank
+            module.eval()  # keeps as many tensors, and does not communicate
     weights = {p.untyped_storage().data_ptr() for p in twin.parameters()}
     alive: list[Tensor] = []
 
     def keep(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(saved)  # so that no other tensor gets its place
+            sizes[storage.data_ptr()] = storage.nbytes()
+            alive.append(saved)  # so that its address is not reused
         return saved
 
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", autocast, enabled=autocast is not None):
         dtype, channels = next(twin.parameters()).dtype, method.encoder.recipe.channels
-        views = tuple(torch.rand(samples, channels, spec.size, spec.size, dtype=dtype) for spec in specs)
+        views = tuple(torch.rand(num_samples, channels, spec.size, spec.size, dtype=dtype) for spec in specs)
         views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
-        label, index = torch.zeros(samples, dtype=torch.int64), torch.arange(samples)
+        label, index = torch.zeros(num_samples, dtype=torch.int64), torch.arange(num_samples)
         drawn = method.draw(Draws(seed=0, epoch=0, batch=0, index=index.numpy()))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
             twin.embed(Batch(views, label, index, tuple(map(torch.from_numpy, drawn))))
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
-def available(device: torch.device) -> float:
-    """Bytes that are free there now; inf where that cannot be found out."""
+def free_bytes(device: torch.device) -> float:
+    """Return the bytes that are free on the device now, or inf if that is unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return limits.free_memory()
+    return limits.free_memory_bytes()
 
 
-def words(needed: float, free: float, batch_size: int, ranks: int) -> list[str]:
-    """A line where so many ranks, each needing so many bytes, come close to what is free; else none."""
-    if needed * ranks < 0.8 * free:
+def memory_warning(needed: float, free: float, batch_size: int, num_ranks: int) -> list[str]:
+    """Return a line if ranks that need this many bytes each come close to what is free, else no line."""
+    if needed * num_ranks < 0.8 * free:
         return []
-    each = f" on each of {ranks} ranks" if ranks > 1 else ""
+    each = f" on each of {num_ranks} ranks" if num_ranks > 1 else ""
     return [
-        f"memory: a step takes about {needed / 2**30:.1f} GiB{each}, and {free / 2**30:.1f} GiB are free: it may "
-        f"be ended by the system; take --grad-cache-chunks 4 (slower, the same loss), --batch-size "
-        f"{max(2, batch_size // 4)} or a smaller --data.size"
+        f"memory: a step takes about {needed / 2**30:.1f} GiB{each}, and {free / 2**30:.1f} GiB are free: the system "
+        f"may end the run; use --grad-cache-chunks 4 (slower, the same loss), --batch-size {max(2, batch_size // 4)} "
+        "or a smaller --data.size"
     ]

@@ -83,9 +83,9 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
     Every rank calls this; ``position`` is kept up to date.  UserErrors where a user can mend what is wrong.
     """
-    peers = consistency.on_start(config, ranks.device)
+    peers = consistency.check_start(config, ranks.device)
     say = position.terminal.message
-    resumes = runs.on_main(lambda: runs.resumes(config))
+    resumes = runs.call_on_main(lambda: runs.will_resume(config))
     # Says what is about to happen before the run folder is there.
     parts = build(config, ranks, say, initial_weights=not resumes)
     config = parts.settings
@@ -104,13 +104,13 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
             for line in run.notes:
                 say(line)
             return 0
-        consistency.on_weights(parts.method, parts.optimizer, run.step, peers, say)
+        consistency.check_weights(parts.method, parts.optimizer, run.step, peers, say)
         try:
             return _train(config, ranks, stop, position, setup, run)
         except finite.NotFinite as reason:  # on all ranks
             if config.on_nonfinite == "stop" or position.saved in (0, gone_back_to):
                 raise NonFiniteError(_advice(str(reason), config, position)) from None
-            run = runs.go_back(run, str(reason))
+            run = runs.roll_back(run, str(reason))
             gone_back_to = position.step = position.saved = run.step
 
 
@@ -145,10 +145,10 @@ def _train(
 
     with _log(config, ranks, position.terminal, parts, run) as logger, distributed.steady_sizes():
         position.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
-        taking.listen(parts.loader, stop, agreement, position.say)
+        taking.watch_for_stop(parts.loader, stop, agreement, position.say)
         for step in range(run.step, parts.plan.total_steps):
-            with clock.waiting():
-                batches = taking.take(parts.loader, config.micro_batches, agreement)
+            with clock.waiting_for_data():
+                batches = taking.next_batches(parts.loader, config.micro_batches, agreement)
             if batches:
                 progress = (step + 0.5) / parts.plan.total_steps
                 rates = parts.plan.schedule.apply(parts.optimizer, progress)
@@ -161,7 +161,7 @@ def _train(
             logger.advance(done)
 
             # What comes now and then; all ranks decide alike, so that collectives meet.
-            signal = stop.heed(agreement.agreed(stop.received) if batches else agreement.finish())
+            signal = stop.acknowledge(agreement.exchange(stop.received) if batches else agreement.receive())
             ended = done == parts.plan.total_steps
             save = done > position.saved and (ended or signal > 0 or _due(config.checkpoint.every, done))
             look = bool(batches) and (_due(config.health.every, done) or (ended and config.health.every > 0))
@@ -172,15 +172,15 @@ def _train(
                 clock.arrive()
                 numbers = means(meter, parts.loader, ranks.device, watch, logger.message)
                 numbers |= {**rates, "epoch": done / parts.plan.steps_per_epoch}
-                numbers |= clock.read(logger.message, lost=ranks.is_main and not run.lock.is_valid)
-                runs.check(run, clock.lost)
+                numbers |= clock.read(logger.message, is_lost=ranks.is_main and not run.lock.is_valid)
+                runs.check(run, clock.is_lost)
                 if look:
                     numbers |= _measured("health", parts.method, partial(health.look, batches=batches), logger.message)
                     clock.restart()
                 logger.log(done, numbers)
                 _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
             if save:  # before what takes long or may fail
-                consistency.on_weights(parts.method, parts.optimizer, done, peers, logger.message)
+                consistency.check_weights(parts.method, parts.optimizer, done, peers, logger.message)
                 runs.save(run, config, done, parts)
                 position.saved = done
                 clock.restart()
@@ -190,7 +190,7 @@ def _train(
                 clock.restart()
             if signal:
                 break
-        agreement.finish()
+        agreement.receive()
     return signal
 
 

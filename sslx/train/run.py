@@ -1,4 +1,4 @@
-"""The run folder: claimed or resumed by rank 0, the same decision on all ranks, and what a checkpoint holds."""
+"""The run folder: rank 0 claims or resumes it for all ranks, and this module defines what a checkpoint holds."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """A claimed run folder: its lock, where to start, and the state to start from (None: afresh)."""
+    """A claimed run folder: its lock, and the state to start from (None starts at step 0)."""
 
     folder: Path
     lock: Lock
@@ -35,15 +35,16 @@ class Run:
 
     @property
     def step(self) -> int:
+        """The step to start at."""
         return self.state["step"] if self.state else 0
 
 
-def on_main(decide: Callable[[], T]) -> T:
-    """What rank 0 finds, on all ranks; a user's error on rank 0 is raised on all of them."""
+def call_on_main(function: Callable[[], T]) -> T:
+    """Call a function on rank 0 and return its result on all ranks.  A UserError is raised on all of them."""
     result: T | UserError | None = None
     if distributed.rank() == 0:
         try:
-            result = decide()
+            result = function()
         except UserError as error:
             result = error
     result = distributed.broadcast_object(result)
@@ -52,10 +53,10 @@ def on_main(decide: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]
 
 
-def resumes(settings: PretrainConfig) -> bool:
-    """Whether this start will go on from a checkpoint, as far as names tell: what is needed before it is claimed.
+def will_resume(settings: PretrainConfig) -> bool:
+    """Return whether this start will continue from a checkpoint, judged by file names, before the folder is claimed.
 
-    ConfigError where the folder holds a run and nothing says to go on with it: before anything that takes long.
+    Raise ConfigError if the folder holds a run that the settings do not continue, before anything that takes long.
     """
     folder = settings.runs / settings.name
     _refuse_taken(settings, folder)
@@ -64,18 +65,18 @@ def resumes(settings: PretrainConfig) -> bool:
 
 @activity.doing("reading the newest checkpoint")
 def claim(settings: PretrainConfig) -> Run:
-    """Own the run folder: make it, or resume the run in it; status.json says "running" then.  Every rank calls this.
+    """Claim the run folder: create it, or resume the run in it.  Every rank calls this; status.json becomes "running".
 
-    ConfigError for a folder that another process owns, that exists without ``--resume auto`` or that holds a run of
-    another config; DataError where none of its checkpoints is good.
+    Raise ConfigError for a folder that another process owns, that exists without ``--resume auto``, or that holds a run
+    with another config, and DataError if none of its checkpoints is good.
     """
     folder = settings.runs / settings.name
-    held: list[Lock] = []  # on rank 0
+    held: list[Lock] = []  # filled on rank 0
     try:
-        found, token, run_id, notes = on_main(lambda: _decide(settings, folder, held))
+        path, token, run_id, notes = call_on_main(lambda: _decide(settings, folder, held))
         run = Run(folder, held[0] if held else Lock(folder, token), run_id, None, notes)
-        if found is not None:
-            loaded = checkpoint.load(found, needs=state.RESUME)
+        if path is not None:
+            loaded = checkpoint.load(path, needs=state.RESUME)
             notes = (*notes, f"resumed {shown(folder)} at step {loaded['step']:,}")
             run = Run(folder, run.lock, loaded["run_id"], loaded, notes)
         if distributed.rank() == 0:
@@ -88,7 +89,7 @@ def claim(settings: PretrainConfig) -> Run:
 
 
 def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[Path | None, str, str, tuple[str, ...]]:
-    """(checkpoint to go on from, the lock's token, wandb's id, notes); the lock itself goes to ``held``."""
+    """Return the checkpoint to continue from, the lock's token, wandb's id, and notes.  Append the lock to ``held``."""
     saved, id_file = folder / "config.json", folder / "run_id"
     _refuse_taken(settings, folder)
     try:
@@ -106,57 +107,57 @@ def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[P
     newest, problems = checkpoint.newest(folder, state.RESUME)
     notes = (*([note] if note else ()), *problems)
     if newest is None:
-        run_id = log.run_id(folder)  # one wandb run, however often it starts before its first save
+        run_id = log.run_id(folder)  # keeps one wandb run, however often the run starts before its first save
         return None, held[0].token, run_id, (*notes, f"{shown(folder)} has no checkpoint yet: starting at step 0")
     return newest, held[0].token, "", notes
 
 
 def _refuse_taken(settings: PretrainConfig, folder: Path) -> None:
-    """Raise ConfigError for a folder that holds a run which these settings do not say to go on with."""
+    """Raise ConfigError for a folder that holds a run which the settings do not continue."""
     if os.path.exists(folder / "config.json") and settings.resume != "auto":
-        if (owner := locks.look(folder)) and owner[1]:
-            raise locks.refuse(folder, owner[0])
+        if (owner := locks.read_owner(folder)) and owner[1]:
+            raise locks.in_use_error(folder, owner[0])
         resuming.check_resumable(settings, folder)
 
 
-def check(run: Run, lost: bool) -> None:
-    """Raise StorageError on all ranks where the folder is gone or no longer this run's.
+def check(run: Run, is_lost: bool) -> None:
+    """Raise StorageError on all ranks if the folder is gone or no longer belongs to this run.
 
-    lost: what rank 0 saw of it, on all ranks, which call this together.
+    is_lost: rank 0's finding, on all ranks, which call this together.
     """
-    if lost:
-        on_main(run.lock.check)
+    if is_lost:
+        call_on_main(run.lock.check)
 
 
-def go_back(run: Run, reason: str) -> Run:
-    """The run at its newest good checkpoint, for a reason that the notes say.  Every rank calls this together.
+def roll_back(run: Run, reason: str) -> Run:
+    """Return the run at its newest good checkpoint, with the reason in its notes.  Every rank calls this together.
 
-    DataError where none is good.
+    Raise DataError if no checkpoint is good.
     """
-    found, problems = on_main(lambda: checkpoint.newest(run.folder, state.RESUME))
-    if found is None:
-        raise DataError(f"the checkpoints of {run.folder} are gone: nothing is left to go back to")
-    loaded = checkpoint.load(found, needs=state.RESUME)
+    path, problems = call_on_main(lambda: checkpoint.newest(run.folder, state.RESUME))
+    if path is None:
+        raise DataError(f"the checkpoints of {run.folder} are gone: there is nothing to return to")
+    loaded = checkpoint.load(path, needs=state.RESUME)
     notes = (f"{reason}: back to the checkpoint of step {loaded['step']:,}", *problems)
     return Run(run.folder, run.lock, run.id, loaded, notes)
 
 
 @activity.doing("saving a checkpoint")
 def save(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> None:
-    """Write a checkpoint, on rank 0, if what is to be saved is finite on every rank.  Every rank calls this together.
+    """Write a checkpoint on rank 0, if it is finite on every rank.  Every rank calls this together.
 
-    finite.NotFinite, on all ranks, where it is not; nothing is written then.
+    Raise finite.NotFinite on all ranks, and write nothing, if it is not.
     """
     trained = {"method": parts.method.state_dict(), "optimizer": parts.optimizer.state_dict()}
-    named = [name for names in distributed.gather_objects(state.not_finite(trained)) for name in names]
-    if named:
-        raise finite.NotFinite(f"what is to be saved at step {step:,} is not finite ({named[0]}): it is not saved")
+    not_finite = [name for names in distributed.gather_objects(state.not_finite(trained)) for name in names]
+    if not_finite:
+        raise finite.NotFinite(f"what is to be saved at step {step:,} is not finite ({not_finite[0]}): it is not saved")
     if distributed.rank() == 0:
         checkpoint.save(run.folder, step, snapshot(run, settings, step, parts), settings.checkpoint.keep)
 
 
 def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dict[str, object]:
-    """Everything that a restart, a probe or a picture needs."""
+    """Return everything that a restart, a probe or a picture needs."""
     return {
         "config": config.dump(settings),
         "step": step,
@@ -173,7 +174,7 @@ def snapshot(run: Run, settings: PretrainConfig, step: int, parts: Parts) -> dic
 
 
 def restore(run: Run, settings: PretrainConfig, parts: Parts) -> None:
-    """Put a snapshot's state back.  DataError where it is another architecture's."""
+    """Load a snapshot's state.  Raise DataError if it belongs to another architecture."""
     if run.state is None:
         return
     recipe: Mapping[str, Any] = run.state.get("encoder_recipe", {})
@@ -190,5 +191,5 @@ def restore(run: Run, settings: PretrainConfig, parts: Parts) -> None:
     except UserError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        what = f"checkpoint of {run.folder} is not one that sslx wrote"
-        raise DataError(f"{what}: its 'loader': {one_line(error)}: take another checkpoint") from error
+        problem = f"checkpoint of {run.folder} was not written by sslx"
+        raise DataError(f"{problem}: its 'loader': {one_line(error)}: use another checkpoint") from error

@@ -113,7 +113,7 @@ def _update(
     before.put_back(unless=taken)
     method.progress.masked_fill_(~taken, 1.0)  # at which ``after_step`` changes nothing
     method.after_step()
-    memory.keep_freed(loss.device)
+    memory.reuse_freed(loss.device)
     return {"grad_norm": norm, "taken": taken}
 
 

@@ -69,7 +69,7 @@ Key = tuple[str, str, str, str]
 def main(argv: Sequence[str], wanted: VerifyConfig) -> int:
     """Run one process, then W, and compare; 0 where all agree, 1 where not.  wanted: what argv says."""
     names = wanted.methods or methods.available()
-    if distributed.joined() is not None:
+    if distributed.launched_rank() is not None:
         return _work(wanted, names)
     for world_size in wanted.ranks:
         if world_size < 2 or BATCH_SIZE % world_size:

@@ -29,7 +29,7 @@ def test_ranks_are_gpus_unless_said() -> None:
         ({"give_up_s": 120}, "--give-up-s must be between 0 and --signal-delay-s 120"),
         ({"nodes": 0}, "--nodes must be at least 1, not 0"),
         ({"ranks_per_node": 0}, "--ranks-per-node must be at least 1, not 0"),
-        ({"gpus_per_node": 2, "ranks_per_node": 3}, "--ranks-per-node 3 needs as many GPUs, not 2"),
+        ({"gpus_per_node": 2, "ranks_per_node": 3}, "--ranks-per-node must be at most --gpus-per-node 2, not 3"),
     ],
 )
 def test_what_cannot_be(given: dict[str, object], words: str) -> None:

@@ -99,14 +99,14 @@ def test_a_local_job_that_is_stopped_before_its_first_step_starts_again_too(tmp_
 def test_threads_are_the_tasks_share_and_what_is_set_stays() -> None:
     cores = len(os.sched_getaffinity(0))
     environ = {"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
-    job.prepare(environ)
+    job.set_environment(environ)
     assert environ["OMP_NUM_THREADS"] == str(cores)
     environ = {"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "6"}
-    job.prepare(environ)
+    job.set_environment(environ)
     assert environ["OMP_NUM_THREADS"] == "6"
     environ |= {"OMP_NUM_THREADS": "3"}
-    job.prepare(environ)
+    job.set_environment(environ)
     assert environ["OMP_NUM_THREADS"] == "3"
     environ = {"OTHER": "1"}
-    job.prepare(environ)
+    job.set_environment(environ)
     assert environ.keys() == {"OTHER", "TTY_COMPATIBLE"}

@@ -145,7 +145,7 @@ def test_any_name_of_a_run_is_text(
     assert cli.main(["logs", str(run)]) == 0
     assert capsys.readouterr().err.count("\n") == 1
     assert cli.main(["cancel", str(run)]) == 64
-    assert capsys.readouterr().err == f"error: job 12 of {shown(run)} has ended already\n"
+    assert capsys.readouterr().err == f"error: job 12 of {shown(run)} has already ended\n"
 
 
 def test_a_crafted_job_signals_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +176,7 @@ def test_a_row_of_a_job(tmp_path: Path) -> None:
     records.write_status(run, "running", 7)
     records.add_stop(run, records.Stop(time=0.0, job="12", code=75, step=0, reason="SIGUSR2"))
     queue = {"12": ("RUNNING", "None")}
-    assert jobs.row(run, queue) == ["12 (slurm)", "running", "7", "-", "none", "2", "SIGUSR2"]
+    assert jobs.table_row(run, queue) == ["12 (slurm)", "running", "7", "-", "none", "2", "SIGUSR2"]
 
 
 def test_states(tmp_path: Path) -> None:
@@ -185,13 +185,13 @@ def test_states(tmp_path: Path) -> None:
         "failed": records.Status("failed", 1, "", 0.0, 70),
     }
     waiting = {"12": ("PENDING", "Resources")}
-    assert jobs.state(None, None, {}) == "starting"
-    assert jobs.state(None, status["running"], waiting) == "running"
-    assert jobs.state(SLURM, status["running"], waiting) == "waiting (Resources)"
-    assert jobs.state(SLURM, status["running"], {}) == "dead: no job is running it"
-    assert jobs.state(SLURM, None, {}) == "dead: the job ended before it began"
-    assert jobs.state(SLURM, status["failed"], {}) == "failed (70)"
-    assert jobs.state(SLURM, None, {"12": ("COMPLETING", "None")}) == "ending"
+    assert jobs.run_state(None, None, {}) == "starting"
+    assert jobs.run_state(None, status["running"], waiting) == "running"
+    assert jobs.run_state(SLURM, status["running"], waiting) == "waiting (Resources)"
+    assert jobs.run_state(SLURM, status["running"], {}) == "dead: no job is running it"
+    assert jobs.run_state(SLURM, None, {}) == "dead: the job ended before it began"
+    assert jobs.run_state(SLURM, status["failed"], {}) == "failed (70)"
+    assert jobs.run_state(SLURM, None, {"12": ("COMPLETING", "None")}) == "ending"
     assert not list(tmp_path.iterdir())
 
 
@@ -222,9 +222,9 @@ def test_following_shows_what_comes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["jobs", "nowhere"], "no folder nowhere"),
-        (["logs", "nowhere"], "no run folder nowhere"),
-        (["cancel", "nowhere"], "no run folder nowhere"),
+        (["jobs", "nowhere"], "folder nowhere does not exist"),
+        (["logs", "nowhere"], "run folder nowhere does not exist"),
+        (["cancel", "nowhere"], "run folder nowhere does not exist"),
     ],
 )
 def test_what_is_not_there(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +239,7 @@ def test_a_run_without_a_job_and_a_job_that_has_ended(tmp_path: Path, capsys: py
     assert "was not submitted as a job" in capsys.readouterr().err
     gone = records.Job(cluster="local", id=str(2**22 + 1), log="", code="", submitted=0.0)
     assert cli.main(["cancel", str(a_run(tmp_path / "s", gone))]) == 64
-    assert "has ended already" in capsys.readouterr().err
+    assert "has already ended" in capsys.readouterr().err
     assert not (tmp_path / "s" / "cancel").exists()
 
 

@@ -61,16 +61,16 @@ def test_profiles_come_before_flags(tmp_path: Path) -> None:
         (
             ["--profile", "nowhere", "--", "simclr_digits"],
             66,
-            "no profile 'nowhere': there are eight_gpus, local_cluster",
+            "profile 'nowhere' does not exist: choose one of eight_gpus, local_cluster",
         ),
         (
             ["--cluster", "local", "--nodes", "2", "--", "simclr_digits"],
             64,
             "--nodes, --array and --dry-run need --cluster slurm, not local",
         ),
-        (["--cluster", "local", "--ranks-per-node", "3", "--", *TINY], 64, "take --batch-size 15"),
+        (["--cluster", "local", "--ranks-per-node", "3", "--", *TINY], 64, "use --batch-size 15"),
         (["--cluster", "local", "--", "simclr_digit"], 66, "did you mean simclr_digits?"),
-        (["--cluster", "local", "--", *TINY, "--ranks", "2"], 64, "--ranks-per-node before the --, no --ranks"),
+        (["--cluster", "local", "--", *TINY, "--ranks", "2"], 64, "--ranks cannot be used in a job: set --nodes"),
         (["--cluster", "local", "--time", "1", "--", *TINY], 64, "must be longer than --signal-delay-s"),
     ],
 )
@@ -93,7 +93,7 @@ def test_mistakes_are_one_line(
 
 def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingInput, match=r"no Slurm on this machine .* or take --cluster local"):
+    with pytest.raises(MissingInput, match=r"Slurm is not available here .* or use --cluster local"):
         submit.check(Config(), [config.load(flags(tmp_path))], {})
 
 
@@ -121,7 +121,7 @@ def test_a_job_of_this_machine_is_listed_cancelled_and_goes_on(
     assert cli.main(["jobs", str(tmp_path)]) == 0
     assert "running" in capfd.readouterr().out
     assert cli.main(["cancel", str(run)]) == 0
-    assert "can go on at step" in capfd.readouterr().out
+    assert "from step" in capfd.readouterr().out
     status = records.read_status(run)
     assert status is not None
     assert status.state == "preempted"

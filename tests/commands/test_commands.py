@@ -159,7 +159,7 @@ def test_a_name_in_place_of_a_runs_folder_and_an_existing_run(tmp_path: Path):
     assert "--source.root" in done.stderr
     done = sslx("pretrain", *TINY, "--name", "mine", cwd=tmp_path)
     assert done.returncode == 64
-    assert done.stderr.startswith("error: run runs/mine exists: go on with sslx resume runs/mine")
+    assert done.stderr.startswith("error: run runs/mine exists: continue it with sslx resume runs/mine")
     assert "building" not in done.stdout
     done = sslx("export", "runs/mine", cwd=tmp_path)
     assert "did you mean" not in done.stderr

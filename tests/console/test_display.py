@@ -135,7 +135,7 @@ def test_the_bar_moves_and_tells_the_time_left_between_two_log_lines() -> None:
 
 
 def test_a_log_file_is_told_once_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "SAID_AFTER_S", 0.2)
+    monkeypatch.setattr(display, "REPORT_AFTER_S", 0.2)
     monkeypatch.setattr(display, "_SAMPLE_S", 0.05)
     file = io.StringIO()
     with Terminal(console=Console(file=file, force_terminal=False)):
@@ -181,7 +181,7 @@ def test_the_last_words_name_commands_that_a_shell_takes(monkeypatch: pytest.Mon
     saved = ending.stopped(folder, 5, 5, "Ctrl-C")
     assert saved == [
         f"stopped at step 5 by Ctrl-C; checkpoint: {folder}/checkpoints/step_5",
-        "to go on:",
+        "to continue:",
         f"  {command}",
     ]
     assert "checkpoint of step 4" in ending.stopped(folder, 5, 4, "Ctrl-C")[0]

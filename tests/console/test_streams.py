@@ -10,7 +10,7 @@ import pytest
 
 from kit.processes import TINY
 
-LOST = "cannot write to standard output (No space left on device): what was to be printed is lost\n"
+LOST = "cannot write to standard output (No space left on device): further output to it is lost\n"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 

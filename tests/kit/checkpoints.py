@@ -61,7 +61,7 @@ def forge(folder: Path, step: int, state: object) -> None:
     for path in folder.iterdir():
         path.unlink()
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        torch.save(state, folder / parts.OLD)
+        torch.save(state, folder / parts.STATE_FILE)
         reseal(folder, step, 1)
         return
     facts = dict[str, Any](state)

@@ -96,7 +96,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        return jobs.now(self.job)
+        return jobs.current_job_state(self.job)
 
     def until_step(self, step: int) -> None:
         until(lambda: self.step >= step or self._gone(), f"step {step}")

@@ -20,4 +20,4 @@ def test_share(monkeypatch: pytest.MonkeyPatch, allowed: int, node: int | None, 
     monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     if node is not None:
         monkeypatch.setenv("SLURM_CPUS_ON_NODE", str(node))
-    assert cores.share(processes) == expected
+    assert cores.per_process(processes) == expected

@@ -19,7 +19,7 @@ SMALL = ["simclr_digits", "--data.size", "16", "--encoder.layers", *"1111", "--e
 SCRIPT = """
 import json, os, torch
 from sslx.machine import deterministic
-deterministic.settle(%s)
+deterministic.configure(%s)
 from torch._inductor import config
 print(json.dumps({
     "benchmark": torch.backends.cudnn.benchmark,
@@ -67,13 +67,13 @@ def test_a_run_computes_as_its_config_says_whatever_was_before() -> None:
 
 
 def test_an_operator_without_a_deterministic_form_ends_the_run_in_one_line() -> None:
-    deterministic.settle(True)
+    deterministic.configure(True)
     try:
         with pytest.raises(RuntimeError) as error:
             torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
     finally:
-        deterministic.settle(False)
-    explained = launch.explained(error.value, Position())
+        deterministic.configure(False)
+    explained = launch.explain(error.value, Position())
     assert explained is not None
     line, code = explained
     assert code == 64

@@ -32,7 +32,7 @@ def test_a_task_of_slurm():
 def test_shells_of_slurm_do_not_wait_for_others(absent: tuple[str, ...]):
     shell = {name: value for name, value in SLURM_TASK.items() if name not in absent}
     assert environment.ranks(shell) == (0, 1, 0)
-    assert environment.joined(shell) is None
+    assert environment.launched_rank(shell) is None
     interactive = {**SLURM_TASK, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
     assert environment.ranks(interactive) == (0, 1, 0)
     assert "MASTER_PORT" not in interactive

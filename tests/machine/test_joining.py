@@ -74,7 +74,7 @@ def test_a_rank_0_that_does_not_come_is_named(port: int, capfd: pytest.CaptureFi
 
 @pytest.mark.usefixtures("port")
 def test_those_who_wait_say_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(joining, "WAITING_S", 0.2)
+    monkeypatch.setattr(joining, "REPORT_EVERY_S", 0.2)
     meet([0], 2, limit_s=2)
     lines = capfd.readouterr().err.splitlines()
     assert lines
@@ -90,7 +90,7 @@ def test_a_port_that_is_taken_is_one_line_soon(
         error = meet([0], 2)[0]
     assert isinstance(error, RanksError)
     assert str(error).startswith(
-        f"expected port {port} (MASTER_PORT) of this machine to be free for rank 0, it is in use"
+        f"expected port {port} (MASTER_PORT) of this machine to be free for rank 0, but it is in use"
     )
     assert capfd.readouterr().err == ""
 
@@ -106,7 +106,7 @@ def test_a_port_that_is_taken_for_a_moment_only_is_waited_for(port: int):
 ASKING = """
 from sslx import distributed
 from sslx.machine import joining
-joining.ANSWER_S = 1.0
+joining.STORE_TIMEOUT_S = 1.0
 try:
     joining.meet(distributed.connect, 1, 2, 60)
 except ValueError as error:
@@ -121,7 +121,7 @@ def test_something_else_that_listens_is_no_rank_0(port: int):
             assert process.stdout is not None
             line = process.stdout.readline()
             process.kill()
-    assert line.startswith(f"RanksError what answers at 127.0.0.1:{port}")
+    assert line.startswith(f"RanksError the listener at 127.0.0.1:{port}")
 
 
 def test_an_address_that_is_none_is_one_line_soon(port: int, monkeypatch: pytest.MonkeyPatch):

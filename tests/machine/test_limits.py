@@ -31,21 +31,21 @@ def test_too_little_address_space_is_refused_before_libraries_meet_it(
     for command in ("pretrain", "probe"):
         done = run([sys.executable, "-m", "sslx", command, *TINY], tmp_path)
         assert done.returncode == 64
-        is_one_line(done.stderr, "GiB of address space or more", f"got a limit of {gigabytes} GiB (ulimit -v)")
+        is_one_line(done.stderr, "GiB of address space, which", f"got a limit of {gigabytes} GiB (ulimit -v)")
     record_property("figure", f"ulimit -v {gigabytes} GiB: exit code 64, one line")
 
 
 def test_an_allocation_that_fails_is_named_with_its_size():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55, dtype=torch.uint8)  # more than the address space of a process
-    assert "out of host memory (33554432.00 GiB asked for at once)" in (limits.explain(caught.value) or "")
+    assert "out of host memory (33554432.00 GiB requested at once)" in (limits.explain(caught.value) or "")
     assert "out of host memory: " in (limits.explain(MemoryError()) or "")
 
 
 def test_what_an_error_comes_from_counts_too():
     error = DataError("the loader failed on readable files")
     error.__cause__ = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 433520640 bytes")
-    assert "out of host memory (0.40 GiB asked for at once)" in (limits.explain(error) or "")
+    assert "out of host memory (0.40 GiB requested at once)" in (limits.explain(error) or "")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_batch_that_does_not_fit_ends_in_one_line(tmp_path: Path, ranks: int):
 def test_a_run_with_too_few_open_files_ends_in_one_line(tmp_path: Path):
     done = ulimit("-n", "20")([sys.executable, "-m", "sslx", "pretrain", *TINY, "--ranks", "2"], tmp_path)
     assert done.returncode == 64, done.stderr
-    is_one_line(done.stderr, "may open 64 files or more, got a limit of 20 (ulimit -Hn)")
+    is_one_line(done.stderr, "at least 64 open files per process, got a limit of 20 (ulimit -Hn)")
 
 
 def test_a_soft_limit_on_open_files_is_raised_to_the_hard_one():
@@ -95,7 +95,7 @@ def test_a_soft_limit_on_open_files_is_raised_to_the_hard_one():
         "from sslx.machine import limits\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (30, hard))\n"
-        "limits.allow_files()\n"
+        "limits.raise_file_limit()\n"
         "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

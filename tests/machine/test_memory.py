@@ -22,7 +22,7 @@ def faults():
 
 faults()
 print(faults())
-memory.keep_freed(torch.device(sys.argv[1]))
+memory.reuse_freed(torch.device(sys.argv[1]))
 faults()
 print(faults())
 """

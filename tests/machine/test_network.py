@@ -35,10 +35,10 @@ def test_the_address_that_packets_leave_with() -> None:
 
 def test_what_is_set_stays_and_one_machine_needs_nothing() -> None:
     environ = {"GLOO_SOCKET_IFNAME": "eth7", "TORCH_GLOO_LAZY_INIT": "0"}
-    network.lead_to_others(environ, "127.0.0.1", list)
+    network.choose_interface(environ, "127.0.0.1", list)
     assert environ == {"GLOO_SOCKET_IFNAME": "eth7", "TORCH_GLOO_LAZY_INIT": "0"}
     environ = dict[str, str]()
-    network.lead_to_others(environ, "127.0.0.1", lambda: ["127.0.0.1", ""])
+    network.choose_interface(environ, "127.0.0.1", lambda: ["127.0.0.1", ""])
     assert environ == {"TORCH_GLOO_LAZY_INIT": "1"}
 
 
@@ -113,7 +113,7 @@ import torch.distributed as dist
 from sslx import distributed
 from sslx.machine import network
 if "LEFT_OUT" in os.environ:
-    network.lead_to_others = lambda *_: None
+    network.choose_interface = lambda *_: None
 ranks = distributed.init("cpu", timeout_s=float(os.environ.get("TIMEOUT_S", "20")), join_s=60)
 total = distributed.sum_over_ranks(torch.tensor(float(2**ranks.rank)))
 hosts = distributed.gather_objects(os.uname().nodename)
@@ -177,5 +177,5 @@ def test_a_host_name_that_is_loopback_here_is_led_to_by_what_others_come_from() 
     if not away or network.interface_of(away) == "lo":
         pytest.skip("this machine has no network but its own")
     environ = dict[str, str]()
-    network.lead_to_others(environ, "127.0.1.1", lambda: ["127.0.0.1", away])
+    network.choose_interface(environ, "127.0.1.1", lambda: ["127.0.0.1", away])
     assert environ["GLOO_SOCKET_IFNAME"] in {name for _, name in socket.if_nameindex()} - {"lo"}

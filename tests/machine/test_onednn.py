@@ -35,7 +35,7 @@ encoder = encoders.build(encoders.Config(name=name, **narrow), size)
 images = torch.randn(4, 3, size, size).to(memory_format=torch.channels_last)
 plain, exact = copy.deepcopy(encoder), copy.deepcopy(encoder)
 for module in (*plain.modules(), *exact.modules()):
-    if type(module).__name__ == "Sliced":
+    if type(module).__name__ == "SlicedConv2d":
         module.__class__ = torch.nn.Conv2d
         changed = True
 assert changed
@@ -70,8 +70,8 @@ def test_a_stride_by_slicing_gives_the_same_values_and_gradients(
 ) -> None:
     plain = nn.Conv2d(5, 7, 1, stride=(2, 3), padding=padding).to(dtype)
     sliced = copy.deepcopy(plain)
-    onednn.keep_out(sliced)
-    assert type(sliced) is onednn.Sliced
+    onednn.apply_workarounds(sliced)
+    assert type(sliced) is onednn.SlicedConv2d
     assert list(sliced.state_dict()) == ["weight", "bias"]
     for layout in (torch.channels_last, torch.contiguous_format):
         images = torch.randn(3, 5, 11, 8, dtype=dtype, generator=generator).contiguous(memory_format=layout)
@@ -95,18 +95,18 @@ def test_only_the_affected_layers_are_changed() -> None:
         "grouped": nn.Conv2d(8, 8, 1, stride=2, groups=8),
     }
     module = nn.ModuleDict(layers)
-    onednn.keep_out(module)
-    onednn.keep_out(module)
-    assert [name for name, layer in layers.items() if type(layer) is onednn.Sliced] == ["narrow"]
-    (line,) = onednn.words(module)
-    assert line.startswith("1 narrow convolution takes")
-    assert onednn.words(layers["wide"]) == []
+    onednn.apply_workarounds(module)
+    onednn.apply_workarounds(module)
+    assert [name for name, layer in layers.items() if type(layer) is onednn.SlicedConv2d] == ["narrow"]
+    (line,) = onednn.describe_workarounds(module)
+    assert line.startswith("1 narrow convolution computes")
+    assert onednn.describe_workarounds(layers["wide"]) == []
 
 
 def test_encoders_are_built_so() -> None:
     config = encoders.Config(name="resnet18", layers=(1, 1, 1, 1), channels=(8, 16, 32, 64))
-    assert onednn.words(encoders.build(config, 64))
-    assert onednn.words(encoders.build(encoders.Config(name="resnet18", layers=(1, 1, 1, 1)), 64)) == []
+    assert onednn.describe_workarounds(encoders.build(config, 64))
+    assert onednn.describe_workarounds(encoders.build(encoders.Config(name="resnet18", layers=(1, 1, 1, 1)), 64)) == []
 
 
 @pytest.mark.slow
@@ -180,8 +180,8 @@ def test_taps_on_padding_alone_get_no_gradient_in_bf16(
     kernel: int, stride: int, padding: int, size: int, groups: int, generator: torch.Generator
 ) -> None:
     layer = nn.Conv2d(16, 16, kernel, stride, padding, groups=groups, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    onednn.keep_out(layer)
-    assert type(layer) is onednn.Covered
+    onednn.apply_workarounds(layer)
+    assert type(layer) is onednn.FP32Conv2d
     assert max(unwritten(layer, size, generator) for _ in range(3)) < 0.03
 
 
@@ -197,7 +197,7 @@ def test_a_missed_tap_is_one_that_no_image_reaches(padding: int, dilation: int) 
                 image = torch.ones(1, 1, 1, size, dtype=torch.float64)
                 out = nn.functional.conv2d(image, weight, None, (1, stride), (0, padding), (1, dilation))
                 (gradient,) = torch.autograd.grad(out.sum(), weight)
-                assert bool((gradient == 0).any()) == onednn._misses(size, kernel, stride, padding, dilation)  # pyright: ignore[reportPrivateUsage]
+                assert bool((gradient == 0).any()) == onednn._misses_a_tap(size, kernel, stride, padding, dilation)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_whether_unwritten_taps_are_still_there(generator: torch.Generator) -> None:
@@ -206,5 +206,5 @@ def test_whether_unwritten_taps_are_still_there(generator: torch.Generator) -> N
     if all(unwritten(layer, size, generator) < 0.03 for layer, size in layers):
         pytest.skip(
             f"no tap is left unwritten here with torch {torch.__version__}: where that holds on CPUs with AVX-512's "
-            "bf16 and with AMX for the oldest supported torch too, onednn.Covered is no longer needed"
+            "bf16 and with AMX for the oldest supported torch too, onednn.FP32Conv2d is no longer needed"
         )

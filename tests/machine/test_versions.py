@@ -30,7 +30,7 @@ def test_oldest_comes_before_newest() -> None:
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        ("2.10.9", "2.10.9: older than sslx supports, install 2.11.0 or newer"),
+        ("2.10.9", "2.10.9: older than sslx supports: install 2.11.0 or newer"),
         ("2.11", "2.11 (tested: 2.11.0 to 2.14.1)"),
         ("2.14.1+cu130", "2.14.1+cu130 (tested: 2.11.0 to 2.14.1)"),
         ("2.14.2", "2.14.2: newer than sslx was tested with (2.11.0 to 2.14.1)"),
@@ -40,4 +40,4 @@ def test_oldest_comes_before_newest() -> None:
 )
 def test_versions_outside_are_named(version: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(versions.TESTED, "torch", ("2.11.0", "2.14.1"))
-    assert versions.words("torch", version) == words
+    assert versions.describe("torch", version) == words

@@ -201,7 +201,7 @@ def test_a_forked_child_neither_holds_nor_releases_the_claim(tmp_path: Path) -> 
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as owner:
         assert answer(owner) == "child"
         owner.wait(20)
-        assert lock.look(tmp_path) is not None
+        assert lock.read_owner(tmp_path) is not None
         lock.acquire(tmp_path).release()
         os.killpg(owner.pid, signal.SIGKILL)
 
@@ -263,7 +263,7 @@ def test_a_silent_owner_elsewhere_is_named_with_its_silence(tmp_path: Path) -> N
     alter(tmp_path, boot="another kernel", host="n7", job="123")
     then = time.time() - 60
     os.utime(tmp_path / lock.NAME, (then, then))
-    words = r"on n7, Slurm job 123 since .*; its last sign of life was 6\d s ago and it counts as gone after 120 s"
+    words = r"on n7, Slurm job 123 since .*; its last sign of life was 6\d s ago, and it counts as gone after 120 s"
     with pytest.raises(ConfigError, match=words):
         lock.acquire(tmp_path)
 
@@ -308,7 +308,7 @@ def taken(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (deleted, "was deleted or moved while the run was going on: nothing more is written"),
+        (deleted, "was deleted or moved during the run: nothing more is written"),
         (moved, "was deleted or moved"),
         (replaced, "was replaced, or its owner.json was deleted,"),
         (taken, "now belongs to process .* on n9"),
@@ -344,7 +344,7 @@ def test_a_copied_folder_is_nobodys(tmp_path: Path) -> None:
 
 
 def lives(folder: Path) -> bool:
-    owner = lock.look(folder)
+    owner = lock.read_owner(folder)
     return owner is not None and owner[1]
 
 

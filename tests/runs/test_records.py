@@ -34,7 +34,7 @@ def test_status(tmp_path: Path) -> None:
     wrong = [right | {name: value} for name, value in WRONG_STATUS]
     for text in ("", "[]", "{}", "\0", "[" * 100_000, '{"a":' * 100_000, *map(json.dumps, wrong)):
         (tmp_path / "status.json").write_text(text)
-        with pytest.raises(DataError, match=r"status\.json is no status"):
+        with pytest.raises(DataError, match=r"status\.json is not a status record"):
             records.read_status(tmp_path)
     with pytest.raises(StorageError, match="cannot write"):
         records.write_status(tmp_path / "no folder", "done", 1)
@@ -48,7 +48,7 @@ def test_job(tmp_path: Path) -> None:
     right = json.loads((tmp_path / "job.json").read_text())
     for wrong in [{}, *(right | {name: value} for name, value in WRONG_JOB)]:
         (tmp_path / "job.json").write_text(json.dumps(wrong))
-        with pytest.raises(DataError, match=r"job\.json is no job"):
+        with pytest.raises(DataError, match=r"job\.json is not a job record"):
             records.read_job(tmp_path)
     with pytest.raises(StorageError, match="cannot write"):
         records.write_job(tmp_path / "no folder", job)

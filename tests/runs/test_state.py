@@ -119,7 +119,7 @@ def test_a_restart_finds_the_good_one_before(altered: Altered, kind: str) -> Non
     good, (line,) = checkpoint.newest(path.parents[1], RESUME)
     assert good == path.with_name("step_1")
     assert line.isprintable()
-    assert ("not finite" if kind == "weights nan" else "not one that sslx wrote") in line
+    assert ("non-finite" if kind == "weights nan" else "not written by sslx") in line
 
 
 @pytest.mark.parametrize("kind", ["a list", "weights nan"])
@@ -137,7 +137,7 @@ def test_a_restart_takes_the_good_one_before(altered: Altered, kind: str, capfd:
 @pytest.mark.parametrize("kind", [*FOR_ALL, *FOR_VIEW])
 def test_what_a_probe_cannot_read_is_refused_in_one_line(altered: Altered, kind: str) -> None:
     path = altered((FOR_ALL | FOR_VIEW)[kind])
-    with pytest.raises(DataError, match=f"^checkpoint {path} is not one that sslx wrote: ") as caught:
+    with pytest.raises(DataError, match=f"^checkpoint {path} was not written by sslx: ") as caught:
         load(path)
     assert str(caught.value).isprintable()
 
@@ -147,7 +147,7 @@ def test_the_commands_end_with_that_line(altered: Altered, command: str, capfd: 
     path = altered(FOR_ALL["method a list"])
     capfd.readouterr()
     assert cli.main([command, str(path)]) == 65
-    is_one_line(capfd.readouterr().err, f"checkpoint {path} is not one that sslx wrote: ")
+    is_one_line(capfd.readouterr().err, f"checkpoint {path} was not written by sslx: ")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_what_is_asked_for_is_what_is_checked() -> None:
     state: State = {"step": "a", "method": {"w": torch.ones(2)}, "config": "{}"}
     assert check(state, (), "it") is state
     assert check(state, ("method", "config"), "it") is state
-    with pytest.raises(DataError, match=r"^it is not one that sslx wrote: expected its 'step' to be .*, got 'a'"):
+    with pytest.raises(DataError, match=r"^it was not written by sslx: expected its 'step' to be .*, got 'a'"):
         check(state, VIEW, "it")
 
 

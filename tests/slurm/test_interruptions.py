@@ -116,7 +116,7 @@ def test_cancelling_saves_and_is_not_requeued(tmp_path: Path, capfd: pytest.Capt
     assert cli.main(["cancel", str(run.folder)]) == 0
     saved = records.newest_step(run.folder)
     assert saved >= 5
-    assert f"can go on at step {saved}" in capfd.readouterr().out
+    assert f"from step {saved}" in capfd.readouterr().out
     time.sleep(1)
     assert not run.state
     assert [stop.reason for stop in records.read_stops(run.folder)] == ["sslx cancel"]
@@ -173,7 +173,7 @@ def test_s8_one_run_of_an_array_is_requeued_alone(tmp_path: Path, capfd: pytest.
     assert re.fullmatch(r"\d+_2", job.id)
     slurm("scancel", "--signal", "USR2", job.id)
     submitted = [records.read_job(run) for run in runs]
-    until(lambda: not any(job and jobs.now(job) for job in submitted), "the end", 300)
+    until(lambda: not any(job and jobs.current_job_state(job) for job in submitted), "the end", 300)
     assert [len(records.read_stops(run)) for run in runs] == [0, 0, 1]
     assert cli.main(["jobs", str(tmp_path)]) == 0
     assert capfd.readouterr().out.count("done") == 3

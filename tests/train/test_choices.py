@@ -26,7 +26,7 @@ def losses(runs: Path, name: str, *flags: str) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(compiler.cpp() is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.skipif(compiler.find_cpp() is None, reason="Inductor needs a C++ compiler")
 def test_compiled_ranks_train_as_eager_ones_do_and_resume_bit_for_bit(tmp_path: Path) -> None:
     """In fp64: in fp32 a single value may round to the other side of a ReLU, a tenth of so small a net's gradient."""
     flags = ("--steps", "4", "--ranks", "2", "--checkpoint.every", "2")

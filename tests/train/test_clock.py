@@ -13,7 +13,7 @@ from torch import nn
 
 from sslx import distributed, parallel
 from sslx.methods.base import Step
-from sslx.train.clock import AGAIN_AFTER_S, NAMED_AFTER_S, Clock, DataWaits, watch_waits
+from sslx.train.clock import REPEAT_AFTER_S, REPORT_AFTER_S, Clock, DataWaits, watch_waits
 from sslx.train.stop_flag import StopFlag
 
 SLOW_S = 0.15
@@ -44,18 +44,18 @@ def measured(where: str, slow_rank: int, steps: int, readings: int) -> list[tupl
     said: list[tuple[dict[str, float], str]] = []
     for _ in range(readings):
         for _ in range(steps):
-            with clock.waiting():
+            with clock.waiting_for_data():
                 time.sleep(late_s if where == "loader" else 0.0)
             wrapped(torch.randn(4, 16)).loss.backward()
             time.sleep(late_s if where == "after" else 0.0)
             clock.steps += 1
-            flag.agreed(0)
+            flag.exchange(0)
         clock.arrive()
         distributed.sum_over_ranks(torch.ones(1))
         remarks: list[str] = []
         numbers = clock.read(remarks.append)
         said.append((numbers, "".join(remarks)))
-    flag.finish()
+    flag.receive()
     return said
 
 
@@ -77,7 +77,7 @@ def test_the_slow_rank_is_found_wherever_it_is_slow(ranks: Any, where: str, worl
 
 @pytest.mark.slow
 def test_a_straggler_is_named_once_with_the_cause(ranks: Any) -> None:
-    steps = math.ceil(NAMED_AFTER_S / SLOW_S / 4)
+    steps = math.ceil(REPORT_AFTER_S / SLOW_S / 4)
     for where, cause in (("loader", "of it waiting for data: its disk is slow"), ("after", "see what else runs")):
         for readings in ranks(2, measured, where, 1, steps, 7):
             remarks = [remark for _, remark in readings if remark]
@@ -85,7 +85,7 @@ def test_a_straggler_is_named_once_with_the_cause(ranks: Any) -> None:
             assert remarks[0].startswith("rank 1 on host1 keeps the others waiting: its own part of a step takes 0.")
             assert cause in remarks[0]
             assert readings[0][1] == ""
-    assert AGAIN_AFTER_S > 60
+    assert REPEAT_AFTER_S > 60
 
 
 def test_one_rank_has_nobody_to_wait_for(ranks: Any) -> None:
@@ -98,8 +98,8 @@ def test_one_rank_has_nobody_to_wait_for(ranks: Any) -> None:
 def alarm(rings: bool) -> bool:
     clock = Clock(8, ["a", "b"], CPU)
     clock.arrive()
-    clock.read(print, lost=rings and distributed.rank() == 0)
-    return clock.lost
+    clock.read(print, is_lost=rings and distributed.rank() == 0)
+    return clock.is_lost
 
 
 def test_what_rank_0_has_lost_all_know(ranks: Any) -> None:
@@ -183,7 +183,7 @@ def test_waits_that_are_never_read_do_not_pile_up(device: Queue) -> None:
     for _ in range(50):
         with waits:
             device.mark().wait()
-    assert len(waits._open) < 3
+    assert len(waits._pending) < 3
 
 
 @pytest.mark.gpu

@@ -107,7 +107,7 @@ def test_multi_crop_methods_do_not_drift_in_bf16(name: str, encoder: str, ranks:
     """Compiled SwAV and DINO left the uncompiled ones from the second step on; two causes explain it to the last bit.
 
     torch traced the backward under autocast, so that the gradient of scores, which are computed in fp32, was a product
-    in bf16: prototypes' gradients were the first values that differed, by 1e-2.  ``compiler.keep_precision`` mends it.
+    in bf16: prototypes' gradients were the first values that differed, by 1e-2.  ``keep_backward_precision`` mends it.
     What is left, 2e-3 of a convolution's gradient at the first step, is rounding, to the good of compiled code: crops
     of two sizes use each weight twice.  Uncompiled autocast casts it once and so adds both gradients in bf16, compiled
     code casts it twice and adds them in fp32.  Here uncompiled code casts twice too, and nothing at all differs.

@@ -187,7 +187,7 @@ def parts_differ(roots: list[str], widths: list[int]) -> str:
         dtype=torch.float32,
     )
     try:
-        consistency.on_parts(loader, nn.Linear(2, widths[distributed.rank()]), torch.float32)
+        consistency.check_parts(loader, nn.Linear(2, widths[distributed.rank()]), torch.float32)
     except ConfigError as error:
         return str(error)
     return ""
@@ -233,7 +233,7 @@ def drift(harm: str, alike: bool) -> str:
             exec(harm, {"model": model, "optimizer": optimizer, "torch": torch})
     said: list[str] = []
     try:
-        consistency.on_weights(model, optimizer, 7, consistency.Peers(PEERS.hosts, alike), said.append)
+        consistency.check_weights(model, optimizer, 7, consistency.Peers(PEERS.hosts, alike), said.append)
     except RanksError as error:
         said.append(f"error: {error}")
     return "".join(said)
@@ -266,7 +266,7 @@ def nan_of_another_sign() -> str:
     model.weight.data = bits.to(torch.int32).view(torch.float32).reshape(2, 2)
     model.bias.data.zero_()
     said: list[str] = []
-    consistency.on_weights(model, torch.optim.SGD(model.parameters()), 7, PEERS, said.append)
+    consistency.check_weights(model, torch.optim.SGD(model.parameters()), 7, PEERS, said.append)
     return "".join(said)
 
 

@@ -24,7 +24,7 @@ def test_a_run_goes_on_whatever_its_small_files_hold(tmp_path: Path) -> None:
         assert (code, err) == (0, "")
         (note,) = [line for line in out.splitlines() if "is damaged" in line]
         assert note.startswith(f"{run}/config.json is damaged (")
-        assert note.endswith("): the config of step_2 stands in for it")
+        assert note.endswith("): using the config of step_2 instead")
         assert f"resumed {run} at step 2\n" in out
         if data is None:
             (run / "config.json").rmdir()

@@ -85,7 +85,7 @@ def test_a_current_folder_that_was_deleted_is_one_line(tmp_path: Path, record_pr
         timeout=200,
     )
     assert done.returncode == 64
-    is_one_line(done.stderr, "the current folder does not exist any more")
+    is_one_line(done.stderr, "the current folder does not exist anymore")
     record_property("figure", "exit code 64, one line")
 
 
@@ -153,7 +153,7 @@ def test_launchers_of_the_same_pid_on_one_network_at_the_same_moment(tmp_path: P
 @pytest.mark.parametrize("backend", ["torchvision", "dali"])
 def test_the_least_address_space_that_is_taken_is_enough(tmp_path: Path, backend: str, record_property: Record) -> None:
     """Below it OpenBLAS would try for ever to allocate its buffers, so a limit of less is refused before it loads."""
-    least = limits.least_memory()
+    least = limits.min_memory_bytes()
     digits = command(tmp_path, "--source.name", "digits", "--data.backend", backend)
     argv = ["bash", "-c", f'ulimit -v {least // 2**10} && exec "$@"', "bash", *digits]
     done = subprocess.run(argv, env=PLAIN, capture_output=True, text=True, check=False, timeout=200)

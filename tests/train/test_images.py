@@ -105,7 +105,7 @@ def test_a_resume_on_other_images_is_refused_and_on_moved_ones_goes_on(train: Tr
     moved = root.rename(tmp_path / "moved")
     code, out, err = train(moved, "--resume", "auto")
     assert (code, err) == (0, "")
-    assert "is finished already" in out
+    assert "has already finished" in out
     (moved / "cat" / "0.png").rename(moved / "dog" / "a.png")
     code, _, err = train(moved, "--resume", "auto")
     assert code == 65

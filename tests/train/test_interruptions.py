@@ -52,7 +52,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path: Path, ranks: int):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(compiler.cpp() is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.skipif(compiler.find_cpp() is None, reason="Inductor needs a C++ compiler")
 def test_ctrl_c_in_the_first_step_also_ends_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A terminal's Ctrl-C reaches g++ as well, whose failure is no error then."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
@@ -115,10 +115,10 @@ def test_killing_one_of_two_ranks_ends_the_job_with_one_line(tmp_path: Path):
         os.kill(ranks[1], signal.SIGKILL)
         code = process.wait(100)
     assert code == 137
-    is_one_line((tmp_path / "err").read_text(), "another rank ended")
+    is_one_line((tmp_path / "err").read_text(), "another rank exited")
     status = records.read_status(tmp_path / "r")
     assert status is not None
-    assert (status.state, status.reason) == ("failed", "another rank ended, without a word")
+    assert (status.state, status.reason) == ("failed", "another rank exited without reporting an error")
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path,
     assert 1 < status.step < 150
     lines = [line for line in terminal.lines if line]
     assert f"stopped at step {status.step} by Ctrl-C; checkpoint: " in " ".join(lines)
-    assert lines[-2] == "to go on:"
+    assert lines[-2] == "to continue:"
     name, *argv = shlex.split(lines[-1])
     assert name == "sslx"
     with sslx_on_a_terminal(*argv) as terminal:
@@ -102,7 +102,7 @@ def test_a_finished_run_says_what_comes_next_and_a_second_start_that_it_is_finis
     before = (run / "metrics.jsonl").read_bytes()
     assert cli.main([*argv, "--resume", "auto"]) == 0
     finished, _, command = capfd.readouterr().out.splitlines()[-3:]
-    assert finished == f"{run} is finished already (2 steps): there is nothing to do"
+    assert finished == f"{run} has already finished (2 steps): there is nothing to do"
     assert command == f"  sslx pretrain {run}/config.json --name NAME --encoder.weights {run}"
     assert (run / "metrics.jsonl").read_bytes() == before
     assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 2)

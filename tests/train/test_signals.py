@@ -153,9 +153,9 @@ def test_a_run_that_has_agreed_may_take_its_time():
 
     with StopSignals(give_up_s=60) as stop:
         send(signal.SIGTERM, stop)
-        assert stop.heed(0) == 0
+        assert stop.acknowledge(0) == 0
         until(waiting, "the thread that would give up", 5)
-        assert stop.heed(stop.received) == signal.SIGTERM
+        assert stop.acknowledge(stop.received) == signal.SIGTERM
         until(lambda: not waiting(), "its end", 5)
     with StopSignals(give_up_s=60) as stop:  # ended by itself before the time was up
         send(signal.SIGTERM, stop)
@@ -186,7 +186,7 @@ def test_without_a_word_on_it_the_longest_step_says_how_long_to_wait(monkeypatch
         assert stop.limit_s() == 30
         for moment_s in (5.0, 5.0 + longest_s, 6.0 + longest_s):
             monkeypatch.setattr(time, "monotonic", lambda moment_s=moment_s: moment_s)
-            stop.heed(0)
+            stop.acknowledge(0)
         assert stop.limit_s() == limit_s
     assert StopSignals(7).limit_s() == 7
 

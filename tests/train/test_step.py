@@ -59,11 +59,11 @@ def test_nothing_waits_for_the_device(name: str, clip: float, no_host_sync: Abst
 
 @pytest.mark.parametrize("step", [train_step, cached_step])
 def test_freed_memory_is_kept_from_the_first_step_on(step: Callable[..., object]) -> None:
-    memory.keep_freed.cache_clear()
+    memory.reuse_freed.cache_clear()
     method, optimizer, batches = build(FROZEN, torch.float32)
     for calls in (1, 1):
         step(method, batches, optimizer, 0.0, None)
-        assert memory.keep_freed.cache_info().misses == calls
+        assert memory.reuse_freed.cache_info().misses == calls
 
 
 def test_accumulated_gradients_are_the_mean_of_the_micro_batches() -> None:

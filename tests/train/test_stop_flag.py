@@ -15,21 +15,21 @@ def all_wait() -> tuple[bool, int]:
     """Two steps, then no rank has data, and only rank 1 was told to stop."""
     flag = StopFlag()
     for _ in range(2):
-        flag.agreed(0)
+        flag.exchange(0)
     mine = SIGTERM if distributed.rank() == 1 else 0
-    return flag.all_leave(mine, patience_s=60), flag.finish()
+    return flag.all_offer_to_stop(mine, patience_s=60), flag.receive()
 
 
 def one_is_in_the_step() -> tuple[list[bool], list[int]]:
     """Rank 0 makes the step for which rank 1 has no data yet; then both go on to a second one."""
     flag, left, agreed = StopFlag(), list[bool](), list[int]()
-    flag.agreed(0)
+    flag.exchange(0)
     if distributed.rank() == 1:
-        left.append(flag.all_leave(SIGTERM))  # at once: rank 0 cannot have answered with an offer
-    agreed.append(flag.agreed(0))  # the end of the step
+        left.append(flag.all_offer_to_stop(SIGTERM))  # at once: rank 0 cannot have answered with an offer
+    agreed.append(flag.exchange(0))  # the end of the step
     if distributed.rank() == 0:
         time.sleep(0.1)
-    agreed += [flag.agreed(0), flag.agreed(0)]
+    agreed += [flag.exchange(0), flag.exchange(0)]
     return left, agreed
 
 
@@ -44,5 +44,5 @@ def test_a_rank_in_the_step_is_not_left_alone(ranks: RunOnRanks) -> None:
 
 def test_a_rank_alone_leaves_at_once() -> None:
     flag = StopFlag()
-    assert flag.all_leave(SIGTERM)
-    assert flag.finish() == SIGTERM
+    assert flag.all_offer_to_stop(SIGTERM)
+    assert flag.receive() == SIGTERM

@@ -163,7 +163,7 @@ class Dali:
     def unreadable(self, index: Indices) -> dict[int, str]:
         """Which of these images cannot be read, and why: by ``formats``, as on the other backends.
 
-        What that reads and DALI does not, ``formats`` reads from now on.  Raises what ``device_errors.of`` names, also
+        What that reads and DALI does not, ``formats`` reads from now on. Raises what ``device_errors.find`` names, also
         where DALI does not decode an image of sslx's own either (on a CPU RuntimeError): then no file is to blame.
         """
         if isinstance(self.source, Pixels):
@@ -221,7 +221,7 @@ class Dali:
         try:
             next(small.stream(Planner(order=order, specs=small.specs, substitute=files.take), 0))
         except (RuntimeError, MemoryError) as error:
-            if fault := device_errors.of(error):
+            if fault := device_errors.find(error):
                 raise fault from None if fault is error else error
             if isinstance(error, MemoryError) or limits.explain(error):
                 raise

@@ -92,11 +92,11 @@ def test_an_error_of_the_device_is_what_it_is(
     assert not isinstance(caught.value, UserError)
     assert loader.bad == {}
     assert said == []
-    words, code = launch.explained(caught.value, Position()) or ("", 0)
+    words, code = launch.explain(caught.value, Position()) or ("", 0)
     assert "\n" not in words
     if error in MEMORY:
         assert code == ConfigError.exit_code == 64
-        assert words.startswith("out of GPU memory: take a smaller --batch-size")
+        assert words.startswith("out of GPU memory: use a smaller --batch-size")
     else:
         assert code == DeviceError.exit_code not in (EXIT_CRASH, ConfigError.exit_code, DataError.exit_code)
         assert "--resume auto" in words
@@ -152,16 +152,16 @@ def test_a_dali_that_decodes_nothing_blames_no_file(source: Source, monkeypatch:
 
 @pytest.mark.parametrize("error", OTHERS, ids=lambda error: f"{type(error).__name__} {error}"[:60])
 def test_what_is_no_error_of_the_device_is_not_taken_for_one(error: BaseException) -> None:
-    assert device_errors.of(error) is None
+    assert device_errors.find(error) is None
     assert device_errors.explain(error) is None
 
 
 def test_the_cause_of_an_error_counts() -> None:
     error = RuntimeError("the pipeline is no longer valid")
     error.__cause__ = MEMORY[3]
-    assert isinstance(device_errors.of(error), torch.OutOfMemoryError)
+    assert isinstance(device_errors.find(error), torch.OutOfMemoryError)
     for known in (MEMORY[0], FAILURES[0]):
-        assert device_errors.of(known) is known
+        assert device_errors.find(known) is known
 
 
 class Gone:
@@ -221,4 +221,4 @@ def test_a_mount_that_goes_away(source: Source, backend: Backend) -> None:
 
 
 def test_unreadable_is_no_error_of_the_device() -> None:
-    assert device_errors.of(Unreadable("a JPEG that cannot be decoded: CUDA error: a comment in it")) is None
+    assert device_errors.find(Unreadable("a JPEG that cannot be decoded: CUDA error: a comment in it")) is None
