@@ -1,9 +1,12 @@
 """scikit-learn's 1,797 real 8x8 digits (UCI optdigits), every fifth one of each class held out."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from sslx.data.facts import Facts
 from sslx.data.sources.base import Context, Pixels
@@ -31,9 +34,7 @@ class Config(SourceConfig):
 
     def build(self, split: Split, context: "Context") -> "Pixels":
         del context
-        from sklearn.datasets import load_digits
-
-        images, labels = load_digits(return_X_y=True)
+        images, labels = _read()
         rank_in_class = np.zeros(len(labels), dtype=np.int64)
         for digit in range(10):
             members = labels == digit
@@ -44,3 +45,18 @@ class Config(SourceConfig):
         names = tuple(str(digit) for digit in range(10))
         facts = Facts(num_samples=len(pixels), size=32, labels=labels[chosen].astype(np.int64), classes=names)
         return Pixels(name="digits", facts=facts, pixels=pixels)
+
+
+def _read() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return the images, (1797, 64) in [0, 16], and their labels.
+
+    The file is read without importing scikit-learn, which takes as long as importing torch does.
+    """
+    package = find_spec("sklearn")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        if (path := Path(folder, "datasets", "data", "digits.csv.gz")).is_file():
+            table = np.loadtxt(path, delimiter=",")
+            return table[:, :-1], table[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # an installation that is arranged in another way
+
+    return load_digits(return_X_y=True)

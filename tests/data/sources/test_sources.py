@@ -298,3 +298,12 @@ def test_a_damaged_data_set_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(MissingInput) as caught:
         build(cifar10.Config(root=tmp_path), "train")
     one_line(caught, str(tmp_path), "--source.root")
+
+
+def test_digits_are_those_that_scikit_learn_reads():
+    images, labels = load_digits(return_X_y=True)
+    read_images, read_labels = digits._read()
+    np.testing.assert_array_equal(read_images, images)
+    np.testing.assert_array_equal(read_labels, labels)
+    code = "import sys; from sslx.data.sources import digits; digits._read(); print('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
