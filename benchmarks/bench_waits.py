@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import fake_step
 import numpy as np
@@ -115,15 +116,14 @@ def main() -> None:
                 if window:
                     waits[name] += times[0]
                     busy[name] += times[1]
-        record = {"benchmark": "waits", "side": side, "samples": SAMPLES, "samples_per_s": speed, "noise": noise}
-        record |= {"wait_ms": {name: measure.spread(values) for name, values in waits.items()}}
-        record |= {"busy_step_ms": {name: measure.spread(values) for name, values in busy.items()}}
-        for kind in ("wait_ms", "busy_step_ms"):
+        spreads = {"wait_ms": waits, "busy_step_ms": busy}
+        record: dict[str, Any] = {"benchmark": "waits", "side": side, "samples": SAMPLES, "samples_per_s": speed}
+        for kind, times in spreads.items():
+            record[kind] = {name: measure.spread(values) for name, values in times.items()}
             for name, found in record[kind].items():
-                print(
-                    f"{side} px  {kind:13}{name:8}{found['median']:8.3f} ms   ({found['p20']:.3f} to {found['p80']:.3f})"
-                )
-        measure.append(args.results, record)
+                low, high = found["p20"], found["p80"]
+                print(f"{side} px  {kind:13}{name:8}{found['median']:8.3f} ms   ({low:.3f} to {high:.3f})")
+        measure.append(args.results, {**record, "noise": noise})
 
 
 if __name__ == "__main__":
