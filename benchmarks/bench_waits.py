@@ -4,11 +4,9 @@
 
 Needs no GPU, and measures the host's part alone: order, draws, the crops' and colors' parameters, labels, all of it
 packed for one copy, as the resident backend prepares 256 samples of SimCLR.  No CPU decodes or crops images at these
-speeds: on a GPU, that is the device's part.  Two consumers take batches at the goals' speeds, 30,000 samples/s of 32 px
-and 3,500 of 224 px, in turns with and without ``data.ahead``:
-- one sleeps between batches, as a thread does that waits for a GPU: its wait in next();
-- one launches small operators all the time, as a thread does that is the bottleneck: how long a step takes it, beside
-  the operators alone.
+speeds: on a GPU, that is the device's part.  A consumer takes batches at the goals' speeds, 30,000 samples/s of 32 px
+and 3,500 of 224 px, and sleeps between them, as a thread does that waits for a GPU; in turns with and without
+``data.ahead``.
 """
 
 import time
@@ -77,45 +75,23 @@ def waits_ms(batches: Iterator[Tensor], period_s: float, steps: int) -> list[flo
     return waits
 
 
-def busy_ms(batches: Iterator[Tensor] | None, launches: int, steps: int) -> list[float]:
-    """Of each step of a consumer that launches so many small operators; None: without batches."""
-    x, times = torch.ones(8), list[float]()
-    for _ in range(steps):
-        start = time.perf_counter()
-        if batches:
-            next(batches)
-        for _ in range(launches):
-            x.add(1)
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
-
-
 @benchmark(windows=measure.WINDOWS)
 def run(session: Session) -> None:
-    """Measure both consumers at both speeds."""
+    """Measure the consumer at both speeds."""
     torch.set_num_threads(1)
     noise = measure.warn_of_noise(CPU, print)
-    launch_ms = float(np.median(busy_ms(None, 1_000, 20))) / 1_000
     for side, speed in GOALS.items():
         make, period_s = host_part(side), SAMPLES / speed
-        steps, launches = max(10, round(1.0 / period_s)), round(0.9 * 1e3 * period_s / launch_ms)
+        steps = max(10, round(1.0 / period_s))
         arms = {"in next": lambda make=make: in_turn(make), "ahead": lambda make=make: ahead(make, 0, CPU)}
         waits: dict[str, list[float]] = {name: [] for name in arms}
-        busy: dict[str, list[float]] = {name: [] for name in ("alone", *arms)}
         for window in range(session.options.windows + 1):  # the first warms up
-            busy["alone"] += busy_ms(None, launches, steps) if window else []
             for name, arm in arms.items():
                 with closing(arm()) as batches:
                     next(batches)
-                    times = waits_ms(batches, period_s, steps), busy_ms(batches, launches, steps)
-                if window:
-                    waits[name] += times[0]
-                    busy[name] += times[1]
-        figures = {
-            kind: {name: measure.summarize(values) for name, values in samples.items()}
-            for kind, samples in (("wait_ms", waits), ("busy_step_ms", busy))
-        }
-        for kind, summaries in figures.items():
-            for name, summary in summaries.items():
-                print(f"{side} px  {kind:13}{name:8} {measure.text(summary, 3)} ms")
-        session.record(side=side, samples=SAMPLES, samples_per_s=speed, noise=noise, **figures)
+                    times = waits_ms(batches, period_s, steps)
+                waits[name] += times if window else []
+        figures = {name: measure.summarize(values) for name, values in waits.items()}
+        for name, summary in figures.items():
+            print(f"{side} px  {name:8} {measure.text(summary, 3)} ms")
+        session.record(side=side, samples=SAMPLES, samples_per_s=speed, wait_ms=figures, noise=noise)

@@ -71,7 +71,7 @@ def with_paths(args: list[str]) -> list[str]:
 def of_one_method(trees: Trees, args: Sequence[str]) -> Trees:
     """The trees of files without their method, and its optimizer, where flags name another one: it brings its own."""
     name = flags.last(args, "method.name")
-    names = [tree["method"]["name"] for tree in trees if "name" in _table(tree, "method")]
+    names = [by_name.absolute(tree["method"]["name"]) for tree in trees if "name" in _table(tree, "method")]
     if not name or name == (names or [name])[-1]:
         return trees
     return [{key: value for key, value in tree.items() if key not in ("method", "optim")} for tree in trees]
@@ -80,7 +80,7 @@ def of_one_method(trees: Trees, args: Sequence[str]) -> Trees:
 def of_one_source(from_files: list[str], from_argv: list[str]) -> list[str]:
     """All flags, without those of sources that a later file or flag replaces by another one: it brings its own.
 
-    Without a name before it, an option is of the source that is chosen; in a file only if that one has it.
+    Without a name before it, a flag is of the source that is chosen, and so is an option in a file if that one has it.
     """
     args = [*from_files, *from_argv]
     chosen = flags.last(args, "source.name")
@@ -88,6 +88,8 @@ def of_one_source(from_files: list[str], from_argv: list[str]) -> list[str]:
         return args
     name, is_kept, kept = "", True, list[str]()
     for place, word in enumerate(args):
+        if place == len(from_files):
+            name = ""
         if word.startswith("--"):
             (option,) = flags.names([word])
             if option == "source.name":

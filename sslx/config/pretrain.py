@@ -205,13 +205,13 @@ def _read(argv: Sequence[str], gpu: bool | None) -> tuple[list[str], PretrainCon
     argv = resumed(argv)
     recipes = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
     paths = [flags.recipe(name) for name in recipes]
-    from_argv = separated(argv[len(recipes) :])
+    from_argv = named.with_paths(separated(argv[len(recipes) :]))
     flags.check_renamed(from_argv)
     trees = named.of_one_method([flags.read(path) for path in paths], from_argv)
     from_files = [flag for path, tree in zip(paths, trees, strict=True) for flag in flags.of(tree, path)]
     if paths and paths[-1].suffix.lower() == ".toml":
         from_files += ["--name", paths[-1].stem]
-    args = named.with_paths(named.of_one_source(from_files, from_argv))
+    args = named.of_one_source(named.with_paths(from_files), from_argv)
     default = PretrainConfig(method=named.method(named.method_name(args)), source=named.source(named.source_name(args)))
     for path, tree in zip(paths, trees, strict=True):
         flags.check_known(path, tree, default, named.options_of_sources())

@@ -334,6 +334,11 @@ def test_another_source_than_the_recipes_brings_its_own(tmp_path: Path) -> None:
     assert load([str(tmp_path / "a.toml"), "simclr_cifar10"]).source.name == "cifar10"
     again = load(["simclr_cifar10", str(tmp_path / "a.toml"), "--source.root", "/y"]).source
     assert again == folder.Config(root=Path("/y"), splits="none")
+    for args in (
+        ["--source.root", "/z", "--source.name", "folder"],
+        ["--source.name", "folder", "--source.root", "/z"],
+    ):
+        assert load(["simclr_cifar10", *args]).source == folder.Config(root=Path("/z"))
 
 
 def test_every_schema_has_a_way_to_the_next() -> None:

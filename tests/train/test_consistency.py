@@ -277,7 +277,7 @@ def test_nan_is_nan_and_zero_is_zero(ranks: Any) -> None:
 class _Never:
     received = 0
 
-    def heed(self, agreed: int) -> int:
+    def acknowledge(self, agreed: int) -> int:
         return agreed
 
 

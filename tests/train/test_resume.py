@@ -33,7 +33,7 @@ class StopAt:
     def received(self) -> int:
         return int(signal.SIGTERM) if self.position.step >= self.step else 0
 
-    def heed(self, agreed: int) -> int:
+    def acknowledge(self, agreed: int) -> int:
         return agreed
 
 
