@@ -4,6 +4,8 @@ import hashlib
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from kit.sources import folder, paths_of, pixels_of
