@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from sslx import __version__
@@ -144,6 +145,7 @@ def _is_first_to_report(message: str) -> bool:
     import hashlib
     import tempfile
 
+    _remove_files_of_the_past(tempfile.gettempdir())
     parent_start = proc.started(os.getppid()) or "0"
     ids = [
         os.environ.get(name, "") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
@@ -155,6 +157,16 @@ def _is_first_to_report(message: str) -> bool:
         return _is_new(f"{path}-{run}")
     except (OSError, StopIteration):
         return True
+
+
+def _remove_files_of_the_past(folder: str) -> None:
+    """Remove the files of ranks whose parent has ended."""
+    for name in os.listdir(folder):
+        words = name.split("-")
+        if name.startswith("sslx-said-") and len(words) > 3 and words[2].isdecimal():
+            if (proc.started(int(words[2])) or "0") != words[3]:
+                with suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
 
 
 def _is_new(path: str) -> bool:

@@ -128,6 +128,8 @@ def test_many_ranks_complain_once(tmp_path: Path):
         done = subprocess.run([sys.executable, launcher], capture_output=True, text=True, check=True, env=environ)
         assert done.stdout == "[66, 66, 66, 64]\n"
         assert done.stderr == "error: no images\nerror: no memory\n"
+        parents = {path.name.split("-")[2] for path in tmp_path.glob("sslx-said-*")}
+        assert len(parents) == 1, "the files of a parent that has ended are removed by the next one's ranks"
 
 
 def test_another_start_of_the_same_parent_complains_again(tmp_path: Path):

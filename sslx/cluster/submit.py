@@ -197,9 +197,8 @@ def _setup_and_teardown(allocation: AllocationConfig, folder: Path) -> tuple[lis
 
 def _roots() -> list[Path]:
     """Return the folders to add to a node's PYTHONPATH: those of a checkout, or none where sslx is installed."""
-    package = Path(__file__).parent
-    checkout = package.parent
-    return [] if "site-packages" in package.parts else [checkout, checkout / "kernels"]
+    checkout = Path(__file__).parents[2]
+    return [checkout, checkout / "kernels"] if (checkout / "kernels" / "sslx_kernels").is_dir() else []
 
 
 def _srun_arguments(allocation: AllocationConfig, log: str) -> list[str]:

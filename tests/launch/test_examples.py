@@ -53,6 +53,13 @@ def test_embed(run: Path, images: Path, tmp_path: Path):
     np.testing.assert_allclose(vectors[5:6], load(run).embed([paths[5]]).numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_every_example_is_run_here():
+@pytest.mark.parametrize(("name", "folder"), [("uniformity.py", "methods"), ("zip_images.py", "data")])
+def test_a_method_and_a_source_are_those_of_the_readmes(name: str, folder: str):
+    """Which tests/test_own_files.py trains with."""
+    readme = (EXAMPLES.parents[1] / "sslx" / folder / "README.md").read_text()
+    assert f"```python\n{(EXAMPLES / name).read_text()}```" in readme
+
+
+def test_every_example_is_run():
     text = Path(__file__).read_text()
-    assert [path.name for path in EXAMPLES.glob("*.py") if f'python("{path.name}"' not in text] == []
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in text] == []
