@@ -43,12 +43,12 @@ def build(config: PretrainConfig, size: int) -> tuple[Method, tuple[ViewSpec, ..
 class Run:
     """A run on a fake GPU; use it within ``fake_cuda.on``.
 
-    per_rank: samples per step, in ``config.micro_batches`` batches.
+    per_rank: samples per step, in ``config.batches_per_step`` batches.
     """
 
     def __init__(self, config: PretrainConfig, method: Method, specs: tuple[ViewSpec, ...], per_rank: int) -> None:
         self.config, self.method, self.specs = config, method, specs
-        self.per_batch = per_rank // config.micro_batches
+        self.per_batch = per_rank // config.batches_per_step
         fake_cuda.to_cuda(method)
         self.optimizer = optim.build(config.optim, method, method.encoder.trunk)
         self.schedule = optim.Schedule.of(config.optim, per_rank)
@@ -59,7 +59,7 @@ class Run:
 
     def _loader_of(self, generator: np.random.Generator) -> data.Loader:
         """A loader of random images as large as the largest view."""
-        number, side = self.per_batch * self.config.micro_batches, max(spec.size for spec in self.specs)
+        number, side = self.per_batch * self.config.batches_per_step, max(spec.size for spec in self.specs)
         pixels = generator.integers(0, 256, (1, side, side, 3), dtype=np.uint8).repeat(number, 0)
         facts = Facts(num_samples=number, size=side, labels=np.arange(number) % 2, classes=("a", "b"))
         source = sources.Pixels(name="noise", facts=facts, pixels=pixels)
@@ -68,8 +68,8 @@ class Run:
             settings,
             source,
             self.specs,
-            batch_size=self.per_batch * self.config.micro_batches,
-            accumulate=self.config.micro_batches,
+            batch_size=self.per_batch * self.config.batches_per_step,
+            accumulate=self.config.batches_per_step,
             seed=0,
             draw=self.method.draw,
             ranks=Ranks(device=DEVICE),
@@ -78,13 +78,13 @@ class Run:
 
     def batches(self) -> list[Batch]:
         """The batches of the next step, by the loader's own code, from images in the GPU's memory."""
-        return [next(self._loader) for _ in range(self.config.micro_batches)]
+        return [next(self._loader) for _ in range(self.config.batches_per_step)]
 
     def step(self) -> None:
         """Do what the loop does in a step that logs and saves nothing."""
         batches = self.batches()
         self.schedule.apply(self.optimizer, 0.5)
-        take = cached_step if self.config.grad_cache_chunks > 1 else train_step
+        take = cached_step if self.config.num_grad_cache_chunks > 1 else train_step
         metrics = take(self.method, batches, self.optimizer, 0.5, AUTOCAST, self.config.optim.clip)
         self.meter.add(finite.counted(metrics))
         self.steps += 1

@@ -84,7 +84,7 @@ def test_a_run_of_a_method_and_a_source_of_ones_own(zip_images: Path, place: Pat
     assert saved["method"]["sharpness"] == 2.0
     resumed = run(place, "resume", str(run_folder))
     assert resumed.returncode == 0, resumed.stderr
-    probed = run(place, "probe", str(run_folder), "--no-baselines", "--probe.shots", "1", "--probe.draws", "1")
+    probed = run(place, "probe", str(run_folder), "--no-baselines", "--probe.shots", "1", "--probe.num-draws", "1")
     assert probed.returncode == 0, probed.stderr
     helped = run(place, "pretrain", "--help-all", "--source.name", "zip_images.py")
     assert "--source.archive" in helped.stdout

@@ -52,7 +52,7 @@ class Workload:
     def __init__(self, settings: PretrainConfig, ranks: Ranks, window_s: float = WINDOW_S) -> None:
         self.settings, self.ranks, self.window_s = settings, ranks, window_s
         self.parts: Parts = build(settings, ranks, lambda _: None)
-        self._step = cached_step if settings.grad_cache_chunks > 1 else train_step
+        self._step = cached_step if settings.num_grad_cache_chunks > 1 else train_step
         self._waits = DataWaits.on(ranks.device)
         replace(self.parts.plan.schedule, peak_lr=0.0).apply(self.parts.optimizer, 0.0)
         self.batches = self._read()
@@ -122,7 +122,7 @@ class Workload:
         self.parts.loader.close()
 
     def _read(self) -> list[Batch]:
-        return [next(self.parts.loader) for _ in range(self.settings.micro_batches)]
+        return [next(self.parts.loader) for _ in range(self.settings.batches_per_step)]
 
     def _drain(self, loader: data.Loader) -> None:
         threads = self.settings.data.threads or cores.per_process(self.ranks.local_world_size)
@@ -151,7 +151,7 @@ class Workload:
             decoded(source, settings.batch_size),
             self.parts.plan.views,
             batch_size=settings.batch_size,
-            accumulate=settings.micro_batches,
+            accumulate=settings.batches_per_step,
             seed=settings.seed,
             draw=self.parts.method.draw,
             ranks=self.ranks,

@@ -94,11 +94,11 @@ def check(allocation: AllocationConfig, runs: Sequence[PretrainConfig], queue: j
         raise ConfigError(f"--nodes, --array and --dry-run need --cluster slurm, not {allocation.cluster}")
     for run in runs:
         check_path(_folder(run))
-        divisor = allocation.nodes * allocation.ranks * run.micro_batches
+        divisor = allocation.nodes * allocation.ranks * run.batches_per_step
         if run.batch_size % divisor:
             raise ConfigError(
                 f"batch size {run.batch_size} must be divisible by nodes x ranks x micro-batches = {allocation.nodes} "
-                f"x {allocation.ranks} x {run.micro_batches}: use --batch-size "
+                f"x {allocation.ranks} x {run.batches_per_step}: use --batch-size "
                 f"{max(1, run.batch_size // divisor) * divisor}"
             )
         folder = _folder(run)

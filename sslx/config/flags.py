@@ -177,7 +177,8 @@ def check_renamed(args: Sequence[str]) -> None:
     """Raise ConfigError for a flag that has another name now."""
     for name in sorted(names(args)):
         section, _, option = name.rpartition(".")
-        if new := schema.RENAMED.get(f"{section}.{option.removeprefix('no_')}"):
+        option = option.removeprefix("no_")
+        if new := schema.RENAMED.get(f"{section}.{option}" if section else option):
             raise ConfigError(f"--{name.replace('_', '-')} is now --{new.replace('_', '-')}")
 
 

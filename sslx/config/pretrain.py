@@ -55,9 +55,9 @@ class PretrainConfig:
     """Number of optimizer steps; overrides --epochs."""
     batch_size: int = 256
     """Images per optimizer step, over all ranks (processes) together."""
-    accumulate: int = 1
+    num_micro_batches: int = 1
     """Gradient accumulation: micro-batches per step.  Contrastive losses see the negatives of one micro-batch only."""
-    grad_cache_chunks: int = 1
+    num_grad_cache_chunks: int = 1
     """GradCache: chunks per step.  Saves memory and keeps all negatives, for a second forward pass."""
     ranks: int | None = None
     """Processes to start.  Default: one per visible GPU, or one on the CPU.  torchrun and Slurm decide themselves."""
@@ -92,12 +92,12 @@ class PretrainConfig:
         for flag, value in (("epochs", self.epochs), ("steps", self.steps), ("batch-size", self.batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag} must be at least 1, not {value}")
-        if min(self.accumulate, self.grad_cache_chunks, 1 if self.ranks is None else self.ranks) < 1:
-            raise ConfigError("--accumulate, --grad-cache-chunks and --ranks must be at least 1")
+        if min(self.num_micro_batches, self.num_grad_cache_chunks, 1 if self.ranks is None else self.ranks) < 1:
+            raise ConfigError("--num-micro-batches, --num-grad-cache-chunks and --ranks must be at least 1")
         if self.skip_steps < 1:
             raise ConfigError(f"--skip-steps must be at least 1, not {self.skip_steps}: --on-nonfinite stop skips none")
-        if self.accumulate > 1 and self.grad_cache_chunks > 1:
-            raise ConfigError("--accumulate and --grad-cache-chunks both cut the batch: give one of them")
+        if self.num_micro_batches > 1 and self.num_grad_cache_chunks > 1:
+            raise ConfigError("--num-micro-batches and --num-grad-cache-chunks both cut the batch: give one of them")
         if self.name:
             flags.check_name(self.name)
 
@@ -107,9 +107,9 @@ class PretrainConfig:
         return self.skip_steps if self.on_nonfinite == "skip" else 0
 
     @property
-    def micro_batches(self) -> int:
+    def batches_per_step(self) -> int:
         """Shares that the loader cuts a step's batch into, on each rank."""
-        return self.accumulate * self.grad_cache_chunks
+        return self.num_micro_batches * self.num_grad_cache_chunks
 
     @property
     def norm(self) -> Norm:
@@ -151,7 +151,7 @@ class PlotConfig:
     """Images to draw.  Default: the run's."""
     data: DataConfig = field(default_factory=DataConfig)
     """How they are read.  Default: as in the run."""
-    points: int = 2000
+    num_points: int = 2000
     """Images on the map, at most: of the test split or, where there is none, of a part of the training images."""
     seed: int = 0
     """Of the map and of the choice of images."""

@@ -18,7 +18,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "how long": ("epochs", "steps", "batch_size"),
     "optimizer": ("optim.name", "optim.lr", "optim.weight_decay", "optim.warmup"),
     "augmentation": ("augment.min_scale", "augment.jitter", "augment.blur", "augment.flip"),
-    "where and how": ("ranks", "device", "precision", "compile", "batch_norm", "grad_cache_chunks"),
+    "where and how": ("ranks", "device", "precision", "compile", "batch_norm", "num_grad_cache_chunks"),
     "the run": ("name", "runs", "resume", "seed", "checkpoint.every", "log.every", "log.wandb"),
 }
 _INDENT = 30

@@ -48,8 +48,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     reason = one_line(str(gpu_error).partition("\n")[0], 300)
     if isinstance(gpu_error, torch.OutOfMemoryError):
         return (
-            "out of GPU memory: use a smaller --batch-size or --data.size, more --accumulate, or --precision bf16 "
-            f"({reason})",
+            "out of GPU memory: use a smaller --batch-size or --data.size, more --num-micro-batches, or "
+            f"--precision bf16 ({reason})",
             ConfigError.exit_code,
         )
     return (

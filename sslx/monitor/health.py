@@ -54,10 +54,10 @@ class Health:
         """Return ``feature_rank`` (RankMe), ``feature_std`` (spread), ``feature_alignment``, ``feature_uniformity``.
 
         They describe the encoder's features in evaluation mode, for the first samples of this rank's batches of the
-        step: equally many on each rank, config.samples in total or as many as there are.  Alignment compares the first
-        two views of one size or, if there is only one view, the image and its mirror image.
+        step: equally many on each rank, config.num_samples in total or as many as there are.  Alignment compares the
+        first two views of one size or, if there is only one view, the image and its mirror image.
         """
-        share = max(1, self._config.samples // distributed.world_size())
+        share = max(1, self._config.num_samples // distributed.world_size())
         pairs = [_two_views(batch, share) for batch in batches[: -(-share // len(batches[0]))]]
         device = pairs[0][0].device
         with (

@@ -35,12 +35,12 @@ class OnlineProbe:
         assert train.facts.has_classes
         order = rng.permutation(seed, "online probe", size=len(train))
         if test is None or test.facts.labels is None:
-            held = min(config.queries, len(train) // HELD_OUT)
+            held = min(config.num_queries, len(train) // HELD_OUT)
             test, order = train.take(np.sort(order[:held])), order[held:]
         else:
-            chosen = rng.permutation(seed, "online probe test", size=len(test))[: config.queries]
+            chosen = rng.permutation(seed, "online probe test", size=len(test))[: config.num_queries]
             test = test.take(np.sort(chosen))
-        self._splits = train.take(np.sort(order[: config.bank])), test
+        self._splits = train.take(np.sort(order[: config.num_references])), test
         self._num_classes, self._evaluation, self._autocast = len(train.facts.classes or ()), evaluation, autocast
 
     @activity.doing("probing the features (kNN)")

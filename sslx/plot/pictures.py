@@ -138,7 +138,7 @@ def _draw(album: Album, scene: Scene, options: PlotConfig, ranks: Ranks, console
             by = plot.projection()
             with console.status(f"{by} ..."):
                 file = {"UMAP": "umap.png", "t-SNE": "tsne.png"}[by]
-                album.attempt(file, partial(_map, scene, options.points, by, bank, found))
+                album.attempt(file, partial(_map, scene, options.num_points, by, bank, found))
                 album.attempt("neighbors.png", partial(_neighbors, scene, found.x))
     if ranks.is_main:
         with console.status("views ..."):

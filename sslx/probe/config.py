@@ -17,7 +17,7 @@ class Config:
     """Fit a linear classifier on all training labels (the slowest probe)."""
     shots: tuple[int, ...] = (1, 5)
     """Labels per class of the few-label probes; give none to leave them out."""
-    draws: int = 20
+    num_draws: int = 20
     """How many random draws of labeled images a few-label score averages over."""
     seed: int = 0
     """Seed of those draws, and of the training images held out to choose the regularization."""
@@ -29,7 +29,7 @@ class Config:
             raise ConfigError(f"probe.temperature: expected a number above 0 (0.07), got {self.temperature}")
         if any(shots < 1 for shots in self.shots) or len(set(self.shots)) < len(self.shots):
             raise ConfigError(f"probe.shots: expected different numbers of 1 or more, got {self.shots}")
-        if self.draws < 1:
-            raise ConfigError(f"probe.draws: expected 1 or more, got {self.draws}")
+        if self.num_draws < 1:
+            raise ConfigError(f"probe.num_draws: expected 1 or more, got {self.num_draws}")
         if self.seed < 0:
             raise ConfigError(f"probe.seed: expected 0 or more, got {self.seed}")

@@ -78,7 +78,7 @@ def evaluate(
         score, c = linear.accuracy(train, test, num_classes, seed=config.seed, device=device, progress=progress)
     few = {
         shots: low_shot.accuracy(
-            train, test, shots, num_classes, config.draws, config.seed, device=device, progress=progress
+            train, test, shots, num_classes, config.num_draws, config.seed, device=device, progress=progress
         )
         for shots in config.shots
     }

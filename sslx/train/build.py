@@ -61,7 +61,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         source,
         plan.views,
         batch_size=config.batch_size,
-        accumulate=config.micro_batches,
+        accumulate=config.batches_per_step,
         seed=config.seed,
         draw=method.draw,
         ranks=ranks,
@@ -94,9 +94,9 @@ def _remarks(config: PretrainConfig, method: Method, device: torch.device) -> li
     lines: list[str] = []
     if config.method.exported_name:
         lines.append(f"health and probes look at the features of {config.method.exported_name}")
-    if config.grad_cache_chunks > 1 and has_batch_norm(method):
+    if config.num_grad_cache_chunks > 1 and has_batch_norm(method):
         lines.append(
-            f"gradient caching: batch norm takes its statistics from each of the {config.grad_cache_chunks} chunks"
+            f"gradient caching: batch norm takes its statistics from each of the {config.num_grad_cache_chunks} chunks"
             f"{' over all ranks' if config.batch_norm == 'sync' else ''}, so the gradient is not quite that of the "
             "whole batch; with --batch-norm group it is exactly"
         )
@@ -129,11 +129,11 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
         reasons.append(f"views of {side} px, as most images are no larger (--data.size {side})")
     for line in reasons:
         say(line)
-    config.method.check(config.batch_size // config.accumulate, source.facts)
+    config.method.check(config.batch_size // config.num_micro_batches, source.facts)
     Shuffled(
         num_samples=len(source),
         batch_size=config.batch_size,
-        accumulate=config.micro_batches,
+        accumulate=config.batches_per_step,
         seed=config.seed,
         world_size=world_size,
     )
@@ -144,7 +144,7 @@ def _ask_for_memory(
     method: Method, config: PretrainConfig, plan: Plan, ranks: Ranks, say: Callable[[str], None]
 ) -> None:
     """Say where a step may take more memory than there is."""
-    samples = config.batch_size // ranks.world_size // config.micro_batches
+    samples = config.batch_size // ranks.world_size // config.batches_per_step
     needed = needs.step_bytes(method, plan.views, samples, config.optim.name, plan.autocast)
     on_one = ranks.local_world_size if ranks.device.type == "cpu" else 1
     for line in needs.memory_warning(needed, needs.free_bytes(ranks.device), config.batch_size, on_one):

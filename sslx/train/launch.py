@@ -44,11 +44,11 @@ def main(settings: PretrainConfig, argv: Sequence[str], stop: StopSignals | None
         return run_rank(settings, stop)
     gpus = torch.cuda.device_count() if settings.device != "cpu" else 0
     ranks = settings.ranks or max(1, gpus)
-    divisor = ranks * settings.micro_batches
+    divisor = ranks * settings.batches_per_step
     if settings.batch_size % divisor:  # checked before anything is started
         raise ConfigError(
             f"batch size {settings.batch_size} must be divisible by ranks x micro-batches = {ranks} x "
-            f"{settings.micro_batches}: use --batch-size {max(1, settings.batch_size // divisor) * divisor}"
+            f"{settings.batches_per_step}: use --batch-size {max(1, settings.batch_size // divisor) * divisor}"
         )
     if ranks == 1:
         return run_rank(settings, stop)

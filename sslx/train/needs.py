@@ -76,6 +76,6 @@ def memory_warning(needed: float, free: float, batch_size: int, num_ranks: int) 
     each = f" on each of {num_ranks} ranks" if num_ranks > 1 else ""
     return [
         f"memory: a step takes about {needed / 2**30:.1f} GiB{each}, and {free / 2**30:.1f} GiB are free: the system "
-        f"may end the run; use --grad-cache-chunks 4 (slower, the same loss), --batch-size {max(2, batch_size // 4)} "
-        "or a smaller --data.size"
+        f"may end the run; use --num-grad-cache-chunks 4 (slower, the same loss), "
+        f"--batch-size {max(2, batch_size // 4)} or a smaller --data.size"
     ]

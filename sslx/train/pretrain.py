@@ -139,7 +139,7 @@ def _train(
     """Train from where the run stands to the end or to a signal; finite.NotFinite, on all ranks, where it cannot."""
     parts, probe, health, agreement, peers = setup
     signal, rates = 0, dict[str, float]()
-    run_step, clip = cached_step if config.grad_cache_chunks > 1 else train_step, config.optim.clip
+    run_step, clip = cached_step if config.num_grad_cache_chunks > 1 else train_step, config.optim.clip
     meter, clock = log.Meter(), Clock(config.batch_size, peers.hosts, ranks.device)
     watch = finite.Watch(config.may_skip, run.folder, ranks.device, parts.source.where)
 
@@ -148,7 +148,7 @@ def _train(
         taking.watch_for_stop(parts.loader, stop, agreement, position.say)
         for step in range(run.step, parts.plan.total_steps):
             with clock.waiting_for_data():
-                batches = taking.next_batches(parts.loader, config.micro_batches, agreement)
+                batches = taking.next_batches(parts.loader, config.batches_per_step, agreement)
             if batches:
                 progress = (step + 0.5) / parts.plan.total_steps
                 rates = parts.plan.schedule.apply(parts.optimizer, progress)
@@ -184,7 +184,7 @@ def _train(
                 runs.save(run, config, done, parts)
                 position.saved = done
                 clock.restart()
-            if probe and batches and (ended or _due(config.online.every * parts.plan.steps_per_epoch, done)):
+            if probe and batches and (ended or _due(config.online.every, done)):
                 if found := _measured("online probe", parts.method, probe.look, logger.message):
                     logger.log(done, found)
                 clock.restart()

@@ -156,10 +156,10 @@ def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]):
         ("--epochs 0", "--epochs must be at least 1, not 0"),
         ("--steps 0", "--steps must be at least 1, not 0"),
         ("--batch-size -8", "--batch-size must be at least 1, not -8"),
-        ("--accumulate 0", "--accumulate, --grad-cache-chunks and --ranks must be at least 1"),
-        ("--grad-cache-chunks 0", "--accumulate, --grad-cache-chunks and --ranks must be at least 1"),
-        ("--ranks 0", "--accumulate, --grad-cache-chunks and --ranks must be at least 1"),
-        ("--accumulate 2 --grad-cache-chunks 2", "both cut the batch: give one of them"),
+        ("--num-micro-batches 0", "--num-micro-batches, --num-grad-cache-chunks and --ranks must be at least 1"),
+        ("--num-grad-cache-chunks 0", "--num-micro-batches, --num-grad-cache-chunks and --ranks must be at least 1"),
+        ("--ranks 0", "--num-micro-batches, --num-grad-cache-chunks and --ranks must be at least 1"),
+        ("--num-micro-batches 2 --num-grad-cache-chunks 2", "both cut the batch: give one of them"),
         ("--name a/b", "--name 'a/b' must be a folder name without slashes; --runs says where"),
         ("--data.size 4", "--data.size must be at least 8 pixels, not 4"),
         ("--data.max-bad 2", "--data.max-bad is a share in [0, 1], not 2.0"),
@@ -249,8 +249,8 @@ def test_probing_flags_replace_fields_of_the_runs_images():
     assert isinstance(run.source, folder.Config)
     assert probe.source == dataclasses.replace(run.source, test_root=Path("/y"))
     assert config.load_probe(["runs/a", "--source.name", "stl10"], run).source == stl10.Config()
-    plot = config.load_plot(["--points", "50", "runs/a"])
-    assert (plot.checkpoint, plot.points) == (Path("runs/a"), 50)
+    plot = config.load_plot(["--num-points", "50", "runs/a"])
+    assert (plot.checkpoint, plot.num_points) == (Path("runs/a"), 50)
     with pytest.raises(SystemExit):
         config.load_plot([])
 
@@ -306,6 +306,8 @@ def test_the_source_of_older_schemas_becomes_a_section_of_its_own(
     ("old", "new"),
     [
         ("--data.root /x", "--data.root is now --source.root"),
+        ("--accumulate 2", "--accumulate is now --num-micro-batches"),
+        ("--online.bank=20", "--online.bank is now --online.num-references"),
         ("--data.source=stl10", "--data.source is now --source.name"),
         ("--data.no-download", "--data.no-download is now --source.download"),
         ("--data.num_synthetic 7", "--data.num-synthetic is now --source.num-samples"),
@@ -339,6 +341,20 @@ def test_another_source_than_the_recipes_brings_its_own(tmp_path: Path) -> None:
         ["--source.name", "folder", "--source.root", "/z"],
     ):
         assert load(["simclr_cifar10", *args]).source == folder.Config(root=Path("/z"))
+
+
+def test_counts_of_older_schemas_have_their_names_of_today() -> None:
+    tree = json.loads(dump(load([]))) | {"schema": 3, "accumulate": 2, "grad_cache_chunks": 1}
+    for name in ("num_micro_batches", "num_grad_cache_chunks"):
+        del tree[name]
+    tree["health"] = {"every": 7, "samples": 64}
+    for every, expected in ((0, 0), (20, load([]).online.every)):  # which was in epochs
+        tree["online"] = {"every": every, "bank": 99, "queries": 98}
+        migrated = loads(json.dumps(tree))
+        assert (migrated.num_micro_batches, migrated.num_grad_cache_chunks) == (2, 1)
+        assert (migrated.health.every, migrated.health.num_samples) == (7, 64)
+        online = migrated.online
+        assert (online.every, online.num_references, online.num_queries) == (expected, 99, 98)
 
 
 def test_every_schema_has_a_way_to_the_next() -> None:

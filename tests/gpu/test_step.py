@@ -48,8 +48,8 @@ def steps_without_a_wait(settings: config.PretrainConfig, device: torch.device, 
     parts = build(settings, Ranks(device=device), lambda _: None)
     replace(parts.plan.schedule, peak_lr=0.01, warmup=0.0).apply(parts.optimizer, 0.0)
     meter, losses = log.Meter(), list[torch.Tensor]()
-    step = cached_step if settings.grad_cache_chunks > 1 else train_step
-    batches = [next(parts.loader) for _ in range(settings.micro_batches)]
+    step = cached_step if settings.num_grad_cache_chunks > 1 else train_step
+    batches = [next(parts.loader) for _ in range(settings.batches_per_step)]
     for done in range(number):
         if done == 2 and device.type == "cuda":
             torch.cuda.synchronize()
@@ -74,7 +74,7 @@ def test_no_method_waits_for_the_gpu_in_a_step(name: str, encoder: str, device: 
     "flags",
     [
         ["simclr_cifar10", "--compile", "on"],
-        ["simclr_cifar10", "--compile", "off", "--grad-cache-chunks", "2"],
+        ["simclr_cifar10", "--compile", "off", "--num-grad-cache-chunks", "2"],
         ["simclr_cifar10", "--compile", "on", "--batch-norm", "sync", "--optim.name", "lars"],
     ],
 )

@@ -320,5 +320,5 @@ def test_health_and_probes_look_at_the_teacher_and_say_so(tmp_path: Path, capsys
     encoder = trained.load(tmp_path / "r").encoder(trained=True, device=torch.device("cpu")).state_dict()
     torch.testing.assert_close(encoder, {key: state[f"teacher.encoder.{key}"] for key in encoder}, rtol=0, atol=0)
     assert any(not torch.equal(value, state[f"encoder.{key}"]) for key, value in encoder.items())
-    assert cli.main(["probe", str(tmp_path / "r"), "--no-baselines", "--probe.draws", "2"]) == 0
+    assert cli.main(["probe", str(tmp_path / "r"), "--no-baselines", "--probe.num-draws", "2"]) == 0
     assert "the pretrained encoder is the teacher's encoder" in capsys.readouterr().out

@@ -102,7 +102,7 @@ def of_this_rank(x: Tensor, y: Tensor, samples: int) -> dict[str, float]:
     """A look at this rank's share, in two micro-batches."""
     share = [v.chunk(distributed.world_size())[distributed.rank()] for v in (x, y)]
     batches = [batch_of(*views) for views in zip(*(v.chunk(2) for v in share), strict=True)]
-    return Health(Config(samples=samples), None).look(Flat(), batches)
+    return Health(Config(num_samples=samples), None).look(Flat(), batches)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
@@ -120,9 +120,9 @@ def test_ranks_and_micro_batches_give_the_numbers_of_all_samples(
 def test_no_more_images_are_encoded_than_asked_for(generator: torch.Generator):
     encoder = Flat()
     batches = [batch_of(images(8, generator), images(8, generator)) for _ in range(3)]
-    Health(Config(samples=6), None).look(encoder, batches)
+    Health(Config(num_samples=6), None).look(encoder, batches)
     assert encoder.seen == 2 * 6
-    Health(Config(samples=16), None).look(encoder, batches)
+    Health(Config(num_samples=16), None).look(encoder, batches)
     assert encoder.seen == 2 * (6 + 16)
 
 
@@ -222,7 +222,7 @@ def test_the_last_word_is_on_weights_that_are_useless(generator: torch.Generator
         Health(Config(on_collapse="stop"), None).last_word(3, healthy, method)
 
 
-@pytest.mark.parametrize("options", [{"every": -1}, {"samples": 1}])
+@pytest.mark.parametrize("options", [{"every": -1}, {"num_samples": 1}])
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, int]):
-    with pytest.raises(ConfigError, match=r"health.every must be 0 or more, health.samples at least 2"):
+    with pytest.raises(ConfigError, match=r"health.every must be 0 or more, health.num_samples at least 2"):
         Config(**options)

@@ -212,7 +212,7 @@ def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path
     assert of_another_seed.settings.seed == 5
     other = images.splits(of_another_seed, options, lambda _: None)
     assert paths_of(other.test) == test, "not a function of the run's seed"
-    code, lines, err = said("probe", classes, "--probe.draws", "2")
+    code, lines, err = said("probe", classes, "--probe.num-draws", "2")
     assert (code, err) == (0, "")
     (line,) = [line for line in lines if line.startswith("no test split: ")]
     assert "12 of the 60 training images" in line

@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_probe_prints_a_table_and_writes_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["probe", str(trained), "--probe.draws", "2"]) == 0
+    assert cli.main(["probe", str(trained), "--probe.num-draws", "2"]) == 0
     out = capsys.readouterr().out
     for row in ("raw pixels", "untrained encoder", "pretrained encoder", "1 label per class", "5 labels per class"):
         assert row in out
@@ -62,7 +62,7 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
 
 
 def test_a_probe_at_another_size(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["probe", str(trained), "--no-baselines", "--probe.draws", "2"]
+    few = ["probe", str(trained), "--no-baselines", "--probe.num-draws", "2"]
     found: dict[str, list[dict[str, float]]] = {}
     for size in ("24", "32"):
         assert cli.main([*few, "--data.eval-size", size]) == 0
@@ -89,7 +89,7 @@ def test_untrained_encoder_is_the_one_that_training_started_from(trained: Path, 
 
 
 def test_plot_draws_two_pictures(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plot", str(trained), "--points", "200"]) == 0
+    assert cli.main(["plot", str(trained), "--num-points", "200"]) == 0
     assert "tsne.png" in capsys.readouterr().out
     for name in ("tsne.png", "loss.png"):
         head = (trained / name).read_bytes()[:24]
@@ -113,7 +113,7 @@ def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys:
         "4",
     ]
     assert cli.main(["pretrain", "mae_digits", *flags, "--runs", str(tmp_path), "--name", "run"]) == 0
-    assert cli.main(["plot", str(tmp_path / "run"), "--points", "50"]) == 0
+    assert cli.main(["plot", str(tmp_path / "run"), "--num-points", "50"]) == 0
     assert "method.png" in capsys.readouterr().out
     run, cpu = load(tmp_path / "run"), torch.device("cpu")
     again, other = tmp_path / "again.png", tmp_path / "other.png"

@@ -31,7 +31,7 @@ def rendered(scores: list[Score], note: str = "") -> str:
 
 
 def test_evaluate_runs_each_probe_with_its_settings() -> None:
-    config = Config(k=9, temperature=0.2, shots=(2,), draws=3, seed=5)
+    config = Config(k=9, temperature=0.2, shots=(2,), num_draws=3, seed=5)
     score = evaluate(config, TRAIN, TEST, "ours", 3)
     assert (score.name, score.dim) == ("ours", 8)
     assert score.knn == knn.accuracy(TRAIN, TEST, 3, 9, 0.2)
@@ -82,7 +82,7 @@ def test_json_has_the_numbers() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"k": -1}, {"temperature": 0.0}, {"shots": (0,)}, {"shots": (1, 1)}, {"draws": 0}, {"seed": -1}],
+    [{"k": -1}, {"temperature": 0.0}, {"shots": (0,)}, {"shots": (1, 1)}, {"num_draws": 0}, {"seed": -1}],
 )
 def test_settings_out_of_range_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"probe.{next(iter(given))}: expected .* got"):

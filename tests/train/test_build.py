@@ -39,7 +39,7 @@ def test_steps_and_learning_rates_are_functions_of_the_global_batch():
         (["--method.name", "supcon"], "supcon needs a source with labels"),
         (["--method.name", "siamese", "--method.pairs", "labels"], "take views"),
         (["--batch-size", "1"], "2 samples or more, got a batch of 1"),
-        (["--batch-size", "4", "--accumulate", "4"], "2 samples or more, got a batch of 1"),
+        (["--batch-size", "4", "--num-micro-batches", "4"], "2 samples or more, got a batch of 1"),
     ],
 )
 def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(

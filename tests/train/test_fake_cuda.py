@@ -56,7 +56,7 @@ def test_a_step_stays_on_the_gpu_and_the_host_never_waits(
 ) -> None:
     """With the options of the optimizer that are off by default."""
     for optimizer in optimizers:
-        config = settings(name, encoder, optimizer, grad_cache_chunks=chunks)
+        config = settings(name, encoder, optimizer, num_grad_cache_chunks=chunks)
         with on_cuda(config) as (run, counts):
             run.step()
             counts.forget()

@@ -106,7 +106,7 @@ def test_a_run_whose_weights_are_useless_is_told_so_at_its_end(
 
 @pytest.mark.slow
 def test_two_ranks_look_together(tmp_path: Path):
-    code, out, err = outside(tmp_path, "--ranks", "2", "--health.every", "1", "--health.samples", "6")
+    code, out, err = outside(tmp_path, "--ranks", "2", "--health.every", "1", "--health.num-samples", "6")
     assert (code, err) == (0, "")
     assert all(line.keys() >= NAMES for line in metrics(tmp_path / "r"))
     assert sum("feature_rank" in line for line in out.splitlines() if line.startswith("step")) == 2

@@ -39,7 +39,7 @@ def images(root: Path, *folders: str, num: int = 6) -> Path:
 
 def test_splits_are_told_before_the_first_step(train: Train, tmp_path: Path):
     root = images(tmp_path / "data", "Train/cat", "Train/dog", "Test/cat", "Test/dog")
-    code, out, err = train(root, "--online.every", "1")
+    code, out, err = train(root, "--online.every", "2")
     assert (code, err) == (0, "")
     said, trained = out.split("step 1/2")
     assert f"{root}/Train: 12 images, 2 classes (cat, dog)" in said
@@ -50,14 +50,14 @@ def test_splits_are_told_before_the_first_step(train: Train, tmp_path: Path):
 
 def test_a_class_of_the_test_split_alone_does_not_end_pretraining(train: Train, tmp_path: Path):
     root = images(tmp_path / "data", "train/cat", "train/dog", "test/cat", "test/wolf")
-    code, out, err = train(root, "--online.every", "1")
+    code, out, err = train(root, "--online.every", "2")
     assert (code, err) == (0, "")
     assert "6 test images are left out: the training images lack their class, 'wolf'" in out.split("step 1/2")[0]
 
 
 def test_a_test_split_of_other_classes_does_not_end_pretraining(train: Train, tmp_path: Path):
     root = images(tmp_path / "data", "train/cat", "train/dog", "test/wolf")
-    code, out, err = train(root, "--online.every", "1")
+    code, out, err = train(root, "--online.every", "2")
     assert (code, err) == (0, "")
     said = out.split("step 1/2")[0]
     assert "no class of the training images: theirs is 'wolf'" in said
@@ -66,7 +66,7 @@ def test_a_test_split_of_other_classes_does_not_end_pretraining(train: Train, tm
 
 def test_a_test_split_without_labels_does_not_end_pretraining(train: Train, tmp_path: Path):
     root = images(tmp_path / "data", "train/cat", "train/dog", "test")
-    code, out, err = train(root, "--online.every", "1")
+    code, out, err = train(root, "--online.every", "2")
     assert (code, err) == (0, "")
     probed = next(line for line in out.splitlines() if line.startswith("to probe on: "))
     assert probed.endswith("6 images, unlabeled: no class folders; the online probe classifies training images instead")
@@ -124,9 +124,9 @@ def test_the_pictures_of_a_run_are_not_its_data(train: Train, tmp_path: Path):
 
 def test_a_source_that_is_not_named_is_the_folder_of_the_root(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     root = images(tmp_path / "data", "cat", "dog")
-    assert TINY[:2] == ["--source.name", "synthetic"]
+    assert TINY[:4:2] == ["--source.name", "--source.num-samples"]
     flags = ["--source.root", str(root), "--runs", str(tmp_path / "runs"), "--batch-size", "4"]
-    assert cli.main(["pretrain", *TINY[2:], *flags]) == 0
+    assert cli.main(["pretrain", *TINY[4:], *flags]) == 0
     assert f"{root}: 12 images, 2 classes (cat, dog)" in capfd.readouterr().out
     config = json.loads((tmp_path / "runs" / "simclr_folder" / "config.json").read_text())
-    assert config["data"]["source"] == "folder"
+    assert config["source"]["name"] == "folder"

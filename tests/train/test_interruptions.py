@@ -71,7 +71,7 @@ def test_ctrl_c_in_the_first_step_also_ends_the_compiler(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_second_ctrl_c_ends_a_long_step_at_once(tmp_path: Path, ranks: int):
     """One step of 2,048 micro-batches takes half a minute; the second Ctrl-C does not wait for it."""
-    endless = "--source.num-samples 4096 --batch-size 4096 --accumulate 1024 --steps 1".split()
+    endless = "--source.num-samples 4096 --batch-size 4096 --num-micro-batches 1024 --steps 1".split()
     with started(tmp_path, *endless, "--ranks", str(ranks)) as process:
         until(lambda: "1 step of 4096" in (tmp_path / "out").read_text(), "start")
         time.sleep(1)

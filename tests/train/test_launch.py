@@ -72,7 +72,7 @@ def test_an_existing_run_is_not_overwritten_and_one_of_another_config_not_resume
         ("--source.name cifar10 --source.root {tmp}", 66, ["cifar10 not found under {tmp}", "--source.root"]),
         ("--encoder.name resnet999", 64, ["'resnet999' is not a timm model", "did you mean resnet"]),
         ("--encoder.weights {tmp}/no.pt", 66, ["--encoder.weights {tmp}/no.pt does not exist"]),
-        ("--batch-size 15 --accumulate 2", 64, ["15 must be divisible", "--batch-size 14"]),
+        ("--batch-size 15 --num-micro-batches 2", 64, ["15 must be divisible", "--batch-size 14"]),
         ("--batch-size 100", 64, ["batch size 100 is more than the 64 images", "--batch-size 64"]),
         ("--device cuda", 64, ["none is visible", "--device cpu"]),
         ("--runs /proc/no", 64, ["cannot write the run folder /proc/no/r", "--runs"]),
@@ -255,7 +255,7 @@ def test_out_of_gpu_memory_is_one_line(here: Run, tmp_path: Path):
     huge = "--device cuda --data.size 224 --encoder.name wide_resnet101_2 --encoder.layers --encoder.channels"
     code, err = here(*huge.split(), "--source.num-samples", "4096", "--batch-size", "4096", "--compile", "off")
     assert code == 64
-    is_one_line(err, "out of GPU memory", "--batch-size", "--accumulate")
+    is_one_line(err, "out of GPU memory", "--batch-size", "--num-micro-batches")
     status = records.read_status(tmp_path / "r")
     assert status is not None
     assert status.state == "failed"

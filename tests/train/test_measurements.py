@@ -39,7 +39,7 @@ def pretrain(root: Path, runs: Path, *flags: str) -> int:
         "--data.threads",
         "0",
     ]
-    steps = ["--batch-size", "4", "--online.every", "1", "--runs", str(runs), "--name", "r"]
+    steps = ["--batch-size", "4", "--online.every", "15", "--runs", str(runs), "--name", "r"]
     return cli.main(["pretrain", *TINY, *source, *steps, *flags])
 
 
@@ -76,7 +76,7 @@ def test_an_online_probe_that_fails_ends_no_run(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_rare_class_ends_no_probe(rare: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["probe", str(rare), "--probe.draws", "2", "--no-baselines"]) == 0
+    assert cli.main(["probe", str(rare), "--probe.num-draws", "2", "--no-baselines"]) == 0
     out = capsys.readouterr().out
     assert "no probe by 5 labels per class: class [rare] has 1 training image\n" in out
     assert "kNN by the 20 nearest, not 200" in out
@@ -92,7 +92,7 @@ def test_a_probe_that_cannot_be_written_is_printed(rare: Path, capsys: pytest.Ca
     (rare / "probe.json").unlink(missing_ok=True)
     (rare / "probe.json").mkdir()
     try:
-        assert cli.main(["probe", str(rare), "--probe.draws", "2", "--no-baselines"]) == 74
+        assert cli.main(["probe", str(rare), "--probe.num-draws", "2", "--no-baselines"]) == 74
     finally:
         (rare / "probe.json").rmdir()
     out, err = capsys.readouterr()

@@ -62,7 +62,7 @@ def test_too_much_is_said_with_what_to_do() -> None:
     assert needs.memory_warning(1 * GIB, 8 * GIB, 64, 2) == []
     (line,) = needs.memory_warning(10.1 * GIB, 7.2 * GIB, 256, 1)
     assert line.startswith("memory: a step takes about 10.1 GiB, and 7.2 GiB are free: ")
-    assert "--grad-cache-chunks 4" in line
+    assert "--num-grad-cache-chunks 4" in line
     assert "--batch-size 64" in line
     assert "on each of 2 ranks" in needs.memory_warning(4 * GIB, 8 * GIB, 64, 2)[0]
 

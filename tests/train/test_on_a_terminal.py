@@ -37,7 +37,7 @@ def moves(sent: str) -> bool:
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path, ranks: int):
     steps = ["--steps", "150", "--checkpoint.every", "0", "--optim.lr", "0.01", "--ranks", str(ranks)]
-    with sslx_on_a_terminal(*pretrain(tmp_path, *steps, "--batch-size", "64", "--accumulate", "4")) as terminal:
+    with sslx_on_a_terminal(*pretrain(tmp_path, *steps, "--batch-size", "64", "--num-micro-batches", "4")) as terminal:
         terminal.until(lambda sent: "starting ..." in sent, "the first word")
         terminal.until(moves, "two steps")
         assert re.search(r"ETA +\d+:\d\d", terminal.sent)
@@ -66,7 +66,7 @@ def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path,
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_second_ctrl_c_in_a_long_step_ends_it_with_words_and_a_visible_cursor(tmp_path: Path, ranks: int):
     """A step of a minute, none of which is done."""
-    endless = "--source.num-samples 4096 --batch-size 4096 --accumulate 1024 --steps 1".split()
+    endless = "--source.num-samples 4096 --batch-size 4096 --num-micro-batches 1024 --steps 1".split()
     with sslx_on_a_terminal(*pretrain(tmp_path, *endless, "--ranks", str(ranks))) as terminal:
         terminal.until(lambda sent: "first step ... 0:02" in sent, "the first step")
         terminal.press_ctrl_c()

@@ -59,4 +59,5 @@ def _read() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
             return table[:, :-1], table[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits  # an installation that is arranged in another way
 
-    return load_digits(return_X_y=True)
+    table: Any = load_digits(return_X_y=True)
+    return table
