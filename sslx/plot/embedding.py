@@ -16,7 +16,7 @@ from sslx.console.words import shown
 from sslx.errors import DataError
 from sslx.plot.canvas import INK, MARKERS, OPACITY, PALETTE, canvas, legend, save, titles
 from sslx.plot.thumbnails import GAP, SIDE, arrange, draw_thumbnails
-from sslx.probe.features import by_class
+from sslx.probe.features import rows_by_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,7 @@ def subsample(size: int, labels: Tensor | None, most: int, seed: int) -> npt.NDA
         return np.arange(size)
     if labels is None:
         return np.sort(rng.permutation(seed, "plot", size=size)[:most])
-    rows = by_class(labels, seed, "plot").values()
+    rows = rows_by_class(labels, seed, "plot").values()
     # Each row stands at its quantile within its class, so the first ones of the merged order are stratified.
     quantile = np.concatenate([(np.arange(len(r)) + 0.5) / len(r) for r in rows])
     first = np.concatenate([np.arange(len(r)) > 0 for r in rows])

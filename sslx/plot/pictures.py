@@ -85,7 +85,7 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     if ranks.is_main:
         album.attempt("loss.png", partial(_loss, trained))
     try:
-        splits = images.splits(trained, options.data, say, least=held_out.ENOUGH)
+        splits = images.splits(trained, options.data, say, min_images=held_out.MIN_IMAGES_TO_SHOW)
         scene = Scene(trained, options.data, splits, options.seed, ranks.device)
     except UserError as error:
         album.problems.append(error)
@@ -161,7 +161,7 @@ def _map(scene: Scene, points: int, by: Projection, bank: Features | None, found
     """The map of the features; without classes, or with more than a legend names, with some of the images on it."""
     splits, labels = scene.splits, scene.labels
     num_classes = 0 if labels is None else len(labels.unique())
-    several = num_classes > 1 and not images.unlearnable(splits.all_train)
+    several = num_classes > 1 and not images.unlearnable_reason(splits.all_train)
     named = several and num_classes <= plot.MOST_NAMED
     title = f"{scene.name}: features of {len(found.x):,} {splits.name} images"
     if bank is not None and several and splits.train.classes:
