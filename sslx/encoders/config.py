@@ -11,11 +11,9 @@ class Config:
     name: str = "resnet18"
     """Any timm model, such as resnet18, resnet50 or vit_small_patch16_224 (timm.list_models() lists them all)."""
     stem: Literal["auto", "imagenet", "small", "narrow"] = "auto"
-    """ResNet stem.  small: 3x3, stride 1, no max-pool.  narrow: like small, with the first stage's width.
-    auto: small up to 64 px."""
+    """small: 3x3, stride 1, no max-pool.  narrow: like small, as wide as the first stage.  auto: small up to 64 px."""
     weights: str | None = None
-    """Initial weights: timm (downloads timm's own), a run folder, or a .pt, .pth or .safetensors file.
-    Without this flag they are random."""
+    """Initial weights: timm (downloads them), a run folder, or a .pt, .pth or .safetensors file.  Default: random."""
     weights_part: str | None = None
     """Encoder to take from a weights file that holds several: teacher, encoder_q, ..."""
     layers: tuple[int, ...] = ()

@@ -13,7 +13,7 @@ class MethodConfig:
     """
 
     name: str
-    """The method to train by; sslx methods describes them."""
+    """Method to train with.  sslx methods describes all of them."""
 
     def check(self, batch_size: int, labelled: bool) -> None:
         """Raise ConfigError where the method cannot train; called before anything but the source is built.
