@@ -120,7 +120,7 @@ class ProbeConfig:
 
     Raw pixels and the untrained encoder are measured for comparison.
 
-    Without labels it measures effective rank, alignment, uniformity and instance retrieval.
+    Without labels it measures rank, alignment, uniformity and retrieval instead.
     """
 
     checkpoint: Positional[Path]
