@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 
 import sslx.losses
 from sslx_kernels.nt_xent import fused
-from sslx_kernels.nt_xent.rows import Block, Rows, Skip
+from sslx_kernels.nt_xent.rows import Block, Excluded, Rows
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
@@ -98,12 +98,12 @@ def two_sets(num_rows: int, num_columns: int, dim: int, shift_free: bool) -> Non
     op: Any = sys.modules["sslx_kernels.nt_xent.op"]
     _, *saved = op.forward._init_fn(rows, columns, index, index, t, shift_free, "fused")
     op.backward._init_fn(one, *saved, index, index, t, shift_free, "fused", True, True)
-    own, remote = fused.prepare(rows), fused.received(columns)
-    none: Skip = ()
+    own, remote = fused.prepare(rows), fused.prepare_received(columns)
+    none: Excluded = ()
     sums = [fused.sums(own, None, None, t, shift_free), fused.sums(own, remote, none, t, shift_free)]
-    _, kept, missed = fused.finish(own, None, None, sums, t, shift_free)
+    _, kept, negative_probs = fused.loss_from_sums(own, None, None, sums, t, shift_free)
     blocks = [Block(None, None), Block(Rows(*remote), none, torch.empty(num_columns, device="cuda"))]
-    fused.gradient(own, blocks, kept, missed, one, t, shift_free)
+    fused.gradient(own, blocks, kept, negative_probs, one, t, shift_free)
 
 
 def compiled(launch: Launch, capability: int) -> tuple[bytes, int]:

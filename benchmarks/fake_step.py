@@ -29,7 +29,7 @@ DEVICE, AUTOCAST = torch.device("cuda", 0), torch.bfloat16
 
 def specs_of(config: PretrainConfig, size: int) -> tuple[ViewSpec, ...]:
     """The views that the method needs."""
-    return methods.module(config.method.name).views(config.method, config.augment, size)
+    return config.method.inputs(config.augment, size).views
 
 
 def build(config: PretrainConfig, size: int) -> tuple[Method, tuple[ViewSpec, ...]]:

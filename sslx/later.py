@@ -1,6 +1,6 @@
-"""Names of a package that are imported when they are first used.
+"""Lazy imports: names of a package that are imported on first use.
 
-A package's ``Config`` is what reading flags and printing help need, in well under a second; torch takes two.
+Parsing flags and printing help need only the packages' ``Config`` classes, in well under a second, and torch takes two.
 """
 
 import sys
@@ -9,18 +9,20 @@ from importlib import import_module
 from typing import Any
 
 
-def names(package: str, where: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package: module -> the names in it that are the package's too.
+def names(package: str, names_by_module: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
+    """Return a ``__getattr__`` for a package that imports the given names from its modules on first use.
 
-    A name that is in none of them is an AttributeError, after which Python looks for a submodule.
+    Other names raise AttributeError, after which Python looks for a submodule.
     """
-    module_of = {name: f"{package}.{module}" for module, inside in where.items() for name in inside}
+    module_of = {
+        name: f"{package}.{module}" for module, module_names in names_by_module.items() for name in module_names
+    }
 
-    def find(name: str) -> Any:
+    def import_name(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(module_of[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 
-    return find
+    return import_name

@@ -1,10 +1,10 @@
-"""Counter-based randomness: a draw is a pure function of (seed, name, counters) and of nothing else.
+"""Counter-based randomness, in which a draw is a pure function of (seed, name, counters).
 
-There is no state to save, to share between ranks or to replay on a restart: the crop of sample 17, view 1,
-in epoch 3 is the same on one rank and on eight, in DALI and in torchvision, today and after a requeue.
+There is no state to save, to share between ranks or to replay on a restart.  The crop of sample 17, view 1, in epoch 3
+is the same on one rank and on eight, in DALI and in torchvision, and before and after a restart.
 
-The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), the
-one behind CUDA's and NumPy's: a keyed bijection of a 128-bit counter.  The key is a hash of seed and name.
+The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), which CUDA and
+NumPy have as well.  It is a keyed bijection of a 128-bit counter.  The key is a hash of seed and name.
 """
 
 import hashlib
@@ -22,29 +22,29 @@ Counter = int | npt.NDArray[np.integer]
 Words = npt.NDArray[np.uint64]
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
+_LOW_WORD = np.uint64(0xFFFFFFFF)
+_WORD_BITS = np.uint64(32)
 _MURMUR = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
 _NUM_ROUNDS = 24
-_MOST_AT_ONCE = 1 << 15
-"""Blocks of four words that are computed together: their arrays stay in a core's cache."""
-_FEWEST_AT_ONCE = 256
-"""Samples that are computed together all the same: below this, calling numpy takes longer than what it computes."""
+_MAX_BLOCKS = 1 << 15
+"""Maximum number of blocks of four words that are computed at a time, so that their arrays stay in a core's cache."""
+_MIN_SAMPLES = 256
+"""Minimum number of samples that are computed at a time.  With fewer, NumPy's overhead exceeds the computation."""
 
 
 def philox4x32(counter: Sequence[Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
-    """Ten rounds of Philox4x32.
+    """Apply ten rounds of Philox4x32.
 
-    counter: four arrays of words < 2^32 whose shapes broadcast.  Returns four arrays of such words, of that shape.
-    While the rounds have mixed few of the counters yet, they cost only what those few cost.
+    counter: four arrays of words < 2^32 whose shapes broadcast.  Returns four such arrays of the broadcast shape.
+    The first rounds run on the smaller shapes of the counters that they have mixed so far.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
         high_0, high_2 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        low_0, low_2 = high_0 & _LOW, high_2 & _LOW
-        high_0 >>= _HALF
-        high_2 >>= _HALF
+        low_0, low_2 = high_0 & _LOW_WORD, high_2 & _LOW_WORD
+        high_0 >>= _WORD_BITS
+        high_2 >>= _WORD_BITS
         c0, c1, c2, c3 = high_2 ^ (c1 ^ np.uint64(k0)), low_2, high_0 ^ (c3 ^ np.uint64(k1)), low_0
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
     return c0, c1, c2, c3
@@ -58,67 +58,70 @@ def _key(seed: int, name: str) -> tuple[int, int]:
 def _columns(
     seed: int, name: str, counters: Sequence[Counter], num: int, dtype: type[np.uint64] | type[np.float64]
 ) -> npt.NDArray[Any]:
-    """(num, N) random 32-bit words: each draw of all N rows lies in one piece of memory."""
+    """Return (num, N) random 32-bit words, in which the N words of each draw are contiguous."""
     assert len(counters) <= 3
-    words_of_counters = [np.asarray(counter, dtype=np.uint64) for counter in counters]
-    assert all(word.size == 0 or int(word.max()) < 1 << 32 for word in words_of_counters)
-    shape = np.broadcast_shapes((1,), *(word.shape for word in words_of_counters))
-    blocks = -(-num // 4)
-    block = np.arange(blocks, dtype=np.uint64).reshape(-1, *(1 for _ in shape))
-    words_of_counters += [np.zeros((), dtype=np.uint64)] * (3 - len(counters))
-    drawn = np.empty((blocks, 4, *shape), dtype=dtype)
-    step = max(_FEWEST_AT_ONCE, _MOST_AT_ONCE * shape[-1] // max(1, blocks * math.prod(shape)))
+    counter_words = [np.asarray(counter, dtype=np.uint64) for counter in counters]
+    assert all(word.size == 0 or int(word.max()) < 1 << 32 for word in counter_words)
+    shape = np.broadcast_shapes((1,), *(word.shape for word in counter_words))
+    num_blocks = -(-num // 4)
+    block = np.arange(num_blocks, dtype=np.uint64).reshape(-1, *(1 for _ in shape))
+    counter_words += [np.zeros((), dtype=np.uint64)] * (3 - len(counters))
+    draws = np.empty((num_blocks, 4, *shape), dtype=dtype)
+    step = max(_MIN_SAMPLES, _MAX_BLOCKS * shape[-1] // max(1, num_blocks * math.prod(shape)))
     for start in range(0, shape[-1], step):
         part = slice(start, start + step)
-        words_of_part = (w[..., part] if w.ndim and w.shape[-1] > 1 else w for w in words_of_counters)
-        for number, word in enumerate(philox4x32((block, *words_of_part), _key(seed, name))):
-            drawn[:, number, ..., part] = word
-    return drawn.reshape(4 * blocks, math.prod(shape))[:num]
+        part_words = (w[..., part] if w.ndim and w.shape[-1] > 1 else w for w in counter_words)
+        for i, word in enumerate(philox4x32((block, *part_words), _key(seed, name))):
+            draws[:, i, ..., part] = word
+    return draws.reshape(4 * num_blocks, math.prod(shape))[:num]
 
 
 def words(seed: int, name: str, *counters: Counter, num: int) -> npt.NDArray[np.uint64]:
-    """(N, num) random 32-bit words, one row for each element of the counters broadcast together.
+    """Return (N, num) random 32-bit words, one row for each element of the broadcast counters.
 
-    At most three counters, each < 2^32 (epoch or step, sample index, view); the fourth counts the draws.
+    counters: at most three, each < 2^32, such as epoch or step, sample index, and view.
     """
     return np.ascontiguousarray(_columns(seed, name, counters, num, np.uint64).T)
 
 
 def uniform_columns(seed: int, name: str, *counters: Counter, num: int) -> npt.NDArray[np.float64]:
-    """(num, N): ``uniform`` with each draw of all N rows in one piece of memory, which is quicker to make."""
-    drawn = _columns(seed, name, counters, num, np.float64)
-    drawn += 0.5
-    drawn *= 2.0**-32
-    return drawn
+    """Return the transpose of ``uniform``, (num, N), contiguous, which is faster to compute."""
+    draws = _columns(seed, name, counters, num, np.float64)
+    draws += 0.5
+    draws *= 2.0**-32
+    return draws
 
 
 def uniform(seed: int, name: str, *counters: Counter, num: int) -> npt.NDArray[np.float64]:
-    """(N, num) numbers, uniform in the open interval (0, 1), with 32 random bits each."""
+    """Return (N, num) uniform numbers in the open interval (0, 1), with 32 random bits each."""
     return np.ascontiguousarray(uniform_columns(seed, name, *counters, num=num).T)
 
 
 def permutation(seed: int, name: str, *counters: int, size: int) -> npt.NDArray[np.int64]:
-    """A random order of ``range(size)``: the ranks of 64-bit words, so that no library version changes it."""
-    drawn = words(seed, name, *counters, num=2 * size)[0].reshape(size, 2)
-    return np.argsort(drawn[:, 0] << _HALF | drawn[:, 1], kind="stable").astype(np.int64)
+    """Return a random order of ``range(size)``, (size,), which does not depend on the version of a library.
+
+    It is the order of random 64-bit words.
+    """
+    halves = words(seed, name, *counters, num=2 * size)[0].reshape(size, 2)
+    return np.argsort(halves[:, 0] << _WORD_BITS | halves[:, 1], kind="stable").astype(np.int64)
 
 
 def permuted(
     seed: int, name: str, *counters: int, size: int, positions: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.int64]:
-    """Return the numbers at these positions of a random order of ``range(size)``, without making the rest of it.
+    """Return the numbers at the given positions of a random order of ``range(size)``, without computing the rest.
 
-    positions: (N,) in [0, size), where 1 <= size <= 2^32.  Returns (N,) likewise.  It takes memory for N numbers and no
-    more, whatever the size is.  This is another order than that of ``permutation``.
+    positions: (N,) in [0, size), with 1 <= size <= 2^32.  Returns (N,) in the same range.  Memory is proportional to N,
+    whatever the size.  The order differs from that of ``permutation``.
 
     The order is the generalized Feistel network of Black and Rogaway (Ciphers with Arbitrary Finite Domains, CT-RSA
-    2002, method 3): a position is written as a cell of a table that is barely larger than ``size``; each round shifts
-    every row by an amount that is a hash of its column, or the other way around; what comes out beyond ``size`` goes
-    through again (cycle walking), which keeps it one to one.  There are 24 rounds, as in the bijection of Mitchell et
-    al., Bandwidth-Optimal Random Shuffling for GPUs (arXiv 2106.06161), and in ``thrust::shuffle``, which had too few
-    with 8 and 16.  One deviation: the number of rows is even, because a table with two odd sides would give even
-    permutations only.  Computed with ideal hashes for tables of 4 and 8 cells (up to 8 samples), 24 rounds are at most
-    0.4 % from uniform in total variation; 8 rounds are 28 %.
+    2002, method 3).  A position is a cell of a table that is slightly larger than ``size``.  Each round shifts every
+    row by a hash of its column, or every column by a hash of its row.  A result beyond ``size`` goes through the rounds
+    again (cycle walking), which keeps the mapping one to one.  There are 24 rounds, as in Mitchell et al.,
+    Bandwidth-Optimal Random Shuffling for GPUs (arXiv 2106.06161), and in ``thrust::shuffle``, where 8 and 16 were too
+    few.  One deviation: the number of rows is even, because a table with two odd sides gives only even permutations.
+    With ideal hashes on tables of 4 and 8 cells, 24 rounds differ from uniform by at most 0.4 % in total variation, and
+    8 rounds by 28 %.
     """
     assert 1 <= size <= 1 << 32
     num_rows, num_columns = _table(size)
@@ -131,7 +134,7 @@ def permuted(
 
 @lru_cache(maxsize=64)
 def _table(size: int) -> tuple[int, int]:
-    """(an even number of rows, number of columns) of a nearly square table that has few cells beyond ``size``."""
+    """Return the numbers of rows (even) and columns of a nearly square table with few cells beyond ``size``."""
     square = math.isqrt(size - 1) + 1
     square += square % 2
     candidates = range(square, square + min(square // 4, 64) + 1, 2)
@@ -141,51 +144,51 @@ def _table(size: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _round_keys(seed: int, name: str, counters: tuple[int, ...]) -> Words:
-    """(_NUM_ROUNDS,) keys of 64 bits."""
+    """Return (_NUM_ROUNDS,) 64-bit keys."""
     halves = words(seed, name, *counters, num=2 * _NUM_ROUNDS)[0].reshape(_NUM_ROUNDS, 2)
-    return halves[:, 0] << _HALF | halves[:, 1]
+    return halves[:, 0] << _WORD_BITS | halves[:, 1]
 
 
 def _through_rounds(cells: Words, num_rows: int, num_columns: int, keys: Words) -> Words:
-    """Move cells of the table, counted column by column, through all rounds: (N,)."""
+    """Move cells (N,) of the table, counted column by column, through all rounds."""
     column, row = np.divmod(cells, np.uint64(num_rows))
-    for number, key in enumerate(keys):
-        if number % 2 == 0:
+    for i, key in enumerate(keys):
+        if i % 2 == 0:
             row = _shifted(row, num_rows, column ^ key)
         else:
             column = _shifted(column, num_columns, row ^ key)
     return column * np.uint64(num_rows) + row
 
 
-def _shifted(places: Words, length: int, hashed: Words) -> Words:
-    """``places`` in range(length), each moved around by an amount that is a hash: (N,).
+def _shifted(positions: Words, length: int, hash_input: Words) -> Words:
+    """Shift positions (N,) in range(length) cyclically by a hash of ``hash_input`` (N,).
 
-    The hash is MurmurHash3's finalizer for 64 bits without its first and last steps: the bits that are used, the upper
-    ones, depend on all bits all the same.
+    The hash is MurmurHash3's 64-bit finalizer without its first and last steps.  Only its upper bits are used, which
+    depend on all input bits even so.
     """
-    amount = hashed * _MURMUR[0]
-    amount ^= amount >> _HALF
+    amount = hash_input * _MURMUR[0]
+    amount ^= amount >> _WORD_BITS
     amount *= _MURMUR[1]
-    amount >>= _HALF
+    amount >>= _WORD_BITS
     amount *= np.uint64(length)
-    amount >>= _HALF
-    amount += places
-    return np.minimum(amount, amount - np.uint64(length))  # the difference wraps around 2^64 where it is below 0
+    amount >>= _WORD_BITS
+    amount += positions
+    return np.minimum(amount, amount - np.uint64(length))  # a negative difference wraps around to a large number
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch's global generators, which only the initialisation of weights (timm's, torch's own) uses."""
-    torch.manual_seed(_initial(seed))
+    """Seed torch's global generators, which are used only to initialize weights (by timm and torch)."""
+    torch.manual_seed(_weights_seed(seed))
 
 
 @contextmanager
 def initial_weights(seed: int) -> Generator[None]:
-    """Draw weights on the CPU as after ``seed_torch``, and leave torch's global generators as they were."""
+    """Draw weights on the CPU as after ``seed_torch`` inside the context, and restore torch's generators afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_initial(seed))  # torch.manual_seed would seed GPUs' generators too
+        torch.default_generator.manual_seed(_weights_seed(seed))  # torch.manual_seed would also seed GPUs
         yield
 
 
-def _initial(seed: int) -> int:
+def _weights_seed(seed: int) -> int:
     first, second = _key(seed, "initial weights")
     return first << 32 | second

@@ -75,8 +75,8 @@ def test_more_rows_than_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) ->
     index = np.random.default_rng().integers(2**32, size=1000)
     view = np.arange(3)[:, None]
     whole = rng.words(7, "crop", 4, index, view, num=9)
-    monkeypatch.setattr(rng, "_MOST_AT_ONCE", 1)
-    monkeypatch.setattr(rng, "_FEWEST_AT_ONCE", 7)
+    monkeypatch.setattr(rng, "_MAX_BLOCKS", 1)
+    monkeypatch.setattr(rng, "_MIN_SAMPLES", 7)
     assert (rng.words(7, "crop", 4, index, view, num=9) == whole).all()
 
 

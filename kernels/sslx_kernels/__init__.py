@@ -1,1 +1,1 @@
-"""sslx_kernels: losses of self-supervised learning on tensors.  Imports torch only, never sslx."""
+"""sslx_kernels: fast loss functions for self-supervised learning.  Depends on torch only, never on sslx."""

@@ -1,6 +1,6 @@
-"""What Triton needs of a machine to start its kernels on a GPU, beside the driver: a C compiler and Python's headers.
+"""Checks for the tools that Triton needs besides the GPU driver: a C compiler and Python's headers.
 
-Triton builds a small module with both at its first use, also where everything comes from wheels.
+Triton builds a small module with them at first use, even if everything was installed from wheels.
 """
 
 import os
@@ -12,16 +12,18 @@ INSTALL = "apt install gcc python3-dev"
 
 
 def missing() -> str:
-    """What is not there, in words; empty if nothing is missing.
+    """Return what is missing, in words, or an empty string.
 
-    Looks where Triton looks: ``$CC``, which is taken as the path of one program, else gcc or clang.
+    Looks where Triton looks: at ``$CC``, which must be the path of one program, or else for gcc or clang.
     """
-    named = os.environ.get("CC")
-    names = ["gcc", "clang"] if named is None else [named]
+    cc = os.environ.get("CC")
+    compilers = ["gcc", "clang"] if cc is None else [cc]
     scheme = sysconfig.get_default_scheme()
-    # Debian's own Python installs below "local", where its headers are not.
+    # Debian's Python installs packages below "local", but its headers are not there.
     include = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
-    lacks = [] if any(map(shutil.which, names)) else ["a C compiler" if named is None else f"the C compiler CC={named}"]
+    problems: list[str] = []
+    if not any(map(shutil.which, compilers)):
+        problems.append("a C compiler" if cc is None else f"the C compiler CC={cc}")
     if not (Path(include) / "Python.h").exists():
-        lacks.append("Python's headers (Python.h)")
-    return " and ".join(lacks)
+        problems.append("Python's headers (Python.h)")
+    return " and ".join(problems)

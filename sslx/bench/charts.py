@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sslx.plot.canvas import GRAY, INK, LR, OPACITY, PALETTE, canvas, legend, save, titles
+from sslx.plot.canvas import GRAY, INK, LR_COLOR, OPACITY, PALETTE, canvas, legend, save, titles
 
 
 def roofline(
@@ -60,8 +60,8 @@ def bars(
         text = f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
         axes.text(max(value, high) + 0.012 * most, place, text, va="center", color=INK, fontsize=9)
     if line is not None:
-        axes.axvline(line[1], color=LR, linewidth=1.4, linestyle=(0, (4, 2)))
-        axes.text(line[1], len(rows) - 0.42, line[0], color=LR, fontsize=9, ha="center", va="top")
+        axes.axvline(line[1], color=LR_COLOR, linewidth=1.4, linestyle=(0, (4, 2)))
+        axes.text(line[1], len(rows) - 0.42, line[0], color=LR_COLOR, fontsize=9, ha="center", va="top")
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1.1 * most)

@@ -1,4 +1,4 @@
-"""The configuration: dataclasses, recipes and flags, and what is chosen where neither of them says."""
+"""The configuration: dataclasses, recipes, flags, and values chosen for options that none of them sets."""
 
 from typing import TYPE_CHECKING
 

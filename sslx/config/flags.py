@@ -1,4 +1,4 @@
-"""Settings in files (recipes, saved configs, profiles, sweeps) as flags, and what paths and names in them mean."""
+"""Turns settings in files (recipes, saved configs, profiles, sweeps) into flags, and interprets paths and names."""
 
 import dataclasses
 import difflib
@@ -17,25 +17,28 @@ from sslx.errors import ConfigError, MissingInput
 from sslx.machine import files
 
 MAX_BYTES, MAX_VALUES, MAX_TEXT = 1 << 18, 20_000, 10_000
-"""Of one file, values in it, and characters of one of them: more is no file of settings."""
+"""Limits of a settings file: its bytes, the number of its values, and the characters of a value."""
 MAX_STRANGE = 10
-"""Keys of a file that may be no options, each of which the parser makes suggestions for."""
+"""Maximum number of unknown keys in a file for which the parser makes suggestions."""
 MAX_NAME_BYTES = 200
-"""Of a run's name: file systems take 255, and some files are named after the run."""
+"""Maximum length of a run's name.  File systems allow 255 bytes, and some files are named after the run."""
 _PATHS = ("weights",)
-"""Fields that hold a path but are text, since they may hold something else."""
+"""Fields that hold a path as a string, because they may hold other things as well."""
 
 
 _FOLDER = Path(str(resources.files("sslx"))) / "recipes"
 
 
 def recipes() -> dict[str, Path]:
-    """The recipes that come with sslx, by name."""
+    """Return the paths of the recipes that come with sslx, by name."""
     return {path.stem: path for path in sorted(_FOLDER.glob("*.toml"))}
 
 
 def recipe(given: str) -> Path:
-    """The file of a recipe, given by its name or path.  MissingInput, or ConfigError for another kind of file."""
+    """Return the file of a recipe that is given by name or path.
+
+    Raises MissingInput if there is none, and ConfigError for another kind of file.
+    """
     path = files.expanded(given)
     if path.suffix.lower() in (".toml", ".json"):
         if not os.path.exists(path):
@@ -61,10 +64,11 @@ def recipe(given: str) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tables of a .json file, or of a TOML file of any other name, with those of its bases.
+    """Return the tables of a .json file, or of a TOML file with any other name, merged with those of its bases.
 
-    ``base = "digits"``, or a list, is the first line of a recipe that is built on others: files in recipes/bases, other
-    recipes, or .toml files beside it.  Raises ConfigError for a file of another kind and for one that is too large.
+    A recipe that is built on others starts with ``base = "digits"`` or a list of names.  They are files in
+    recipes/bases, other recipes, or .toml files beside the recipe.  Raises ConfigError for a file that cannot be read
+    or is too large.
     """
     tree = _tree(path)
     if _is_json(path):
@@ -89,7 +93,7 @@ def _tree(path: Path) -> dict[str, Any]:
 
 
 def _with_bases(tree: dict[str, Any], path: Path, heirs: tuple[Path, ...]) -> dict[str, Any]:
-    """A recipe together with what it takes from its bases: the values of the recipe and of later bases win.
+    """Return a recipe merged with its bases.  Values of the recipe override its bases, and later bases earlier ones.
 
     heirs: the recipes that lead to this one.  Raises ConfigError for a base that is missing or that leads to itself.
     """
@@ -104,7 +108,7 @@ def _with_bases(tree: dict[str, Any], path: Path, heirs: tuple[Path, ...]) -> di
 
 
 def _base(name: str, path: Path) -> Path:
-    """The file of a base: beside the recipe, or one that comes with sslx."""
+    """Return the file of a base, which stands beside the recipe or comes with sslx."""
     places = (path.parent / name, _FOLDER / "bases" / f"{name}.toml", _FOLDER / f"{name}.toml")
     for place in places:
         if place.suffix == ".toml" and place.is_file():
@@ -116,7 +120,7 @@ def _base(name: str, path: Path) -> Path:
 
 
 def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """The tables of both; where both have a value, that of ``tree``."""
+    """Return the tables of both, with the values of ``tree`` where both have one."""
     both = dict(base)
     for key, value in tree.items():
         inherited = both.get(key)
@@ -125,13 +129,16 @@ def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _size(tree: Any) -> int:
-    """Of tables, lists and values, at any depth."""
+    """Return the number of tables, lists and values at any depth."""
     inside: Iterable[Any] = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     return 1 + sum(map(_size, inside))
 
 
 def of(tree: dict[str, Any], path: Path) -> list[str]:
-    """{"optim": {"lr": 1e-3}} -> ["--optim.lr", "0.001"].  ConfigError for what is no flag; path: for the message."""
+    """Turn {"optim": {"lr": 1e-3}} into ["--optim.lr", "0.001"].
+
+    path: of the file, for the message.  Raises ConfigError for keys and values that cannot be flags.
+    """
     try:
         return list(_flags(tree))
     except ValueError as error:
@@ -164,7 +171,7 @@ def _argument(key: str, value: Any) -> str:
 
 
 def names(args: Sequence[str]) -> set[str]:
-    """The options that flags set, by dotted name: --optim.weight-decay 0 -> optim.weight_decay."""
+    """Return the dotted names of the options that flags set, such as optim.weight_decay for --optim.weight-decay 0."""
     return {_name(arg) for arg in args if arg.startswith("--")}
 
 
@@ -183,14 +190,14 @@ def check_renamed(args: Sequence[str]) -> None:
 
 
 def last(args: Sequence[str], name: str, default: str = "") -> str:
-    """The value that the last flag of this name gives."""
+    """Return the value of the last flag with this name."""
     wanted = _name(name)
     values = [after for flag, after in pairwise(args) if flag.startswith("--") and _name(flag) == wanted]
     return values[-1] if values else default
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"optim": {"lr": 1e-3}} -> ("optim.lr", 1e-3)."""
+    """Yield the values of nested tables with their dotted names: ("optim.lr", 1e-3) for {"optim": {"lr": 1e-3}}."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -199,9 +206,9 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_known(path: Path, tree: dict[str, Any], default: Any, others: Collection[str] = ()) -> None:
-    """Raise ConfigError for a file with keys that are no fields of ``default``, with those that may be meant.
+    """Raise ConfigError, with suggestions, for a file with keys that are not fields of ``default``.
 
-    others: dotted names that are known too.
+    others: dotted names of options that are also known.
     """
     known = {name for name, _ in leaves(dataclasses.asdict(default))}.union(others)
     strange = [name for name, _ in leaves(tree) if name.replace("-", "_") not in known]
@@ -218,7 +225,7 @@ def check_known(path: Path, tree: dict[str, Any], default: Any, others: Collecti
 
 
 def _meant(name: str, known: set[str]) -> str:
-    """A hint at the option that is likely meant."""
+    """Return a hint at the new name of an option or at a similarly named one, or an empty string."""
     if name in schema.RENAMED:
         return f" (it is now {schema.RENAMED[name]})"
     close = [f"{name}.name"] if f"{name}.name" in known else difflib.get_close_matches(name, known, 1)
@@ -226,7 +233,7 @@ def _meant(name: str, known: set[str]) -> str:
 
 
 def expanded(settings: Any) -> Any:
-    """The settings with ``~`` as the home directory in every path, at any depth."""
+    """Return the settings with ``~`` expanded to the home directory in all paths, at any depth."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value: Any = getattr(settings, field.name)
@@ -243,7 +250,7 @@ def expanded(settings: Any) -> Any:
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError for a run's name that is no good name of a folder."""
+    """Raise ConfigError for a run's name that is unsuitable as a folder's name."""
     size = len(name.encode("utf-8", "surrogatepass"))
     if size > MAX_NAME_BYTES:
         raise ConfigError(f"--name '{shown(name, 60)}' has {size:,} bytes: take {MAX_NAME_BYTES} at most")
@@ -256,7 +263,7 @@ def check_name(name: str) -> None:
 
 
 def name_of_sweep(name: str, changes: dict[str, Any]) -> str:
-    """The name of a sweep's run after what it changes; with a digest where a folder cannot be called so."""
+    """Return the name of a sweep's run, made of its changes, with a digest if a folder cannot have that name."""
     exact = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
     short = re.sub(r"[^\w.,=+-]+", "_", exact)
     room = MAX_NAME_BYTES - len(os.fsencode(name)) - 10

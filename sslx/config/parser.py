@@ -1,4 +1,4 @@
-"""The parser of all subcommands: an object of a config's class from flags.  The only importer of tyro."""
+"""The parser of all subcommands, which makes an object of a config's class from flags.  The only importer of tyro."""
 
 import io
 from collections.abc import Sequence
@@ -15,27 +15,30 @@ from sslx.console.words import shown
 from sslx.errors import ConfigError, UserError
 
 MISSING: Any = tyro.MISSING
-"""The default of what has none."""
+"""Marks an option that has no default."""
 T = TypeVar("T")
 
 
 def separated(argv: Sequence[str]) -> list[str]:
-    """The arguments with ``--name=value`` as two."""
+    """Return the arguments with each ``--name=value`` split into two."""
     return [part for a in argv for part in (a.split("=", 1) if a.startswith("--") else [a])]
 
 
 def print_help(kind: type[Any], prog: str, default: object) -> None:
-    """Print all options of a config, then end the process as --help does."""
+    """Print all options of a config and exit, as --help does."""
     tyro.cli(kind, args=["--help"], prog=prog, default=default)
 
 
 def parse(kind: type[T], argv: Sequence[str], prog: str) -> T:
-    """The config of a subcommand that takes no recipes and has a default for every option or needs it."""
+    """Return the config of a subcommand without recipes, in which every option has a default or is required."""
     return parse_flags(kind, separated(argv), prog, None, quiet=False)
 
 
 def parse_flags(kind: Any, args: list[str], prog: str, default: Any, quiet: bool) -> Any:
-    """One object from flags, paths expanded.  A UserError passes; else SystemExit, after help or tyro's words."""
+    """Return an object of class ``kind`` from flags, with expanded paths.
+
+    Raises a UserError of the class's constructor, or SystemExit after printing help or tyro's message.
+    """
     for text in args:
         if text.startswith("--") and len(text) > 100:  # for which the parser would look for similar names for minutes
             raise ConfigError(f"no option has a name of {len(text):,} characters: {shown(text, 60)}")

@@ -1,8 +1,9 @@
-"""What is taken where neither a recipe nor a flag says: chosen by method, encoder, batch, source and images.
+"""Chooses values for options that neither a recipe nor a flag sets, by method, encoder, batch size, source and images.
 
-Each method has a file ``recipes/defaults/NAME.toml`` with tables by situation, each with its reason (``why``) and the
-published source: ``all``; ``small`` and ``large`` batches; ``cpu``, small ones without a GPU, so short runs; ``vit``,
-any transformer; ``tiny`` images.  Later ones win.  A method without such a file gets plain defaults.
+Each method has a file ``recipes/defaults/NAME.toml`` with a table for each situation, with the reason (``why``) and the
+published source.  The situations are ``all``; ``small`` and ``large`` batches; ``cpu``, for small batches without a GPU
+and so for short runs; ``vit``, for any transformer; and ``tiny`` images.  Later tables override earlier ones.  A method
+without such a file gets plain defaults.
 """
 
 import tomllib
@@ -17,15 +18,15 @@ from sslx.data.sources.config import SourceConfig
 
 Config = TypeVar("Config", bound=Any)
 SMALL_BATCH = 1024
-"""Below it are batches that papers' LARS settings are not for."""
+"""Papers' LARS settings are not meant for batches smaller than this."""
 FEW_STEPS, FEW_EPOCHS = 500, 10
-"""With fewer a run is too short to expect much of it."""
+"""A run with fewer steps or epochs is too short for good features."""
 SMALL_SIDE = 64
-"""Pixels: views up to here are small."""
+"""Largest side of tiny views, in pixels."""
 _SITUATIONS = ("all", "small", "large", "cpu", "vit", "tiny")
-"""Tables of a base file, beside ``about``, what a list of methods says of it."""
+"""Tables of a defaults file, besides ``about``, which describes the method in lists of methods."""
 _CONVOLUTIONAL = ("res", "reg", "efficientnet", "mobilenet", "densenet", "vgg", "dla", "hrnet", "inception", "xception")
-"""Parts of names of timm's models that train by SGD; the others are transformers and what trains as they do."""
+"""Parts of the names of timm models that train with SGD.  All others train like transformers."""
 _PLAIN: dict[str, dict[str, Any]] = {
     "small": {"why": "batches below 1,024: SGD", "optim": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4}},
     "large": {"why": "batches of 1,024 and more: LARS", "optim": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6}},
@@ -33,12 +34,12 @@ _PLAIN: dict[str, dict[str, Any]] = {
 }
 ON_CPU = {"batch_size": 64, "epochs": 30}
 SIDE_ON_CPU = 96
-"""Pixels of the views of larger images where there is no GPU."""
+"""Side in pixels of the views of larger images if there is no GPU."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Values of options by dotted name, and why."""
+    """Values of options by dotted name, and the reason for them."""
 
     why: str
     values: dict[str, Any]
@@ -55,23 +56,23 @@ def _tables(method: str) -> dict[str, dict[str, Any]]:
 
 
 def about(method: str) -> dict[str, str]:
-    """What a list of methods says of it: what, encoders, cost (for each image of a step), paper."""
+    """Return a method's description for lists of methods: what, encoders, cost (per image of a step), paper."""
     return dict(_tables(method).get("about", {}))
 
 
 def is_transformer(encoder: str) -> bool:
-    """Whether a timm model of this name trains by AdamW: all but the classic convolutional ones."""
+    """Return whether a timm model with this name trains with AdamW, as all but classic convolutional ones do."""
     name = encoder.lower()
     return not any(part in name.partition(".")[0] for part in _CONVOLUTIONAL) or "vit" in name
 
 
 def encoder(method: str) -> str | None:
-    """The encoder that a method brings; None: any."""
+    """Return the method's default encoder, or None if it has none."""
     return _tables(method).get("all", {}).get("encoder", {}).get("name")
 
 
 def names(method: str, source: SourceConfig) -> set[str]:
-    """All options that may be chosen for a method and a source, by dotted name."""
+    """Return the dotted names of all options that may be chosen for a method and a source."""
     tables = [table for key, table in _tables(method).items() if key in _SITUATIONS]
     inside = {name for table in tables for name, _ in flags.leaves(table)} - {"why"}
     return inside | {*ON_CPU, "data.size", "optim.warmup", "encoder.patch", *source.suited}
@@ -80,10 +81,10 @@ def names(method: str, source: SourceConfig) -> set[str]:
 def choices(
     method: str, encoder: str, batch_size: int, epochs: int, source: SourceConfig, *, gpu: bool, side: int | None = None
 ) -> list[Choice]:
-    """What suits the situation; of a name in several of them the last one holds.
+    """Return the choices that suit the situation.  If several set the same option, the last one applies.
 
-    gpu: whether there is one to train on.  side: of the training views, in pixels; None where it is not known yet:
-    photographs.
+    gpu: whether there is a GPU to train on.
+    side: of the training views in pixels; None if it is not known yet, which is treated like photographs.
     """
     tables = _tables(method)
     is_vit, is_tiny = is_transformer(encoder), side is not None and side <= SMALL_SIDE
@@ -111,12 +112,12 @@ SMALLER_VIEWS = Choice("no GPU: smaller views, a fifth of the work", {"data.size
 
 
 def smaller_batch(num_images: int) -> Choice:
-    """The largest power of two of images that there are."""
+    """Return a batch size that is the largest power of two of at most ``num_images``."""
     return Choice(f"{num_images} images are less than a batch", {"batch_size": 2 ** (num_images.bit_length() - 1)})
 
 
 def applied(config: Config, values: Mapping[str, Any], names: Collection[str]) -> Config:
-    """The config with these values, by dotted name, in place of those options that are among ``names``."""
+    """Return the config with new values, by dotted name, for those options that are among ``names``."""
     changes: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -129,7 +130,7 @@ def applied(config: Config, values: Mapping[str, Any], names: Collection[str]) -
 
 
 def merged(found: list[Choice]) -> dict[str, Any]:
-    """The values of all of them, the last one of each name."""
+    """Return the values of all choices, with the last one for each name."""
     values: dict[str, Any] = {}
     for choice in found:
         values |= choice.values
@@ -137,9 +138,9 @@ def merged(found: list[Choice]) -> dict[str, Any]:
 
 
 def words(found: list[Choice], open_names: set[str]) -> list[str]:
-    """A line for each choice with a reason: that, and the flags by which to choose otherwise.
+    """Return a line for each choice that has a reason, with the reason and the flags that would override it.
 
-    open_names: the options that nobody has set.
+    open_names: the options that neither a recipe nor a flag has set.
     """
     said = set[str]()
     lines: list[str] = []

@@ -1,7 +1,7 @@
 """The configuration of the subcommands, from recipes and flags.
 
-A TOML recipe (or a saved config.json) is turned into flags and placed before the user's flags; tyro parses
-once and the later flag wins.  So there is one parser, one error path and one rule of precedence.
+A TOML recipe or a saved config.json is turned into flags that are placed before the user's flags.  tyro parses them
+all, and later flags win.  So there is one parser, one error path and one rule of precedence.
 """
 
 import dataclasses
@@ -36,13 +36,13 @@ from sslx.runs.config import CheckpointConfig, LogConfig
 class PretrainConfig:
     """Pretrain an image encoder without labels.
 
-    RECIPE is a recipe's name, or the path of a .toml or a saved config.json.
+    RECIPE is a recipe's name, or the path of a .toml file or a saved config.json.
 
-    Of several the later one wins; flags win over all.  Without one: the defaults.
+    Later recipes override earlier ones, and flags override recipes.
     """
 
     name: str = ""
-    """Name of the run; its files go to RUNS/NAME.  Default: the recipe's name, or METHOD_SOURCE."""
+    """Name of the run, whose files go to RUNS/NAME.  Default: the recipe's name, or METHOD_SOURCE."""
     runs: Path = Path("runs")
     """Folder that holds all runs."""
     resume: Literal["no", "auto"] = "no"
@@ -50,31 +50,31 @@ class PretrainConfig:
     seed: int = 0
     """Random seed."""
     epochs: int = 100
-    """How many times to go through all images."""
+    """Number of passes over all images."""
     steps: int | None = None
-    """Number of optimizer steps; overrides --epochs."""
+    """Number of optimizer steps.  Overrides --epochs."""
     batch_size: int = 256
     """Images per optimizer step, over all ranks (processes) together."""
     num_micro_batches: int = 1
-    """Gradient accumulation: micro-batches per step.  Contrastive losses see the negatives of one micro-batch only."""
+    """Gradient accumulation: micro-batches per step.  Contrastive losses see only the negatives of one micro-batch."""
     num_grad_cache_chunks: int = 1
-    """GradCache: chunks per step.  Saves memory and keeps all negatives, for a second forward pass."""
+    """GradCache: chunks per step.  Saves memory and keeps all negatives, at the cost of a second forward pass."""
     ranks: int | None = None
-    """Processes to start.  Default: one per visible GPU, or one on the CPU.  torchrun and Slurm decide themselves."""
+    """Processes to start.  Default: one per visible GPU, or one on a CPU.  Under torchrun and Slurm, they decide."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on."""
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
-    """bf16: mixed precision, losses and norms in fp32.  fp32: without TF32.  auto: bf16 where GPU or CPU is fast."""
+    """bf16: autocast, with losses and norms in fp32.  fp32: without TF32.  auto: bf16 if the device is fast at it."""
     deterministic: bool = False
-    """Restarts equal to the last bit on GPUs too, at some cost in speed; on CPUs they always are."""
+    """Make restarts on GPUs equal to the last bit, at some cost in speed.  On CPUs they always are."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile encoder and heads.  auto: on GPUs only; on a CPU it takes half a minute before the first step."""
+    """Compile encoder and heads.  auto: on GPUs only, because it delays the first step on a CPU by half a minute."""
     batch_norm: Literal["local", "sync", "group"] = "local"
-    """local: each rank by its own images.  sync: by all, so many ranks train like one.  group: group norm instead."""
+    """local: over each rank's images.  sync: over all ranks' images, as on one rank.  group: group norm instead."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """If a loss or gradient is not finite: stop with exit code 76, or skip the step (it is never taken) and go on."""
+    """If a loss or gradient is not finite: stop with exit code 76, or skip the step and continue."""
     skip_steps: int = 10
-    """How many steps in a row --on-nonfinite skip leaves out before it returns to the last checkpoint."""
+    """Maximum number of consecutive steps that --on-nonfinite skip skips before it returns to the last checkpoint."""
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=named.SOURCE))
     data: DataConfig = field(default_factory=DataConfig)
     augment: Augment = field(default_factory=Augment)
@@ -86,7 +86,7 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     unset: Suppress[tuple[str, ...]] = field(default=(), compare=False)
-    """Options that neither a recipe nor a flag has set, by dotted name, until ``settle``; in no file, nor are those."""
+    """Dotted names of options that no recipe or flag has set, until ``settle``.  ``dump`` omits these options."""
 
     def __post_init__(self) -> None:
         for flag, value in (("epochs", self.epochs), ("steps", self.steps), ("batch-size", self.batch_size)):
@@ -103,17 +103,17 @@ class PretrainConfig:
 
     @property
     def may_skip(self) -> int:
-        """Steps in a row that may be left out because they are not finite."""
+        """Maximum number of consecutive steps that may be skipped because they are not finite."""
         return self.skip_steps if self.on_nonfinite == "skip" else 0
 
     @property
     def batches_per_step(self) -> int:
-        """Shares that the loader cuts a step's batch into, on each rank."""
+        """Number of parts into which the loader cuts a step's batch on each rank."""
         return self.num_micro_batches * self.num_grad_cache_chunks
 
     @property
     def norm(self) -> Norm:
-        """What --batch-norm says, in the words of an encoder's recipe."""
+        """The value of --batch-norm as a norm of an encoder's recipe."""
         return "batch" if self.batch_norm == "local" else self.batch_norm
 
 
@@ -121,9 +121,9 @@ class PretrainConfig:
 class ProbeConfig:
     """Measure an encoder's frozen features: kNN, linear probe and few labels.
 
-    Raw pixels and the untrained encoder stand beside it, on the same images.
+    Raw pixels and the untrained encoder are measured for comparison.
 
-    Without labels: effective rank, alignment, uniformity, instance retrieval.
+    Without labels it measures rank, alignment, uniformity and retrieval instead.
     """
 
     checkpoint: Positional[Path]
@@ -131,9 +131,9 @@ class ProbeConfig:
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=named.SOURCE))
     """Images to probe on.  Default: the run's."""
     data: DataConfig = field(default_factory=DataConfig)
-    """How they are read.  Default: as in the run."""
+    """How images are read.  Default: as in the run."""
     baselines: bool = True
-    """Measure raw pixels and the untrained encoder as well, to compare with."""
+    """Measure raw pixels and the untrained encoder as well, for comparison."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute features on."""
     batch_size: int = 256
@@ -150,11 +150,11 @@ class PlotConfig:
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=named.SOURCE))
     """Images to draw.  Default: the run's."""
     data: DataConfig = field(default_factory=DataConfig)
-    """How they are read.  Default: as in the run."""
+    """How images are read.  Default: as in the run."""
     num_points: int = 2000
-    """Images on the map, at most: of the test split or, where there is none, of a part of the training images."""
+    """Maximum number of images on the map, from the test split or, if there is none, from held-out training images."""
     seed: int = 0
-    """Of the map and of the choice of images."""
+    """Random seed of the map and of the choice of images."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute features on."""
 
@@ -163,29 +163,34 @@ class PlotConfig:
 class VerifyConfig:
     """Check that several processes, each with part of the batch, train like one.
 
-    They must give the loss, gradients and weights of one process with all of it.
+    They must give the loss, gradients and weights of one with the whole batch.
     """
 
     methods: Positional[tuple[str, ...]] = ()
-    """Methods to check; default: all."""
+    """Methods to check.  Default: all."""
     ranks: tuple[int, ...] = (2, 3)
-    """Numbers of processes to compare with one."""
+    """Numbers of processes to compare with one process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs where there is one for each rank."""
+    """Device to run on.  auto: GPUs if there is one for each rank, else the CPU."""
 
 
 def load(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) -> PretrainConfig:
-    """``[RECIPE ...] [--section.option VALUE ...]``; later wins, and ``presets`` where none of them says.
+    """Return the config of ``[RECIPE ...] [--section.option VALUE ...]``.
 
-    quiet: print nothing on a wrong flag (all ranks parse, one prints).  gpu: whether to choose as for a GPU; default:
-    where this machine has one that the flags allow.  A wrong flag ends in SystemExit(2) after tyro's message with
-    suggestions; ConfigError and MissingInput for the rest.
+    Later values override earlier ones, and ``presets`` chooses values for unset options.
+    quiet: do not print an error about flags, because all ranks parse and one prints.
+    gpu: choose as for a GPU; by default, if this machine has one that the flags allow.
+    A wrong flag raises SystemExit(2) after tyro's message with suggestions; other errors are ConfigError or
+    MissingInput.
     """
     return _complete(parse(argv, quiet=quiet, gpu=gpu))
 
 
 def parse(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) -> PretrainConfig:
-    """``load`` without torch: method and source are what ``named`` makes.  ``--help-all`` prints all options."""
+    """Do what ``load`` does without importing torch: method and source are objects of ``named``.
+
+    ``--help-all`` prints all options and exits.
+    """
     everything = "--help-all" in argv
     args, default = _read([argument for argument in argv if argument != "--help-all"], gpu)
     config = parse_flags(PretrainConfig, args, "sslx pretrain", default, quiet)
@@ -201,7 +206,7 @@ def _usual_name(method: str, source: str) -> str:
 
 
 def _read(argv: Sequence[str], gpu: bool | None) -> tuple[list[str], PretrainConfig]:
-    """All flags, of the recipes and the user's, and what holds for the others."""
+    """Return all flags, those of the recipes before the user's, and the defaults of unset options."""
     argv = resumed(argv)
     recipes = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
     paths = [flags.recipe(name) for name in recipes]
@@ -220,9 +225,11 @@ def _read(argv: Sequence[str], gpu: bool | None) -> tuple[list[str], PretrainCon
 
 
 def resumed(argv: Sequence[str]) -> list[str]:
-    """The arguments with a run that is to go on, as --resume FOLDER or --resume auto without a recipe, as the recipe.
+    """Return the arguments with the run to resume as the recipe.
 
-    Raises ConfigError where the folder of the former holds no run.
+    This applies to --resume FOLDER, and to --resume auto without a recipe.  Other arguments are returned unchanged.
+
+    Raises ConfigError if FOLDER holds no run.
     """
     argv = separated(argv)
     wanted = flags.last(argv, "resume")
@@ -244,7 +251,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether a run's config is there and whole; one that is damaged is looked at later."""
+    """Return whether a run's config exists and can be read.  A damaged one is dealt with later."""
     try:
         return path.is_file() and bool(flags.read(path))
     except ConfigError:
@@ -252,7 +259,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def _chosen(default: PretrainConfig, args: list[str], gpu: bool | None = None) -> PretrainConfig:
-    """The defaults with what ``presets`` chooses for these flags in place of what they leave unset."""
+    """Return the defaults with the values that ``presets`` chooses for the options that these flags leave unset."""
     unset = tuple(sorted(presets.names(default.method.name, default.source) - flags.names(args)))
     default = dataclasses.replace(default, unset=unset)
     encoder = flags.last(args, "encoder.name") or presets.encoder(default.method.name) or default.encoder.name
@@ -272,7 +279,7 @@ def _chosen(default: PretrainConfig, args: list[str], gpu: bool | None = None) -
 
 
 def settle(config: PretrainConfig, side: int, num_images: int | None = None) -> tuple[PretrainConfig, list[str]]:
-    """The config for so many images and views of ``side`` pixels, and why what is unset is as it is."""
+    """Return the config for ``num_images`` images and views of ``side`` pixels, and lines on the chosen values."""
     situation = config.method.name, config.encoder.name, config.batch_size, config.epochs, config.source
     gpu = gpus.is_requested(config.device)
     found: list[presets.Choice] = []
@@ -286,13 +293,16 @@ def settle(config: PretrainConfig, side: int, num_images: int | None = None) -> 
 
 
 def _complete(config: PretrainConfig) -> PretrainConfig:
-    """The config with the own classes of its method and source in place of those that flags were parsed by."""
+    """Return the config with its method's and source's own classes instead of those that flags were parsed with."""
     method, source = named.complete_method(config.method), named.complete_source(config.source)
     return dataclasses.replace(config, method=method, source=source)
 
 
 def load_probe(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> ProbeConfig:
-    """``CHECKPOINT [--flags]`` of ``sslx probe``; ``run``: its config, whose source and data the flags change."""
+    """Return the config of ``sslx probe CHECKPOINT [--flags]``.
+
+    run: the run's config, whose source and data the flags override.
+    """
     data, source, args = _images(argv, run)
     default = ProbeConfig(checkpoint=MISSING, data=data, source=source)
     probe = parse_flags(ProbeConfig, args, "sslx probe", default, quiet)
@@ -300,7 +310,10 @@ def load_probe(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet:
 
 
 def load_plot(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> PlotConfig:
-    """``CHECKPOINT [--flags]`` of ``sslx plot``; ``run``: its config, whose source and data the flags change."""
+    """Return the config of ``sslx plot CHECKPOINT [--flags]``.
+
+    run: the run's config, whose source and data the flags override.
+    """
     data, source, args = _images(argv, run)
     default = PlotConfig(checkpoint=MISSING, data=data, source=source)
     plot = parse_flags(PlotConfig, args, "sslx plot", default, quiet)
@@ -308,7 +321,7 @@ def load_plot(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: 
 
 
 def _images(argv: Sequence[str], run: PretrainConfig | None) -> tuple[DataConfig, SourceConfig, list[str]]:
-    """How images are read, the source to parse the flags by, and all flags."""
+    """Return the settings for reading images, the source to parse the flags with, and all flags."""
     args = separated(argv)
     flags.check_renamed(args)
     args = named.with_paths(args)
@@ -321,7 +334,7 @@ def _images(argv: Sequence[str], run: PretrainConfig | None) -> tuple[DataConfig
 
 
 def _saved_source(args: Sequence[str]) -> str:
-    """The source of the run that one of the arguments is, before its checkpoint is read; else a folder."""
+    """Return the name of the source of the run among the arguments, before its checkpoint is read, else folder."""
     for word in args:
         for folder in (Path(word), *Path(word).parents[:2]):  # a run, its checkpoints, one of them
             if not word.startswith("--") and _is_readable(folder / "config.json"):
@@ -330,17 +343,17 @@ def _saved_source(args: Sequence[str]) -> str:
 
 
 def load_verify(argv: Sequence[str], *, quiet: bool = False) -> VerifyConfig:
-    """``[METHOD ...] [--flags]`` of ``sslx verify``."""
+    """Return the config of ``sslx verify [METHOD ...] [--flags]``."""
     return parse_flags(VerifyConfig, list(argv), "sslx verify", VerifyConfig(), quiet)
 
 
 def num_options(config: PretrainConfig) -> int:
-    """How many options there are, with those of its method."""
+    """Return the number of options, including those of the config's method."""
     return len(list(flags.leaves(dataclasses.asdict(config)))) - 1  # but for ``unset``
 
 
 def dump(config: Any) -> str:
-    """JSON that ``load`` reads back to an equal config; stored, once settled, in every checkpoint and run folder."""
+    """Return JSON that ``loads`` reads back to an equal config.  Settled configs are stored in run folders as such."""
     tree = dataclasses.asdict(config)
     for name in tree.pop("unset", ()):
         section, _, option = name.rpartition(".")
@@ -349,11 +362,14 @@ def dump(config: Any) -> str:
 
 
 class DamagedConfig(ConfigError):
-    """A saved config that no version of sslx has written."""
+    """Raised for a saved config that no version of sslx has written."""
 
 
 def loads(text: str) -> PretrainConfig:
-    """The config that ``dump`` wrote.  DamagedConfig where it is none, ConfigError where it is another version's."""
+    """Return the config that ``dump`` wrote.
+
+    Raises DamagedConfig if the text is not a config, and ConfigError if it is one of another version of sslx.
+    """
     try:
         tree = files.parse_json(text)
         _ = tree["method"]["name"]

@@ -1,4 +1,4 @@
-"""The schema of saved configs: its number stands in each, and configs of older schemas are brought up to date."""
+"""The schema of saved configs, whose number each config has, and the migration of older schemas."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def _to_2(tree: Tree) -> Tree:
 
 
 def _to_3(tree: Tree) -> Tree:
-    """The source is a section of its own, with the options that it has a use for."""
+    """Move the source to a section of its own, with those of the old options that it uses."""
     if not isinstance(tree.get("data"), dict):
         return tree
     data = dict(tree["data"])
@@ -71,13 +71,13 @@ def _to_4(tree: Tree) -> Tree:
 
 
 MIGRATIONS: dict[int, Callable[[Tree], Tree]] = {1: _to_2, 2: _to_3, 3: _to_4}
-"""From a schema to the next one: a function of the whole tree."""
+"""For each schema, a function from the whole tree to that of the next schema."""
 
 
 def migrated(tree: Tree, what: str) -> Tree:
-    """A saved config's tree in today's schema, without the number.
+    """Return a saved config's tree in the current schema, without the number.
 
-    what: the config, in the message.  ConfigError where the number is not one, or is of a newer sslx.
+    what: name of the config, for the message.  Raises ConfigError for a schema that is invalid or of a newer sslx.
     """
     tree = dict(tree)
     number = tree.pop("schema", 1)

@@ -1,4 +1,4 @@
-"""The short help of ``sslx pretrain``: what most people set, with the values that hold here."""
+"""The short help of ``sslx pretrain``: the most common options with their current values."""
 
 import ast
 import dataclasses
@@ -25,14 +25,14 @@ _INDENT = 30
 
 
 def text(config: PretrainConfig, recipes: Sequence[str], num_options: int) -> str:
-    """The help; recipes: those that the values are of."""
+    """Return the help text.  recipes: the recipes that the config's values come from."""
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 110)
     lines = [
         "usage: sslx pretrain [RECIPE ...] [--option VALUE ...]",
         "",
         "Pretrain an image encoder without labels, as in:  sslx pretrain --source.root PHOTOS",
-        "RECIPE is a name (sslx recipes lists them), a .toml file or a run folder; the last one wins.  Options "
-        "win over recipes.  What neither sets follows the method, the encoder, the batch size and the images.",
+        "RECIPE is a name (sslx recipes lists them), a .toml file or a run folder.  Later recipes override earlier "
+        "ones, and options override recipes.  Unset options follow the method, encoder, batch size and images.",
     ]
     lines = [part for line in lines for part in (textwrap.wrap(line, width) or [""])]
     whose = "here" if recipes else "default"
@@ -69,7 +69,7 @@ def _shown(value: Any) -> str:
 
 
 def _kind(owner: Any, option: str) -> str:
-    """What the option takes, in capitals, or its choices where they are few."""
+    """Return a placeholder for the option's value in capitals, or its choices if they are few."""
     annotation = next(field.type for field in dataclasses.fields(owner) if field.name == option)
     choices = [str(choice) for choice in get_args(annotation) if isinstance(choice, str)]
     if choices:
@@ -82,7 +82,7 @@ def _kind(owner: Any, option: str) -> str:
 
 @cache
 def _texts(kind: type) -> dict[str, str]:
-    """The text below each field of a dataclass, its bases' too."""
+    """Return the text below each field of a dataclass and of its bases."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         try:

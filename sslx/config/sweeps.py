@@ -1,4 +1,4 @@
-"""Sweeps: the runs that a file of lists of values stands for."""
+"""Sweeps: many runs that one file with lists of values describes."""
 
 import dataclasses
 import itertools
@@ -12,14 +12,15 @@ from sslx.console.words import shown
 from sslx.errors import ConfigError, MissingInput
 
 MAX_RUNS = 2_000
-"""Of one sweep: each is checked before any is submitted, a tenth of a second long."""
+"""Maximum number of runs of a sweep.  All are checked before any is submitted, which takes 0.1 s per run."""
 
 
 def runs(path: Path, argv: Sequence[str], *, gpu: bool | None = None) -> list[PretrainConfig]:
-    """The runs of a sweep, each named after what it changes.
+    """Return the configs of a sweep's runs, each named after its changes.
 
-    path: a .toml whose table ``grid`` has a list of values for each flag, without its dashes (all combinations are
-    run), and whose tables ``run`` have one value for each.  argv: what all runs have in common.
+    path: a .toml file whose table ``grid`` has a list of values for each flag, without its dashes, of which all
+      combinations are run, and whose tables ``run`` have one value for each flag.
+    argv: arguments that all runs have in common.
     """
     if not os.path.exists(path):
         raise MissingInput(f"sweep {shown(path)} does not exist")

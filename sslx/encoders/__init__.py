@@ -1,4 +1,4 @@
-"""Encoders: any timm trunk by name, without its classifier, in channels_last."""
+"""Encoders: any timm model by name, without its classifier, in the channels_last memory format."""
 
 from typing import TYPE_CHECKING
 
@@ -9,15 +9,15 @@ from sslx.encoders.recipe import Recipe as Recipe
 
 if TYPE_CHECKING:
     from sslx.encoders.encoder import Encoder as Encoder
+    from sslx.encoders.encoder import accepts_size as accepts_size
     from sslx.encoders.encoder import build as build
     from sslx.encoders.encoder import rebuild as rebuild
-    from sslx.encoders.encoder import takes as takes
     from sslx.encoders.vit import Tokens as Tokens
-else:  # so that type checkers know every name
+else:  # at run time, these names are imported on first use
     __getattr__ = later.names(
         __name__,
         {
-            "encoder": ("Encoder", "build", "rebuild", "takes"),
+            "encoder": ("Encoder", "build", "rebuild", "accepts_size"),
             "vit": ("Tokens",),
         },
     )

@@ -1,4 +1,4 @@
-"""The settings of an encoder.  Imports no torch, for help and flags."""
+"""Settings of an encoder.  This module does not import torch, so that --help and flag errors are fast."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,19 +6,19 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The trunk whose features are pretrained."""
+    """The encoder that is pretrained."""
 
     name: str = "resnet18"
-    """Any timm model: resnet18, resnet50, vit_small_patch16_224, ... (timm.list_models() lists them)."""
+    """Any timm model, such as resnet18, resnet50 or vit_small_patch16_224 (timm.list_models() lists them all)."""
     stem: Literal["auto", "imagenet", "small", "narrow"] = "auto"
-    """small: 3x3, stride 1, no max-pool; narrow: small and as narrow as the first stage; auto: small up to 64 px."""
+    """small: 3x3, stride 1, no max-pool.  narrow: like small, as wide as the first stage.  auto: small up to 64 px."""
     weights: str | None = None
-    """Initial weights: timm (downloads its own), a run folder, or a .pt, .pth or .safetensors file; else random."""
+    """Initial weights: timm (downloads them), a run folder, or a .pt, .pth or .safetensors file.  Default: random."""
     weights_part: str | None = None
-    """Which encoder of the file to take if it holds several: teacher, encoder_q, ..."""
+    """Encoder to take from a weights file that holds several: teacher, encoder_q, ..."""
     layers: tuple[int, ...] = ()
     """Blocks per ResNet stage (e.g. 1 1 1 1; 0 drops a stage), or number of ViT blocks (e.g. 6)."""
     channels: tuple[int, ...] = ()
-    """Channels per ResNet stage (before a bottleneck's expansion), or the width of a ViT."""
+    """Channels per ResNet stage (before a bottleneck's expansion), or a ViT's width."""
     patch: int | None = None
-    """Side of a ViT's patches in pixels, if not the one in its name: 4 suits images of 32 px."""
+    """Side of a ViT's patches in pixels, instead of the one in its name.  Use 4 for images of 32 px."""

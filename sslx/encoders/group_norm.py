@@ -1,17 +1,17 @@
-"""Group norm in the place of batch norm: no statistics over samples, so nothing depends on how a batch is cut."""
+"""Group norm in place of batch norm.  It has no statistics over samples, so features do not depend on the batch."""
 
 import math
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-CHANNELS = 16
-"""In a group (arXiv 1803.08494, table 3).  The paper's 32 groups leave a head's 64 features in pairs, of which only the
-signs survive."""
+CHANNELS_PER_GROUP = 16
+"""From arXiv 1803.08494, table 3.  The paper's default of 32 groups would cut a head's 64 features into pairs, and
+normalizing a pair leaves nothing but signs."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` with the ``drop`` and ``act`` of timm's BatchNormAct2d: (N, C), (N, C, H, W), ..."""
+    """``nn.GroupNorm`` with the ``drop`` and ``act`` of timm's BatchNormAct2d, for (N, C), (N, C, H, W), ..."""
 
     def __init__(self, num_groups: int, num_channels: int, eps: float, affine: bool) -> None:
         super().__init__(num_groups, num_channels, eps, affine)
@@ -19,14 +19,14 @@ class GroupNorm(nn.GroupNorm):
         self.act: nn.Module = nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, ...) -> the same shape."""
+        """Normalize the input (N, C, ...); the output has the same shape."""
         return self.act(self.drop(super().forward(input)))
 
 
 def group_norm(module: nn.Module) -> nn.Module:
-    """Replace every batch norm in the module (or itself) by a group norm; weights and biases stay as they are."""
+    """Replace every batch norm in the module (or the module itself) by a group norm that keeps its weight and bias."""
     if isinstance(module, _BatchNorm):
-        channels = math.gcd(CHANNELS, module.num_features)
+        channels = math.gcd(CHANNELS_PER_GROUP, module.num_features)
         groups = module.num_features // channels if channels >= 4 else 1
         converted = GroupNorm(groups, module.num_features, module.eps, module.affine)
         converted.weight, converted.bias = module.weight, module.bias
@@ -38,5 +38,5 @@ def group_norm(module: nn.Module) -> nn.Module:
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether anything in the module normalises over samples."""
+    """Return whether anything in the module normalizes over samples."""
     return any(isinstance(m, _BatchNorm) for m in module.modules())

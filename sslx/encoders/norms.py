@@ -1,4 +1,4 @@
-"""Which norm an encoder and the heads on it have: the one place where norms are replaced."""
+"""Replaces the batch norms of an encoder and its heads by another norm."""
 
 from torch import nn
 
@@ -8,9 +8,9 @@ from sslx.encoders.sync_bn import sync_batch_norm
 
 
 def replace(module: nn.Module, norm: Norm) -> nn.Module:
-    """Replace every batch norm in the module (or the module itself) by the norm that is asked for.
+    """Replace every batch norm in the module (or the module itself) by ``norm``, and return the module.
 
-    Returns the module.  Weights and biases stay the same tensors, and no random number is drawn.
+    Weights and biases stay the same tensors, and no random numbers are drawn.
     """
     if norm == "sync":
         return sync_batch_norm(module)

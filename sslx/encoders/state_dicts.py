@@ -1,4 +1,4 @@
-"""State dicts: names without the wrappers of DDP and torch.compile, and loading that takes everything or nothing."""
+"""Strict loading of state dicts, whose names may have the prefixes of DDP and torch.compile."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -23,10 +23,11 @@ def load(
     expected: str | None = None,
     got: str | None = None,
 ) -> None:
-    """Load a state dict strictly, whether or not DDP or torch.compile wrapped either side.
+    """Load a state dict strictly, whether or not DDP or torch.compile has wrapped either side.
 
-    source: where the state dict is from, for the message.  expected, got: the two architectures where they are known.
-    Raises DataError, in one line, where names or shapes differ; the module is then unchanged.
+    source: where the state dict comes from, for the error message.
+    expected, got: names of the module's and the state dict's architectures, if known.
+    Raises a one-line DataError, and leaves the module unchanged, if names or shapes differ.
     """
     own = module.state_dict()
     own_names = {unwrapped(name): name for name in own}
@@ -52,13 +53,13 @@ def load(
         architectures = f"expected {expected or '?'}, got {got or '?'}; " if expected or got else ""
         raise DataError(
             f"{source} does not fit: {architectures}of {len(own)} keys {', '.join(problems)}: "
-            "build the model as in the run's config.json, or give other weights"
+            "build the model as in the run's config.json, or use other weights"
         )
     module.load_state_dict({own_names[name]: tensor for name, tensor in tensors.items()}, strict=True)
 
 
 def unwrapped(name: str) -> str:
-    """The name of a tensor without the prefixes of DDP and torch.compile."""
+    """Return the name of a tensor without the prefixes of DDP and torch.compile."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     while len(parts) > 1 and parts[0] == "module":
         del parts[0]

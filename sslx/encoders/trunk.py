@@ -1,4 +1,4 @@
-"""Trunks: a timm model as a recipe describes it, without its classifier."""
+"""Builds trunks: timm models without their classifier, with the stem and norms of a recipe."""
 
 import difflib
 from collections.abc import Sequence
@@ -13,23 +13,24 @@ from sslx.encoders.config import Config
 from sslx.encoders.recipe import Recipe
 from sslx.errors import ConfigError
 
-SMALL = 64  # pixels: inputs up to here keep their resolution through the stem
+MAX_SMALL_STEM_SIZE = 64
+"""Largest view in pixels for which the stem "auto" is "small", which keeps the resolution of its input."""
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError for a name that no model of timm has."""
-    import timm  # here: see encoders.build
+    """Raise ConfigError if timm has no model of this name."""
+    import timm  # inside the function: see encoders.build
 
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        similar_names = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(similar_names)}?" if similar_names else "see timm.list_models()"
         raise ConfigError(f"--encoder.name {name!r} is not a timm model: {hint}")
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """The arguments of ``timm.create_model`` that the shape of the encoder asks for, all but its image size.
+    """Return the arguments of ``timm.create_model`` for the configured layers, channels and patch size.
 
-    ConfigError for a shape that no such model has.
+    Raises ConfigError if the model cannot have them.
     """
     return _vit_arguments(config) if is_plain_vit(config.name) else _resnet_arguments(config)
 
@@ -37,14 +38,16 @@ def arguments(config: Config) -> dict[str, Any]:
 def _vit_arguments(config: Config) -> dict[str, int]:
     shape: dict[str, int] = {} if config.patch is None else {"patch_size": config.patch}
     if any(len(numbers) > 1 for numbers in (config.layers, config.channels)):
-        raise ConfigError("a ViT has one stage: --encoder.layers and --encoder.channels take one number each")
+        raise ConfigError("a ViT has one stage: give one number each for --encoder.layers and --encoder.channels")
     for depth in config.layers:
         shape["depth"] = depth
     for width in config.channels:
-        heads = max(1, width // 64)  # of 64 dimensions each, as in ViTs of all sizes (arXiv 2010.11929, table 1)
-        if width % (4 * heads):
-            raise ConfigError(f"the width of a ViT must be a multiple of 4 x its heads (one head per 64), got {width}")
-        shape |= {"embed_dim": width, "num_heads": heads}
+        num_heads = max(1, width // 64)  # 64 channels per head, as in ViTs of all sizes (arXiv 2010.11929, table 1)
+        if width % (4 * num_heads):
+            raise ConfigError(
+                f"--encoder.channels of a ViT must be a multiple of 4 x heads (one head per 64 channels), got {width}"
+            )
+        shape |= {"embed_dim": width, "num_heads": num_heads}
     if min(shape.values(), default=1) < 1:
         raise ConfigError("--encoder.patch, --encoder.layers and --encoder.channels must be at least 1")
     return shape
@@ -64,49 +67,52 @@ def _resnet_arguments(config: Config) -> dict[str, Any]:
             "a ResNet has 4 stages: --encoder.layers and --encoder.channels take 4 numbers >= 1 each "
             "(0 layers remove a stage, but not the last one)"
         )
-    if (
-        config.stem == "narrow"
-    ):  # of timm's stems only the deep ones have a width; _small_stem replaces the convolutions
+    if config.stem == "narrow":
+        # Only timm's deep stems have a settable width; _replace_stem replaces their convolutions afterwards.
         return {**shape, "stem_type": "deep", "stem_width": shape.get("channels", [64])[0] // 2}
     return shape
 
 
 def is_plain_vit(name: str) -> bool:
-    """Whether a timm model's patches, depth, width and image sizes can be set: of its vit_* and deit_*."""
-    from timm.models import is_model_in_modules  # here: see encoders.build
+    """Return whether a timm model is one of vit_* and deit_*, whose patches, depth, width and image size can be set."""
+    from timm.models import is_model_in_modules  # inside the function: see encoders.build
 
     return is_model_in_modules(name.partition(".")[0], ["vision_transformer", "deit"])
 
 
-def with_sizes(recipe: Recipe, others: Sequence[int]) -> Recipe:
-    """The recipe of an encoder that takes views of these sizes too: a ViT then interpolates position embeddings."""
-    if is_plain_vit(recipe.name) and set(others) - {recipe.size}:
+def with_sizes(recipe: Recipe, other_sizes: Sequence[int]) -> Recipe:
+    """Return the recipe of an encoder that also accepts views of ``other_sizes`` in pixels.
+
+    A ViT then interpolates its position embeddings.
+    """
+    if is_plain_vit(recipe.name) and set(other_sizes) - {recipe.size}:
         return replace(recipe, arguments={**recipe.arguments, "dynamic_img_size": True})
     return recipe
 
 
 def create(recipe: Recipe, *, pretrained: bool = False) -> tuple[nn.Module, Recipe]:
-    """timm's model with timm's stem and norms, and the recipe as the model takes it: many take no ``img_size``.
+    """Create a recipe's model, still with timm's stem and norms.
 
-    pretrained: whether timm loads (and downloads) its own weights.  ConfigError where timm cannot build it.
+    Returns the model and its recipe, without ``img_size`` if the model does not have that argument.
+    pretrained: load timm's weights, which timm downloads.  Raises ConfigError if timm cannot build the model.
     """
     try:
         try:
             return _model(recipe, pretrained), recipe
-        except TypeError:  # a convolutional trunk, which takes any size
-            others = {name: value for name, value in recipe.arguments.items() if name != "img_size"}
-            recipe = replace(recipe, arguments=others)
+        except TypeError:  # a convolutional trunk, which accepts images of any size
+            without_size = {name: value for name, value in recipe.arguments.items() if name != "img_size"}
+            recipe = replace(recipe, arguments=without_size)
             return _model(recipe, pretrained), recipe
-    except Exception as error:  # timm, its hub and its models raise anything
-        what, hint = recipe.name, ""
+    except Exception as error:  # timm, its hub and its models raise exceptions of any type
+        model, hint = recipe.name, ""
         if pretrained:
-            what += " with timm's weights"
-            hint = "; where there is no internet, download them elsewhere and give the file as --encoder.weights FILE"
-        raise ConfigError(f"cannot build {what} for {recipe.size} px: {_first_line(error)}{hint}") from error
+            model += " with timm's weights"
+            hint = "; without internet access, download them elsewhere and use --encoder.weights FILE"
+        raise ConfigError(f"cannot build {model} for {recipe.size} px: {_first_line(error)}{hint}") from error
 
 
 def _model(recipe: Recipe, pretrained: bool) -> nn.Module:
-    import timm  # here: see encoders.build
+    import timm  # inside the function: see encoders.build
 
     return timm.create_model(
         recipe.name, pretrained=pretrained, num_classes=0, in_chans=recipe.channels, **recipe.arguments
@@ -114,47 +120,51 @@ def _model(recipe: Recipe, pretrained: bool) -> nn.Module:
 
 
 def with_stem(recipe: Recipe, config: Config, trunk: nn.Module) -> Recipe:
-    """The recipe with the stem that the config asks for, or else one that suits the size of the views."""
+    """Return the recipe with the configured stem; "auto" chooses by the size of the views."""
     if config.stem != "auto":
         return replace(recipe, stem=config.stem)
-    return replace(recipe, stem="small" if _is_resnet(trunk) and recipe.size <= SMALL else "imagenet")
+    is_small = _is_resnet(trunk) and recipe.size <= MAX_SMALL_STEM_SIZE
+    return replace(recipe, stem="small" if is_small else "imagenet")
 
 
 def complete(trunk: nn.Module, recipe: Recipe) -> nn.Module:
-    """The trunk with the recipe's stem and norms in place of timm's; ConfigError where it has no such stem."""
+    """Replace the trunk's stem and norms by the recipe's and return it; ConfigError if it cannot have that stem."""
     if recipe.stem != "imagenet":
         if not _is_resnet(trunk):
             raise ConfigError(
-                f"--encoder.stem {recipe.stem} applies to ResNets; {recipe.name} is not one: take auto or imagenet"
+                f"--encoder.stem {recipe.stem} applies to ResNets; {recipe.name} is not one: use auto or imagenet"
             )
-        _small_stem(trunk, recipe.channels)
+        _replace_stem(trunk, recipe.channels)
     return norms.replace(trunk, recipe.norm)
 
 
 def _is_resnet(trunk: nn.Module) -> bool:
-    from timm.models.resnet import ResNet  # here: see encoders.build
+    from timm.models.resnet import ResNet  # inside the function: see encoders.build
 
     return isinstance(trunk, ResNet)
 
 
-def _small_stem(resnet: Any, channels: int) -> None:
-    """3x3 convolution of stride 1 and no max-pool: what CIFAR ResNets have (2002.05709, appendix B.9)."""
+def _replace_stem(resnet: Any, channels: int) -> None:
+    """Give a ResNet the CIFAR stem: a 3x3 convolution with stride 1, no max-pool (arXiv 2002.05709, appendix B.9)."""
     resnet.conv1 = nn.Conv2d(channels, resnet.bn1.num_features, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
     resnet.maxpool = nn.Identity()
 
 
 def dim(trunk: nn.Module, size: int, channels: int, name: str) -> int:
-    """The length of an image's features, by trying; ConfigError where the trunk does not take all of the image."""
-    was = trunk.training
+    """Return the length of an image's feature vector, from a forward pass on the CPU.
+
+    size: side of the image in pixels.  Raises ConfigError if the trunk fails on it or ignores a part of it.
+    """
+    was_training = trunk.training
     image = torch.zeros(1, channels, size, size)
 
-    def refuse_a_border(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def check_border(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if inputs[0].shape == image.shape:
-            _refuse_a_border(module, size)
+            _check_border(module, size)
 
     handles = [
-        module.register_forward_pre_hook(refuse_a_border) for module in trunk.modules() if isinstance(module, nn.Conv2d)
+        module.register_forward_pre_hook(check_border) for module in trunk.modules() if isinstance(module, nn.Conv2d)
     ]
     try:
         with torch.no_grad():
@@ -165,22 +175,28 @@ def dim(trunk: nn.Module, size: int, channels: int, name: str) -> int:
             "the size of local crops"
         ) from error
     finally:
-        trunk.train(was)
+        trunk.train(was_training)
         for handle in handles:
             handle.remove()
     if features.ndim != 2:
-        raise ConfigError(f"{name} gives features of shape {tuple(features.shape)}, not one vector an image")
+        raise ConfigError(
+            f"expected one feature vector per image, but {name} gives features of shape {tuple(features.shape)}: "
+            "use another --encoder.name"
+        )
     return features.shape[1]
 
 
-def _refuse_a_border(module: nn.Module, side: int) -> None:
-    """Before a convolution of the image: patches that do not overlap must fill it, or its border is never looked at."""
+def _check_border(module: nn.Module, side: int) -> None:
+    """Raise ValueError if a convolution cuts the image into patches that do not overlap and leaves a border uncovered.
+
+    side: of the image, in pixels.
+    """
     assert isinstance(module, nn.Conv2d)
     for kernel, stride, padding in zip(module.kernel_size, module.stride, module.padding, strict=False):
         if kernel == stride > 1 and padding == 0 and side % stride:
-            least = side // stride * stride
-            nearest = " or ".join(str(pixels) for pixels in (least, least + stride) if pixels)
-            raise ValueError(f"its patches of {stride} px leave {side - least} px at the border unseen, take {nearest}")
+            covered = side // stride * stride
+            sizes = " or ".join(str(size) for size in (covered, covered + stride) if size)
+            raise ValueError(f"its patches of {stride} px leave a border of {side - covered} px unseen, use {sizes} px")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,9 +1,9 @@
-"""Weights of others into an encoder: finds the encoder in a file, whole, or says in one line what the file is.
+"""Loads an encoder's weights from files of other frameworks, or says in one line what is wrong with a file.
 
-Frameworks store an encoder under names of their own: ``state_dict`` and ``module.encoder_q.conv1.weight``, ``teacher``
-and ``backbone.blocks.0.norm1.bias``.  So all tables of tensors in the file are looked through for a prefix under which
-the encoder's own names stand, all of them and of its shapes.  What stands beside them is left out and said: other
-prefixes, and heads.  Nothing in a file is run.
+Each framework stores an encoder in its own place: in ``state_dict`` as ``module.encoder_q.conv1.weight``, in
+``teacher`` as ``backbone.blocks.0.norm1.bias``.  So every table of tensors in the file is searched for a prefix under
+which all of the encoder's tensors stand with the right shapes.  Heads and other prefixes are left out and reported.
+No code in a file is run.
 """
 
 import argparse
@@ -22,115 +22,126 @@ from sslx.machine.files import expanded
 from sslx.runs import checkpoint
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Parts of names that torch's wrappers put anywhere."""
+"""Parts that torch's wrappers insert anywhere into the names of tensors."""
 _HEAD = re.compile(
     r"(fc|heads?|head_dist|classifier|projectors?|projection\w*|predictors?|prototypes\w*|decoder\w*|mask_token|"
     r"queue\w*|(dino|ibot)_head|last_layer)(\.|$)"
 )
-"""Beside an encoder's own parts: what is trained on top of its features, or takes the place of what it does not see."""
+"""Modules that frameworks store beside an encoder's own: heads on its features, and decoders and mask tokens."""
 _DERIVED = re.compile(r"(^|\.)(num_batches_tracked|relative_position_index|relative_coords_table|attn_mask)$")
-"""What a model works out by itself, or only counts: it may be missing from a file, or be left over in it."""
+"""Buffers that a model derives or only counts.  A file may lack them, or have some that the encoder does not."""
 _STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
-_DEEPEST, _MOST_TABLES = 8, 1000
+_MAX_DEPTH, _MAX_TABLES = 8, 1000
 _EXPECTED = (
-    "expected 'timm' (its own weights), a run folder of sslx, or a .pt, .pth or .safetensors file on this machine"
+    "expected 'timm' (timm's own weights), a run folder of sslx, or a .pt, .pth or .safetensors file on this machine"
 )
-OWN = "method.encoder.trunk"
-"""Where a checkpoint of sslx has its encoder, beside a teacher or a target of the same shape."""
+SSLX_PREFIX = "method.encoder.trunk"
+"""Place of the encoder in an sslx checkpoint, which may hold a teacher or a target of the same shape as well."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Tensors by name, and where in the file they stand, as in ("state_dict",)."""
+    """Tensors by name, and the keys that lead to them in the file, such as ("state_dict",)."""
 
-    place: tuple[str, ...]
+    path: tuple[str, ...]
     tensors: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Part:
-    """One prefix of a table, and what stands there under the encoder's own names.
+class Candidate:
+    """The tensors under one prefix of a table, which may be the encoder.
 
-    taken: by own name.  left: names under the prefix that the encoder has not.  num_others: tensors elsewhere.
+    prefix: path of the table and the prefix in it, joined by dots.
+    tensors: those whose names the encoder has, by the encoder's names.
+    extra_names: names under the prefix that the encoder does not have.
+    num_others: number of tensors elsewhere in the file.
     """
 
-    where: str
-    taken: dict[str, Tensor]
-    left: tuple[str, ...]
+    prefix: str
+    tensors: dict[str, Tensor]
+    extra_names: tuple[str, ...]
     num_others: int
 
 
 def load(trunk: nn.Module, source: str, name: str, part: str | None = None) -> str:
-    """Copy an encoder's weights from a file or an sslx run into the trunk; returns a line that accounts for them.
+    """Copy an encoder's weights from a file or an sslx run into the trunk; return a log line about what was loaded.
 
-    source: a run folder, a checkpoint in it, or a file of torch or safetensors.  name: the trunk's, for messages.
-    part: where in the file the encoder is, where that holds several ("teacher", "encoder_q").
-    Raises MissingInput where nothing is there and DataError where the file is no file of weights, holds no such
-    encoder, a part of one, several, or other numbers than floats; the trunk is then as it was.
+    source: a run folder, a checkpoint in it, or a file of torch or safetensors.  name: the trunk's name, for messages.
+    part: place of the encoder in a file that holds several encoders, such as "teacher" or "encoder_q".
+    Raises MissingInput if there is no such file.  Raises DataError if the file holds no weights, no such encoder, only
+    a part of it, several of them, or numbers that are not floats.  The trunk is then unchanged.
     """
-    what = f"--encoder.weights {shown(source)}"
-    own, tables = trunk.state_dict(), _tables(source, what)
+    origin = f"--encoder.weights {shown(source)}"
+    own, tables = trunk.state_dict(), _tables(source, origin)
     classifiers = _classifiers(trunk)
-    found = [(p, *_misfits(p, own, classifiers)) for p in _parts(tables, own)]
-    if not found:
-        names = [".".join([*table.place, key]) for table in tables for key in table.tensors]
-        raise DataError(f"{what} has no tensor of {name}: it holds {len(names)} others ({_listed(names)})")
-    whole = [p for p, misfits, _ in found if not misfits]
-    if not whole:
-        raise DataError(f"{what} does not fit {name}: {min(found, key=lambda entry: entry[1])[2]}")
-    chosen = _one_of(whole, part, what)
-    _check_numbers(chosen.taken, own, what)
-    trunk.load_state_dict({**own, **chosen.taken}, strict=True)
-    return _account(chosen, own, what)
+    candidates = list(_candidates(tables, own))
+    if not candidates:
+        names = [".".join([*table.path, key]) for table in tables for key in table.tensors]
+        raise DataError(f"{origin} has no tensor of {name}: it holds {len(names)} others ({_listed(names)})")
+    misfits = [_misfits(candidate, own, classifiers) for candidate in candidates]
+    complete = [candidate for candidate, (num, _) in zip(candidates, misfits, strict=True) if num == 0]
+    if not complete:
+        _, description = min(misfits, key=lambda misfit: misfit[0])
+        raise DataError(f"{origin} does not fit {name}: {description}")
+    chosen = _choose(complete, part, origin)
+    _check_dtypes(chosen.tensors, own, origin)
+    trunk.load_state_dict({**own, **chosen.tensors}, strict=True)
+    return _summary(chosen, own, origin)
 
 
 def _classifiers(trunk: nn.Module) -> tuple[str, ...]:
-    """What timm calls the last layers that a trunk without classes has not."""
+    """Return timm's names of the classification layers, which a trunk does not have."""
     names = getattr(trunk, "pretrained_cfg", {}).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _account(part: Part, own: Mapping[str, Tensor], what: str) -> str:
-    """What was taken and what was not, in one line."""
-    line = f"{what}: {len(own)} of {len(own)} tensors" + (f", under {part.where}" if part.where else "")
-    left = [name for name in part.left if not _DERIVED.search(name)]
-    notes = [_listed(left)] * bool(left) + [f"{part.num_others} elsewhere in the file"] * bool(part.num_others)
-    return line + (f"; left out: {', and '.join(notes)}" if notes else "")
+def _summary(candidate: Candidate, own: Mapping[str, Tensor], origin: str) -> str:
+    """Return one line that says what was loaded and what was left out."""
+    line = f"{origin}: {len(own)} of {len(own)} tensors"
+    if candidate.prefix:
+        line += f", under {candidate.prefix}"
+    left_out: list[str] = []
+    if names := [name for name in candidate.extra_names if not _DERIVED.search(name)]:
+        left_out.append(_listed(names))
+    if candidate.num_others:
+        left_out.append(f"{candidate.num_others} elsewhere in the file")
+    return f"{line}; left out: {', and '.join(left_out)}" if left_out else line
 
 
-def _one_of(whole: list[Part], wanted: str | None, what: str) -> Part:
-    if wanted is None and any(p.where == OWN for p in whole):
-        wanted = OWN
-    if wanted is not None:
-        words = wanted.strip(".").split(".")
-        named = [p for p in whole if _holds(p.where.split("."), words)]
+def _choose(candidates: list[Candidate], part: str | None, origin: str) -> Candidate:
+    """Return the only candidate, or the one that ``part`` names; DataError if none or several different ones remain."""
+    if part is None and any(candidate.prefix == SSLX_PREFIX for candidate in candidates):
+        part = SSLX_PREFIX
+    if part is not None:
+        words = part.strip(".").split(".")
+        named = [candidate for candidate in candidates if _contains(candidate.prefix.split("."), words)]
         if not named:
+            prefixes = _listed([candidate.prefix or "no prefix" for candidate in candidates])
             raise DataError(
-                f"{what} holds the encoder under {_listed([p.where or 'no prefix' for p in whole])}, not under "
-                f"--encoder.weights-part {shown(wanted)}"
+                f"{origin} holds the encoder under {prefixes}, not under --encoder.weights-part {shown(part)}"
             )
-        whole = named
-    if len(whole) > 1 and not all(_equal(whole[0], other) for other in whole[1:]):
+        candidates = named
+    if not all(_equal(candidates[0], other) for other in candidates[1:]):
+        prefixes = _listed([candidate.prefix or "no prefix" for candidate in candidates], 6)
         raise DataError(
-            f"{what} holds {len(whole)} such encoders, under {_listed([p.where or 'no prefix' for p in whole], 6)}: "
-            "name one by --encoder.weights-part"
+            f"{origin} holds {len(candidates)} such encoders, under {prefixes}: choose one with --encoder.weights-part"
         )
-    return whole[0]
+    return candidates[0]
 
 
-def _holds(words: list[str], wanted: list[str]) -> bool:
-    """Whether the wanted words stand among these, one after the other."""
-    return any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
+def _contains(words: list[str], run: list[str]) -> bool:
+    """Return whether ``run`` occurs in ``words`` as consecutive elements."""
+    return any(words[i : i + len(run)] == run for i in range(len(words)))
 
 
-def _equal(one: Part, other: Part) -> bool:
-    return one.taken.keys() == other.taken.keys() and all(
-        torch.equal(value, other.taken[name]) for name, value in one.taken.items()
+def _equal(first: Candidate, second: Candidate) -> bool:
+    return first.tensors.keys() == second.tensors.keys() and all(
+        torch.equal(value, second.tensors[name]) for name, value in first.tensors.items()
     )
 
 
-def _parts(tables: list[Table], own: Mapping[str, Tensor]) -> Iterator[Part]:
-    """Every prefix of every table under which a part of the encoder's names stands."""
+def _candidates(tables: list[Table], own: Mapping[str, Tensor]) -> Iterator[Candidate]:
+    """Yield every prefix of every table under which one of the encoder's first or last tensors stands."""
     total = sum(len(table.tensors) for table in tables)
     anchors = [name for name in own if not _DERIVED.search(name)]
     anchors = list(dict.fromkeys([*anchors[:2], *anchors[-2:]]))
@@ -144,45 +155,48 @@ def _parts(tables: list[Table], own: Mapping[str, Tensor]) -> Iterator[Part]:
         }
         for prefix in sorted(prefixes, key=len):
             inside = {name[len(prefix) :]: original for name, original in names.items() if name.startswith(prefix)}
-            taken = {name: table.tensors[inside[name]] for name in own if name in inside}
-            left = tuple(name for name in inside if name not in own)
-            where = ".".join([*table.place, prefix.rstrip(".")]).strip(".")
-            yield Part(where, taken, left, total - len(inside))
+            tensors = {name: table.tensors[inside[name]] for name in own if name in inside}
+            extra_names = tuple(name for name in inside if name not in own)
+            full_prefix = ".".join([*table.path, prefix.rstrip(".")]).strip(".")
+            yield Candidate(full_prefix, tensors, extra_names, total - len(inside))
 
 
 def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _misfits(part: Part, own: Mapping[str, Tensor], classifiers: tuple[str, ...]) -> tuple[int, str]:
-    """How many tensors keep this part from being the encoder, and what they are, in words."""
-    missing = [name for name in own if name not in part.taken and not _DERIVED.search(name)]
+def _misfits(candidate: Candidate, own: Mapping[str, Tensor], classifiers: tuple[str, ...]) -> tuple[int, str]:
+    """Return the number of tensors in which a candidate differs from the encoder, and a description of them."""
+    missing = [name for name in own if name not in candidate.tensors and not _DERIVED.search(name)]
     shapes = {
         name: f"{name} {tuple(own[name].shape)}, not {tuple(value.shape)}"
-        for name, value in part.taken.items()
+        for name, value in candidate.tensors.items()
         if own[name].shape != value.shape
     }
-    unknown = [name for name in part.left if not _may_be_left(name, own, classifiers)]
+    unexpected = [name for name in candidate.extra_names if not _is_optional(name, own, classifiers)]
     problems = [
         f"{len(names)} {kind} ({_listed(names)})"
         for names, kind in (
             (missing, "missing"),
-            (unknown, "too many"),
+            (unexpected, "unexpected"),
             (list(shapes.values()), "of another shape"),
         )
         if names
     ]
-    where = f" under {part.where}" if part.where else ""
-    words = f"of {len(own)} tensors{where} {', '.join(problems)}: {_advice(own, part, missing, list(shapes))}"
-    return len(missing) + len(shapes) + len(unknown), words
+    prefix = f" under {candidate.prefix}" if candidate.prefix else ""
+    advice = _advice(own, candidate, missing, list(shapes))
+    description = f"of {len(own)} tensors{prefix} {', '.join(problems)}: {advice}"
+    return len(missing) + len(shapes) + len(unexpected), description
 
 
-def _may_be_left(name: str, own: Mapping[str, Tensor], classifiers: tuple[str, ...]) -> bool:
-    """Whether an encoder without this tensor gives the same features: heads, and the statistics of a batch norm that
-    the encoder's group norm takes the place of."""
+def _is_optional(name: str, own: Mapping[str, Tensor], classifiers: tuple[str, ...]) -> bool:
+    """Return whether an encoder without this tensor gives the same features.
+
+    This holds for heads, and for a batch norm's statistics if the encoder has group norms.
+    """
     if _DERIVED.search(name) or any(name.startswith(f"{classifier}.") for classifier in classifiers):
         return True
-    # ConvNeXt's own last norm is head.norm: of a head that the encoder has in part, nothing but the classifier may go.
+    # ConvNeXt's final norm is head.norm: if the encoder has a part of a head, only the classifier in it is optional.
     if _HEAD.match(name):
         return not any(key.startswith(name.split(".")[0] + ".") for key in own)
     statistic = _STATISTICS.search(name)
@@ -190,68 +204,68 @@ def _may_be_left(name: str, own: Mapping[str, Tensor], classifiers: tuple[str, .
     return norm in own and not any(map(_STATISTICS.search, own))
 
 
-def _advice(own: Mapping[str, Tensor], part: Part, missing: list[str], shapes: list[str]) -> str:
-    stems = [name for name in shapes if own[name].ndim == 4 and own[name].shape[2:] != part.taken[name].shape[2:]]
+def _advice(own: Mapping[str, Tensor], candidate: Candidate, missing: list[str], shapes: list[str]) -> str:
+    tensors = candidate.tensors
+    stems = [name for name in shapes if own[name].ndim == 4 and own[name].shape[2:] != tensors[name].shape[2:]]
     if shapes == stems == ["conv1.weight"]:
-        sides = {3: "small", 7: "imagenet"}
-        stem = sides.get(part.taken["conv1.weight"].shape[-1])
+        stem = {3: "small", 7: "imagenet"}.get(tensors["conv1.weight"].shape[-1])
         if stem:
-            return f"it has the other stem: take --encoder.stem {stem}"
+            return f"it has the other stem: use --encoder.stem {stem}"
     if shapes and all("pos_embed" in name for name in shapes) and not missing:
-        return "its position embeddings are of another --data.size or --encoder.patch: take that of the file"
+        return "its position embeddings are for another --data.size or --encoder.patch: use those of the file"
     if missing and all(_STATISTICS.search(name) for name in missing):
-        return "it was trained with group norm: take --batch-norm group"
-    return "take the --encoder.name, layers, channels and patch that it was trained with"
+        return "it was trained with group norm: use --batch-norm group"
+    return "use the --encoder.name, layers, channels and patch that it was trained with"
 
 
-def _check_numbers(taken: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
-    """DataError for weights of another kind of number than the encoder's."""
-    for name, value in taken.items():
-        if _DERIVED.search(name):  # counted in another type by many a script that halves all numbers
+def _check_dtypes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: str) -> None:
+    """Raise DataError for weights whose numbers are of another kind than the encoder's."""
+    for name, value in tensors.items():
+        if _DERIVED.search(name):  # scripts that convert a checkpoint to half precision convert the counters, too
             continue
         if value.is_meta or value.is_quantized or value.layout != torch.strided:
-            raise DataError(f"{what}: {name} is quantized, sparse or without data: expected plain tensors")
+            raise DataError(f"{origin}: {name} is quantized, sparse or without data: expected plain tensors")
         if value.is_complex() or value.is_floating_point() != own[name].is_floating_point():
-            raise DataError(f"{what}: {name} is of {value.dtype}, expected {own[name].dtype} or another float")
+            raise DataError(f"{origin}: {name} is {value.dtype}, expected {own[name].dtype} or another float")
 
 
-def _tables(source: str, what: str) -> list[Table]:
-    """All tables of tensors in a file, or those of an sslx run's method."""
+def _tables(source: str, origin: str) -> list[Table]:
+    """Return all tables of tensors in a file, or the method's state in an sslx run."""
     if re.match(r"[A-Za-z][\w+.-]*:(//|[^\\])", source) and not Path(source).exists():
-        raise MissingInput(f"{what} is no file: download it first; {_EXPECTED}")
+        raise MissingInput(f"{origin} is not a file: download it first; {_EXPECTED}")
     path = expanded(source)
     if not path.exists():
-        raise MissingInput(f"{what} does not exist: {_EXPECTED}")
+        raise MissingInput(f"{origin} does not exist: {_EXPECTED}")
     if path.is_dir() or (path.parent / "manifest.json").is_file():
         return [Table(("method",), cast(dict[str, Tensor], checkpoint.load(path, needs=("method",))["method"]))]
     content = read(path)
-    tables = list(_walk(content, ()))
+    tables = list(_walk(content))
     if not tables:
-        raise DataError(f"{what} holds no weights: expected tensors by name, it has {_kind(content)}")
+        raise DataError(f"{origin} holds no weights: expected tensors by name, got {_kind(content)}")
     return tables
 
 
-def _walk(content: object, place: tuple[str, ...]) -> Iterator[Table]:
-    """The tables in nested dicts, outermost first."""
-    waiting: list[tuple[object, tuple[str, ...]]] = [(content, place)]
-    for _ in range(_MOST_TABLES):
-        if not waiting:
+def _walk(content: object) -> Iterator[Table]:
+    """Yield the tables in nested dicts, outermost first."""
+    pending: list[tuple[object, tuple[str, ...]]] = [(content, ())]
+    for _ in range(_MAX_TABLES):
+        if not pending:
             return
-        now, here = waiting.pop(0)
-        if not isinstance(now, dict):
+        value, path = pending.pop(0)
+        if not isinstance(value, dict):
             continue
-        items = cast(dict[object, object], now)
+        items = cast(dict[object, object], value)
         tensors = {key: value for key, value in items.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if tensors:
-            yield Table(here, tensors)
-        if len(here) < _DEEPEST:
-            waiting += [(v, (*here, str(k))) for k, v in items.items() if isinstance(v, dict) and k != "optimizer"]
+            yield Table(path, tensors)
+        if len(path) < _MAX_DEPTH:
+            pending += [(v, (*path, str(k))) for k, v in items.items() if isinstance(v, dict) and k != "optimizer"]
 
 
 def read(path: Path) -> object:
-    """What a file of torch or safetensors holds, by its content, whatever its name; nothing in it is run.
+    """Return the content of a torch or safetensors file without running code in it; the file's name does not matter.
 
-    DataError, which says what the file is, for any other.
+    Raises DataError, which says what the file is, for any other file.
     """
     if not path.is_file():
         raise DataError(f"{shown(path)} is not a regular file: copy or download the weights")
@@ -264,39 +278,40 @@ def read(path: Path) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # Settings are plain objects.  A file and not its path: torch takes a path's suffix at its word.
+        # Training scripts store their settings as Namespace and Path.  torch gets an open file instead of a path,
+        # because it would choose the format by the path's suffix.
         with torch.serialization.safe_globals([argparse.Namespace, PosixPath]), open(path, "rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # pickle and safetensors raise anything
-        raise DataError(f"{shown(path)} is no file of weights that can be trusted: {_reason(error)}") from error
+    except Exception as error:  # pickle and safetensors raise exceptions of any type
+        raise DataError(f"cannot load weights from {shown(path)} safely: {_reason(error)}") from error
 
 
 def _is_safetensors(head: bytes, num_bytes: int) -> bool:
-    """Whether a file begins with the length of a JSON header that it holds, and with that header."""
+    """Return whether a file of ``num_bytes`` begins with the length of a JSON header that fits in it, and a brace."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") + 8 <= num_bytes
 
 
 def _other_kind(path: Path, head: bytes) -> str:
-    """What a file is that looks like no weights, and what to do; empty where it may be some."""
+    """Return what a file that does not hold weights is, and what to do; an empty string if it may hold weights."""
     text = head.lstrip().lower()
     if not head:
         return "empty: copy or download it again"
     if text.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, not the weights themselves: run git lfs pull where it comes from"
+        return "a Git LFS pointer, not the weights themselves: run git lfs pull in its repository"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "a web page, not weights: the download went wrong"
     if head.startswith(b"\x89HDF"):
-        return "an HDF5 file (of Keras): expected one of torch or safetensors"
+        return "an HDF5 file (as Keras writes): expected a torch or safetensors file"
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"(\xb5/\xfd")):
-        return "a packed archive: unpack it and give the file in it"
+        return "a compressed archive: unpack it and use the file in it"
     if head.startswith(b"\x93NUMPY"):
-        return "an array of numpy: expected tensors by name, of torch or safetensors"
+        return "a single NumPy array: expected a torch or safetensors file with tensors by name"
     if head.startswith(b"GGUF"):
-        return "a GGUF file: expected one of torch or safetensors"
+        return "a GGUF file: expected a torch or safetensors file"
     if text.startswith(b"{"):
-        return "JSON text, not weights: give the .safetensors or .pt file beside it"
+        return "JSON text, not weights: use the .safetensors or .pt file beside it"
     return _kind_of_zip(path) if head.startswith(b"PK") else ""
 
 
@@ -307,40 +322,42 @@ def _kind_of_zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, NotImplementedError):
-        return "cut or damaged: copy or download it again"
+        return "truncated or damaged: copy or download it again"
     if any(name.endswith("constants.pkl") for name in names):
         return (
-            "a TorchScript archive, a program with weights: where you trust it, save torch.jit.load(FILE).state_dict() "
-            "with torch.save"
+            "a TorchScript archive, which is a program with weights: if you trust it, save "
+            "torch.jit.load(FILE).state_dict() with torch.save"
         )
     if names and all(name.endswith(".npy") for name in names):
-        return "an .npz archive of numpy arrays: expected tensors by name, of torch or safetensors"
+        return "an .npz archive of NumPy arrays: expected a torch or safetensors file with tensors by name"
     if not any(name.endswith("data.pkl") for name in names):
-        return f"a zip archive without weights (it has {_listed(names)}): unpack it and give the file in it"
+        return f"a zip archive without weights (it has {_listed(names)}): unpack it and use the file in it"
     return ""
 
 
 def _reason(error: Exception) -> str:
-    """Why torch or safetensors does not read a file, without their advice to trust it."""
+    """Return why torch or safetensors cannot read a file, without their advice to trust the file."""
     text = str(error) or type(error).__name__
-    if found := re.search(r"(?:GLOBAL|global|class) [`']?([\w.]+)[`']?", text):
+    if match := re.search(r"(?:GLOBAL|global|class) [`']?([\w.]+)[`']?", text):
         return (
-            f"it holds an object of {found[1]}, not only tensors; nothing of it was run: where you trust it, save its "
+            f"it holds a {match[1]} object, not only tensors, and none of it was run: if you trust it, save its "
             "state_dict alone with torch.save"
         )
     if "PytorchStreamReader" in text or "central directory" in text:
-        return "it is cut or damaged: copy or download it again"
+        return "it is truncated or damaged: copy or download it again"
     return shown(text.splitlines()[0])
 
 
 def _kind(content: object) -> str:
+    """Describe the content of a file that has no tensors by name."""
     if isinstance(content, Tensor):
-        return f"one tensor {tuple(content.shape)} without a name"
+        return f"one tensor of shape {tuple(content.shape)} without a name"
     if isinstance(content, dict):
         names = [str(key) for key in cast(dict[object, object], content)]
-        return f"{_listed(names, 6)} without any" if names else "an empty dict"
-    return f"an object of {type(content).__name__}"
+        return f"a dict without tensors (it has {_listed(names, 6)})" if names else "an empty dict"
+    return f"a {type(content).__name__} object"
 
 
-def _listed(names: list[str], most: int = 3) -> str:
-    return ", ".join(map(shown, names[:most])) + (", ..." if len(names) > most else "")
+def _listed(names: list[str], limit: int = 3) -> str:
+    """Join the first ``limit`` names by commas."""
+    return ", ".join(map(shown, names[:limit])) + (", ..." if len(names) > limit else "")

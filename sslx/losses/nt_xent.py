@@ -111,10 +111,10 @@ def _forward(
     sums = [k.sums(rows, None, None, inverse, shift_free)]
     columns = gather()
     others = _others(columns, len(rows.x), group)
-    of_all = k.received(columns) if others else kernels.Rows(columns, rows.scales.new_empty(0))
+    of_all = k.prepare_received(columns) if others else kernels.Rows(columns, rows.scales.new_empty(0))
     for part in others:
         sums.append(k.sums(rows, of_all.part(part), (), inverse, shift_free))
-    loss, denominators, missed = k.finish(rows, None, None, sums, inverse, shift_free)
+    loss, denominators, missed = k.loss_from_sums(rows, None, None, sums, inverse, shift_free)
     gathered = distributed.all_gather(denominators, group)
     # An operator may not return one tensor twice, nor a part of one.
     return loss, columns, of_all.scales, gathered, missed, rows.scales
@@ -138,8 +138,8 @@ def _(
     dtype = torch.promote_types(z1.dtype, torch.float32)
     z = torch.cat([z1, z2])
     columns = z.new_empty(world_size * len(z), z.shape[1], dtype=k.prepared_dtype(z.dtype))
-    scales, missed = k.kept_like(z)
-    of_all = k.received(columns).scales if world_size > 1 else scales.new_empty(0)
+    scales, missed = k.saved_like(z)
+    of_all = k.prepare_received(columns).scales if world_size > 1 else scales.new_empty(0)
     return z.new_empty((), dtype=dtype), columns, of_all, missed.new_empty(len(columns)), missed, scales
 
 
@@ -174,7 +174,7 @@ def _backward(
         k.inverse(temperature),
         shift_free,
     )
-    return d, op.of_temperature(shares, temperature, temperature_too)
+    return d, op.temperature_gradient(shares, temperature, temperature_too)
 
 
 @_backward.register_fake

@@ -30,7 +30,7 @@ class MethodConfig:
     """What ``Method.exported`` is, in words, if it is not the encoder that is trained."""
 
     name: str
-    """The method to train by; sslx methods describes them."""
+    """Method to train with.  sslx methods describes all of them."""
 
     def __post_init__(self) -> None:
         self.require(*(field.name for field in fields(self) if field.name.endswith("_dim")), least=1)

@@ -65,7 +65,7 @@ class Method(base.Method):
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(encoder)
         side = tile_side(encoder.size)
-        if not encoders.takes(encoder, side):
+        if not encoders.accepts_size(encoder, side):
             raise ConfigError(
                 f"jigsaw cuts views of {encoder.size} px into tiles of {side} px, which {type(encoder.trunk).__name__} "
                 "does not take: take a ResNet or a larger --data.size"

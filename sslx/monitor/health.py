@@ -15,7 +15,7 @@ from sslx.data.batch import Batch
 from sslx.errors import CollapseError
 from sslx.losses import spread
 from sslx.monitor.config import HealthConfig as Config
-from sslx.probe.features import evaluating
+from sslx.probe.features import evaluation_mode
 from sslx.probe.geometry import alignment, rank_me, uniformity
 
 LEAST = {"feature_rank": 1.05, "feature_std": 0.005, "std": 0.5}
@@ -61,7 +61,7 @@ class Health:
         pairs = [_two_views(batch, share) for batch in batches[: -(-share // len(batches[0]))]]
         device = pairs[0][0].device
         with (
-            evaluating(encoder),
+            evaluation_mode(encoder),
             torch.no_grad(),
             torch.autocast(device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None),
         ):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sslx.optim.optimizers import load_state as load_state
     from sslx.optim.schedule import Schedule as Schedule
     from sslx.optim.schedule import peak_lr as peak_lr
-else:  # so that type checkers know every name
+else:  # at run time, these names are imported on first use
     __getattr__ = later.names(
         __name__,
         {

@@ -1,4 +1,4 @@
-"""AdamW that starts to count a frozen parameter's steps when its first gradient comes."""
+"""AdamW that starts to count the steps of an initially frozen parameter at its first gradient."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,24 +15,24 @@ def adamw(
     weight_decay: float,
     late: Iterable[Tensor] = (),
 ) -> torch.optim.AdamW:
-    """torch's fused AdamW (arXiv 1711.05101), in which ``late`` parameters start when they thaw.
+    """Return torch's fused AdamW (arXiv 1711.05101), in which ``late`` parameters start when they thaw.
 
-    late: parameters whose gradient is zero at first, because they are frozen.  AdamW would count those steps, so that
-      of its bias correction nothing is left at the thaw, while the second moment is still near 0: the first steps
-      would be several times too long.  Published code avoids it by a gradient of None, which is the host's to decide
-      and for which DDP would wait.  Here the count goes back to 0 after each step in which the second moment is still
-      0; that is decided on the device, and nothing waits for it.
+    late: parameters whose gradient is zero at first, because they are frozen.  AdamW would count those steps, so its
+      bias correction would be used up at the thaw while the second moment is still near 0, and the first steps would
+      be several times too long.  Published code avoids this with a gradient of None, but that needs a decision on the
+      host, and DDP would wait for the gradient.  Here the count goes back to 0 after each step that leaves the second
+      moment at 0.  The device decides that, without a host sync.
     """
-    # Not foreach: on a CPU it reads every parameter's step counter back, one by one.
+    # foreach=True would read back every parameter's step counter, one by one, on a CPU.
     optimizer = torch.optim.AdamW(params, lr, betas=betas, weight_decay=weight_decay, fused=True)
-    frozen_at_first = tuple(late)
+    late_parameters = tuple(late)
 
     def restart_count(*_: object) -> None:
-        for parameter in frozen_at_first:
+        for parameter in late_parameters:
             state: dict[str, Tensor] = optimizer.state[parameter]
             if state:
                 state["step"].mul_(state["exp_avg_sq"].any())
 
-    if frozen_at_first:
+    if late_parameters:
         optimizer.register_step_post_hook(restart_count)
     return optimizer

@@ -1,4 +1,4 @@
-"""Optimizers by name: LARS, SGD and AdamW, with weight decay where it belongs."""
+"""Builds the optimizers LARS, SGD and AdamW by name, and restores their state."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sslx.optim.config import Config
 from sslx.optim.groups import Groups, split
 from sslx.optim.lars import LARS
 
-_STATE: dict[type, set[str]] = {
+_STATE_KEYS: dict[type, set[str]] = {
     LARS: {"velocity"},
     torch.optim.SGD: {"momentum_buffer"},
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
@@ -19,11 +19,11 @@ _STATE: dict[type, set[str]] = {
 
 
 def build(config: Config, module: nn.Module, trunk: nn.Module | None = None) -> torch.optim.Optimizer:
-    """The optimizer for the module's trainable parameters.  ``Schedule.apply`` sets its learning rate and weight decay.
+    """Build the optimizer for the module's trainable parameters.
 
-    trunk: the encoder's trunk, a part of the module, whose layers learn at different rates where
-      ``config.layer_decay`` is not 1; it may be left out where that is 1.
-    The module may have ``late_parameters()``, those that are frozen at first (``methods.base``, ``adamw``).
+    trunk: the encoder's trunk within the module, needed only if ``config.layer_decay`` is not 1.
+    ``Schedule.apply`` sets the optimizer's learning rate and weight decay.  If the module has a method
+    ``late_parameters()``, it returns the parameters that are frozen at first (see ``methods.base`` and ``adamw``).
     """
     groups = split(module, trunk, config.layer_decay)
     for group in groups:
@@ -40,22 +40,23 @@ def build(config: Config, module: nn.Module, trunk: nn.Module | None = None) -> 
 
 
 def _sgd(params: Groups, lr: float, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """torch's fused SGD, which can leave a step out on the device (``train.finite``), from its first step on."""
+    """Return torch's fused SGD, which can skip a step on the device (see ``train.finite``), even the first one."""
     optimizer = torch.optim.SGD(params, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-    if momentum:  # torch takes the first step's from memory that it has not written to where that step is left out
+    if momentum:  # if the first step is skipped, torch leaves momentum buffers of its own uninitialized
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], what: str) -> None:
-    """Put back what ``optimizer.state_dict()`` gave, but for the groups' settings, which are the config's.
+def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], source: str) -> None:
+    """Restore a state from ``optimizer.state_dict()``, except the groups' settings, which come from the config.
 
-    what: where it is from, for the message.  DataError where it is of other parameters or of another optimizer.
+    source: where the state comes from, for the error message.
+    Raises DataError for the state of another optimizer or of other parameters.
     """
     own = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    expected = _STATE[type(optimizer)]
+    expected = _STATE_KEYS[type(optimizer)]
     fits = [group["params"] for group in saved["param_groups"]] == [group["params"] for group in own["param_groups"]]
     for number, state in saved["state"].items():
         fits = fits and number < len(parameters) and state.keys() in (expected, set[str]())
@@ -64,5 +65,5 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], what: st
             for value in state.values()
         )
     if not fits:
-        raise DataError(f"{what} has another optimizer's state, or of other parameters: take another checkpoint")
+        raise DataError(f"{source} has the state of another optimizer or of other parameters: use another checkpoint")
     optimizer.load_state_dict({"state": own["state"] | saved["state"], "param_groups": own["param_groups"]})

@@ -1,9 +1,9 @@
-"""Pictures: a map of the features, the loss over training, and sheets of images."""
+"""Pictures: a map of the features, the loss over the steps of a run, and sheets of images."""
 
 from sslx.plot.canvas import MARKERS as MARKERS
 from sslx.plot.canvas import OPACITY as OPACITY
 from sslx.plot.canvas import PALETTE as PALETTE
-from sslx.plot.embedding import MOST_NAMED as MOST_NAMED
+from sslx.plot.embedding import MAX_NAMED_CLASSES as MAX_NAMED_CLASSES
 from sslx.plot.embedding import feature_map as feature_map
 from sslx.plot.embedding import projection as projection
 from sslx.plot.embedding import subsample as subsample

@@ -1,4 +1,4 @@
-"""The loss and the learning rate over the steps of a run."""
+"""A picture of the loss and the learning rate over the steps of a run."""
 
 import math
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sslx.console.words import plural
 from sslx.errors import MissingInput
-from sslx.plot.canvas import GRAY, LR, PALETTE, SOFT, canvas, save, titles
+from sslx.plot.canvas import GRAY, LR_COLOR, PALETTE, SOFT, canvas, save, titles
 from sslx.runs import records
 
 if TYPE_CHECKING:
@@ -19,28 +20,28 @@ if TYPE_CHECKING:
 def loss_curve(metrics: Path, path: Path, *, title: str = "Pretraining loss") -> None:
     """Write a PNG of the loss (raw and running median) and the learning rate over the steps of a run.
 
-    metrics: JSON lines; those with a ``step`` and a ``loss`` count; ``lr`` and ``epoch`` are shown if given.
-    Of a step that came twice (a restart) the later line holds; lines cut short and losses that are not finite
-    are passed over.  Raises MissingInput without a file or without a point in it.
+    metrics: JSON lines, of which those with a ``step`` and a ``loss`` are shown, with their ``lr`` and ``epoch`` if
+      they have them.  If a restart repeated a step, its last line is shown.  Truncated lines and losses that are not
+      finite are skipped.
+    Raises MissingInput if there is no file or nothing to show in it.
     """
     if not metrics.is_file():
-        raise MissingInput(f"expected the metrics of a run, but {metrics} is not there; check the run folder")
+        raise MissingInput(f"expected the metrics of a run, but {metrics} does not exist: check the run folder")
     points = _points(metrics)
     if not points:
-        raise MissingInput(f"expected lines with a step and a loss in {metrics}, got none; let the run go on")
+        raise MissingInput(f"expected lines with a step and a loss in {metrics}, got none: let the run continue")
     step = np.array(sorted(points))
     loss, lr, epoch = (
         np.array([points[s].get(key, math.nan) for s in step.tolist()]) for key in ("loss", "lr", "epoch")
     )
     figure, axes = canvas(8.0, 4.6)
-    many = len(step) > 20
-    axes.plot(
-        step, loss, color=PALETTE[0], alpha=0.3 if many else 1, linewidth=1, marker="" if many else "o", label="loss"
-    )
-    if many:
+    if len(step) > 20:
         width = max(5, len(step) // 40)
-        axes.plot(step, _median(loss, width), color=PALETTE[0], linewidth=2, label="loss, running median")
+        axes.plot(step, loss, color=PALETTE[0], alpha=0.3, linewidth=1, label="loss")
+        axes.plot(step, _running_median(loss, width), color=PALETTE[0], linewidth=2, label="loss, running median")
         axes.set_ylim(*_limits(loss))
+    else:
+        axes.plot(step, loss, color=PALETTE[0], linewidth=1, marker="o", label="loss")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(axis="y", color=GRAY, linewidth=0.8)
@@ -49,17 +50,18 @@ def loss_curve(metrics: Path, path: Path, *, title: str = "Pretraining loss") ->
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     lines = list(axes.get_lines())
-    lines += _lr_axis(axes, step, lr) if np.isfinite(lr).any() else []
-    if len(lines) > 1:  # the legend stands below the axes, where it lies over no line
+    if np.isfinite(lr).any():
+        lines += _draw_lr(axes, step, lr)
+    if len(lines) > 1:  # the legend stands below the axes, where it does not cover a line
         names = [str(line.get_label()) for line in lines]
         axes.legend(lines, names, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), borderaxespad=0, ncols=3)
     marks = epoch_marks(step, epoch)
     if len(marks) > 1:
-        _epoch_axis(axes, marks)
+        _draw_epochs(axes, marks)
     titles(
         axes,
         title,
-        f"{len(step):,} point{'s' * (len(step) > 1)}, last loss {loss[-1]:.4g} at step {step[-1]:,}",
+        f"{plural(len(step), 'point')}, last loss {loss[-1]:.4g} at step {step[-1]:,}",
         above=42 if len(marks) > 1 else 10,
     )
     save(figure, path)
@@ -70,25 +72,25 @@ def _points(metrics: Path) -> dict[int, dict[str, float]]:
     return {int(line["step"]): line for line in lines if math.isfinite(line.get("loss", math.nan))}
 
 
-def _median(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
-    """The running median over ``width`` values around each, fewer at the ends."""
+def _running_median(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+    """Return the running median over about ``width`` values, fewer at the ends."""
     half = width // 2
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
 def _limits(loss: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Of the loss axis: one spike should not flatten the curve."""
+    """Return the limits of the loss axis, which ignore a few spikes that would flatten the curve."""
     low, high = float(loss.min()), float(np.quantile(loss, 0.995))
     pad = 0.05 * (high - low) or 0.5
     return low - pad, max(high, float(loss[: max(1, len(loss) // 100)].max())) + pad
 
 
-def _lr_axis(axes: "Axes", step: npt.NDArray[np.int64], lr: npt.NDArray[np.float64]) -> "list[Line2D]":
-    """The learning rate, on an axis of its own at the right; its line."""
+def _draw_lr(axes: "Axes", step: npt.NDArray[np.int64], lr: npt.NDArray[np.float64]) -> "list[Line2D]":
+    """Draw the learning rate with a separate axis on the right, and return its line."""
     right = axes.twinx()
-    lines = right.plot(step, lr, color=LR, linewidth=1.4, linestyle=(0, (4, 2)), label="learning rate")
-    right.set_ylabel("learning rate", color=LR)
-    right.tick_params(colors=LR)
+    lines = right.plot(step, lr, color=LR_COLOR, linewidth=1.4, linestyle=(0, (4, 2)), label="learning rate")
+    right.set_ylabel("learning rate", color=LR_COLOR)
+    right.tick_params(colors=LR_COLOR)
     right.set_ylim(bottom=0)
     for side in ("top", "left"):
         right.spines[side].set_visible(False)
@@ -96,7 +98,7 @@ def _lr_axis(axes: "Axes", step: npt.NDArray[np.int64], lr: npt.NDArray[np.float
 
 
 def _whole_steps(axes: "Axes", step: npt.NDArray[np.int64]) -> None:
-    """Ticks at whole steps, also of a run of one or two."""
+    """Put ticks at whole steps, even for a run of one or two steps."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
@@ -106,19 +108,19 @@ def _whole_steps(axes: "Axes", step: npt.NDArray[np.int64]) -> None:
 
 
 def epoch_marks(step: npt.NDArray[np.int64], epoch: npt.NDArray[np.float64]) -> dict[int, float]:
-    """Whole epochs, at most eleven, and the steps at which they ended, between those that were logged."""
-    known = np.isfinite(epoch)
-    if not known.any():
+    """Return at most eleven whole epochs and the steps at which they ended, interpolated between logged steps."""
+    is_logged = np.isfinite(epoch)
+    if not is_logged.any():
         return {}
-    passed = np.maximum.accumulate(epoch[known])
-    whole = range(math.ceil(passed[0]), math.floor(passed[-1]) + 1)
-    every = max(1, -(-len(whole) // 10))
-    marked = [number for number in whole if number % every == 0]
-    return {number: float(np.interp(number, passed, step[known])) for number in marked}
+    logged = np.maximum.accumulate(epoch[is_logged])
+    whole = range(math.ceil(logged[0]), math.floor(logged[-1]) + 1)
+    interval = max(1, -(-len(whole) // 10))
+    marked = [number for number in whole if number % interval == 0]
+    return {number: float(np.interp(number, logged, step[is_logged])) for number in marked}
 
 
-def _epoch_axis(axes: "Axes", marks: dict[int, float]) -> None:
-    """Whole epochs along the top."""
+def _draw_epochs(axes: "Axes", marks: dict[int, float]) -> None:
+    """Mark whole epochs along the top."""
     top = axes.secondary_xaxis("top")
     top.set_xticks(list(marks.values()), [f"{number:,}" for number in marks])
     top.set_xlabel("epoch", color=SOFT, fontsize=9)

@@ -1,4 +1,4 @@
-"""``sslx plot``: the pictures of a run, in its folder."""
+"""``sslx plot``: writes the pictures of a run into its folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from torch import Tensor
 from sslx import by_name, config, data, distributed, plot
 from sslx.config import PlotConfig
 from sslx.console.bars import Bars, say_to
-from sslx.console.words import shown
+from sslx.console.words import plural, shown
 from sslx.data import sources
 from sslx.data.draws import Draws
 from sslx.data.order import Repeated, Shuffled
@@ -29,18 +29,18 @@ from sslx.probe.features import Features
 from sslx.probe.images import Splits
 from sslx.trained import Trained, load
 
-QUERIES, NEIGHBORS = 8, 6
-VIEWED, FEWEST_VIEWS = 6, 4
-"""Images whose views are shown, and of each at least so many, of several epochs if need be."""
-METHOD_IMAGES = 8
-_BANK = 50_000
-"""Training images, at most, to compute the kNN accuracy of the title with; of more, only ``sslx probe`` does."""
+NUM_QUERIES, NUM_NEIGHBORS = 8, 6
+NUM_VIEWED, MIN_VIEWS = 6, 4
+"""Number of images whose views are shown, and the minimum number of views of each, over several epochs if necessary."""
+NUM_METHOD_IMAGES = 8
+_MAX_BANK = 50_000
+"""Maximum number of training images for the kNN accuracy in the map's title.  ``sslx probe`` has no such limit."""
 _THUMBNAIL_PX, _NEIGHBOR_PX = 96, 160
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn: a checkpoint, the options, the images, and where it is computed."""
+    """Everything that the pictures are drawn from: a checkpoint, the options, the images and a device."""
 
     trained: Trained
     options: PlotConfig
@@ -57,27 +57,27 @@ class Scene:
 
     @property
     def labels(self) -> Tensor | None:
-        """(N,) of the images to draw."""
+        """Labels (N,) of the images to draw, or None."""
         labels = self.splits.test.facts.labels
         return None if labels is None else torch.from_numpy(labels)
 
     def loader(self, source: Source, view: ViewSpec) -> data.Loader:
-        """Of all of a source, in batches of 64."""
+        """Return a loader of a whole source in batches of 64."""
         return images.loader(self.options.data, source, view, 64, Ranks(device=self.device), torch.float32)
 
     def pixels(self, rows: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.float32]:
-        """The images of these rows as probes see them, of ``size`` pixels or fewer: (n, S, S, 3) in [0, 1]."""
+        """Return the images of the given rows (n, S, S, 3) in [0, 1], with the probes' view at most ``size`` pixels."""
         view = replace(self.trained.view, size=min(size, self.trained.view.size))
         batches = self.loader(self.splits.test.take(rows), view)
         return np.concatenate([plot.rgb(batch.views[0], view) for batch in batches])
 
 
 def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
-    """``sslx plot CHECKPOINT``: write pictures into the run folder.
+    """Run ``sslx plot CHECKPOINT``: write pictures into the run folder.
 
-    They are loss.png, tsne.png or umap.png, neighbors.png, views.png and, where the method shows something, method.png.
-    What cannot be drawn is left out with a line; the first such error is raised where nothing can, or none is written.
-    path: the checkpoint that argv names.  quiet: say nothing on wrong flags.
+    They are loss.png, tsne.png or umap.png, neighbors.png, views.png and, if the method has a picture, method.png.
+    A picture that cannot be drawn is left out with a line.  An error is raised if none can be drawn or written.
+    path: the checkpoint that argv names.  quiet: do not print anything about wrong flags.
     """
     trained = load(path)
     options = config.load_plot(argv, trained.settings, quiet=quiet)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     if ranks.is_main:
         album.attempt("loss.png", partial(_loss, trained))
     try:
-        splits = images.splits(trained, options, say, least=held_out.ENOUGH)
+        splits = images.splits(trained, options, say, min_images=held_out.MIN_IMAGES_TO_SHOW)
         scene = Scene(trained, options, splits, ranks.device)
     except UserError as error:
         album.problems.append(error)
@@ -100,16 +100,16 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     distributed.shutdown()
     if album.written:
         say(f"wrote {', '.join(map(shown, album.written))}")
-    storage = [problem for problem in album.problems if isinstance(problem, StorageError)]
-    if ranks.is_main and (storage or not album.written):
-        raise (*storage, *album.problems)[0]
+    storage_problems = [problem for problem in album.problems if isinstance(problem, StorageError)]
+    if ranks.is_main and (storage_problems or not album.written):
+        raise (*storage_problems, *album.problems)[0]
     for problem in album.problems:
         say(f"left out: {problem}")
     return 0
 
 
 class Album:
-    """The pictures that were written, and why others were not."""
+    """The pictures that were written, and the reasons why others were not."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -117,10 +117,11 @@ class Album:
         self.problems: list[UserError] = []
 
     def attempt(self, file: str, draw: Callable[[Path], bool]) -> None:
-        """Draw a picture; ``draw`` says whether there was something to see."""
+        """Draw a picture and record the outcome; ``draw`` returns whether it wrote the file."""
         path = self.folder / file
         try:
-            self.written.extend([path] * draw(path))
+            if draw(path):
+                self.written.append(path)
         except UserError as error:
             self.problems.append(type(error)(f"{file}: {error}"))
         except OSError as error:
@@ -128,9 +129,9 @@ class Album:
 
 
 def _draw(album: Album, scene: Scene, options: PlotConfig, ranks: Ranks, console: Console) -> None:
-    """All pictures of images; every rank must call it, as all compute features."""
+    """Draw all pictures of images.  Every rank must call this, because all of them compute features."""
     try:
-        bank, found = _features(scene, ranks, console)
+        bank, features = _features(scene, ranks, console)
     except UserError as error:
         album.problems.append(error)
     else:
@@ -138,8 +139,8 @@ def _draw(album: Album, scene: Scene, options: PlotConfig, ranks: Ranks, console
             by = plot.projection()
             with console.status(f"{by} ..."):
                 file = {"UMAP": "umap.png", "t-SNE": "tsne.png"}[by]
-                album.attempt(file, partial(_map, scene, options.num_points, by, bank, found))
-                album.attempt("neighbors.png", partial(_neighbors, scene, found.x))
+                album.attempt(file, partial(_map, scene, options.num_points, by, bank, features))
+                album.attempt("neighbors.png", partial(_neighbors, scene, features.x))
     if ranks.is_main:
         with console.status("views ..."):
             album.attempt("views.png", partial(_views, scene))
@@ -152,83 +153,84 @@ def _loss(trained: Trained, path: Path) -> bool:
 
 
 def _features(scene: Scene, ranks: Ranks, console: Console) -> tuple[Features | None, Features]:
-    """Of the images to draw, and of those that their classes are found by, where there are some, but not too many."""
+    """Return the training features for the kNN accuracy, if it can be computed, and the features to draw."""
     train, test = scene.splits.train, scene.splits.test
     has_labels = train.facts.labels is not None and test.facts.labels is not None
-    known = has_labels and len(test) <= len(train) <= _BANK
+    needs_bank = has_labels and len(test) <= len(train) <= _MAX_BANK
     bars = Bars(console, ranks.is_main)
     with bars.display:
         bars.stage = "picture"
         encoder = scene.trained.encoder
-        bank = images.extract(scene.trained, encoder, scene.options.data, train, ranks, bars) if known else None
+        bank = images.extract(scene.trained, encoder, scene.options.data, train, ranks, bars) if needs_bank else None
         return bank, images.extract(scene.trained, encoder, scene.options.data, test, ranks, bars)
 
 
-def _map(scene: Scene, points: int, by: Projection, bank: Features | None, found: Features, path: Path) -> bool:
-    """The map of the features; without classes, or with more than a legend names, with some of the images on it."""
+def _map(scene: Scene, max_points: int, by: Projection, bank: Features | None, features: Features, path: Path) -> bool:
+    """Draw the map of the features.  Without a legend of classes, it shows some of the images."""
     splits, labels = scene.splits, scene.labels
     num_classes = 0 if labels is None else len(labels.unique())
-    several = num_classes > 1 and not images.unlearnable(splits.all_train)
-    named = several and num_classes <= plot.MOST_NAMED
-    title = f"{scene.name}: features of {len(found.x):,} {splits.name} images"
-    if bank is not None and several and splits.train.facts.classes:
-        title += f", kNN accuracy {100 * knn.accuracy(bank, found, len(splits.train.facts.classes)):.1f} %"
+    has_classes = num_classes > 1 and not images.unlearnable_reason(splits.all_train)
+    has_legend = has_classes and num_classes <= plot.MAX_NAMED_CLASSES
+    title = f"{scene.name}: features of {len(features.x):,} {splits.name} images"
+    if bank is not None and has_classes and splits.train.facts.classes:
+        title += f", kNN accuracy {100 * knn.accuracy(bank, features, len(splits.train.facts.classes)):.1f} %"
     plot.feature_map(
-        found.x,
-        labels if several else None,
+        features.x,
+        labels if has_classes else None,
         splits.test.facts.classes,
         path,
         title,
-        thumbnails=None if named else partial(scene.pixels, size=_THUMBNAIL_PX),
+        thumbnails=None if has_legend else partial(scene.pixels, size=_THUMBNAIL_PX),
         by=by,
-        max_points=points,
+        max_points=max_points,
         seed=scene.seed,
     )
     return True
 
 
 def _neighbors(scene: Scene, x: Tensor, path: Path) -> bool:
-    """Some images, each with those whose features are nearest to its own."""
+    """Draw some images, each with the images whose features are nearest to its own.  x: features (N, D)."""
     facts = scene.splits.test.facts
-    queries, columns, values = plot.neighbors(x, QUERIES, NEIGHBORS, scene.seed)
-    rows = np.concatenate([queries[:, None], columns], axis=1)
-    unique, where = np.unique(rows, return_inverse=True)
-    pixels = scene.pixels(unique, _NEIGHBOR_PX)[where.reshape(rows.shape)]
+    queries, neighbors, similarities = plot.neighbors(x, NUM_QUERIES, NUM_NEIGHBORS, scene.seed)
+    rows = np.concatenate([queries[:, None], neighbors], axis=1)
+    unique_rows, inverse = np.unique(rows, return_inverse=True)
+    pixels = scene.pixels(unique_rows, _NEIGHBOR_PX)[inverse.reshape(rows.shape)]
 
-    def named(row: int, text: str) -> str:
+    def with_class(row: int, text: str) -> str:
         if facts.labels is None or facts.classes is None:
             return text
         return f"{text} {shown(facts.classes[facts.labels[row]], 12)}".strip()
 
-    lines = [
-        [named(query, "" if facts.labels is not None else "query")]
-        + [named(row, f"{value:.2f}") for row, value in zip(near, similar, strict=True)]
-        for query, near, similar in zip(queries.tolist(), columns.tolist(), values.tolist(), strict=True)
-    ]
+    query_text = "query" if facts.labels is None else ""
+    lines: list[list[str]] = []
+    for query, near, similar in zip(queries.tolist(), neighbors.tolist(), similarities.tolist(), strict=True):
+        line = [with_class(query, query_text)]
+        line += [with_class(row, f"{similarity:.2f}") for row, similarity in zip(near, similar, strict=True)]
+        lines.append(line)
     plot.neighbor_sheet(
         list(zip(pixels, lines, strict=True)),
         path,
         f"{scene.name}: nearest neighbors by features",
-        f"{len(queries)} of {len(x):,} {scene.splits.name} images (framed), and the nearest of the others with their "
+        f"{len(queries)} of {len(x):,} {scene.splits.name} images (framed), and their nearest neighbors with the "
         "cosine similarity",
     )
     return True
 
 
 def training_views(scene: Scene) -> tuple[npt.NDArray[np.int64], list[tuple[Tensor, ...]], Source]:
-    """Rows of the first images that the run was trained on, their views in the first epochs, and the source.
+    """Return the rows of the run's first training images, their views in each of the first epochs, and the source.
 
-    Exactly as the training loader of one rank makes them.
+    The views are exactly those that the training loader of a single rank makes.
     """
     settings = scene.trained.settings
     source = scene.splits.all_train
     if scene.options.source.has_unlabeled:
         source = sources.build(scene.options.source, "pretrain", scene.options.data, training=source)
-    num = min(VIEWED, len(source))
+    num_images = min(NUM_VIEWED, len(source))
     blocks = source.facts.blocks
-    index = Shuffled(num_samples=len(source), batch_size=num, seed=settings.seed, blocks=blocks).batch(0)
+    index = Shuffled(num_samples=len(source), batch_size=num_images, seed=settings.seed, blocks=blocks).batch(0)
     specs = scene.trained.views
-    order = Repeated(index=index, num_epochs=-(-FEWEST_VIEWS // len(specs)))
+    order = Repeated(index=index, num_epochs=-(-MIN_VIEWS // len(specs)))
     batches = data.in_order(
         scene.options.data,
         source,
@@ -242,54 +244,54 @@ def training_views(scene: Scene) -> tuple[npt.NDArray[np.int64], list[tuple[Tens
 
 
 def _views(scene: Scene, path: Path) -> bool:
-    """Some images, and what the method was given in their place."""
+    """Draw some training images and the views of them that the method was trained on."""
     trained = scene.trained
     index, epochs, source = training_views(scene)
     plain = next(scene.loader(source.take(index), trained.view)).views[0]
-    rows = [(f"as probes see it, {trained.view.size} px", plain)]
+    rows = [(f"evaluation view, {trained.view.size} px", plain)]
     for epoch, views in enumerate(epochs, 1):
-        when = f"epoch {epoch}, " * (len(epochs) > 1)
-        rows += [(f"{when}{name}", view) for name, view in _rows_of_views(views, trained.view)]
-    views_of_epoch = f"{len(trained.views)} augmented view{'s' * (len(trained.views) > 1)}"
+        prefix = f"epoch {epoch}, " if len(epochs) > 1 else ""
+        rows += [(f"{prefix}{name}", view) for name, view in _rows_of_views(views, trained.view)]
+    num_views = plural(len(trained.views), "augmented view")
     plot.images(
         rows,
         trained.view,
         path,
-        f"{scene.name}: what {by_name.label(trained.settings.method.name)} is trained on",
-        f"{len(index)} training images, and below them the {views_of_epoch} an epoch that the method gets of them",
+        f"{scene.name}: training views of {by_name.label(trained.settings.method.name)}",
+        f"{plural(len(index), 'training image')} and, below each, its {num_views} per epoch",
     )
     return True
 
 
 def _rows_of_views(views: Sequence[Tensor], view: ViewSpec) -> list[tuple[str, Tensor]]:
-    """Named rows of the views of an epoch; small ones of one size side by side, as many as a large one is wide."""
-    width = max(each.shape[3] for each in views)
+    """Return named rows of one epoch's views, in which small views of the same size stand side by side."""
+    width = max(images.shape[3] for images in views)
     rows: list[tuple[str, Tensor]] = []
-    number = 1
-    for size, same in groupby(views, key=lambda each: int(each.shape[3])):
-        left = list(same)
-        while left:
-            together, left = left[: max(1, width // (size + 1))], left[max(1, width // (size + 1)) :]
-            last = number + len(together) - 1
-            name = (
-                f"view {number}" if last == number else f"views {number} {'and' if last == number + 1 else 'to'} {last}"
-            )
-            rows.append(
-                (f"{name}, {size} px", plot.side_by_side(together, view, width) if size < width else together[0])
-            )
-            number = last + 1
+    first = 1
+    for size, group in groupby(views, key=lambda images: int(images.shape[3])):
+        same_size = list(group)
+        num_per_row = max(1, width // (size + 1))
+        for start in range(0, len(same_size), num_per_row):
+            row = same_size[start : start + num_per_row]
+            last = first + len(row) - 1
+            name = f"view {first}"
+            if len(row) > 1:
+                name = f"views {first} {'and' if len(row) == 2 else 'to'} {last}"
+            images = plot.side_by_side(row, view, width) if size < width else row[0]
+            rows.append((f"{name}, {size} px", images))
+            first = last + 1
     return rows
 
 
 def _method(scene: Scene, path: Path) -> bool:
-    """What the method shows of 8 images, cut as for probes, of the training views' size; False: nothing."""
+    """Draw the method's picture of 8 images (evaluation crop, training size); return False if it has none."""
     trained, test = scene.trained, scene.splits.test
     method, settings = trained.method(), trained.settings
-    chosen = plot.subsample(len(test), scene.labels, METHOD_IMAGES, scene.seed)
+    chosen = plot.subsample(len(test), scene.labels, NUM_METHOD_IMAGES, scene.seed)
     view = replace(trained.view, size=trained.size)
     batch = next(scene.loader(test.take(chosen), view))
-    drawn = method.draw(Draws(seed=scene.seed, epoch=0, batch=0, index=chosen))
-    rows = method.picture(replace(batch, draws=tuple(torch.from_numpy(array).to(scene.device) for array in drawn)))
+    draws = method.draw(Draws(seed=scene.seed, epoch=0, batch=0, index=chosen))
+    rows = method.picture(replace(batch, draws=tuple(torch.from_numpy(array).to(scene.device) for array in draws)))
     if rows:
         title = f"{settings.name}: {by_name.label(settings.method.name)} on {scene.splits.name} images"
         plot.images(rows, view, path, title, f"step {trained.step:,}, {trained.size} px")

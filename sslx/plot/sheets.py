@@ -1,4 +1,4 @@
-"""Sheets of images: rows of the same images, and images with their nearest neighbors."""
+"""Sheets of images: several views of the same images, or images with their nearest neighbors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,27 +20,27 @@ Pixels = npt.NDArray[np.float32]
 
 
 def rgb(images: Tensor, view: ViewSpec) -> Pixels:
-    """Images (B, 3, H, W), normalized with the view's mean and std, as (B, H, W, 3) in [0, 1], the rest cut off."""
+    """Convert images (B, 3, H, W), normalized by the view's mean and std, to (B, H, W, 3), clipped to [0, 1]."""
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (view.mean, view.std))
     return (images.float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
 def images(rows: Sequence[tuple[str, Tensor]], view: ViewSpec, path: Path, title: str, subtitle: str) -> None:
-    """Write a PNG of rows of images, each with its name: the same B samples in every row, one below the other.
+    """Write a PNG of named rows of images, with the same B samples in the columns of every row.
 
-    rows: of (B, 3, H, W) images, normalized with the view's mean and std; what is outside of [0, 1] then is cut off.
-    All rows have one scale, so that images of fewer pixels are smaller.  Small images are enlarged pixel by pixel.
+    rows: names and images (B, 3, H, W), normalized by the view's mean and std.  Values outside [0, 1] are clipped.
+    All rows have the same scale, so images with fewer pixels are smaller.  Pixels are enlarged without interpolation.
     """
-    gap, num = 0.06, len(rows[0][1])  # in images
-    most = max(max(samples.shape[2:]) for _, samples in rows)
-    heights = [samples.shape[2] / most for _, samples in rows]
+    gap, num_columns = 0.06, len(rows[0][1])  # lengths are in units of the largest image
+    max_px = max(max(samples.shape[2:]) for _, samples in rows)
+    heights = [samples.shape[2] / max_px for _, samples in rows]
     tops = np.cumsum([0.0, *(height + gap for height in heights)])
-    figure, axes = canvas(1.5 * num, 1.5 * tops[-1])
+    figure, axes = canvas(1.5 * num_columns, 1.5 * tops[-1])
     for top, height, (_, samples) in zip(tops[:-1], heights, rows, strict=True):
         for column, image in enumerate(rgb(samples, view)):
             left = (1 + gap) * column
-            axes.imshow(image, extent=(left, left + image.shape[1] / most, top + height, top))
-    axes.set_xlim(0, (1 + gap) * num - gap)
+            axes.imshow(image, extent=(left, left + image.shape[1] / max_px, top + height, top))
+    axes.set_xlim(0, (1 + gap) * num_columns - gap)
     axes.set_ylim(tops[-1] - gap, 0)
     axes.set_xticks([])
     middles = [top + height / 2 for top, height in zip(tops[:-1], heights, strict=True)]
@@ -53,36 +53,40 @@ def images(rows: Sequence[tuple[str, Tensor]], view: ViewSpec, path: Path, title
 
 
 def side_by_side(views: Sequence[Tensor], view: ViewSpec, width: int) -> Tensor:
-    """Views (B, 3, S, S), normalized with the view's mean and std, as one (B, 3, S, width), white between them."""
-    samples, channels, side, _ = views[0].shape
+    """Join views (B, 3, S, S), normalized by the view's mean and std, to (B, 3, S, width) with white between them."""
+    num_samples, channels, side, _ = views[0].shape
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (view.mean, view.std))
-    sheet = ((1 - mean) / std).expand(samples, channels, side, width).clone()
-    for number, each in enumerate(views):
-        left = number * width // len(views)
-        sheet[..., left : left + side] = each.float().cpu()
+    sheet = ((1 - mean) / std).expand(num_samples, channels, side, width).clone()
+    for i, samples in enumerate(views):
+        left = i * width // len(views)
+        sheet[..., left : left + side] = samples.float().cpu()
     return sheet
 
 
 def neighbors(
     features: Tensor, num_queries: int, num_neighbors: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Rows of features (N, D) that lie far apart, (Q,), and of each the nearest others and how similar, (Q, K).
+    """Choose query rows of features (N, D) that lie far apart, and find their nearest neighbors by cosine similarity.
 
-    By cosine similarity, the nearest first; the lower row of equals.  The first query is drawn from the seed, each
-    further one with a probability that grows with the squared distance to those before (k-means++, SODA 2007).  Q and K
-    are smaller where there are fewer rows.  Raises DataError for fewer than 2.
+    Returns queries (Q,), and for each its neighbors and their similarities, both (Q, K), nearest first; of equals the
+    lower row.  Q and K are smaller than ``num_queries`` and ``num_neighbors`` if there are fewer rows.
+    The first query is drawn uniformly, and each further one with a probability proportional to the squared distance to
+    the nearest query before it (k-means++, SODA 2007).  Raises DataError for fewer than 2 rows.
     """
     if len(features) < 2:
-        raise DataError(f"expected 2 or more images to look for neighbors among, got {len(features)}")
+        raise DataError(
+            f"expected 2 or more images to find neighbors, got {len(features)}: use a folder of more images"
+        )
     unit = F.normalize(features.double(), dim=1)
-    drawn = rng.uniform(seed, "neighbors", np.arange(num_queries), num=1)[:, 0]
-    queries = [int(drawn[0] * len(unit))]
+    draws = rng.uniform(seed, "neighbors", np.arange(num_queries), num=1)[:, 0]
+    queries = [int(draws[0] * len(unit))]
     distance = 1 - unit @ unit[queries[0]]
-    for u in drawn[1 : min(num_queries, len(unit))]:
-        weights = distance.clamp_min(1e-9)  # also where all are alike
+    for draw in draws[1 : min(num_queries, len(unit))]:
+        weights = distance.clamp_min(1e-9)  # positive even if all rows are equal
         weights[queries] = 0
-        total = weights.cumsum(0)
-        queries.append(int(torch.searchsorted(total, u * total[-1], right=True).clamp_max(len(unit) - 1)))
+        cumulative = weights.cumsum(0)
+        query = torch.searchsorted(cumulative, draw * cumulative[-1], right=True).clamp_max(len(unit) - 1)
+        queries.append(int(query))
         distance = torch.minimum(distance, 1 - unit @ unit[queries[-1]])
     rows = torch.tensor(queries)
     similarity = unit[rows] @ unit.T
@@ -92,19 +96,21 @@ def neighbors(
 
 
 def neighbor_sheet(rows: Sequence[tuple[Pixels, Sequence[str]]], path: Path, title: str, subtitle: str) -> None:
-    """Write a PNG of rows of images with a line below each; the first of a row, the query, is framed.
+    """Write a PNG of rows of images with a line of text below each image.  The first image of a row is framed.
 
-    rows: images (1 + K, H, W, 3) in [0, 1] and the 1 + K lines.
+    rows: 1 + K images (1 + K, H, W, 3) in [0, 1] and their 1 + K lines.
     """
-    gap, apart, below = 0.1, 0.25, 0.3  # in images
-    num = len(rows[0][1])
-    width, height = num * (1 + gap) + apart, len(rows) * (1 + below)
+    gap, query_gap, line_height = 0.1, 0.25, 0.3  # in units of an image
+    num_columns = len(rows[0][1])
+    width, height = num_columns * (1 + gap) + query_gap, len(rows) * (1 + line_height)
     figure, axes = canvas(1.25 * width, 1.25 * height)
     axes.set_position((0, 0, 1, 1))
     for row, (pixels, lines) in enumerate(rows):
-        top = row * (1 + below)
+        top = row * (1 + line_height)
         for column, (image, line) in enumerate(zip(pixels, lines, strict=True)):
-            left = column * (1 + gap) + apart * (column > 0)
+            left = column * (1 + gap)
+            if column > 0:
+                left += query_gap
             axes.imshow(image, extent=(left, left + 1, top + 1, top))
             axes.text(
                 left + 0.5, top + 1.05, shown(line, 18), ha="center", va="top", fontsize=8, color=INK, parse_math=False

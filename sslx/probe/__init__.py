@@ -1,4 +1,4 @@
-"""Probes: what frozen features are worth, by kNN, a linear classifier and a few labels per class."""
+"""Probes, which measure the quality of frozen features by kNN, linear and few-label classifiers."""
 
 from typing import TYPE_CHECKING
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from sslx.probe.probes import Score as Score
     from sslx.probe.probes import as_json as as_json
     from sslx.probe.probes import evaluate as evaluate
-    from sslx.probe.probes import possible as possible
+    from sslx.probe.probes import feasible_probes as feasible_probes
     from sslx.probe.probes import table as table
-else:  # so that type checkers know every name
+else:  # at run time, these names are imported on first use
     __getattr__ = later.names(
         __name__,
         {
-            "probes": ("Score", "as_json", "evaluate", "possible", "table"),
+            "probes": ("Score", "as_json", "evaluate", "feasible_probes", "table"),
         },
     )

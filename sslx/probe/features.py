@@ -1,4 +1,4 @@
-"""Frozen features of a whole split: extraction over ranks, the raw-pixel baseline, draws of labelled rows."""
+"""Frozen features of a whole split: extraction over ranks, the raw-pixel baseline, and random orders of rows."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -17,22 +17,22 @@ from sslx.errors import ConfigError, NonFiniteError, UserError
 from sslx.machine import memory
 
 Progress = Callable[[str, int, int], None]
-"""Called as ``progress(what, done, total)`` while something that may take seconds goes on."""
+"""Called as ``progress(task, num_done, num_total)`` during tasks that may take seconds."""
 
 PIXEL_SIDE = 16
 _GATHER_BYTES = 64 << 20
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """The progress callback of whoever wants none."""
+def no_progress(task: str, num_done: int, num_total: int) -> None:
+    """Ignore progress, for callers that do not show it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a representation makes of one split, in the order of its source, on the CPU.
+    """The features of one split, in the order of its source, on the CPU.
 
-    x: (N, D) float32.  label: (N,) int64, or None where the source has no labels.
-    index: (N,) int64, ascending: each row's place in the source.
+    x: (N, D) float32.  label: (N,) int64, or None if the source has no labels.
+    index: (N,) int64, ascending indices of the rows' images in the source.
     """
 
     x: Tensor
@@ -47,19 +47,19 @@ def extract(
     autocast: torch.dtype | None = None,
     num_samples: int,
     num_views: int = 1,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Features:
-    """The features of a split's first view, computed by all ranks and given to each.
+    """Compute the features of a split on all ranks and return all of them on each rank.
 
-    encoder: (B, 3, H, W) -> (B, D), run in evaluation mode; each submodule's mode is put back.
-    batches: this rank's share, in any order and any batch size; over all ranks each of the ``num_samples``
-      samples once.
-    autocast: the dtype to autocast to, or None for float32 throughout.
-    num_views: of more than one view, the features of each stand beside one another: (N, num_views * D).
-    Raises NonFiniteError, on all ranks, if a feature is not finite.
+    encoder: (B, C, H, W) -> (B, D).  It runs in evaluation mode, and each submodule's mode is restored afterwards.
+    batches: this rank's share of the split, in any order and with any batch size.  All ranks together must have each of
+      the ``num_samples`` samples exactly once.
+    autocast: dtype to autocast to, or None for float32 throughout.
+    num_views: number of views whose features are concatenated, (N, num_views * D); by default only the first view.
+    Raises NonFiniteError on all ranks if a feature is not finite.
     """
 
-    # Around the encoder only: tensors that a loader makes and keeps must stay usable by autograd.
+    # Inference mode covers only the encoder, because tensors that a loader caches must stay usable by autograd.
     def embed(view: Tensor) -> Tensor:
         with (
             torch.inference_mode(),
@@ -67,13 +67,13 @@ def extract(
         ):
             return encoder(view if autocast is not None else view.float())
 
-    with evaluating(encoder):
+    with evaluation_mode(encoder):
         return _collect(embed, batches, num_samples, num_views, progress)
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Generator[None]:
-    """In evaluation mode for a while; each submodule's mode is put back."""
+def evaluation_mode(module: nn.Module) -> Generator[None]:
+    """Put the module in evaluation mode inside the context, and restore each submodule's mode afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -89,13 +89,12 @@ def pixels(
     num_samples: int,
     num_views: int = 1,
     side: int = PIXEL_SIDE,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Features:
-    """The raw-pixel baseline: the normalised pixels of each sample's first view, flattened to (N, 3·H·W).
+    """Return the raw-pixel baseline: the normalized pixels of each sample, flattened to (N, C·H·W).
 
-    Views of more than 16 pixels a side are averaged down to 16 × 16 (``PIXEL_SIDE``) first: at 224 pixels a
-    row would hold 150,528 numbers, and an ordinary training split would not fit in memory.
-    num_views: as of ``extract``.  side: for another number of pixels than 16.
+    Views larger than ``side`` × ``side`` pixels are first averaged down to that size.  At 224 pixels a row would hold
+    150,528 numbers, and an ordinary training split would not fit in memory.  num_views: as in ``extract``.
     """
 
     def flatten(view: Tensor) -> Tensor:
@@ -105,8 +104,8 @@ def pixels(
     return _collect(flatten, batches, num_samples, num_views, progress)
 
 
-def by_class(label: Tensor, seed: int, name: str, *counters: int) -> dict[int, npt.NDArray[np.int64]]:
-    """For each class in ``label`` (N,), its rows in an order drawn from (seed, name, counters)."""
+def rows_by_class(label: Tensor, seed: int, name: str, *counters: int) -> dict[int, npt.NDArray[np.int64]]:
+    """Return the rows of each class in ``label`` (N,), in a random order that depends on (seed, name, counters)."""
     values = label.numpy()
     rows = {int(c): np.flatnonzero(values == c) for c in np.unique(values)}
     return {c: r[rng.permutation(seed, name, *counters, c, size=len(r))] for c, r in rows.items()}
@@ -117,7 +116,7 @@ def _collect(
 ) -> Features:
     world_size = distributed.world_size()
     x, label, index = list[Tensor](), list[Tensor](), list[Tensor]()
-    done, problem = 0, None
+    num_done, problem = 0, None
     try:
         for batch in batches:
             x.append(torch.cat([embed(view).float().cpu() for view in batch.views[:num_views]], 1))
@@ -125,12 +124,12 @@ def _collect(
             index.append(batch.index.cpu())
             if batch.label is not None:
                 label.append(batch.label.cpu())
-            done += len(batch)
-            progress("features", min(done * world_size, num_samples), num_samples)
+            num_done += len(batch)
+            progress("features", min(num_done * world_size, num_samples), num_samples)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
         problem = error if isinstance(error, UserError) else ConfigError(f"out of memory: {one_line(error)}")
-    problems = [found for found in distributed.gather_objects(problem) if found is not None]
-    if problems:  # on all ranks, or the others would wait
+    problems = [problem for problem in distributed.gather_objects(problem) if problem is not None]
+    if problems:  # all ranks raise, because the others would wait for this one
         raise problems[0]
     parts = _gather(x, label, index, -(-num_samples // world_size))
     features = Features(
@@ -142,22 +141,25 @@ def _collect(
 
 
 def _gather(
-    x: list[Tensor], label: list[Tensor], index: list[Tensor], most: int
+    x: list[Tensor], label: list[Tensor], index: list[Tensor], max_rows: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """All ranks' rows, in pieces of bounded size; ``most``: the largest number of rows that a rank has."""
-    none = torch.empty(0, dtype=torch.int64)
+    """Gather all ranks' (x, label, index) in pieces of bounded size.
+
+    max_rows: the largest number of rows on a rank.
+    """
+    empty = torch.empty(0, dtype=torch.int64)
     own = (
         torch.cat(x) if x else torch.empty(0, 0),
-        torch.cat(label) if label else none,
-        torch.cat(index) if index else none,
+        torch.cat(label) if label else empty,
+        torch.cat(index) if index else empty,
     )
     if distributed.world_size() == 1:
         return [own]
-    width = max(distributed.gather_objects(own[0].shape[1]))
-    rows = max(1, _GATHER_BYTES // (4 * width))
+    dim = max(distributed.gather_objects(own[0].shape[1]))
+    rows_per_piece = max(1, _GATHER_BYTES // (4 * dim))
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, most, rows):
-        piece = tuple(tensor[start : start + rows].numpy() for tensor in own)
+    for start in range(0, max_rows, rows_per_piece):
+        piece = tuple(tensor[start : start + rows_per_piece].numpy() for tensor in own)
         gathered = distributed.gather_objects(piece)
         parts += [(torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(c)) for a, b, c in gathered]
     return parts
@@ -168,11 +170,11 @@ def _sorted(features: Features, num_samples: int) -> Features:
     label = None if features.label is None else features.label[order]
     features = Features(features.x[order], label, features.index[order])
     assert torch.equal(features.index, torch.arange(num_samples)), "a sample came twice, or never"
-    assert label is None or len(label) == num_samples, "some batches had labels and some had none"
-    bad = int((~features.x.isfinite().all(1)).sum())
-    if bad:
+    assert label is None or len(label) == num_samples, "only some batches had labels"
+    num_bad = int((~features.x.isfinite().all(1)).sum())
+    if num_bad:
         raise NonFiniteError(
-            f"expected finite features, but {bad} of {num_samples} samples have NaN or infinite ones; "
+            f"expected finite features, but those of {num_bad} of {num_samples} samples are NaN or infinite: "
             "use an earlier checkpoint, or float32 instead of autocast"
         )
     return features

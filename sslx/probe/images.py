@@ -1,4 +1,4 @@
-"""The images that ``sslx probe`` and ``sslx plot`` look at: two splits of them, and their features."""
+"""The images that ``sslx probe`` and ``sslx plot`` evaluate: a training and a test split, and their features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ from sslx.trained import Trained
 
 @dataclass(frozen=True)
 class Splits:
-    """The images to look at, ``test``, and those to compare them with, ``train``; what the first are, in words.
+    """The images to evaluate (``test``) and the images to compare them with (``train``).
 
-    all_train: all training images, of which ``train`` lacks those that are held out.
+    name: of the test split, in words.
+    all_train: all training images; ``train`` lacks those that are held out.
     """
 
     train: Source
@@ -35,13 +36,13 @@ class Splits:
 
 
 def splits(
-    trained: Trained, options: ProbeConfig | PlotConfig, say: Callable[[str], None], *, least: int = 1
+    trained: Trained, options: ProbeConfig | PlotConfig, say: Callable[[str], None], *, min_images: int = 1
 ) -> Splits:
-    """Both splits, told of to ``say`` as ``sslx pretrain`` tells of its images.
+    """Return both splits, and describe them to ``say`` as ``sslx pretrain`` does.
 
-    Without a test split, or one without labels where training images have them, a part of the training images stands in
-    for it, as ``probe.held_out`` says, of at least ``least`` images.  Only the folder that --source.test-root names is
-    taken as it is, and its UserErrors are raised.
+    If there is no test split, or if it lacks labels that the training images have, at least ``min_images`` training
+    images stand in for it (see ``probe.held_out``).  A folder named by --source.test-root is always used, and its
+    UserErrors are raised.
     """
     test_root: Path | None = getattr(options.source, "test_root", None)  # of a source that has such
     train = sources.build(options.source, "train", options.data, say=say)
@@ -53,7 +54,7 @@ def splits(
     except (MissingInput, DataError) as error:
         if test_root is not None:
             raise
-        return _held_out(trained, options.source, train, str(error), least, say)
+        return _held_out(trained, options.source, train, str(error), min_images, say)
     _describe(test, "test", say)
     return Splits(train, test, "test", train)
 
@@ -64,41 +65,44 @@ def _describe(source: Source, split: str, say: Callable[[str], None]) -> None:
 
 
 def _held_out(
-    trained: Trained, images: SourceConfig, train: Source, why: str, least: int, say: Callable[[str], None]
+    trained: Trained, probed: SourceConfig, train: Source, reason: str, min_images: int, say: Callable[[str], None]
 ) -> Splits:
-    """A part of the training images as the test split, and one line on it."""
-    labels = None if unlearnable(train) else train.facts.labels
-    least = least if labels is not None else max(least, held_out.ENOUGH)
-    rows = held_out.rows(len(train), labels, held_out.number(len(train), least))
-    name = "training" if len(rows) == len(train) else "held-out training"
-    which = f"{len(rows):,} of the {len(train):,} training images are held out in its place"
-    if name == "training":
-        which = "the only training image is taken" if len(rows) == 1 else f"all {len(rows)} training images are taken"
-    seen = ""
-    if has_seen(trained, images):
-        seen = ", which the encoder has seen in training"
-        seen += ", without their labels" if labels is not None and not _takes_labels(trained.settings) else ""
-    say(f"no test split: {which}{seen} ({why})")
-    return Splits(train.take(held_out.others(len(train), rows)), train.take(rows), name, train)
+    """Return splits whose test split is a part of the training images, and describe it in one line."""
+    labels = None if unlearnable_reason(train) else train.facts.labels
+    if labels is None:
+        min_images = max(min_images, held_out.MIN_IMAGES_TO_SHOW)
+    rows = held_out.rows(len(train), labels, held_out.num_held_out(len(train), min_images))
+    name = "held-out training"
+    line = f"no test split: {len(rows):,} of the {len(train):,} training images are held out in its place"
+    if len(rows) == len(train):
+        name = "training"
+        used = "the only training image is" if len(rows) == 1 else f"all {len(rows)} training images are"
+        line = f"no test split: {used} used in its place"
+    if was_trained_on(trained, probed):
+        line += ", which the encoder has seen in training"
+        if labels is not None and not _uses_labels(trained.settings):
+            line += ", without their labels"
+    say(f"{line} ({reason})")
+    return Splits(train.take(held_out.remaining_rows(len(train), rows)), train.take(rows), name, train)
 
 
-def has_seen(trained: Trained, source: SourceConfig) -> bool:
-    """Whether the training images of this source are those of the run."""
+def was_trained_on(trained: Trained, source: SourceConfig) -> bool:
+    """Return whether the training images of this source are those that the encoder was trained on."""
     return source.place == trained.settings.source.place
 
 
-def unlearnable(source: Source) -> str:
-    """Why no probe can be trained on the labels of a source, "" where one can."""
+def unlearnable_reason(source: Source) -> str:
+    """Return why no probe can be trained on the labels of a source, or an empty string if one can."""
     if source.facts.labels is None:
         return f"{source.name} has no labels" + (f" ({source.unlabeled})" if source.unlabeled else "")
     counts = np.unique(source.facts.labels, return_counts=True)[1]
     if len(counts) < 2:
-        return f"all images of {source.name} are of one class"
+        return f"all images of {source.name} have the same class"
     return f"each class of {source.name} has a single image" if counts.max() < 2 else ""
 
 
-def _takes_labels(settings: PretrainConfig) -> bool:
-    """Whether the method trains on labels."""
+def _uses_labels(settings: PretrainConfig) -> bool:
+    """Return whether the method trains on labels."""
     try:
         settings.method.check(settings.batch_size, Facts(num_samples=settings.batch_size, size=1))
     except ConfigError:
@@ -109,19 +113,19 @@ def _takes_labels(settings: PretrainConfig) -> bool:
 def loader(
     settings: data.Config, source: Source, view: ViewSpec, batch_size: int, ranks: Ranks, dtype: torch.dtype
 ) -> data.Loader:
-    """This rank's share of a source, as probes see it."""
+    """Return a loader of this rank's share of a source, with the view that probes use."""
     return data.evaluation(settings, source, view, batch_size=batch_size, ranks=ranks, dtype=dtype)
 
 
 def extract(
     trained: Trained, encoder: encoders.Encoder, settings: data.Config, source: Source, ranks: Ranks, bars: Bars
 ) -> Features:
-    """The features of a source as probes see it."""
+    """Return the features of a source, with the view that probes use."""
     batches = loader(settings, source, trained.view, 256, ranks, torch.float32)
     return features.extract(encoder, batches, autocast=autocast(ranks.device), num_samples=len(source), progress=bars)
 
 
 def autocast(device: torch.device) -> torch.dtype | None:
-    """The dtype to autocast to where features are computed; None: float32 throughout."""
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else None
+    """Return the dtype to autocast to when features are computed, or None for float32 throughout."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else None

@@ -1,4 +1,4 @@
-"""What can be said of a representation without labels: rank, spread, alignment, uniformity, instance retrieval."""
+"""Scores of a representation that need no labels: rank, std, alignment, uniformity and instance retrieval."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,18 +17,20 @@ from sslx.losses import spread
 from sslx.probe import geometry
 from sslx.probe.knn import nearest
 
-MOST = 2_000
-"""Images to look at: rank and uniformity grow with their square, and numbers compare only between equally many."""
-_CHUNK_BYTES = 128 << 20
+MAX_IMAGES = 2_000
+"""Maximum number of images to score.  The cost of rank and uniformity grows with the square of this number, and scores
+are only comparable between equal numbers of images."""
+_BLOCK_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a representation of ``dim`` dimensions makes of ``num_images`` images.
+    """The scores of one representation with ``dim`` dimensions on ``num_images`` images.
 
-    rank: RankMe (``geometry.rank_me``) of the images as probes see them; None: not computed.  std: of the same, their
-    spread (``losses.spread``).  alignment, uniformity: of pairs of augmented views, as ``health`` computes them.
-    retrieval: the share, in [0, 1], of augmented views that are nearest to the image that they are made of.
+    rank: RankMe (``geometry.rank_me``) of the images' features with the probes' view, or None if not computed.
+    std: spread of the same features (``losses.spread``).
+    alignment, uniformity: of two augmented views of each image, as ``monitor.health`` computes them.
+    retrieval: fraction, in [0, 1], of augmented views whose nearest image is the one that they were made from.
     """
 
     name: str
@@ -42,8 +44,9 @@ class Score:
 
 
 def score(name: str, plain: Tensor, first: Tensor, second: Tensor, *, with_rank: bool = True) -> Score:
-    """The scores of features (N, D): of images as probes see them, and of two augmented views of each.
+    """Score the features (N, D) of N images.
 
+    plain: features of the images with the probes' view.  first, second: features of two augmented views of each image.
     Raises DataError for fewer than 2 images.
     """
     if len(plain) < 2:
@@ -61,41 +64,42 @@ def score(name: str, plain: Tensor, first: Tensor, second: Tensor, *, with_rank:
 
 
 def retrieval(queries: Tensor, keys: Tensor) -> float:
-    """The share of queries (N, D) whose nearest of the keys (N, D), by cosine similarity, is that of the same row.
+    """Return the fraction of queries (N, D) whose nearest key (N, D), by cosine similarity, has the same row.
 
-    Where several are equally near, the lowest row is the nearest: of features that are all alike, 1 / N.
+    Of several equally near keys the lowest row counts, so the result is 1 / N if all keys are equal.
     """
     unit = F.normalize(keys.double(), dim=1)
-    rows = max(1, _CHUNK_BYTES // (8 * len(unit)))
-    found = [nearest(F.normalize(part.double(), dim=1) @ unit.T, 1)[1][:, 0] for part in queries.split(rows)]
-    return float((torch.cat(found) == torch.arange(len(queries))).double().mean())
+    rows_per_block = max(1, _BLOCK_BYTES // (8 * len(unit)))
+    blocks = queries.split(rows_per_block)
+    nearest_rows = torch.cat([nearest(F.normalize(block.double(), dim=1) @ unit.T, 1)[1][:, 0] for block in blocks])
+    return float((nearest_rows == torch.arange(len(queries))).double().mean())
 
 
 def table(scores: Sequence[Score]) -> Table:
-    """One row a representation."""
-    drawn = Table()
-    drawn.add_column("representation")
+    """Return a table with one row for each representation."""
+    columns = Table()
+    columns.add_column("representation")
     for head in ("rank", "std", "alignment", "uniformity", "retrieval"):
-        drawn.add_column(head, justify="right")
+        columns.add_column(head, justify="right")
     for row in scores:
         rank = "" if row.rank is None else f"{row.rank:.1f} of {min(row.dim, row.num_images):,}"
         numbers = (f"{row.std:.2f}", f"{row.alignment:.2f}", f"{row.uniformity:.2f}", f"{100 * row.retrieval:.1f} %")
-        drawn.add_row(Text(shown(row.name)), rank, *numbers)
-    return drawn
+        columns.add_row(Text(shown(row.name)), rank, *numbers)
+    return columns
 
 
-def meanings(num_images: int) -> tuple[str, ...]:
-    """What each column means and which direction is good, a line each."""
+def legend(num_images: int) -> tuple[str, ...]:
+    """Return one line for each column of the table, on its meaning and on which direction is better."""
     return (
-        "rank: directions that the features use (RankMe), of as many as there could be; higher is better",
-        "std: how far apart the features point; 1 is good, near 0 they have collapsed: all images look the same",
+        "rank: number of directions that the features use (RankMe), of the possible number; higher is better",
+        "std: how far apart the features point; 1 is good, and near 0 they have collapsed: all images look the same",
         "alignment: squared distance between two augmented views of an image; lower is better, if std is high",
-        "uniformity: how evenly the features cover the sphere; lower is better, 0 is collapse",
+        "uniformity: how evenly the features cover the sphere; lower is better, and 0 is a collapse",
         f"retrieval: augmented views that find their own image among {num_images:,} "
         f"({100 / num_images:.2g} % by chance); higher is better",
     )
 
 
 def as_json(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """The scores as JSON can hold them."""
+    """Return the scores as values that JSON can hold."""
     return [dataclasses.asdict(row) for row in scores]

@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression on frozen features, fitted by L-BFGS."""
+"""The linear probe: multinomial logistic regression on frozen features, fitted with L-BFGS."""
 
 import numpy as np
 import torch
@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslx.errors import DataError
-from sslx.probe.features import Features, Progress, by_class, silent
+from sslx.probe.features import Features, Progress, no_progress, rows_by_class
 
 GRID = tuple(10.0**power for power in range(-5, 2))
-"""The values of C tried, from the strongest regularisation to the weakest."""
+"""The values of C to try, from the strongest regularization to the weakest."""
 
 
 def accuracy(
@@ -19,59 +19,59 @@ def accuracy(
     *,
     seed: int = 0,
     device: torch.device | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> tuple[float, float]:
-    """(accuracy on the test split in [0, 1], the regularisation C that the fit used).
+    """Return the accuracy on the test split, in [0, 1], and the regularization C of the fit.
 
-    Features are standardised by the training split's mean and standard deviation.  C is the one of ``GRID``
-    with the best accuracy on a stratified tenth of the training split, drawn from ``seed`` and held out (the
-    smallest of equals); then all of the training split is fitted with it.  The test split is only ever
-    predicted.  The path over C starts each fit at the one before, and ends when two in a row are worse than
-    the best.
+    Features are standardized by the training split's mean and standard deviation.  C is the value in ``GRID`` with the
+    best accuracy on a held-out, stratified tenth of the training split, drawn with ``seed``; of equals, the smallest.
+    Each fit starts from the one before, and the search ends when two fits in a row are worse than the best.  Then the
+    whole training split is fitted with the chosen C.  The test split is used only for the final accuracy.
     Raises DataError if no class has two training samples.
     """
     assert train.label is not None
     assert test.label is not None
-    x, mean, std = standardise(train.x.to(device))
+    x, mean, std = standardize(train.x.to(device))
     label = train.label.to(device)
-    held = held_out(train.label, seed).to(device)
-    kept_x, kept_label, held_x, held_label = x[~held], label[~held], x[held], label[held]
-    best, chosen, weight, worse = -1.0, GRID[0], torch.empty(0), 0
-    path: Tensor | None = None
-    for step, c in enumerate(GRID):
-        progress("linear", step, len(GRID) + 1)
-        path = fit(kept_x, kept_label, num_classes, c, start=path)
-        score = float((predict(held_x, path) == held_label).double().mean())
-        worse = worse + 1 if score < best else 0
-        if score > best:
-            best, chosen, weight = score, c, path
-        if worse == 2:
+    held_out = held_out_mask(train.label, seed).to(device)
+    fit_x, fit_label, held_out_x, held_out_label = x[~held_out], label[~held_out], x[held_out], label[held_out]
+    best_score, best_c, best_weight, num_worse = -1.0, GRID[0], torch.empty(0), 0
+    weight: Tensor | None = None
+    for i, c in enumerate(GRID):
+        progress("linear", i, len(GRID) + 1)
+        weight = fit(fit_x, fit_label, num_classes, c, start=weight)
+        score = float((predict(held_out_x, weight) == held_out_label).double().mean())
+        num_worse = num_worse + 1 if score < best_score else 0
+        if score > best_score:
+            best_score, best_c, best_weight = score, c, weight
+        if num_worse == 2:
             break
     progress("linear", len(GRID), len(GRID) + 1)
-    weight = fit(x, label, num_classes, chosen, start=weight)
+    weight = fit(x, label, num_classes, best_c, start=best_weight)
     progress("linear", len(GRID) + 1, len(GRID) + 1)
     predicted = predict((test.x.to(device) - mean) / std, weight).cpu()
-    return float((predicted == test.label).double().mean()), chosen
+    return float((predicted == test.label).double().mean()), best_c
 
 
 def fit(x: Tensor, label: Tensor, num_classes: int, c: float, *, start: Tensor | None = None) -> Tensor:
-    """Weights (D + 1, num_classes), the last row the bias, that minimise mean cross-entropy + |W|² / (2·c·N).
+    """Return the weights W that minimize mean cross-entropy + |W|² / (2·c·N); the bias is not regularized.
 
-    x: (N, D), columns of mean about 0; label: (N,) int64; start: weights to begin at.  This is scikit-learn's
-    ``LogisticRegression(C=c)`` with the bias not regularised, as a test holds.  For two classes scikit-learn has one
-    vector w in place of two, which are w/2 and -w/2 here and half as large in |W|²: it counts twice then.
+    x: (N, D), columns with a mean of about 0.  label: (N,) int64.  start: initial weights.
+    Returns (D + 1, num_classes), whose last row is the bias.  The result is that of scikit-learn's
+    ``LogisticRegression(C=c)``, which a test checks.  For two classes scikit-learn has a single vector w instead of
+    the w/2 and -w/2 here, which have half its |W|², so the penalty counts twice then.
 
-    Correlated features (raw pixels, a collapsed encoder) make the problem ill-conditioned, so L-BFGS runs on V, W =
-    P·V, where P is the inverse root of the Hessian at W = 0, about xᵀx / (classes·N) + 1 / (c·N): on 50,000 × 768 raw
-    pixels it ends after 16 to 30 steps at the optimum; on W itself it was 3e-3 above it after a thousand.
+    Correlated features (raw pixels, a collapsed encoder) make the problem ill-conditioned, so L-BFGS optimizes V with
+    W = P·V, where P is the inverse root of the Hessian at W = 0, about xᵀx / (classes·N) + 1 / (c·N).  On 50,000 × 768
+    raw pixels it reaches the optimum after 16 to 30 steps; on W itself it was 3e-3 above it after a thousand.
     """
     decay = (2 if num_classes == 2 else 1) / (2 * c * len(x))
     variance, axes = torch.linalg.eigh(x.T @ x / len(x))
     root = (variance.clamp_min(0) / num_classes + 2 * decay).sqrt()
-    begin = x.new_zeros(x.shape[1] + 1, num_classes)
+    initial_v = x.new_zeros(x.shape[1] + 1, num_classes)
     if start is not None:
-        begin = torch.cat([(axes * root).T @ start[:-1], start[-1:]])
-    v = begin.requires_grad_()
+        initial_v = torch.cat([(axes * root).T @ start[:-1], start[-1:]])
+    v = initial_v.requires_grad_()
     optimizer = torch.optim.LBFGS(
         [v], max_iter=1000, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
@@ -91,26 +91,32 @@ def fit(x: Tensor, label: Tensor, num_classes: int, c: float, *, start: Tensor |
 
 
 def predict(x: Tensor, weight: Tensor) -> Tensor:
-    """The most probable class (N,) of standardised features (N, D), given weights (D + 1, classes)."""
+    """Return the most probable class (N,) of standardized features (N, D) under weights (D + 1, num_classes)."""
     return torch.addmm(weight[-1], x, weight[:-1]).argmax(1)
 
 
-def standardise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x with mean 0 and variance 1 in each column, mean (D,), std (D,)); constant columns get std 1."""
+def standardize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x (N, D) scaled to mean 0 and variance 1 in each column, and its mean and std, both (D,).
+
+    The std of a constant column is returned as 1.
+    """
     std, mean = torch.std_mean(x, dim=0, correction=0)
     std = torch.where(std > 1e-5 * mean.abs(), std, 1)
     return (x - mean) / std, mean, std
 
 
-def held_out(label: Tensor, seed: int) -> Tensor:
-    """(N,) bool: the tenth of each class (at least one sample, but never its only one) to choose C on."""
-    rows = by_class(label, seed, "linear probe, held out")
-    tenth = [r[: max(1, round(len(r) / 10))] for r in rows.values() if len(r) > 1]
-    if not tenth:
+def held_out_mask(label: Tensor, seed: int) -> Tensor:
+    """Return a bool mask (N,) of the samples on which C is chosen.
+
+    They are a tenth of each class and at least one sample, but none of a class with a single sample.
+    """
+    rows = rows_by_class(label, seed, "linear probe, held out")
+    tenths = [r[: max(1, round(len(r) / 10))] for r in rows.values() if len(r) > 1]
+    if not tenths:
         raise DataError(
-            f"the linear probe needs 2 or more training samples of a class to choose C, but got 1 of each of "
-            f"{len(rows)} classes; use more training data, or switch the linear probe off"
+            f"the linear probe needs 2 or more training samples of a class to choose C, but each of {len(rows)} "
+            "classes has 1: use more training data, or disable the linear probe"
         )
-    held = torch.zeros(len(label), dtype=torch.bool)
-    held[torch.from_numpy(np.concatenate(tenth))] = True
-    return held
+    mask = torch.zeros(len(label), dtype=torch.bool)
+    mask[torch.from_numpy(np.concatenate(tenths))] = True
+    return mask

@@ -84,13 +84,13 @@ def test_an_encoder_that_is_built_again_may_take_further_sizes(generator: torch.
     [
         ({"size": 0}, "at least 1, got 0 and 3"),
         ({"channels": -1}, "at least 1, got 16 and -1"),
-        ({"stem": "large"}, "no stem 'large'"),
-        ({"norm": "layer"}, "norm 'layer'"),
-        ({"arguments": {"pretrained": True}}, "must not have the argument pretrained"),
-        ({"arguments": {"checkpoint_path": "x.pt"}}, "must not have the argument checkpoint_path"),
-        ({"arguments": {"layers": (1, 1)}}, "arguments that JSON can hold"),
-        ({"arguments": {"norm_layer": torch.nn.LayerNorm}}, "arguments that JSON can hold"),
-        ({"arguments": {"depth": torch.ones(2)}}, "arguments that JSON can hold"),
+        ({"stem": "large"}, "got 'large' and 'batch'"),
+        ({"norm": "layer"}, "got 'imagenet' and 'layer'"),
+        ({"arguments": {"pretrained": True}}, "must not set pretrained"),
+        ({"arguments": {"checkpoint_path": "x.pt"}}, "must not set checkpoint_path"),
+        ({"arguments": {"layers": (1, 1)}}, "to be plain JSON"),
+        ({"arguments": {"norm_layer": torch.nn.LayerNorm}}, "to be plain JSON"),
+        ({"arguments": {"depth": torch.ones(2)}}, "to be plain JSON"),
     ],
 )
 def test_what_is_no_recipe_is_refused_in_one_line(wrong: dict[str, Any], words: str):

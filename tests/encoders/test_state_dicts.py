@@ -42,6 +42,6 @@ def test_weights_that_do_not_fit() -> None:
         "5 unexpected (extra.0, extra.1, extra.2, ...), "
         "3 of another shape (encoder.weight (3, 2), not (4, 2), encoder.bias (3,), not (4,), "
         "head.weight (1, 3), not (1, 4)): "
-        "build the model as in the run's config.json, or give other weights"
+        "build the model as in the run's config.json, or use other weights"
     )
     torch.testing.assert_close(target.state_dict(), before, rtol=0, atol=0)

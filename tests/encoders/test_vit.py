@@ -222,7 +222,7 @@ def test_an_encoder_without_tokens_says_so_in_one_line():
         resnet.freeze_pooling,
         resnet.freeze_patch_projection,
     ):
-        with pytest.raises(ConfigError, match=r"^[^\n]* needs a ViT, not ResNet: take --encoder.name vit_[^\n]*$"):
+        with pytest.raises(ConfigError, match=r"^[^\n]* needs a ViT, not ResNet: use --encoder.name vit_[^\n]*$"):
             ask()
 
 
@@ -231,19 +231,22 @@ def test_an_encoder_without_tokens_says_so_in_one_line():
     [
         (
             {"keep": torch.zeros(2, 4, dtype=torch.int64)},
-            r"keep as int64 of shape \(3, K\), got torch.int64 of \(2, 4\)",
+            r"keep to be int64 of shape \(3, K\), got torch.int64 of shape \(2, 4\)",
         ),
         (
             {"keep": torch.zeros(3, 4, dtype=torch.int32)},
-            r"keep as int64 of shape \(3, K\), got torch.int32 of \(3, 4\)",
+            r"keep to be int64 of shape \(3, K\), got torch.int32 of shape \(3, 4\)",
         ),
         (
             {"mask": torch.zeros(3, 9, dtype=torch.bool), "mask_token": torch.zeros(16)},
             r"shape \(3, 16\), got torch.bool",
         ),
-        ({"mask": torch.zeros(3, NUM), "mask_token": torch.zeros(16)}, r"mask as bool of shape .* got torch.float32"),
-        ({"mask": torch.zeros(3, NUM, dtype=torch.bool)}, "mask and mask_token together"),
-        ({"mask_token": torch.zeros(16)}, "mask and mask_token together"),
+        (
+            {"mask": torch.zeros(3, NUM), "mask_token": torch.zeros(16)},
+            r"mask to be bool of shape .* got torch.float32",
+        ),
+        ({"mask": torch.zeros(3, NUM, dtype=torch.bool)}, "both mask and mask_token or neither"),
+        ({"mask_token": torch.zeros(16)}, "both mask and mask_token or neither"),
     ],
 )
 def test_a_selection_that_does_not_fit_is_one_line(options: dict[str, Tensor], words: str, generator: torch.Generator):

@@ -107,23 +107,23 @@ REFUSED: dict[str, tuple[Any, str | None, tuple[str, ...]]] = {
     "a layer more": (
         {**OWN, "layer4.1.conv1.weight": torch.zeros(16, 16, 3, 3)},
         None,
-        ("1 too many (layer4.1.conv1",),
+        ("1 unexpected (layer4.1.conv1",),
     ),
-    "another norm behind it": ({**OWN, "fc_norm.weight": torch.zeros(16)}, None, ("1 too many (fc_norm.weight)",)),
+    "another norm behind it": ({**OWN, "fc_norm.weight": torch.zeros(16)}, None, ("1 unexpected (fc_norm.weight)",)),
     "a head only": ({"fc.weight": HEAD}, None, ("no tensor of resnet18", "1 others (fc.weight)")),
-    "another stem": ({**OWN, "conv1.weight": torch.zeros(64, 3, 3, 3)}, None, ("take --encoder.stem small",)),
+    "another stem": ({**OWN, "conv1.weight": torch.zeros(64, 3, 3, 3)}, None, ("use --encoder.stem small",)),
     "gray": (
         {**OWN, "conv1.weight": torch.zeros(64, 1, 7, 7)},
         None,
         ("conv1.weight (64, 3, 7, 7), not (64, 1, 7, 7)",),
     ),
     "trained with group norm": ({k: v for k, v in OWN.items() if "running" not in k}, None, ("--batch-norm group",)),
-    "integers": ({**OWN, "conv1.weight": torch.ones(64, 3, 7, 7, dtype=torch.int8)}, None, ("is of torch.int8",)),
-    "complex": ({**OWN, "conv1.weight": torch.ones(64, 3, 7, 7) * 1j}, None, ("is of torch.complex64",)),
+    "integers": ({**OWN, "conv1.weight": torch.ones(64, 3, 7, 7, dtype=torch.int8)}, None, ("is torch.int8",)),
+    "complex": ({**OWN, "conv1.weight": torch.ones(64, 3, 7, 7) * 1j}, None, ("is torch.complex64",)),
     "sparse": ({**OWN, "conv1.weight": OWN["conv1.weight"].to_sparse()}, None, ("sparse",)),
-    "no tensors": ({"epoch": 3, "lr": 0.1}, None, ("holds no weights", "it has epoch, lr without any")),
-    "a tensor": (torch.zeros(3), None, ("one tensor (3,) without a name",)),
-    "a numpy number beside": ({"state_dict": OWN, "best": np.float64(3)}, None, ("an object of numpy", "was run")),
+    "no tensors": ({"epoch": 3, "lr": 0.1}, None, ("holds no weights", "a dict without tensors (it has epoch, lr)")),
+    "a tensor": (torch.zeros(3), None, ("one tensor of shape (3,) without a name",)),
+    "a numpy number beside": ({"state_dict": OWN, "best": np.float64(3)}, None, ("it holds a numpy", "was run")),
 }
 
 
@@ -176,16 +176,16 @@ def write(kind: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("lfs", "a pointer of Git LFS"),
+        ("lfs", "a Git LFS pointer"),
         ("html", "a web page, not weights"),
         ("json", "JSON text, not weights"),
-        ("npz", "an .npz archive of numpy arrays"),
-        ("npy", "an array of numpy"),
+        ("npz", "an .npz archive of NumPy arrays"),
+        ("npy", "a single NumPy array"),
         ("script", "a TorchScript archive"),
-        ("model", "it holds an object of torch.nn.modules.linear.Linear"),
-        ("cut", "cut or damaged"),
+        ("model", "it holds a torch.nn.modules.linear.Linear object"),
+        ("cut", "truncated or damaged"),
         ("hdf5", "an HDF5 file"),
-        ("gzip", "a packed archive"),
+        ("gzip", "a compressed archive"),
         ("empty", "is empty"),
     ],
 )
@@ -254,10 +254,10 @@ def test_group_norm_takes_weights_of_both_norms(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "options", "size", "fits"),
     [
-        ("vit_tiny_patch16_224", {"layers": (1,)}, 40, "take 32 or 48"),
-        ("vit_tiny_patch16_224", {"layers": (1,), "patch": 7}, 32, "take 28 or 35"),
-        ("convnext_atto", {}, 46, "take 44 or 48"),
-        ("mixer_s32_224", {}, 40, "take 32 or 64"),
+        ("vit_tiny_patch16_224", {"layers": (1,)}, 40, "use 32 or 48 px"),
+        ("vit_tiny_patch16_224", {"layers": (1,), "patch": 7}, 32, "use 28 or 35 px"),
+        ("convnext_atto", {}, 46, "use 44 or 48 px"),
+        ("mixer_s32_224", {}, 40, "use 32 or 64 px"),
     ],
 )
 def test_patches_that_leave_a_border_unseen_are_refused(name: str, options: dict[str, Any], size: int, fits: str):

@@ -25,18 +25,20 @@ def everything(num: int, positives: str, temperature: float, generator: torch.Ge
     mate = torch.empty_like(own)
     order = torch.randperm(num, generator=generator)
     mate[order], mate[order.roll(num // 2)] = order.roll(num // 2), order
-    skip = {"halves": None, "elsewhere": (own, mate)}.get(positives, (own - num, own % len(other)))
+    excluded = {"halves": None, "elsewhere": (own, mate)}.get(positives, (own - num, own % len(other)))
     of = columns if positives == "other columns" else None
-    sums = [fused.sums(rows, of, skip, t, free)]
+    sums = [fused.sums(rows, of, excluded, t, free)]
     if of is None:
         sums.append(fused.sums(rows, columns, (), t, free))
-    loss, denominators, missed = fused.finish(rows, of, skip, sums, t, free)
-    blocks = [Block(of, skip)]
+    loss, denominators, negative_probs = fused.loss_from_sums(rows, of, excluded, sums, t, free)
+    blocks = [Block(of, excluded)]
     if of is None:
         theirs = fused.sums(columns, rows, (), t, free)
-        blocks.append(Block(columns, (), fused.finish(columns, rows, (own[: len(other)],) * 2, [theirs], t, free)[1]))
-    d, dy, _ = fused.gradient(rows, blocks, denominators, missed, one, t, free, columns_too=of is not None)
-    return [loss, denominators, missed, d, *([] if dy is None else [dy])]
+        blocks.append(
+            Block(columns, (), fused.loss_from_sums(columns, rows, (own[: len(other)],) * 2, [theirs], t, free)[1])
+        )
+    d, dy, _ = fused.gradient(rows, blocks, denominators, negative_probs, one, t, free, needs_columns=of is not None)
+    return [loss, denominators, negative_probs, d, *([] if dy is None else [dy])]
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,9 @@ def test_fused_masks_where_they_matter_give_the_bits_of_masks_everywhere(
     plain: bool,
 ) -> None:
     if plain:
-        monkeypatch.setattr(fused, "_LARGEST_SYMMETRIC", 0)
+        monkeypatch.setattr(fused, "_MAX_SYMMETRIC_ROWS", 0)
     state, masked = generator.get_state(), list[bool]()
-    real = triton_kernels._touches.fn
+    real = triton_kernels._needs_mask.fn
 
     def touches(*args: Any) -> Any:
         found = real(*args)
@@ -71,7 +73,7 @@ def test_fused_masks_where_they_matter_give_the_bits_of_masks_everywhere(
 
     found: list[list[Tensor]] = []
     for instead in (touches, lambda *_: True, lambda *_: False):
-        monkeypatch.setattr(triton_kernels, "_touches", instead)
+        monkeypatch.setattr(triton_kernels, "_needs_mask", instead)
         found.append(everything(num, positives, temperature, generator.set_state(state)))
     assert all(torch.equal(a, b) for a, b in zip(*found[:2], strict=True))
     assert not torch.equal(found[0][3], found[2][3])  # without any mask the gradients are others

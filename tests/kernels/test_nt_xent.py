@@ -53,6 +53,19 @@ def test_is_the_definition(
 
 
 @pytest.mark.parametrize("impl", ["reference", "tiled"])
+def test_the_mean_of_both_directions_is_clips_loss(generator: torch.Generator, impl: Any) -> None:
+    a, b = torch.randn(2, 8, 5, dtype=torch.float64, generator=generator)
+    leaves, copies = ([x.clone().requires_grad_() for x in (a, b)] for _ in range(2))
+    logits = F.normalize(copies[0], dim=1) @ F.normalize(copies[1], dim=1).T / 0.07
+    expected = (F.cross_entropy(logits, torch.arange(8)) + F.cross_entropy(logits.T, torch.arange(8))) / 2
+    own, none = torch.arange(8), torch.full((8,), -1)
+    images, texts = leaves
+    loss = (nt_xent(images, texts, none, own, 0.07, impl) + nt_xent(texts, images, none, own, 0.07, impl)) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, copies))
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled"])
 @pytest.mark.parametrize("temperature", [0.2, 0.001])
 @pytest.mark.parametrize("same", [True, False])
 def test_gradients_are_those_of_finite_differences(

@@ -147,6 +147,6 @@ def test_frozen_layers_are_left_out() -> None:
 
 def test_a_trunk_whose_blocks_nobody_knows_is_refused() -> None:
     method = Method(nn.Linear(2, 2))
-    with pytest.raises(ConfigError, match=r"^--optim\.layer-decay needs an encoder whose blocks .* got Linear: take"):
+    with pytest.raises(ConfigError, match=r"^--optim\.layer-decay needs an encoder .* got Linear: use"):
         build(Config(layer_decay=0.9), method, method.trunk)
     assert len(build(Config(), method, method.trunk).param_groups) == 2

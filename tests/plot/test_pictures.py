@@ -88,7 +88,7 @@ def options_of(trained: Trained, *flags: str) -> PlotConfig:
 def scene(run: Path) -> pictures.Scene:
     trained = load(run)
     options = options_of(trained)
-    splits = images.splits(trained, options, lambda _: None, least=held_out.ENOUGH)
+    splits = images.splits(trained, options, lambda _: None, min_images=held_out.MIN_IMAGES_TO_SHOW)
     return pictures.Scene(trained, options, splits, CPU)
 
 
@@ -248,11 +248,11 @@ def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
     source = trained.settings.source
     splits, lines = images.splits(trained, options_of(trained), lambda _: None), list[str]()
     worse = {"raw pixels": 0.5, "pretrained encoder": 0.25}
-    assert scores._say_few_steps(trained, splits, source, worse, "kNN", lines.append)
-    assert "kNN: 25.0 % against 50.0 %): it was trained for 2 steps (0.7 epochs) only" in lines[0]
-    assert not scores._say_few_steps(trained, splits, source, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
+    assert scores._warn_few_steps(trained, splits, source, worse, "kNN", lines.append)
+    assert "kNN: 25.0 % against 50.0 %): it was trained for only 2 steps (0.7 epochs)" in lines[0]
+    assert not scores._warn_few_steps(trained, splits, source, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
     long = replace(trained, step=600)
-    assert not scores._say_few_steps(long, splits, source, worse, "kNN", lines.append)
+    assert not scores._warn_few_steps(long, splits, source, worse, "kNN", lines.append)
 
 
 @pytest.mark.parametrize(

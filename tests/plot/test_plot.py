@@ -79,10 +79,10 @@ def test_tsne_of_many_classes_has_many_colours(classes: int, tmp_path: Path) -> 
 
 def test_no_two_of_ten_classes_share_color_or_marker() -> None:
     for num in (2, 10):
-        colors, markers = zip(*embedding.looks(num), strict=True)
+        colors, markers = zip(*embedding.class_styles(num), strict=True)
         assert len(set(colors)) == len(set(markers)) == num
     for num in (15, 30):
-        assert len(set(embedding.looks(num))) == num
+        assert len(set(embedding.class_styles(num))) == num
 
 
 def test_a_class_is_named_at_the_median_of_its_points_and_in_the_legend() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sslx import distributed
 from sslx.data.batch import Batch
 from sslx.errors import NonFiniteError
-from sslx.probe.features import Features, by_class, extract, pixels
+from sslx.probe.features import Features, extract, pixels, rows_by_class
 
 
 def images(size: int, side: int = 4) -> Tensor:
@@ -130,10 +130,10 @@ def test_progress_ends_at_the_total() -> None:
 
 def test_rows_by_class_are_a_function_of_seed_and_counters() -> None:
     label = torch.tensor([2, 0, 2, 2, 0, 5] * 20)
-    rows = by_class(label, 1, "name", 4)
+    rows = rows_by_class(label, 1, "name", 4)
     assert {c: sorted(r) for c, r in rows.items()} == {
         c: np.flatnonzero(label.numpy() == c).tolist() for c in (0, 2, 5)
     }
-    again, other = by_class(label, 1, "name", 4), by_class(label, 1, "name", 5)
+    again, other = rows_by_class(label, 1, "name", 4), rows_by_class(label, 1, "name", 5)
     assert all(np.array_equal(rows[c], again[c]) for c in rows)
     assert not any(np.array_equal(rows[c], other[c]) for c in rows)

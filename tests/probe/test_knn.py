@@ -50,8 +50,8 @@ def test_scale_of_a_feature_vector_does_not_matter(generator: torch.Generator) -
 
 def test_k_is_at_most_what_a_class_has_on_average(generator: torch.Generator) -> None:
     train = clusters(40, generator)
-    assert knn.neighbors(train.label, 200) == 10
-    assert knn.neighbors(train.label, 7) == 7
+    assert knn.num_neighbors(train.label, 200) == 10
+    assert knn.num_neighbors(train.label, 7) == 7
     test = clusters(60, generator)
     assert knn.accuracy(train, test, 4, k=200) == knn.accuracy(train, test, 4, k=10)
 
@@ -61,19 +61,19 @@ def test_a_rare_class_does_not_decide_how_many_vote(generator: torch.Generator) 
     train = features(torch.cat([common.x, rare]), torch.cat([common.label, torch.tensor([4])]))
     test = clusters(120, generator)
     expected = brute_force(train, test, 5, 50, 0.07)
-    assert knn.neighbors(train.label, 50) == 50
+    assert knn.num_neighbors(train.label, 50) == 50
     assert knn.accuracy(train, test, 5, k=50) == pytest.approx(expected, abs=1.5 / 120)
 
 
 def test_many_samples_of_few_classes_vote_as_asked() -> None:
     """1,900 of one class and 100 of another: k stays 200, as in DINO's code."""
-    assert knn.neighbors(torch.tensor([0] * 1900 + [1] * 100), 200) == 200
+    assert knn.num_neighbors(torch.tensor([0] * 1900 + [1] * 100), 200) == 200
 
 
 def test_accuracy_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
     train, test = clusters(200, generator), clusters(101, generator)
     whole = knn.accuracy(train, test, 4, 20)
-    monkeypatch.setattr(knn, "_CHUNK_BYTES", 4 * 200 * 7)
+    monkeypatch.setattr(knn, "_BLOCK_BYTES", 4 * 200 * 7)
     calls: list[tuple[str, int, int]] = []
     by_sevens = knn.accuracy(train, test, 4, 20, progress=lambda *call: calls.append(call))
     assert by_sevens == pytest.approx(whole, abs=1.5 / 101)

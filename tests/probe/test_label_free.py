@@ -31,7 +31,7 @@ def test_retrieval_is_all_of_the_same_and_chance_when_collapsed(monkeypatch: pyt
     assert label_free.retrieval(3 * PLAIN, PLAIN) == 1
     assert label_free.retrieval(torch.ones(50, 4), torch.ones(50, 4)) == pytest.approx(1 / 50)
     whole = label_free.retrieval(FIRST, PLAIN)
-    monkeypatch.setattr(label_free, "_CHUNK_BYTES", 8 * 200 * 7)
+    monkeypatch.setattr(label_free, "_BLOCK_BYTES", 8 * 200 * 7)
     assert label_free.retrieval(FIRST, PLAIN) == whole
 
 
@@ -48,7 +48,7 @@ def test_the_table_has_each_number_and_a_line_for_each() -> None:
     assert f"{rows[1].rank:.1f} of 12" in text
     assert text.count(" of 12") == 1, "pixels have no rank"
     assert text.count(f"{100 * rows[1].retrieval:.1f} %") == 2
-    lines = label_free.meanings(200)
+    lines = label_free.legend(200)
     for head in ("rank", "std", "alignment", "uniformity", "retrieval"):
         assert head in text
         (line,) = [line for line in lines if line.startswith(f"{head}: ")]

@@ -41,7 +41,7 @@ def mean_loss(x: Tensor, label: Tensor, weight: Tensor, c: float) -> float:
 
 @pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0])
 def test_fit_is_the_logistic_regression_of_scikit_learn(c: float) -> None:
-    x, _, _ = linear.standardise(TRAIN.x)
+    x, _, _ = linear.standardize(TRAIN.x)
     assert TRAIN.label is not None
     ours = linear.fit(x, TRAIN.label, 10, c).double()
     theirs = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x.double().numpy(), TRAIN.label.numpy())
@@ -56,7 +56,7 @@ def test_fit_is_the_logistic_regression_of_scikit_learn(c: float) -> None:
 def test_with_two_classes_too(c: float) -> None:
     generator = torch.Generator().manual_seed(5)
     label = torch.arange(400) % 2
-    x, _, _ = linear.standardise(torch.randn(400, 10, generator=generator) + 0.6 * label[:, None])
+    x, _, _ = linear.standardize(torch.randn(400, 10, generator=generator) + 0.6 * label[:, None])
     weight = linear.fit(x, label, 2, c).double()
     theirs = LogisticRegression(C=c, tol=1e-12, max_iter=10_000).fit(x.double().numpy(), label.numpy())
     expected = torch.from_numpy(np.concatenate([theirs.coef_[0], theirs.intercept_]))
@@ -68,8 +68,8 @@ def test_with_two_classes_too(c: float) -> None:
 def test_fit_reaches_the_optimum_on_features_that_are_nearly_one_direction(c: float, warm: bool, limit: float) -> None:
     """Half of Newton's decrement is the distance to the minimum: 8e-8 from zeros, 2e-4 from a start that is far off."""
     generator = torch.Generator().manual_seed(5)
-    x, _, _ = linear.standardise(TRAIN.x)
-    x, _, _ = linear.standardise(torch.randn(len(x), 1, generator=generator) + 0.01 * x)
+    x, _, _ = linear.standardize(TRAIN.x)
+    x, _, _ = linear.standardize(torch.randn(len(x), 1, generator=generator) + 0.01 * x)
     label = TRAIN.label
     assert label is not None
     start = torch.randn(65, 10, generator=generator) if warm else None
@@ -92,7 +92,7 @@ def test_chosen_c_is_the_best_on_the_held_out_tenth() -> None:
     _, c = linear.accuracy(TRAIN, TEST, 10, seed=3)
     x, label = arrays(TRAIN)
     x = StandardScaler().fit_transform(x)
-    held = linear.held_out(torch.from_numpy(label), 3).numpy()
+    held = linear.held_out_mask(torch.from_numpy(label), 3).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores = {
@@ -113,10 +113,10 @@ def test_choice_of_c_never_sees_the_test_split() -> None:
 
 def test_held_out_is_a_tenth_of_each_class_drawn_from_the_seed() -> None:
     label = torch.tensor([0] * 100 + [1] * 31 + [2] * 4 + [3])
-    held = linear.held_out(label, 0)
+    held = linear.held_out_mask(label, 0)
     assert label[held].bincount(minlength=4).tolist() == [10, 3, 1, 0]
-    assert torch.equal(held, linear.held_out(label, 0))
-    assert not torch.equal(held, linear.held_out(label, 1))
+    assert torch.equal(held, linear.held_out_mask(label, 0))
+    assert not torch.equal(held, linear.held_out_mask(label, 1))
 
 
 def test_one_sample_a_class_leaves_nothing_to_choose_on() -> None:
@@ -127,7 +127,7 @@ def test_one_sample_a_class_leaves_nothing_to_choose_on() -> None:
 
 def test_standardise_leaves_constant_columns_at_zero() -> None:
     x = torch.stack([torch.full((100,), 123.456), torch.zeros(100), 1e-6 * torch.arange(100.0)], dim=1)
-    scaled, _, _ = linear.standardise(x)
+    scaled, _, _ = linear.standardize(x)
     assert scaled[:, :2].abs().max() < 1e-3
     torch.testing.assert_close(scaled.std(0, correction=0)[2], torch.tensor(1.0))
 

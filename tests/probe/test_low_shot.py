@@ -23,20 +23,20 @@ LABEL = torch.arange(300) % 7
 
 @pytest.mark.parametrize("shots", [1, 5])
 def test_draws_are_balanced(shots: int) -> None:
-    rows = low_shot.labelled(LABEL, shots, 0, 0)
+    rows = low_shot.labeled_rows(LABEL, shots, 0, 0)
     assert len(set(rows.tolist())) == 7 * shots
     assert LABEL[torch.from_numpy(rows)].bincount().tolist() == [shots] * 7
 
 
 def test_draws_are_a_function_of_seed_and_draw() -> None:
-    draws = [low_shot.labelled(LABEL, 5, draw, seed) for seed in (0, 1) for draw in range(4)]
-    again = [low_shot.labelled(LABEL, 5, draw, seed) for seed in (0, 1) for draw in range(4)]
+    draws = [low_shot.labeled_rows(LABEL, 5, draw, seed) for seed in (0, 1) for draw in range(4)]
+    again = [low_shot.labeled_rows(LABEL, 5, draw, seed) for seed in (0, 1) for draw in range(4)]
     assert all(np.array_equal(a, b) for a, b in zip(draws, again, strict=True))
     assert len({tuple(rows) for rows in draws}) == 8
 
 
 def test_more_shots_hold_the_fewer() -> None:
-    assert set(low_shot.labelled(LABEL, 1, 2, 0)) < set(low_shot.labelled(LABEL, 5, 2, 0))
+    assert set(low_shot.labeled_rows(LABEL, 1, 2, 0)) < set(low_shot.labeled_rows(LABEL, 5, 2, 0))
 
 
 @pytest.mark.parametrize("shots", [1, 5, 10])
@@ -48,7 +48,7 @@ def test_accuracy_is_that_of_scikit_learn_on_the_same_draws(shots: int) -> None:
     x, test_x = scaler.transform(TRAIN.x.numpy()), scaler.transform(TEST.x.numpy())
     scores: list[float] = []
     for draw in range(4):
-        rows = low_shot.labelled(TRAIN.label, shots, draw, 0)
+        rows = low_shot.labeled_rows(TRAIN.label, shots, draw, 0)
         model = LogisticRegression(C=1.0, tol=1e-6, max_iter=2000).fit(x[rows], TRAIN.label.numpy()[rows])
         scores.append(float(model.score(test_x, TEST.label.numpy())))
     mean, std = low_shot.accuracy(TRAIN, TEST, shots, 10, draws=4)
@@ -64,7 +64,7 @@ def test_accuracy_is_the_same_again_and_grows_with_shots() -> None:
 
 def test_where_all_labels_are_drawn_the_accuracy_has_no_spread() -> None:
     assert TRAIN.label is not None
-    rows = torch.from_numpy(low_shot.labelled(TRAIN.label, 2, 0, 0))
+    rows = torch.from_numpy(low_shot.labeled_rows(TRAIN.label, 2, 0, 0))
     few = Features(TRAIN.x[rows], TRAIN.label[rows], torch.arange(len(rows)))
     assert low_shot.accuracy(few, TEST, 2, 10, draws=3)[1] < 2e-3
 

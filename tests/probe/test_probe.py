@@ -98,7 +98,7 @@ def test_settings_out_of_range_are_refused(given: dict[str, Any]) -> None:
         (
             replace(TRAIN, label=torch.arange(150) % 2),
             TEST,
-            r"1 of 3 have none \(label 2 first\)",
+            r"1 of 3 classes have none \(the first is label 2\)",
         ),
         (
             TRAIN,

@@ -167,7 +167,7 @@ def test_another_optimizers_state_is_refused(
     run = altered(change).parents[1]
     capfd.readouterr()
     assert cli.main(["pretrain", *TINY, *RUN, "--runs", str(run.parent), "--name", "r", "--resume", "auto"]) == 65
-    is_one_line(capfd.readouterr().err, "has another optimizer's state")
+    is_one_line(capfd.readouterr().err, "has the state of another optimizer")
 
 
 @pytest.mark.parametrize("images", [None, [], {"digest": 1}, {"digest": "a", "paths": "b"}])

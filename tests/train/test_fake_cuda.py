@@ -172,14 +172,14 @@ def test_a_planted_fault_is_found(harm: Harm, error: str, monkeypatch: pytest.Mo
 def test_a_planted_fault_in_a_custom_operators_backward_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from sslx_kernels.nt_xent import op
 
-    of_temperature = op.of_temperature
+    temperature_gradient = op.temperature_gradient
 
     def harmed(shares: Tensor, *rest: Any) -> Any:
         assert shares.abs().max().item() >= 0
-        return of_temperature(shares, *rest)
+        return temperature_gradient(shares, *rest)
 
     config = settings("simclr", "resnet")
-    monkeypatch.setattr(op, "of_temperature", harmed)
+    monkeypatch.setattr(op, "temperature_gradient", harmed)
     with on_cuda(config) as (run, _):
         with pytest.raises(fake_cuda.HostWait, match="_local_scalar_dense"):
             run.step()

@@ -78,8 +78,8 @@ def test_an_online_probe_that_fails_ends_no_run(tmp_path: Path, capsys: pytest.C
 def test_a_rare_class_ends_no_probe(rare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["probe", str(rare), "--probe.num-draws", "2", "--no-baselines"]) == 0
     out = capsys.readouterr().out
-    assert "no probe by 5 labels per class: class [rare] has 1 training image\n" in out
-    assert "kNN by the 20 nearest, not 200" in out
+    assert "no probe with 5 labels per class: class [rare] has 1 training image\n" in out
+    assert "kNN with 20 neighbors, not 200" in out
     assert "1 label per class" in out
     (score,) = json.loads((rare / "probe.json").read_text())["scores"]
     assert score["k"] == 20

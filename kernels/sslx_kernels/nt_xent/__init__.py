@@ -1,4 +1,4 @@
-"""NT-Xent over given rows and columns: checks the arguments and chooses the implementation."""
+"""NT-Xent between rows and columns: checks the arguments and chooses an implementation."""
 
 import importlib.util
 import math
@@ -14,12 +14,12 @@ from sslx_kernels.nt_xent.rows import Block as Block
 from sslx_kernels.nt_xent.rows import Rows as Rows
 
 Impl = Literal["auto", "reference", "tiled", "fused"]
-_TRITON = importlib.util.find_spec("triton") is not None  # here: torch 2.11 cannot trace the question
-_LACKS = toolchain.missing()
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # at import, because torch 2.11 cannot trace find_spec
+_MISSING_TOOLS = toolchain.missing()
 IMPLS = ("auto", "reference", "tiled", "fused")
 _FUSED_DTYPES, _FUSED_DIM = (torch.bfloat16, torch.float16), 256
 _FUSED_CAPABILITY = 8, 0
-"""A T4 (7.5) has too little shared memory for the tiles, and spills thousands of bytes a thread."""
+"""A T4 (7.5) has too little shared memory for the tiles and spills thousands of bytes per thread."""
 
 
 def nt_xent(
@@ -35,18 +35,19 @@ def nt_xent(
 
         loss_i = log sum_{j != self(i)} exp(s_ij / T) - s_i,positive(i) / T,  s_ij = cos(row_i, column_j)
 
-    rows: (N, D), columns: (M, D), raw: they are normalised here (x / max(|x|, 1e-12)).  Any float dtype;
-      computed in fp32 (fp64 for fp64), inside autocast too.  Pass one tensor as both where the rows are all the
-      columns: it takes half the forward and a third of the backward.  Then self_column must be 0, 1, ... and the
-      positives pairs; other layouts pass a copy.
-    self_column, positive_column: (N,) int64, the columns that hold row i itself (-1: none does) and its positive.
-    temperature: a positive float, or a tensor of one element that may require a gradient.  A tensor is not read:
-      the largest exponent is then taken out of each sum, unless min_temperature says how low it can go.
-    impl: "reference" is the definition, in N×M memory; "tiled" is PyTorch without it; "fused" is Triton, for a GPU,
-      bf16 or fp16 and D up to 256; "auto" takes the fastest that can.
-    Returns a scalar.  Gradients flow to rows, columns and temperature; there is no second derivative but of
-    "reference".  An inf or a NaN in any row reaches the loss.
-    Raises ValueError for shapes, dtypes and devices that do not fit, and for an unknown impl.
+    rows: (N, D), columns: (M, D), of any float dtype and not normalized (this function computes x / max(|x|, 1e-12)).
+      The loss is computed in fp32 (fp64 for fp64), even inside autocast.  If the rows are all the columns, pass the
+      same tensor as both, which saves half of the forward and a third of the backward.  Then self_column must be
+      0, 1, ... and the positives must form pairs; for other layouts pass a copy.
+    self_column, positive_column: (N,) int64, the column that holds row i itself (-1 if there is none) and the column
+      of its positive.
+    temperature: a positive float, or a tensor of one element that may require a gradient.  The value of a tensor is
+      not read, so the largest exponent is subtracted in each sum, unless min_temperature gives a lower bound.
+    impl: "reference" is the definition, with an N×M matrix; "tiled" is PyTorch without the matrix; "fused" is Triton,
+      for a GPU, bf16 or fp16 and D up to 256; "auto" is the fastest one that applies.
+    Returns a scalar.  Gradients flow to rows, columns and temperature.  Only "reference" has a second derivative.
+    An inf or a NaN in any row reaches the loss.
+    Raises ValueError for wrong shapes, dtypes or devices, and for an unknown impl.
     """
     _check(rows, columns, self_column, positive_column)
     dtype = torch.promote_types(rows.dtype, columns.dtype)
@@ -63,32 +64,32 @@ def nt_xent(
 
 
 def choose(impl: str, rows: Tensor) -> str:
-    """The implementation that ``impl`` stands for, given rows (N, D) of the dtype to compute with.
+    """Return the implementation that ``impl`` stands for.  rows: (N, D) of the dtype to compute with.
 
-    Raises ValueError for an unknown one, and for "fused" where it cannot run.
+    Raises ValueError for an unknown implementation, and for "fused" if it cannot run.
     """
     if impl not in IMPLS:
         raise ValueError(f"expected impl to be one of {', '.join(IMPLS)}, got {impl!r}")
     if impl not in ("auto", "fused"):
         return impl
-    why_not = _not_fused(rows)
-    if impl == "fused" and why_not:
-        raise ValueError(f"impl='fused' {why_not}; use impl='tiled' or 'auto'")
-    return "tiled" if why_not else "fused"
+    problem = _fused_problem(rows)
+    if impl == "fused" and problem:
+        raise ValueError(f"impl='fused' {problem}; use impl='tiled' or 'auto'")
+    return "tiled" if problem else "fused"
 
 
-def _not_fused(rows: Tensor) -> str:
-    """What of these rows the Triton kernels cannot take; empty if nothing."""
+def _fused_problem(rows: Tensor) -> str:
+    """Return why the Triton kernels cannot run for these rows (N, D), or an empty string."""
     if rows.dtype not in _FUSED_DTYPES:
-        return f"takes bf16 and fp16, got {rows.dtype}"
+        return f"needs bf16 or fp16, got {rows.dtype}"
     if rows.shape[1] > _FUSED_DIM:
-        return f"takes rows of up to {_FUSED_DIM} numbers, got {rows.shape[1]}"
-    if not _TRITON:
+        return f"needs rows of at most {_FUSED_DIM} numbers, got {rows.shape[1]}"
+    if not _HAS_TRITON:
         return "needs triton, which is not installed"
     if rows.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"needs a CUDA device, got {rows.device.type}"
-    if _LACKS and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"needs {_LACKS}: {toolchain.INSTALL}"
+    if _MISSING_TOOLS and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"needs {_MISSING_TOOLS}: {toolchain.INSTALL}"
     if (capability := _capability(rows.device.type, rows.device.index)) < _FUSED_CAPABILITY:
         return f"needs a GPU of compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
     return ""
@@ -96,16 +97,16 @@ def _not_fused(rows: Tensor) -> str:
 
 @torch.compiler.assume_constant_result
 def _capability(device: str, index: int | None) -> tuple[int, int]:
-    """A GPU's compute capability; what is enough where there is no GPU to ask, as with fake tensors."""
+    """Return a GPU's compute capability, or the required one if there is no GPU, as with fake tensors."""
     if device != "cuda" or not torch.cuda.is_available():
         return _FUSED_CAPABILITY
     return torch.cuda.get_device_capability(index)
 
 
 def lowest_temperature(temperature: float | Tensor, min_temperature: float | None = None) -> float:
-    """How low the temperature can be, 0 if nobody knows.
+    """Return a lower bound of the temperature, or 0 if none is known.
 
-    Raises ValueError for a temperature that is not positive and finite, or not of one element.
+    Raises ValueError for a temperature that is not positive and finite or has more than one element.
     """
     lowest: float | None = min_temperature
     if not isinstance(temperature, Tensor):
@@ -119,7 +120,7 @@ def lowest_temperature(temperature: float | Tensor, min_temperature: float | Non
 
 
 def as_tensor(temperature: float | Tensor, like: Tensor) -> Tensor:
-    """The temperature as a tensor () of fp32 or more."""
+    """Return the temperature as a tensor (), in at least fp32 if it was a float."""
     if isinstance(temperature, Tensor):
         return temperature.reshape(())
     return torch.full((), temperature, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
@@ -128,24 +129,24 @@ def as_tensor(temperature: float | Tensor, like: Tensor) -> Tensor:
 def prepare_temperature(
     temperature: float | Tensor, num_columns: int, like: Tensor, min_temperature: float | None = None
 ) -> tuple[Tensor, bool]:
-    """(temperature as a tensor () of fp32 or more, whether exp(s/T) summed over the columns fits without a shift).
+    """Return the temperature as a tensor (), and whether sums of exp(s / T) over the columns need no shift.
 
-    Raises what ``lowest_temperature`` raises.
+    Raises the errors of ``lowest_temperature``.
     """
     lowest = lowest_temperature(temperature, min_temperature)
     return as_tensor(temperature, like), lowest >= smallest_shift_free_temperature(num_columns, like.dtype)
 
 
 def smallest_shift_free_temperature(num_columns: int, dtype: torch.dtype) -> float:
-    """The lowest T at which exp(s / T), |s| <= 1, needs no shift: neither a sum over the columns nor its inverse leaves
-    the dtype's normal numbers.
+    """Return the lowest T at which sums of exp(s / T), |s| <= 1, need no shift of the exponents.
 
-    A sum lies between exp(-1/T) and num_columns · exp(1/T), so 1/T + log(num_columns) must stay under the logarithm of
-    the largest number and of the inverse of the smallest normal one: T >= 0.0138 for four million columns in fp32.
+    Without a shift, a sum over the columns and its inverse must be normal numbers of the dtype.  A sum lies between
+    exp(-1/T) and num_columns · exp(1/T), so 1/T + log(num_columns) must be below the logarithms of the largest number
+    and of the inverse of the smallest normal number.  In fp32 this is T >= 0.0138 for four million columns.
     """
     limits = torch.finfo(torch.promote_types(dtype, torch.float32))
-    room = min(math.log(limits.max), -math.log(limits.tiny)) - math.log(max(num_columns, 1))
-    return 1.001 / room if room > 0 else math.inf  # a cosine may round to a little over 1
+    max_exponent = min(math.log(limits.max), -math.log(limits.tiny)) - math.log(max(num_columns, 1))
+    return 1.001 / max_exponent if max_exponent > 0 else math.inf  # a cosine may round to slightly more than 1
 
 
 def _check(rows: Tensor, columns: Tensor, self_column: Tensor, positive_column: Tensor) -> None:

@@ -1,8 +1,9 @@
-"""NT-Xent as five Triton kernels: a similarity lives in registers only, and nothing else is a launch of its own.
+"""NT-Xent as five Triton kernels, in which similarities exist only in registers.
 
-The same functions as in ``tiled``, for bf16 and fp16 rows of up to 256 numbers on a GPU (or, with
-``TRITON_INTERPRET=1``, on a CPU).  Rows are multiplied as they came, by tensor cores; their lengths are divided out of
-the fp32 products, so bf16 inputs are not rounded a second time.  No atomics: the same input gives the same bits.
+This module has the functions of ``tiled``, for bf16 and fp16 rows of up to 256 numbers on a GPU (or on a CPU with
+``TRITON_INTERPRET=1``).  See ``op`` for the formula and the names.  Tensor cores multiply the rows without
+normalization, and the fp32 products are divided by the lengths, so that bf16 inputs are not rounded a second time.
+There are no atomics, so the same input gives the same bits.
 """
 
 from collections.abc import Sequence
@@ -15,22 +16,23 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sslx_kernels.nt_xent import triton_kernels
-from sslx_kernels.nt_xent.rows import EPS, Block, Rows, Skip
+from sslx_kernels.nt_xent.rows import EPS, Block, Excluded, Rows
 
-_LARGEST_SYMMETRIC = 131_072
-"""Rows up to which the symmetric forward is used: its partial sums then take 67 MB."""
-_MULTIPROCESSORS = 132
-"""Blocks that fill a GPU: an H100's.  With fewer blocks of rows, the gradient's columns are split too."""
-_MOST_PARTS = 16
-"""Of the gradient's columns, at most: a part is N x D numbers in fp32."""
+_MAX_SYMMETRIC_ROWS = 131_072
+"""Maximum number of rows for the symmetric forward, whose partial sums then take 67 MB."""
+_NUM_MULTIPROCESSORS = 132
+"""Number of blocks that fill an H100.  If there are fewer blocks of rows, the gradient's columns are split as well."""
+_MAX_PARTS = 16
+"""Maximum number of parts of the gradient's columns.  Each part is N x D numbers in fp32."""
 BOOST = 2.0**20
-"""What softmax's weights, over a column's length of 64 or more, are multiplied by before they are rounded to fp16: one
-in four million is no number there.  The largest, 2, becomes 32,768."""
+"""Factor on softmax's weights before they are rounded to fp16.  The weights are at most 2 and are divided by a column's
+length of at least 64.  Without the factor, weights of one in four million would underflow; with it the largest is
+32,768."""
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """One kernel's tile and how Triton is to run it."""
+class Tile:
+    """The size of one kernel's tile, and the number of warps and pipeline stages that Triton runs it with."""
 
     rows: int
     cols: int
@@ -38,35 +40,35 @@ class Blocks:
     stages: int
 
 
-def forward_blocks(dim: int, generation: int) -> Blocks:
-    """Tiles of the forward for (padded) rows of ``dim`` numbers on GPUs of sm_80, 90, 100 or 120 (generation 8 to 12).
+def forward_tile(dim: int, generation: int) -> Tile:
+    """Return the tile of the forward for padded rows of ``dim`` numbers on sm_80, 90, 100 or 120 (generation 8 to 12).
 
-    The largest that were found to spill no register, or a few bytes of the rarest ones, with Triton 3.8 and 3.9, by
+    These are the largest tiles that spill no registers, or very few, with Triton 3.8 and 3.9.  This was measured by
     compiling them (tests/kernels/test_ahead_of_time.py).
     """
     if generation == 9 and dim <= 128:
-        return Blocks(128, 128, 8, 3)
+        return Tile(128, 128, 8, 3)
     if (generation == 10 and dim >= 128) or (generation == 9 and dim == 256):
-        return Blocks(64, 64, 8, 3)
+        return Tile(64, 64, 8, 3)
     if generation in (9, 10) or dim <= 64:
-        return Blocks(64, 64, 4, 3)
-    return Blocks(64, 64, 8, 3) if dim <= 128 else Blocks(64, 32, 8, 2)
+        return Tile(64, 64, 4, 3)
+    return Tile(64, 64, 8, 3) if dim <= 128 else Tile(64, 32, 8, 2)
 
 
-def backward_blocks(dim: int, generation: int) -> Blocks:
-    """Tiles of the backward, which also holds ``rows`` × ``dim`` sums in registers; found likewise."""
-    small = 128 if generation in (9, 10) else 64
-    return Blocks(128, 64, 8, 3) if dim <= small else Blocks(64, 64, 8, 2)
+def backward_tile(dim: int, generation: int) -> Tile:
+    """Return the tile of the backward, chosen as in ``forward_tile``; it also keeps ``rows`` × ``dim`` sums."""
+    max_dim = 128 if generation in (9, 10) else 64
+    return Tile(128, 64, 8, 3) if dim <= max_dim else Tile(64, 64, 8, 2)
 
 
 def generation(device: torch.device) -> int:
-    """The first digits of a GPU's compute capability; 9 where there is no GPU to ask."""
-    asked = device.type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_capability(device)[0] if asked else 9
+    """Return the major version of a GPU's compute capability, or 9 if there is no GPU."""
+    has_gpu = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_capability(device)[0] if has_gpu else 9
 
 
 def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *args: Any, **constants: Any) -> None:
-    """Run the kernel on x's device, whichever is the current one; on fake tensors nothing is run."""
+    """Run the kernel on x's device, even if another device is current.  Do nothing for fake tensors."""
     if isinstance(x, FakeTensor):
         return
     with torch.cuda.device_of(x):
@@ -74,30 +76,31 @@ def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *args: Any, **constant
 
 
 def prepared_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of prepared rows of this one: fp16.
+    """Return the dtype of prepared rows, fp16.
 
-    A row of bf16 at a length of about 100 loses nothing in fp16, whose products are as fast; and softmax's weights,
-    rounded to the same dtype for their product, keep 11 bits instead of 8.
+    A bf16 row at a length of about 100 loses nothing in fp16, whose products are as fast.  Softmax's weights must be
+    rounded to the same dtype for their product, and keep 11 bits in fp16 instead of 8 in bf16.
     """
     assert dtype in (torch.float16, torch.bfloat16)
     return torch.float16
 
 
-def kept_like(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """As in ``tiled``: (2, N) and (N,) in fp32."""
+def saved_like(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what ``tiled.saved_like`` does, here (2, N) and (N,) in fp32."""
     return rows.new_empty((2, len(rows)), dtype=torch.float32), rows.new_empty(len(rows), dtype=torch.float32)
 
 
 def inverse(temperature: Tensor) -> Tensor:
-    """The temperature itself: the kernels divide by it."""
+    """Return the temperature itself, because the kernels divide by it."""
     return temperature
 
 
 def prepare(z1: Tensor, z2: Tensor | None = None) -> Rows:
-    """The rows of [z1; z2] times the power of two that brings each to a length in [64, 128): exact, and no product
-    overflows.  Rows shorter than ``EPS`` become zeros, rows with an inf or a NaN become NaN.
+    """Multiply each row of [z1; z2] by the power of two that brings its length into [64, 128).
 
-    Its scales (2, N) in fp32: what brings each prepared row to length 1 (0 for zeros), and what brings the raw one.
+    This is exact, and products of such rows do not overflow.  Rows shorter than ``EPS`` become zeros, and rows with an
+    inf or a NaN become NaN.  The scales are (2, N) in fp32: the inverse lengths of the prepared rows (0 for zeros) and
+    of the raw rows.
     """
     second = z1 if z2 is None else z2
     z1, second = (z if z.stride(1) == 1 else z.contiguous() for z in (z1, second))
@@ -108,8 +111,8 @@ def prepare(z1: Tensor, z2: Tensor | None = None) -> Rows:
     return Rows(x, scales)
 
 
-def received(x: Tensor) -> Rows:
-    """Rows that another rank prepared; their scales (1, N) are for the prepared ones."""
+def prepare_received(x: Tensor) -> Rows:
+    """Return rows x (N, D) that another rank has prepared as ``Rows``, whose scales are 1 / |x_i|, (1, N)."""
     scales = x.new_empty((1, len(x)), dtype=torch.float32)
     _prepare(x, x, x, scales, store=False)
     return Rows(x, scales)
@@ -125,156 +128,173 @@ def _prepare(z1: Tensor, z2: Tensor, x: Tensor, scales: Tensor, *, store: bool) 
 
 
 def sums(
-    rows: Rows, columns: Rows | None, skip: Skip, inverse_temperature: Tensor, shift_free: bool
+    rows: Rows, columns: Rows | None, excluded: Excluded, inverse_temperature: Tensor, shift_free: bool
 ) -> tuple[Tensor, ...]:
-    """Parts of the sum over the columns of exp(s_ij / T) for each row: (parts, N), and unless ``shift_free`` of what
-    was taken out of each part's exponents, in units of log(2)."""
+    """Return partial sums over the negatives of exp(s_ij / T) for each row, (parts, N).
+
+    Unless ``shift_free``, also return the largest exponent of each part, (parts, N), in units of log(2), by which the
+    exponents were reduced.
+    """
     x, y = rows.x, (rows if columns is None else columns).x
     num_rows, num_cols, padded = len(x), len(y), _padded(x.shape[1])
-    b = forward_blocks(padded, generation(x.device))
-    symmetric = columns is None and shift_free and num_rows <= _LARGEST_SYMMETRIC
+    b = forward_tile(padded, generation(x.device))
+    symmetric = columns is None and shift_free and num_rows <= _MAX_SYMMETRIC_ROWS
     if symmetric:
         side = max(b.rows, b.cols) * (2 if num_rows <= 32_768 else 8)
         panels, tiles = side // b.rows, side // b.cols
-    else:  # one panel of rows and enough parts of the columns to fill a GPU, at most 32
-        parts = min(32, triton.cdiv(num_cols, b.cols), triton.cdiv(4 * _MULTIPROCESSORS * b.rows, num_rows))
+    else:  # one panel of rows, and as many parts of the columns as fill a GPU, but at most 32
+        parts = min(32, triton.cdiv(num_cols, b.cols), triton.cdiv(4 * _NUM_MULTIPROCESSORS * b.rows, num_rows))
         panels, tiles = 1, triton.next_power_of_2(triton.cdiv(triton.cdiv(num_cols, b.cols), parts))
     grid = triton.cdiv(num_rows, panels * b.rows), triton.cdiv(num_cols, tiles * b.cols)
     total = x.new_empty((grid[1], num_rows), dtype=torch.float32)
     largest = total if shift_free else torch.empty_like(total)
     launch(
         triton_kernels.sums_kernel, grid,
-        x, y, rows.scales, (rows if columns is None else columns).scales, *_named(skip, x), inverse_temperature,
-        total, largest, num_rows, num_cols,
-        D=x.shape[1], NAMED=_kind(skip), SYMMETRIC=symmetric, SHIFT_FREE=shift_free,
+        x, y, rows.scales, (rows if columns is None else columns).scales, *_index_arguments(excluded, x),
+        inverse_temperature, total, largest, num_rows, num_cols,
+        D=x.shape[1], NAMED=_excluded_kind(excluded), SYMMETRIC=symmetric, SHIFT_FREE=shift_free,
         BM=b.rows, BN=b.cols, BD=padded, PANELS=panels, TILES=tiles, num_warps=b.warps, num_stages=b.stages,
     )  # fmt: skip
     return (total,) if shift_free else (total, largest)
 
 
-def finish(
+def loss_from_sums(
     rows: Rows,
     columns: Rows | None,
-    skip: Skip,
+    excluded: Excluded,
     all_sums: Sequence[tuple[Tensor, ...]],
     inverse_temperature: Tensor,
     shift_free: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As in ``tiled``, all in fp32; of a denominator L, 1 / L if ``shift_free``, else log L over log 2."""
-    parts = all_sums[0] if len(all_sums) == 1 else tuple(torch.cat(same) for same in zip(*all_sums, strict=True))
+    """Compute what ``tiled.loss_from_sums`` does, in fp32.
+
+    Denominators are 1 / L_i if ``shift_free``, and log2 L_i otherwise.
+    """
+    parts = all_sums[0] if len(all_sums) == 1 else tuple(torch.cat(tensors) for tensors in zip(*all_sums, strict=True))
     x, columns = rows.x, rows if columns is None else columns
     num, (block, padded) = len(x), _small_blocks(x.shape[1])
-    denominators, missed = (x.new_empty(num, dtype=torch.float32) for _ in range(2))
+    denominators, negative_probs = (x.new_empty(num, dtype=torch.float32) for _ in range(2))
     losses = x.new_empty(triton.cdiv(num, block), dtype=torch.float32)
     launch(
         triton_kernels.loss_kernel, losses.shape,
-        x, columns.x, rows.scales, columns.scales, _named(skip, x)[1], inverse_temperature, parts[0], parts[-1],
-        denominators, missed, losses, num, len(parts[0]),
-        D=x.shape[1], NAMED=_kind(skip), SHIFT_FREE=shift_free, BM=block, BD=padded, num_warps=4,
+        x, columns.x, rows.scales, columns.scales, _index_arguments(excluded, x)[1], inverse_temperature,
+        parts[0], parts[-1], denominators, negative_probs, losses, num, len(parts[0]),
+        D=x.shape[1], NAMED=_excluded_kind(excluded), SHIFT_FREE=shift_free, BM=block, BD=padded, num_warps=4,
     )  # fmt: skip
-    return losses.sum(), denominators, missed
+    return losses.sum(), denominators, negative_probs
 
 
 def gradient(
     rows: Rows,
     blocks: Sequence[Block],
     denominators: Tensor,
-    missed: Tensor,
+    negative_probs: Tensor,
     upstream: Tensor,
     inverse_temperature: Tensor,
     shift_free: bool,
-    columns_too: bool = False,
+    needs_columns: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """As in ``tiled``."""
-    x, symmetric, skip = rows.x, blocks[0].columns is None, blocks[0].skip
+    """Return the gradients of the loss, as ``tiled.gradient`` does."""
+    x, symmetric, excluded = rows.x, blocks[0].columns is None, blocks[0].excluded
     num, (block, padded) = len(x), _small_blocks(x.shape[1])
     splits = [_splits(num, len((rows if b.columns is None else b.columns).x), x) for b in blocks]
     parts = x.new_empty((sum(split for split, _ in splits), *x.shape), dtype=torch.float32)
-    done = 0
-    for of, (split, width) in zip(blocks, splits, strict=True):
-        columns, of_columns = (rows, denominators) if of.columns is None else (of.columns, of.denominators)
-        _gradient(
-            rows, columns, of.skip, inverse_temperature, denominators, of_columns, parts[done : done + split], width,
-            shift_free=shift_free,
+    start = 0
+    for b, (split, width) in zip(blocks, splits, strict=True):
+        columns, column_denominators = (rows, denominators) if b.columns is None else (b.columns, b.denominators)
+        _unit_gradient(
+            rows, columns, b.excluded, inverse_temperature, denominators, column_denominators,
+            parts[start : start + split], width, shift_free=shift_free,
         )  # fmt: skip
-        done += split
+        start += split
     d, first = torch.empty_like(parts[0]), blocks[0].columns or rows
-    shares = x.new_empty(triton.cdiv(num, block), dtype=torch.float64)
+    temperature_parts = x.new_empty(triton.cdiv(num, block), dtype=torch.float64)
     launch(
-        triton_kernels.raw_gradient_kernel, shares.shape,
-        x, first.x, rows.scales, first.scales, rows.scales[1], _named(skip, x)[1], inverse_temperature, upstream,
-        missed, parts, d, shares, num, len(parts),
-        D=x.shape[1], NAMED=_kind(skip), SYMMETRIC=symmetric, EPS=EPS, BM=block, BD=padded, num_warps=4,
+        triton_kernels.raw_gradient_kernel, temperature_parts.shape,
+        x, first.x, rows.scales, first.scales, rows.scales[1], _index_arguments(excluded, x)[1], inverse_temperature,
+        upstream, negative_probs, parts, d, temperature_parts, num, len(parts),
+        D=x.shape[1], NAMED=_excluded_kind(excluded), SYMMETRIC=symmetric, EPS=EPS, BM=block, BD=padded, num_warps=4,
     )  # fmt: skip
     dy = None
-    if columns_too:
+    if needs_columns:
         scale = upstream.double() / (inverse_temperature.double() * num)
-        dy = _of_columns(rows, blocks[0], denominators, missed, inverse_temperature, scale, shift_free)
-    return d, dy, shares
+        dy = _column_gradient(rows, blocks[0], denominators, negative_probs, inverse_temperature, scale, shift_free)
+    return d, dy, temperature_parts
 
 
-def _of_columns(
-    rows: Rows, block: Block, denominators: Tensor, missed: Tensor, inverse_temperature: Tensor, scale: Tensor,
+def _column_gradient(
+    rows: Rows, block: Block, denominators: Tensor, negative_probs: Tensor, inverse_temperature: Tensor, scale: Tensor,
     shift_free: bool,
 ) -> Tensor:  # fmt: skip
-    """The raw columns' gradient (M, D)."""
+    """Return the gradient of the raw columns (M, D)."""
     columns = block.columns
     assert columns is not None
-    assert block.skip is not None
+    assert block.excluded is not None
     split, width = _splits(len(columns.x), len(rows.x), columns.x)
     parts = columns.x.new_empty((split, *columns.x.shape), dtype=torch.float32)
-    _gradient(columns, rows, block.skip, inverse_temperature, None, denominators, parts, width, shift_free=shift_free)
-    u, v = (of.x.float() * of.scales[0][:, None] for of in (rows, columns))
+    _unit_gradient(
+        columns, rows, block.excluded, inverse_temperature, None, denominators, parts, width, shift_free=shift_free
+    )
+    u, v = (prepared.x.float() * prepared.scales[0][:, None] for prepared in (rows, columns))
     d = parts.sum(0)
-    # Two rows may share a positive; index_put_ adds in a fixed order, index_add_ in any.
-    d.index_put_((block.skip[1],), -missed[:, None] * u, accumulate=True).mul_(scale.float())
+    # Two rows may share a positive, and only index_put_ adds in a fixed order, unlike index_add_.
+    d.index_put_((block.excluded[1],), -negative_probs[:, None] * u, accumulate=True).mul_(scale.float())
     to_raw = columns.scales[1][:, None]
     along = torch.where(to_raw < 1 / EPS, torch.linalg.vecdot(v, d)[:, None], 0)
     return d.addcmul_(v, along, value=-1).mul_(to_raw)
 
 
-def _gradient(
-    rows: Rows, columns: Rows, skip: Skip, temperature: Tensor, of_rows: Tensor | None, of_columns: Tensor | None,
-    parts: Tensor, width: int, *, shift_free: bool,
+def _unit_gradient(
+    rows: Rows, columns: Rows, excluded: Excluded, temperature: Tensor, row_denominators: Tensor | None,
+    column_denominators: Tensor | None, parts: Tensor, width: int, *, shift_free: bool,
 ) -> None:  # fmt: skip
-    """Fill parts (P, N, D), each from ``width`` columns.  of_rows None: ``skip`` names rows of the columns."""
+    """Fill parts (P, N, D) of the unit rows' gradient, each of which is a sum over ``width`` columns.
+
+    row_denominators: None if the rows are columns of the loss and the other way around; ``excluded`` then gives the
+      excluded rows of each column.
+    """
     x = rows.x
     padded = _padded(x.shape[1])
-    b = backward_blocks(padded, generation(x.device))
+    b = backward_tile(padded, generation(x.device))
     launch(
         triton_kernels.gradient_kernel, (triton.cdiv(len(x), b.rows), len(parts)),
-        x, columns.x, rows.scales, columns.scales, *_named(skip, x), temperature,
-        parts if of_rows is None else of_rows, parts if of_columns is None else of_columns, parts,
+        x, columns.x, rows.scales, columns.scales, *_index_arguments(excluded, x), temperature,
+        parts if row_denominators is None else row_denominators,
+        parts if column_denominators is None else column_denominators, parts,
         len(x), len(columns.x), width,
-        D=x.shape[1], NAMED=_kind(skip), ON_COLUMNS=of_rows is None, SHIFT_FREE=shift_free,
-        HAS_ROW=of_rows is not None, HAS_COL=of_columns is not None, BOOST=BOOST,
+        D=x.shape[1], NAMED=_excluded_kind(excluded), ON_COLUMNS=row_denominators is None, SHIFT_FREE=shift_free,
+        HAS_ROW=row_denominators is not None, HAS_COL=column_denominators is not None, BOOST=BOOST,
         BM=b.rows, BN=b.cols, BD=padded, num_warps=b.warps, num_stages=b.stages,
     )  # fmt: skip
 
 
 def _splits(num_rows: int, num_cols: int, x: Tensor) -> tuple[int, int]:
-    """(parts to split the columns into so that a GPU is full, columns in each)."""
-    b = backward_blocks(_padded(x.shape[1]), generation(x.device))
+    """Return the number of parts of the columns that fill a GPU, and the number of columns in each part."""
+    b = backward_tile(_padded(x.shape[1]), generation(x.device))
     tiles = triton.cdiv(num_cols, b.cols)
-    parts = max(1, min(_MULTIPROCESSORS // triton.cdiv(num_rows, b.rows), tiles, _MOST_PARTS))
-    each = triton.cdiv(tiles, parts)
-    return triton.cdiv(tiles, each), each * b.cols
+    parts = max(1, min(_NUM_MULTIPROCESSORS // triton.cdiv(num_rows, b.rows), tiles, _MAX_PARTS))
+    tiles_per_part = triton.cdiv(tiles, parts)
+    return triton.cdiv(tiles, tiles_per_part), tiles_per_part * b.cols
 
 
 def _padded(dim: int) -> int:
+    """Return the power of two to which the kernels pad rows of ``dim`` numbers."""
     return max(16, triton.next_power_of_2(dim))
 
 
 def _small_blocks(dim: int) -> tuple[int, int]:
-    """(rows, padded numbers of a row) of a block of the kernels that read each row once."""
+    """Return the rows and the padded dim of a block in the kernels that read each row once."""
     padded = _padded(dim)
     return max(4, 2048 // padded), padded
 
 
-def _kind(skip: Skip) -> str:
-    return "pairs" if skip is None else "given" if skip else "none"
+def _excluded_kind(excluded: Excluded) -> str:
+    """Return the kernels' constant NAMED."""
+    if excluded is None:
+        return "pairs"
+    return "given" if excluded else "none"
 
 
-def _named(skip: Skip, unread: Tensor) -> Sequence[Tensor]:
-    """(self_column, positive_column), or tensors that are not read."""
-    return skip or (unread, unread)
+def _index_arguments(excluded: Excluded, unread: Tensor) -> Sequence[Tensor]:
+    """Return (self_column, positive_column), or placeholders that the kernels do not read."""
+    return excluded or (unread, unread)

@@ -1,4 +1,4 @@
-"""NT-Xent by its definition (arXiv 2002.05709, equation 1), by an N×M matrix: what others must equal."""
+"""The definition of NT-Xent (arXiv 2002.05709, equation 1) on an N×M matrix, which all implementations must match."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def nt_xent(
     rows: Tensor, columns: Tensor, self_column: Tensor, positive_column: Tensor, temperature: float | Tensor
 ) -> Tensor:
-    """Arguments and result as in ``sslx_kernels.nt_xent.nt_xent``."""
+    """Compute NT-Xent by autograd.  Arguments and result are those of ``sslx_kernels.nt_xent.nt_xent``."""
     dtype = torch.promote_types(torch.promote_types(rows.dtype, columns.dtype), torch.float32)
     with torch.autocast(rows.device.type, enabled=False):
         logits = _normalize(rows.to(dtype)) @ _normalize(columns.to(dtype)).T / temperature

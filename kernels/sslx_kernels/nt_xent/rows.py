@@ -1,4 +1,4 @@
-"""What the implementations of NT-Xent pass around: prepared rows, which columns to leave out, and blocks of columns."""
+"""Types that the implementations of NT-Xent share: prepared rows, excluded columns, and blocks of columns."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
@@ -6,28 +6,35 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor
 
 EPS = 1e-12
-"""Rows shorter than this are divided by it instead of by their length, as ``F.normalize`` does."""
+"""Rows shorter than this are divided by it instead of by their length, as in ``F.normalize``."""
 
-Skip: TypeAlias = Sequence[Tensor] | None
-"""(self_column, positive_column), (N,) int64 each: columns that row i leaves out, -1 for none.  None: the rows are [z1;
-z2] and the columns too, so that row i leaves out columns i and (i + N/2) mod N.  Empty: no column is left out."""
+Excluded: TypeAlias = Sequence[Tensor] | None
+"""The columns that each row excludes from its sum over negatives.
+
+A tuple (self_column, positive_column), each (N,) int64, excludes these two columns of row i, with -1 for no column.
+None says that rows and columns are both [z1; z2], so row i excludes columns i and (i + N/2) mod N.
+An empty tuple excludes no columns."""
 
 
 class Rows(NamedTuple):
-    """Rows (N, D) as an implementation multiplies them, and what has scaled them, as it needs it."""
+    """Prepared rows x (N, D), as an implementation multiplies them, and the scales that it needs besides them."""
 
     x: Tensor
     scales: Tensor
 
-    def part(self, which: slice) -> "Rows":
-        """Some of the rows, if their scales are (.., N)."""
-        return Rows(self.x[which], self.scales[..., which])
+    def part(self, rows: slice) -> "Rows":
+        """Return some of the rows.  The scales must be (..., N)."""
+        return Rows(self.x[rows], self.scales[..., rows])
 
 
 class Block(NamedTuple):
-    """Columns of a row's sum, None for the rows themselves; the columns' own denominators, of sums that hold the rows,
-    None for none."""
+    """A block of the columns in the rows' sums.
+
+    columns: None if they are the rows themselves.
+    excluded: the columns that each row excludes.
+    denominators: softmax denominators of the columns, if the columns' losses have the rows among their negatives.
+    """
 
     columns: Rows | None
-    skip: Skip
+    excluded: Excluded
     denominators: Tensor | None = None

@@ -28,8 +28,8 @@ class Config(SourceConfig):
     }
     suited_why: ClassVar[str] = "digits: no flips, no colors"
     score_note: ClassVar[str] = (
-        "Raw pixels do well here because the digits are 8x8 pixels, centered and of one size: two images of a digit "
-        "overlap pixel by pixel. On photographs they do not (README, CIFAR-10)."
+        "Raw pixels do well here because the digits have 8x8 pixels, are centered and have the same size: two images "
+        "of a digit overlap pixel by pixel. Photographs do not (README, CIFAR-10)."
     )
 
     def build(self, split: Split, context: "Context") -> "Pixels":
