@@ -72,7 +72,7 @@ def load(trunk: nn.Module, source: str, name: str, part: str | None = None) -> s
     a part of it, several of them, or numbers that are not floats.  The trunk is then unchanged.
     """
     origin = f"--encoder.weights {shown(source)}"
-    own, tables = trunk.state_dict(), _tables(source, origin)
+    own, tables = trunk.state_dict(), _tables(source, origin, part)
     classifiers = _classifiers(trunk)
     candidates = list(_candidates(tables, own))
     if not candidates:
@@ -229,15 +229,16 @@ def _check_dtypes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], orig
             raise DataError(f"{origin}: {name} is {value.dtype}, expected {own[name].dtype} or another float")
 
 
-def _tables(source: str, origin: str) -> list[Table]:
-    """Return all tables of tensors in a file, or the method's state in an sslx run."""
+def _tables(source: str, origin: str, part: str | None) -> list[Table]:
+    """Return all tables of tensors in a file; of an sslx run the encoder it exports, or everything if a part is named."""
     if re.match(r"[A-Za-z][\w+.-]*:(//|[^\\])", source) and not Path(source).exists():
         raise MissingInput(f"{origin} is not a file: download it first; {_EXPECTED}")
     path = expanded(source)
     if not path.exists():
         raise MissingInput(f"{origin} does not exist: {_EXPECTED}")
     if path.is_dir() or (path.parent / "manifest.json").is_file():
-        return [Table(("method",), cast(dict[str, Tensor], checkpoint.load(path, needs=("method",))["method"]))]
+        name = "encoder" if part is None else "method"
+        return [Table((name,), cast(dict[str, Tensor], checkpoint.load(path, needs=(name,))[name]))]
     content = read(path)
     tables = list(_walk(content))
     if not tables:

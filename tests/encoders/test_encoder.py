@@ -1,6 +1,8 @@
 """Encoders: any timm trunk gives one vector an image; stems, shapes, weights, and what is refused."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +286,12 @@ def test_a_method_that_needs_a_vit_says_so():
     with pytest.raises(ConfigError) as error:
         build(small(), 32).check_tokens("mae")
     is_one_line(error, "mae needs a ViT, not ResNet: use --encoder.name vit_small_patch16_224")
+
+
+def test_timm_does_not_bring_wandb():
+    code = (
+        "import sys; from sslx import encoders; encoders.build(encoders.Config(), 32); print('wandb' in sys.modules)\n"
+        "import wandb; print(wandb.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "wandb"]
