@@ -230,7 +230,7 @@ def _check_dtypes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], orig
 
 
 def _tables(source: str, origin: str, part: str | None) -> list[Table]:
-    """Return all tables of tensors in a file; of an sslx run the encoder it exports, or everything if a part is named."""
+    """Return all tables of tensors in a file; of an sslx run the encoder it exports, or all if a part is named."""
     if re.match(r"[A-Za-z][\w+.-]*:(//|[^\\])", source) and not Path(source).exists():
         raise MissingInput(f"{origin} is not a file: download it first; {_EXPECTED}")
     path = expanded(source)
