@@ -159,7 +159,7 @@ def test_a_checkpoint_that_did_not_note_its_images_goes_on_with_a_word(images: P
     lines: list[str] = []
     loader(source(images), lines.append).load_state_dict(state)
     assert len(lines) == 1
-    assert "did not note which images" in lines[0]
+    assert "without its images. identity" in lines[0]
     refused({**state, "num_samples": 151}, source(images), "151 images, the source now has 150")
 
 

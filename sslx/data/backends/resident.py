@@ -162,7 +162,7 @@ class Resident:
         decoded: list[Tensor | None] = []
         largest, said = np.zeros(2, dtype=np.int64), time.monotonic()
         for chunk in self._chunks():
-            self.patience.look()
+            self.patience.check_stop()
             for image in chunk:
                 i = len(decoded)
                 if isinstance(image, str):

@@ -181,7 +181,7 @@ def big(number: int = 1_281_167) -> Source:
 
 def test_the_search_for_a_stand_in_ends() -> None:
     reader = Gone(lambda _: True)
-    with pytest.raises(DataError, match=r"not one of 100 images that were tried in the place of /x/\d+\.jpg") as caught:
+    with pytest.raises(DataError, match=r"none of 100 images tried in place of /x/\d+\.jpg") as caught:
         Quarantine(big(), reader, 0.01, lambda _: None).search(np.arange(512))
     assert "\n" not in str(caught.value)
     assert reader.calls <= quarantine._CANDIDATES + 1
@@ -193,7 +193,7 @@ def test_images_that_are_all_gone_at_once_are_the_mounts_fault() -> None:
     found = Quarantine(big(), reader, 0.01, said.append)
     found.known_good = np.array([700])
     with pytest.raises(
-        StorageError, match=r"not one of 512 images can be read, nor /x/700\.jpg, which was read before"
+        StorageError, match=r"none of 512 images can be read, nor /x/700\.jpg, which was read before"
     ):
         found.search(np.arange(512))
     assert (found.bad, said, reader.calls) == ({}, [], 2)

@@ -112,7 +112,7 @@ def test_a_chosen_range_is_taken_as_it_is_and_nothing_is_said(tmp_path: Path) ->
     assert formats.read(paths_of(source)[0], source.levels)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
     assert not any("range" in line for line in said)
     for wrong in ((3, 3), (5, 1), (0, float("inf")), (float("nan"), 1)):
-        with pytest.raises(ConfigError, match=r"--data\.range takes two finite numbers"):
+        with pytest.raises(ConfigError, match=r"--data\.range must be two finite numbers"):
             Config(range=wrong)
 
 
