@@ -48,7 +48,7 @@ class Family(Generic[Options]):
         """Return the ``Config`` of a part without importing the rest of its file, which may import torch for seconds.
 
         Only the file's constants, light imports and ``Config`` are executed.  The resulting class has the fields and
-        checks of ``module(name).Config`` but is another class.  If executing these stand_in fails, the result is
+        checks of ``module(name).Config`` but is another class.  If executing only these fails, the result is
         ``module(name).Config``.  Raises what ``module`` raises.
         """
         return _options(self, absolute(name))
@@ -101,7 +101,7 @@ def _available(family: Family[Any]) -> tuple[str, ...]:
 
 
 def _own_module(path: Path, flag: str) -> ModuleType:
-    """Import a user's file as a module.  Its folder is appended to ``sys.path`` for worker processes to import it too."""
+    """Import a user's file as a module.  Its folder is appended to ``sys.path``, also for worker processes."""
     name = path.stem
     folder = str(path.parent)
     if folder not in sys.path:

@@ -99,7 +99,7 @@ class Memory:
 
 
 Work = Callable[[int, Tensor, Callable[[int], None]], Any]
-"""``work(number, place, begin)`` returns the answer for the pipe.  It calls ``begin(index)`` before reading a sample."""
+"""``work(number, place, begin)`` returns the answer for the pipe and calls ``begin(index)`` before reading a sample."""
 
 
 def unseen(_: int) -> None:
@@ -113,7 +113,7 @@ def answer_alone(_: int, answer: T, place: Tensor) -> T:
 
 
 class _Worker:
-    """A process, its pipe and memory, and what it was requests for."""
+    """A process, its pipe, its memory, and the requests that it has not answered yet."""
 
     def __init__(self, work: Work, place_bytes: int) -> None:
         self.work, self.memory = work, Memory(place_bytes)

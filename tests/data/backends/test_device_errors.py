@@ -192,9 +192,7 @@ def test_images_that_are_all_gone_at_once_are_the_mounts_fault() -> None:
     reader = Gone(lambda _: True)
     found = Quarantine(big(), reader, 0.01, said.append)
     found.known_good = np.array([700])
-    with pytest.raises(
-        StorageError, match=r"none of 512 images can be read, nor /x/700\.jpg, which was read before"
-    ):
+    with pytest.raises(StorageError, match=r"none of 512 images can be read, nor /x/700\.jpg, which was read before"):
         found.search(np.arange(512))
     assert (found.bad, said, reader.calls) == ({}, [], 2)
 
