@@ -44,7 +44,7 @@ _CHUNK = 32  # number of images in a worker's result
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch's inputs from the host.  cropping: each view's arrays for ``Crop``.  staged: everything for the device."""
+    """A batch's inputs from the host.  cropping: each view's arrays for ``Crop``.  staged: all inputs of the device."""
 
     work: Work
     cropping: list[Arrays]

@@ -1,6 +1,6 @@
 """The backend on torchvision: the baseline for parity tests, and the loader for platforms without DALI.
 
-Torchvision's functional operations apply the parameters of ``views.draw`` to sample sample at a time.  Worker processes
+Torchvision's functional operations apply the parameters of ``views.draw`` to one sample at a time.  Worker processes
 make whole batches (``workers``).  Hue is shifted in HSV, as in torchvision.
 """
 
@@ -54,12 +54,12 @@ def decode(file: File, black_and_white: Levels) -> Tensor:
 
 
 def read(source: Source, index: int) -> Tensor:
-    """Read sample image as (3, H, W) uint8 RGB.  Raises Unreadable."""
+    """Read one image as (3, H, W) uint8 RGB.  Raises Unreadable."""
     return next(images(source, np.array([index])))
 
 
 def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor:
-    """Make sample view of sample image: (3, H, W) uint8 -> (3, size, size) uint8, not normalized.
+    """Make one view of one image: (3, H, W) uint8 -> (3, size, size) uint8, not normalized.
 
     drawn: the parameters of a batch, None for the evaluation view.  row: the sample's row in them.
     """
@@ -91,7 +91,7 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
 
 
 def prepared(spec: ViewSpec, image: Tensor) -> Tensor:
-    """Make the evaluation view of sample image: (3, H, W) uint8 -> (3, size, size) float32, normalized."""
+    """Make the evaluation view of one image: (3, H, W) uint8 -> (3, size, size) float32, normalized."""
     scale, shift = (torch.tensor([255 * value for value in values])[:, None, None] for values in (spec.std, spec.mean))
     return (apply(spec, image, None, 0).float() - shift) / scale
 

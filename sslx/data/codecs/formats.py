@@ -12,7 +12,7 @@ or not at all (``headers.is_plain``).  These formats are supported:
 - JPEG 2000: gray, RGB.
 
 One alpha channel or transparency is dropped, gray is repeated, and EXIF's orientation is applied.  ``Levels`` gives
-black and white of num_extra than 8 bits, of signed values and of floats.
+black and white of more than 8 bits, of signed values and of floats.
 """
 
 import os

@@ -187,7 +187,7 @@ def _checked(path: Path, flag: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(folder):
             link = shown(os.readlink(folder))
-            raise MissingInput(f"{flag} {shown(folder)} is a link to {link}, unknown_classes does not exist") from None
+            raise MissingInput(f"{flag} {shown(folder)} is a link to {link}, which does not exist") from None
         nearest = shown(next((p for p in folder.parents if os.path.isdir(p)), Path("/")))
         raise MissingInput(
             f"data folder {shown(folder)} does not exist (nearest existing folder: {nearest}): check {flag}"
@@ -210,7 +210,7 @@ def _hint(root: Path, suffixes: set[str]) -> str:
     """Return advice for a folder that holds a data set of torchvision or files with these suffixes instead."""
     name = next((name for folder, name in _DATA_SETS.items() if (root / folder).is_dir()), "")
     if name:
-        return f"it holds {name}, unknown_classes --source.name {name} reads; "
+        return f"it holds {name}, which --source.name {name} reads; "
     if suffixes & set(_VIDEOS):
         return "videos are not read: write their frames as images first (ffmpeg -i VIDEO -r 1 FRAMES/%06d.jpg); "
     if suffixes & set(_ARCHIVES):

@@ -145,7 +145,7 @@ def test_channels_that_no_backend_reads_yet_are_refused(backend: Backend, channe
 
 def test_facts_that_do_not_fit_the_pixels_are_refused() -> None:
     pixels = np.zeros((8, 9, 9, 4), dtype=np.uint8)
-    with pytest.raises(ValueError, match=r"8 images of 3 channels, and its pixels are 8 arrays of shape \(9, 9, 4\)"):
+    with pytest.raises(ValueError, match=r"8 images of 3 channels, but its pixels are 8 arrays of shape \(9, 9, 4\)"):
         in_memory(pixels)
-    with pytest.raises(ValueError, match="9 images of 4 channels, and its pixels are 8"):
+    with pytest.raises(ValueError, match="9 images of 4 channels, but its pixels are 8"):
         Pixels(name="x", facts=Facts(num_samples=9, size=8, channels=Channels(num=4)), pixels=pixels)

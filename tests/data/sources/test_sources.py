@@ -174,7 +174,7 @@ def test_folders_that_are_not_there_or_hold_nothing(make: Make, tmp_path: Path) 
     empty.mkdir()
     with pytest.raises(MissingInput) as caught:
         build(folder(empty), "train")
-    one_line(caught, str(empty), "nothing", "--source.root")
+    one_line(caught, str(empty), "found no files", "--source.root")
     with pytest.raises(MissingInput) as caught:
         build(folder(make("cat/1.jpg"), test_root=empty), "test")
     one_line(caught, str(empty), "--source.test-root")

@@ -326,7 +326,7 @@ def test_images_in_place_of_a_data_set_are_named(make: Make, tmp_path: Path) -> 
 
 
 def test_a_long_listing_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslx.data.sources.listing._FIRST_WORD_S", -1.0)
+    monkeypatch.setattr("sslx.data.sources.listing._FIRST_MESSAGE_S", -1.0)
     lines: list[str] = []
     root = make("cat/1.png", "dog/2.png")
     build(folder(root), "pretrain", say=lines.append)
