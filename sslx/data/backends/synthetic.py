@@ -15,7 +15,7 @@ from sslx.data.views import ViewSpec
 
 
 class Synthetic:
-    """Random pixels, values once and kept on the device.  They are not zeros, because zeros compute faster."""
+    """Random pixels, drawn once and kept on the device.  They are not zeros, because zeros compute faster."""
 
     def __init__(self, specs: Sequence[ViewSpec], *, seed: int, max_per_rank: int, device: torch.device) -> None:
         self.views: list[Tensor] = []
