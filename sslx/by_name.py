@@ -1,4 +1,4 @@
-"""Parts that are found by the name of their file, as methods and sources are, or by the path of a user's own file."""
+"""Find parts, such as methods and sources, by the name of their file or by the path of a user's own file."""
 
 import ast
 import difflib
@@ -20,10 +20,10 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Family(Generic[Options]):
-    """Modules of a package, each with a class ``Config``: the options of the part that the module is.
+    """A package whose modules are parts, each with a class ``Config`` that holds the part's options.
 
-    flag: the option that chooses one.  shared: files of the package that are no such part.  light: modules that
-    import neither torch nor numpy, beside the standard library.
+    flag: the option that chooses a part.  shared: files of the package that are not parts.  light: modules, apart from
+    the standard library, that import neither torch nor numpy.
     """
 
     package: str
@@ -32,33 +32,34 @@ class Family(Generic[Options]):
     light: tuple[str, ...]
 
     def available(self) -> tuple[str, ...]:
-        """The names of all files of the package that are such parts."""
+        """Return the names of all parts."""
         return _available(self)
 
     def module(self, name: str) -> ModuleType:
-        """The module of a name, or of the path of a user's own file.
+        """Import the module with this name, or the user's own file at this path.
 
-        Raises ConfigError for a name that is unknown, with similar ones, and for a file that cannot be imported;
+        Raises ConfigError for an unknown name, with a similar one, and for a file that cannot be imported, and
         MissingInput for a file that does not exist.
         """
         path = self.path(name)
         return _own_module(path, self.flag) if is_own(name) else import_module(f"{self.package}.{name}")
 
     def options(self, name: str) -> type[Options]:
-        """The ``Config`` of a part's file without the rest of it, which may import torch for seconds.
+        """Return the ``Config`` of a part without importing the rest of its file, which may import torch for seconds.
 
-        Of the file only constants, light imports and that class are executed: it has the fields and checks of
-        ``module(name).Config``, but is another class.  Where it needs more, it is that one.  Raises as ``module``.
+        Only the file's constants, light imports and ``Config`` are executed.  The resulting class has the fields and
+        checks of ``module(name).Config`` but is another class.  If executing only these fails, the result is
+        ``module(name).Config``.  Raises what ``module`` raises.
         """
         return _options(self, absolute(name))
 
     def summary(self, name: str) -> str:
-        """The first line of the part's file: what it is, and where it comes from."""
+        """Return the first paragraph of the docstring of a part's file."""
         text = self.path(name).read_text(encoding="utf-8")
         return " ".join((ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0].split())
 
     def path(self, name: str) -> Path:
-        """The file of a name.  Raises as ``module``."""
+        """Return the file of a part.  Raises ConfigError or MissingInput as ``module`` does."""
         if is_own(name):
             path = Path(absolute(name))
             if not path.is_file():
@@ -75,17 +76,17 @@ class Family(Generic[Options]):
 
 
 def is_own(name: str) -> bool:
-    """Whether this is the path of a user's own file and not a name."""
+    """Return whether this is the path of a user's own file and not a name."""
     return name.endswith(".py")
 
 
 def absolute(name: str) -> str:
-    """The name, or the absolute path of a user's own file."""
+    """Return the name, or the absolute path of a user's own file."""
     return os.path.abspath(os.path.expanduser(name)) if is_own(name) else name
 
 
 def label(name: str) -> str:
-    """How to call a part: its name, or that of its file."""
+    """Return a part's name, which for a user's own file is the file's name without .py."""
     return Path(name).stem if is_own(name) else name
 
 
@@ -100,7 +101,7 @@ def _available(family: Family[Any]) -> tuple[str, ...]:
 
 
 def _own_module(path: Path, flag: str) -> ModuleType:
-    """A user's file as a module that worker processes can import too: its folder becomes the last of ``sys.path``."""
+    """Import a user's file as a module.  Its folder is appended to ``sys.path``, also for worker processes."""
     name = path.stem
     folder = str(path.parent)
     if folder not in sys.path:
@@ -121,15 +122,15 @@ def _options(family: Family[Any], name: str) -> type[Any]:
     path = family.path(name)
     with suppress(Exception):
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        alone = ModuleType(f"{family.package}.{path.stem} (options)")
-        alone.__file__ = str(path)  # where the texts of the options are read
-        sys.modules[alone.__name__] = alone
+        stand_in = ModuleType(f"{family.package}.{path.stem} (options)")
+        stand_in.__file__ = str(path)  # the options' help texts are read from there
+        sys.modules[stand_in.__name__] = stand_in
         for node in tree.body:
             if isinstance(node, ast.Assign | ast.ClassDef) or _is_light(node, family.light):
-                exec(compile(ast.Module([node], []), str(path), "exec"), vars(alone))
+                exec(compile(ast.Module([node], []), str(path), "exec"), vars(stand_in))
             if isinstance(node, ast.ClassDef) and node.name == "Config":
-                options: Any = vars(alone)["Config"]
-                options()  # its checks may need what was left out
+                options: Any = vars(stand_in)["Config"]
+                options()  # its checks may need names that were not executed
                 return options
     module = family.module(name)
     if not hasattr(module, "Config"):
@@ -138,7 +139,7 @@ def _options(family: Family[Any], name: str) -> type[Any]:
 
 
 def _is_light(node: ast.stmt, light: tuple[str, ...]) -> bool:
-    """Whether this is an import of modules that import neither torch nor numpy."""
+    """Return whether this statement imports only modules that import neither torch nor numpy."""
     if isinstance(node, ast.ImportFrom):
         names = [node.module or ""]
     elif isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Loaders: source -> decode and augment on the device -> Batch, restartable at any batch, at any world size."""
+"""Data: read, decode and augment the images of a source into Batches, restartable at any batch and world size."""
 
 from typing import TYPE_CHECKING
 

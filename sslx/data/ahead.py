@@ -1,4 +1,4 @@
-"""What the host prepares for batches, prepared in a thread before it is asked for: training never waits for it."""
+"""Prepare batches in a thread ahead of time, so that training does not wait for the host's part of them."""
 
 from collections import deque
 from collections.abc import Callable, Generator
@@ -10,16 +10,16 @@ import torch
 
 T = TypeVar("T")
 DEPTH = 3
-"""Results that are ready, or being made, before they are asked for."""
+"""Number of results that are made ahead of time."""
 
 
 def ahead(make: Callable[[int], T | None], start: int, device: torch.device) -> Generator[T]:
     """Yield ``make(start)``, ``make(start + 1)``, ..., up to the first None, made by a thread in this order.
 
-    What ``make`` raises is raised in its result's place.  It must not wait for anything: closing waits for it.  device:
-    the thread's; without it, pinned memory would belong to the first GPU.
+    An exception of ``make`` is raised in its result's place.  ``make`` must not wait for anything, because closing the
+    generator waits for ``make``.  device: the thread's device; without it, pinned memory would belong to the first GPU.
     """
-    thread = ThreadPoolExecutor(1, "ahead", initializer=_settle, initargs=(device,))
+    thread = ThreadPoolExecutor(1, "ahead", initializer=_set_device, initargs=(device,))
     try:
         results = deque(thread.submit(make, t) for t in range(start, start + DEPTH))
         for t in count(start + DEPTH):
@@ -32,6 +32,6 @@ def ahead(make: Callable[[int], T | None], start: int, device: torch.device) -> 
         thread.shutdown(cancel_futures=True)
 
 
-def _settle(device: torch.device) -> None:
+def _set_device(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -1,4 +1,4 @@
-"""The settings of an augmentation.  Imports neither numpy nor torch, for help and flags."""
+"""The settings of an augmentation.  This module imports neither numpy nor torch, so that flags and help are fast."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from sslx.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """The augmentation of a recipe: SimCLR's for ImageNet unless set otherwise."""
+    """A recipe's augmentation.  The defaults are SimCLR's for ImageNet."""
 
     min_scale: float = 0.08
     """Smallest fraction of the image's area that a crop may cover (SimCLR: 0.08; 0.2 keeps more of small images)."""
@@ -40,7 +40,7 @@ class Augment:
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "gray", "blur", "solarize"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name} is a probability in [0, 1], not {getattr(self, name)}")
+                raise ConfigError(f"augment.{name} must be a probability in [0, 1], not {getattr(self, name)}")
         if not 0 < self.min_scale <= self.max_scale <= 1:
             raise ConfigError(
                 f"augment needs 0 < min_scale <= max_scale <= 1, got {self.min_scale} and {self.max_scale}"

@@ -1,4 +1,4 @@
-"""Batch: what every loader delivers and every method receives."""
+"""Batch: the views, labels and draws that loaders deliver to methods."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Batch:
       with the view's mean and std, in the compute dtype and on the compute device.
     label: (B,) int64 on the same device, or None if the source has no labels.
     index: (B,) int64 on the CPU, each sample's place in its source.
-    draws: on the compute device, what ``Method.draw`` made for this batch (masks, permutations); () by default.
+    draws: the arrays that ``Method.draw`` made for this batch (masks, permutations), on the compute device.
     """
 
     views: tuple[Tensor, ...]
@@ -26,7 +26,7 @@ class Batch:
         return len(self.index)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
-        """The same batch on a device and in a compute dtype; channels_last survives."""
+        """Return the same batch on a device and in a compute dtype, still channels_last."""
         return Batch(
             tuple(view.to(device, dtype, non_blocking=True) for view in self.views),
             None if self.label is None else self.label.to(device, non_blocking=True),

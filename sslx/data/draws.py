@@ -1,4 +1,4 @@
-"""Draws: the random numbers that a method may ask for, the same at any world size and after any restart."""
+"""Draws: random numbers for methods, the same at any world size and after any restart."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ import numpy.typing as npt
 
 from sslx import rng
 
-_LARGEST = np.float32(1 - 2.0**-24)  # below 1: the largest of 2^32 numbers would round to 1
+_LARGEST = np.float32(1 - 2.0**-24)  # the largest of 2^32 numbers would round to 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draws:
-    """Where the random numbers of a batch come from: pure functions of the fields below, with no state of their own.
+    """The random numbers of a batch, as pure functions of these fields.
 
-    seed: the run's.  epoch: the epoch of the batch.  batch: its number since the start of training, equal on all ranks.
-    index: (B,) int64, the places of this rank's samples in their source.
+    seed: the run's seed.  epoch: the batch's epoch.  batch: the batch's number since the start of training, the same on
+    all ranks.  index: (B,) int64, the places of this rank's samples in their source.
     """
 
     seed: int
@@ -38,7 +38,7 @@ class Draws:
 
 
 Draw = Callable[[Draws], tuple[npt.NDArray[Any], ...]]
-"""Turns random numbers into the arrays that a method needs: ``Method.draw``."""
+"""Turns random numbers into the arrays that a method needs, as ``Method.draw`` does."""
 
 
 def nothing(_: Draws) -> tuple[npt.NDArray[Any], ...]:

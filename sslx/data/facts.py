@@ -1,4 +1,4 @@
-"""Facts: what a method, a probe or a check may ask about the images of a source."""
+"""Facts: the properties of a source's images that methods, probes and checks may use."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ if TYPE_CHECKING:  # so that the options of methods and sources need no numpy
 class Channels:
     """The channels of a source's images.
 
-    num: how many there are.  full_scale: the value of white.  is_rgb: whether they are red, green and blue, so that
-    operations on colors have a meaning.
+    num: the number of channels.  full_scale: the value of white.  is_rgb: whether they are red, green and blue, so that
+    color operations make sense.
     """
 
     num: int = 3
@@ -25,10 +25,10 @@ class Channels:
 class Facts:
     """The facts about a source.
 
-    num_samples: the number of its images.  size: the side of the views that suit them, in pixels.  labels: (N,) int64,
-    the class of each image, or None where there are no labels.  classes: the names of the classes.  channels: those of
-    its images.  blocks: (num_blocks,) int64, ascending from 0, the first sample of each block that is best read as a
-    whole (a tar file, a row group of a Parquet file); None where every sample is read as fast as any other.
+    num_samples: the number of images.  size: the suitable side of their views, in pixels.  labels: (N,) int64, the
+    class of each image, or None without labels.  classes: the names of the classes.  channels: the images' channels.
+    blocks: (num_blocks,) int64, ascending from 0, the first sample of each block that is best read as a whole (a tar
+    file, a row group of a Parquet file); None if all samples can be read equally fast.
     """
 
     num_samples: int
@@ -40,10 +40,10 @@ class Facts:
 
     @property
     def has_classes(self) -> bool:
-        """Whether every image has a label, and there are two classes or more to tell apart."""
+        """Whether every image has a label and there are at least two classes."""
         return self.labels is not None and len(self.classes or ()) > 1
 
     def take(self, index: "npt.NDArray[np.int64]") -> "Facts":
-        """The facts about the images at these places, (K,), of which no blocks are known."""
+        """Return the facts about the images at these indices (K,), without blocks."""
         labels = None if self.labels is None else self.labels[index]
         return replace(self, num_samples=len(index), labels=labels, blocks=None)

@@ -1,7 +1,7 @@
-"""Which images a run was trained on, small enough for every checkpoint, and how others differ from them.
+"""The identity of a run's images, small enough for every checkpoint, and how other images differ from it.
 
 Sample i of a folder is the i-th path in sorted order, so images that were added, removed, renamed or moved to another
-class shift the order, the crops and the labels of all others.  Paths count relative to the data root, which may move.
+class shift the order, the crops and the labels of all others.  Paths are relative to the data root, which may move.
 """
 
 import hashlib
@@ -17,49 +17,55 @@ from torch import Tensor
 
 from sslx.data.facts import Facts
 
-_LOOKED_INTO = 64  # images, spread evenly: others under the same names are found without reading them all
+_NUM_COMPARED = 64  # evenly spaced images, to notice other contents under the same names without reading all files
 _READ_BYTES = 2**16
-_MAX_FILES = 2**23  # of whose paths 4 bytes each are kept
+_MAX_FILES = 2**23  # largest number of files with a 4-byte checksum per path
 
 
 def digest(facts: Facts, parts: Iterable[bytes]) -> str:
-    """A hex digest of the number of images, their labels, and what else tells them from others."""
-    whole = hashlib.blake2b(f"{facts.num_samples}".encode(), digest_size=16)
-    whole.update(b"" if facts.labels is None else facts.labels.tobytes())
+    """Return a hex digest of the number of images, their labels, and further bytes that identify them."""
+    checksum = hashlib.blake2b(f"{facts.num_samples}".encode(), digest_size=16)
+    checksum.update(b"" if facts.labels is None else facts.labels.tobytes())
     for part in parts:
-        whole.update(part)
-    return whole.hexdigest()
+        checksum.update(part)
+    return checksum.hexdigest()
 
 
 def of_paths(facts: Facts, paths: Sequence[str], root: str) -> dict[str, Any]:
-    """The identity of files.
+    """Return the identity of files.
 
-    digest: of all paths below the root and all labels.  paths: (N,) int32, a checksum of each; absent for very many.
-    contents: (K,) int64, of the size and first bytes of K files spread evenly, 0 for one that cannot be read.
+    digest: digest of all paths below the root and all labels.  paths: (N,) int32, a checksum of each path, missing
+    above 8 million files.  contents: (K,) int64, checksums of the size and first bytes of K evenly spaced files, 0 for
+    a file that cannot be read.
     """
-    below = [os.fsencode(path[len(root) :]) for path in paths]
-    sums = np.fromiter(map(zlib.crc32, below), dtype=np.uint32, count=len(below))
-    identity = {"digest": digest(facts, [b"\0".join(below)]), "contents": contents(len(paths), lambda i: paths[i])}
-    return identity | ({"paths": torch.from_numpy(sums.view(np.int32))} if len(paths) <= _MAX_FILES else {})
+    relative = [os.fsencode(path[len(root) :]) for path in paths]
+    identity: dict[str, Any] = {
+        "digest": digest(facts, [b"\0".join(relative)]),
+        "contents": contents(len(paths), lambda i: paths[i]),
+    }
+    if len(paths) <= _MAX_FILES:
+        checksums = np.fromiter(map(zlib.crc32, relative), dtype=np.uint32, count=len(relative))
+        identity["paths"] = torch.from_numpy(checksums.view(np.int32))
+    return identity
 
 
 def paths_differ(
     before: Mapping[str, Any], now: Mapping[str, Any], num_samples: int, name: Callable[[int], str]
 ) -> str:
-    """How files differ from those of ``before``, in words; "" where they do not.  name: of one of them."""
+    """Describe how files differ from those of ``before``; "" if they do not.  name: returns the name of file i."""
     if before.get("digest") == now["digest"]:
         return contents_differ(before, now, num_samples, name)
-    sums: tuple[Tensor | None, Tensor | None] = before.get("paths"), now.get("paths")
-    if sums[0] is None or sums[1] is None:
+    checksums: tuple[Tensor | None, Tensor | None] = before.get("paths"), now.get("paths")
+    if checksums[0] is None or checksums[1] is None:
         return "other images, or other labels"
-    then, here = sums[0].numpy(), sums[1].numpy()
-    added, num_gone = np.flatnonzero(~np.isin(here, then)), int((~np.isin(then, here)).sum())
+    old, new = checksums[0].numpy(), checksums[1].numpy()
+    added, num_gone = np.flatnonzero(~np.isin(new, old)), int((~np.isin(old, new)).sum())
     if len(added):
         gone = f", {num_gone:,} gone" if num_gone else ""
         return f"{len(added):,} new{gone}, the first new one {name(int(added[0]))}"
     if num_gone:
-        same = min(len(then), len(here))
-        first = int(np.argmax(np.append(then[:same] != here[:same], True)))
+        length = min(len(old), len(new))
+        first = int(np.argmax(np.append(old[:length] != new[:length], True)))
         place = f"after {name(first - 1)}" if first else "before all others"
         return f"{num_gone:,} gone, the first one {place}"
     return "the same files have other labels"
@@ -68,23 +74,23 @@ def paths_differ(
 def contents_differ(
     before: Mapping[str, Any], now: Mapping[str, Any], num_samples: int, name: Callable[[int], str]
 ) -> str:
-    """How many of the images that were looked into have changed, in words; "" where none has."""
-    then: npt.NDArray[np.int64] = before["contents"].numpy()
-    here: npt.NDArray[np.int64] = now["contents"].numpy()
-    changed = np.flatnonzero((then != here) & (then != 0) & (here != 0))
+    """Describe how many of the compared images have changed contents; "" if none has."""
+    old: npt.NDArray[np.int64] = before["contents"].numpy()
+    new: npt.NDArray[np.int64] = now["contents"].numpy()
+    changed = np.flatnonzero((old != new) & (old != 0) & (new != 0))
     if not len(changed):
         return ""
     first = name(spread(num_samples)[changed[0]])
-    return f"{len(changed):,} of {len(here):,} files that were compared have another content, the first one {first}"
+    return f"{len(changed):,} of {len(new):,} compared files have other contents, the first one {first}"
 
 
 def spread(num_samples: int) -> list[int]:
-    """Up to 64 places, spread evenly."""
-    return np.unique(np.linspace(0, num_samples - 1, min(num_samples, _LOOKED_INTO)).astype(np.int64)).tolist()
+    """Return up to 64 evenly spaced indices."""
+    return np.unique(np.linspace(0, num_samples - 1, min(num_samples, _NUM_COMPARED)).astype(np.int64)).tolist()
 
 
 def contents(num_samples: int, file: Callable[[int], str | bytes]) -> Tensor:
-    """(K,) int64: a checksum of the size and first bytes of K image files; 0 for one that cannot be read."""
+    """Return (K,) int64 checksums of the size and first bytes of K image files, 0 for a file that cannot be read."""
     return torch.tensor([_content(file, i) for i in spread(num_samples)])
 
 
@@ -96,7 +102,7 @@ def _content(file: Callable[[int], str | bytes], index: int) -> int:
         else:
             with open(path, "rb") as opened:
                 size, start = os.fstat(opened.fileno()).st_size, opened.read(_READ_BYTES)
-    except (OSError, RuntimeError):  # RuntimeError: Unreadable, of a reader
+    except (OSError, RuntimeError):  # a source's reader raises Unreadable, which is a RuntimeError
         return 0
     checksum = hashlib.blake2b(start, digest_size=8, key=str(size).encode())
     return int.from_bytes(checksum.digest(), "little", signed=True) or 1

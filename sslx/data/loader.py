@@ -1,4 +1,4 @@
-"""Loaders: source -> decode and augment on the device -> Batch, restartable at any batch, at any world size."""
+"""Loaders: read, decode and augment the images of a source into Batches, restartable at any batch and world size."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -31,34 +31,34 @@ _DRAW = "draw "
 
 
 class Backend(Protocol):
-    """What reads the images of a source and makes views of them."""
+    """Read the images of a source and make views of them."""
 
     @property
     def specs(self) -> Sequence[ViewSpec]:
-        """The views that it makes of each image."""
+        """The views made of each image."""
         ...
 
     def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
-        """Yield batch start, start + 1, ... until the planner has no more.
+        """Yield batches start, start + 1, ... until the planner has no more.
 
-        Raises RuntimeError where an image cannot be read; the stream is then at its end.
+        Raises RuntimeError if an image cannot be read, which ends the stream.
         """
         ...
 
     def unreadable(self, index: Indices) -> dict[int, str]:
-        """Which of these images cannot be read, and why: the same on every backend."""
+        """Return the index of each image that cannot be read and the reason.  All backends return the same."""
         ...
 
 
 class Loader:
     """An iterator of Batches whose whole state is the number of batches delivered.
 
-    Unreadable files are replaced by others, chosen as a function of the sample alone, so that step counts and
-    all other samples stay as they were; ``bad`` holds them, index -> name.  Which they are is up to ``formats.read``,
-    whatever the backend: what is missing, empty, cut, no image, or of a format that it refuses.
+    Unreadable files are replaced by others, chosen as a function of the sample alone, so that step counts and all
+    other samples do not change.  ``bad`` maps their indices to their names.  ``formats.read`` decides for all backends
+    which files are unreadable: those that are missing, empty, truncated, not images, or in an unsupported format.
 
-    draw: turns the random numbers of a batch, a function of ``seed``, into its ``draws``.  It is called in the process
-    of the loader, never in a worker's.
+    draw: turns the random numbers of a batch, a function of ``seed``, into its ``draws``.  It is called in the
+    loader's process, never in a worker's.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Loader:
 
     @property
     def bad(self) -> dict[int, str]:
-        """The unreadable images met so far: index -> name."""
+        """The names of the unreadable images found so far, by index."""
         return self._quarantine.bad
 
     @property
@@ -102,24 +102,24 @@ class Loader:
             self.close()
             raise StopIteration
         delivery = self._delivery()
-        came = delivery.along
+        extras = delivery.along
         self._quarantine.known_good = delivery.index[-1:]
         self.delivered += 1
-        drawn = tuple(array for name, array in came.items() if name.startswith(_DRAW))
-        batch = Batch(delivery.views, came.get("label"), torch.from_numpy(delivery.index), drawn)
+        method_draws = tuple(array for name, array in extras.items() if name.startswith(_DRAW))
+        batch = Batch(delivery.views, extras.get("label"), torch.from_numpy(delivery.index), method_draws)
         return batch.to(self.device, self.dtype)  # copies only where dtype or device differ
 
     def along(self, t: int) -> Arrays:
-        """Batch t's labels and draws, for the backend to send with what its views need."""
+        """Return batch t's labels and draws, which the backend sends along with the inputs of its views."""
         index, arrays = self.order.batch(t), Arrays()
         if self.source.facts.labels is not None:
             arrays["label"] = self.source.facts.labels[self._quarantine.substitute(index)]
-        drawn = self._draw(Draws(seed=self.seed, epoch=self.order.epoch(t), batch=t, index=index))
-        return arrays | {f"{_DRAW}{number}": array for number, array in enumerate(drawn)}
+        method_draws = self._draw(Draws(seed=self.seed, epoch=self.order.epoch(t), batch=t, index=index))
+        return arrays | {f"{_DRAW}{number}": array for number, array in enumerate(method_draws)}
 
     def _delivery(self) -> Delivery:
-        """The next batch, by a new stream where the last one ended at images that cannot be read."""
-        failed = False
+        """Return the next batch, from a new stream if the last one ended at unreadable images."""
+        has_failed = False
         while True:
             if self._stream is None:
                 self._stream = self.backend.stream(self._planner, self.delivered)
@@ -133,33 +133,33 @@ class Loader:
                 self._quarantine.set_aside({error.index: str(error)})
             except (RuntimeError, MemoryError) as error:
                 self.close()
-                if fault := device_errors.find(error):  # no file's fault, and no other file would do better
+                if fault := device_errors.find(error):  # not the fault of a file, so replacing files would not help
                     raise fault from None if fault is error else error
                 if words := limits.explain(error):
                     raise ConfigError(f"the loader: {words}") from error
                 if self._quarantine.search(self.order.batch(self.delivered)):
                     continue
-                if failed:  # again, although the backend has looked at its files and may now read some otherwise
+                if has_failed:  # again, although the search may have changed how the backend reads some files
                     reason = " ".join(str(error).split())
                     raise DataError(f"the loader failed on readable files: {reason}") from error
-                failed = True
+                has_failed = True
 
     def listen(self, stop: Callable[[float], bool], say: Callable[[str], None]) -> None:
-        """Tell ``say``, and end a wait for data by StopWaiting where ``stop(seconds waited)`` is true."""
+        """Send messages to ``say``, and raise StopWaiting in a wait for data once ``stop(seconds waited)`` is true."""
         self.say = self._patience.say = say
         self._patience.stop = stop
 
     def back_to(self, delivered: int) -> None:
-        """Go on after so many batches: what came since then was not used."""
+        """Continue after this number of delivered batches.  Later batches were not used and come again."""
         self.close()
         self.delivered = delivered
 
     def close(self) -> None:
-        """Stop the backend's threads; the next batch starts them again where they were."""
+        """Stop the backend's threads.  The next batch restarts them at the same place."""
         self._stream = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training is: epoch, samples of it already delivered on all ranks together, and of which images."""
+        """Return the epoch, the number of its samples delivered on all ranks together, and the images' identity."""
         return {**self.order.state(self.delivered), "num_samples": len(self.source), "images": self._identity}
 
     @cached_property
@@ -169,16 +169,16 @@ class Loader:
             return call(self.source.identity)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the samples that ``state`` counts, at this loader's world size and batch size.
+        """Continue after the samples that ``state`` counts, at this loader's world size and batch size.
 
-        DataError, with the difference, where the source holds other images than those.
+        Raises DataError, with the difference, if the source does not hold the same images.
         """
         before, now = state["num_samples"], len(self.source)
         difference = ""
         if "images" in state:
             difference = self.source.difference(state["images"], self._identity)
         elif before == now:
-            self.say("the checkpoint is of a version that did not note which images it was trained on: not compared")
+            self.say("an older version wrote the checkpoint without its images' identity: cannot compare the images")
         if difference or before != now:
             counts = f"{before:,} images, the source now has {now:,}" if before != now else "other images"
             raise DataError(
@@ -194,7 +194,7 @@ class Loader:
 
 
 def has_dali() -> bool:
-    """Whether DALI is installed; of ``nvidia.dali`` alone find_spec raises where there is no ``nvidia``."""
+    """Return whether DALI is installed.  ``find_spec("nvidia.dali")`` alone raises if ``nvidia`` is missing."""
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
@@ -209,7 +209,10 @@ def _backend(
     say: Callable[[str], None],
     patience: Patience,
 ) -> Backend:
-    """What the config names.  Raises ConfigError for images that no backend can read, and for a missing DALI."""
+    """Return the backend that the config names.
+
+    Raises ConfigError for images that no backend can read, and if DALI is needed but not installed.
+    """
     channels, device, name = source.facts.channels, ranks.device, config.backend
     if channels != Channels():
         raise ConfigError(
@@ -255,9 +258,9 @@ def training(
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
-    """The endless training loader of one rank; batch_size is global, views come in the order of ``specs``.
+    """Return one rank's endless training loader.  batch_size is global; views are in the order of ``specs``.
 
-    draw: ``Method.draw`` of the method that is trained.
+    draw: the ``Method.draw`` of the trained method.
     """
     order = Shuffled(
         num_samples=len(source),
@@ -281,7 +284,7 @@ def evaluation(
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
-    """One pass over a source through the evaluation view, every image once; batch_size is per rank."""
+    """Return a loader for one pass over a source with the evaluation view.  batch_size is per rank."""
     assert spec.augment is None
     order = Sequential(num_samples=len(source), per_rank=batch_size, rank=ranks.rank, world_size=ranks.world_size)
     return in_order(config, source, [spec], order, seed=0, ranks=ranks, dtype=dtype, say=say)
@@ -299,7 +302,7 @@ def in_order(
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
-    """Views of the samples of an order, made as in training: of the same seed, epoch and sample they are the same."""
+    """Return a loader of the samples of an order.  The same seed, epoch and sample give the same views as training."""
     patience = Patience(config.timeout_s, say=say)
     backend = _backend(config, source, specs, order.per_rank, ranks, seed=seed, say=say, patience=patience)
     return Loader(

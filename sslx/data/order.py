@@ -1,4 +1,4 @@
-"""The sampler: which samples make up batch number t, as a function of (seed, t), cut by rank."""
+"""The sampler: this rank's samples of batch number t, as a function of (seed, t)."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -9,50 +9,51 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx import rng
+from sslx.console.words import plural
 from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
 VERSION = 2
-"""Of the function from (seed, epoch, position) to a sample.  Checkpoints of sslx 0.1, which had another, note none."""
+"""Version of the function from (seed, epoch, position) to a sample.  Checkpoints of sslx 0.1 (version 1) lack it."""
 _NUM_RECENT = 16
-"""Batches that are kept: a backend asks for each, some of them ahead, and then the loader does."""
+"""Batches to keep: the backend asks for each batch first, some of them ahead of time, and then the loader does."""
 
 
 class Order(Protocol):
-    """The samples of one rank's batches, as a function of the batch's number t and of nothing that came before.
+    """The samples of one rank's batches, as a function of the batch number t alone.
 
-    So a loader's place is a number, and a backend that reads ahead asks for any t.  An order is pickled for the
-    processes that read images.
+    A loader's position is therefore one number, and a backend that reads ahead may ask for any t.  Orders are pickled
+    for the processes that read images.
     """
 
     @property
     def num_batches(self) -> int:
-        """Batches an epoch on this rank."""
+        """This rank's number of batches per epoch."""
         ...
 
     @property
     def per_rank(self) -> int:
-        """Samples of a batch on this rank, at most."""
+        """The maximum number of this rank's samples in a batch."""
         ...
 
     def epoch(self, t: int) -> int:
-        """The epoch of batch t, from which its samples' augmentations are drawn."""
+        """Return the epoch of batch t, on which its samples' augmentations depend."""
         ...
 
     def batch(self, t: int) -> Indices:
-        """This rank's sample indices of batch t: (per_rank,) or fewer."""
+        """Return this rank's sample indices of batch t: (per_rank,) or fewer."""
         ...
 
     def finished(self, t: int) -> bool:
-        """Whether there is no batch t, nor any after it."""
+        """Return whether the order ends before batch t."""
         ...
 
     def state(self, t: int) -> dict[str, Any]:
-        """Return the plain data from which a checkpoint finds batch t again."""
+        """Return the plain data by which a checkpoint finds batch t again."""
         ...
 
     def seek(self, state: Mapping[str, Any]) -> int:
-        """Return the t whose ``state(t)`` this is, perhaps at another world size.  ConfigError if there is none."""
+        """Return the t whose ``state(t)`` this is, perhaps at another world size.  Raises ConfigError if none is."""
         ...
 
 
@@ -62,18 +63,19 @@ def _no_batches() -> deque[tuple[int, Indices]]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shuffled:
-    """Endless training batches: every epoch is a permutation of all samples, the incomplete last batch dropped.
+    """Endless training batches: every epoch is a permutation of all samples, without the incomplete last batch.
 
     The permutation is global and each rank takes its contiguous share of each batch, so batch t holds the same
-    samples at every world size, and a restart needs nothing but t.  Each position of the permutation is computed by
-    itself (``rng.permuted``): a billion samples take the memory of a thousand.
+    samples at every world size, and a restart needs only t.  Each position of the permutation is computed
+    independently (``rng.permuted``), so memory does not grow with the number of samples.
 
-    num_samples: in the source.  batch_size: global, of one optimizer step.  accumulate: micro-batches a step;
-    a *batch* below is one micro-batch.  blocks: (num_blocks,) the first sample of each block that is best read as a
-    whole (a tar file, a row group of a Parquet file), ascending from 0; None where any sample is read as fast as any
-    other.  window: the number of blocks that are mixed.  Each epoch permutes the blocks and then the samples inside
-    each window of so many blocks, so that a batch no larger than a window touches the blocks of two windows at most.
-    Raises ConfigError for a batch that cannot be cut or filled, and ValueError for impossible blocks or windows.
+    num_samples: number of samples in the source.  batch_size: global batch size of one optimizer step.  accumulate:
+    number of micro-batches per step; *batch* below means one micro-batch.  blocks: (num_blocks,) the first sample of
+    each block that is best read as a whole (a tar file, a row group of a Parquet file), ascending from 0; None if all
+    samples can be read equally fast.  window: the number of blocks that are mixed.  Each epoch permutes the blocks and
+    then the samples inside each window of this many blocks, so that a batch no larger than a window touches the blocks
+    of at most two windows.  Raises ConfigError for a batch that cannot be divided or filled, and ValueError for
+    impossible blocks or windows.
     """
 
     num_samples: int
@@ -97,32 +99,33 @@ class Shuffled:
                 f"{self.world_size} x {self.accumulate}: take --batch-size {max(1, self.batch_size // share) * share}"
             )
         if self.num_samples < self.batch_size:
-            fits, least = self.num_samples // share * share, 2 * share  # one image has none to be told apart from
-            if fits < least:
+            # A batch needs two images per rank and micro-batch, so that they can be told apart.
+            max_batch_size, min_batch_size = self.num_samples // share * share, 2 * share
+            if max_batch_size < min_batch_size:
                 raise ConfigError(
-                    f"the source has {self.num_samples:,} image{'s' * (self.num_samples != 1)}, too few to train on: "
-                    f"a batch of this run needs {least} or more (check --source.root)"
+                    f"the source has {plural(self.num_samples, 'image')}, too few to train on: "
+                    f"a batch of this run needs {min_batch_size} or more (check --source.root)"
                 )
             raise ConfigError(
                 f"batch size {self.batch_size} is more than the {self.num_samples} images of the source: "
-                f"take --batch-size {fits} or less"
+                f"take --batch-size {max_batch_size} or less"
             )
 
     @property
     def num_batches(self) -> int:
-        """Micro-batches an epoch."""
+        """The number of micro-batches per epoch."""
         return self.num_samples // self.batch_size * self.accumulate
 
     @property
     def per_rank(self) -> int:
-        """Samples of one micro-batch on one rank."""
+        """The number of samples per micro-batch on one rank."""
         return self._micro_batch_size // self.world_size
 
     def epoch(self, t: int) -> int:
         return t // self.num_batches
 
     def batch(self, t: int) -> Indices:
-        """This rank's sample indices of batch t: (per_rank,)."""
+        """Return this rank's sample indices of batch t: (per_rank,)."""
         for number, samples in tuple(self._recent):
             if number == t:
                 return samples
@@ -137,7 +140,7 @@ class Shuffled:
         if self.blocks is None:
             return rng.permuted(self.seed, "sample order", epoch, size=self.num_samples, positions=positions)
         if epoch not in self._windows:
-            while len(self._windows) > 1:  # two are kept: what reads ahead is in the next epoch before the loader is
+            while len(self._windows) > 1:  # keep two: a backend that reads ahead reaches the next epoch first
                 del self._windows[next(iter(self._windows))]
             self._windows[epoch] = _Windows(self.seed, epoch, self.blocks, self.window, self.num_samples)
         return self._windows[epoch].samples(positions)
@@ -146,7 +149,7 @@ class Shuffled:
         return False
 
     def state(self, t: int) -> dict[str, Any]:
-        """The seed, the epoch, and ``position``: the samples of the epoch before batch t on all ranks together."""
+        """Return the seed, the epoch, and ``position``, the epoch's samples before batch t on all ranks together."""
         epoch, within = divmod(t, self.num_batches)
         position = within * self._micro_batch_size
         state = {"order": VERSION, "seed": self.seed, "epoch": epoch, "position": position}
@@ -155,54 +158,55 @@ class Shuffled:
     def seek(self, state: Mapping[str, Any]) -> int:
         if state["seed"] != self.seed or state["position"] % self._micro_batch_size:
             raise ConfigError("the checkpoint's sample order has another seed or batch size than this run's")
-        before, now = state.get("window"), None if self.blocks is None else self.window
-        if before != now:
+        window_before, window_now = state.get("window"), None if self.blocks is None else self.window
+        if window_before != window_now:
             raise ConfigError(
-                f"the checkpoint's samples were shuffled {_extent(before)}, and this run's are {_extent(now)}: "
+                f"the checkpoint's samples were shuffled {_extent(window_before)}, and this run's are "
+                f"{_extent(window_now)}: "
                 "take the checkpoint's window"
             )
         return state["epoch"] * self.num_batches + state["position"] // self._micro_batch_size
 
     @property
     def _micro_batch_size(self) -> int:
-        """Samples of one micro-batch on all ranks together."""
+        """The number of samples per micro-batch on all ranks together."""
         return self.batch_size // self.accumulate
 
 
 class _Windows:
-    """An epoch's order of samples that lie in blocks: memory for a few numbers a block, and none a sample."""
+    """An epoch's order of samples that lie in blocks.  Memory grows with the number of blocks, not of samples."""
 
     def __init__(self, seed: int, epoch: int, blocks: Indices, window: int, num_samples: int) -> None:
         self.seed, self.epoch = seed, epoch
         order = rng.permuted(seed, "block order", epoch, size=len(blocks), positions=np.arange(len(blocks)))
         self._first = blocks[order]
         lengths = np.diff(blocks, append=num_samples)[order]
-        self._start = np.cumsum(lengths) - lengths  # where each block would begin if only blocks were shuffled
+        self._start = np.cumsum(lengths) - lengths  # of each block if only blocks were shuffled
         self._window_starts = np.append(self._start[::window], num_samples)
 
     def samples(self, positions: Indices) -> Indices:
-        """The samples at these positions of the epoch: (N,)."""
+        """Return the samples at these positions of the epoch: (N,)."""
         windows = np.searchsorted(self._window_starts, positions, side="right") - 1
         unshuffled = np.empty_like(positions)
         for window in np.unique(windows).tolist():
-            here = windows == window
+            in_window = windows == window
             start, stop = self._window_starts[window : window + 2].tolist()
-            unshuffled[here] = start + rng.permuted(
-                self.seed, "window order", self.epoch, window, size=stop - start, positions=positions[here] - start
+            unshuffled[in_window] = start + rng.permuted(
+                self.seed, "window order", self.epoch, window, size=stop - start, positions=positions[in_window] - start
             )
         block = np.searchsorted(self._start, unshuffled, side="right") - 1
         return self._first[block] + unshuffled - self._start[block]
 
 
 def _check_blocks(blocks: Indices, window: int, num_samples: int) -> None:
-    """Raise ValueError unless these can be the first samples of blocks: a source may have counted them wrongly."""
+    """Raise ValueError unless these can be the first samples of blocks, which a source may have counted wrongly."""
     if len(blocks) == 0 or blocks[0] != 0 or (np.diff(blocks, append=num_samples) < 0).any():
         raise ValueError(
-            f"blocks are the numbers of their first samples, ascending from 0 to at most {num_samples:,}, "
-            f"the number of samples: not {blocks}"
+            f"blocks must be the indices of their first samples, ascending from 0 to at most {num_samples:,}, "
+            f"the number of samples; got {blocks}"
         )
     if window < 1:
-        raise ValueError(f"a window holds 1 block or more, not {window}")
+        raise ValueError(f"window must be at least 1 block, got {window}")
 
 
 def _extent(window: int | None) -> str:
@@ -211,7 +215,7 @@ def _extent(window: int | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
-    """One pass for evaluation: sample i goes to rank i mod W; the last batch may be smaller, none is padded."""
+    """One pass for evaluation.  Sample i goes to rank i mod W.  The last batch may be smaller; nothing is padded."""
 
     num_samples: int
     per_rank: int
@@ -220,15 +224,15 @@ class Sequential:
 
     @property
     def num_batches(self) -> int:
-        mine = len(range(self.rank, self.num_samples, self.world_size))
-        return -(-mine // self.per_rank)
+        num_samples = len(range(self.rank, self.num_samples, self.world_size))
+        return -(-num_samples // self.per_rank)
 
     def epoch(self, t: int) -> int:  # noqa: ARG002
         return 0
 
     def batch(self, t: int) -> Indices:
-        mine = range(self.rank, self.num_samples, self.world_size)[t * self.per_rank : (t + 1) * self.per_rank]
-        return np.arange(mine.start, mine.stop, mine.step)
+        samples = range(self.rank, self.num_samples, self.world_size)[t * self.per_rank : (t + 1) * self.per_rank]
+        return np.arange(samples.start, samples.stop, samples.step)
 
     def finished(self, t: int) -> bool:
         return t >= self.num_batches
@@ -242,7 +246,7 @@ class Sequential:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeated:
-    """The same samples once an epoch, for so many epochs: how each is augmented in one after another."""
+    """The same samples once per epoch for ``num_epochs`` epochs, to see each one's augmentations."""
 
     index: Indices
     num_epochs: int

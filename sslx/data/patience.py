@@ -1,4 +1,4 @@
-"""Waiting for data: in slices, so that a stop signal is heeded, a late read is named, and no wait is without an end."""
+"""Waits for data, in slices, so that stop signals end them, slow reads are reported, and every wait has a limit."""
 
 import os
 import queue
@@ -16,11 +16,11 @@ T = TypeVar("T")
 SLICE_S = 0.5
 WARN_S = 30.0
 
-_calling: set[int] = set()  # threads
+_calling: set[int] = set()  # identifiers of the threads that are in a call
 
 
 def is_stuck(patience_s: float) -> bool:
-    """Whether a thread of this process hangs in a call that may hang, after so many seconds: it cannot be ended."""
+    """Return whether a ``Caller``'s thread, which cannot be ended, is still in a call after this many seconds."""
     deadline = time.monotonic() + patience_s
     while _calling and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -28,76 +28,76 @@ def is_stuck(patience_s: float) -> bool:
 
 
 class StopWaiting(Exception):
-    """The run was asked to stop while it waited for data: no batch came, and none was lost."""
+    """The run was asked to stop while it waited for data.  No batch was lost."""
 
 
 def no_stop(_: float) -> bool:
-    """The answer of a loader that no signal ends."""
+    """Return False, for loaders that no signal stops."""
     return False
 
 
 def no_word(_: str) -> None:
-    """Where what is said about waiting goes unless somebody listens."""
+    """Discard a message about waiting."""
 
 
 @dataclass
 class Patience:
-    """How long a loader waits for data, and whom it tells; shared by the loader and its backend.
+    """How long a loader waits for data and where it reports waiting.  The loader shares it with its backend.
 
-    limit_s: without any progress, after which the wait ends.  stop: whether a wait of so many seconds is to end now
-    because the run was asked to stop.  say: takes warnings.
+    limit_s: the time without progress after which a wait ends.  stop: takes the seconds waited and returns whether to
+    end the wait because the run was asked to stop.  say: takes warnings.
     """
 
     limit_s: float = 300.0
     stop: Callable[[float], bool] = field(default=no_stop)
     say: Callable[[str], None] = field(default=no_word)
 
-    def look(self, waited_s: float = 0.0) -> None:
-        """Raise StopWaiting where the run was asked to stop."""
+    def check_stop(self, waited_s: float = 0.0) -> None:
+        """Raise StopWaiting if the run was asked to stop."""
         if self.stop(waited_s):
             raise StopWaiting
 
 
 class Watch:
-    """One wait.  Time in which this process was itself stopped (Ctrl-Z) does not count: only its own slices do.
+    """One wait.  Only its slices count, so that time in which this process itself was stopped (Ctrl-Z) does not.
 
-    describe: what is waited for, for a warning.
+    describe: returns what the wait is for, for a warning.
     """
 
     def __init__(self, patience: Patience, describe: Callable[[], str]) -> None:
         self._patience, self._describe = patience, describe
-        self._total = self.waited_s = 0.0
-        self._warned = False
+        self._total_s = self.waited_s = 0.0
+        self._has_warned = False
 
     def progress(self) -> None:
-        """Something has moved: the time starts again."""
-        self.waited_s, self._warned = 0.0, False
+        """Note a sign of progress, which restarts the time."""
+        self.waited_s, self._has_warned = 0.0, False
 
     def slept(self, seconds: float) -> bool:
-        """Count a slice; True where the limit is reached.  Raises StopWaiting."""
-        self._total += seconds
+        """Count a slice and return whether the limit is reached.  Raises StopWaiting."""
+        self._total_s += seconds
         self.waited_s += seconds
-        self._patience.look(self._total)
-        if not self._warned and self.waited_s >= min(WARN_S, self._patience.limit_s / 2):
-            self._warned = True
+        self._patience.check_stop(self._total_s)
+        if not self._has_warned and self.waited_s >= min(WARN_S, self._patience.limit_s / 2):
+            self._has_warned = True
             self._patience.say(f"waiting for data for {self.waited_s:.0f} s: {self._describe()}")
         return self.waited_s >= self._patience.limit_s
 
 
 def late(patience: Patience, what: str) -> StorageError:
-    """The error of a wait that reached its limit."""
+    """Return the error of a wait that reached its limit.  what: what the wait was for."""
     return StorageError(
-        f"rank {distributed.rank()} waited {patience.limit_s:g} s for data (--data.timeout-s) in vain: {what}: "
+        f"rank {distributed.rank()} waited {patience.limit_s:g} s for data (--data.timeout-s) in vain: {what}; "
         "check the disk or the mount, then start again with --resume auto",
         topic="no data came",
     )
 
 
 class Caller:
-    """A thread that makes calls which may hang, so that the thread that wants the result can stop waiting.
+    """A thread for calls that may hang, so that the thread that needs their result can stop waiting.
 
-    One call at a time, made while the caller waits.  A call that hangs cannot be ended: the thread and what it holds
-    are left behind, and ``is_stuck`` says so.
+    It makes one call at a time, while the caller waits.  A hanging call cannot be ended: its thread and the objects in
+    use there are left behind, which ``is_stuck`` reports.
     """
 
     def __init__(self, patience: Patience, describe: Callable[[], str]) -> None:
@@ -105,10 +105,10 @@ class Caller:
         self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[list[tuple[Any, BaseException | None]]] = queue.SimpleQueue()
         self._is_alive = threading.Event()
-        threading.Thread(target=_make, args=(self._calls, self._results), daemon=True, name="data").start()
+        threading.Thread(target=_make_calls, args=(self._calls, self._results), daemon=True, name="data").start()
 
     def __call__(self, function: Callable[[], T]) -> T:
-        """The function's result or exception.  Raises StopWaiting, and StorageError at the limit."""
+        """Return the function's result or raise its exception.  Raises StopWaiting, and StorageError at the limit."""
         self._calls.put(function)
         watch = Watch(self._patience, self._describe)
         while True:
@@ -126,22 +126,22 @@ class Caller:
             return result
 
     def alive(self, say: Callable[[str], None]) -> Callable[[str], None]:
-        """``say`` for a function that is called: each line is a sign of life, with which the wait starts again."""
+        """Wrap ``say`` for use inside a call: each line is a sign of progress, which restarts the wait."""
 
-        def tell(line: str) -> None:
+        def say_and_restart(line: str) -> None:
             self._is_alive.set()
             say(line)
 
-        return tell
+        return say_and_restart
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._calls.put(None)  # the thread ends once it has nothing to do
+        self._calls.put(None)  # ends the thread after its current call
 
 
-def _make(
+def _make_calls(
     calls: "queue.SimpleQueue[Callable[[], Any] | None]",
     results: "queue.SimpleQueue[list[tuple[Any, BaseException | None]]]",
 ) -> None:
@@ -150,16 +150,16 @@ def _make(
         box: list[tuple[Any, BaseException | None]] = []
         try:
             box.append((function(), None))
-        except BaseException as error:  # whatever it is, it is the caller's
+        except BaseException as error:  # raised again in the calling thread
             box.append((None, error))
         _calling.discard(threading.get_ident())
-        del function  # this thread keeps nothing: DALI's pipeline must not be destroyed in it
+        del function  # DALI's pipeline must not be destroyed in this thread, so keep no reference to it
         results.put(box)
         del box
 
 
 def being_read(paths: set[str]) -> str:
-    """One of these files that this process has open, "" where none is: what a foreign thread may hang in."""
+    """Return one of these files that this process has open, in whose read a thread may hang; "" if none is open."""
     for link in Path("/proc/self/fd").glob("*"):
         try:
             target = os.readlink(link)

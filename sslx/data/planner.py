@@ -1,4 +1,4 @@
-"""Planner: what is to be made of batch t, before anything of it is read."""
+"""Planner: the samples, files and parameters of batch t, known before any of its images is read."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ Indices = npt.NDArray[np.int64]
 
 
 def no_substitute(index: Indices) -> Indices:
-    """What reads each sample itself: no image is known to be unreadable."""
+    """Return the samples themselves, for sources without known unreadable images."""
     return index
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Batch number t.  What only one of a backend's processes needs is worked out when it is first asked for."""
+    """The plan of batch number t.  Each part is computed at its first use, since not every process needs all."""
 
     planner: "Planner"
     t: int
 
     @cached_property
     def index(self) -> Indices:
-        """(B,) the samples."""
+        """The samples: (B,)."""
         return self.planner.order.batch(self.t)
 
     @cached_property
     def files(self) -> Indices:
-        """(B,) the images that are read: the samples, or what stands in for unreadable ones."""
+        """The images to read, which are the samples or the stand-ins of unreadable ones: (B,)."""
         return self.planner.substitute(self.index)
 
     @cached_property
@@ -46,7 +46,7 @@ class Work:
 
     @property
     def along(self) -> Arrays:
-        """What travels to the device beside the views: labels, and what the method draws."""
+        """The arrays sent to the device beside the views: labels and the method's draws."""
         return self.planner.along(self.t)
 
 
@@ -54,9 +54,9 @@ class Work:
 class Planner:
     """The work of any batch, as a function of its number t.
 
-    Pickled for the processes that read images, where nothing travels along.
+    A planner is pickled for the processes that read images, without ``along``.
 
-    substitute: maps samples to the images that are read in their place.  along: what else batch t brings.
+    substitute: maps samples to the images that are read in their place.  along: makes batch t's labels and draws.
     """
 
     order: Order
@@ -66,7 +66,7 @@ class Planner:
     along: Along = nothing
 
     def __call__(self, t: int) -> Work | None:
-        """Batch t, or None where there is none, nor any after it."""
+        """Return the work of batch t, or None if the order ends before it."""
         return None if self.order.finished(t) else Work(self, t)
 
     def __reduce__(self) -> tuple[Any, ...]:

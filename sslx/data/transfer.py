@@ -1,7 +1,7 @@
-"""What a batch brings from the host to its device: on a GPU in one pinned buffer, by one copy that nobody waits for.
+"""Transfer a batch's arrays from the host to its device, for a GPU in one pinned buffer by one asynchronous copy.
 
-A copy from memory that is not pinned may make the host wait until the GPU has done all that it was given before, and
-each copy costs a launch, so that the parameters of all views, the labels and the draws of a batch travel together.
+A copy from memory that is not pinned may make the host wait for the GPU's earlier work, and each copy costs a launch.
+Therefore the parameters of all views, the labels and the draws of a batch are copied together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,14 @@ from torch import Tensor
 
 Arrays = dict[str, npt.NDArray[Any]]
 Along = Callable[[int], Arrays]
-"""What else of batch t is to come to the device, beside what its views need."""
+"""Returns the arrays of batch t that go to the device beside the inputs of its views."""
 Group = Mapping[str, npt.NDArray[Any]] | Mapping[str, Tensor]
-_ALIGNED = 64  # bytes: where each array begins, for any type and for wide loads
+_ALIGNMENT_BYTES = 64  # of each array in the buffer, enough for any type and for wide loads
 
 
 @dataclass(frozen=True, eq=False)
 class Delivery:
-    """A batch as a backend makes it: (B,) the samples, the views, and what came along."""
+    """A batch from a backend: the samples (B,), the views, and the other arrays on the device by name."""
 
     index: npt.NDArray[np.int64]
     views: tuple[Tensor, ...]
@@ -30,23 +30,23 @@ class Delivery:
 
 
 def nothing(_: int) -> Arrays:
-    """For batches of views alone."""
+    """Return no arrays, for batches of views alone."""
     return {}
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Tensors of the host that can go to a device at once.  buffer: all of them, packed; None where none need it."""
+    """Host tensors ready for a device.  buffer: all of them packed, or None if no copy is needed."""
 
     tensors: list[dict[str, Tensor]]
     device: torch.device
     buffer: Tensor | None
 
     def send(self) -> list[dict[str, Tensor]]:
-        """The tensors on the device, under the same names.
+        """Return the tensors on the device, under the same names.
 
-        On a CPU they share the arrays' memory.  On a GPU they are parts of one copy; torch gives the pinned buffer out
-        again once the copy is done, so that the arrays may be written over as soon as they are staged.
+        On a CPU they share the arrays' memory.  On a GPU they are parts of one copy, and the arrays may be overwritten
+        once they are staged: torch reuses the pinned buffer only after the copy is done.
         """
         if self.buffer is None:
             return self.tensors
@@ -54,7 +54,7 @@ class Staged:
 
 
 def stage(groups: Sequence[Group], device: torch.device) -> Staged:
-    """Prepare arrays, or tensors of the host, for the way to a device: all that the host has to do, in any thread."""
+    """Do the host's part of sending arrays or host tensors to a device.  Any thread may call it."""
     tensors = [{name: _tensor(array) for name, array in group.items()} for group in groups]
     if device.type == "cpu" or not any(tensors):
         return Staged(tensors, device, None)
@@ -62,12 +62,12 @@ def stage(groups: Sequence[Group], device: torch.device) -> Staged:
 
 
 def send(groups: Sequence[Group], device: torch.device) -> list[dict[str, Tensor]]:
-    """Arrays, or tensors of the host, as tensors on a device, under the same names."""
+    """Return arrays or host tensors as tensors on a device, under the same names."""
     return stage(groups, device).send()
 
 
 def pack(groups: Sequence[Mapping[str, Tensor]], *, pinned: bool) -> Tensor:
-    """(bytes,) uint8: the tensors one after another."""
+    """Pack the tensors one after another into a buffer: (num_bytes,) uint8."""
     tensors = [tensor for group in groups for tensor in group.values()]
     places = _places(tensors)
     buffer = torch.empty(places[-1].stop, dtype=torch.uint8, pin_memory=pinned)
@@ -77,7 +77,7 @@ def pack(groups: Sequence[Mapping[str, Tensor]], *, pinned: bool) -> Tensor:
 
 
 def unpack(buffer: Tensor, like: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The parts of a packed buffer, which may be on another device by now, as what was packed."""
+    """Return the tensors in a packed buffer, which may be on another device.  like: the tensors that were packed."""
     places = iter(_places([tensor for group in like for tensor in group.values()]))
     return [
         {name: buffer[next(places)].view(tensor.dtype).view(tensor.shape) for name, tensor in group.items()}
@@ -88,7 +88,7 @@ def unpack(buffer: Tensor, like: Sequence[Mapping[str, Tensor]]) -> list[dict[st
 def _places(tensors: Sequence[Tensor]) -> list[slice]:
     places, end = list[slice](), 0
     for tensor in tensors:
-        start = -(-end // _ALIGNED) * _ALIGNED
+        start = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         end = start + tensor.nbytes
         places.append(slice(start, end))
     return places

@@ -1,11 +1,11 @@
-"""ViewSpec: a declarative augmentation recipe, and the numbers drawn for it.
+"""ViewSpec: a declarative augmentation recipe, and the parameters drawn for it.
 
-A view is what one crop of an image becomes.  The spec says with which probabilities and strengths; ``draw``
-turns (seed, epoch, sample, view) into one row of parameters; the backends only apply them.  So both backends
-make the same view of the same sample, and neither holds any random state.
+A view is one augmented crop of an image.  The spec gives probabilities and strengths; ``draw`` turns (seed, epoch,
+sample, view) into one row of parameters; the backends only apply them.  Therefore all backends make the same view of
+the same sample, and none of them holds random state.
 
-The operations and their order are SimCLR's (arXiv 2002.05709, appendix A): random resized crop, flip, colour
-jitter, grayscale, blur, then BYOL's solarize (2006.07733, appendix B), then normalise.  One deviation: the four
+The operations and their order are SimCLR's (arXiv 2002.05709, appendix A): random resized crop, flip, color
+jitter, grayscale, blur, then BYOL's solarize (2006.07733, appendix B), then normalization.  One deviation: the four
 parts of the jitter run in the fixed order brightness, contrast, saturation, hue.  The blur's window is as wide
 as its sigma needs (3 sigma each way, 99.7 % of the weight), at most the paper's tenth of the view.
 """
@@ -23,17 +23,17 @@ from sslx.data.augment import Augment as Augment
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0  # of the blur, in pixels
-_TRIES = 10  # crop boxes drawn until one fits the image, as in torchvision
-_NUM_DRAWS = 2 * _TRIES + 12  # random numbers a view of a sample
+_NUM_BOXES = 10  # candidate crop boxes, of which the first one that fits the image is taken, as in torchvision
+_NUM_DRAWS = 2 * _NUM_BOXES + 12  # random numbers per view of a sample
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """One view: size x size pixels, random as ``augment`` says or, with ``augment=None``, the centre.
+    """One view of size x size pixels, augmented by ``augment`` or, with ``augment=None``, the image's center.
 
-    center: side of the central square to take, as a share of the image's shorter side (evaluation only).
-    mean, std: of the normalisation, in units of full scale (0..1), per RGB channel.
+    center: side of the central square, as a fraction of the image's shorter side (evaluation only).
+    mean, std: per RGB channel, for the normalization, in units of full scale (0..1).
     """
 
     size: int
@@ -45,7 +45,7 @@ class ViewSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a method needs of each image: the views that the loader makes of it, in the order of ``Batch.views``."""
+    """The views of each image that a method needs, in the order of ``Batch.views``."""
 
     views: tuple[ViewSpec, ...]
 
@@ -55,7 +55,7 @@ def eval_view(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> ViewSpec:
-    """What a probe sees, of both splits: the whole short side up to 64 px, the usual central 224/256 above."""
+    """Return the probes' view of both splits: the whole shorter side up to 64 px, the usual central 224/256 above."""
     return ViewSpec(size=size, center=1.0 if size <= 64 else 0.875, mean=mean, std=std)
 
 
@@ -63,9 +63,9 @@ def eval_view(
 class Draw:
     """The parameters of one view of N samples; every array is float32 with N rows.
 
-    area, ratio: (N, 10) candidate boxes, as shares of the area and width/height.  place: (N, 2) position of the
-    box in [0, 1), (y, x).  flip, blur, solarize: (N,) 0 or 1.  brightness, contrast, saturation: (N,) factors,
-    1 = as is.  hue: (N,) turns of the colour circle.  gray: (N,) 0 or 1.  sigma, window: (N,) pixels; windows are odd.
+    area, ratio: (N, 10) candidate boxes, as fractions of the area and as width/height.  place: (N, 2) position of the
+    box in [0, 1), (y, x).  flip, gray, blur, solarize: (N,) 0 or 1.  brightness, contrast, saturation: (N,) factors; 1
+    changes nothing.  hue: (N,) turns of the color circle.  sigma, window: (N,) pixels; windows are odd.
     """
 
     area: FloatArray
@@ -84,19 +84,19 @@ class Draw:
 
 
 def widest_window(spec: ViewSpec) -> int:
-    """The widest blur window that can be drawn, in pixels: 3 sigma each way, at most about a tenth of the view."""
+    """Return the widest possible blur window in pixels: 3 sigma each way, at most about a tenth of the view."""
     return 2 * min(math.ceil(3 * MAX_SIGMA), max(1, spec.size // 20)) + 1
 
 
 def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], view: int) -> Draw:
-    """The parameters of view number ``view`` of the given samples in the given epoch."""
+    """Return the parameters of view number ``view`` of these samples in this epoch."""
     return _parameters(spec, rng.uniform_columns(seed, "view", epoch, index, view, num=_NUM_DRAWS))
 
 
 def draws(specs: Sequence[ViewSpec], seed: int, epoch: int, index: npt.NDArray[np.int64]) -> list[Draw | None]:
-    """The parameters of every view of the given samples; None for evaluation views.
+    """Return the parameters of every view of these samples, with None for evaluation views.
 
-    The random numbers of all views are made together, which for a small batch takes little longer than those of one.
+    The random numbers of all views are made together, which for a small batch takes little longer than for one view.
     """
     drawn: list[Draw | None] = [None] * len(specs)
     random_views = [view for view, spec in enumerate(specs) if spec.augment is not None]
@@ -113,7 +113,7 @@ def _parameters(spec: ViewSpec, u: npt.NDArray[np.float64]) -> Draw:
     """Turn (_NUM_DRAWS, N) random numbers into the parameters of a view."""
     a = spec.augment
     assert a is not None, "the evaluation view draws nothing"
-    area, ratio, rest = u[:_TRIES], u[_TRIES : 2 * _TRIES], u[2 * _TRIES :]
+    area, ratio, rest = u[:_NUM_BOXES], u[_NUM_BOXES : 2 * _NUM_BOXES], u[2 * _NUM_BOXES :]
     jitter = rest[3] < a.jitter
 
     def factor(value: npt.NDArray[np.float64], strength: float) -> npt.NDArray[np.float64]:
@@ -126,7 +126,7 @@ def _parameters(spec: ViewSpec, u: npt.NDArray[np.float64]) -> Draw:
     drawn = {
         "area": (a.min_scale + (a.max_scale - a.min_scale) * area).T,
         "ratio": np.exp(log_ratio * (2 * ratio - 1)).T,
-        "place": np.minimum(rest[0:2], 1 - 2.0**-24).T,  # the largest draws would be 1 in float32: outside
+        "place": np.minimum(rest[0:2], 1 - 2.0**-24).T,  # the largest draws would round to 1 in float32
         "flip": rest[2] < a.flip,
         "brightness": factor(rest[4], a.brightness),
         "contrast": factor(rest[5], a.contrast),
@@ -142,10 +142,10 @@ def _parameters(spec: ViewSpec, u: npt.NDArray[np.float64]) -> Draw:
 
 
 def boxes(spec: ViewSpec, drawn: Draw | None, height: npt.ArrayLike, width: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """(N, 4) boxes (top, left, bottom, right) in pixels of images of (N,) heights and widths.
+    """Return (N, 4) boxes (top, left, bottom, right) in pixels of images of (N,) heights and widths.
 
-    By torchvision's rule the first of a sample's ten candidates that fits its image; where none does, the largest
-    centred box within the allowed ratios.  With ``drawn=None``, the evaluation view's central square.
+    A sample's box is, by torchvision's rule, the first of its ten candidates that fits its image, or else the largest
+    centered box within the allowed ratios.  With ``drawn=None`` it is the evaluation view's central square.
     """
     height, width = np.asarray(height, dtype=np.float32), np.asarray(width, dtype=np.float32)
     size = np.stack([height, width], axis=1)
@@ -160,7 +160,7 @@ def boxes(spec: ViewSpec, drawn: Draw | None, height: npt.ArrayLike, width: npt.
     first, rows = fits.argmax(axis=1), np.arange(len(size))
     chosen = np.stack([tall[rows, first], wide[rows, first]], axis=1)
     largest = np.minimum(size, np.floor(size[:, ::-1] * spec.augment.max_ratio + 0.5))
-    some = fits[rows, first][:, None]
-    box = np.where(some, chosen, largest)
-    start = np.floor(np.where(some, drawn.place * (size - box + 1), (size - box) / 2))
+    any_fits = fits[rows, first][:, None]
+    box = np.where(any_fits, chosen, largest)
+    start = np.floor(np.where(any_fits, drawn.place * (size - box + 1), (size - box) / 2))
     return np.concatenate([start, start + box], axis=1).astype(np.int64)

@@ -1,7 +1,7 @@
-"""Worker processes that make numbered results ahead of time: watched, named, and replaced where they die or hang.
+"""Worker processes that make numbered results ahead of time, and are replaced if they die or hang.
 
-Large results do not go through /dev/shm, of which containers have 64 MB: each worker writes into memory of its own that
-it shares with this process, and small answers go through a pipe.  Nothing here waits without a limit.
+Large results do not go through /dev/shm, because containers limit it to 64 MB: each worker shares a block of memory
+with this process, and small answers go through a pipe.  Every wait has a limit.
 """
 
 import ctypes
@@ -32,19 +32,19 @@ from sslx.machine.interrupts import STOPPING
 
 T = TypeVar("T")
 AHEAD = 2
-"""Results that a worker is asked for before the first of them is taken."""
-MOST_LOSSES = 3
-"""Workers that may be lost at one result before the run ends."""
-_STOPPED_S = 5.0  # after which a worker that somebody has stopped is replaced
-_HEADER = struct.Struct("=qq")  # of a worker's memory: reads begun, what it reads
-_ASK = struct.Struct("=qq")  # a result's number, its place
+"""Number of results that each worker makes ahead of time."""
+MAX_LOSSES = 3
+"""Number of workers lost at one result that ends the run."""
+_STOPPED_S = 5.0  # time after which a worker stopped by a signal is replaced
+_HEADER = struct.Struct("=qq")  # of a worker's memory: number of reads begun, sample being read
+_REQUEST = struct.Struct("=qq")  # a result's number and its place
 _LENGTH = struct.Struct("=Q")
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 _SIGNALS = (*STOPPING, signal.SIGUSR1)
 
 
 class Deadly(RuntimeError):
-    """A sample that ends each process that reads it.  index: its place in the source."""
+    """A sample ends every process that reads it.  index: its place in the source."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
@@ -52,13 +52,13 @@ class Deadly(RuntimeError):
 
 
 class WorkerError(Exception):
-    """What a worker raised that it should not have: its traceback, as text."""
+    """A worker raised an unexpected exception.  The message is its traceback."""
 
 
 class Memory:
-    """Bytes that this process and a worker both see: a header, then AHEAD places of ``place_bytes`` each.
+    """Memory shared by this process and a worker: a header, then AHEAD places of ``place_bytes`` each.
 
-    From the kernel's own shared memory, which has no limit but the machine's, and takes room only once written to.
+    It is an anonymous file (memfd), limited only by the machine's memory and allocated when it is first written to.
     """
 
     def __init__(self, place_bytes: int) -> None:
@@ -71,7 +71,7 @@ class Memory:
         self._bytes = mmap.mmap(self._fd, 64 + AHEAD * self.place_bytes)
         self._all = torch.frombuffer(self._bytes, dtype=torch.uint8)
 
-    def __getstate__(self) -> tuple[Any, int]:  # to a spawned worker; a forked one has it as it is
+    def __getstate__(self) -> tuple[Any, int]:  # for spawned workers; forked ones inherit it
         return reduction.DupFd(self._fd), self.place_bytes
 
     def __setstate__(self, state: tuple[Any, int]) -> None:
@@ -83,77 +83,80 @@ class Memory:
             os.close(self._fd)
 
     def place(self, number: int) -> Tensor:
-        """(place_bytes,) uint8."""
+        """Return the bytes of a place: (place_bytes,) uint8."""
         start = 64 + number * self.place_bytes
         return self._all[start : start + self.place_bytes]
 
     def begin(self, index: int) -> None:
-        """In the worker: say that it now reads sample ``index``."""
+        """Note in the worker that it begins to read sample ``index``."""
         begun, _ = _HEADER.unpack_from(self._bytes)
         _HEADER.pack_into(self._bytes, 0, begun + 1, index)
 
     def begun(self) -> tuple[int, int]:
-        """(reads begun so far, the sample being read or read last; -1: none)."""
+        """Return the number of reads begun and the sample that was begun last, or -1 before the first one."""
         begun, index = _HEADER.unpack_from(self._bytes)
         return begun, index if begun else -1
 
 
 Work = Callable[[int, Tensor, Callable[[int], None]], Any]
-"""``work(number, place, begin)`` -> what goes through the pipe; ``begin(index)`` before each sample is read."""
+"""``work(number, place, begin)`` returns the answer for the pipe and calls ``begin(index)`` before reading a sample."""
 
 
 def unseen(_: int) -> None:
-    """What stands for ``begin`` where this process does the work itself, and nobody watches."""
+    """Do nothing: the ``begin`` of work that this process does itself."""
 
 
 def answer_alone(_: int, answer: T, place: Tensor) -> T:
-    """A ``take`` of results that have nothing beside their answer."""
+    """Return the answer: the ``take`` of results that use no shared memory."""
     del place
     return answer
 
 
 class _Worker:
-    """A process, its pipe and memory, and what it was asked for."""
+    """A process, its pipe, its memory, and the requests that it has not answered yet."""
 
     def __init__(self, work: Work, place_bytes: int) -> None:
         self.work, self.memory = work, Memory(place_bytes)
-        self.asked: deque[tuple[int, int]] = deque()
+        self.requests: deque[tuple[int, int]] = deque()
         self.losses = 0
         self.last_crash = -1
 
     def start(self, others: list[connection.Connection]) -> None:
         context = multiprocessing.get_context()
-        self.pipe, theirs = context.Pipe()
+        self.pipe, worker_end = context.Pipe()
         method = context.get_start_method()
-        ours = [*others, self.pipe] if method == "fork" else []
+        inherited = [*others, self.pipe] if method == "fork" else []
         parent = os.getpid() if method != "forkserver" else 0
-        self.process = context.Process(target=_serve, args=(self.work, self.memory, theirs, ours, parent), daemon=True)
-        # A signal to the whole process group must not reach a child that still has this process's handlers, and what
-        # is garbage here must not be collected there: a DALI pipeline's end waits for threads, which a fork leaves out.
+        self.process = context.Process(
+            target=_serve, args=(self.work, self.memory, worker_end, inherited, parent), daemon=True
+        )
+        # A signal to the process group must not reach a child that still has this process's handlers, and this
+        # process's garbage must not be collected there: a DALI pipeline's destructor waits for threads, which do not
+        # exist after a fork.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        collects = gc.isenabled()
+        gc_was_enabled = gc.isenabled()
         gc.disable()
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            if collects:
+            if gc_was_enabled:
                 gc.enable()
-        theirs.close()
+        worker_end.close()
         self.buffer, self.ended = bytearray(), False
-        for number, place in self.asked:
+        for number, place in self.requests:
             self._send(number, place)
 
     def ask(self, number: int, place: int) -> None:
-        self.asked.append((number, place))
+        self.requests.append((number, place))
         self._send(number, place)
 
     def _send(self, number: int, place: int) -> None:
-        with suppress(OSError):  # it has died, which is found when its result is waited for
-            self.pipe.send_bytes(_ASK.pack(number, place))
+        with suppress(OSError):  # a dead worker is noticed in the wait for its result
+            self.pipe.send_bytes(_REQUEST.pack(number, place))
 
     def read(self) -> None:
-        """Take what is in the pipe, a piece at a time: a worker may be stopped in the middle of an answer."""
+        """Read what is in the pipe without waiting for more: a worker may be stopped in the middle of an answer."""
         try:
             piece = os.read(self.pipe.fileno(), 1 << 20)
         except OSError:
@@ -162,7 +165,7 @@ class _Worker:
         self.ended = not piece
 
     def answer(self) -> Any:
-        """The next whole answer, None if it has not come."""
+        """Return the next whole answer, or None if it has not arrived."""
         if len(self.buffer) < _LENGTH.size:
             return None
         end = _LENGTH.size + _LENGTH.unpack_from(self.buffer)[0]
@@ -179,10 +182,10 @@ class _Worker:
 
 
 class Pool:
-    """``num_workers`` processes that make results by number, given out in order.
+    """``num_workers`` processes that make numbered results, delivered in order.  Close the pool after use.
 
-    work: is pickled where processes are spawned.  place_bytes: what a result needs at most besides its answer.
-    name: of sample ``index``, for messages.  To be closed.
+    work: pickled if processes are spawned.  place_bytes: the maximum size of a result, apart from its answer.
+    name: returns the name of sample ``index`` for messages.
     """
 
     def __init__(
@@ -190,7 +193,7 @@ class Pool:
     ) -> None:
         self._patience, self._name = patience, name
         self._workers: list[_Worker] = []
-        # Before multiprocessing's own end, which would wait for workers that are asked nothing any more.
+        # Runs before multiprocessing's own cleanup, which would wait forever for idle workers.
         self.close = util.Finalize(self, _kill, (self._workers,), exitpriority=10)
         for _ in range(num_workers):
             worker = _Worker(work, place_bytes)
@@ -198,23 +201,23 @@ class Pool:
             self._workers.append(worker)
 
     def results(self, numbers: Iterable[int], take: Callable[[int, Any, Tensor], T]) -> Iterator[T]:
-        """Yield ``take(number, answer, place)`` of each number in order; the place is written over after it.
+        """Yield ``take(number, answer, place)`` for each number in order.  Afterwards the place is overwritten.
 
-        Raises RuntimeError (or MemoryError) where ``work`` did, Deadly, StopWaiting, StorageError at the limit
-        of patience, and ConfigError where workers are killed again and again.
+        Raises the RuntimeError or MemoryError that ``work`` raised, Deadly, StopWaiting, StorageError at the limit of
+        patience, and ConfigError if workers are killed repeatedly.
         """
-        to_ask = iter(numbers)
-        for turn, number in enumerate(islice(to_ask, AHEAD * len(self._workers))):
+        remaining = iter(numbers)
+        for turn, number in enumerate(islice(remaining, AHEAD * len(self._workers))):
             self._workers[turn % len(self._workers)].ask(number, turn // len(self._workers))
         turn = 0
-        while (worker := self._workers[turn % len(self._workers)]).asked:
+        while (worker := self._workers[turn % len(self._workers)]).requests:
             answer = self._receive(worker)
-            number, place = worker.asked.popleft()
+            number, place = worker.requests.popleft()
             worker.losses = 0
-            made = take(number, _checked(answer), worker.memory.place(place))
-            for following in islice(to_ask, 1):
+            result = take(number, _checked(answer), worker.memory.place(place))
+            for following in islice(remaining, 1):
                 worker.ask(following, place)
-            yield made
+            yield result
             turn += 1
 
     def _receive(self, worker: _Worker) -> Any:
@@ -231,8 +234,8 @@ class Pool:
                     other.read()
             if ready:
                 continue
-            if (now := worker.memory.begun()) != begun:
-                begun = now
+            if (latest := worker.memory.begun()) != begun:
+                begun = latest
                 watch.progress()
             if watch.slept(SLICE_S):
                 self._replace(worker, f"made nothing for {self._patience.limit_s:g} s {self._at(worker)}", hung=True)
@@ -242,10 +245,10 @@ class Pool:
                 watch.progress()
         return answer
 
-    def _replace(self, worker: _Worker, what: str, *, hung: bool = False) -> None:
-        """Start another process in the worker's place, which makes the same; or raise where that has not helped."""
+    def _replace(self, worker: _Worker, event: str, *, hung: bool = False) -> None:
+        """Start another process in the worker's place for the same results; raise if that has not helped before."""
         pid, last = worker.process.pid, worker.memory.begun()[1]
-        described = f"loader worker {pid} {what}"
+        described = f"loader worker {pid} {event}"
         worker.kill()
         code = worker.process.exitcode or 0
         worker.losses += 1
@@ -253,11 +256,11 @@ class Pool:
             raise late(self._patience, described)
         if -code in _CRASHES:
             if last >= 0 and last == worker.last_crash:
-                raise Deadly(last, f"it ends each process that reads it ({_signal_name(-code)})")
+                raise Deadly(last, f"it ends every process that reads it ({_signal_name(-code)})")
             worker.last_crash = last
-        if worker.losses >= MOST_LOSSES:
+        if worker.losses >= MAX_LOSSES:
             raise ConfigError(
-                f"{MOST_LOSSES} loader workers of rank {distributed.rank()} were lost at the same batch, the last: "
+                f"{MAX_LOSSES} loader workers of rank {distributed.rank()} were lost at the same batch, the last: "
                 f"{described}: if memory ran out, take fewer --data.threads or a smaller --batch-size"
             )
         worker.start([other.pipe for other in self._workers if other is not worker and not other.pipe.closed])
@@ -298,23 +301,23 @@ def _checked(answer: tuple[str, Any]) -> Any:
 def _serve(
     work: Work, memory: Memory, pipe: connection.Connection, others: list[connection.Connection], parent: int
 ) -> None:
-    """The life of a worker: it makes what it is asked for until its pipe ends."""
-    gc.freeze()  # what was there before it is never collected
+    """Serve requests in a worker until the pipe is closed."""
+    gc.freeze()  # objects of the parent are never collected
     gc.enable()
-    for number in _SIGNALS:  # the run decides, and ends its workers itself
+    for number in _SIGNALS:  # the run handles signals and ends its workers itself
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)  # the parent's
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     if sys.platform == "linux" and parent:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan, whatever ends the parent
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the parent, whatever ends it
         if os.getppid() != parent:
             return
     torch.set_num_threads(1)
-    for other in others:  # else the workers before this one would not see the parent's end
+    for other in others:  # inherited pipe ends would hide the parent's death from earlier workers
         other.close()
     while True:
         try:
-            number, place = _ASK.unpack(pipe.recv_bytes())
+            number, place = _REQUEST.unpack(pipe.recv_bytes())
         except (EOFError, OSError):
             return
         try:
@@ -332,9 +335,9 @@ def _serve(
 
 
 def _write(fd: int, message: bytes) -> None:
-    left = memoryview(message)
-    while left:
-        left = left[os.write(fd, left) :]
+    remaining = memoryview(message)
+    while remaining:
+        remaining = remaining[os.write(fd, remaining) :]
 
 
 def _signal_name(number: int) -> str:

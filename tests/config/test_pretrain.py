@@ -162,7 +162,7 @@ def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]):
         ("--num-micro-batches 2 --num-grad-cache-chunks 2", "both cut the batch: give one of them"),
         ("--name a/b", "--name 'a/b' must be a folder name without slashes; --runs says where"),
         ("--data.size 4", "--data.size must be at least 8 pixels, not 4"),
-        ("--data.max-bad 2", "--data.max-bad is a share in [0, 1], not 2.0"),
+        ("--data.max-bad 2", "--data.max-bad must be a fraction in [0, 1], not 2.0"),
         ("--data.threads -1", "--data.threads must be 0 or more, not -1"),
         ("--method.temperature 0", "simclr needs temperature > 0, got 0.0: change --method.temperature"),
         ("--optim.lr -1", "expected optim.lr to be a positive number, got -1.0"),

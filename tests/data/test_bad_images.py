@@ -237,5 +237,5 @@ def test_nothing_left_to_read_ends_the_run(source: Source, backend: Backend) -> 
     few = source.take(np.arange(3))
     for path in paths_of(few):
         damage(path, "empty")
-    with pytest.raises(DataError, match="not one of the 3 images can be read"):
+    with pytest.raises(DataError, match="none of the 3 images can be read"):
         take(train(few, backend, max_bad=1.0, batch_size=3), 1)

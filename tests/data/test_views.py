@@ -280,7 +280,7 @@ def test_the_evaluation_view_is_the_central_square(size: int) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"flip": 1.5}, r"augment\.flip is a probability in \[0, 1\], not 1\.5"),
+        ({"flip": 1.5}, r"augment\.flip must be a probability in \[0, 1\], not 1\.5"),
         ({"blur": -0.1}, r"augment\.blur"),
         ({"min_scale": 0.0}, r"min_scale <= max_scale <= 1, got 0\.0"),
         ({"min_scale": 0.9, "max_scale": 0.5}, r"got 0\.9 and 0\.5"),

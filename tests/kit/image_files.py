@@ -250,7 +250,7 @@ def others(rng: np.random.Generator) -> Kinds:
         "page.jpg": (b"<!DOCTYPE html><html>404</html>", "an HTML page"),
         "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         "empty.jpg": (b"", "an empty file"),
-        "noise.jpg": (b"\x01" + rng.bytes(700), "no image"),
+        "noise.jpg": (b"\x01" + rng.bytes(700), "not an image"),
         "noise_behind_magic.jpg": (b"\xff\xd8\xff" + rng.bytes(700), "JPEG"),
         "noise_behind_magic.png": (b"\x89PNG\r\n\x1a\n" + rng.bytes(700), "PNG"),
         "noise_behind_magic.tif": (b"II*\0" + rng.bytes(700), "TIFF"),

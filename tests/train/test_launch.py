@@ -66,8 +66,8 @@ def test_an_existing_run_is_not_overwritten_and_one_of_another_config_not_resume
     ("flags", "code", "words"),
     [
         ("--source.name folder", 64, ["--source.root"]),
-        ("--source.name folder --source.root {tmp}/no/such", 66, ["{tmp}/no/such", "nearest that does: {tmp})"]),
-        ("--source.name folder --source.root {tmp}/empty", 66, ["no images below {tmp}/empty", "found nothing"]),
+        ("--source.name folder --source.root {tmp}/no/such", 66, ["{tmp}/no/such", "nearest existing folder: {tmp})"]),
+        ("--source.name folder --source.root {tmp}/empty", 66, ["no images below {tmp}/empty", "found no files"]),
         ("--source.name folder --source.root {tmp}/texts", 66, ["no images below", "not taken: .txt: 1 (a.txt)"]),
         ("--source.name cifar10 --source.root {tmp}", 66, ["cifar10 not found under {tmp}", "--source.root"]),
         ("--encoder.name resnet999", 64, ["'resnet999' is not a timm model", "did you mean resnet"]),

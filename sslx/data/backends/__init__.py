@@ -1,1 +1,1 @@
-"""What reads, decodes and augments: DALI, torchvision, images in memory, and none at all.  One file each."""
+"""Backends, which read, decode and augment images: DALI, torchvision, images in memory, and synthetic images."""

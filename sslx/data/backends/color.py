@@ -1,13 +1,13 @@
-"""What follows DALI's graph, on the views' own device: colours, blur, solarize, normalise.
+"""The color operations, blur, solarize and normalization that torch applies after DALI's graph, on the views' device.
 
-Saturation, hue and grayscale are linear in RGB, so together they are one 3x3 matrix a sample: one pass instead of
-three.  torchvision shifts hue in HSV, which is not linear; here it is a rotation
-about the gray axis of RGB: the linear map that comes closest (a least-squares fit finds the same one), exact at
-thirds of a turn.  The rotation in YIQ of DALI's own operator is up to twice as far off, and at 0.1 turns no
-closer than leaving hue as it is (tests/data/backends/test_parity.py).
+Saturation, hue and grayscale are linear in RGB, so together they are one 3x3 matrix per sample: one pass instead of
+three.  torchvision shifts hue in HSV, which is not linear; here the shift is a rotation about the gray axis of RGB,
+the closest linear map (a least-squares fit finds the same one), exact at thirds of a turn.  The rotation in YIQ of
+DALI's own operator has up to twice the error, and at 0.1 turns it is no closer than leaving the hue unchanged
+(tests/data/backends/test_parity.py).
 
-Unlike torchvision's, the parts are not clipped one by one: saturation and then grayscale differ by 3 levels of
-255 on average, by 10 in the worst view.
+Unlike torchvision, this does not clip after each operation: saturation followed by grayscale differs by 3 levels of
+255 on average and by 10 in the worst view.
 """
 
 import math
@@ -29,7 +29,7 @@ _CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # with t
 
 
 def matrix(drawn: Draw) -> npt.NDArray[np.float64]:
-    """(N, 3, 3) on RGB columns: saturation, then a rotation of hue about the gray axis, then grayscale."""
+    """Return (N, 3, 3) matrices for RGB columns: saturation, then hue as a rotation about the gray axis, then gray."""
     s, hue = (x.astype(np.float64)[:, None, None] for x in (drawn.saturation, drawn.hue))
     cos, sin = np.cos(2 * math.pi * hue), np.sin(2 * math.pi * hue)
     rotation = cos * np.eye(3) + (1 - cos) * _MEAN + sin * _CROSS  # Rodrigues' formula
@@ -38,9 +38,9 @@ def matrix(drawn: Draw) -> npt.NDArray[np.float64]:
 
 
 class Finish:
-    """Colours, blur, solarize and normalisation of one view; its constants lie on the device.
+    """Color operations, blur, solarize and normalization of one view, with constants on the device.
 
-    jitter: brightness and contrast too, first of all, where nothing has set them before.
+    jitter: begin with brightness and contrast, if nothing has applied them before.
     """
 
     def __init__(self, spec: ViewSpec, device: torch.device, *, jitter: bool = False) -> None:
@@ -49,7 +49,7 @@ class Finish:
         self._shift = _constant(np.tile(-np.array(spec.mean) / np.array(spec.std), spec.size), device)
 
     def parameters(self, drawn: Draw | None) -> Arrays:
-        """What a call needs on its device of the parameters drawn for a batch of N samples."""
+        """Return the arrays that a call needs on its device, from the parameters drawn for a batch of N samples."""
         if drawn is None:
             return {}
         arrays: Arrays = {"mix": matrix(drawn).astype(np.float32)}
@@ -62,11 +62,10 @@ class Finish:
         return arrays
 
     def __call__(self, drawn: Draw | None, image: Tensor, sent: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(N, size, size, 3) uint8 or float32 -> (N, 3, size, size) float32, channels_last, normalised.
+        """Turn (N, size, size, 3) uint8 or float32 into (N, 3, size, size) float32, channels_last, normalized.
 
         drawn: the samples' parameters, None for the evaluation view.  sent: ``parameters(drawn)`` on the image's
-        device; sent now where they are not given.  Each sample's view is the same to the last bit whatever else is in
-        its batch.
+        device; by default they are sent now.  Each sample's view is the same to the last bit in any batch.
         """
         if sent is None:
             (sent,) = send([self.parameters(drawn)], image.device)
@@ -83,36 +82,36 @@ class Finish:
 
     @property
     def _reach(self) -> int:
-        """Pixels to each side of the widest blur."""
+        """The number of pixels to each side in the widest blur window."""
         return views.widest_window(self.spec) // 2
 
     def _augmented(self, drawn: Draw, part: slice, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
-        """(N, H, W, 3) -> (N, 3, H, W) float32 in [0, 255].  part: the samples' rows in ``drawn`` and ``sent``."""
+        """Turn (N, H, W, 3) into (N, 3, H, W) float32 in [0, 255].  part: the samples' rows in ``drawn``, ``sent``."""
         pixels = image.permute(0, 3, 1, 2).float().contiguous()
         if self.jitter:
             jitter(pixels, drawn, part, sent)
         pixels = row_sums.mixed(pixels, sent["mix"][part]).clamp_(0, 255)
         if drawn.blur[part].any():
-            chosen, these = _chosen(drawn.blur, part)
+            chosen, chosen_rows = _chosen(drawn.blur, part)
             widest = int(drawn.window[part][chosen].max()) // 2
-            taps = sent["taps"][these, self._reach - widest : self._reach + widest + 1]
-            pixels = _changed(pixels, part, chosen, sent["blurred"][these], lambda some: _blurred(some, taps))
+            taps = sent["taps"][chosen_rows, self._reach - widest : self._reach + widest + 1]
+            pixels = _changed(pixels, part, chosen, sent["blurred"][chosen_rows], lambda images: _blurred(images, taps))
         if drawn.solarize[part].any():
-            chosen, these = _chosen(drawn.solarize, part)
-            pixels = _changed(pixels, part, chosen, sent["solarized"][these], _solarized)
+            chosen, chosen_rows = _chosen(drawn.solarize, part)
+            pixels = _changed(pixels, part, chosen, sent["solarized"][chosen_rows], _solarized)
         return pixels
 
 
 def jitter_parameters(drawn: Draw) -> Arrays:
-    """What ``jitter`` needs on the device."""
-    both = {"brightness": drawn.brightness, "contrast": drawn.contrast}
-    return {name: values for name, values in both.items() if (values != 1).any()}
+    """Return the arrays that ``jitter`` needs on the device."""
+    factors = {"brightness": drawn.brightness, "contrast": drawn.contrast}
+    return {name: values for name, values in factors.items() if (values != 1).any()}
 
 
 def jitter(pixels: Tensor, drawn: Draw, part: slice, sent: Mapping[str, Tensor]) -> None:
-    """Brightness, then contrast, in place: (N, 3, H, W) float32 in [0, 255].
+    """Apply brightness, then contrast, in place: (N, 3, H, W) float32 in [0, 255].
 
-    What is left as it is, is so to the last bit beside others that are changed: times 1, plus 0, clamped before.
+    Samples without jitter stay the same to the last bit beside jittered ones: they are multiplied by 1 and 0 is added.
     """
     if (drawn.brightness[part] != 1).any():
         pixels.mul_(sent["brightness"][part, None, None, None]).clamp_(0, 255)
@@ -123,10 +122,10 @@ def jitter(pixels: Tensor, drawn: Draw, part: slice, sent: Mapping[str, Tensor])
 
 
 def _gray(pixels: Tensor) -> Tensor:
-    """(N, 3, H, W) in [0, 255] -> (N, 1, 1, 1): the mean luma of each.
+    """Return the mean luma of each image: (N, 3, H, W) in [0, 255] -> (N, 1, 1, 1).
 
-    Of lumas rounded to 2^-16, which fp64 adds without any error: so the order, which depends on the batch on a GPU,
-    makes no difference.
+    Lumas are rounded to 2^-16, so that fp64 adds them exactly: the order of the sum, which on a GPU depends on the
+    batch, makes no difference.
     """
     red, green, blue = pixels.unbind(1)
     luma = red * _LUMA[0, 0] + green * _LUMA[0, 1] + blue * _LUMA[0, 2]
@@ -135,16 +134,16 @@ def _gray(pixels: Tensor) -> Tensor:
 
 
 def _chosen(flag: npt.NDArray[np.float32], part: slice) -> tuple[npt.NDArray[np.int64], slice]:
-    """The samples of a part with a flag, counted from its start; where they stand among those of the whole batch."""
-    before, chosen = int(np.count_nonzero(flag[: part.start])), np.flatnonzero(flag[part])
-    return chosen, slice(before, before + len(chosen))
+    """Return a part's flagged samples, counted from its start, and their slice among all flagged samples."""
+    num_before, chosen = int(np.count_nonzero(flag[: part.start])), np.flatnonzero(flag[part])
+    return chosen, slice(num_before, num_before + len(chosen))
 
 
 def _changed(
     pixels: Tensor, part: slice, chosen: npt.NDArray[np.int64], rows: Tensor, change: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """(N, 3, H, W), with ``change`` made to the chosen samples; rows: these on the device, counted in the batch."""
-    if len(chosen) == len(pixels):  # as on a CPU with large views, one at a time: nothing to gather
+    """Apply ``change`` to the chosen samples of (N, 3, H, W).  rows: their rows in the batch, on the device."""
+    if len(chosen) == len(pixels):  # common on CPUs, where large views are processed one at a time
         return change(pixels)
     rows = rows - part.start if part.start else rows
     return pixels.index_copy_(0, rows, change(pixels.index_select(0, rows)))
@@ -155,25 +154,25 @@ def _solarized(pixels: Tensor) -> Tensor:
 
 
 def _taps(sigma: npt.NDArray[np.float32], window: npt.NDArray[np.float32], reach: int) -> npt.NDArray[np.float32]:
-    """(N, 2 reach + 1): the weights of a Gaussian of each sample's sigma within its window, in pixels.
+    """Return the weights of a Gaussian with each sample's sigma within its window, in pixels: (N, 2 reach + 1).
 
-    As wide for all samples as the recipe needs, so that none depends on its neighbours.
+    They are as wide as the recipe needs for all samples, so that no sample depends on its neighbors.
     """
     offset = np.arange(-reach, reach + 1)
-    # Outside the window 0 and not tiny: a CPU multiplies denormals far more slowly.
+    # Exact zeros outside the window, because CPUs multiply denormals far more slowly.
     weight = np.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (np.abs(offset) <= window[:, None] // 2)
     return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _blurred(planes: Tensor, taps: Tensor) -> Tensor:
-    """(N, 3, H, W), blurred by each sample's taps (N, T), down and across; mirrored at the borders."""
+    """Blur (N, 3, H, W) down and across by each sample's taps (N, T), mirrored at the borders."""
     for _ in range(2):
         planes = row_sums.filtered(planes, _mirrored(planes, taps.shape[1] // 2), taps[:, None]).mT
     return planes
 
 
 def _mirrored(planes: Tensor, reach: int) -> Tensor:
-    """(1, H, 2 reach + 1): the rows around each row; beyond the border those inside, the border itself not again."""
+    """Return the rows around each row, reflected at the borders without repeating them: (1, H, 2 reach + 1)."""
     last = planes.shape[2] - 1
     rows = torch.arange(last + 1, device=planes.device)[:, None] + torch.arange(-reach, reach + 1, device=planes.device)
     return (last - (last - rows.abs()).abs()).clamp_(min=0)[None]

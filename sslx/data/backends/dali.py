@@ -1,24 +1,24 @@
 """ViewSpec -> NVIDIA DALI pipeline, on the CPU or the GPU.  The only importer of nvidia.dali.
 
-The pipeline is stateless: an external source feeds it paths, bytes or pixels and every sample's parameters, drawn
-by ``views.draw``; DALI reads, decodes once, crops and flips each view.  Nothing of it needs to be checkpointed.  The
-other operations torch makes on the same device (``finish``): on a CPU in a third of DALI's time.  Brightness and
-contrast are DALI's on a CPU alone: on a GPU the mean gray that contrast needs would have to come back to the host.
+The pipeline is stateless, so that nothing in it needs checkpoints: an external source feeds it paths, bytes or pixels
+and every sample's parameters, drawn by ``views.draw``; DALI reads, decodes once, crops and flips each view.  Torch does
+the other operations on the same device (``color.Finish``), on a CPU in a third of DALI's time.  DALI does brightness
+and contrast only on a CPU: on a GPU the mean gray that contrast needs would have to return to the host.
 
-DALI reads the files that ``headers.is_plain`` knows it to read as all backends do.  The others are read by ``formats``
-and fed as pixels, in a graph with a branch, which costs 5 us a sample and so is built only once one of them is met.
+DALI reads the files that it decodes as all backends do (``headers.is_plain``).  ``formats`` reads the others, which are
+fed as pixels to a graph with a branch.  The branch costs 5 us per sample, so it is built only once it is needed.
 
-Traps (DALI 2.4), each held by a parity test against torchvision:
+Traps (DALI 2.4), each covered by a parity test against torchvision:
 - contrast pivots at 128 unless given the image's mean gray;
-- hue, a shift in HSV in torchvision, is the one operation that cannot agree (``finish``);
+- hue, a shift in HSV in torchvision, is the only operation that cannot agree (``color``);
 - GPU decoding needs ``jpeg_fancy_upsampling`` to interpolate chroma as libjpeg-turbo does;
 - argument inputs must be CPU nodes, also for GPU operators;
-- ``decoders.image`` ends the process by SIGSEGV where a parser refuses one image of a batch of 25 or more, but
-  ``peek_image_shape`` raises: so the decoder's input hangs on it (``_checked``);
-- reading by mmap is SIGBUS where a file is cut meanwhile, and costs 6 us a file more than plain reading;
-- a list of B paths costs 4 us a sample more than one array of them, padded with zeros;
-- each operator costs a CPU a microsecond a sample, also the arithmetic ones, and a 32 px crop costs 20: the boxes are
-  worked out for the batch in one Python operator.
+- ``decoders.image`` ends the process by SIGSEGV if a parser refuses one image of a batch of 25 or more, whereas
+  ``peek_image_shape`` raises: therefore the decoder's input depends on it (``checked``);
+- reading by mmap ends the process by SIGBUS if a file is truncated meanwhile, and costs 6 us per file more;
+- a list of B paths costs 4 us per sample more than one zero-padded array of them;
+- each operator, even an arithmetic one, costs a CPU 1 us per sample, compared to 20 us for a 32 px crop: therefore
+  one Python operator computes the boxes of the whole batch.
 """
 
 import os
@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # DALI's own, which writes of damaged files to the terminal
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # DALI's OpenCV reports damaged files to the terminal
 
 from nvidia.dali import backend as _backend
 from nvidia.dali import fn as _fn
@@ -57,18 +57,18 @@ from sslx.machine import deterministic, device_errors, limits
 Indices = npt.NDArray[np.int64]
 Node = Any  # a DALI DataNode
 Kind = Literal["pixels", "paths", "bytes"]
-fn: Any = _fn  # DALI's stubs know neither its generated constants nor that an operator has one output
+fn: Any = _fn  # DALI's stubs lack its generated constants and allow several outputs per operator
 types: Any = _types
 backend: Any = _backend
 
 PREFETCHED = {"cpu": 2, "cuda": 3}
-"""Batches that DALI makes ahead."""
+"""Number of batches that DALI makes ahead of time."""
 
 
 class Dali:
     """Batches of views, made by DALI.
 
-    specs: one per view.  device: the views' device.  num_threads: of DALI's own pool, on this rank.
+    specs: one per view.  device: the views' device.  num_threads: size of this rank's DALI thread pool.
     """
 
     def __init__(
@@ -90,15 +90,15 @@ class Dali:
 
     @cached_property
     def triage(self) -> Triage:
-        """What is known of the source's files."""
+        """The states of the source's files."""
         assert isinstance(self.source, Coded)
         return Triage(self.source, self.num_threads)
 
     def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
-        """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view; what came along.
+        """Yield batches start, start + 1, ..., with one (B, 3, H, W) float32 channels_last tensor per view.
 
-        Raises RuntimeError where a file of the batch cannot be read; the stream is then at its end.  Also what
-        ``patience.Caller`` raises.
+        Raises RuntimeError if a file of the batch cannot be read, which ends the stream, and what ``patience.Caller``
+        raises.
         """
         t = start
         try:
@@ -110,17 +110,17 @@ class Dali:
                 if feed.error is not None:
                     raise feed.error
         finally:
-            self._release()  # for whoever comes next: DALI would keep it
+            self._release()
 
     def prepare(self, work: Work) -> Prepared:
-        """What the host makes for a batch beside its images."""
-        each = list(zip(self.specs, work.draws, strict=True))
-        fed = [getattr(drawn, name) for spec, drawn in each for name in fed_parameters(spec, self.gpu)]
-        parameters = [finish.parameters(one) for one, finish in zip(work.draws, self._finish, strict=True)]
+        """Make a batch's inputs on the host, apart from its images."""
+        views = list(zip(self.specs, work.draws, strict=True))
+        fed = [getattr(drawn, name) for spec, drawn in views for name in fed_parameters(spec, self.gpu)]
+        parameters = [finish.parameters(drawn) for drawn, finish in zip(work.draws, self._finish, strict=True)]
         return Prepared(work, fed, stage([work.along, *parameters], self.device))
 
     def _run(self, feed: Feed) -> Iterator[Delivery]:
-        """The batches of one pipeline, until its feed ends."""
+        """Yield the batches of one pipeline until its feed ends."""
         pipeline = self._pipeline(feed)
         pipeline.build()
         with Caller(self.patience, self._being_read) as call:
@@ -134,37 +134,38 @@ class Dali:
                 yield batch.pop()
 
     def _images(self, call: Caller, pipeline: Pipeline) -> list[Tensor]:
-        """The next batch of crops, (B, size, size, 3) uint8 a view.
+        """Return the next batch of crops, (B, size, size, 3) uint8 per view.
 
-        On a GPU they belong to torch's stream: nobody waits for them, and their memory is DALI's again in the order of
-        that stream, so that what torch still reads is not overwritten.
+        On a GPU they are ordered by torch's stream: the host does not wait for them, and DALI reuses their memory in
+        the order of that stream, so that crops that torch still reads are not overwritten.
         """
         stream = torch.cuda.current_stream(self.device) if self.gpu else None
         outputs = call(partial(pipeline.run, stream))
         return [torch.from_dlpack(output.as_tensor()) for output in outputs]
 
     def _release(self) -> None:
-        """Give the GPU's memory back that DALI keeps and no pipeline uses."""
+        """Return GPU memory that DALI would keep although no pipeline uses it."""
         if self.gpu:
             backend.ReleaseUnusedMemory()
 
     def _make(self, images: list[Tensor], batch: Prepared) -> Delivery:
-        """The views of a batch from its crops."""
-        came, *sent = batch.staged.send()
-        every = zip(self._finish, batch.work.draws, images, sent, strict=True)
-        views = tuple(finish(one, image, there) for finish, one, image, there in every)
-        return Delivery(batch.work.index, views, came)
+        """Make the views of a batch from its crops."""
+        extras, *parameters = batch.staged.send()
+        inputs = zip(self._finish, batch.work.draws, images, parameters, strict=True)
+        views = tuple(finish(drawn, image, sent) for finish, drawn, image, sent in inputs)
+        return Delivery(batch.work.index, views, extras)
 
     def _being_read(self) -> str:
-        """What DALI and ``triage``, whose threads tell nothing, may be waiting for."""
+        """Describe what DALI and ``triage``, whose threads report nothing, may be waiting for."""
         path = being_read(set(self.source.paths)) if isinstance(self.source, Files) else ""
         return f"DALI is reading {shown(path)}" if path else f"DALI has not read a batch of {self.source.name}"
 
     def unreadable(self, index: Indices) -> dict[int, str]:
-        """Which of these images cannot be read, and why: by ``formats``, as on the other backends.
+        """Return the images that ``formats`` cannot read, as on the other backends, and the reasons.
 
-        What that reads and DALI does not, ``formats`` reads from now on. Raises what ``device_errors.find`` names, also
-        where DALI does not decode an image of sslx's own either (on a CPU RuntimeError): then no file is to blame.
+        Files that ``formats`` reads but DALI does not are left to ``formats`` from now on.  Raises errors of the device
+        (``device_errors.find``).  If DALI does not even decode a known good image, no file is to blame: it raises
+        AcceleratorError on a GPU and RuntimeError on a CPU.
         """
         if isinstance(self.source, Pixels):
             return {}
@@ -180,12 +181,12 @@ class Dali:
         return reasons
 
     def _check_itself(self, error: RuntimeError) -> None:
-        """Raise the error if DALI refuses an image that is known to be good."""
+        """Raise the error if DALI refuses a known good image."""
         with NamedTemporaryFile(suffix=".jpg") as file:
             Image.new("RGB", (16, 16)).save(file, "JPEG")
             file.flush()
             good = Dali(
-                Files(name="an image of sslx's own", facts=Facts(num_samples=1, size=8), paths=[file.name]),
+                Files(name="an image made by sslx", facts=Facts(num_samples=1, size=8), paths=[file.name]),
                 self.specs,
                 max_per_rank=1,
                 device=self.device,
@@ -194,10 +195,10 @@ class Dali:
             )
             if good._refusal(np.zeros(1, dtype=np.int64)):
                 kind = torch.AcceleratorError if self.gpu else RuntimeError
-                raise kind(f"DALI does not decode an image of sslx's own either: {one_line(error, 2_000)}") from error
+                raise kind(f"DALI cannot decode even an image made by sslx: {one_line(error, 2_000)}") from error
 
     def _refused_by_dali(self, files: Indices) -> list[int]:
-        """Those that DALI cannot decode: halves that fail are halved again."""
+        """Return the files that DALI cannot decode, by bisection."""
         if not len(files) or not self._refusal(files):
             return []
         half = len(files) // 2
@@ -206,7 +207,7 @@ class Dali:
         return self._refused_by_dali(files[:half]) + self._refused_by_dali(files[half:])
 
     def _refusal(self, files: Indices) -> RuntimeError | None:
-        """Why DALI does not read and decode all these files; None where it does.  Raises as ``unreadable``."""
+        """Return why DALI does not read and decode all these files, or None if it does.  Raises device errors."""
         number = len(files)
         small = Dali(
             self.source,
@@ -235,9 +236,13 @@ class Dali:
             "num_threads": self.num_threads,
             "device_id": (self.device.index or 0) if self.gpu else None,
             "prefetch_queue_depth": PREFETCHED[self.device.type],
-            "seed": 0,  # nothing in the graph draws
+            "seed": 0,  # the graph draws no random numbers
         }
-        kind = "pixels" if isinstance(self.source, Pixels) else "paths" if isinstance(self.source, Files) else "bytes"
+        kind: Kind = "bytes"
+        if isinstance(self.source, Pixels):
+            kind = "pixels"
+        elif isinstance(self.source, Files):
+            kind = "paths"
         graph = _branched_graph if self.branched else _graph
         return graph(self.specs, kind, self.gpu, iter(feed), boxes, **arguments)
 
@@ -250,7 +255,7 @@ def _graph(
     feed: Iterator[tuple[Any, ...]],
     boxes: Callable[[list[Any]], tuple[Any, ...]],
 ) -> tuple[Node, ...]:
-    """The pipeline, the same for both devices: images and parameters in, one uint8 HWC batch a view out."""
+    """Define the pipeline for both devices, from images and parameters to one uint8 HWC batch per view."""
     in_memory = kind == "pixels"
     image, *fed = _inputs(specs, gpu, feed, [(types.UINT8, 3, "HWC") if in_memory else (types.UINT8, 1, "")])
     if in_memory:
@@ -269,7 +274,7 @@ def _branched_graph(
     feed: Iterator[tuple[Any, ...]],
     boxes: Callable[[list[Any]], tuple[Any, ...]],
 ) -> tuple[Node, ...]:
-    """The same for files of which some (``odd``) come as pixels."""
+    """Define the pipeline for files of which some (``odd``) come as pixels."""
     images = [(types.UINT8, 1, ""), (types.UINT8, 3, "HWC"), (types.BOOL, 0, "")]
     file, pixels, odd, *fed = _inputs(specs, gpu, feed, images)
     if odd:
@@ -290,7 +295,7 @@ def _branched_graph(
 def _inputs(
     specs: Sequence[ViewSpec], gpu: bool, feed: Iterator[tuple[Any, ...]], images: list[tuple[Any, int, str]]
 ) -> list[Node]:
-    """What is fed: the images, each input's (type, dimensions, layout), and the drawn parameters."""
+    """Return the fed inputs: the images and the drawn parameters.  images: (type, dimensions, layout) of each input."""
     kinds = images + [(types.FLOAT, 0, "")] * sum(len(fed_parameters(spec, gpu)) for spec in specs)
     dtype, ndim, layout = map(list, zip(*kinds, strict=True))
     return fn.external_source(source=feed, num_outputs=len(kinds), batch=True, dtype=dtype, ndim=ndim, layout=layout)
@@ -300,7 +305,7 @@ def _inputs(
 def _corners(
     specs: Sequence[ViewSpec], shape: Node, boxes: Callable[[list[Any]], tuple[Any, ...]]
 ) -> tuple[list[Node], Node]:
-    """``crop_boxes`` in the graph: the start and end of each view's box, and a 1 once all shapes are known."""
+    """Return the start and end of each view's box by ``crop_boxes``, and a 1 per sample once all shapes are known."""
     *corners, checked = fn.python_function(shape, function=boxes, batch_processing=True, num_outputs=2 * len(specs) + 1)
     return corners, checked
 
@@ -322,15 +327,15 @@ def _file(path: Node) -> Node:
 
 @do_not_convert
 def _decode(encoded: Node, checked: Node, gpu: bool) -> Node:
-    """RGB uint8 HWC of a plain file: grayscale repeated, alpha dropped, EXIF turned upright.
+    """Decode plain files to RGB uint8 HWC: gray is repeated, alpha dropped, and EXIF's orientation applied.
 
-    On the CPU the pixels are those of ``formats.read``, and what ``formats`` refuses as cut, DALI refuses too: held by
-    tests/data/test_bad_images.py.  Flipped bytes in a JPEG may pass in one and not in both.  On a GPU nobody has tested
-    either so far: nvJPEG and the JPEG engine may accept a cut file, whose end then is gray or repeated in its view,
-    and round the pixels of good ones otherwise, by a level as a rule.
-    checked: a 1 for each sample, computed from what ``peek_image_shape`` found in all of them.
+    On the CPU the pixels are those of ``formats.read``, and DALI refuses the same truncated files
+    (tests/data/test_bad_images.py).  One of the two may accept flipped bytes in a JPEG that the other refuses.  On a
+    GPU neither is tested yet: nvJPEG and the JPEG engine may accept a truncated file, whose end is then gray or
+    repeated in its view, and usually round the pixels of good files differently by one level.
+    checked: a 1 for each sample, computed from the shapes that ``peek_image_shape`` found in all of them.
     """
-    encoded = fn.reshape(encoded, rel_shape=checked)  # as it is, but not before
+    encoded = fn.reshape(encoded, rel_shape=checked)  # changes nothing, but makes the decoder wait for the check
     if gpu:
         load = deterministic.decoder_load()
         return fn.decoders.image(
@@ -340,7 +345,7 @@ def _decode(encoded: Node, checked: Node, gpu: bool) -> Node:
 
 
 def _resize(spec: ViewSpec, image: Node, start: Node, end: Node) -> Node:
-    """The box of the image as size x size pixels, uint8; mirrored where it starts right of its end."""
+    """Resize the image's box to size x size pixels, uint8, mirrored if the box starts to the right of its end."""
     cubic = spec.augment is not None and spec.augment.interpolation == "bicubic"
     return fn.resize(
         image,
@@ -353,7 +358,7 @@ def _resize(spec: ViewSpec, image: Node, start: Node, end: Node) -> Node:
 
 
 def _jitter(image: Node, fed: dict[str, Node]) -> Node:
-    """Brightness, then contrast, on a CPU; what the recipe never does is left out of the graph."""
+    """Apply brightness, then contrast, on a CPU.  Operations that the recipe never uses are left out of the graph."""
     if "brightness" in fed:
         image = fn.brightness_contrast(image, brightness=fed["brightness"])
     if "contrast" in fed:

@@ -1,4 +1,4 @@
-"""What DALI's graph is fed for each batch: files or pixels, ahead of time, and the parameters that it takes itself."""
+"""The inputs of DALI's graph for each batch: files or pixels, read ahead of time, and some of the views' parameters."""
 
 import os
 from collections import deque
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from sslx.data.backends.dali import Dali
 
 Indices = npt.NDArray[np.int64]
-_AHEAD = 2  # batches whose images are read before they are fed, where they are not for DALI to read
+_NUM_AHEAD = 2  # batches whose images begin to be read before they are fed, if DALI does not read them itself
 _NO_PIXELS = np.zeros((1, 1, 3), dtype=np.uint8)
 _NO_BYTES = np.zeros(1, dtype=np.uint8)
 _ONE = np.ones(1, dtype=np.float32)
 
 
 def fed_parameters(spec: ViewSpec, gpu: bool) -> list[str]:
-    """The drawn parameters that the graph takes from outside for one view, in the order in which they are fed."""
+    """Return the names of one view's drawn parameters that are fed to the graph, in order."""
     augment = spec.augment
     if gpu or augment is None or augment.jitter == 0:
         return []
@@ -40,7 +40,7 @@ def fed_parameters(spec: ViewSpec, gpu: bool) -> list[str]:
 
 
 class _InMemory:
-    """What the graph is fed for a batch of images that are decoded already."""
+    """The inputs of the graph for a batch of decoded images."""
 
     is_odd = False
 
@@ -48,12 +48,12 @@ class _InMemory:
         self._pixels = source.pixels[files]
 
     def inputs(self, branched: bool) -> list[Any]:
-        assert not branched, "of decoded images none is odd"
+        assert not branched, "decoded images need no branch"
         return [list(self._pixels) if self._pixels.dtype == object else self._pixels]
 
 
 class _ByPath:
-    """What the graph is fed for a batch of files that DALI opens itself; the reading of odd ones begins here."""
+    """The inputs of the graph for a batch of files that DALI opens itself.  Threads begin to read odd files here."""
 
     def __init__(self, source: Files, triage: Triage, files: Indices) -> None:
         self._source, self._files = source, files
@@ -68,10 +68,10 @@ class _ByPath:
         self._odd = dict(zip(odd.tolist(), triage.pixels(odd), strict=True))
 
     def inputs(self, branched: bool) -> list[Any]:
-        """For the graph with a branch or without one.  Raises Unreadable."""
+        """Return the inputs of the graph with or without a branch.  Raises Unreadable."""
         if self._error is not None:
             raise self._error
-        # The bytes of the paths, padded with zeros, where C's strings end: (B, length).
+        # The bytes of the paths, (B, length), padded with zeros as terminators.
         paths = np.array([os.fsencode(path) for path in self._source.files(self._files)])
         paths = paths.view(np.uint8).reshape(len(self._files), -1)
         if not branched:
@@ -81,7 +81,7 @@ class _ByPath:
 
 
 class _ByBytes:
-    """What the graph is fed for a batch of files whose bytes a reader brings; threads begin with it here."""
+    """The inputs of the graph for a batch of files whose bytes come from a reader, which threads begin to call here."""
 
     def __init__(self, triage: Triage, files: Indices) -> None:
         self._parts = triage.fetched(files)
@@ -92,11 +92,11 @@ class _ByBytes:
 
     @property
     def is_odd(self) -> bool:
-        """Whether some are not for DALI to decode.  Waits for the reader, and raises Unreadable."""
+        """Whether DALI cannot decode some of the images.  Waits for the reader and raises Unreadable."""
         return any(image.ndim == 3 for image in self._images)
 
     def inputs(self, branched: bool) -> list[Any]:
-        """For the graph with a branch or without one."""
+        """Return the inputs of the graph with or without a branch."""
         if not branched:
             return [self._images]
         odd = np.array([image.ndim == 3 for image in self._images])
@@ -107,7 +107,7 @@ class _ByBytes:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the host has made for a batch: what the graph takes beside the images, and all that torch takes later."""
+    """A batch's inputs from the host, apart from its images: ``fed`` goes to the graph, ``staged`` later to torch."""
 
     work: Work
     fed: list[npt.NDArray[np.float32]]
@@ -117,8 +117,8 @@ class Prepared:
 class Feed:
     """The inputs of each batch: the images, then every view's parameters.
 
-    It ends with the order, before a batch that needs the graph with a branch, or with an ``error``.
-    ahead: batches that DALI is still making.  uncropped: and those whose images it has yet to look at.
+    It ends with the order, before the first batch that needs the graph with a branch, or with an ``error``.
+    ahead: batches that DALI is still making.  uncropped: the draws of those whose image shapes DALI has yet to find.
     """
 
     def __init__(self, dali: "Dali", planner: Planner, start: int) -> None:
@@ -131,7 +131,7 @@ class Feed:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         waiting = deque[tuple[Prepared, _InMemory | _ByPath | _ByBytes]]()
         while True:
-            for batch in islice(self._batches, _AHEAD + 1 - len(waiting)):
+            for batch in islice(self._batches, _NUM_AHEAD + 1 - len(waiting)):
                 waiting.append((batch, self._images(batch.work.files)))
             if not waiting:
                 return
@@ -149,8 +149,8 @@ class Feed:
             yield (*inputs, *batch.fed)
 
     def close(self) -> None:
-        """Prepare nothing more."""
-        with suppress(ValueError):  # a thread that was given up hangs in it
+        """Stop preparing batches."""
+        with suppress(ValueError):  # an abandoned thread still hangs in the generator
             self._batches.close()
 
     def _images(self, files: Indices) -> _InMemory | _ByPath | _ByBytes:
@@ -169,7 +169,7 @@ class Feed:
 def crop_boxes(
     specs: Sequence[ViewSpec], uncropped: deque[list[Draw | None]], shapes: list[npt.NDArray[np.int64]]
 ) -> tuple[list[npt.NDArray[np.float32]], ...]:
-    """Where each view's crop starts and ends, (y, x) a sample, from the (H, W, C) of a batch's images; then ones."""
+    """Return the start and end (y, x) of each view's crops, then ones.  shapes: (H, W, C) of each image in a batch."""
     height, width = np.array(shapes)[:, :2].T
     corners: list[list[npt.NDArray[np.float32]]] = []
     for spec, drawn in zip(specs, uncropped.popleft(), strict=True):

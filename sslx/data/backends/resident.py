@@ -1,9 +1,9 @@
-"""Data sets that fit into memory: decoded once, kept as uint8 on the views' device, cropped there in batches.
+"""The backend for data sets that fit into memory: decoded once, kept as uint8 on the device, cropped there in batches.
 
-Nothing is read or decoded in training, so that a GPU needs no loader threads and no decoder beside it.  A crop and its
-antialiased resize are linear in the pixels, down and across: sums of rows with each sample's own filters, which
-are zero outside of its box, so that images of several sizes stand in one padded tensor.  The filters are those of PIL
-and torchvision: a triangle, or Keys' cubic (IEEE TASSP 29, 1981) with a = -0.5, stretched where a crop is shrunk.
+Training reads and decodes nothing, so that a GPU needs neither loader threads nor a decoder.  A crop and its
+antialiased resize are linear in the pixels, vertically and horizontally: sums of rows with each sample's own filters,
+which are zero outside its box, so that images of several sizes fit in one padded tensor.  The filters are those of PIL
+and torchvision: a triangle, or Keys' cubic (IEEE TASSP 29, 1981) with a = -0.5, stretched if a crop is shrunk.
 """
 
 import os
@@ -37,14 +37,14 @@ from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
 Image = npt.NDArray[np.uint8]
-_SAY_EVERY_S = 3.0
-_SHARE = 0.5  # of the memory
-_CHUNK = 32  # images that a worker hands over at once
+_MESSAGE_EVERY_S = 3.0
+_MAX_MEMORY_FRACTION = 0.5
+_CHUNK = 32  # number of images in a worker's result
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the host has made for a batch.  cropping: each view's arrays for ``Crop``.  staged: all for the device."""
+    """A batch's inputs from the host.  cropping: each view's arrays for ``Crop``.  staged: all inputs of the device."""
 
     work: Work
     cropping: list[Arrays]
@@ -54,7 +54,7 @@ class Prepared:
 class Resident:
     """Batches of views, made from images in memory.
 
-    specs: one per view.  device: of the images and the views.  num_threads: processes that decode, at the start.
+    specs: one per view.  device: the images' and views' device.  num_threads: processes that decode at the start.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Resident:
         self._pixels: Tensor | None = None
 
     def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
-        """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view; what came along.
+        """Yield batches start, start + 1, ..., with one (B, 3, H, W) float32 channels_last tensor per view.
 
-        Raises RuntimeError where a file of the batch could not be decoded; the stream is then at its end.
+        Raises RuntimeError if a file of the batch could not be decoded, which ends the stream.
         """
         if planner(start) is None:
             return
@@ -95,32 +95,32 @@ class Resident:
         return None if work is None else self.prepare(work)
 
     def prepare(self, work: Work) -> "Prepared":
-        """What the host makes for a batch, once the images are decoded."""
-        drawn, sides = work.draws, self._sides[work.files]
-        cropping = [crop.parameters(one, sides) for one, (crop, _) in zip(drawn, self._steps, strict=True)]
-        finishing = [finish.parameters(one) for one, (_, finish) in zip(drawn, self._steps, strict=True)]
-        both = [{**crop, **finish} for crop, finish in zip(cropping, finishing, strict=True)]
-        return Prepared(work, cropping, stage([{"files": work.files}, work.along, *both], self.device))
+        """Make a batch's inputs on the host, once the images are decoded."""
+        sides = self._sides[work.files]
+        cropping = [crop.parameters(drawn, sides) for drawn, (crop, _) in zip(work.draws, self._steps, strict=True)]
+        finishing = [finish.parameters(drawn) for drawn, (_, finish) in zip(work.draws, self._steps, strict=True)]
+        parameters = [{**crop, **finish} for crop, finish in zip(cropping, finishing, strict=True)]
+        return Prepared(work, cropping, stage([{"files": work.files}, work.along, *parameters], self.device))
 
     def _make(self, pixels: Tensor, batch: "Prepared") -> Delivery:
-        """A batch from the images in memory."""
-        chosen, came, *sent = batch.staged.send()
+        """Make a batch from the images in memory."""
+        chosen, extras, *sent_per_view = batch.staged.send()
         images = pixels[chosen["files"]].float()
         views = [
-            finish(one, crop(one, images, parameters, there), there)
-            for one, (crop, finish), parameters, there in zip(
-                batch.work.draws, self._steps, batch.cropping, sent, strict=True
+            finish(drawn, crop(drawn, images, parameters, sent), sent)
+            for drawn, (crop, finish), parameters, sent in zip(
+                batch.work.draws, self._steps, batch.cropping, sent_per_view, strict=True
             )
         ]
-        return Delivery(batch.work.index, tuple(views), came)
+        return Delivery(batch.work.index, tuple(views), extras)
 
     def unreadable(self, index: Indices) -> dict[int, str]:
-        """Which of these images could not be decoded, and why."""
+        """Return the images that could not be decoded and the reasons."""
         self._images()
         return {int(i): self._reasons[int(i)] for i in index if int(i) in self._reasons}
 
     def _images(self) -> Tensor:
-        """(N, 3, H, W) uint8 on the device; decoded at the first call, each in the upper left corner of its place."""
+        """Return all images, decoded at the first call: (N, 3, H, W) uint8 on the device, padded right and below."""
         if self._pixels is None:
             decoded: list[Tensor | None] = []
             while not decoded:
@@ -130,12 +130,12 @@ class Resident:
                 except Deadly as error:
                     self._deadly[error.index] = str(error)
             shape = (len(decoded), 3, *self._sides.max(axis=0).tolist())
-            everyone = torch.zeros(shape, dtype=torch.uint8)
+            padded = torch.zeros(shape, dtype=torch.uint8)
             for i, image in enumerate(decoded):
                 if image is not None:
-                    everyone[i, :, : image.shape[1], : image.shape[2]] = image
+                    padded[i, :, : image.shape[1], : image.shape[2]] = image
                 decoded[i] = None
-            self._pixels = everyone.to(self.device)
+            self._pixels = padded.to(self.device)
         return self._pixels
 
     def _chunks(self) -> Iterator[list[Image | str]]:
@@ -152,17 +152,18 @@ class Resident:
             pool.close()
 
     def _decode(self) -> list[Tensor | None]:
-        """Every image, None where it cannot be read.  ConfigError where all together are too many.
+        """Return every image, with None for unreadable images.  Raises ConfigError if they do not fit into memory.
 
-        By processes: of 32 px JPEGs, two threads decode fewer in a second than one does (Python's lock).
+        Processes decode the images: because of Python's lock, two threads decode 32 px JPEGs slower than one.
         """
         count = len(self.source)
-        host = _memory(torch.device("cpu")) / 2 / distributed.local_world_size()  # decoded, and put together
-        most = _SHARE * min(_memory(self.device), host)
+        # The host holds every image twice while they are put together.
+        host_bytes = _memory_bytes(torch.device("cpu")) / 2 / distributed.local_world_size()
+        max_bytes = _MAX_MEMORY_FRACTION * min(_memory_bytes(self.device), host_bytes)
         decoded: list[Tensor | None] = []
-        largest, said = np.zeros(2, dtype=np.int64), time.monotonic()
+        largest, last_message = np.zeros(2, dtype=np.int64), time.monotonic()
         for chunk in self._chunks():
-            self.patience.look()
+            self.patience.check_stop()
             for image in chunk:
                 i = len(decoded)
                 if isinstance(image, str):
@@ -172,15 +173,15 @@ class Resident:
                 self._sides[i] = image.shape[1:]
                 largest = np.maximum(largest, self._sides[i])
                 decoded.append(torch.from_numpy(image))
-            needed = 3 * count * int(largest.prod())
-            if needed > most:
+            num_bytes = 3 * count * int(largest.prod())
+            if num_bytes > max_bytes:
                 raise ConfigError(
                     f"{count:,} images of up to {'x'.join(map(str, largest))} px would take "
-                    f"{needed / 2**30:.1f} GiB, more than half of the memory: take --data.backend auto"
+                    f"{num_bytes / 2**30:.1f} GiB, more than half of the memory: take --data.backend auto"
                 )
-            if time.monotonic() - said > _SAY_EVERY_S:
+            if time.monotonic() - last_message > _MESSAGE_EVERY_S:
                 self.say(f"decoded {len(decoded):,} of {count:,} images into memory")
-                said = time.monotonic()
+                last_message = time.monotonic()
         return decoded
 
 
@@ -191,9 +192,10 @@ def _read_chunk(
     place: Tensor | None = None,
     begin: Callable[[int], None] = unseen,
 ) -> list[Image | str]:
-    """Images ``number * _CHUNK`` and on, in their order: (3, H, W) uint8 each, or why one cannot be read.
+    """Return ``_CHUNK`` images from ``number * _CHUNK`` on: (3, H, W) uint8 each, or why an image cannot be read.
 
-    deadly: not to be read, and why.  place is not used: nobody knows how large the images are; they go through a pipe.
+    deadly: images that must not be read, and why.  place is not used, because the images' sizes are not known ahead;
+    they go through a pipe.
     """
     del place
     images: list[Image | str] = []
@@ -206,22 +208,22 @@ def _read_chunk(
     return images
 
 
-def _memory(device: torch.device) -> int:
-    """All of the device's, in bytes."""
+def _memory_bytes(device: torch.device) -> int:
+    """Return the device's total memory in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class Crop:
-    """Box, resize, flip, brightness and contrast of one view, of images in memory."""
+    """Box, resize, flip, brightness and contrast of one view of images in memory."""
 
     def __init__(self, spec: ViewSpec) -> None:
         self.spec = spec
         self._cubic = spec.augment is not None and spec.augment.interpolation == "bicubic"
 
     def parameters(self, drawn: Draw | None, sides: Indices) -> Arrays:
-        """What a call needs of a batch on its device: where each box starts and ends, (down, across), and flips."""
+        """Return the arrays that a call needs on its device: each box's start and end (y, x), flips, and jitter."""
         box = views.boxes(self.spec, drawn, sides[:, 0], sides[:, 1])
         lines = np.zeros((3, 2, len(box)), dtype=np.float32)
         lines[:2] = box.T.reshape(2, 2, -1)
@@ -237,10 +239,10 @@ class Crop:
         parameters: Mapping[str, npt.NDArray[Any]],
         sent: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 255] -> (N, size, size, 3).
+        """Crop and resize images: (N, 3, H, W) float32 in [0, 255] -> (N, size, size, 3).
 
-        drawn: the samples' parameters, None for the evaluation view.  sent: ``parameters`` on the images' device; sent
-        now where they are not given.  Each sample's crop is the same to the last bit whatever else is in its batch.
+        drawn: the samples' parameters, None for the evaluation view.  sent: ``parameters`` on the images' device; by
+        default they are sent now.  Each sample's crop is the same to the last bit in any batch.
         """
         if sent is None:
             (sent,) = send([parameters], images.device)
@@ -254,34 +256,36 @@ class Crop:
     def _crop(
         self, drawn: Draw | None, part: slice, images: Tensor, longest: float, sent: Mapping[str, Tensor], out: Tensor
     ) -> None:
-        """A part of the batch, whose rows in ``drawn`` and ``sent`` these are, into ``out``: (N, 3, size, size)."""
+        """Write a part of the batch to ``out``, (N, 3, size, size).  part: its rows in ``drawn`` and ``sent``."""
         index, weight = filters(sent["lines"][..., part], longest, self.spec.size, self._cubic)
-        pixels = row_sums.filtered(images.mT, index[1], weight[1]).clamp_(0, 255)  # a cubic overshoots, each way
+        pixels = row_sums.filtered(images.mT, index[1], weight[1]).clamp_(0, 255)  # the cubic overshoots
         torch.clamp(row_sums.filtered(pixels.mT, index[0], weight[0]), 0, 255, out=out)
         if drawn is not None:
             jitter(out, drawn, part, sent)
 
 
 def filters(lines: Tensor, longest: float, size: int, cubic: bool) -> tuple[Tensor, Tensor]:
-    """Which of a line's pixels start to stop - 1 count in each of ``size`` new ones, and with what shares.
+    """Return the filters that resize the pixels start to stop - 1 of a line to ``size`` new pixels.
 
-    lines: (3, ...) float32: start, stop, and whether the new ones stand in the reverse order.  longest: of
-    stop - start.  Returns (..., size, T) int64 in [start, stop) and (..., size, T) float32, with T for the longest
-    line: shares beyond are 0.
+    lines: (3, ...) float32, start, stop, and whether to reverse the new pixels.  longest: the maximum of stop - start.
+    Returns the input pixels of each new pixel, (..., size, T) int64 in [start, stop), and their weights, (..., size, T)
+    float32.  T suits the longest line; surplus weights are 0.
     """
     radius, device = 2 if cubic else 1, lines.device
     terms = int(2 * radius * max(1.0, longest / size) + 0.75) + 1
-    first, last, turned = lines[..., None].unbind(0)
+    first, last, is_reversed = lines[..., None].unbind(0)
     step = (last - first) / size
     place = torch.arange(size, device=device) + 0.5
-    center = (first + torch.where(turned > 0, size - place, place) * step)[..., None]
+    center = (first + torch.where(is_reversed > 0, size - place, place) * step)[..., None]
     stretch = step.clamp(min=1)[..., None]
     pixel = (center - radius * stretch).floor() + torch.arange(terms, device=device) + 0.5
     x = (pixel - center).abs() / stretch
     weight = _keys(x) if cubic else (1 - x).clamp_(min=0)
     weight = weight * ((pixel > first[..., None]) & (pixel < last[..., None]))
     total = weight[..., 0]
-    for term in weight.unbind(-1)[1:]:  # one after another, so that zeros, as many as the batch needs, change nothing
+    for term in weight.unbind(-1)[
+        1:
+    ]:  # in sequence, so that the number of trailing zeros, which depends on the batch, changes nothing
         total = total + term
     inside = torch.minimum(torch.maximum(pixel, first[..., None]), last[..., None] - 1)
     return inside.long(), weight / total[..., None]

@@ -1,4 +1,4 @@
-"""The same contract from memory: one fixed batch for ever.  The ceiling of any loader, for benchmarks."""
+"""A backend that repeats one random batch in memory, as an upper bound on any loader's speed for benchmarks."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -15,7 +15,7 @@ from sslx.data.views import ViewSpec
 
 
 class Synthetic:
-    """Random pixels, drawn once, already on the device: random and never zeros, which compute faster."""
+    """Random pixels, drawn once and kept on the device.  They are not zeros, because zeros compute faster."""
 
     def __init__(self, specs: Sequence[ViewSpec], *, seed: int, max_per_rank: int, device: torch.device) -> None:
         self.views: list[Tensor] = []
@@ -23,8 +23,8 @@ class Synthetic:
         for number, spec in enumerate(specs):
             shape = (spec.size, spec.size, 3)
             index = np.arange(max_per_rank)
-            drawn = rng.uniform(seed, "synthetic batch", index, number, num=int(np.prod(shape)))
-            pixels = torch.from_numpy(drawn.reshape(-1, *shape).astype(np.float32)).to(device)
+            values = rng.uniform(seed, "synthetic batch", index, number, num=int(np.prod(shape)))
+            pixels = torch.from_numpy(values.reshape(-1, *shape).astype(np.float32)).to(device)
             self.views.append((2 * pixels - 1).permute(0, 3, 1, 2))
 
     def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
@@ -32,8 +32,8 @@ class Synthetic:
         for t in count(start):
             if (work := planner(t)) is None:
                 return
-            (came,) = send([work.along], self.device)
-            yield Delivery(work.index, tuple(view[: len(work.index)] for view in self.views), came)
+            (extras,) = send([work.along], self.device)
+            yield Delivery(work.index, tuple(view[: len(work.index)] for view in self.views), extras)
 
     def unreadable(self, index: npt.NDArray[np.int64]) -> dict[int, str]:  # noqa: ARG002 (nothing is read)
         return {}

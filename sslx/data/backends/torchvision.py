@@ -1,7 +1,7 @@
-"""The same views on torchvision: the parity baseline, and the loader of platforms without DALI.
+"""The backend on torchvision: the baseline for parity tests, and the loader for platforms without DALI.
 
-Each sample gets the parameters that ``views.draw`` makes for it, applied one by one with torchvision's own
-functional operations.  Worker processes make whole batches (``workers``); hue is shifted in HSV, as torchvision does.
+Torchvision's functional operations apply the parameters of ``views.draw`` to one sample at a time.  Worker processes
+make whole batches (``workers``).  Hue is shifted in HSV, as in torchvision.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +31,10 @@ Indices = npt.NDArray[np.int64]
 
 
 def images(source: Source, index: Indices, begin: Callable[[int], None] = unseen) -> Iterator[Tensor]:
-    """Yield these images as (3, H, W) uint8 RGB each, by the table of ``formats``.
+    """Yield these images as (3, H, W) uint8 RGB each, decoded by ``formats``.
 
-    begin: is told of each image before it is read.  Raises Unreadable, with the reason, where one cannot be read.  By
-    PIL: torchvision 0.29 deprecates its own decoders, and its PNG decoder ends the process by SIGSEGV at a damaged
-    file.
+    begin: called with each index before its image is read.  Raises Unreadable with the reason.  Torchvision's decoders
+    are not used: version 0.29 deprecates them, and its PNG decoder ends the process by SIGSEGV at a damaged file.
     """
     if isinstance(source, Pixels):
         for i in index.tolist():
@@ -43,56 +42,56 @@ def images(source: Source, index: Indices, begin: Callable[[int], None] = unseen
             yield torch.from_numpy(source.pixels[i]).permute(2, 0, 1)
         return
     assert isinstance(source, Coded)
-    begin(int(index[0]))  # before a reader brings the bytes of all of them
+    begin(int(index[0]))  # before a reader reads the bytes of all images
     for i, file in zip(index.tolist(), source.files(index), strict=True):
         begin(i)
         yield decode(file, levels.of(source))
 
 
 def decode(file: File, black_and_white: Levels) -> Tensor:
-    """An image file as (3, H, W) uint8 RGB.  Raises Unreadable."""
+    """Decode an image file to (3, H, W) uint8 RGB.  Raises Unreadable."""
     return torch.from_numpy(formats.read(file, black_and_white)).permute(2, 0, 1)
 
 
 def read(source: Source, index: int) -> Tensor:
-    """One image as (3, H, W) uint8 RGB.  Raises Unreadable."""
+    """Read one image as (3, H, W) uint8 RGB.  Raises Unreadable."""
     return next(images(source, np.array([index])))
 
 
 def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor:
-    """One view of one image: (3, H, W) uint8 -> (3, size, size) uint8, not yet normalised.
+    """Make one view of one image: (3, H, W) uint8 -> (3, size, size) uint8, not normalized.
 
-    drawn, row: the parameters of the sample; None for the evaluation view.
+    drawn: the parameters of a batch, None for the evaluation view.  row: the sample's row in them.
     """
     height, width = image.shape[-2:]
     augment = spec.augment
     if drawn is None or augment is None:
         box = views.boxes(spec, None, [height], [width])[0]
         return _crop(spec, image, box, InterpolationMode.BILINEAR)
-    one = Draw(**{name: value[row : row + 1] for name, value in vars(drawn).items()})
-    box = views.boxes(spec, one, [height], [width])[0]
+    sample = Draw(**{name: value[row : row + 1] for name, value in vars(drawn).items()})
+    box = views.boxes(spec, sample, [height], [width])[0]
     bicubic = augment.interpolation == "bicubic"
     image = _crop(spec, image, box, InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR)
-    if (brightness := float(one.brightness[0])) != 1:
+    if (brightness := float(sample.brightness[0])) != 1:
         image = functional.adjust_brightness(image, brightness)
-    if (contrast := float(one.contrast[0])) != 1:
+    if (contrast := float(sample.contrast[0])) != 1:
         image = functional.adjust_contrast(image, contrast)
-    if (saturation := float(one.saturation[0])) != 1:
+    if (saturation := float(sample.saturation[0])) != 1:
         image = functional.adjust_saturation(image, saturation)
-    if (hue := float(one.hue[0])) != 0:
+    if (hue := float(sample.hue[0])) != 0:
         image = functional.adjust_hue(image, hue)
-    if one.gray[0]:
+    if sample.gray[0]:
         image = functional.rgb_to_grayscale(image, num_output_channels=3)
-    if one.blur[0]:
-        sigma, window = float(one.sigma[0]), int(one.window[0])
+    if sample.blur[0]:
+        sigma, window = float(sample.sigma[0]), int(sample.window[0])
         image = functional.gaussian_blur(image, [window, window], [sigma, sigma])
-    if one.solarize[0]:
+    if sample.solarize[0]:
         image = functional.solarize(image, 128)
-    return functional.horizontal_flip(image) if one.flip[0] else image
+    return functional.horizontal_flip(image) if sample.flip[0] else image
 
 
 def prepared(spec: ViewSpec, image: Tensor) -> Tensor:
-    """One image as the evaluation view: (3, H, W) uint8 -> (3, size, size) float32, normalized, as the loader's."""
+    """Make the evaluation view of one image: (3, H, W) uint8 -> (3, size, size) float32, normalized."""
     scale, shift = (torch.tensor([255 * value for value in values])[:, None, None] for values in (spec.std, spec.mean))
     return (apply(spec, image, None, 0).float() - shift) / scale
 
@@ -105,9 +104,9 @@ def _crop(spec: ViewSpec, image: Tensor, box: Indices, interpolation: Interpolat
 
 
 def _make(source: Source, planner: Planner, t: int, place: Tensor, begin: Callable[[int], None]) -> None:
-    """Batch t into ``place``: one (B, size, size, 3) uint8 tensor a view."""
+    """Write batch t to ``place``: one (B, size, size, 3) uint8 tensor per view."""
     work = planner(t)
-    assert work is not None, "no batch after the last one is asked for"
+    assert work is not None, "the order ends before this batch"
     pictures = list(images(source, work.files, begin))
     for spec, drawn, view in zip(planner.specs, work.draws, _views(planner.specs, len(pictures), place), strict=True):
         for row, image in enumerate(pictures):
@@ -115,14 +114,14 @@ def _make(source: Source, planner: Planner, t: int, place: Tensor, begin: Callab
 
 
 def _views(specs: Sequence[ViewSpec], num_samples: int, place: Tensor) -> list[Tensor]:
-    """Where each view of a batch lies in its bytes: (num_samples, size, size, 3) uint8 each, which share them."""
+    """Return each view's part of a batch's shared bytes as (num_samples, size, size, 3) uint8."""
     sizes = [num_samples * spec.size**2 * 3 for spec in specs]
     parts = place[: sum(sizes)].split(sizes)
     return [part.view(num_samples, spec.size, spec.size, 3) for part, spec in zip(parts, specs, strict=True)]
 
 
 class TorchVision:
-    """Batches of views, made by torchvision in ``num_threads`` worker processes (0: in this one)."""
+    """Batches of views, made by torchvision in ``num_threads`` worker processes, or in this process if it is 0."""
 
     def __init__(
         self,
@@ -137,12 +136,12 @@ class TorchVision:
         self.device, self.num_threads, self.patience = device, num_threads, patience or Patience()
         self._scale = [torch.tensor([255 * s for s in spec.std]) for spec in self.specs]
         self._shift = [torch.tensor([255 * m for m in spec.mean]) for spec in self.specs]
-        self._normalized = [Finish(spec, device) for spec in self.specs]
+        self._normalizers = [Finish(spec, device) for spec in self.specs]
 
     def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
-        """Yield batch start, start + 1, ...: one (B, 3, H, W) float32 channels_last tensor a view; what came along.
+        """Yield batches start, start + 1, ..., with one (B, 3, H, W) float32 channels_last tensor per view.
 
-        Raises RuntimeError where a file of the batch cannot be decoded; the stream is then at its end.  Also what
+        Raises RuntimeError if a file of the batch cannot be decoded, which ends the stream, and what
         ``workers.Pool.results`` raises.
         """
         if (first := planner(start)) is None:
@@ -163,23 +162,23 @@ class TorchVision:
             pool.close()
 
     def _finish(self, planner: Planner, t: int, _: Any, place: Tensor) -> Delivery:
-        """The batch's views on the device, normalised: on a GPU by the operations that all backends end with."""
+        """Return the batch with normalized views on the device.  On a GPU ``Finish`` does this, as for all backends."""
         work = planner(t)
         assert work is not None
         views = _views(self.specs, len(work.index), place)
-        sent, came = send([{str(number): view for number, view in enumerate(views)}, work.along], self.device)
+        sent, extras = send([{str(number): view for number, view in enumerate(views)}, work.along], self.device)
         if self.device.type == "cuda":
-            finished = [finish(None, view) for finish, view in zip(self._normalized, sent.values(), strict=True)]
-            came = {name: tensor.clone() for name, tensor in came.items()}  # or the pixels would live as long as they
+            normalized = [finish(None, view) for finish, view in zip(self._normalizers, sent.values(), strict=True)]
+            extras = {name: tensor.clone() for name, tensor in extras.items()}  # a view would keep all pixels in memory
         else:
-            finished = [
+            normalized = [
                 ((view.float() - m) / s).permute(0, 3, 1, 2)
                 for view, m, s in zip(sent.values(), self._shift, self._scale, strict=True)
             ]
-        return Delivery(work.index, tuple(finished), came)
+        return Delivery(work.index, tuple(normalized), extras)
 
     def unreadable(self, index: Indices) -> dict[int, str]:
-        """Which of these images cannot be read, and why; by a worker where there are any: a file may end its reader."""
+        """Return the images that cannot be read and the reasons.  Uses a worker, because a file may end its reader."""
         if isinstance(self.source, Pixels):
             return {}
         if self.num_threads == 0:
@@ -197,7 +196,7 @@ class TorchVision:
 def _reasons(
     source: Source, index: Indices, _: int, place: Tensor | None = None, begin: Callable[[int], None] = unseen
 ) -> dict[int, str]:
-    """What ``unreadable`` returns, as work for a pool."""
+    """Return the result of ``unreadable``, as work for a pool."""
     del place
     reasons: dict[int, str] = {}
     for i in index:

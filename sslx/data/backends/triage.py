@@ -1,4 +1,4 @@
-"""Which files DALI reads itself, which ``formats`` reads for it, and which nobody can read."""
+"""Decide which files DALI reads itself, which ``formats`` reads for it, and which are unreadable."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,75 +12,75 @@ from sslx.data.sources.base import Coded
 
 Indices = npt.NDArray[np.int64]
 Image = npt.NDArray[np.uint8]
-_PART = 32  # images that a thread fetches at once
-_ODD, _PLAIN, _UNKNOWN = 0, 1, 2  # what is known of a file
-_SLOW_S = 0.0005  # for the header of a file: it is not in memory, or on a network
+_PART = 32  # number of images that a thread fetches at once
+_ODD, _PLAIN, _UNKNOWN = 0, 1, 2  # states of a file
+_SLOW_S = 0.0005  # time for a file's header above which the file is not cached, or on a network
 
 
 class Triage:
-    """What is known of a source's files: a header is looked at once, when its file is first met."""
+    """The states of a source's files.  Each header is read once, at the file's first use."""
 
     def __init__(self, source: Coded, num_threads: int) -> None:
         self.source = source
-        self._known = np.full(len(source), _UNKNOWN, dtype=np.uint8)
-        self._workers = ThreadPoolExecutor(num_threads)  # starts none before it is used
-        self._slow = False
+        self._states = np.full(len(source), _UNKNOWN, dtype=np.uint8)
+        self._workers = ThreadPoolExecutor(num_threads)  # starts threads at its first use
+        self._is_slow = False
 
     def plain(self, files: Indices) -> npt.NDArray[np.bool_]:
-        """(B,) whether DALI reads each of these files.  Raises Unreadable at one that is no image."""
-        unknown = files[self._known[files] == _UNKNOWN]
+        """Return whether DALI reads each of these files: (B,).  Raises Unreadable for a file that is not an image."""
+        unknown = files[self._states[files] == _UNKNOWN]
         if len(unknown):
             started = time.perf_counter()
             contents = self.source.files(unknown)
-            self._known[unknown] = list((self._workers.map if self._slow else map)(headers.is_plain, contents))
-            self._slow |= time.perf_counter() - started > _SLOW_S * (len(unknown) + 16)
-        return self._known[files] == _PLAIN
+            self._states[unknown] = list((self._workers.map if self._is_slow else map)(headers.is_plain, contents))
+            self._is_slow |= time.perf_counter() - started > _SLOW_S * (len(unknown) + 16)
+        return self._states[files] == _PLAIN
 
     def pixels(self, files: Indices) -> list[Future[Image]]:
-        """The (H, W, 3) images by ``formats``, or Unreadable, as they become ready."""
+        """Return futures of the (H, W, 3) images read by ``formats``, which may raise Unreadable."""
         return [self._workers.submit(self._read, i) for i in files.tolist()]
 
     def fetched(self, files: Indices) -> list[Future[list[Image]]]:
-        """What ``fetch`` brings of parts of a batch, or Unreadable, as they become ready."""
+        """Return futures of ``fetch`` for parts of a batch, which may raise Unreadable."""
         parts = np.array_split(files, -(-len(files) // _PART))
         return [self._workers.submit(self.fetch, part) for part in parts]
 
     def fetch(self, files: Indices) -> list[Image]:
-        """The bytes of the files that DALI reads, (length,) uint8, and the pixels of the others, (H, W, 3).
+        """Return the bytes of the files that DALI reads, (length,) uint8, and the pixels of others, (H, W, 3) uint8.
 
         Raises Unreadable.
         """
         images: list[Image] = []
         for i, file in zip(files.tolist(), self.source.files(files), strict=True):
-            if self._known[i] == _UNKNOWN:
-                self._known[i] = headers.is_plain(file)
-            if self._known[i] == _PLAIN and isinstance(file, bytes):
+            if self._states[i] == _UNKNOWN:
+                self._states[i] = headers.is_plain(file)
+            if self._states[i] == _PLAIN and isinstance(file, bytes):
                 images.append(np.frombuffer(file, dtype=np.uint8))
             else:
                 images.append(formats.read(file, levels.of(self.source)))
         return images
 
     def unreadable(self, index: Indices) -> dict[int, str]:
-        """Which of these images cannot be read, and why: by ``formats``, as on the other backends.
+        """Return the images that ``formats`` cannot read, as on the other backends, and the reasons.
 
-        Where headers tell of some, only those; and no plain file is decoded where an odd one turns out to be it.
+        The search stops at the first group with unreadable images: headers first, then odd files, then plain files.
         """
         reasons: dict[int, str] = {}
-        for i in index.tolist():  # again: a file may have changed since
+        for i in index.tolist():  # read headers again, because files may have changed
             try:
-                self._known[i] = headers.is_plain(self._file(i))
+                self._states[i] = headers.is_plain(self._file(i))
             except Unreadable as error:
                 reasons[i] = self._reason(i) or str(error)
-        plain = self._known[index] == _PLAIN
-        for some in (index[~plain].tolist(), index[plain].tolist()):
+        plain = self._states[index] == _PLAIN
+        for group in (index[~plain].tolist(), index[plain].tolist()):
             if not reasons:
-                words = zip(some, self._workers.map(self._reason, some), strict=True)
-                reasons = {i: reason for i, reason in words if reason}
+                results = zip(group, self._workers.map(self._reason, group), strict=True)
+                reasons = {i: reason for i, reason in results if reason}
         return reasons
 
     def set_odd(self, i: int) -> None:
         """Let ``formats`` read a file from now on."""
-        self._known[i] = _ODD
+        self._states[i] = _ODD
 
     def _file(self, i: int) -> File:
         return self.source.files(np.array([i]))[0]
@@ -89,7 +89,7 @@ class Triage:
         return formats.read(self._file(i), levels.of(self.source))
 
     def _reason(self, i: int) -> str:
-        """Why ``formats`` cannot read an image; empty where it can."""
+        """Return why ``formats`` cannot read an image, or "" if it can."""
         try:
             self._read(i)
         except Unreadable as error:

@@ -1,1 +1,1 @@
-"""Image files as pixels: which formats there are, what a file says of itself, and what black and white are in it."""
+"""Decoding of image files: formats, headers, and the values of black and white."""

@@ -1,18 +1,18 @@
-"""The one table of pixel formats: any file -> RGB uint8, the same for all backends, or a refusal with its reason.
+"""Decode image files to RGB uint8, with the same pixels for all backends, or refuse them with a reason.
 
-``read`` follows it for all files (torchvision, resident) or for those that DALI would read otherwise or not at all
-(``headers.is_plain``).
+The backends torchvision and resident use ``read`` for all files, and DALI for files that it would decode differently
+or not at all (``headers.is_plain``).  These formats are supported:
 
-- JPEG: 8 bits, gray, YCbCr, RGB, CMYK and YCCK (inverted inks where Adobe's
-  marker is), any coding.  Not: 12 bits, 2 planes.
-- PNG: gray, palette, RGB, of 1 to 16 bits; of an animation the default image.
-- WebP, BMP: all; of an animation the first frame.
-- TIFF, the first page: gray of 1 to 32 bits, also signed, and of floats; palette; RGB of 8 and 16 bits; CMYK; YCbCr.
-  Not: other numbers of bands, CIELab, raw; 16 bits in planes of their own; values that are not finite.
+- JPEG: 8 bits, gray, YCbCr, RGB, CMYK and YCCK (with inverted inks if it has Adobe's marker), any coding.
+  Not supported: 12 bits, 2 planes.
+- PNG: gray, palette and RGB with 1 to 16 bits; the default image of an animation.
+- WebP, BMP: all; the first frame of an animation.
+- TIFF, the first page: gray with 1 to 32 bits, signed or not, or floats; palette; RGB with 8 or 16 bits; CMYK; YCbCr.
+  Not supported: other numbers of bands, CIELab, raw, 16 bits in separate planes, values that are not finite.
 - JPEG 2000: gray, RGB.
 
-One alpha and transparency are dropped, gray is repeated, EXIF's orientation is applied.  Black and white of more than
-8 bits, of signed values and of floats are what ``Levels`` says.
+One alpha channel or transparency is dropped, gray is repeated, and EXIF's orientation is applied.  ``Levels`` gives
+black and white of more than 8 bits, of signed values and of floats.
 """
 
 import os
@@ -41,7 +41,7 @@ from sslx.data.codecs.headers import File, Unreadable
 Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]
 
-_PLUGINS: dict[str, Any] = {  # not by Image.open, which would try dozens of formats
+_PLUGINS: dict[str, Any] = {  # because Image.open would try dozens of formats
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
@@ -54,44 +54,44 @@ _BASE_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation
 _FULL_16_BITS = (0.0, 65535.0)
 _CONVERTED = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, of many pixels: said here, or of no use
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged EXIF and many pixels
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Black and white of images whose files do not state them; all images of a kind are scaled alike.
+    """Black and white of images whose files do not state them.  All images of a kind are scaled in the same way.
 
-    chosen: the user's, for every kind.  measured: by kind, such as ``16-bit``, on a sample of the images.
+    chosen: the user's range for every kind.  measured: ranges measured on a sample of the images, by kind (``16-bit``).
     """
 
     chosen: Range | None = None
     measured: dict[str, Range] = field(default_factory=dict[str, Range])
 
     def of(self, kind: str, low: float, high: float) -> Range:
-        """Black and white of an image with values from low to high.  Raises Unreadable where nobody knows."""
+        """Return black and white of an image with values from low to high.  Raises Unreadable if they are unknown."""
         if self.chosen:
             return self.chosen
         if kind in self.measured:
             black, white = self.measured[kind]
             if max(black - low, high - white) > (white - black) / 2:
                 raise Unreadable(
-                    f"{kind} values from {low:g} to {high:g}, where the other images use {black:g} to {white:g}: "
+                    f"{kind} values from {low:g} to {high:g}, but the other images use {black:g} to {white:g}: "
                     "give black and white with --data.range LOW HIGH"
                 )
             return black, white
         if kind == "16-bit" and high > 32767:
             return _FULL_16_BITS
         raise Unreadable(
-            f"{kind} values from {low:g} to {high:g}, of which it is not known what is white: "
-            "give black and white with --data.range LOW HIGH"
+            f"{kind} values from {low:g} to {high:g} with unknown black and white: give them with --data.range LOW HIGH"
         )
 
 
 @dataclass(frozen=True)
 class Values:
-    """An image as its file has it: (H, W) or (H, W, 3), upright.
+    """The values in an image's file: (H, W) or (H, W, 3), upright.
 
-    kind: of values without a stated range, else None, and the array is RGB uint8.
+    kind: the kind of values with an unknown range, or None for RGB uint8.  stated: the range that the format implies.
+    white_first: whether low values are white.
     """
 
     array: npt.NDArray[Any]
@@ -101,7 +101,7 @@ class Values:
 
 
 def read(file: File, levels: Levels | None = None) -> Pixels:
-    """(H, W, 3) uint8 RGB of an image file.  Raises Unreadable with the reason."""
+    """Return the (H, W, 3) uint8 RGB pixels of an image file.  Raises Unreadable with the reason."""
     image = values(file)
     if image.kind is None:
         return image.array
@@ -118,7 +118,7 @@ def read(file: File, levels: Levels | None = None) -> Pixels:
 
 
 def values(file: File) -> Values:
-    """What the file holds, by the table.  Raises Unreadable with the reason."""
+    """Return the values in an image file.  Raises Unreadable with the reason."""
     descriptor = headers.opened(file)
     with open(descriptor, "rb") as opened:
         container = headers.container(opened.read(64))
@@ -135,7 +135,7 @@ def values(file: File) -> Values:
 
 
 def kind_of(file: File) -> str | None:
-    """The kind of values whose range ``Levels`` must give, from the header alone; None for all other files."""
+    """Return, from the header alone, the kind of values whose range ``Levels`` must give, or None for other files."""
     descriptor = headers.opened(file)
     try:
         head = os.pread(descriptor, 64, 0)
@@ -148,7 +148,7 @@ def kind_of(file: File) -> str | None:
 
 
 def _decoded(file: BinaryIO, container: str) -> Values:
-    """The values of an open file of a known container."""
+    """Return the values in an open file of a known container."""
     with _PLUGINS[container](file) as image:
         headers.check_size(*image.size)
         tags = headers.tiff_tags(file.fileno()) if container == "TIFF" else {}
@@ -168,16 +168,20 @@ def _decoded(file: BinaryIO, container: str) -> Values:
                 array = array.view(np.uint32)
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise Unreadable("some of its values are not finite numbers")
-            stated = _FULL_16_BITS if container == "JPEG 2000" else (0, 4095) if tags.get("bits") == (12,) else None
+            stated: Range | None = None
+            if container == "JPEG 2000":
+                stated = _FULL_16_BITS
+            elif tags.get("bits") == (12,):
+                stated = 0, 4095
             white_first = tags.get("photometric") == (0,)
             return Values(_upright(array, image), kind or "16-bit", stated, white_first)
         return Values(_upright(_rgb(image, container), image))
 
 
 def _rgb(image: Image.Image, container: str) -> Pixels:
-    """An image of 8 bits a band, or of fewer."""
+    """Return the pixels of an image with at most 8 bits per band."""
     if image.mode == "CMYK" and container == "JPEG" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes all for Adobe's
+        image = ImageChops.invert(image)  # Pillow assumes Adobe's inverted inks
     if image.mode not in _CONVERTED:
         raise Unreadable(f"a {container} of mode {image.mode}")
     image.info.pop("transparency", None)
@@ -185,29 +189,34 @@ def _rgb(image: Image.Image, container: str) -> Pixels:
 
 
 def _rawmode(image: Any) -> str:
-    args = image.tile[0][3] if image.tile else ""  # its name, args, is new in Pillow 11
-    return str(args if isinstance(args, str) else args[0] if args else "")
+    args = image.tile[0][3] if image.tile else ""  # by number, because the field name args is new in Pillow 11
+    if args and not isinstance(args, str):
+        args = args[0]
+    return str(args or "")
 
 
 def _decode_as(image: Any, rawmode: str) -> npt.NDArray[np.uint8]:
-    """The bytes that Pillow's decoder gives when told that the file holds ``rawmode``."""
+    """Decode the bytes as if the file held ``rawmode``."""
 
-    def told(args: Any) -> Any:
+    def with_rawmode(args: Any) -> Any:
         return rawmode if isinstance(args, str) else (rawmode, *args[1:])
 
-    image.tile = [(*tile[:3], told(tile[3])) for tile in image.tile]
+    image.tile = [(*tile[:3], with_rawmode(tile[3])) for tile in image.tile]
     image.load()
     return np.asarray(image)
 
 
 def _gray_of_gray_alpha(image: Any) -> npt.NDArray[Any]:
-    """The gray of a 16-bit PNG with alpha, whose four bytes a pixel are decoded as they are."""
-    whole = _decode_as(image, "RGBA").astype(np.uint16)
-    return _upright(whole[..., 0] << 8 | whole[..., 1], image)
+    """Return the gray of a 16-bit PNG with alpha, whose four bytes per pixel are decoded as RGBA."""
+    pixel_bytes = _decode_as(image, "RGBA").astype(np.uint16)
+    return _upright(pixel_bytes[..., 0] << 8 | pixel_bytes[..., 1], image)
 
 
 def _sixteen_bits(image: Any, file: BinaryIO, container: str) -> npt.NDArray[Any]:
-    """(H, W, 3) of 16 bits a band.  Pillow keeps one byte of two: the upper, or, in the other byte order, the lower."""
+    """Return (H, W, 3) pixels of 16 bits per band.
+
+    Pillow keeps only the upper byte, so the file is decoded again in the other byte order for the lower one.
+    """
     rawmode = _rawmode(image)
     order = rawmode[-1].replace("N", "L" if sys.byteorder == "little" else "B")
     upper = _upright(_decode_as(image, rawmode)[..., :3], image).astype(np.uint16)
@@ -218,10 +227,10 @@ def _sixteen_bits(image: Any, file: BinaryIO, container: str) -> npt.NDArray[Any
 
 
 def _upright(array: npt.NDArray[Any], image: Image.Image) -> npt.NDArray[Any]:
-    """Turned as EXIF says; where that is damaged, as it is."""
+    """Apply EXIF's orientation.  Damaged EXIF is ignored."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # whatever Pillow raises at damaged EXIF, which DALI ignores
+    except Exception:  # Pillow raises anything at damaged EXIF, which DALI ignores
         orientation = 1
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
@@ -233,7 +242,7 @@ def _upright(array: npt.NDArray[Any], image: Image.Image) -> npt.NDArray[Any]:
 
 
 def _tiff_kind(tags: dict[str, tuple[int, ...]]) -> str | None:
-    """The kind of values that have no stated range; None for those that have, and 12 bits state theirs."""
+    """Return the kind of values that may need a range from ``Levels``, or None for 8-bit ones."""
     bits, sample_format = tags["bits"][0], tags["sample_format"][0]
     if sample_format == 3:
         return "float"
@@ -243,26 +252,28 @@ def _tiff_kind(tags: dict[str, tuple[int, ...]]) -> str | None:
 
 
 def _check_tiff(tags: dict[str, tuple[int, ...]]) -> None:
-    """Raise Unreadable for what the table has not, which Pillow would refuse without a word or read wrongly."""
+    """Raise Unreadable for unsupported TIFFs, which Pillow would refuse without a reason or read wrongly."""
     photometric, bits, samples, extra = (tags[name] for name in ("photometric", "bits", "samples", "extra"))
     if photometric[0] not in _BASE_BANDS:
-        raise Unreadable(f"a TIFF of photometric interpretation {photometric[0]}; sslx reads gray, RGB, palette, CMYK")
-    more = samples[0] - _BASE_BANDS[photometric[0]]
+        raise Unreadable(
+            f"a TIFF with photometric interpretation {photometric[0]}; sslx reads gray, RGB, palette, CMYK"
+        )
+    num_extra = samples[0] - _BASE_BANDS[photometric[0]]
     alpha = extra in ((1,), (2,)) or (photometric == (2,) and extra in ((), (0,)))
-    if more < 0 or more > 1 or (more == 1 and not alpha):
-        raise Unreadable(f"a TIFF of {samples[0]} bands; sslx reads gray and RGB, with an alpha or without")
+    if num_extra < 0 or num_extra > 1 or (num_extra == 1 and not alpha):
+        raise Unreadable(f"a TIFF with {samples[0]} bands; sslx reads gray and RGB, with or without alpha")
     if tags["planar"] == (2,) and max(bits) > 8:
-        raise Unreadable(f"a TIFF whose {max(bits)}-bit colors lie in planes of their own; sslx reads interleaved ones")
+        raise Unreadable(f"a TIFF whose {max(bits)}-bit colors are in separate planes; sslx reads interleaved ones")
     if photometric == (6,) and tags["compression"] == (1,) and tags["subsampling"] != (1, 1):
-        raise Unreadable("a TIFF of uncompressed YCbCr with fewer colors than pixels, which sslx does not read")
+        raise Unreadable("a TIFF with uncompressed, subsampled YCbCr, which sslx does not read")
     if extra[:1] == (1,) and max(bits) > 8:
         raise Unreadable(
-            f"a TIFF of {max(bits)}-bit colors that are multiplied by their alpha, which sslx does not read"
+            f"a TIFF with {max(bits)}-bit colors that are multiplied by their alpha, which sslx does not read"
         )
 
 
 def _name(container: str, file: BinaryIO) -> str:
-    """What to call a file that cannot be decoded."""
+    """Return the name of a file that cannot be decoded, for messages."""
     if container != "TIFF":
         return f"a {container}"
     tags = headers.tiff_tags(file.fileno())

@@ -1,9 +1,9 @@
-"""What a file says of itself before anything decodes it: its container, and whether DALI reads it as sslx does.
+"""Read a file's header before decoding: find its container and whether DALI decodes it as sslx does.
 
-All backends begin here, so that they agree on which files are images.  Only a few kilobytes are looked at, and DALI
-is given nothing but whole-looking files of the kinds that it is known to read as ``formats.read`` does (``is_plain``);
-that function, by Pillow and numpy, reads all the others, or says why it does not.  No TIFF is plain: of damaged ones,
-two libraries make two pictures.
+All backends begin here, so that they agree on which files are images.  Only a few kilobytes are read.  DALI gets only
+files that look complete and whose kind it decodes to the same pixels as ``formats.read`` (``is_plain``).  That function
+reads all other files with Pillow and numpy, or reports why it does not.  TIFFs are never plain, because libraries
+decode damaged TIFFs differently.
 """
 
 import math
@@ -15,11 +15,11 @@ import struct
 from sslx.machine import files
 
 MAX_PIXELS = 178_956_970
-"""Of an image that sslx reads, 0.5 GiB as RGB: Pillow's own limit, so that no backend reads more than another."""
+"""Largest image that sslx reads, 0.5 GiB as RGB.  This is Pillow's limit; it is the same for all backends."""
 
-_HEAD = 4096  # bytes: the whole of a small file, the header of most
-_FAR = 1 << 20  # bytes: no JPEG's header is longer, but for those of a few cameras
-_ENDS = 1 << 16  # bytes in which the end of a JPEG is looked for, behind which cameras put things of their own
+_HEAD_BYTES = 4096  # all of a small file, and the header of most files
+_MAX_HEAD_BYTES = 1 << 20  # only a few cameras write longer JPEG headers
+_TAIL_BYTES = 1 << 16  # searched for the end of a JPEG, after which cameras may append other data
 
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -32,7 +32,7 @@ _MAGIC = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
 )
-_OTHERS = (
+_NOT_READ = (
     (rb"GIF8", "a GIF"),
     (rb"....ftypavi[fs]", "an AVIF"),
     (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIF"),
@@ -41,7 +41,7 @@ _OTHERS = (
     (rb"8BPS", "a Photoshop file"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL"),
     (rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "an archive"),
-    (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself: git lfs pull"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself: run git lfs pull"),
     (rb"(?i)\s*(<!doctype html|<html|<head)", "an HTML page"),
     (rb"(?i)\s*<(\?xml|svg)", "an XML or SVG file"),
     (rb"\0{64}", "nothing but zeros"),
@@ -61,9 +61,11 @@ _TAGS = {
     339: "sample_format",
     530: "subsampling",
 }
-_PARTS = {273: "num_strips", 324: "num_tiles"}
-_SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of TIFF's whole numbers, by their type
-_TURNED = re.compile(rb"tiff:Orientation(?:=[\"']|>)[02-9]")  # in XMP, which Pillow reads and DALI does not
+_PART_COUNTS = {273: "num_strips", 324: "num_tiles"}
+_INTEGER_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # struct codes of TIFF's integer types
+_TURNED = re.compile(
+    rb"tiff:Orientation(?:=[\"']|>)[02-9]"
+)  # an XMP orientation, which Pillow applies and DALI does not
 
 
 File = str | bytes
@@ -71,13 +73,13 @@ File = str | bytes
 
 
 class Unreadable(RuntimeError):
-    """An image that sslx does not read.  The message is the reason, without the path."""
+    """sslx cannot read an image.  The message is the reason, without the path."""
 
 
 def opened(file: File) -> int:
-    """A descriptor of a regular file, or of a file in memory that holds these bytes.
+    """Open a regular file, or a file in memory that holds these bytes, and return its descriptor.
 
-    Raises Unreadable, also for a pipe, which would block, and a dangling link.
+    Raises Unreadable, also for a dangling link and for a pipe, which would block.
     """
     return _opened(file) if isinstance(file, str) else _in_memory(file)
 
@@ -94,7 +96,7 @@ def _opened(path: str) -> int:
     try:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except BlockingIOError:  # somebody holds a lease on it, as file servers do, and gives it back in a moment
+        except BlockingIOError:  # a file server holds a lease, which it releases soon
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -109,7 +111,7 @@ def _opened(path: str) -> int:
 
 
 def container(head: bytes) -> str:
-    """The kind of file that these first bytes begin.  Raises Unreadable with what it is instead."""
+    """Return the container that begins with these bytes.  Raises Unreadable, naming other kinds of files."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -117,29 +119,29 @@ def container(head: bytes) -> str:
         return "WebP"
     if not head:
         raise Unreadable("an empty file")
-    other = next((name for magic, name in _OTHERS if re.match(magic, head, re.DOTALL)), "no image")
+    other = next((name for magic, name in _NOT_READ if re.match(magic, head, re.DOTALL)), "not an image")
     raise Unreadable(f"{other}; sslx reads JPEG, PNG, WebP, BMP, TIFF and JPEG 2000")
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise Unreadable where an image has more pixels than sslx reads."""
+    """Raise Unreadable if an image has more pixels than sslx reads."""
     if width * height > MAX_PIXELS:
         raise Unreadable(f"{width:,} x {height:,} pixels; sslx reads at most {MAX_PIXELS:,}")
 
 
 def is_plain(file: File) -> bool:
-    """Whether this looks like a whole file of a kind that DALI decodes to the pixels of ``formats.read``.
+    """Return whether this looks like a complete file of a kind that DALI decodes to the pixels of ``formats.read``.
 
-    Raises Unreadable where it is no image, cannot be opened or has too many pixels.
+    Raises Unreadable if it is not an image, cannot be opened or has too many pixels.
     """
     descriptor = opened(file)
     try:
-        head = os.pread(descriptor, _HEAD, 0)
+        head = os.pread(descriptor, _HEAD_BYTES, 0)
         kind = container(head)
         if kind not in _PLAIN:
             return False
         return _PLAIN[kind](descriptor, head, os.fstat(descriptor).st_size)
-    except (struct.error, IndexError):  # it ends in its header
+    except (struct.error, IndexError):  # the file ends in its header
         return False
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from error
@@ -148,7 +150,7 @@ def is_plain(file: File) -> bool:
 
 
 def _plain_jpeg(descriptor: int, head: bytes, size: int) -> bool:
-    """8 bits, Huffman coded, gray or YCbCr, with an end."""
+    """Return whether a JPEG has 8 bits, Huffman coding, gray or YCbCr colors, and an end."""
     at, frame = 2, 0
     turned = exif = rgb = False
     while True:
@@ -179,18 +181,18 @@ def _plain_jpeg(descriptor: int, head: bytes, size: int) -> bool:
     if (rgb and planes == 3) or (turned and not exif):
         return False
     end = head if size <= len(head) else os.pread(descriptor, 2, size - 2)
-    return end.endswith(b"\xff\xd9") or b"\xff\xd9" in os.pread(descriptor, _ENDS, max(at, size - _ENDS))
+    return end.endswith(b"\xff\xd9") or b"\xff\xd9" in os.pread(descriptor, _TAIL_BYTES, max(at, size - _TAIL_BYTES))
 
 
 def _more(descriptor: int, head: bytes, size: int) -> bytes:
-    """More of a file's beginning.  Raises IndexError where there is none."""
-    if len(head) >= min(size, _FAR):
+    """Return more of a file's beginning.  Raises IndexError if there is no more."""
+    if len(head) >= min(size, _MAX_HEAD_BYTES):
         raise IndexError
     return os.pread(descriptor, 16 * len(head), 0)
 
 
 def _plain_png(descriptor: int, head: bytes, size: int) -> bool:
-    """8 bits, upright, its chunks as they must be to the end of the file."""
+    """Return whether a PNG has 8 bits, is upright, and consists of valid chunks to the end of the file."""
     length, name, width, height, bits, color = struct.unpack_from(">I4sIIBB", head, 8)
     check_size(width, height)
     if (length, name, bits) != (13, b"IHDR", 8) or color not in (0, 2, 3, 4, 6) or not width or not height:
@@ -207,14 +209,14 @@ def _plain_png(descriptor: int, head: bytes, size: int) -> bool:
 
 
 def _plain_webp(_: int, head: bytes, size: int) -> bool:
-    """A picture and nothing else (no EXIF, animation, alpha of its own), whole."""
+    """Return whether a WebP is complete and has only one picture, without EXIF, animation or separate alpha."""
     length, kind = struct.unpack_from("<I4x4s", head, 4)
     lossy, lossless = kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a", kind == b"VP8L" and head[20] == 0x2F
     return size >= length + 8 and (lossy or lossless)
 
 
 def _plain_bmp(_: int, head: bytes, size: int) -> bool:
-    """24 bits, not compressed, bottom line first."""
+    """Return whether a BMP has 24 bits, is not compressed, and stores the bottom line first."""
     start, length, width, height, planes, bits, compression = struct.unpack_from("<IIiiHHI", head, 10)
     check_size(abs(width), abs(height))
     if (length, planes, bits, compression) != (40, 1, 24, 0) or width <= 0 or height <= 0:
@@ -226,9 +228,9 @@ _PLAIN = {"JPEG": _plain_jpeg, "PNG": _plain_png, "WebP": _plain_webp, "BMP": _p
 
 
 def tiff_tags(descriptor: int) -> dict[str, tuple[int, ...]]:
-    """The whole numbers that a TIFF's first page gives for ``_TAGS``, with TIFF's defaults, and how many parts it has.
+    """Return the integers of a TIFF's first page for ``_TAGS``, with TIFF's defaults, and its number of parts.
 
-    Raises Unreadable for too many pixels, too few parts and where the file ends before, or is none.
+    Raises Unreadable for too many pixels, too few parts, a truncated directory, and for other files.
     """
     tags: dict[str, tuple[int, ...]] = {
         "bits": (1,),
@@ -251,7 +253,7 @@ def tiff_tags(descriptor: int) -> dict[str, tuple[int, ...]]:
 
 
 def _check_parts(tags: dict[str, tuple[int, ...]]) -> None:
-    """Raise Unreadable where the strips or tiles are too few for the size: Pillow would leave the rest black."""
+    """Raise Unreadable if there are too few strips or tiles for the size: Pillow would leave the rest black."""
     width, height = tags["width"][0], tags["height"][0]
     kind = "tiles" if "num_tiles" in tags else "strips"
     if kind == "tiles":
@@ -262,7 +264,7 @@ def _check_parts(tags: dict[str, tuple[int, ...]]) -> None:
     expected = math.ceil(width / max(1, wide)) * math.ceil(height / max(1, high)) * planes
     num_parts = tags.get(f"num_{kind}", (0,))[0]
     if num_parts < expected:
-        raise Unreadable(f"a TIFF of {num_parts:,} {kind} where {width:,} x {height:,} pixels take {expected:,}")
+        raise Unreadable(f"a TIFF with {num_parts:,} {kind}; its {width:,} x {height:,} pixels take {expected:,}")
 
 
 def _directory(descriptor: int) -> dict[str, tuple[int, ...]]:
@@ -280,14 +282,14 @@ def _directory(descriptor: int) -> dict[str, tuple[int, ...]]:
     for at in range(0, count * width, width):
         tag, kind = struct.unpack_from(f"{order}HH", entries, at)
         (number,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", entries, at + 4)
-        if tag in _TAGS and kind in _SIZES and number <= 64:
-            pattern = f"{order}{number}{_SIZES[kind]}"
+        if tag in _TAGS and kind in _INTEGER_CODES and number <= 64:
+            pattern = f"{order}{number}{_INTEGER_CODES[kind]}"
             value_at, room = (12, 8) if big else (8, 4)
             place = entries[at + value_at : at + value_at + room]
             if struct.calcsize(pattern) > room:
                 (far,) = struct.unpack(f"{order}Q" if big else f"{order}I", place)
                 place = os.pread(descriptor, struct.calcsize(pattern), far)
             tags[_TAGS[tag]] = struct.unpack_from(pattern, place)
-        elif tag in _PARTS:
-            tags[_PARTS[tag]] = (number,)
+        elif tag in _PART_COUNTS:
+            tags[_PART_COUNTS[tag]] = (number,)
     return tags

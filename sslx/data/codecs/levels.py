@@ -1,7 +1,7 @@
-"""Black and white of images whose files do not state them: chosen by the user, or measured on a sample and said.
+"""Black and white of images whose files do not state them: chosen by the user, or measured on a sample and reported.
 
-A 16-bit file may hold 10, 12 or 16 bits, a float anything.  All ranks, all backends and a resumed run must agree,
-so that what is measured is a function of the files alone.
+A 16-bit file may hold 10, 12 or 16 bits, and floats any values.  All ranks, all backends and a resumed run must agree,
+so the measurement depends on the files alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from sslx.data.codecs import formats
 from sslx.data.codecs.formats import Levels, Range
 from sslx.data.codecs.headers import File, Unreadable
 
-_LOOKED_AT = 256  # files, evenly spread over the list
-_MEASURED = 32  # of a kind
+_MAX_FILES = 256  # evenly spaced in the list
+_MAX_FILES_PER_KIND = 32
 
 
 class Coded(Protocol):
-    """What a source of image files has."""
+    """A source of image files."""
 
     @property
     def levels(self) -> Levels | None: ...
@@ -29,7 +29,7 @@ class Coded(Protocol):
 
 
 def of(source: Coded) -> Levels:
-    """The source's levels, or, where it was made without any, what its images use, measured once."""
+    """Return the source's levels.  If it has none, they are measured on its images once."""
     return source.levels or _measured(source)
 
 
@@ -39,14 +39,14 @@ def _measured(source: Coded) -> Levels:
 
 
 def measure(source: Coded, say: Callable[[str], None] = lambda _: None) -> Levels:
-    """What is black and white in these images; says what was found wherever it is not all that the type can hold."""
+    """Measure black and white of these images, and report ranges other than the data type's whole range."""
     extremes: dict[str, tuple[float, float, int]] = {}
-    number = min(_LOOKED_AT, len(source))
+    number = min(_MAX_FILES, len(source))
     for place in range(number):
         try:
             (file,) = source.files(np.array([place * len(source) // number]))
             kind = formats.kind_of(file)
-            if kind is None or extremes.get(kind, (0, 0, 0))[2] == _MEASURED:
+            if kind is None or extremes.get(kind, (0, 0, 0))[2] == _MAX_FILES_PER_KIND:
                 continue
             image = formats.values(file)
         except Unreadable:
@@ -67,7 +67,7 @@ def measure(source: Coded, say: Callable[[str], None] = lambda _: None) -> Level
 
 
 def _range(kind: str, low: float, high: float) -> Range:
-    """Black and white of values from low to high: a usual range of which they fill more than half, or just theirs."""
+    """Return black and white of values from low to high: a usual range that they fill by more than half, or theirs."""
     usual = (1, 255, 65535) if kind == "float" else tuple(2**bits - 1 for bits in range(8, 33))
     for white in usual:
         if 0 <= low and high <= white and (high > white / 2 or (kind != "float" and white == 255)):

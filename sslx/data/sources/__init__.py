@@ -1,4 +1,4 @@
-"""Sources, found by file name: a file ``sslx/data/sources/<name>.py`` with a Config that builds a Source is one."""
+"""Sources, found by file name: each file ``sslx/data/sources/<name>.py`` has a Config that builds a Source."""
 
 from typing import TYPE_CHECKING
 
@@ -21,22 +21,22 @@ _FAMILY = Family[SourceConfig](
 
 
 def available() -> tuple[str, ...]:
-    """The names of all sources."""
+    """Return the names of all sources."""
     return _FAMILY.available()
 
 
 def options(name: str) -> type[SourceConfig]:
-    """The ``Config`` of a source's file, read without numpy: see ``by_name.Family.options``."""
+    """Return the ``Config`` of a source's file, read without numpy: see ``by_name.Family.options``."""
     return _FAMILY.options(name)
 
 
 def config(name: str) -> type[SourceConfig]:
-    """The ``Config`` of a source's file, which can build the source."""
+    """Return the ``Config`` of a source's file, which can build the source."""
     return _FAMILY.module(name).Config
 
 
 def summary(name: str) -> str:
-    """The first line of the source's file: what it is."""
+    """Return the first paragraph of the docstring of a source's file."""
     return _FAMILY.summary(name)
 
 

@@ -1,7 +1,7 @@
-"""Sources: what to read.  A Source has facts about its images, and one of three ways to them.
+"""Sources: images to read.  A Source has facts about its images and gives access to them in one of three ways.
 
-``Pixels`` has them decoded in memory, ``Files`` has paths that a backend reads itself, ``Encoded`` reads the bytes of
-an image file by its place, wherever they lie.  Nothing outside ``sslx.data`` asks which of the three a source is.
+``Pixels`` holds decoded images in memory, ``Files`` has paths that a backend reads itself, and ``Encoded`` reads the
+bytes of each image file from any storage.  Nothing outside ``sslx.data`` depends on which of the three a source is.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx.console import activity
-from sslx.console.words import one_line, shown
+from sslx.console.words import one_line, plural, shown
 from sslx.data import identity
 from sslx.data.codecs import levels as black_and_white
 from sslx.data.codecs.formats import Levels
@@ -27,15 +27,15 @@ from sslx.data.sources.listing import silent
 
 Indices = npt.NDArray[np.int64]
 T = TypeVar("T")
-_CLASSES_TOLD = 5
+_MAX_CLASSES_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a source may need to find its images, beside its own options.
+    """What a source may need to find its images, apart from its own options.
 
-    classes: the names of the training images' classes, in the order of their numbers, for a test split; None for all
-    others.  say: takes a line on how far a long search has come.  timeout_s: how long a disk may be silent.
+    classes: for a test split, the names of the training images' classes in the order of their labels; None for other
+    splits.  say: takes a line about the progress of a long search.  timeout_s: how long a disk may not answer.
     """
 
     classes: Sequence[str] | None = None
@@ -43,9 +43,10 @@ class Context:
     timeout_s: float = 300.0
 
     def call(self, what: str, function: Callable[[Callable[[str], None]], T]) -> T:
-        """``function(say)``, in a thread: StorageError where a disk does not answer and no line is said for too long.
+        """Return ``function(say)``, called in a thread.
 
-        what: is waited for, in the message.
+        Raises StorageError after ``timeout_s`` without an answer of the disk or a line.  what: what the error names as
+        waited for.
         """
         with Caller(Patience(self.timeout_s, say=self.say), lambda: what) as call:
             return call(partial(function, call.alive(self.say)))
@@ -55,7 +56,7 @@ class Context:
 class Source(ABC):
     """Images by index.
 
-    name: for messages.  unlabeled: why there are no labels.  notes: what a user should know, a line each.
+    name: the source's name in messages.  unlabeled: why there are no labels.  notes: lines that a user should know.
     """
 
     name: str
@@ -68,35 +69,35 @@ class Source(ABC):
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """How a message names the image at this place."""
+        """Return the name of the image at this index for messages."""
 
     @abstractmethod
     def take(self, index: Indices) -> Self:
-        """The images at these places, (K,), as a source of their own."""
+        """Return a source of the images at these indices (K,)."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Which images these are, as a checkpoint holds it: plain data with a hex ``digest``, small for any number."""
+        """Return the images' identity for checkpoints: plain data with a hex ``digest``, small for any number."""
 
     def difference(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-        """How these images, whose ``identity()`` is ``now``, differ from those of ``before``, in words; "" if not."""
+        """Describe how these images, whose ``identity()`` is ``now``, differ from those of ``before``; "" if not."""
         return "" if before.get("digest") == now["digest"] else "other images, or other labels"
 
     def describe(self) -> str:
-        """One line for the user: what was found."""
+        """Return one line for the user about the images."""
         kinds = "unlabeled" + (f": {self.unlabeled}" if self.unlabeled else "")
         if classes := self.facts.classes:
-            more = ", ..." if len(classes) > _CLASSES_TOLD else ""
-            kinds = f"{_plural(len(classes), 'class', 'classes')} ({', '.join(classes[:_CLASSES_TOLD])}{more})"
-        return f"{self.name}: {_plural(len(self), 'image', 'images')}, {kinds}"
+            more = ", ..." if len(classes) > _MAX_CLASSES_SHOWN else ""
+            kinds = f"{plural(len(classes), 'class', 'classes')} ({', '.join(classes[:_MAX_CLASSES_SHOWN])}{more})"
+        return f"{self.name}: {plural(len(self), 'image')}, {kinds}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pixels(Source):
     """Decoded images in memory.
 
-    pixels: (N, H, W, C) uint8, or, where sizes differ, an array of N such arrays without the first dimension.
-    is_exact: whether every machine makes the same pixels; sines, for one, may round differently on another CPU.
+    pixels: (N, H, W, C) uint8, or, if sizes differ, an object array of N arrays (H, W, C).
+    is_exact: whether every machine makes the same pixels.  Sines, for example, may round differently on another CPU.
     """
 
     pixels: npt.NDArray[Any] = field(repr=False)
@@ -106,8 +107,8 @@ class Pixels(Source):
         first = self.pixels[0] if len(self.pixels) else np.empty((1, 1, self.facts.channels.num), dtype=np.uint8)
         if len(self.pixels) != len(self) or first.ndim != 3 or first.shape[-1] != self.facts.channels.num:
             raise ValueError(
-                f"the source {self.name} says that it has {len(self):,} images of {self.facts.channels.num} channels, "
-                f"and its pixels are {len(self.pixels):,} arrays of shape {first.shape}: expected (H, W, C) each"
+                f"the facts of source {self.name} announce {len(self):,} images of {self.facts.channels.num} channels, "
+                f"but its pixels are {len(self.pixels):,} arrays of shape {first.shape}: expected (H, W, C) each"
             )
 
     def where(self, index: int) -> str:
@@ -117,7 +118,7 @@ class Pixels(Source):
         return replace(self, facts=self.facts.take(index), pixels=self.pixels[index])
 
     def identity(self) -> dict[str, Any]:
-        """digest: of the labels and 64 of the images."""
+        """Return a digest of the labels and 64 of the images."""
         images = identity.spread(len(self)) if self.is_exact else []
         parts = [self.name.encode(), *(np.ascontiguousarray(self.pixels[i]).tobytes() for i in images)]
         return {"digest": identity.digest(self.facts, parts)}
@@ -125,21 +126,21 @@ class Pixels(Source):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Coded(Source):
-    """Image files that are to be decoded, by paths or by bytes.
+    """Image files to decode, given as paths or bytes.
 
-    levels: black and white of files that do not state them; None: measured when the first image is read.
+    levels: black and white of files that do not state them.  If None, they are measured when the first image is read.
     """
 
     levels: Levels | None = field(default=None, repr=False)
 
     @abstractmethod
     def files(self, index: Indices) -> Sequence[File]:
-        """The paths or the bytes of the image files at these places.  Raises Unreadable with the reason."""
+        """Return the paths or bytes of the image files at these indices.  Raises Unreadable with the reason."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Files(Coded):
-    """Image files by their paths.  root: what all paths begin with."""
+    """Image files by their paths.  root: the beginning of all paths."""
 
     paths: Sequence[str] = field(repr=False)
     root: str = ""
@@ -161,22 +162,22 @@ class Files(Coded):
 
 
 class Reader(Protocol):
-    """What reads the image files of an ``Encoded`` source.  It must be picklable: worker processes get a copy."""
+    """Reads the image files of an ``Encoded`` source.  It must be picklable, since worker processes get a copy."""
 
     def read(self, rows: Indices) -> Sequence[bytes]:
-        """The bytes of the image files in these rows.  Whatever it raises counts as: this image cannot be read."""
+        """Return the bytes of the image files in these rows.  Any exception marks an image as unreadable."""
         ...
 
     def where(self, row: int) -> str:
-        """How a message names the image in this row."""
+        """Return the name of the image in this row for messages."""
         ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Encoded(Coded):
-    """Image files whose bytes a reader brings, as from an archive, a table or a database.
+    """Image files whose bytes come from a reader, for example of an archive, a table or a database.
 
-    rows: (N,) of the images in the reader's numbers; None: it has them in this order.
+    rows: (N,) the images' rows in the reader, or None if row i is image i.
     """
 
     reader: Reader = field(repr=False)
@@ -193,11 +194,11 @@ class Encoded(Coded):
             return self.reader.read(index if self.rows is None else self.rows[index])
         except (Unreadable, MemoryError):
             raise
-        except Exception as error:  # of any library that a reader uses
+        except Exception as error:  # from any library that a reader uses
             raise Unreadable(f"{type(error).__name__}: {one_line(error)}") from error
 
     def identity(self) -> dict[str, Any]:
-        """digest: of the number of images and their labels.  contents: (64,) int64, of as many images."""
+        """Return a digest of the number of images and their labels, and (K,) int64 checksums of K images' contents."""
         return {"digest": identity.digest(self.facts, []), "contents": identity.contents(len(self), self._bytes)}
 
     def difference(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -215,12 +216,12 @@ def build(
     say: Callable[[str], None] = silent,
     training: Source | None = None,
 ) -> Source:
-    """The images of a split of a source.
+    """Return the images of a split of a source.
 
-    reading: how images are read; default: its defaults.  say: gets a line now and then while files are listed, and
-    what was found of the images' range.  training: the training split, for a test split, which then has its classes and
-    its black and white; a folder's images of other classes are left out.  Raises MissingInput, DataError or
-    ConfigError, each in one line, and StorageError for a disk that does not answer.
+    reading: the settings for reading images.  say: takes lines about the progress of listing files and about the
+    images' measured range.  training: for a test split, the training split, whose classes and levels it takes over; a
+    folder's test images of other classes are left out.  Raises MissingInput, DataError or ConfigError, each in one
+    line, and StorageError for a disk that does not answer.
     """
     reading = reading or Reading()
     context = Context(classes=training.facts.classes if training else None, say=say, timeout_s=reading.timeout_s)
@@ -233,10 +234,6 @@ def build(
     if levels is None:
         with activity.doing("measuring the range of the images"):
             levels = context.call(
-                f"the first look at the images of {source.name}", lambda tell: black_and_white.measure(source, tell)
+                f"the range of the images of {source.name}", lambda say_line: black_and_white.measure(source, say_line)
             )
     return replace(source, levels=levels)
-
-
-def _plural(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"

@@ -10,7 +10,7 @@ from sslx.data.sources.torchvision_sets import TorchvisionConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TorchvisionConfig):
-    """Where CIFAR-10 is."""
+    """The location of CIFAR-10."""
 
     name: Literal["cifar10"] = "cifar10"
 

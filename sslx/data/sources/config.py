@@ -1,4 +1,4 @@
-"""What the options of all sources share.  Imports neither numpy nor torch, for help and flags."""
+"""The options that all sources share.  This module imports neither numpy nor torch, so that flags and help are fast."""
 
 import os
 from dataclasses import dataclass, fields
@@ -15,15 +15,15 @@ Split = Literal["pretrain", "train", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Fields that all sources share; each source's own Config adds its name and what it needs to find its images.
+    """Options that all sources share.  Each source's Config adds its name and the options that locate its images.
 
     is_own: whether the images are a user's own, unlike those of a well-known data set.  has_unlabeled: whether the
-    split ``pretrain`` has images that ``train`` has not.  suited, suited_why: values of a run's options that suit
-    these images, by dotted name, and the reason in a few words.  score_note: what to know about scores on them.
+    split ``pretrain`` has images that ``train`` lacks.  suited, suited_why: values of a run's options, by dotted name,
+    that suit these images, and the reason in a few words.  score_note: a remark on scores on these images.
     """
 
     name: str
-    """Where images come from: a name that sslx sources lists, or a .py file.  --source.root FOLDER alone is folder."""
+    """Source of the images: a name from 'sslx sources' or a .py file.  Default with --source.root FOLDER: folder."""
 
     is_own: ClassVar[bool] = True
     has_unlabeled: ClassVar[bool] = False
@@ -32,14 +32,14 @@ class SourceConfig:
     score_note: ClassVar[str] = ""
 
     def build(self, split: Split, context: "Context") -> "Source":
-        """The images of a split: ``pretrain`` (with unlabeled ones where there are any), ``train`` or ``test``.
+        """Return the images of a split: ``pretrain`` (includes unlabeled images, if any), ``train`` or ``test``.
 
         Raises MissingInput, DataError or ConfigError, each in one line that names the place and the flag.
         """
-        raise NotImplementedError(f"the source {self.name} does not say how its images are found")
+        raise NotImplementedError(f"the Config of source {self.name} must define build()")
 
     @property
     def place(self) -> tuple[str, ...]:
-        """Where the training images are: two configs of the same place name the same ones."""
+        """The location of the training images: configs with the same place name the same images."""
         paths = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "test_root"}
         return self.name, *(os.path.realpath(expanded(path)) for path in paths.values() if isinstance(path, Path))

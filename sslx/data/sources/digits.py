@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 real 8x8 digits (UCI optdigits), every fifth one of each class held out."""
+"""scikit-learn's 1,797 real 8x8 digits (UCI optdigits), with every fifth image of each class held out."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from sslx.data.sources.config import SourceConfig, Split
 
 @dataclass(frozen=True, kw_only=True)
 class Config(SourceConfig):
-    """Digits, which come with scikit-learn."""
+    """The digits that come with scikit-learn."""
 
     name: Literal["digits"] = "digits"
 
@@ -35,11 +35,11 @@ class Config(SourceConfig):
     def build(self, split: Split, context: "Context") -> "Pixels":
         del context
         images, labels = _read()
-        rank_in_class = np.zeros(len(labels), dtype=np.int64)
+        place_in_class = np.zeros(len(labels), dtype=np.int64)
         for digit in range(10):
             members = labels == digit
-            rank_in_class[members] = np.arange(members.sum())
-        chosen = (rank_in_class % 5 == 4) == (split == "test")
+            place_in_class[members] = np.arange(members.sum())
+        chosen = (place_in_class % 5 == 4) == (split == "test")
         gray = np.rint(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         pixels = np.repeat(gray[..., None], 3, axis=-1)
         names = tuple(str(digit) for digit in range(10))

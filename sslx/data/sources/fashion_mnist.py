@@ -10,7 +10,7 @@ from sslx.data.sources.torchvision_sets import TorchvisionConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TorchvisionConfig):
-    """Where Fashion-MNIST is."""
+    """The location of Fashion-MNIST."""
 
     name: Literal["fashion_mnist"] = "fashion_mnist"
 

@@ -1,4 +1,4 @@
-"""The source of a user's own images: files below a folder, with its subfolders as classes."""
+"""A user's own images: files below a folder, with its subfolders as classes."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from sslx.data.facts import Facts
 from sslx.data.sources import sides, splits
 from sslx.data.sources.base import Context, Files
 from sslx.data.sources.config import SourceConfig, Split
-from sslx.data.sources.listing import EXTENSIONS, Listing, look
+from sslx.data.sources.listing import EXTENSIONS, Listing, subfolders_and_image
 from sslx.data.sources.splits import Choice
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.machine.files import expanded
@@ -34,15 +34,15 @@ _DATA_SETS = {  # folders of torchvision's data sets, and the source that reads 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(SourceConfig):
-    """Where your own images are."""
+    """The location of your own images."""
 
     name: Literal["folder"] = "folder"
     root: Path | None = None
-    """Folder of your images."""
+    """Folder with your images."""
     test_root: Path | None = None
-    """Folder of the images to test on.  Default: a subfolder of the root named test, val or similar."""
+    """Folder with the test images.  Default: a subfolder of the root named test, val or similar."""
     splits: Choice = "auto"
-    """Are subfolders named train, test, val, ... splits?  Where that is safe (auto), always (folders), never (none)."""
+    """Take subfolders named train, test, val, ... as splits: if that is safe (auto), always (folders), never (none)."""
 
     def build(self, split: Split, context: "Context") -> "Files":
         with activity.doing("listing the images"):
@@ -53,7 +53,7 @@ class Config(SourceConfig):
 
 
 def _read(config: Config, split: Split, say: Callable[[str], None], classes: Sequence[str] | None) -> Files:
-    """Image files below a folder; the first level of subfolders, if images lie only in such, are the classes."""
+    """Return the image files below a folder.  If all lie in subfolders, the first level of these are the classes."""
     if config.root is None:
         raise ConfigError("--source.name folder needs --source.root FOLDER, the folder of your images")
     root = _checked(config.root, "--source.root")
@@ -65,14 +65,16 @@ def _read(config: Config, split: Split, say: Callable[[str], None], classes: Seq
         if not layout.test:
             raise MissingInput(f"no test images: {_why_no_test(root, config)}: give the folder with --source.test-root")
         return _listed(layout.test[0], "--source.root", (), say, classes, split)
-    source = _listed(layout.train, "--source.root", layout.held_out, say, classes, split, look=config.splits != "none")
+    source = _listed(
+        layout.train, "--source.root", layout.held_out, say, classes, split, check_deeper=config.splits != "none"
+    )
     return replace(source, notes=(*layout.notes, *source.notes))
 
 
 def _why_no_test(root: Path, config: Config) -> str:
     if config.splits == "none":
-        return "--source.splits none holds none out"
-    kinds = splits.kinds_of([folder.name for folder in look(root.absolute().parent)[0]])
+        return "--source.splits none holds no images out"
+    kinds = splits.kinds_of([folder.name for folder in subfolders_and_image(root.absolute().parent)[0]])
     beside = next((name for name, kind in sorted(kinds.items()) if kind != "train" and name != root.name), "")
     hint = f" (beside it is {shown(beside)})" if beside and kinds.get(root.name) == "train" else ""
     return f"{shown(root)} has no folder named test, val, validation or the like with images in it{hint}"
@@ -86,20 +88,22 @@ def _listed(
     classes: Sequence[str] | None,
     split: Split,
     *,
-    look: bool = False,
+    check_deeper: bool = False,
 ) -> Files:
-    """The images below a folder, with what is to be said of them.  look: refuse splits further down."""
+    """Return the images below a folder, with notes about them.  check_deeper: refuse splits further down."""
     listing = Listing(root, held_out, say)
     paths = sorted(listing)
     left_out = listing.left_out()
     if not paths:
-        found = f"not taken: {left_out}" if left_out else "found nothing"
+        other_files = f"not taken: {left_out}" if left_out else "found no files"
         raise MissingInput(
-            f"no images below {shown(root)}: expected {', '.join(EXTENSIONS)}; {found}: "
+            f"no images below {shown(root)}: expected {', '.join(EXTENSIONS)}; {other_files}: "
             f"{_hint(root, set(listing.skipped))}check {flag}"
         )
-    notes = [f"{split} images, not taken: {left_out}" if split == "test" else f"not taken: {left_out}"] * bool(left_out)
-    if look and (deeper := splits.refuse_deeper(root, listing.folders)):
+    notes: list[str] = []
+    if left_out:
+        notes.append(f"{split} images, not taken: {left_out}" if split == "test" else f"not taken: {left_out}")
+    if check_deeper and (deeper := splits.refuse_deeper(root, listing.folders)):
         notes.append(deeper)
     side, paged = sides.suitable(paths)
     if paged:
@@ -110,9 +114,11 @@ def _listed(
 
 
 def _labeled(source: Files, listing: Listing, classes: Sequence[str] | None) -> Files:
-    """The source with its class folders as labels, where all images lie in such."""
+    """Return the source with its class folders as labels, if all images lie in such folders."""
     start = len(source.root)
-    tops = [path[start : path.rfind("/")].partition("/")[0] for path in source.paths]  # "" right in the root
+    tops = [
+        path[start : path.rfind("/")].partition("/")[0] for path in source.paths
+    ]  # "" for images directly in the root
     if loose := tops.count(""):
         first = shown(source.paths[tops.index("")][start:])
         beside = f"{loose:,} images such as {first} lie" if loose > 1 else f"{first} lies"
@@ -126,21 +132,21 @@ def _labeled(source: Files, listing: Listing, classes: Sequence[str] | None) -> 
     source = replace(
         source,
         facts=replace(source.facts, labels=labels, classes=tuple(number)),
-        notes=(*source.notes, *_on_classes(listing, names, len(tops))),
+        notes=(*source.notes, *_class_notes(listing, names, len(tops))),
     )
     unknown = [shown(name) for name in names if known[name] < 0]
     return _without_unknown(source, unknown) if unknown else source
 
 
-def _on_classes(listing: Listing, names: Sequence[str], num_images: int) -> list[str]:
-    """What a user may not know of the class folders."""
+def _class_notes(listing: Listing, names: Sequence[str], num_images: int) -> list[str]:
+    """Return notes about surprising properties of the class folders."""
     notes: list[str] = []
     filled = set(names)
     filled |= {run.partition("/")[0] for run in listing.runs}
     if empty := sorted(f for f in listing.folders if f.count("/") == 1 and f[:-1] not in filled):
-        notes.append(f"no class, since no image lies in it: {shown(empty[0])}" + _and_more(len(empty) - 1))
+        notes.append(f"not a class, since it holds no image: {shown(empty[0])}" + _and_more(len(empty) - 1))
     if 1 < len(names) == num_images:
-        notes.append("each class has one image, so that classes tell nothing: the probes will leave them out")
+        notes.append("each class has only one image: the probes will ignore the classes")
     if len(names) == 1 and any(f.count("/") == 2 for f in listing.folders):
         notes.append(
             f"all images lie in {shown(names[0])}/, so there is one class: give {shown(listing.root + names[0])} to "
@@ -154,22 +160,24 @@ def _and_more(count: int) -> str:
 
 
 def _without_unknown(source: Files, unknown: Sequence[str]) -> Files:
-    """A test split without the images of classes that training lacks.  DataError where nothing is left."""
+    """Return a test split without the images of classes that training lacks.  Raises DataError if none are left."""
     facts = source.facts
     assert facts.labels is not None
     kept = np.flatnonzero(facts.labels >= 0)
-    which = f"'{unknown[0]}'{_and_more(len(unknown) - 1)}"
+    unknown_classes = f"'{unknown[0]}'{_and_more(len(unknown) - 1)}"
     if not len(kept):
         raise DataError(
-            f"the test images below {source.name} have no class of the training images: theirs is {which}, "
-            f"training's are {', '.join((facts.classes or ())[:5])}: check --source.test-root"
+            f"the test images below {source.name} share no class with the training images: the test classes are "
+            f"{unknown_classes}, the training classes {', '.join((facts.classes or ())[:5])}: check --source.test-root"
         )
-    note = f"{len(source) - len(kept):,} test images are left out: the training images lack their class, {which}"
+    note = (
+        f"{len(source) - len(kept):,} test images are left out: the training images lack their class, {unknown_classes}"
+    )
     return replace(source.take(kept), notes=(*source.notes, note))
 
 
 def _checked(path: Path, flag: str) -> Path:
-    """The folder, with ~ expanded.  MissingInput or DataError, in one line that says what it is instead."""
+    """Return the folder with ~ expanded.  Raises MissingInput or DataError, naming what the path is instead."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
         raise MissingInput(f"{flag} {shown(path)} is an address, not a folder: download the images, give their folder")
     folder = expanded(path)
@@ -182,9 +190,9 @@ def _checked(path: Path, flag: str) -> Path:
             raise MissingInput(f"{flag} {shown(folder)} is a link to {link}, which does not exist") from None
         nearest = shown(next((p for p in folder.parents if os.path.isdir(p)), Path("/")))
         raise MissingInput(
-            f"data folder {shown(folder)} does not exist (nearest that does: {nearest}): check {flag}"
+            f"data folder {shown(folder)} does not exist (nearest existing folder: {nearest}): check {flag}"
         ) from None
-    except (OSError, ValueError) as error:  # may not be entered, is too long, holds a null byte
+    except (OSError, ValueError) as error:  # no permission, a path that is too long or holds a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise MissingInput(f"data folder {shown(folder)} cannot be read ({reason}): check {flag}") from error
     suffix = folder.suffix.lower()
@@ -199,7 +207,7 @@ def _checked(path: Path, flag: str) -> Path:
 
 
 def _hint(root: Path, suffixes: set[str]) -> str:
-    """What else the folder is, and what to do: a data set that torchvision reads, or files of these suffixes."""
+    """Return advice for a folder that holds a data set of torchvision or files with these suffixes instead."""
     name = next((name for folder, name in _DATA_SETS.items() if (root / folder).is_dir()), "")
     if name:
         return f"it holds {name}, which --source.name {name} reads; "

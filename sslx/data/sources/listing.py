@@ -1,7 +1,7 @@
-"""The image files below a folder, and a word on everything else that lies there.
+"""List the image files below a folder and summarize the other files there.
 
-The walk follows links, but reads no folder twice; it leaves out what is hidden, what other programs keep there
-(thumbnails, recycle bins), and the run folders of sslx itself, whose pictures are no data.
+The walk follows links but reads no folder twice.  It leaves out hidden files, folders of other programs (thumbnails,
+recycle bins), and the run folders of sslx itself, whose pictures are not data.
 """
 
 import itertools
@@ -17,9 +17,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif",
 _OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw")
 _SYSTEM = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found")
 _RUN_FILES = {"config.json", "run_id", "status.json"}
-"""The first and one of the others: a run folder of sslx."""
-_FIRST_WORD_S, _NEXT_WORD_S = 1.0, 3.0
-_KINDS_TOLD = 6
+"""A run folder of sslx holds config.json and at least one of the others."""
+_FIRST_MESSAGE_S, _NEXT_MESSAGE_S = 1.0, 3.0
+_MAX_KINDS_SHOWN = 6
 
 
 def silent(_: str) -> None:
@@ -27,10 +27,10 @@ def silent(_: str) -> None:
 
 
 class Listing:
-    """The images below ``root``, found as it is iterated over; ``skipped`` fills up meanwhile.
+    """The images below ``root``, found during iteration, which also fills ``skipped``.
 
-    held_out: folders whose images are left out, however a link may lead there.  say: gets a line on how far the walk
-    has come, the first one after a second.  skipped: reason -> (how many, an example).
+    held_out: folders whose images are left out, even if links lead there.  say: takes lines about the progress of the
+    walk, the first one after a second.  skipped: reason -> (number of entries, an example).
     """
 
     def __init__(self, root: Path, held_out: Collection[Path] = (), say: Callable[[str], None] = silent) -> None:
@@ -38,20 +38,20 @@ class Listing:
         self._held_out = tuple(os.path.realpath(folder) for folder in held_out)
         self.skipped: dict[str, tuple[int, str]] = {}
         self.folders: list[str] = []
-        """All folders that were read, relative to the root, with a slash at their end but for the root: ""."""
+        """All folders that were read, relative to the root, with a slash at the end; "" is the root."""
         self.runs: list[str] = []
-        """Those among them that are run folders of sslx."""
+        """The run folders of sslx among them."""
 
     def __iter__(self) -> Iterator[str]:
-        """Paths of images, in no order to rely on, each beginning with ``root``."""
+        """Yield the paths of images in arbitrary order, each beginning with ``root``."""
         seen: set[str] = set()
-        stack = [("", os.path.realpath(self.root))]  # a folder below the root, and where it really is
+        stack = [("", os.path.realpath(self.root))]  # a folder relative to the root, and its real path
         num, started = 0, time.monotonic()
-        next_word = started + _FIRST_WORD_S
+        next_message = started + _FIRST_MESSAGE_S
         while stack:
             below, real = stack.pop()
             if real in seen:  # a link back up would never end
-                self._skip("folders read already, under another name", below)
+                self._skip("folders already read under another name", below)
                 continue
             if self._is_held_out(real):
                 continue
@@ -61,21 +61,21 @@ class Listing:
             yield from images
             stack += inner
             num += len(images)
-            if time.monotonic() > next_word:
-                next_word = time.monotonic() + _NEXT_WORD_S
+            if time.monotonic() > next_message:
+                next_message = time.monotonic() + _NEXT_MESSAGE_S
                 self._say(f"listing {shown(self.root)}: {num:,} images so far")
 
     def read_one(self) -> tuple[list[str], list[tuple[str, str]]]:
-        """The images right in the root, and its subfolders, the last one by name first."""
+        """Return the images directly in the root and its subfolders in reverse order."""
         return self._read("", os.path.realpath(self.root))
 
     def _read(self, below: str, real: str) -> tuple[list[str], list[tuple[str, str]]]:
-        """The images right in a folder, and its subfolders, the last one by name first."""
+        """Return the images directly in a folder and its subfolders in reverse order."""
         folder = self.root + below
         images: list[str] = []
         inner: list[tuple[str, str]] = []
         skipped: list[tuple[str, str]] = []
-        of_run: set[str] = set()
+        run_files: set[str] = set()
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -86,19 +86,21 @@ class Listing:
                         if name.lower() in _SYSTEM:
                             skipped.append(("folders of other programs", name))
                         else:
-                            there = os.path.realpath(entry.path) if entry.is_symlink() else f"{real.rstrip('/')}/{name}"
-                            inner.append((f"{below}{name}/", there))
+                            real_path = (
+                                os.path.realpath(entry.path) if entry.is_symlink() else f"{real.rstrip('/')}/{name}"
+                            )
+                            inner.append((f"{below}{name}/", real_path))
                     elif not name.lower().endswith(EXTENSIONS):
                         skipped.append((os.path.splitext(name)[1].lower() or "without a suffix", name))
-                        of_run |= {name} & _RUN_FILES
+                        run_files |= {name} & _RUN_FILES
                     elif entry.is_file(follow_symlinks=False) or entry.is_symlink():
                         images.append(folder + name)
-                    else:  # a pipe: to open it takes for ever
-                        skipped.append(("no regular files", name))
+                    else:  # for example a pipe, which would block on opening
+                        skipped.append(("not regular files", name))
         except OSError as error:
             self._skip(f"folders that cannot be read ({error.strerror})", below or ".")
             return [], []
-        if "config.json" in of_run and len(of_run) > 1:
+        if "config.json" in run_files and len(run_files) > 1:
             self._skip("run folders of sslx", below or ".")
             self.runs.append(below)
             return [], []
@@ -115,25 +117,27 @@ class Listing:
         self.skipped[reason] = count + 1, min(first, example)
 
     def left_out(self) -> str:
-        """One line on what is below the root and was not taken, image files of other kinds first; "" for nothing."""
+        """Return one line about the skipped entries, unsupported image files first; "" if nothing was skipped."""
         order = sorted(self.skipped, key=lambda reason: (reason not in _OTHER_IMAGES, -self.skipped[reason][0], reason))
-        words: list[str] = []
-        for reason in order[:_KINDS_TOLD]:
+        parts: list[str] = []
+        for reason in order[:_MAX_KINDS_SHOWN]:
             count, example = self.skipped[reason]
-            words.append(f"{reason}: {count:,} ({'such as ' if count > 1 else ''}{shown(example)})")
-        rest = sum(self.skipped[reason][0] for reason in order[_KINDS_TOLD:])
-        return "; ".join([*words, *[f"of other kinds: {rest:,}"] * (rest > 0)])
+            parts.append(f"{reason}: {count:,} ({'such as ' if count > 1 else ''}{shown(example)})")
+        num_others = sum(self.skipped[reason][0] for reason in order[_MAX_KINDS_SHOWN:])
+        if num_others:
+            parts.append(f"other kinds: {num_others:,}")
+        return "; ".join(parts)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself, or through a folder that may not be entered
+    except OSError:  # a link to itself, or through a folder without permission
         return False
 
 
 def has_images(folder: Path) -> bool:
-    """Whether there is an image below the folder; mostly the first few names in it tell."""
+    """Return whether there is an image below the folder.  Usually its first few names are enough."""
     with suppress(OSError), os.scandir(folder) as entries:
         names = [entry.name for entry in itertools.islice(entries, 64) if not entry.is_dir()]
         if not (folder / "config.json").exists() and any(_is_image(name) for name in names):
@@ -141,8 +145,8 @@ def has_images(folder: Path) -> bool:
     return next(iter(Listing(folder)), None) is not None
 
 
-def look(folder: Path) -> tuple[list[Path], str]:
-    """The folders right in a folder, sorted, that may hold images, and the name of an image right in it, or ""."""
+def subfolders_and_image(folder: Path) -> tuple[list[Path], str]:
+    """Return a folder's sorted subfolders that may hold images, and the name of an image directly in it or ""."""
     images, inner = Listing(folder).read_one()
     return [folder / below for below, _ in reversed(inner)], os.path.basename(min(images, default=""))
 

@@ -1,4 +1,4 @@
-"""What the headers of some images of a folder say: the side of the views that suits them, and whether one has pages."""
+"""Read the headers of a sample of images to find the suitable side of their views, and files with several pages."""
 
 from collections.abc import Sequence
 
@@ -7,31 +7,31 @@ from PIL import Image
 
 LARGEST = 224
 _SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, LARGEST)
-"""Those that encoders and patches divide well."""
-_LOOKED_AT = 64  # files, evenly spread over the list
+"""Sides that are divisible by the strides and patch sizes of encoders."""
+_NUM_HEADERS = 64  # of files evenly spaced in the list
 
 
 def suitable(paths: Sequence[str]) -> tuple[int, str]:
-    """The largest usual side that four of five images have, and a file of several pages or "" where none was met.
+    """Return the largest usual side that four of five images have, and a file with several pages, or "".
 
-    Of the files alone, so that all ranks agree: the headers of some, evenly spread.  What cannot be read counts for
-    nothing, and 224 stands where nothing can.
+    The result depends only on the files, so that all ranks agree.  Unreadable files are ignored; without any readable
+    file the side is 224.
     """
-    number = min(_LOOKED_AT, len(paths))
-    some = [paths[place * len(paths) // number] for place in range(number)]
-    headers = [_header(path) for path in some]
-    paged = next((path for path, (_, pages) in zip(some, headers, strict=True) if pages > 1), "")
+    number = min(_NUM_HEADERS, len(paths))
+    sample = [paths[place * len(paths) // number] for place in range(number)]
+    headers = [_header(path) for path in sample]
+    paged = next((path for path, (_, pages) in zip(sample, headers, strict=True) if pages > 1), "")
     shorter = [side for side, _ in headers if side]
     if not shorter:
         return LARGEST, paged
-    most_have = float(np.quantile(shorter, 0.2, method="lower"))
-    return max((side for side in _SIDES if side <= most_have), default=_SIDES[0]), paged
+    common = float(np.quantile(shorter, 0.2, method="lower"))
+    return max((side for side in _SIDES if side <= common), default=_SIDES[0]), paged
 
 
 def _header(path: str) -> tuple[int, int]:
-    """The shorter side of an image, and its pages or frames."""
+    """Return the shorter side of an image and its number of pages or frames."""
     try:
         with Image.open(path) as image:
             return min(image.size), getattr(image, "n_frames", 1)
-    except Exception:  # Pillow raises anything on damaged files, which are named when they are read
+    except Exception:  # Pillow raises anything on damaged files, which are reported when they are read
         return 0, 1

@@ -1,6 +1,6 @@
-"""Which folders below a data root are the training split and which are held out, by their usual names.
+"""Find the training split and the held-out folders below a data root by their usual names.
 
-A guess is made only where nothing is lost by it and no held-out image is trained on; else ``--source.splits`` decides.
+The guess is made only if it loses no images and trains on no held-out image; otherwise ``--source.splits`` decides.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from sslx.console.words import shown
-from sslx.data.sources.listing import has_images, look
+from sslx.data.sources.listing import has_images, subfolders_and_image
 from sslx.errors import ConfigError
 
 Kind = Literal["train", "test", "val"]
@@ -22,23 +22,25 @@ _WORDS = (
     r"(?:(?P<train>train(?:[-_ ]?val)?|training|trn)|(?P<test>test|testing|tst)"
     r"|(?P<val>val|valid|validation|dev|development|eval|evaluation|holdout|held[-_ ]?out))"
 )
-_NAMED = re.compile(rf"(?:{_FILLER}[-_ ])?{_WORDS}(?:[-_ ]?{_FILLER})*", re.IGNORECASE)  # images_val, train2017
-_WITHIN = re.compile(rf"(?:.*[-_. ])?{_WORDS}(?:[-_. ].*)?", re.IGNORECASE)  # of a pair, such as a_train and a_test
+_SPLIT_NAME = re.compile(rf"(?:{_FILLER}[-_ ])?{_WORDS}(?:[-_ ]?{_FILLER})*", re.IGNORECASE)  # images_val, train2017
+_PAIRED_NAME = re.compile(
+    rf"(?:.*[-_. ])?{_WORDS}(?:[-_. ].*)?", re.IGNORECASE
+)  # one of a pair, such as a_train and a_test
 
-_UNSURE = ("valid", "dev", "development", "eval", "evaluation")  # without a training split beside them
+_AMBIGUOUS = ("valid", "dev", "development", "eval", "evaluation")  # without a training split beside it
 
 
 def kind_of(name: str) -> Kind | None:
-    """Which split a folder of this name usually is: Train, train2017, test_set, valid, ...; None for no split."""
-    return _kind(_NAMED.fullmatch(name))
+    """Return the split that a folder of this name (Train, train2017, test_set, valid, ...) usually is, or None."""
+    return _kind(_SPLIT_NAME.fullmatch(name))
 
 
 def kinds_of(names: Collection[str]) -> dict[str, Kind]:
-    """The splits among folders that lie side by side, by their usual names or by pairs such as a_train and a_test."""
+    """Return the splits among neighboring folders, by their usual names or by pairs such as a_train and a_test."""
     kinds: dict[str, Kind] = {name: kind for name in names if (kind := kind_of(name))}
     pairs: dict[str, dict[str, Kind]] = {}
     for name in names:
-        match = _WITHIN.fullmatch(name) if name not in kinds else None
+        match = _PAIRED_NAME.fullmatch(name) if name not in kinds else None
         if match and (kind := _kind(match)):
             start, end = match.span(kind)
             pairs.setdefault(f"{name[:start]}/{name[end:]}".lower(), {})[name] = kind
@@ -54,10 +56,10 @@ def _kind(match: re.Match[str] | None) -> Kind | None:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the splits are.
+    """The locations of the splits.
 
-    train: the folder to train on.  held_out: folders that are not trained on.  test: those among them that probes may
-    use, the best one first.  notes: what a user should know of it, a line each.
+    train: the folder to train on.  held_out: folders to leave out of training.  test: the held-out folders that probes
+    may use, the best one first.  notes: lines that a user should know.
     """
 
     train: Path
@@ -67,11 +69,11 @@ class Layout:
 
 
 def find(root: Path, choice: Choice = "auto", test_root: Path | None = None) -> Layout:
-    """The splits below ``root``.
+    """Return the splits below ``root``.
 
-    choice: ``auto`` guesses where it is safe; ``folders`` takes what is named like a split as one, whatever lies beside
-    it; ``none`` trains on all.  test_root: a test split that was named; it is never trained on, wherever it lies.
-    Raises ConfigError, naming the flag, where only the user can tell.
+    choice: ``auto`` guesses if it is safe; ``folders`` takes every folder named like a split as one, whatever lies
+    beside it; ``none`` trains on all images.  test_root: the user's test split, which is never trained on, wherever it
+    lies.  Raises ConfigError, naming the flag, if only the user can decide.
     """
     others = () if test_root is None else (test_root,)
     layout = Layout(root, others, others) if choice == "none" else _by_name(root, choice, others)
@@ -80,7 +82,7 @@ def find(root: Path, choice: Choice = "auto", test_root: Path | None = None) -> 
         if f"{train}/".startswith(f"{test}/"):
             raise ConfigError(
                 f"--source.test-root {shown(folder)} holds the training images too ({shown(layout.train)}): "
-                "give a folder of other images, or none"
+                "give a folder of other images, or leave the flag out"
             )
     return layout
 
@@ -101,7 +103,7 @@ def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
             f"{_names(trains)} alone, or --source.splits none where every folder is a class to train on"
         )
     if not trains and choice == "auto":
-        _check_unsure(base, held_out)
+        _check_ambiguous(base, held_out)
     if not trains and not beside:
         raise ConfigError(
             f"all images below {shown(base)} lie in {_names(held_out)}, which looks held out: take "
@@ -109,17 +111,19 @@ def _by_name(root: Path, choice: Choice, others: tuple[Path, ...]) -> Layout:
         )
     notes = [f"held out, not trained on: {_names(held_out)} in {shown(base)}"] if held_out else []
     if len(held_out) < len(named):
-        notes += [f"no test split, but the training images by another name: {_names(set(named) - set(held_out))}"]
+        notes += [f"not a test split, but the training images under another name: {_names(set(named) - set(held_out))}"]
     if trains and beside:
         notes += [f"not trained on: {beside}, beside {_names(trains)} (--source.splits folders)"]
     return Layout(trains[0] if trains else base, (*others, *held_out), (*others, *held_out), tuple(notes))
 
 
-def _check_unsure(base: Path, held_out: Collection[Path]) -> None:
-    """ConfigError where classes lie beside a folder that may be one: valid beside invalid."""
-    classes = {folder.name for folder in look(base)[0]}
+def _check_ambiguous(base: Path, held_out: Collection[Path]) -> None:
+    """Raise ConfigError if a held-out folder may be a class, such as valid beside invalid."""
+    classes = {folder.name for folder in subfolders_and_image(base)[0]}
     for folder in held_out:
-        if folder.name.lower() in _UNSURE and not classes & {inner.name for inner in look(folder)[0]}:
+        if folder.name.lower() in _AMBIGUOUS and not classes & {
+            inner.name for inner in subfolders_and_image(folder)[0]
+        }:
             raise ConfigError(
                 f"{_names([folder])} in {shown(base)} may be held out or a class: take --source.splits folders to hold "
                 "it out, or --source.splits none to train on it"
@@ -127,13 +131,14 @@ def _check_unsure(base: Path, held_out: Collection[Path]) -> None:
 
 
 def _base(root: Path, others: Collection[Path]) -> tuple[Path, list[Path], list[Path], str]:
-    """The folder that holds the splits: the root, or the only folder with images down from it, but for ``others``.
+    """Return the folder with the splits, its training splits, its held-out folders, and a description of the rest.
 
-    Then the training splits in it, the held-out ones, those to probe on first, and what else in it holds images.
+    The folder is the root or, if there is a chain of only folders with images apart from ``others``, the first one down
+    the chain that holds splits.  The best held-out folder for probes comes first.
     """
     base, known = root, {os.path.realpath(folder) for folder in others}
     while True:
-        folders, loose = look(base)
+        folders, loose = subfolders_and_image(base)
         kinds = kinds_of([folder.name for folder in folders])
         splits = [folder for folder in folders if folder.name in kinds and has_images(folder)]
         rest = [folder for folder in folders if folder not in splits and os.path.realpath(folder) not in known]
@@ -142,9 +147,13 @@ def _base(root: Path, others: Collection[Path]) -> tuple[Path, list[Path], list[
             trains = [folder for folder in splits if kinds[folder.name] == "train"]
             held_out = [folder for folder in splits if folder not in trains]
             held_out.sort(
-                key=lambda folder: (bool(look(folder)[1]), kinds[folder.name] != "test")
+                key=lambda folder: (bool(subfolders_and_image(folder)[1]), kinds[folder.name] != "test")
             )  # labeled ones first
-            beside = [f"images in {_names(filled)}"] * bool(filled) + [f"images such as {shown(loose)}"] * bool(loose)
+            beside: list[str] = []
+            if filled:
+                beside.append(f"images in {_names(filled)}")
+            if loose:
+                beside.append(f"images such as {shown(loose)}")
             return base, trains, held_out, " and ".join(beside)
         if loose or len(filled) != 1:
             return root, [], [], ""
@@ -152,16 +161,16 @@ def _base(root: Path, others: Collection[Path]) -> tuple[Path, list[Path], list[
 
 
 def _first_two(folders: Collection[Path]) -> list[Path]:
-    """The first two with images: to look into all would be to list them all."""
+    """Return the first two folders with images.  Checking all folders would list them all."""
     filled = (folder for folder in folders if has_images(folder))
     return [folder for folder, _ in zip(filled, range(2), strict=False)]
 
 
 def refuse_deeper(root: Path, folders: Collection[str]) -> str:
-    """Raise ConfigError where a folder further down holds a training and a held-out split.
+    """Raise ConfigError if a folder further down holds a training and a held-out split.
 
-    folders: all below the root, relative, with a slash at their end.  Returns a line on those that are named like
-    held-out images without a training split beside them, "" where there are none.
+    folders: all folders below the root, relative to it, with a slash at the end.  Returns a line about folders that are
+    named like held-out images without a training split beside them, or "".
     """
     inside: dict[str, list[str]] = {}
     for folder in folders:

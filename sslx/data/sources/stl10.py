@@ -10,7 +10,7 @@ from sslx.data.sources.torchvision_sets import TorchvisionConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TorchvisionConfig):
-    """Where STL-10 is."""
+    """The location of STL-10."""
 
     name: Literal["stl10"] = "stl10"
 
@@ -18,7 +18,7 @@ class Config(TorchvisionConfig):
     size: ClassVar[int] = 96
 
     def dataset(self, root: Path, split: Split) -> Any:
-        import numpy as np  # here: options need no numpy
+        import numpy as np  # imported late, because options must not import numpy
         from torchvision import datasets
 
         part = "train+unlabeled" if split == "pretrain" else split

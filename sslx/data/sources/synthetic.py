@@ -1,4 +1,4 @@
-"""Ten classes of 64x64 gratings, told apart by orientation and color, under noise.  For tests, not science."""
+"""Ten classes of noisy 64x64 gratings that differ in orientation and color.  For tests, not science."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -28,17 +28,19 @@ class Config(SourceConfig):
 
     def build(self, split: Split, context: "Context") -> "Pixels":
         del context
-        number = self.num_samples
-        labels = np.arange(number, dtype=np.int64) % 10
-        u = rng.uniform(0, f"synthetic {split}", np.arange(number), num=2)
+        num_samples = self.num_samples
+        labels = np.arange(num_samples, dtype=np.int64) % 10
+        u = rng.uniform(0, f"synthetic {split}", np.arange(num_samples), num=2)
         y, x = np.mgrid[0:64, 0:64] / 64
         angle = (labels * np.pi / 10)[:, None, None]
         across = x * np.cos(angle) + y * np.sin(angle)
         wave = np.sin(2 * np.pi * (3 + 3 * u[:, :1, None]) * across + 6.3 * u[:, 1:, None])
         tint = 0.5 + 0.5 * np.cos(2 * np.pi * (labels[:, None] / 10 + np.arange(3) / 3))
-        noise = rng.words(0, f"synthetic noise {split}", np.arange(min(number, 64)), num=64 * 64 * 3) % 64
-        pixels = np.empty((number, 64, 64, 3), dtype=np.uint8)
-        for i in range(number):  # one at a time: the float intermediates of all would need gigabytes
+        noise = rng.words(0, f"synthetic noise {split}", np.arange(min(num_samples, 64)), num=64 * 64 * 3) % 64
+        pixels = np.empty((num_samples, 64, 64, 3), dtype=np.uint8)
+        for i in range(num_samples):  # one at a time, because float intermediates of all images would need gigabytes
             pixels[i] = (96 + 64 * wave[i])[..., None] * tint[i] + noise[i % 64].reshape(64, 64, 3)
-        facts = Facts(num_samples=number, size=64, labels=labels, classes=tuple(str(i) for i in range(10)))
-        return Pixels(name="synthetic", facts=facts, pixels=pixels, is_exact=False)  # sines may round otherwise
+        facts = Facts(num_samples=num_samples, size=64, labels=labels, classes=tuple(str(i) for i in range(10)))
+        return Pixels(
+            name="synthetic", facts=facts, pixels=pixels, is_exact=False
+        )  # sines may round differently on another CPU

@@ -1,4 +1,4 @@
-"""What the sources of torchvision's data sets share: one file each, in torchvision's own layout under a folder."""
+"""The base of the sources that read torchvision's data sets, in torchvision's own layout under a folder."""
 
 import os
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionConfig(SourceConfig):
-    """Where a data set is.  size: of the views that suit it, in pixels."""
+    """The location of a data set.  size: the suitable side of its views, in pixels."""
 
     root: Path | None = None
     """Folder of the downloaded data set.  Default: ~/.cache/sslx."""
@@ -30,18 +30,18 @@ class TorchvisionConfig(SourceConfig):
     size: ClassVar[int] = 32
 
     def dataset(self, root: Path, split: Split) -> Any:
-        """torchvision's data set, with the attributes ``data``, ``targets`` and ``classes``."""
+        """Return torchvision's data set, with the attributes ``data``, ``targets`` and ``classes``."""
         raise NotImplementedError
 
     def build(self, split: Split, context: "Context") -> "Pixels":
         del context
-        import numpy as np  # here: options need no numpy
+        import numpy as np  # imported late, because options must not import numpy
 
         from sslx.data.sources.base import Pixels
 
         root = expanded(self.root or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sslx"))
         with activity.doing(f"{'downloading' if self.download else 'reading'} {self.name}"):
-            dataset = self._found(root, split)
+            dataset = self._open(root, split)
         pixels = np.asarray(dataset.data)
         if pixels.ndim == 3:  # gray
             pixels = np.repeat(pixels[..., None], 3, axis=-1)
@@ -53,15 +53,15 @@ class TorchvisionConfig(SourceConfig):
             facts = Facts(num_samples=len(pixels), size=self.size, labels=labels, classes=classes)
         return Pixels(name=self.name, facts=facts, pixels=pixels)
 
-    def _found(self, root: Path, split: Split) -> Any:
+    def _open(self, root: Path, split: Split) -> Any:
         try:
             return self.dataset(root, split)
         except (RuntimeError, OSError) as error:
             if self.download:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise MissingInput(f"{self.name} could not be downloaded to {shown(root)}: {reason}") from error
-            own = ", or --source.name folder to read the images that lie there" if has_images(root) else ""
+            hint = ", or --source.name folder to read the images there" if has_images(root) else ""
             raise MissingInput(
                 f"{self.name} not found under {shown(root)}: give its folder with --source.root, or --source.download "
-                f"to fetch it{own}"
+                f"to fetch it{hint}"
             ) from error

@@ -112,7 +112,7 @@ def test_a_chosen_range_is_taken_as_it_is_and_nothing_is_said(tmp_path: Path) ->
     assert formats.read(paths_of(source)[0], source.levels)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
     assert not any("range" in line for line in said)
     for wrong in ((3, 3), (5, 1), (0, float("inf")), (float("nan"), 1)):
-        with pytest.raises(ConfigError, match=r"--data\.range takes two finite numbers"):
+        with pytest.raises(ConfigError, match=r"--data\.range must be two finite numbers"):
             Config(range=wrong)
 
 
@@ -159,7 +159,7 @@ def test_an_image_that_was_not_measured_is_refused_unless_its_values_say_their_r
     twelve = formats.Levels(measured={"16-bit": (0, 4095)})
     assert formats.read(paths[0], twelve).max() == 255
     for path in paths[1:]:
-        with pytest.raises(Unreadable, match="where the other images use 0 to 4095"):
+        with pytest.raises(Unreadable, match="but the other images use 0 to 4095"):
             formats.read(path, twelve)
 
 
@@ -244,6 +244,6 @@ def test_names_of_any_bytes_are_read_and_told_in_one_line(tmp_path: Path, backen
     loader = evaluation(config, source, ViewSpec(size=16), **arguments, say=said.append)
     next(loader)
     assert len(said) == 2
-    assert any("caf\\xe9.jpg (no image" in line for line in said)
-    assert any("new\\nline.jpg (no image" in line for line in said)
+    assert any("caf\\xe9.jpg (not an image" in line for line in said)
+    assert any("new\\nline.jpg (not an image" in line for line in said)
     assert all(line.isprintable() for line in said)

@@ -169,12 +169,12 @@ def test_a_test_class_that_training_has_not(make: Make) -> None:
 def test_folders_that_are_not_there_or_hold_nothing(make: Make, tmp_path: Path) -> None:
     with pytest.raises(MissingInput) as caught:
         build(folder(tmp_path / "no" / "where"), "train")
-    one_line(caught, str(tmp_path / "no" / "where"), f"nearest that does: {tmp_path})", "--source.root")
+    one_line(caught, str(tmp_path / "no" / "where"), f"nearest existing folder: {tmp_path})", "--source.root")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(MissingInput) as caught:
         build(folder(empty), "train")
-    one_line(caught, str(empty), "nothing", "--source.root")
+    one_line(caught, str(empty), "found no files", "--source.root")
     with pytest.raises(MissingInput) as caught:
         build(folder(make("cat/1.jpg"), test_root=empty), "test")
     one_line(caught, str(empty), "--source.test-root")

@@ -130,7 +130,7 @@ def test_a_class_named_valid_is_asked_about(make: Make) -> None:
     refused(root, ConfigError, "valid/", "--source.splits folders", "--source.splits none")
     assert trained_on(root, splits="none").facts.classes == ("invalid", "valid")
     assert names(trained_on(root, splits="folders"), root) == ["invalid/1.png"]
-    with pytest.raises(MissingInput, match=r"--source\.splits none holds none out"):
+    with pytest.raises(MissingInput, match=r"--source\.splits none holds no images out"):
         build(folder(root, splits="none"), "test")
     root = make("../pets/cat/1.png", "../pets/dog/2.png", "../pets/valid/cat/3.png").parent / "pets"
     assert names(trained_on(root), root) == ["cat/1.png", "dog/2.png"]  # it holds classes itself: held out
@@ -194,7 +194,7 @@ def test_no_link_leads_to_held_out_images(make: Make) -> None:
     other = make("../elsewhere/train/cat/1.png").parent / "elsewhere"
     (other / "test").symlink_to(other / "train")
     assert names(trained_on(other), other) == ["train/cat/1.png"]
-    assert "no test split, but the training images by another name: test/" in trained_on(other).notes
+    assert "not a test split, but the training images under another name: test/" in trained_on(other).notes
     with pytest.raises(MissingInput, match=r"--source\.test-root"):
         build(folder(other), "test")
 
@@ -226,10 +226,10 @@ def test_files_that_are_not_taken_are_told_with_the_reason(make: Make) -> None:
         ".heic: 1 (dog/c.heic)",
         "folders of other programs: 3 (such as @eaDir)",
         "hidden: 2 (such as .thumbs)",
-        "no regular files: 1 (cat/pipe.png)",
+        "not regular files: 1 (cat/pipe.png)",
         "without a suffix: 1 (dog/d)",
     ]
-    assert "no class, since no image lies in it: dog/ and 1 more" in source.notes
+    assert "not a class, since it holds no image: dog/ and 1 more" in source.notes
 
 
 def test_one_folder_of_folders_is_told(make: Make) -> None:
@@ -275,7 +275,7 @@ def test_test_images_of_classes_that_training_lacks_are_left_out_and_told(make: 
     assert names(test, root) == ["test/cat/4.png", "test/dog/3.png"]
     np.testing.assert_array_equal(test.facts.labels, [0, 1])
     assert "3 test images are left out: the training images lack their class, 'aardvark' and 1 more" in test.notes
-    with pytest.raises(DataError, match=r"no class of the training images: theirs is 'aardvark' and 3 more"):
+    with pytest.raises(DataError, match=r"the test classes are 'aardvark' and 3 more"):
         build(folder(root), "test", training=classes("cow"))
 
 
@@ -326,7 +326,7 @@ def test_images_in_place_of_a_data_set_are_named(make: Make, tmp_path: Path) -> 
 
 
 def test_a_long_listing_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslx.data.sources.listing._FIRST_WORD_S", -1.0)
+    monkeypatch.setattr("sslx.data.sources.listing._FIRST_MESSAGE_S", -1.0)
     lines: list[str] = []
     root = make("cat/1.png", "dog/2.png")
     build(folder(root), "pretrain", say=lines.append)
