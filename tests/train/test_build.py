@@ -67,7 +67,7 @@ def test_the_side_of_the_views_is_said_where_nobody_has_set_it(tmp_path: Path):
     for more, expected in (([], 1), (["--data.size", "32"], 0)):
         lines = list[str]()
         build(load([*flags, *more]), Ranks(device=torch.device("cpu")), lines.append)
-        assert sum("views of 64 px, as most images are no larger" in line for line in lines) == expected, lines
+        assert sum("views of 64 px, because most images are no larger" in line for line in lines) == expected, lines
 
 
 def test_images_that_fill_no_batch_are_refused_before_an_encoder_is_built(
@@ -121,7 +121,7 @@ def unlabelled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     config = load(["simclr_digits", *SMALL, "--compile", "on"])
-    with pytest.raises(ConfigError, match="or take --compile off"):
+    with pytest.raises(ConfigError, match="or use --compile off"):
         build(config, Ranks(device=torch.device("cpu")), silent)
 
 

@@ -378,5 +378,5 @@ def test_initial_weights_that_are_not_finite_are_refused_as_such(here: Run, tmp_
     torch.save(trunk, tmp_path / "weights.pt")
     code, err = here(*TRAINING, "--encoder.weights", tmp_path / "weights.pt")
     assert code == 65
-    is_one_line(err, "weights.pt holds numbers that are not finite, in 1 tensors", "take other weights")
+    is_one_line(err, "weights.pt contains values that are not finite in 1 tensor", "use other weights")
     assert not (tmp_path / "r").exists()
