@@ -21,7 +21,7 @@ from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.losses import toolchain
 from sslx.machine import compiler, deterministic, onednn
 from sslx.methods.base import Method
-from sslx.monitor.online import HELD_OUT, OnlineProbe
+from sslx.monitor.online import HELD_OUT_DIVISOR, OnlineProbe
 from sslx.runs import state
 from sslx.train import consistency, needs
 from sslx.train.plan import Plan
@@ -244,7 +244,7 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
     except (MissingInput, DataError) as error:
         test, lines = None, [str(error)]
     if test is None or test.facts.labels is None:
-        if len(source) < HELD_OUT:
+        if len(source) < HELD_OUT_DIVISOR:
             say(f"{lines[0]}; no online probe: {len(source)} training images are too few to hold some out")
             return None
         lines[0] += "; the online probe classifies training images instead"

@@ -144,7 +144,7 @@ def test_an_optimizer_that_cannot_leave_a_step_out_is_refused(generator: torch.G
     method, _ = build("sgd")
     plain = torch.optim.SGD(method.parameters(), 0.1, foreach=True)
     before = copy.deepcopy(method.state_dict())
-    with pytest.raises(AssertionError, match="would step on what is not finite"):
+    with pytest.raises(AssertionError, match="ignores found_inf"):
         train_step(method, [batch(generator)], plain, NOW, None)
     assert all(torch.equal(p, before[name]) for name, p in method.named_parameters())
 

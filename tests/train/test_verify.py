@@ -126,8 +126,8 @@ def test_errors_are_relative_to_each_tensor_but_not_to_nothing() -> None:
     ("argv", "message"),
     [
         (["simcrl"], "did you mean simclr?"),
-        (["--ranks", "5"], "2 or more and divide 24, got 5"),
-        (["--ranks", "1"], "2 or more and divide 24, got 1"),
+        (["--ranks", "5"], "2 or more, and a divisor of 24, got 5"),
+        (["--ranks", "1"], "2 or more, and a divisor of 24, got 1"),
         (["--ranks", "2", "--device", "cuda"], "as many GPUs"),
     ],
 )
