@@ -154,7 +154,7 @@ class Transform:
     view: ViewSpec
 
     def __call__(self, image: "Picture") -> Tensor:
-        """Return (3, S, S) float32 for a path, a PIL image or (H, W, 3) uint8; DataError for a file that cannot be read."""
+        """Return (3, S, S) float32 of a path, PIL image or (H, W, 3) uint8; raise DataError for an unreadable file."""
         from sslx.data.backends import torchvision  # here: it imports torchvision, which takes a second
 
         return torchvision.prepared(self.view, torch.from_numpy(_pixels(image)).permute(2, 0, 1))

@@ -62,7 +62,7 @@ class MethodConfig:
             raise ConfigError(f"batch norm and negatives need 2 samples or more, got a batch of {batch_size}")
 
     def inputs(self, augment: Augment, size: int) -> "Inputs":
-        """Return the views that the loader makes of each image: ``num_views`` of the recipe's, unless overridden.
+        """Return the views that the loader makes of an image: ``num_views`` of the recipe's, unless overridden.
 
         size: the side of full-size views in pixels.
         """
@@ -71,7 +71,7 @@ class MethodConfig:
         return Inputs(views=(ViewSpec(size=size, augment=augment),) * self.num_views)
 
     def build(self, encoder: "Encoder") -> "Method":
-        """Return the method around an encoder, with new heads.  Call ``methods.build``, which also replaces the norms."""
+        """Return the method around an encoder, with new heads.  Use ``methods.build``, which also sets the norms."""
         raise NotImplementedError
 
 
