@@ -83,26 +83,24 @@ class Due:
     @classmethod
     def after(
         cls,
-        step: int,
+        position: Position,
+        started_at: int,
         config: PretrainConfig,
         plan: Plan,
-        *,
-        first: int,
-        saved: int,
         stepped: bool,
         stopping: bool,
         unlogged: bool,
     ) -> "Due":
-        """Return what is due after ``step`` steps.
+        """Return what is due after the step of ``position``.
 
-        first: the first step since this start; it is logged.  saved: the step of the last checkpoint.  stepped: whether
-        this step was computed, not given up for a signal.  stopping: whether a signal ends the run here.  unlogged:
-        whether there are steps that are not logged yet.
+        started_at: the step from which this start went on; the one after it is logged.  stepped: whether the last step
+        was computed, not given up for a signal.  stopping: whether a signal ends the run here.  unlogged: whether there
+        are steps that are not logged yet.
         """
-        end = step == plan.total_steps
-        save = step > saved and (end or stopping or _is_multiple(step, config.checkpoint.every))
+        step, end = position.step, position.step == plan.total_steps
+        save = step > position.saved and (end or stopping or _is_multiple(step, config.checkpoint.every))
         health = stepped and config.health.every > 0 and (end or _is_multiple(step, config.health.every))
-        log = unlogged and (save or health or step == first or _is_multiple(step, config.log.every))
+        log = unlogged and (save or health or step == started_at + 1 or _is_multiple(step, config.log.every))
         probe = stepped and (end or _is_multiple(step, config.online.every * plan.steps_per_epoch))
         return cls(end=end, save=save, health=health, log=log, probe=probe)
 
@@ -206,16 +204,8 @@ def _train(
 
             # Periodic work.  All ranks take the same branches, so that their collectives match.
             signal = stop.acknowledge(agreement.exchange(stop.received) if batches else agreement.receive())
-            due = Due.after(
-                done,
-                config,
-                parts.plan,
-                first=run.step + 1,
-                saved=position.saved,
-                stepped=bool(batches),
-                stopping=signal > 0,
-                unlogged=clock.steps > 0,
-            )
+            unlogged = clock.steps > 0
+            due = Due.after(position, run.step, config, parts.plan, bool(batches), signal > 0, unlogged)
             if not due.log:
                 watch.look(logger.message)
             else:
