@@ -141,7 +141,7 @@ def test_a_gpu_machine_without_a_compiler_goes_on_uncompiled_and_says_so(monkeyp
         check_tools(config, cuda)
         without = "without a C compiler nothing is compiled and no loss is fused, which is slower"
         assert compilation(config, cuda) == [f"{without}: apt install gcc python3-dev"]
-    with pytest.raises(ConfigError, match=r"^--compile on needs a C compiler: apt install gcc python3-dev, or take "):
+    with pytest.raises(ConfigError, match=r"^--compile on needs a C compiler: apt install gcc python3-dev, or use "):
         check_tools(on, cuda)
     monkeypatch.setattr("sslx_kernels.toolchain.Path.exists", lambda _: False)
     with pytest.raises(ConfigError, match=r"needs a C compiler and Python's headers \(Python\.h\): apt install"):
