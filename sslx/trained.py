@@ -1,4 +1,4 @@
-"""A checkpoint as an object: its encoder, how images are prepared for it, and what it was trained with.
+"""A checkpoint as an object: its encoder, the transform of images for it, and the settings it was trained with.
 
 Example::
 
@@ -29,7 +29,7 @@ from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.runs import checkpoint
 from sslx.runs.state import VIEW
 
-if TYPE_CHECKING:  # an encoder and its features need none of these
+if TYPE_CHECKING:  # only for types: encoders and features need none of these
     from PIL.Image import Image
 
     from sslx.config import PretrainConfig
@@ -40,15 +40,15 @@ if TYPE_CHECKING:  # an encoder and its features need none of these
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
-    """A checkpoint of a run.  What is not needed for features is read, or imported, when it is first used.
+    """A checkpoint of a run.  Whatever features do not need is read or imported when it is first used.
 
-    folder: the run's.  checkpoint: the directory of the checkpoint.  step: the number of steps taken.
-    size: the side of the training views in pixels.  view: how an image is prepared for features.
+    folder: the run folder.  checkpoint: the directory of the checkpoint.  step: the number of steps taken.
+    size: the side of the training views in pixels.  view: the transform of an image for features.
     recipe: the encoder's architecture; None for a checkpoint of sslx 0.1, whose config describes it.
-    exported: the name of the encoder in its method: "encoder", or "teacher.encoder" where the method exports that.
-    device: where encoders are built.
+    exported: the name of the encoder in its method: "encoder", or "teacher.encoder" if the method exports that one.
+    device: the device on which encoders are built.
 
-    Nothing here changes the state of a global random generator.
+    No method changes the state of a global random generator.
     """
 
     folder: Path
@@ -77,22 +77,22 @@ class Trained:
 
     @cached_property
     def transform(self) -> "Callable[[Picture], Tensor]":
-        """Prepares one image as ``embed`` does: a path, a PIL image or (H, W, 3) uint8 -> (3, S, S) float32.
+        """The transform of ``embed``: a path, a PIL image or (H, W, 3) uint8 -> (3, S, S) float32.
 
-        It can be pickled, for the workers of a ``torch.utils.data.DataLoader``.
+        It can be pickled for the workers of a ``torch.utils.data.DataLoader``.
         """
         return Transform(self.view)
 
     @torch.no_grad()
     def embed(self, images: "Iterable[Picture]", *, batch_size: int = 256, tokens: bool = False) -> Tensor:
-        """The features of images: (N, dim) float32 on the CPU.
+        """Return the features of images: (N, dim) float32 on the CPU.
 
-        images: paths, PIL images or (H, W, 3) uint8 arrays, of any sizes.  batch_size: how many are computed at once.
-        tokens: the N tokens of a ViT's patches instead, (N, num_patches, dim).  Raises DataError for a file that cannot
-        be read, ConfigError for tokens of an encoder that has none.
+        images: paths, PIL images or (H, W, 3) uint8 arrays, of any sizes.  batch_size: the images computed at once.
+        tokens: return the tokens of a ViT's patches instead, (N, num_patches, dim).
+        Raises DataError for a file that cannot be read, and ConfigError for tokens of an encoder that has none.
         """
-        outputs, rest = list[Tensor](), iter(images)
-        while batch := list(islice(rest, batch_size)):
+        outputs, remaining = list[Tensor](), iter(images)
+        while batch := list(islice(remaining, batch_size)):
             views = torch.stack([self.transform(image) for image in batch]).to(self.device)
             views = views.contiguous(memory_format=torch.channels_last)
             features = self.encoder.tokens(views).patches if tokens else self.encoder(views)
@@ -100,20 +100,20 @@ class Trained:
         return torch.cat(outputs) if outputs else torch.empty(0, self.dim)
 
     def to(self, device: torch.device | str) -> "Trained":
-        """The same checkpoint, whose encoders are built on another device."""
+        """Return the same checkpoint, with encoders built on another device."""
         return replace(self, device=torch.device(device))
 
     def with_view_size(self, size: int) -> "Trained":
-        """The same checkpoint, with images prepared as squares of ``size`` pixels."""
+        """Return the same checkpoint, with images prepared as squares of ``size`` pixels."""
         return replace(self, view=eval_view(size, self.view.mean, self.view.std))
 
     def untrained_encoder(self) -> encoders.Encoder:
-        """The encoder as it was initialized at the start of the run, in evaluation mode."""
+        """Return the encoder as it was initialized at the start of the run, in evaluation mode."""
         with rng.initial_weights(self.settings.seed):
             return self._new_encoder().to(self.device).eval()
 
     def method(self) -> "Method":
-        """The whole method with its trained weights, in evaluation mode."""
+        """Return the whole method with its trained weights, in evaluation mode."""
         from sslx import methods
 
         with rng.initial_weights(self.settings.seed):
@@ -124,7 +124,7 @@ class Trained:
 
     @cached_property
     def settings(self) -> "PretrainConfig":
-        """The config of the run.  Only this needs the command line's parser."""
+        """The config of the run.  Nothing else here needs the command line's parser."""
         from sslx import config
 
         return config.loads(self.config_text)
@@ -135,9 +135,9 @@ class Trained:
         return self.settings.method.inputs(self.settings.augment, self.size).views
 
     def _new_encoder(self) -> encoders.Encoder:
-        """The encoder with initial weights from torch's global generator, for training's and the probes' views.
+        """Return the encoder for the views of training and probes, with weights from torch's global generator.
 
-        Batch norms over all ranks become plain ones, which have the same weights and need no other rank.
+        Synchronized batch norms become plain ones, which have the same weights and need no other rank.
         """
         if self.recipe is not None:
             norm = "batch" if self.recipe.norm == "sync" else self.recipe.norm
@@ -149,19 +149,19 @@ class Trained:
 
 @dataclass(frozen=True)
 class Transform:
-    """Prepares an image as probes see it: the central square, resized and normalized."""
+    """The transform of an image for probes: the central square, resized and normalized."""
 
     view: ViewSpec
 
     def __call__(self, image: "Picture") -> Tensor:
-        """A path, a PIL image or an (H, W, 3) uint8 array -> (3, S, S) float32; DataError for a file not readable."""
-        from sslx.data.backends import torchvision  # it takes torchvision, and so a second
+        """Return (3, S, S) float32 of a path, PIL image or (H, W, 3) uint8; raise DataError for an unreadable file."""
+        from sslx.data.backends import torchvision  # here: it imports torchvision, which takes a second
 
         return torchvision.prepared(self.view, torch.from_numpy(_pixels(image)).permute(2, 0, 1))
 
 
 def _pixels(image: "Picture") -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB."""
+    """Return the image as (H, W, 3) uint8 RGB."""
     from sslx.data.codecs import formats, headers
 
     if isinstance(image, str | PathLike):
@@ -178,8 +178,8 @@ def _pixels(image: "Picture") -> npt.NDArray[np.uint8]:
 def load(path: str | PathLike[str], device: torch.device | str = "cpu") -> Trained:
     """Read a run folder (its newest good checkpoint), a checkpoint directory or a file in one.
 
-    device: where the encoder is built.  Reads the encoder's weights and the facts about it, nothing else.
-    Raises MissingInput where there is no checkpoint and DataError where it is damaged.
+    device: the device on which the encoder is built.  Only the encoder's weights and the facts about it are read.
+    Raises MissingInput if there is no checkpoint, and DataError if it is damaged.
     """
     path = Path(path)
     try:
@@ -195,7 +195,7 @@ def load(path: str | PathLike[str], device: torch.device | str = "cpu") -> Train
         folder=folder,
         checkpoint=directory,
         step=state["step"],
-        size=state.get("size", view.size),  # of the training views: the encoder's stem depends on it
+        size=state.get("size", view.size),  # of the training views, on which the encoder's stem depends
         view=view,
         recipe=recipe,
         exported=state.get("exported", "encoder"),
@@ -207,7 +207,7 @@ def load(path: str | PathLike[str], device: torch.device | str = "cpu") -> Train
 
 def _view(state: Mapping[str, Any], path: Path) -> ViewSpec:
     try:
-        saved: dict[str, Any] = state["eval_view"]  # JSON has made lists of tuples
+        saved: dict[str, Any] = state["eval_view"]  # JSON turned tuples into lists
         tuples: dict[str, Any] = {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
         return ViewSpec(**saved | tuples)
     except (TypeError, ValueError) as error:
@@ -220,14 +220,14 @@ def _recipe(state: Mapping[str, Any], path: Path) -> encoders.Recipe | None:
     try:
         return encoders.Recipe(**state["encoder_recipe"])
     except (TypeError, ConfigError) as error:
-        what = f"checkpoint {path} was not written by sslx: its 'encoder_recipe'"
-        raise DataError(f"{what}: {one_line(error)}") from error
+        reason = f"checkpoint {path} was not written by sslx: its 'encoder_recipe'"
+        raise DataError(f"{reason}: {one_line(error)}") from error
 
 
 def _suggestion(path: Path) -> str:
-    """The end of an error for a path without a checkpoint: the path that may have been meant."""
+    """Return the end of an error about a path without a checkpoint: a suggestion, or ""."""
     if (run := Path("runs") / path.name) != path and (run / "config.json").is_file():
         return f"; did you mean {shown(run)}?"
     if path.exists() and not (path / "config.json").is_file():
-        return "; the images to look at go into --source.root"
+        return "; use --source.root for the images"
     return ""

@@ -1,4 +1,4 @@
-"""Losses: functions of embeddings, right at any number of ranks."""
+"""Losses: functions of embeddings that are correct for any number of ranks."""
 
 from sslx.losses.barlow_twins import barlow_twins
 from sslx.losses.diagnostics import entropy, spread

@@ -1,4 +1,4 @@
-"""Numbers that tell how embeddings and assignments are doing; methods log them beside the loss."""
+"""Diagnostics of embeddings and assignments, which methods log beside the loss."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""First and second moments of two views over the samples of all ranks, for losses of the whole batch's statistics."""
+"""First and second moments of two views over the samples of all ranks, for losses on statistics of the whole batch."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from sslx.distributed import Group
 from sslx.errors import ConfigError
 
 
-def both_views(z1: Tensor, z2: Tensor, loss: str, group: Group = None) -> tuple[Tensor, int]:
-    """(both views (2, B, D) in fp32, or fp64 where one is, the number N of samples of all ranks).
+def stack_views(z1: Tensor, z2: Tensor, loss: str, group: Group = None) -> tuple[Tensor, int]:
+    """Return both views (2, B, D) in fp32, or in fp64 if one of them is, and the number of samples of all ranks.
 
     z1, z2: (B, D) each, of any float dtype.  loss: its name, for errors.  group: the ranks; None for all.
-    Raises ValueError for shapes and dtypes that do not fit, ConfigError for fewer than 2 samples over all ranks, and
+    Raises ValueError for invalid shapes and dtypes, ConfigError for fewer than 2 samples over all ranks, and
     DataError, on all ranks, for unequal B.
     """
     if z1.ndim != 2 or z1.shape != z2.shape or 0 in z1.shape:
@@ -27,11 +27,11 @@ def both_views(z1: Tensor, z2: Tensor, loss: str, group: Group = None) -> tuple[
     return torch.stack([z1.to(dtype), z2.to(dtype)]), num_samples
 
 
-def centred(z: Tensor, num_samples: int, group: Group = None) -> Tensor:
-    """z (2, B, D) less each view's mean over the ``num_samples`` samples of all ranks, with its gradient."""
+def centered(z: Tensor, num_samples: int, group: Group = None) -> Tensor:
+    """Subtract each view's mean over the ``num_samples`` samples of all ranks from z (2, B, D), with its gradient."""
     return z - distributed.sum_over_ranks_grad(z.sum(1, keepdim=True), group) / num_samples
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
-    """The matrix, or each of a batch (..., D, D), with zeros on its diagonal."""
+    """Return a matrix, or a batch of them (..., D, D), with zeros on the diagonal."""
     return torch.diagonal_scatter(matrix, matrix.new_zeros(matrix.shape[:-1]), dim1=-2, dim2=-1)

@@ -1,8 +1,8 @@
 """NT-Xent over the views of all ranks, SimCLR's loss (arXiv 2002.05709).
 
-Each rank gathers all embeddings once and computes the rows of its own, while the gather runs those against its own
-columns.  A row's gradient needs all columns and their M softmax denominators, which the forward gathers too: so the
-backward has no collective at all, where a differentiable gather would send W times the embeddings back.
+Each rank gathers all embeddings once.  While the gather is in flight, it computes its own rows against its own columns.
+A row's gradient needs all columns and their M softmax denominators, which the forward gathers too.  So the backward
+needs no collective, where a differentiable gather would send W times the embeddings back.
 """
 
 from typing import Any
@@ -27,22 +27,22 @@ def nt_xent(
     impl: Impl = "auto",
     min_temperature: float | None = None,
 ) -> Tensor:
-    """NT-Xent (arXiv 2002.05709, equation 1): each of the 2BW embeddings finds its positive among 2BW - 1.
+    """Return NT-Xent (arXiv 2002.05709, equation 1), by which each of 2BW embeddings finds its positive.
 
     z1, z2: (B, D) each, this rank's embeddings of the two views of its B samples; any float dtype, not
-      normalised.  The B of all ranks must be equal.  Computed in fp32 (fp64 for fp64), in autocast too.
+      normalized.  The B of all ranks must be equal.  Computed in fp32 (fp64 for fp64), in autocast too.
     temperature: a positive float, or a tensor of one element that may require a gradient; a tensor's value is not
-      read, so say in ``min_temperature`` how low it can go: the sums are then cheaper (0.014 and up).
+      read, so give its lower bound in ``min_temperature``: from 0.014 on, the sums are then cheaper.
     group: the ranks whose embeddings are the negatives; None for all.
-    impl: which kernel (``sslx_kernels.nt_xent``); "auto" takes the fastest one for the input, "reference" the
-      definition, in memory of 2B × 2BW.
-    The mean is the paper's; its code (google-research/simclr) adds the means of both directions, twice this loss.  With
-    LARS that changes nothing for weights, while biases and norms, which it does not adapt, take half the code's step.
+    impl: the kernel (``sslx_kernels.nt_xent``); "auto" takes the fastest one for the input, "reference" the
+      definition, which stores 2B × 2BW numbers.
+    The mean is the paper's; its code (google-research/simclr) adds the means of both directions, which is twice this
+    loss.  With LARS that does not change weights, but biases and norms, which it does not adapt, take half the step.
     Returns the mean over this rank's 2B embeddings, a scalar.  Its mean over ranks is the full-batch loss;
-    the mean over ranks of every parameter gradient, temperature's too, is the full-batch gradient, provided that
-    all ranks weigh their loss alike.
-    Raises ValueError for shapes, dtypes, a temperature and an impl that do not fit, ConfigError where there are no
-    negatives, and DataError, on all ranks, for unequal B.
+    the mean over ranks of every parameter gradient, the temperature's included, is the full-batch gradient, provided
+    that all ranks give their loss the same weight.
+    Raises ValueError for invalid shapes, dtypes, temperature or impl, ConfigError if there are no negatives, and
+    DataError, on all ranks, for unequal B.
     """
     if z1.ndim != 2 or z1.shape != z2.shape or 0 in z1.shape:
         raise ValueError(f"expected z1 and z2 of one shape (B, D), got {tuple(z1.shape)}, {tuple(z2.shape)}")
@@ -63,7 +63,7 @@ def nt_xent(
 
 
 def _by_definition(z1: Tensor, z2: Tensor, temperature: Tensor, group: Group) -> Tensor:
-    """By autograd on the N×M matrix and a gather with a gradient: shares nothing with the other way."""
+    """Compute the loss by autograd on the N×M matrix and a differentiable gather, sharing no code with the kernels."""
     size = _checked_size(z1, group)
     z = torch.cat([z1, z2])
     z = z.to(torch.promote_types(z.dtype, torch.float32))
@@ -81,13 +81,13 @@ def _checked_size(z1: Tensor, group: Group) -> int:
 
 
 def _layout(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(each own row's column, its positive's column) among the own ones, [z1; z2]."""
+    """Return the column of each of this rank's rows [z1; z2], and that of its positive, among this rank's columns."""
     own = torch.arange(2 * size, device=device)
     return own, (own + size) % (2 * size)
 
 
 def _others(columns: Tensor, num_own: int, group: Group) -> list[slice]:
-    """Which of ``columns`` (rank-major) come from other ranks."""
+    """Return the slices of ``columns`` (rank-major) that come from other ranks."""
     first = distributed.rank(group) * num_own
     return [part for part in (slice(first), slice(first + num_own, len(columns))) if part.stop > (part.start or 0)]
 
@@ -97,10 +97,10 @@ def _others(columns: Tensor, num_own: int, group: Group) -> list[slice]:
 def _forward(
     z1: Tensor, z2: Tensor, temperature: Tensor, lowest: float, impl: str, group_name: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What the backward needs comes after the loss ().
+    """Return the loss (), followed by what the backward needs.
 
-    Of all ranks: the prepared rows (M, D), their scales where other ranks' have any, their denominators (M,).  Of this
-    one: 1 - softmax (N,), the rows' scales.  lowest: the lowest that the temperature can be, 0 if nobody knows.
+    Of all ranks: the prepared rows (M, D), their scales if other ranks have any, and their denominators (M,).  Of this
+    rank: 1 - softmax (N,) and the rows' scales.  lowest: the lower bound of the temperature, 0 if it is unknown.
     """
     group, k = distributed.group_named(group_name), op.kernel(impl)
     _checked_size(z1, group)
@@ -111,13 +111,13 @@ def _forward(
     sums = [k.sums(rows, None, None, inverse, shift_free)]
     columns = gather()
     others = _others(columns, len(rows.x), group)
-    of_all = k.prepare_received(columns) if others else kernels.Rows(columns, rows.scales.new_empty(0))
+    all_rows = k.prepare_received(columns) if others else kernels.Rows(columns, rows.scales.new_empty(0))
     for part in others:
-        sums.append(k.sums(rows, of_all.part(part), (), inverse, shift_free))
+        sums.append(k.sums(rows, all_rows.part(part), (), inverse, shift_free))
     loss, denominators, missed = k.loss_from_sums(rows, None, None, sums, inverse, shift_free)
     gathered = distributed.all_gather(denominators, group)
-    # An operator may not return one tensor twice, nor a part of one.
-    return loss, columns, of_all.scales, gathered, missed, rows.scales
+    # An operator must not return the same tensor twice, nor a view of another.
+    return loss, columns, all_rows.scales, gathered, missed, rows.scales
 
 
 def _shift_free(lowest: float, num_rows: int, dtype: torch.dtype, group: Group) -> bool:
@@ -139,8 +139,8 @@ def _(
     z = torch.cat([z1, z2])
     columns = z.new_empty(world_size * len(z), z.shape[1], dtype=k.prepared_dtype(z.dtype))
     scales, missed = k.saved_like(z)
-    of_all = k.prepare_received(columns).scales if world_size > 1 else scales.new_empty(0)
-    return z.new_empty((), dtype=dtype), columns, of_all, missed.new_empty(len(columns)), missed, scales
+    all_scales = k.prepare_received(columns).scales if world_size > 1 else scales.new_empty(0)
+    return z.new_empty((), dtype=dtype), columns, all_scales, missed.new_empty(len(columns)), missed, scales
 
 
 @torch.library.custom_op("sslx::nt_xent_backward", mutates_args=())
@@ -149,22 +149,22 @@ def _backward(
     gradient: Tensor,
     temperature: Tensor,
     columns: Tensor,
-    of_all: Tensor,
+    all_scales: Tensor,
     denominators: Tensor,
     missed: Tensor,
     scales: Tensor,
     lowest: float,
     impl: str,
     group_name: str,
-    temperature_too: bool,
+    needs_temperature_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the own rows [z1; z2] (N, D), in fp32 or more, and of the temperature (), if asked for."""
-    group, k, num = distributed.group_named(group_name), op.kernel(impl), len(missed)
-    first = distributed.rank(group) * num
-    own = slice(first, first + num)
-    rows, of_all_ranks = kernels.Rows(columns[own], scales), kernels.Rows(columns, of_all)
-    shift_free = _shift_free(lowest, num, columns.dtype, group)
-    others = [kernels.Block(of_all_ranks.part(part), (), denominators[part]) for part in _others(columns, num, group)]
+    """Return the gradients of this rank's rows [z1; z2] (N, D), in fp32 or fp64, and of the temperature () or (0)."""
+    group, k, num_own = distributed.group_named(group_name), op.kernel(impl), len(missed)
+    first = distributed.rank(group) * num_own
+    own = slice(first, first + num_own)
+    rows, all_rows = kernels.Rows(columns[own], scales), kernels.Rows(columns, all_scales)
+    shift_free = _shift_free(lowest, num_own, columns.dtype, group)
+    others = [kernels.Block(all_rows.part(part), (), denominators[part]) for part in _others(columns, num_own, group)]
     d, _, shares = k.gradient(
         rows,
         [kernels.Block(None, None), *others],
@@ -174,7 +174,7 @@ def _backward(
         k.inverse(temperature),
         shift_free,
     )
-    return d, op.temperature_gradient(shares, temperature, temperature_too)
+    return d, op.temperature_gradient(shares, temperature, needs_temperature_gradient)
 
 
 @_backward.register_fake
@@ -182,32 +182,34 @@ def _(
     gradient: Tensor,  # noqa: ARG001
     temperature: Tensor,
     columns: Tensor,
-    of_all: Tensor,  # noqa: ARG001
+    all_scales: Tensor,  # noqa: ARG001
     denominators: Tensor,  # noqa: ARG001
     missed: Tensor,
     scales: Tensor,  # noqa: ARG001
     lowest: float,  # noqa: ARG001
     impl: str,  # noqa: ARG001
     group_name: str,  # noqa: ARG001
-    temperature_too: bool,
+    needs_temperature_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(columns.dtype, torch.float32)
     d = columns.new_empty(len(missed), columns.shape[1], dtype=dtype)
-    return d, temperature.new_empty(() if temperature_too else 0)
+    return d, temperature.new_empty(() if needs_temperature_gradient else 0)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     z1, _, temperature, ctx.lowest, ctx.impl, ctx.group_name = inputs
-    ctx.mark_non_differentiable(*output[1:5])  # the scales tie a second derivative to here, where it is refused
+    ctx.mark_non_differentiable(
+        *output[1:5]
+    )  # but the scales: through them a second derivative comes here and is refused
     ctx.dtype = z1.dtype
     ctx.save_for_backward(temperature, *output[1:])
 
 
 def _differentiate(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    temperature_too = ctx.needs_input_grad[2]
-    d, dt = _backward(gradient, *ctx.saved_tensors, ctx.lowest, ctx.impl, ctx.group_name, temperature_too)
+    needs_temperature_gradient = ctx.needs_input_grad[2]
+    d, dt = _backward(gradient, *ctx.saved_tensors, ctx.lowest, ctx.impl, ctx.group_name, needs_temperature_gradient)
     d1, d2 = d.to(ctx.dtype).chunk(2)
-    return d1, d2, dt if temperature_too else None, None, None, None
+    return d1, d2, dt if needs_temperature_gradient else None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -8,21 +8,23 @@ from torch.nn import functional as F
 
 
 def self_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float = 0.1) -> Tensor:
-    """Cross-entropy of each teacher's view with each other view of the student (arXiv 2104.14294, equation 3).
+    """Return the cross-entropy of each teacher's view with each other student's view (arXiv 2104.14294, equation 3).
 
-    Deviation from equation 3, with the paper's code: the mean over pairs of views, not their sum.  Log-probabilities
-    are summed over views once, less each teacher's own view, so no pair has a (B, K) matrix of its own.
+    Deviation from equation 3, as in the paper's code: the mean over pairs of views, not their sum.  Log-probabilities
+    are summed over views once, and each teacher's own view is subtracted, so that no pair needs a (B, K) matrix.
 
     student: V logits (B, K), of any float dtype; teacher: probabilities (B, K) of the first T of these views, without
       a gradient.  Computed in fp32 (fp64 for fp64), in autocast too.
     temperature: of the student's softmax, positive.
-    Returns the mean over this rank's B samples and the T (V - 1) pairs, a scalar, whose mean over ranks of equal B is
-    the full batch's, and so is that of every parameter gradient.
-    Raises ValueError for shapes, dtypes, numbers of views and a temperature that do not fit.
+    Returns the mean over this rank's B samples and the T (V - 1) pairs, a scalar.  For equal B, the mean over ranks
+    of the loss and of every parameter gradient is the full batch's.
+    Raises ValueError for invalid shapes, dtypes, numbers of views or temperature.
     """
     shapes = [tuple(z.shape) for z in (*student, *teacher)]
     if not 1 <= len(teacher) <= len(student) or len(student) < 2:
-        raise ValueError(f"expected 2 views or more, some of a teacher too, got {len(student)} and {len(teacher)}")
+        raise ValueError(
+            f"expected 2 views or more, and 1 of them or more of the teacher, got {len(student)} and {len(teacher)}"
+        )
     if len(set(shapes)) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
         raise ValueError(f"expected logits and probabilities of one shape (B, K), got {', '.join(map(str, shapes))}")
     if not all(z.is_floating_point() for z in (*student, *teacher)):

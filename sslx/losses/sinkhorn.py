@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp over the samples of all ranks: soft assignments that use all prototypes alike (arXiv 2006.09882)."""
+"""Sinkhorn-Knopp over the samples of all ranks: soft assignments that use all prototypes equally (arXiv 2006.09882)."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from sslx import distributed
 from sslx.distributed import Group
 
 MIN_EPSILON = 0.02
-"""With it exp(s / epsilon) of cosines is within e^-50 and e^50, whose sums over any batch fp32 holds."""
+"""With this minimum, exp(s / epsilon) of cosines is within e^-50 and e^50, so that its sum over a batch fits fp32."""
 
 
 @torch.no_grad()
@@ -19,23 +19,23 @@ def sinkhorn(
     queue_weight: float | Tensor = 1.0,
     group: Group = None,
 ) -> Tensor:
-    """The codes of samples: what the steps of algorithm 1 make of exp(scores / epsilon) (2006.09882, 3.1 and A.1).
+    """Return the codes of samples by algorithm 1, starting from exp(scores / epsilon) (arXiv 2006.09882, 3.1 and A.1).
 
-    Each step scales the columns so that all prototypes get the same share of the samples of all ranks, then the rows,
-    so that each sample is one.  Algorithm 1's factors 1/K and 1/B are left out: the rows' scaling undoes them.  So
-    after each step a row is a softmax of scores / epsilon less a number for each prototype, and only the first sum,
-    before any softmax, could leave fp32's range, where that of cosines does not.
+    Each step scales the columns, so that all prototypes get the same share of the samples of all ranks, and then the
+    rows, so that each sums to 1.  Algorithm 1's factors 1/K and 1/B are left out, because scaling the rows undoes them.
+    After each step a row is the softmax of scores / epsilon minus a number for each prototype.  So only the first sum,
+    before any softmax, could leave the range of fp32, which that of cosines does not.
 
     scores: (..., B, K), in [-1, 1], of this rank's B samples against K prototypes, any float dtype; leading axes are
-      problems of their own, solved at once.  Computed in fp32 (fp64 for fp64), in autocast too.
-    epsilon: temperature, 0.02 or more; the smaller, the closer the codes are to one prototype a sample.
+      independent problems.  Computed in fp32 (fp64 for fp64), in autocast too.
+    epsilon: temperature, 0.02 or more; the smaller it is, the closer each code is to a single prototype.
     steps: number of steps, at least 1.
-    queue: (..., L, K), scores of further samples, which no other rank brings: they share the prototypes, but their
+    queue: (..., L, K), scores of further samples, different ones on each rank.  They share the prototypes, but their
       codes are not returned.
-    queue_weight: how much each of them counts, a number or (); with 0 the codes are exactly those without a queue.
+    queue_weight: the weight of each sample of the queue, a number or (); with 0 the codes equal those without a queue.
     group: the ranks whose samples share the prototypes; None for all.  They may have unequal numbers of samples.
-    Returns (..., B, K): rows sum to 1, without gradient.  Between ranks only sums over samples travel, (..., K).
-    Raises ValueError for shapes, dtypes, an epsilon and steps that do not fit.
+    Returns (..., B, K), without gradient, whose rows sum to 1.  Ranks only exchange sums over samples, (..., K).
+    Raises ValueError for invalid shapes, dtypes, epsilon or steps.
     """
     if scores.ndim < 2 or 0 in scores.shape or not scores.is_floating_point():
         raise ValueError(f"expected scores (..., B, K) of floats, got {tuple(scores.shape)} {scores.dtype}")

@@ -1,4 +1,4 @@
-"""What fused losses, and torch.compile, need of a machine with a GPU."""
+"""The tools that fused losses and torch.compile need on a machine with a GPU."""
 
 from sslx_kernels.toolchain import INSTALL as INSTALL
 from sslx_kernels.toolchain import missing as missing

@@ -20,26 +20,26 @@ def vicreg(
     gamma: float = 1.0,
     group: Group = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of invariance, variance and covariance terms (arXiv 2105.04906, equations 1 to 6).
+    """Return a weighted sum of invariance, variance and covariance terms (arXiv 2105.04906, equations 1 to 6).
 
-    Deviations from the equations, with the paper's code: the invariance is a mean over dimensions too, and the
+    Deviations from the equations, as in the paper's code: the invariance is a mean over dimensions too, and the
     variance term a mean over the two views, not their sum.
 
-    z1, z2: (B, D) each, this rank's embeddings of the two views of its B samples; any float dtype, not normalised.
+    z1, z2: (B, D) each, this rank's embeddings of the two views of its B samples; any float dtype, not normalized.
       The B of all ranks must be equal.  Computed in fp32 (fp64 for fp64), in autocast too.
     invariance_weight, variance_weight, covariance_weight: lambda, mu and nu of equation 6.
-    gamma: the standard deviation that each dimension is to have at least.
+    gamma: the minimum standard deviation of each dimension.
     group: the ranks whose samples make up the batch; None for all.
-    Returns the full-batch loss, a scalar, the same on all ranks, and metrics: the three terms, not weighted.  The mean
+    Returns the full-batch loss, a scalar, the same on all ranks, and metrics: the unweighted terms.  The mean
     over ranks of every parameter gradient is the full-batch gradient.
-    Raises what ``moments.both_views`` does.
+    Raises the errors of ``moments.stack_views``.
     """
     with torch.autocast(z1.device.type, enabled=False):
-        z, num_samples = moments.both_views(z1, z2, "VICReg", group)
+        z, num_samples = moments.stack_views(z1, z2, "VICReg", group)
         num_dims = z.shape[2]
         distance = (z[0] - z[1]).square().sum() / (num_samples * num_dims)
         invariance = distributed.sum_over_ranks_grad(distance, group)
-        z = moments.centred(z, num_samples, group)
+        z = moments.centered(z, num_samples, group)
         covariances = distributed.sum_over_ranks_grad(z.mT @ (z / (num_samples - 1)), group, equal_grads=True)
         std = (covariances.diagonal(dim1=1, dim2=2) + EPS).sqrt()
         variance = (gamma - std).relu().mean()

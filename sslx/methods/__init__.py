@@ -1,4 +1,4 @@
-"""Methods, found by file name: a file ``sslx/methods/<name>.py`` with a Config that builds a Method is one."""
+"""Methods, which are found by file name: each is a file ``sslx/methods/<name>.py`` with a Config and a Method."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -19,27 +19,27 @@ _FAMILY = Family[MethodConfig](
 
 
 def available() -> tuple[str, ...]:
-    """The names of all methods."""
+    """Return the names of all methods."""
     return _FAMILY.available()
 
 
 def module(name: str) -> ModuleType:
-    """The method's module, with its ``Config``."""
+    """Return the module of a method, which has its ``Config``."""
     return _FAMILY.module(name)
 
 
 def options(name: str) -> type[MethodConfig]:
-    """The ``Config`` of a method's file, read without torch: see ``by_name.Family.options``."""
+    """Return a method's ``Config``, read without importing torch (see ``by_name.Family.options``)."""
     return _FAMILY.options(name)
 
 
 def summary(name: str) -> str:
-    """The first line of the method's file: what it is, and where it was published."""
+    """Return the first line of a method's file: its name and its publication."""
     return _FAMILY.summary(name)
 
 
 def build(config: MethodConfig, encoder: "Encoder") -> "Method":
-    """The method of a config around an encoder; its heads and moving averages have the norm of the encoder's recipe."""
+    """Return a config's method around an encoder; heads and moving averages get the norm of the encoder's recipe."""
     from sslx.encoders import norms  # here: it imports torch
 
     method = config.build(encoder)
@@ -48,5 +48,5 @@ def build(config: MethodConfig, encoder: "Encoder") -> "Method":
 
 
 def encoders(name: str) -> tuple[Literal["resnet", "vit"], ...]:
-    """The kinds of encoder that the method is tested with."""
+    """Return the kinds of encoder that the method is tested with."""
     return options(name).encoders

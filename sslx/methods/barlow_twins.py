@@ -18,17 +18,17 @@ from sslx.methods.config import MethodConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
-    """The numbers of Barlow Twins; the defaults are the paper's for ImageNet.
+    """The settings of Barlow Twins; the defaults are the paper's for ImageNet.
 
-    The paper's two views, which are BYOL's, differ in blur and solarization; here both are by the recipe.
+    The paper's two views, which are BYOL's, differ in blur and solarization; here both are the recipe's.
 
-    The gradient is that of the whole batch; the paper's code has it divided by the number of GPUs.  With LARS, which
-    adapts weights, that changes biases and norms alone: the paper gives those a learning rate of 0.0048 beside 0.2.
+    The gradient is that of the whole batch; the paper's code divides it by the number of GPUs.  With LARS, which adapts
+    weights, that changes only biases and norms: the paper gives them a learning rate of 0.0048 and the others 0.2.
     """
 
     name: Literal["barlow_twins"] = "barlow_twins"
     off_diagonal_weight: float = 0.0051
-    """Of the squared correlations between different dimensions (lambda)."""
+    """Weight of the squared correlations between different dimensions (lambda)."""
     hidden_dim: int = 8192
     """Width of the projector's two hidden layers."""
     projection_dim: int = 8192
@@ -56,12 +56,15 @@ class Method(base.Method):
         self.projector = heads.mlp(encoder.dim, *widths, last_norm=False, last_bias=False)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Both views as one batch through encoder and projector: (z1, z2), each (B, projection_dim)."""
+        """Embed both views as one batch through encoder and projector: (z1, z2), each (B, projection_dim)."""
         return base.Embedded(self.projector(self.encoder(torch.cat(batch.views))).chunk(2))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """``on_diagonal`` is the mean correlation of a dimension with itself in the other view, ``off_diagonal`` the
-        root mean square of those with other dimensions, ``std`` the spread of embeddings (0: collapse)."""
+        """Return the loss and its metrics.
+
+        ``on_diagonal`` is the mean correlation of a dimension with itself in the other view, ``off_diagonal`` the root
+        mean square of those with other dimensions, and ``std`` the spread of embeddings (0 means collapse).
+        """
         z1, z2 = embedded.compared
         loss, metrics = losses.barlow_twins(z1, z2, self.config.off_diagonal_weight)
         return base.Step(loss, {**metrics, "std": losses.spread(z1)})

@@ -1,4 +1,4 @@
-"""What every method is: embed the views, compare the embeddings."""
+"""The base of all methods: embed the views, then compare the embeddings."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ from sslx.encoders import Encoder
 
 
 class Embedded(NamedTuple):
-    """What the loss is computed from.  All tensors begin with the axis of this rank's samples, so that they can be put
-    together from parts of a batch.
+    """The inputs of the loss.  The first axis of all tensors is this rank's samples, so that parts of a batch can be
+    concatenated.
 
-    compared: floats, through which the gradient flows.  given: everything else, each tensor in a dtype of its own and
-    without a gradient: labels, indices, masks, the outputs of a teacher.
+    compared: float tensors, through which the gradient flows.  given: all other tensors, of any dtypes and without a
+    gradient, such as labels, indices, masks or the outputs of a teacher.
     """
 
     compared: tuple[Tensor, ...]
@@ -45,15 +45,15 @@ def features(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
 
 
 def full_precision(z: Tensor) -> Tensor:
-    """Return the tensor in fp32, or in fp64 if it is in fp64: losses are computed so, in autocast too."""
+    """Return the tensor in fp32, or in fp64 if it is in fp64.  Losses are computed in it, in autocast too."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 class Method(nn.Module):
-    """A pretraining method around ``self.encoder``: what a method writes is ``embed`` and ``loss``.
+    """A pretraining method around ``self.encoder``.  A method implements ``embed`` and ``loss``.
 
-    progress: () in [0, 1], the fraction of the training that is done at the present step, on the device.  The step sets
-      it, and no checkpoint holds it.
+    progress: () in [0, 1], the fraction of the training that is done, on the device.  Each step sets it; checkpoints do
+      not contain it.
     """
 
     progress: Tensor
@@ -66,7 +66,7 @@ class Method(nn.Module):
 
     @property
     def exported(self) -> Encoder:
-        """The encoder that users get, and that probes and pictures look at."""
+        """The encoder that users get, and that probes and pictures use."""
         return self.encoder
 
     @property
@@ -78,14 +78,14 @@ class Method(nn.Module):
     def draw(self, draws: Draws) -> tuple[npt.NDArray[Any], ...]:
         """Return the random arrays of a batch (masks, permutations), which come to the device as ``Batch.draws``.
 
-        It runs on the host, beside the reading of images.  Arrays from ``draws.per_sample`` begin with the axis of the
+        It runs on the host while images are read.  Arrays from ``draws.per_sample`` begin with the axis of the
         samples; those from ``draws.per_step`` are the same on all ranks.
         """
         del draws
         return ()
 
     def embed(self, batch: Batch) -> Embedded:
-        """Return what the loss compares.  Everything with parameters runs here; it may be compiled."""
+        """Return the inputs of the loss.  Everything with parameters runs here, and may be compiled."""
         raise NotImplementedError
 
     def loss(self, embedded: Embedded) -> Step:
@@ -95,14 +95,14 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """Update moving averages and the like; called after each optimizer step.
 
-        After a step that was not taken because it was not finite, ``progress`` is 1, at which this must change nothing:
-        there a moving average's momentum is 1.
+        After a step that was not taken because it was not finite, ``progress`` is 1.  Then this must not change
+        anything; a moving average's momentum is 1 there.
         """
 
     def forward(self, batch: Batch, cotangents: Sequence[Tensor] | None = None) -> Step:
         """Return the ``Step`` of a batch.
 
-        cotangents: for gradient caching, which comes through here because DDP only sees calls of ``forward``.
+        cotangents: those of gradient caching, which calls ``forward`` because DDP only sees such calls.
         """
         embedded = self.embedder(batch)
         return self.loss(embedded) if cotangents is None else linearized(embedded, cotangents)
@@ -113,12 +113,12 @@ class Method(nn.Module):
         return self._compiled or self.embed
 
     def compile_embed(self) -> None:
-        """Have steps run ``embed`` as code that torch.compile makes at the first of them."""
+        """Compile ``embed`` with torch.compile, which happens in the first step."""
         self._compiled = torch.compile(self.embed)
 
     @contextmanager
     def eager(self) -> Generator[None]:
-        """Run ``embed`` uncompiled meanwhile, for whoever counts its operations."""
+        """Run ``embed`` uncompiled in the context, for code that counts its operations."""
         compiled, self._compiled = self._compiled, None
         try:
             yield
@@ -126,17 +126,17 @@ class Method(nn.Module):
             self._compiled = compiled
 
     def picture(self, batch: Batch) -> tuple[tuple[str, Tensor], ...]:
-        """Return what ``sslx plot`` shows of unaugmented images: titled rows of (B, C, H, W), normalized.
+        """Return the pictures of unaugmented images for ``sslx plot``: titles and normalized rows (B, C, H, W).
 
-        The default is nothing, for methods with nothing to see but features.
+        The default is none.
         """
         del batch
         return ()
 
     def late_parameters(self) -> Sequence[Tensor]:
-        """Return the parameters that are frozen at first, by a gradient of zeros.
+        """Return the parameters that are frozen at first by a gradient of zeros.
 
-        AdamW starts to count their steps when they thaw.
+        AdamW counts their steps from their first gradient on.
         """
         return ()
 

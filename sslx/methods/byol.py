@@ -20,11 +20,11 @@ from sslx.methods.config import SecondViewConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(SecondViewConfig):
-    """BYOL's numbers; the defaults are the paper's for 1000 epochs of ImageNet."""
+    """BYOL's settings; the defaults are the paper's for 1000 epochs of ImageNet."""
 
     name: Literal["byol"] = "byol"
     target_momentum: float = 0.996
-    """Share of the target's weights that a step keeps (tau), at first; it rises to 1 along half a cosine."""
+    """Fraction of the target's weights that a step keeps (tau) at first; it rises to 1 along half a cosine."""
     hidden_dim: int = 4096
     """Width of the hidden layers of projector and predictor."""
     projection_dim: int = 256
@@ -43,7 +43,7 @@ class Method(base.Method):
 
     Deviations from the paper's code: batch norm takes its statistics over both views together; the target starts
     with the online weights (the code draws its own and saw no difference); and of the heads' linear layers the
-    first has no bias, which the norm after it would remove, and the last one has.
+    first has no bias, which the norm after it would remove, while the last has one.
     """
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
@@ -54,7 +54,7 @@ class Method(base.Method):
         self.target = ema.Average(encoder, projector=self.projector, base=config.target_momentum)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Online predictions (p1, p2) and target projections (t1, t2) of both views: (B, projection_dim) each."""
+        """Return predictions (p1, p2) and target projections (t1, t2) of both views: (B, projection_dim) each."""
         images = torch.cat(batch.views)
         predictions = self.predictor(self.projector(self.encoder(images)))
         with torch.no_grad():
@@ -62,10 +62,10 @@ class Method(base.Method):
         return base.Embedded(predictions.chunk(2), targets.chunk(2))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """2 - 2 cos (equation 2), summed over both directions, mean over samples.
+        """Return 2 - 2 cos (equation 2), summed over both directions and averaged over samples.
 
-        ``alignment``: mean cosine of predictions and targets.  ``std``: spread of the target's projections (0:
-        collapse).  ``target_momentum``: as the step's update will have it.
+        ``alignment``: mean cosine of predictions and targets.  ``std``: spread of the target's projections (0 means
+        collapse).  ``target_momentum``: the value of this step's update.
         """
         (p1, p2), (t1, t2) = (map(base.full_precision, tensors) for tensors in embedded)
         cosine = torch.stack([F.cosine_similarity(p1, t2), F.cosine_similarity(p2, t1)])
@@ -77,5 +77,5 @@ class Method(base.Method):
         return base.Step((2 - 2 * cosine).sum(0).mean(), metrics)
 
     def after_step(self) -> None:
-        """The target follows the online network."""
+        """Let the target follow the online network."""
         self.target.follow(self.progress)

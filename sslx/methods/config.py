@@ -1,4 +1,4 @@
-"""The settings that methods share.  Imports no torch, so that flags and help need none."""
+"""The settings that methods share.  Does not import torch, so that flags and help are fast."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -25,9 +25,9 @@ class MethodConfig:
     encoders: ClassVar[tuple[Literal["resnet", "vit"], ...]] = ("resnet",)
     """The kinds of encoder that ``sslx verify`` and the tests train the method with."""
     num_views: ClassVar[int] = 2
-    """The number of views by the recipe that ``inputs`` asks for."""
+    """The number of the recipe's views that ``inputs`` returns."""
     exported_name: ClassVar[str] = ""
-    """What ``Method.exported`` is, in words, if it is not the encoder that is trained."""
+    """A description of ``Method.exported``, if that is not the encoder that is trained."""
 
     name: str
     """Method to train with.  sslx methods describes all of them."""
@@ -53,7 +53,7 @@ class MethodConfig:
                 raise ConfigError(f"{self.name} needs {name} {words}, got {value}: change {flag}")
 
     def check(self, batch_size: int, facts: "Facts") -> None:
-        """Raise ConfigError if the method cannot train; called before anything but the source is built.
+        """Raise ConfigError if the method cannot train; called when only the source is built.
 
         batch_size: the samples of one loss, over all ranks.  facts: those of the training images.
         """
@@ -62,7 +62,7 @@ class MethodConfig:
             raise ConfigError(f"batch norm and negatives need 2 samples or more, got a batch of {batch_size}")
 
     def inputs(self, augment: Augment, size: int) -> "Inputs":
-        """Return what the loader makes of each image: ``num_views`` views by the recipe, unless a method overrides it.
+        """Return the views that the loader makes of an image: ``num_views`` of the recipe's, unless overridden.
 
         size: the side of full-size views in pixels.
         """
@@ -71,25 +71,25 @@ class MethodConfig:
         return Inputs(views=(ViewSpec(size=size, augment=augment),) * self.num_views)
 
     def build(self, encoder: "Encoder") -> "Method":
-        """Return the method around an encoder, with new heads.  Use ``methods.build``, which also settles the norms."""
+        """Return the method around an encoder, with new heads.  Use ``methods.build``, which also sets the norms."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecondViewConfig(MethodConfig):
-    """Settings of methods whose second view has a blur and a solarization of its own (arXiv 2006.07733, table 6)."""
+    """Settings of methods whose second view has its own blur and solarization (arXiv 2006.07733, table 6)."""
 
     second_blur: float = 0.1
-    """Probability of blur in the second view; the first has the recipe's, which is 1 in the paper."""
+    """Probability of blur in the second view; the first view uses the recipe's, which is 1 in the paper."""
     second_solarize: float = 0.2
-    """Probability of solarization in the second view; the others have the recipe's, which is 0 in the paper."""
+    """Probability of solarization in the second view; other views use the recipe's, which is 0 in the paper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("second_blur", "second_solarize", least=0, most=1)
 
     def inputs(self, augment: Augment, size: int) -> "Inputs":
-        """Return one view by the recipe, and one with the second view's own blur and solarization."""
+        """Return one view of the recipe, and one with the second view's blur and solarization."""
         from sslx.data.views import Inputs, ViewSpec  # here: it imports torch
 
         second = replace(augment, blur=self.second_blur, solarize=self.second_solarize)
@@ -124,7 +124,7 @@ class MultiCropConfig(MethodConfig):
         return Inputs(views=(*super().inputs(augment, size).views, *self.local_views(augment, size)))
 
     def local_views(self, augment: Augment, size: int) -> "tuple[ViewSpec, ...]":
-        """Return the local views for global ones of ``size`` pixels: the recipe's, except for what a crop covers."""
+        """Return the local views for global ones of ``size`` pixels: the recipe's, with smaller crops."""
         from sslx.data.views import ViewSpec  # here: it imports torch
 
         local = replace(augment, min_scale=self.local_min_scale, max_scale=self.local_max_scale)

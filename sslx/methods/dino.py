@@ -2,7 +2,7 @@
 
 Two global and some local views of each image.  For every view, a student (encoder and head) learns the distribution
 over prototypes that a teacher gives to each other global view.  The teacher is a moving average of the student; its
-outputs are centered, so that no prototype takes all samples, and sharpened, so that not all are alike.
+outputs are centered, so that no prototype takes all samples, and sharpened, so that it is not uniform.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from sslx.methods.config import MultiCropConfig, SecondViewConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MultiCropConfig, SecondViewConfig):
-    """DINO's numbers; the defaults are the paper's for 100 epochs of ImageNet."""
+    """DINO's settings; the defaults are the paper's for 100 epochs of ImageNet."""
 
     encoders: ClassVar = ("resnet", "vit")
     exported_name: ClassVar = "the teacher's encoder"
     name: Literal["dino"] = "dino"
     num_local: int = 8
-    """Local views of each image; with 0, the two global views alone need a smaller augment.min_scale."""
+    """Local views of each image; with 0, the two global views need a smaller augment.min_scale."""
     local_max_scale: float = 0.4
     """Largest fraction of the area for a local view; global views start at augment.min_scale, 0.4 in the code."""
     local_blur: float = 0.5
@@ -44,19 +44,19 @@ class Config(MultiCropConfig, SecondViewConfig):
     head_norm: bool = False
     """Batch norm in the head's hidden layers; it keeps a small ResNet from collapsing (use_bn_in_head of the code)."""
     student_temperature: float = 0.1
-    """Of the student's softmax (tau_s)."""
+    """Temperature of the student's softmax (tau_s)."""
     teacher_temperature: float = 0.07
-    """Of the teacher's softmax (tau_t), once it is warm."""
+    """Temperature of the teacher's softmax (tau_t) after the warmup."""
     teacher_temperature_start: float = 0.04
-    """Of the teacher's softmax, at first."""
+    """Temperature of the teacher's softmax at first."""
     teacher_warmup: float = 0.3
-    """Share of training in which the teacher's temperature rises in a line; 30 of 100 epochs."""
+    """Fraction of the training in which the teacher's temperature rises linearly; 30 of 100 epochs."""
     teacher_momentum: float = 0.996
-    """Share of the teacher's weights that a step keeps, at first; it rises to 1 along half a cosine."""
+    """Fraction of the teacher's weights that a step keeps at first; it rises to 1 along half a cosine."""
     center_momentum: float = 0.9
-    """Share of the center that a step keeps (m of equation 4)."""
+    """Fraction of the center that a step keeps (m of equation 4)."""
     freeze_last: float = 0.01
-    """Share of training in which the prototypes stay as they are; 1 of 100 epochs."""
+    """Fraction of the training in which the prototypes stay as they are; 1 of 100 epochs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +66,7 @@ class Config(MultiCropConfig, SecondViewConfig):
         self.require("freeze_last", least=0, most=1)
 
     def local_views(self, augment: Augment, size: int) -> "tuple[ViewSpec, ...]":
-        """Return the local views, with a blur of their own."""
+        """Return the local views, with their own probability of blur."""
         return super().local_views(replace(augment, blur=self.local_blur), size)
 
     def build(self, encoder: "Encoder") -> "Method":
@@ -79,9 +79,9 @@ class Head(nn.Module):
     The prototypes are the code's weight-normalized last layer, whose gain stays 1: weight decay shortens them, but what
     comes out depends on their directions only.
 
-    Deviation from the code: weights start with a standard deviation of 0.02 at 2048 inputs, as there, but with more at
-    fewer, in inverse proportion to the root; with 0.02 at 16, outputs are so short that the gradient through their
-    normalization throws the head about.
+    Deviation from the code: the weights' initial standard deviation is 0.02 for 2048 inputs, as there, but larger for
+    fewer, in inverse proportion to the root.  With 0.02 for 16 inputs, outputs are so short that the gradient through
+    their normalization makes training unstable.
     """
 
     def __init__(self, dim: int, config: Config) -> None:
@@ -96,9 +96,9 @@ class Head(nn.Module):
         self.prototypes = nn.Linear(config.bottleneck_dim, config.output_dim, bias=False)
 
     def forward(self, x: Tensor, frozen: Tensor | None = None) -> Tensor:
-        """Cosines in fp32 (fp64 for fp64), in autocast too: the teacher's are divided by a few hundredths.
+        """Return cosines in fp32 (fp64 for fp64), in autocast too: the teacher's are divided by a small temperature.
 
-        frozen: (), whether the prototypes get no gradient; it is zero then, and not None, for which DDP waits.
+        frozen: () bool.  If true, the prototypes get a gradient of zero; not None, for which DDP would wait.
         """
         z, weight = self.mlp(x), self.prototypes.weight
         if frozen is not None:
@@ -111,11 +111,11 @@ class Method(base.Method):
     """Student, teacher, center, and the cross-entropy of all pairs of different views.
 
     Deviations from the paper's code: no stochastic depth; gradient clipping (--optim.clip 3) and the rise of the weight
-    decay (--optim.weight-decay 0.04 --optim.weight-decay-end 0.4) are off unless they are asked for; the teacher's
-    temperature rises with each step, not each epoch; the center starts as the first batch's mean, not as zero, from
-    which the code's comes there while its learning rate is still near 0.  As in the code, batch norm takes its
-    statistics over all views of one size, the head's over all.  Exported is the teacher's encoder, which the paper
-    evaluates.
+    decay (--optim.weight-decay 0.04 --optim.weight-decay-end 0.4) are off by default; the teacher's
+    temperature rises with each step, not each epoch; the center starts as the first batch's mean, not as zero, which
+    the code's leaves while its learning rate is still near 0.  As in the code, batch norm takes its
+    statistics over all views of one size, the head's over all.  The exported encoder is the teacher's, which the
+    paper evaluates.
     """
 
     center: Tensor
@@ -132,7 +132,7 @@ class Method(base.Method):
         return self.teacher.encoder
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """The student's logits of all views; given the teacher's of the global ones: (B, output_dim) each."""
+        """Return the student's logits (B, output_dim) of all views; ``given`` has the teacher's of the global ones."""
         frozen = self.progress < self.config.freeze_last
         student = self.head(base.features(self.encoder, batch.views), frozen)
         with torch.no_grad():
@@ -140,12 +140,12 @@ class Method(base.Method):
         return base.Embedded(student.chunk(len(batch.views)), teacher.chunk(2))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """Equation 3 with the mean over pairs; then, for the next step, the center's (equation 4), of all ranks.
+        """Return equation 3 with the mean over pairs; then update the center over all ranks (equation 4).
 
-        ``teacher_entropy``: of the teacher's distributions, mean over samples, as a share of log K (1: collapse to the
-        uniform one).  ``prototype_entropy``: of their mean over this rank's samples (0: collapse to one prototype).
-        ``logit_std``: spread of the student's logits of the first view.  ``teacher_temperature``: the step's;
-        ``teacher_momentum``: as the step's update will have it.
+        ``teacher_entropy``: of the teacher's distributions, mean over samples, as a share of log K (1 means collapse
+        to the uniform one).  ``prototype_entropy``: of their mean over this rank's samples (0 means collapse to one
+        prototype).  ``logit_std``: spread of the student's logits of the first view.  ``teacher_temperature``: the
+        step's.  ``teacher_momentum``: the value of this step's update.
         """
         student, teacher = embedded.compared, base.full_precision(torch.stack(embedded.given))
         temperature = self._temperature()
@@ -164,11 +164,11 @@ class Method(base.Method):
         return base.Step(loss, metrics)
 
     def late_parameters(self) -> Sequence[Tensor]:
-        """The prototypes, which are frozen at first."""
+        """Return the prototypes, which are frozen at first."""
         return (self.head.prototypes.weight,)
 
     def after_step(self) -> None:
-        """The teacher follows the student."""
+        """Let the teacher follow the student."""
         self.teacher.follow(self.progress)
 
     def _temperature(self) -> Tensor:

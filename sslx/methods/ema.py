@@ -14,16 +14,16 @@ foreach: Any = torch  # its multi-tensor functions have no public names
 
 
 class Average(nn.Module):
-    """A moving average of an encoder and of the heads behind it, by the names that they are given.
+    """A moving average of an encoder and of the heads behind it, which are given by name.
 
         self.target = ema.Average(encoder, projector=self.projector, base=0.996)
         t = self.target(images)  # the projector's outputs
         self.target.follow(self.progress)  # after each step
 
     base: the share of the average's weights that a step keeps at the start of training.
-    It starts as a copy with the same weights and buffers, and its parameters need no gradient.  Buffers do not follow:
-    in training mode the average's batch norms take the statistics of their own batch and keep their own running ones,
-    as in BYOL's code.
+    It starts as a copy with the same weights and buffers, and its parameters need no gradient.  Buffers are not
+    averaged: in training mode its batch norms use the statistics of their own batch and keep their own running ones, as
+    in BYOL's code.
     """
 
     encoder: Encoder
@@ -51,7 +51,7 @@ class Average(nn.Module):
     def follow(self, progress: Tensor) -> None:
         """Follow: average = momentum * average + (1 - momentum) * online.  progress: () on the device."""
         averages, onlines = self._parameter_pairs()
-        steps = foreach._foreach_sub(onlines, averages)  # so that equal weights stay equal, to the last bit
+        steps = foreach._foreach_sub(onlines, averages)  # as a difference, so that equal weights stay bit-equal
         foreach._foreach_mul_(steps, 1 - self.momentum(progress))
         foreach._foreach_add_(averages, steps)
 
@@ -63,7 +63,7 @@ class Average(nn.Module):
 
     def _parameter_pairs(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Return the parameters and those that they follow.  They are collected once, which takes a millisecond, and
-        again if a move to another device has made new ones."""
+        again after a move to another device, which makes new ones."""
         first = next(self.parameters()), next(self._online[0].parameters())
         if not self._pairs[0] or self._pairs[0][0] is not first[0] or self._pairs[1][0] is not first[1]:
             onlines = [parameter for part in self._online for parameter in part.parameters()]

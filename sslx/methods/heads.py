@@ -8,18 +8,19 @@ from torch import nn
 def mlp(
     *dims: int, norm: bool = True, last_norm: bool = True, last_bias: bool = True, gelu: bool = False
 ) -> nn.Sequential:
-    """Linear, BN, ReLU, ..., Linear, BN through the given widths: SimCLR's projector (arXiv 2002.05709, B.1).
+    """Return Linear, BN, ReLU, ..., Linear, BN of the given widths: SimCLR's projector (arXiv 2002.05709, B.1).
 
-    Linear layers before a BN have no bias, which the norm would remove.  norm: BN at all; last_norm: BN after the last
-    layer; last_bias: a bias in it, where it has no BN; gelu: GELU in place of ReLU.
+    Linear layers before a BN have no bias, because the norm would remove it.
+    norm: whether there are BNs.  last_norm: whether the last layer is followed by a BN.  last_bias: whether the last
+    layer has a bias if no BN follows.  gelu: use GELU instead of ReLU.
     """
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(dims)):
-        last = i == len(dims) - 2
-        normed = norm and (last_norm or not last)
-        layers.append(nn.Linear(before, after, bias=not normed and (last_bias or not last)))
-        if normed:
+        is_last = i == len(dims) - 2
+        has_norm = norm and (last_norm or not is_last)
+        layers.append(nn.Linear(before, after, bias=not has_norm and (last_bias or not is_last)))
+        if has_norm:
             layers.append(nn.BatchNorm1d(after))
-        if not last:
+        if not is_last:
             layers.append(nn.GELU() if gelu else nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

@@ -28,7 +28,7 @@ from sslx.methods.config import MethodConfig
 GRID = 3
 NUM_TILES = GRID * GRID
 EPSILON = 1e-5
-"""Added to a tile's variance."""
+"""Added to a tile's variance, which may be 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Config(MethodConfig):
     num_views: ClassVar = 1  # the paper's has 225 px and is gray in 30 % of images (``augment.gray``)
     name: Literal["jigsaw"] = "jigsaw"
     num_permutations: int = 1000
-    """Permutations to tell apart; of those in the paper's table 4 the most, and the outputs of its code."""
+    """Number of permutations to tell apart: the largest in the paper's table 4, and that of its code."""
     tile_dim: int = 512
     """Width of the layer that all tiles share (fc6)."""
     hidden_dim: int = 4096
@@ -60,7 +60,7 @@ class Method(base.Method):
     """
 
     permutations: Tensor
-    """(num_permutations, 9) int64.  In no checkpoint: the config says all of it."""
+    """(num_permutations, 9) int64.  Checkpoints do not contain it, because it follows from the config."""
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(encoder)
@@ -68,7 +68,7 @@ class Method(base.Method):
         if not encoders.accepts_size(encoder, side):
             raise ConfigError(
                 f"jigsaw cuts views of {encoder.size} px into tiles of {side} px, which {type(encoder.trunk).__name__} "
-                "does not take: take a ResNet or a larger --data.size"
+                "does not accept: use a ResNet or a larger --data.size"
             )
         self.config = config
         self.tile_head = nn.Sequential(nn.Linear(encoder.dim, config.tile_dim), nn.ReLU(inplace=True))
@@ -81,13 +81,13 @@ class Method(base.Method):
         self.register_buffer("permutations", chosen, persistent=False)
 
     def draw(self, draws: Draws) -> tuple[npt.NDArray[Any], ...]:
-        """The number of each image's permutation, (B,) int64, and the places of its tiles, (B, 9, 2): see ``cut``."""
+        """Return the number of each image's permutation, (B,) int64, and its tiles' places (B, 9, 2) for ``cut``."""
         numbers = draws.per_sample(1 + 2 * NUM_TILES)
         permutation = (numbers[:, 0] * np.float32(self.config.num_permutations)).astype(np.int64)
         return permutation, numbers[:, 1:].reshape(-1, NUM_TILES, 2)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """The logits of permutations (B, num_permutations); given the number of the true one (B,).
+        """Return the logits of permutations (B, num_permutations); ``given`` has the number of the true one (B,).
 
         All 9B tiles go through the encoder as one batch, image-major.
         """
@@ -97,9 +97,9 @@ class Method(base.Method):
         return base.Embedded((self.classifier(features.reshape(len(view), -1)),), (permutation,))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """Cross-entropy; ``accuracy`` is the share of permutations recognized (1 / num_permutations: chance).
+        """Return the cross-entropy; ``accuracy``: the share of permutations recognized (chance: 1 / num_permutations).
 
-        A mean over this rank's images: no image's loss depends on another's, so the mean over ranks is the batch's.
+        It is a mean over this rank's images, none of which depends on another, so the mean over ranks is the batch's.
         """
         (logits,), (permutation,) = map(base.full_precision, embedded.compared), embedded.given
         accuracy = (logits.detach().argmax(1) == permutation).float().mean()
@@ -107,10 +107,10 @@ class Method(base.Method):
 
 
 def tile_side(size: int) -> int:
-    """The side in pixels of the tiles of a view of ``size`` pixels.
+    """Return the side in pixels of the tiles of a view of ``size`` pixels.
 
     A cell of the grid is a third of the view, rounded down; a tile is 64/75 of it, as in the paper, and at least a
-    pixel smaller, so that there can be a gap.  Raises ConfigError where that leaves less than 2 pixels.
+    pixel smaller, so that there can be a gap.  Raises ConfigError if that is less than 2 pixels.
     """
     cell = size // GRID
     side = min(round(cell * 64 / 75), cell - 1)
@@ -120,10 +120,10 @@ def tile_side(size: int) -> int:
 
 
 def cut(view: Tensor, order: Tensor, places: Tensor) -> Tensor:
-    """The tiles of views (B, 3, S, S) in the given order: (9B, 3, T, T), image-major, channels_last.
+    """Return the tiles of views (B, 3, S, S) in the given order: (9B, 3, T, T), image-major, channels_last.
 
-    order: (B, 9) int64, the cell, row by row, from which each tile comes.  places: (B, 9, 2) in [0, 1), where in its
-    cell the tile is, (y, x).  Where S is no multiple of 3, the last rows and columns are in no cell.
+    order: (B, 9) int64, the cell, counted row by row, from which each tile comes.  places: (B, 9, 2) in [0, 1), the
+    tile's position in its cell, (y, x).  If S is not a multiple of 3, the last rows and columns are in no cell.
     """
     cell, side = view.shape[-1] // GRID, tile_side(view.shape[-1])
     corner = cell * torch.stack([order // GRID, order % GRID], 2) + (places * (cell - side + 1)).long()
@@ -134,7 +134,7 @@ def cut(view: Tensor, order: Tensor, places: Tensor) -> Tensor:
 
 
 def normalize(tiles: Tensor) -> Tensor:
-    """Each channel of each tile (N, 3, T, T) less its mean, by its standard deviation; a flat one gives zeros.
+    """Normalize each channel of each tile (N, 3, T, T) to mean 0 and standard deviation 1, or zeros if it is flat.
 
     Computed in fp32 (fp64 for fp64), returned in the tiles' dtype.
     """
@@ -145,29 +145,31 @@ def normalize(tiles: Tensor) -> Tensor:
 
 @cache
 def distant_permutations(num: int, num_tiles: int) -> npt.NDArray[np.int64]:
-    """``num`` of all permutations, far from each other: (num, num_tiles), read-only (algorithm 1 of the paper).
+    """Return ``num`` permutations that are far from each other: (num, num_tiles), read-only (algorithm 1 of the paper).
 
-    Each is the one with the largest sum of Hamming distances to those before.  The paper starts at random and leaves
-    open which of equals it takes; here the first is the identity, and of equals that is taken whose nearest is
-    farthest, then the first in lexicographic order.  Taking the first at once would find near twins: of 100
-    permutations of 9 tiles, 2 apart instead of 4.
+    Each is the one with the largest sum of Hamming distances to the previous ones.  The paper starts at random and does
+    not say how ties are broken.  Here the first is the identity, and ties go to the permutation whose nearest chosen
+    one is farthest, then to the first in lexicographic order.  Without the former, some are nearly the same: of 100
+    permutations of 9 tiles, the closest would differ in 2 places instead of 4.
     """
-    every = np.zeros((1, 1), np.uint8)  # (tiles, permutations), in lexicographic order
+    candidates = np.zeros((1, 1), np.uint8)  # (tiles, permutations), in lexicographic order
     for n in range(2, num_tiles + 1):
-        by_first = [np.vstack([np.full_like(every[:1], first), every + (every >= first)]) for first in range(n)]
-        every = np.hstack(by_first)
-    shared = np.zeros(every.shape[1], np.int32)  # tiles in the same place, summed over the chosen
-    nearest = np.zeros(every.shape[1], np.uint8)  # and the most with any of them
+        by_first = [
+            np.vstack([np.full_like(candidates[:1], first), candidates + (candidates >= first)]) for first in range(n)
+        ]
+        candidates = np.hstack(by_first)
+    sum_same = np.zeros(candidates.shape[1], np.int32)  # number of tiles in the same place, summed over the chosen ones
+    max_same = np.zeros(candidates.shape[1], np.uint8)  # and its maximum over the chosen ones
     chosen = [0]
     while len(chosen) < num:
-        same = np.zeros_like(nearest)
-        for tiles, tile in zip(every, every[:, chosen[-1]], strict=True):
+        same = np.zeros_like(max_same)
+        for tiles, tile in zip(candidates, candidates[:, chosen[-1]], strict=True):
             same += (tiles == tile).view(np.uint8)
-        np.maximum(nearest, same, out=nearest)
-        shared += same
-        shared[chosen[-1]] = 1 << 30
-        more = (shared != shared.min()).view(np.uint8)
-        chosen.append(int((nearest + (num_tiles + 1) * more).argmin()))
-    permutations = every[:, chosen].T.astype(np.int64)
+        np.maximum(max_same, same, out=max_same)
+        sum_same += same
+        sum_same[chosen[-1]] = 1 << 30
+        is_not_best = (sum_same != sum_same.min()).view(np.uint8)
+        chosen.append(int((max_same + (num_tiles + 1) * is_not_best).argmin()))
+    permutations = candidates[:, chosen].T.astype(np.int64)
     permutations.flags.writeable = False
     return permutations

@@ -25,19 +25,19 @@ EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
-    """MAE's numbers; the defaults are the paper's for ImageNet (section 4)."""
+    """MAE's settings; the defaults are the paper's for ImageNet (section 4)."""
 
     encoders: ClassVar = ("vit",)
     num_views: ClassVar = 1
     name: Literal["mae"] = "mae"
     mask_ratio: float = 0.75
-    """Share of the patches that are masked."""
+    """Fraction of the patches that are masked."""
     decoder_dim: int = 512
-    """Width of the decoder, which has an attention head for each 32 of it."""
+    """Width of the decoder, which has one attention head per 32 of it."""
     decoder_layers: int = 8
     """Transformer blocks of the decoder."""
     normalize_target: bool = True
-    """Predict pixels relative to their patch's mean and standard deviation (table 1d, better); off: as they are."""
+    """Predict pixels relative to their patch's mean and standard deviation (better in table 1d), not raw pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,8 +45,8 @@ class Config(MethodConfig):
         self.require("mask_ratio", above=0, below=1)
         if self.decoder_dim % (4 * self.decoder_heads):
             raise ConfigError(
-                "mae needs a decoder_dim that is a multiple of 4 x its heads, one for each 32 of it, not "
-                f"{self.decoder_dim}: take a multiple of 32"
+                "mae needs a decoder_dim that is a multiple of 4 x its heads, one for each 32 of it, got "
+                f"{self.decoder_dim}: use a multiple of 32"
             )
 
     @property
@@ -62,10 +62,10 @@ class Method(base.Method):
     """A ViT, a decoder, and the squared error of the masked patches' pixels.
 
     Deviations from the paper's code: the encoder keeps its initial weights and its learned position embeddings, where
-    the code has Xavier's weights and fixed sines and cosines.  They may be loaded ones, which these would undo, and so
-    the untrained encoder that probes compare with is the one that training starts from.  The decoder sees the tokens
-    in the order of the draws, each with the position embedding of its place: the code puts them in their places first,
-    which makes no difference to attention.  Where a ViT has its last norm after the pooling, its tokens get one here.
+    the code has Xavier's weights and fixed sines and cosines.  This keeps weights that were loaded, and makes the
+    untrained encoder of probes the one that training starts from.  The decoder sees the tokens in the order of the
+    draws, each with the position embedding of its place; the code puts them in their places first, which makes no
+    difference to attention.  If a ViT has its last norm after the pooling, its tokens are normalized here.
     """
 
     positions: Tensor
@@ -100,22 +100,22 @@ class Method(base.Method):
         self.register_buffer("positions", build_sincos2d_pos_embed([rows, columns], dim)[None], persistent=False)
 
     def draw(self, draws: Draws) -> tuple[npt.NDArray[Any], ...]:
-        """The places of the visible patches (B, K) and of the masked ones (B, M), counted row by row from 0; int64."""
+        """Return the places of visible (B, K) and masked patches (B, M), counted row by row from 0; int64."""
         places = draws.per_sample(self.num_patches).argsort(axis=1, kind="stable")
         return places[:, : self.num_visible], places[:, self.num_visible :]
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Predictions of the M masked patches, in the order of the draws; given the targets: (B, M, C * patch^2)."""
+        """Return predictions (B, M, C * patch^2) of masked patches in the draws' order; ``given`` has the targets."""
         (view,), (visible, masked) = batch.views, batch.draws
         patches = patchify(view, self.patch).take_along_dim(masked[..., None], 1)
         mean, std = self._scale(patches)
         return base.Embedded((self._predict(view, visible, masked),), ((patches - mean) / std,))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """The mean squared error over all pixels of masked patches, the same number in every sample.
+        """Return the mean squared error over all pixels of masked patches, of which every sample has the same number.
 
-        ``reconstruction_error``: relative to the targets' own mean square, so that 1 is what a prediction of 0 gives:
-        each patch's mean, or without ``normalize_target`` the mean color of the data.
+        ``reconstruction_error``: relative to the targets' mean square, so that a prediction of 0 has 1.  That
+        prediction is each patch's mean, or without ``normalize_target`` the mean color of the data.
         """
         (prediction,), (target,) = (map(base.full_precision, tensors) for tensors in embedded)
         loss = F.mse_loss(prediction, target)
@@ -125,9 +125,9 @@ class Method(base.Method):
 
     @torch.no_grad()
     def picture(self, batch: Batch) -> tuple[tuple[str, Tensor], ...]:
-        """The images, the patches that the encoder sees, and these with the predictions of all others.
+        """Return the images, the patches that the encoder sees, and these with the predictions of all others.
 
-        Masked patches are gray: 0, the mean color of the data.  With ``normalize_target`` the predictions get the mean
+        Masked patches have the mean color of the data, 0.  With ``normalize_target`` the predictions get the mean
         and the standard deviation of the true patch, which the model does not predict.
         """
         (view,), (visible, masked) = batch.views, batch.draws
@@ -140,7 +140,7 @@ class Method(base.Method):
         return tuple(zip(("image", "masked", "reconstruction"), images, strict=True))
 
     def _scale(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the standard deviation of each of (B, M, P) patches that targets are relative to: (B, M, 1)."""
+        """Return the mean and standard deviation, (B, M, 1) each, by which targets (B, M, P) are normalized."""
         var, mean = torch.var_mean(patches, dim=2, keepdim=True)
         if self.config.normalize_target:
             return mean, (var + EPS).sqrt()
@@ -149,15 +149,15 @@ class Method(base.Method):
     def _predict(self, view: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
         """Return the decoder's (B, M, C * patch^2) for the masked patches of (B, C, H, W), from the visible ones."""
         prefix, patches = self.encoder.tokens(view, keep=visible)
-        seen = self.decoder_embed(self.encoder_norm(torch.cat([prefix, patches], 1)))
-        tokens = torch.cat([seen, self.mask_token.expand(*masked.shape, -1)], 1)
+        visible_tokens = self.decoder_embed(self.encoder_norm(torch.cat([prefix, patches], 1)))
+        tokens = torch.cat([visible_tokens, self.mask_token.expand(*masked.shape, -1)], 1)
         places = torch.cat([visible, masked], 1)[..., None]
         positions = F.pad(self.positions.take_along_dim(places, 1), (0, 0, prefix.shape[1], 0))  # 0 for prefix tokens
-        return self.decoder(tokens + positions)[:, seen.shape[1] :]
+        return self.decoder(tokens + positions)[:, visible_tokens.shape[1] :]
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> the N square patches, row by row, (B, N, C * patch^2), channel-major; fp32, or fp64 of fp64."""
+    """Return the square patches of (B, C, H, W), row by row: (B, N, C * patch^2), channel-major, fp32 or fp64."""
     images = base.full_precision(images)
     rows, columns = (side // patch for side in images.shape[2:])
     images = images[:, :, : rows * patch, : columns * patch]

@@ -21,20 +21,20 @@ from sslx.methods.config import SecondViewConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(SecondViewConfig):
-    """MoCo v3's numbers; the defaults are the paper's for ViTs on ImageNet."""
+    """MoCo v3's settings; the defaults are the paper's for ViTs on ImageNet."""
 
     encoders: ClassVar = ("resnet", "vit")
     name: Literal["mocov3"] = "mocov3"
     temperature: float = 0.2
-    """Of the softmax over similarities (tau): 0.2 for ViTs; the code's default, for ResNets, is 1."""
+    """Temperature of the softmax over similarities (tau): 0.2 for ViTs; the code's default, for ResNets, is 1."""
     momentum: float = 0.99
-    """Share of the momentum encoder's weights that a step keeps, at first; it rises to 1 along half a cosine."""
+    """Fraction of the momentum encoder's weights that a step keeps at first; it rises to 1 along half a cosine."""
     hidden_dim: int = 4096
     """Width of the hidden layers of projector and predictor."""
     projection_dim: int = 256
     """Width of queries and keys."""
     freeze_patches: bool = True
-    """Whether a ViT's patch projection stays as it is, which steadies the training (section 4.2)."""
+    """Keep a ViT's patch projection as it is initialized, which stabilizes the training (section 4.2)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,20 +59,20 @@ class Method(base.Method):
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(encoder)
         self.config = config
-        vit = encoder.kind == "vit"
-        if vit and config.freeze_patches:
+        is_vit = encoder.kind == "vit"
+        if is_vit and config.freeze_patches:
             encoder.freeze_patch_projection()
-        hidden = [config.hidden_dim] * (2 if vit else 1)
+        hidden = [config.hidden_dim] * (2 if is_vit else 1)
         self.projector = heads.mlp(encoder.dim, *hidden, config.projection_dim)
         self.projector[-1] = nn.BatchNorm1d(config.projection_dim, affine=False)
         dims = config.projection_dim, config.hidden_dim, config.projection_dim
-        self.predictor = heads.mlp(*dims, last_norm=vit, last_bias=False)
-        if vit:
+        self.predictor = heads.mlp(*dims, last_norm=is_vit, last_bias=False)
+        if is_vit:
             self.predictor[-1] = nn.BatchNorm1d(config.projection_dim, affine=False)
         self.target = ema.Average(encoder, projector=self.projector, base=config.momentum)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Queries (q1, q2) and keys (k1, k2) of both views: (B, projection_dim) each."""
+        """Return queries (q1, q2) and keys (k1, k2) of both views: (B, projection_dim) each."""
         images = torch.cat(batch.views)
         queries = self.predictor(self.projector(self.encoder(images)))
         with torch.no_grad():
@@ -80,10 +80,10 @@ class Method(base.Method):
         return base.Embedded(queries.chunk(2), keys.chunk(2))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """2 tau InfoNCE of each direction, summed (algorithm 1).
+        """Return 2 tau InfoNCE, summed over both directions (algorithm 1).
 
         ``contrast_accuracy``: share of queries whose most similar key, of all ranks', is their own.  ``alignment``:
-        mean cosine of queries and their keys.  ``std``: spread of keys (0: collapse).  ``momentum``: as the step's
+        mean cosine of queries and their keys.  ``std``: spread of keys (0 means collapse).  ``momentum``: as the step's
         update will have it.
         """
         (q1, q2), (k1, k2) = embedded
@@ -100,5 +100,5 @@ class Method(base.Method):
         return base.Step(2 * self.config.temperature * (loss_1 + loss_2), metrics)
 
     def after_step(self) -> None:
-        """The momentum copies follow encoder and projector."""
+        """Let the momentum copies follow encoder and projector."""
         self.target.follow(self.progress)

@@ -23,7 +23,7 @@ NUM_ROTATIONS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
-    """Rotation has no numbers of its own: the paper's four rotations and a linear classifier."""
+    """Rotation has no settings besides its name: it has four rotations and a linear classifier."""
 
     num_views: ClassVar = 1
     name: Literal["rotation"] = "rotation"
@@ -41,7 +41,7 @@ class Method(base.Method):
         self.head = nn.Linear(encoder.dim, NUM_ROTATIONS)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """The logits of the images turned by 0, 90, 180 and 270 degrees counter-clockwise: four (B, 4) tensors.
+        """Return the logits of the images turned by 0, 90, 180 and 270 degrees counter-clockwise: four (B, 4) tensors.
 
         All 4B images go through the encoder as one batch, rotation-major.
         """
@@ -49,9 +49,9 @@ class Method(base.Method):
         return base.Embedded(self.head(self.encoder(rotations(view))).chunk(NUM_ROTATIONS))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """Cross-entropy; ``accuracy`` is the share of rotations that are recognized (0.25: chance).
+        """Return the cross-entropy; ``accuracy`` is the share of rotations that are recognized (0.25 by chance).
 
-        A mean over this rank's images: no image's loss depends on another's, so the mean over ranks is the batch's.
+        It is a mean over this rank's images, none of which depends on another, so the mean over ranks is the batch's.
         """
         logits = base.full_precision(torch.stack(embedded.compared))
         rotation = torch.arange(NUM_ROTATIONS, device=logits.device).repeat_interleave(logits.shape[1])
@@ -61,9 +61,9 @@ class Method(base.Method):
 
 
 def rotations(images: Tensor) -> Tensor:
-    """(B, C, S, S) -> (4B, C, S, S), rotation-major: image b turned by k quarters, counter-clockwise, is k * B + b.
+    """Return the four rotations of images (B, C, S, S): (4B, C, S, S), rotation-major, channels_last.
 
-    channels_last.
+    Image b turned counter-clockwise by k quarters is number k * B + b.
     """
-    last = images.permute(0, 2, 3, 1)  # so that the one copy is in this order: of NCHW, rot90 loses channels_last
+    last = images.permute(0, 2, 3, 1)  # rot90 of NCHW would lose channels_last
     return torch.cat([last.rot90(k, (1, 2)) for k in range(NUM_ROTATIONS)]).permute(0, 3, 1, 2)

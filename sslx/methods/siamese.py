@@ -32,9 +32,9 @@ class Config(MethodConfig):
     """views: the two views of an image are similar, views of two images dissimilar.  labels: images of one label are
     similar, images of two labels dissimilar."""
     margin: float = 1.0
-    """Distance from which on dissimilar pairs are left alone (m); normalized embeddings are at most 2 apart."""
+    """Distance beyond which dissimilar pairs have no loss (m); normalized embeddings are at most 2 apart."""
     normalize: bool = True
-    """Compare embeddings of length 1.  Off, as in the paper, the margin must suit the embeddings' own scale."""
+    """Compare embeddings of length 1.  If off, as in the paper, the margin must suit the embeddings' scale."""
     hidden_dim: int = 2048
     """Width of the projector's hidden layer."""
     projection_dim: int = 128
@@ -49,7 +49,7 @@ class Config(MethodConfig):
             )
 
     def check(self, batch_size: int, facts: "Facts") -> None:
-        """Require labels for pairs by labels, besides what every method needs."""
+        """Require labels for pairs by labels, in addition to the checks of every method."""
         super().check(batch_size, facts)
         if self.pairs == "labels" and not facts.has_classes:
             raise ConfigError("--method.pairs labels needs a source with labels, and this one has none: take views")
@@ -64,14 +64,14 @@ class Method(base.Method):
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(encoder)
         self.config = config
-        # A last BN spreads the embeddings, but fixes their scale, which others learn from the margin.
+        # A last BN spreads the embeddings but fixes their scale, which unnormalized ones learn from the margin.
         dims = encoder.dim, config.hidden_dim, config.projection_dim
         self.projector = heads.mlp(*dims, last_norm=config.normalize)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Both views as one batch through encoder and projector: (z1, z2), each (B, projection_dim).
+        """Embed both views as one batch through encoder and projector: (z1, z2), each (B, projection_dim).
 
-        Given the labels, with ``pairs="labels"``.
+        With ``pairs="labels"``, ``given`` has the labels.
         """
         z = self.projector(self.encoder(torch.cat(batch.views))).chunk(2)
         if self.config.pairs == "views":
@@ -80,10 +80,10 @@ class Method(base.Method):
         return base.Embedded(z, (batch.label,))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """The margin loss.
+        """Return the margin loss.
 
-        Metrics, of this rank's pairs: ``similar`` and ``dissimilar``, mean distances (the latter 0 where the batch has
-        no such pair); ``pair_accuracy``, the share of pairs on the right side of half the margin (0.5: collapse).
+        Metrics, of this rank's pairs: ``similar`` and ``dissimilar``, mean distances (the latter is 0 if the batch has
+        no such pair); ``pair_accuracy``, the share of pairs on the right side of half the margin (0.5 means collapse).
         """
         z1, z2 = map(base.full_precision, embedded.compared)
         label = embedded.given[0] if embedded.given else None
@@ -92,6 +92,6 @@ class Method(base.Method):
         similar, dissimilar, has_dissimilar = losses.pair_distances(z1, z2, label)
         loss = losses.margin_loss(similar, dissimilar, has_dissimilar, self.config.margin)
         near, far, half = similar.detach().float(), dissimilar.detach().float() * has_dissimilar, self.config.margin / 2
-        right = (near < half).float() + (far > half).float()
-        accuracy = right.mean() / (1 + has_dissimilar.float())
+        is_correct = (near < half).float() + (far > half).float()
+        accuracy = is_correct.mean() / (1 + has_dissimilar.float())
         return base.Step(loss, {"pair_accuracy": accuracy, "similar": near.mean(), "dissimilar": far.mean()})

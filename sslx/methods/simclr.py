@@ -19,7 +19,7 @@ from sslx.methods.config import MethodConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
-    """SimCLR's numbers; the defaults are the paper's for ImageNet.
+    """SimCLR's settings; the defaults are the paper's for ImageNet.
 
     The loss is the paper's mean over all 2N views.  The paper's code adds up two means, which is twice that: with SGD,
     a learning rate copied from there makes steps half as long (with LARS only those of biases and norms).
@@ -27,7 +27,7 @@ class Config(MethodConfig):
 
     name: Literal["simclr"] = "simclr"
     temperature: float = 0.1
-    """Of the softmax over similarities (tau); the paper takes 0.1 at batch 4096, 0.5 for CIFAR-10."""
+    """Temperature of the softmax over similarities (tau); the paper takes 0.1 at batch 4096, 0.5 for CIFAR-10."""
     hidden_dim: int = 2048
     """Width of the projector's hidden layers."""
     projector_layers: int = 2
@@ -54,11 +54,11 @@ class Method(base.Method):
         self.projector = heads.mlp(encoder.dim, *hidden, config.projection_dim)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Both views as one batch through encoder and projector: (z1, z2), each (B, projection_dim)."""
+        """Embed both views as one batch through encoder and projector: (z1, z2), each (B, projection_dim)."""
         return base.Embedded(self.projector(self.encoder(torch.cat(batch.views))).chunk(2))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """NT-Xent.  ``alignment`` is the mean cosine of positives, ``std`` the spread of embeddings (0: collapse)."""
+        """Return NT-Xent.  ``alignment``: mean cosine of positives.  ``std``: embedding spread (0 means collapse)."""
         z1, z2 = embedded.compared
         with torch.no_grad():
             alignment = F.cosine_similarity(z1.float(), z2.float()).mean()

@@ -20,7 +20,7 @@ from sslx.methods.config import MethodConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
-    """SimSiam's numbers; the defaults are the paper's for ResNet-50 on ImageNet."""
+    """SimSiam's settings; the defaults are the paper's for ResNet-50 on ImageNet."""
 
     name: Literal["simsiam"] = "simsiam"
     hidden_dim: int = 2048
@@ -30,7 +30,7 @@ class Config(MethodConfig):
     bottleneck_dim: int = 512
     """Width of the predictor's hidden layer; a quarter of projection_dim in the paper."""
     stop_gradient: bool = True
-    """Whether the projection that is predicted gets no gradient; without this, training collapses (table 1)."""
+    """Stop the gradient of the projection that is predicted; without this, training collapses (table 1)."""
 
     def build(self, encoder: "Encoder") -> "Method":
         return Method(self, encoder)
@@ -51,7 +51,7 @@ class Method(base.Method):
         self.predictor = heads.mlp(config.projection_dim, config.bottleneck_dim, config.projection_dim, last_norm=False)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Predictions (p1, p2) and projections (z1, z2) of both views: (B, projection_dim) each."""
+        """Return predictions (p1, p2) and projections (z1, z2) of both views: (B, projection_dim) each."""
         z = self.projector(self.encoder(torch.cat(batch.views)))
         p1, p2 = self.predictor(z).chunk(2)
         if self.config.stop_gradient:
@@ -59,10 +59,11 @@ class Method(base.Method):
         return base.Embedded((p1, p2, *z.chunk(2)))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """Half the negative cosine of each direction, summed (equations 1 and 2), mean over samples.
+        """Return half the negative cosine, summed over both directions (equations 1 and 2), averaged over samples.
 
-        ``alignment``: mean cosine of predictions and projections.  ``std``: spread of projections, 1 on the whole
-        sphere, 0 where all are alike; the projector's last norm keeps them from that, so well below 1 is collapse.
+        ``alignment``: mean cosine of predictions and projections.  ``std``: spread of projections, which is 1
+        on the whole sphere and 0 if all are the same.  The projector's last norm prevents 0, so a spread well below 1
+        means collapse.
         """
         p1, p2, z1, z2 = map(base.full_precision, (*embedded.compared, *embedded.given))
         cosine = (F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1)) / 2

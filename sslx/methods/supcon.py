@@ -1,6 +1,6 @@
 """SupCon (Khosla et al., "Supervised Contrastive Learning", arXiv 2004.11362).
 
-As SimCLR, but with labels: an embedding's positives are all views of its label in the batch of all ranks (L_out,
+Like SimCLR, but with labels: an embedding's positives are all views of its label in the batch of all ranks (L_out,
 equation 2).  The projector is SimCLR's; the paper's has no BN.
 """
 
@@ -20,15 +20,15 @@ from sslx.methods.config import MethodConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
-    """SupCon's numbers; the defaults are the paper's for ImageNet.
+    """SupCon's settings; the defaults are the paper's for ImageNet.
 
     The loss is equation 2.  The published code multiplies it by the temperature (TensorFlow) or by temperature / 0.07
-    (PyTorch): multiply a learning rate of SGD that is copied from there by the same.
+    (PyTorch): multiply a learning rate of SGD copied from there by that.
     """
 
     name: Literal["supcon"] = "supcon"
     temperature: float = 0.1
-    """Of the softmax over similarities (tau)."""
+    """Temperature of the softmax over similarities (tau)."""
     hidden_dim: int = 2048
     """Width of the projector's hidden layer."""
     projection_dim: int = 128
@@ -39,7 +39,7 @@ class Config(MethodConfig):
         self.require("temperature", above=0)
 
     def check(self, batch_size: int, facts: "Facts") -> None:
-        """Require labels, besides what every method needs."""
+        """Require labels, in addition to the checks of every method."""
         super().check(batch_size, facts)
         if not facts.has_classes:
             raise ConfigError("supcon needs a source with labels, and this one has none: take simclr")
@@ -57,12 +57,12 @@ class Method(base.Method):
         self.projector = heads.mlp(encoder.dim, config.hidden_dim, config.projection_dim)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Both views as one batch through encoder and projector: two (B, projection_dim) tensors; given the labels."""
+        """Embed both views as one batch: two (B, projection_dim) tensors.  ``given`` has the labels."""
         assert batch.label is not None
         return base.Embedded(self.projector(self.encoder(torch.cat(batch.views))).chunk(2), (batch.label,))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """SupCon; ``alignment`` is the mean cosine of all positives, ``std`` the embeddings' spread (0: collapse)."""
+        """Return SupCon.  ``alignment``: mean cosine of positives.  ``std``: embedding spread (0 means collapse)."""
         (z1, z2), (label,) = embedded
         loss, alignment = losses.sup_con(z1, z2, label, self.config.temperature)
         return base.Step(loss, {"alignment": alignment.float(), "std": losses.spread(z1)})

@@ -2,7 +2,7 @@
 
 Several views of each image, two of them global.  Scores are the cosines of an embedding with learned prototypes.
 Sinkhorn-Knopp turns the scores of each global view, over the batch, into codes, soft assignments that use all
-prototypes alike; all other views predict these.  There are no negatives.
+prototypes equally; all other views predict these.  There are no negatives.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ MIN_EPSILON = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MultiCropConfig):
-    """SwAV's numbers; the defaults are the paper's for ImageNet."""
+    """SwAV's settings; the defaults are the paper's for ImageNet."""
 
     name: Literal["swav"] = "swav"
     num_local: int = 6
@@ -35,13 +35,13 @@ class Config(MultiCropConfig):
     local_max_scale: float = 0.14
     """Largest fraction of the image's area that a local view may cover."""
     temperature: float = 0.1
-    """Of the softmax over scores that predicts a code (tau)."""
+    """Temperature of the softmax over scores that predicts a code (tau)."""
     epsilon: float = 0.05
-    """Of Sinkhorn-Knopp: the smaller, the closer the codes are to one prototype a sample."""
+    """Epsilon of Sinkhorn-Knopp; the smaller it is, the closer each code is to a single prototype."""
     sinkhorn_steps: int = 3
-    """Steps of Sinkhorn-Knopp."""
+    """Number of steps of Sinkhorn-Knopp."""
     num_prototypes: int = 3000
-    """Prototypes (K)."""
+    """Number of prototypes (K)."""
     hidden_dim: int = 2048
     """Width of the projector's hidden layer."""
     projection_dim: int = 128
@@ -50,9 +50,9 @@ class Config(MultiCropConfig):
     """Embeddings of past batches, of each global view, that share the prototypes with the batch's; for batches that
     are small beside num_prototypes (the paper: 3840 for batches of 256).  A multiple of the batch size."""
     queue_start: float = 0.075
-    """Share of training from which the queue is used (the paper: from epoch 15 of 200)."""
+    """Fraction of the training from which the queue is used (the paper: from epoch 15 of 200)."""
     freeze_prototypes: float = 0.005
-    """Share of training, from its start, in which the prototypes stay as they are (the code: one epoch, of 200)."""
+    """Fraction of the training in which the prototypes stay as they are at first (the code: one epoch of 200)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,14 +64,14 @@ class Config(MultiCropConfig):
         self.require("queue_start", "freeze_prototypes", least=0, most=1)
 
     def check(self, batch_size: int, facts: "Facts") -> None:
-        """Require a queue of whole batches, which all ranks can share out, besides what every method needs."""
+        """Require a queue of whole batches, which ranks can divide, in addition to the checks of every method."""
         super().check(batch_size, facts)
         size = self.queue_size
         if size % batch_size:
-            least = size // batch_size * batch_size
+            below = size // batch_size * batch_size
+            sizes = f"{below} or {below + batch_size}" if below else f"{batch_size}"
             raise ConfigError(
-                f"swav's queue holds whole batches of {batch_size}, got --method.queue-size {size}: take "
-                f"{f'{least} or ' if least else ''}{least + batch_size}"
+                f"swav's queue holds whole batches of {batch_size}, got --method.queue-size {size}: take {sizes}"
             )
 
     def build(self, encoder: "Encoder") -> "Method":
@@ -81,16 +81,16 @@ class Config(MultiCropConfig):
 class Method(base.Method):
     """Encoder, projector, prototypes, and the queue of past embeddings.
 
-    Prototypes have length 1.  The paper's code normalizes them before each step, this one at the start and after each
-    step: the same.  So weight decay does not change them, but for the size of their steps.
+    Prototypes have length 1.  The paper's code normalizes them before each step; this normalizes them at the start and
+    after each step, which is the same.  So weight decay only changes the size of their steps.
 
-    The queue, (2, queue_size, projection_dim), has the embeddings of all ranks, newest batch first, the same on all
-    ranks; within a batch in the order of its samples, with gradient caching rank by rank.  Each rank brings its own
-    share of it to Sinkhorn-Knopp, so that none counts twice.
+    The queue, (2, queue_size, projection_dim), holds the embeddings of all ranks, the same on each.  The newest
+    batch comes first, each in the order of its samples, or rank by rank with gradient caching.  Each rank uses a
+    different part of it in Sinkhorn-Knopp, so that no embedding counts twice.
 
     Deviations from the paper's code: the queue is filled from the first step, not from ``queue_start``; the first
-    layer of the projector has no bias, which the norm after it would remove; LARS leaves biases and norms as SGD steps
-    them, without weight decay, where the code's LARC adapts and decays them too.  As in the code, batch norm takes its
+    layer of the projector has no bias, which the norm after it would remove; LARS steps biases and norms as SGD
+    does, without weight decay, where the code's LARC adapts and decays them too.  As in the code, batch norm takes its
     statistics over all views of one size, the projector's over all views.
     """
 
@@ -105,7 +105,7 @@ class Method(base.Method):
         self.after_step()
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Scores (B, K) of all views; given the embeddings (B, projection_dim) of both global ones.
+        """Return scores (B, K) of all views; ``given`` has the embeddings (B, projection_dim) of both global ones.
 
         The scores are cosines, in fp32 in autocast too.  While prototypes are frozen, their gradient is zero.
         """
@@ -119,12 +119,12 @@ class Method(base.Method):
         return base.Embedded(scores.chunk(num_views), z.detach().chunk(num_views)[:2])
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """Cross-entropy of each global view's code with the prediction of every other view (equations 1, 2 and 6).
+        """Return the cross-entropy of global views' codes with all other views' predictions (equations 1, 2 and 6).
 
-        Deviation from equation 6, with the paper's code: the mean over pairs of views, not their sum.
-        ``prototype_entropy``: entropy of the mean prediction of this rank's views, of log K (0: all take one
-        prototype).  ``code_entropy``: mean entropy of codes, of log K (0: hard, 1: uniform).  ``projection_std``:
-        spread of the first view's embeddings (0: collapse).
+        Deviation from equation 6, as in the paper's code: the mean over pairs of views, not their sum.
+        ``prototype_entropy``: entropy of the mean prediction of this rank's views, as a share of log K (0
+        means that all take one prototype).  ``code_entropy``: mean entropy of codes, as a share of log K (0 is hard, 1
+        is uniform).  ``projection_std``: spread of the first view's embeddings (0 means collapse).
         """
         scores, (z1, z2) = embedded
         distributed.check_same(len(z1), "batch size of SwAV")
@@ -141,7 +141,7 @@ class Method(base.Method):
         return base.Step(loss, {**entropies, "projection_std": losses.spread(z1)})
 
     def late_parameters(self) -> Sequence[Tensor]:
-        """The prototypes, which are frozen at first."""
+        """Return the prototypes, which are frozen at first."""
         return (self.prototypes.weight,)
 
     @torch.no_grad()
@@ -151,10 +151,10 @@ class Method(base.Method):
         weight.copy_(torch.where(self.progress < 1, F.normalize(weight, dim=1), weight))
 
     def _codes(self, scores: Tensor) -> Tensor:
-        """Codes (2, B, K) of the global views' scores, with this rank's share of the queue once it is in use."""
+        """Return the codes (2, B, K) of the global views' scores, with this rank's part of the queue once in use."""
         share = self.config.queue_size // distributed.world_size()
         past = self.queue.narrow(1, distributed.rank() * share, share)
-        full = self.queue[:, -1:].any()  # an embedding is nowhere 0 in all dimensions, a row not yet filled is
-        weight = (full & (self.progress >= self.config.queue_start)).to(scores.dtype)
+        is_full = self.queue[:, -1:].any()  # a row that is not filled yet is 0; an embedding never is
+        weight = (is_full & (self.progress >= self.config.queue_start)).to(scores.dtype)
         past_scores = past @ self.prototypes.weight.T
         return losses.sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_steps, past_scores, weight)

@@ -18,17 +18,17 @@ from sslx.methods.config import MethodConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
-    """VICReg's numbers; the defaults are the paper's for ImageNet, whose solarization is ``augment.solarize`` 0.1."""
+    """VICReg's settings; the defaults are the paper's for ImageNet, whose solarization is ``augment.solarize`` 0.1."""
 
     name: Literal["vicreg"] = "vicreg"
     invariance_weight: float = 25.0
-    """Of the mean squared distance between the two views of an image (lambda)."""
+    """Weight of the mean squared distance between the two views of an image (lambda)."""
     variance_weight: float = 25.0
-    """Of what the dimensions' standard deviations lack (mu)."""
+    """Weight of the amounts by which the dimensions' standard deviations are below gamma (mu)."""
     covariance_weight: float = 1.0
-    """Of the squared covariances between different dimensions (nu)."""
+    """Weight of the squared covariances between different dimensions (nu)."""
     gamma: float = 1.0
-    """The standard deviation that each dimension should have at least."""
+    """Minimum standard deviation of each dimension."""
     hidden_dim: int = 8192
     """Width of the expander's two hidden layers."""
     projection_dim: int = 8192
@@ -55,12 +55,15 @@ class Method(base.Method):
         self.expander = heads.mlp(encoder.dim, *widths, last_norm=False, last_bias=False)
 
     def embed(self, batch: Batch) -> base.Embedded:
-        """Both views as one batch through encoder and expander: (z1, z2), each (B, projection_dim)."""
+        """Embed both views as one batch through encoder and expander: (z1, z2), each (B, projection_dim)."""
         return base.Embedded(self.expander(self.encoder(torch.cat(batch.views))).chunk(2))
 
     def loss(self, embedded: base.Embedded) -> base.Step:
-        """``invariance``, ``variance`` and ``covariance`` are the terms without their weights, ``std`` the spread of
-        embeddings (0: collapse)."""
+        """Return the loss and its metrics.
+
+        ``invariance``, ``variance`` and ``covariance`` are the unweighted terms, and ``std`` is the spread of
+        embeddings (0 means collapse).
+        """
         c, (z1, z2) = self.config, embedded.compared
         weights = c.invariance_weight, c.variance_weight, c.covariance_weight
         loss, metrics = losses.vicreg(z1, z2, *weights, c.gamma)

@@ -1,1 +1,1 @@
-"""What is watched while an encoder trains: the health of its features, and an online probe where there are labels."""
+"""Monitoring of an encoder while it trains: the health of its features, and an online probe if there are labels."""

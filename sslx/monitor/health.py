@@ -1,9 +1,9 @@
-"""Health of an encoder while it trains, without labels: effective rank, spread, alignment, uniformity; collapse.
+"""Label-free health of an encoder while it trains: effective rank, spread, alignment and uniformity of its features.
 
-A look uses a few images of the present step, so it needs no loader of its own and no second pass over the data.
+Each measurement uses a few images of the current step, so it needs neither a separate loader nor another pass over the
+data.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,54 +18,57 @@ from sslx.monitor.config import HealthConfig as Config
 from sslx.probe.features import evaluation_mode
 from sslx.probe.geometry import alignment, rank_me, uniformity
 
-LEAST = {"feature_rank": 1.05, "feature_std": 0.005, "std": 0.5}
-"""A run has collapsed if it is below one of these.  Values of the digits recipes, from step 40 on:
+MINIMA = {"feature_rank": 1.05, "feature_std": 0.005, "std": 0.5}
+"""A run has collapsed if a metric is below its minimum.  Values of the digits recipes, from step 40 on:
 
 - ``feature_rank`` and ``feature_std``, of encoders that learn: 15 to 53 and 0.18 to 0.6 for ResNets, but 1.2 to 2.9 and
   0.015 to 0.13 for small ViTs (MAE, DINO); of untrained ones at least 3 and 0.12.  Rotation at lr 30 and SimCLR at lr
   100, whose features no longer depend on the image: 1.01 and 0.0002 or less.
 - ``std``, the spread of the embeddings that a loss compares by their direction, as a method logs it (losses.spread):
   0.7 to 1 for SimCLR, BYOL, SimSiam, MoCo v3, SupCon, Barlow Twins and VICReg; 0.2 to 0.45 for SimSiam without its
-  stop-gradient, 0.003 without batch norm.  The features do not tell these: batch norm keeps each channel's variance
-  up, and the gradient of a collapsed loss is too small to change the encoder.  Methods with prototypes compare what is
-  left of a common direction: a low spread means nothing there, and they log theirs by another name.
+  stop-gradient, 0.003 without batch norm.  The features do not show this collapse: batch norm keeps each channel's
+  variance up, and the gradient of a collapsed loss is too small to change the encoder.  Embeddings that are compared
+  with prototypes may share a direction, so a low spread means nothing, and these methods log it by another name.
 """
 
-SETTLED = 40
-"""``LEAST`` is judged at the end from this step on: a run that ends earlier has not learned what it could lose."""
-MOST_WEIGHT = 100.0
-"""A parameter tensor with a larger root mean square has been thrown about.  It is 0.01 to 2 in runs that learn, also
-after loading published weights, and 1,000 or more at a learning rate of 1e6, where features need not collapse."""
+MIN_JUDGED_STEP = 40
+"""Runs that end before this step are not judged by ``MINIMA``: they have not learned anything yet."""
+MAX_WEIGHT_RMS = 100.0
+"""Weights are useless if the root mean square of a parameter tensor is larger.  It is 0.01 to 2 in runs that learn,
+also after loading published weights, and 1,000 or more at a learning rate of 1e6, where features may not collapse."""
 
 
 class Health:
-    """Looks at the features of a run from time to time.
+    """Measures the features of a run from time to time.
 
-    Every rank must call ``look`` together, and all get the same numbers.
+    All ranks must call ``look`` together, and all get the same numbers.
     autocast: the dtype to autocast the encoder to, or None for full precision.
     """
 
     def __init__(self, config: Config, autocast: torch.dtype | None) -> None:
         self.every, self._config, self._autocast = config.every, config, autocast
-        self._healthy, self._told = 0, False
+        self._last_healthy_step, self._has_warned = 0, False
 
     @activity.doing("looking at the features")
     def look(self, encoder: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
         """Return ``feature_rank`` (RankMe), ``feature_std`` (spread), ``feature_alignment``, ``feature_uniformity``.
 
-        They describe the encoder's features in evaluation mode, for the first samples of this rank's batches of the
-        step: equally many on each rank, config.num_samples in total or as many as there are.  Alignment compares the
-        first two views of one size or, if there is only one view, the image and its mirror image.
+        They describe the encoder's features in evaluation mode, for the first samples of each rank's batches: the same
+        number on each rank, and config.num_samples in total if there are as many.  Alignment compares the first two
+        views of one size or, if there is only one view, the image and its mirror image.
         """
-        share = max(1, self._config.num_samples // distributed.world_size())
-        pairs = [_two_views(batch, share) for batch in batches[: -(-share // len(batches[0]))]]
+        num_own = max(1, self._config.num_samples // distributed.world_size())
+        pairs = [_two_views(batch, num_own) for batch in batches[: -(-num_own // len(batches[0]))]]
         device = pairs[0][0].device
         with (
             evaluation_mode(encoder),
             torch.no_grad(),
             torch.autocast(device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None),
         ):
-            x, y = (torch.cat([encoder(views) for views in same])[:share] for same in zip(*pairs, strict=True))
+            x, y = (
+                torch.cat([encoder(views) for views in first_or_second])[:num_own]
+                for first_or_second in zip(*pairs, strict=True)
+            )
         # One gather for both; in fp64, which the smallest singular values need.
         x, y = distributed.all_gather(torch.cat([x, y], 1).double()).chunk(2, 1)
         values = {
@@ -75,28 +78,29 @@ class Health:
             "feature_uniformity": uniformity(x),
         }
         numbers = torch.stack([value.double() for value in values.values()]).tolist()
-        return dict(zip(values, distributed.broadcast_object(numbers), strict=True))  # so that all decide alike
+        numbers = distributed.broadcast_object(numbers)  # so that all ranks decide the same
+        return dict(zip(values, numbers, strict=True))
 
     def warning(self, step: int, numbers: Mapping[str, float], saved: int) -> str:
-        """Return one line when a number first falls below ``LEAST``; else, or until all have recovered, "".
+        """Return a line when a metric first falls below its minimum; else, or until all have recovered, "".
 
         numbers: those of ``look``, and the method's own ``std`` if it has one.  saved: the step of the last checkpoint,
         or 0 if there is none.  Raises CollapseError with that line if config.on_collapse is stop.
         """
         low = _low(numbers)
-        was_told, self._told = self._told, bool(low)
+        had_warned, self._has_warned = self._has_warned, bool(low)
         if not low:
-            self._healthy = step
-        if was_told or not low:
+            self._last_healthy_step = step
+        if had_warned or not low:
             return ""
-        since = f"not yet at step {self._healthy:,}" if self._healthy else "at the first look"
+        since = f"not yet at step {self._last_healthy_step:,}" if self._last_healthy_step else "at the first look"
         line = (
             f"collapse at step {step:,}, {since}: {', '.join(low)}: lower --optim.lr, take a larger --batch-size, or "
             "check what keeps the method from collapse: its stop-gradient, loss weights, batch norm"
         )
         if self._config.on_collapse == "warn":
             return line
-        when = "from before" if saved <= self._healthy else "perhaps from after"
+        when = "from before" if saved <= self._last_healthy_step else "perhaps from after"
         last = f"the last checkpoint, step {saved:,}, is {when}" if saved else "there is no checkpoint"
         raise CollapseError(f"{line}; {last}")
 
@@ -106,9 +110,9 @@ class Health:
         numbers: as for ``warning``.  Raises CollapseError with that line if config.on_collapse is stop.
         """
         name, size = largest(method)
-        reasons = _low(numbers) if step >= SETTLED else []
-        if size > MOST_WEIGHT:
-            reasons.append(f"the root mean square of {name} is {size:.2g}, above {MOST_WEIGHT:g}")
+        reasons = _low(numbers) if step >= MIN_JUDGED_STEP else []
+        if size > MAX_WEIGHT_RMS:
+            reasons.append(f"the root mean square of {name} is {size:.2g}, above {MAX_WEIGHT_RMS:g}")
         if not reasons:
             return ""
         line = f"this run's weights are useless at its end, step {step:,}: {', '.join(reasons)}: lower --optim.lr"
@@ -118,14 +122,14 @@ class Health:
 
 
 def _low(numbers: Mapping[str, float]) -> list[str]:
-    """Return the numbers that are below ``LEAST``, in words."""
-    known = {name: numbers.get(name, math.inf) for name in LEAST}
-    return [f"{name} {known[name]:.2g} is below {least}" for name, least in LEAST.items() if known[name] < least]
+    """Return a phrase for each metric that is below its minimum."""
+    measured = {name: numbers[name] for name in MINIMA if name in numbers}
+    return [f"{name} {value:.2g} is below {MINIMA[name]}" for name, value in measured.items() if value < MINIMA[name]]
 
 
 @torch.no_grad()
 def largest(module: nn.Module) -> tuple[str, float]:
-    """Return the name and the root mean square of the parameter tensor where it is largest; ("", 0) if none."""
+    """Return the name and root mean square of the parameter tensor whose root mean square is largest, or ("", 0)."""
     named = [(name, p.detach()) for name, p in module.named_parameters() if p.numel()]
     if not named:
         return "", 0.0
@@ -133,7 +137,8 @@ def largest(module: nn.Module) -> tuple[str, float]:
     return max(zip((name for name, _ in named), squares.sqrt().tolist(), strict=True), key=lambda pair: pair[1])
 
 
-def _two_views(batch: Batch, share: int) -> tuple[Tensor, Tensor]:
-    """Return two views of one size of the first ``share`` samples."""
-    same = [view[:share] for view in batch.views if view.shape == batch.views[0].shape]
-    return (same[0], same[1]) if len(same) > 1 else (same[0], same[0].flip(3))
+def _two_views(batch: Batch, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Return two views of one size of the first ``num_samples`` samples."""
+    same_size = [view[:num_samples] for view in batch.views if view.shape == batch.views[0].shape]
+    first = same_size[0]
+    return first, same_size[1] if len(same_size) > 1 else first.flip(3)

@@ -1,4 +1,4 @@
-"""The online probe: kNN accuracy of the encoder while it trains, on a bounded sample, whenever labels exist."""
+"""The online probe: kNN accuracy of the encoder while it trains, on a bounded sample of labeled images."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,14 @@ from sslx.data.sources import Source
 from sslx.monitor.config import OnlineConfig as Config
 from sslx.probe import features, knn
 
-HELD_OUT = 5
-"""Without a test split, one of this many training images is held out and classified."""
+HELD_OUT_DIVISOR = 5
+"""Without a test split, one in this many training images is held out and classified."""
 
 
 class OnlineProbe:
     """Measures the kNN accuracy of a fixed sample of one split on a fixed sample of the other.
 
-    evaluation: makes this rank's loader of a source.  Every rank must call ``accuracy`` together.
+    evaluation: makes this rank's loader of a source.  All ranks must call ``accuracy`` together.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class OnlineProbe:
         assert train.facts.has_classes
         order = rng.permutation(seed, "online probe", size=len(train))
         if test is None or test.facts.labels is None:
-            held = min(config.num_queries, len(train) // HELD_OUT)
-            test, order = train.take(np.sort(order[:held])), order[held:]
+            num_held_out = min(config.num_queries, len(train) // HELD_OUT_DIVISOR)
+            test, order = train.take(np.sort(order[:num_held_out])), order[num_held_out:]
         else:
             chosen = rng.permutation(seed, "online probe test", size=len(test))[: config.num_queries]
             test = test.take(np.sort(chosen))

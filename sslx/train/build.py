@@ -1,4 +1,4 @@
-"""From a config to everything that a step needs: loader, method, optimizer, on this rank's device."""
+"""Build everything that a training step needs from a config: loader, method and optimizer, on this rank's device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported  # pyrig
 
 from sslx import data, encoders, methods, optim, parallel, rng
 from sslx.config import PretrainConfig, settle
+from sslx.console.words import plural
 from sslx.data import Loader, sources
 from sslx.data.order import Shuffled
 from sslx.data.sources import Source, sides
@@ -20,7 +21,7 @@ from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.losses import toolchain
 from sslx.machine import compiler, deterministic, onednn
 from sslx.methods.base import Method
-from sslx.monitor.online import HELD_OUT, OnlineProbe
+from sslx.monitor.online import HELD_OUT_DIVISOR, OnlineProbe
 from sslx.runs import state
 from sslx.train import consistency, needs
 from sslx.train.plan import Plan
@@ -28,10 +29,10 @@ from sslx.train.plan import Plan
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that a training step needs, built once.
+    """Everything that a training step needs.
 
-    settings: the config, with what was chosen for these images and this machine.  plan: what follows from it.
-    model: the method, wrapped in DDP where there are several ranks.
+    settings: the config, with defaults chosen for these images and this machine.  plan: the values derived from it.
+    model: the method, wrapped in DDP if there are several ranks.
     """
 
     settings: PretrainConfig
@@ -44,18 +45,19 @@ class Parts:
 
 
 def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, initial_weights: bool = True) -> Parts:
-    """Build it all, the same on every rank; ``say`` gets what was found and what is about to happen, a line each.
+    """Build all parts, the same on every rank.
 
-    initial_weights: whether to load --encoder.weights; False for a run that goes on from a checkpoint, which needs no
-    file of others any more.  UserErrors where a user can mend what is wrong.
+    say: prints one line on the images, the choices and the plan.  initial_weights: whether to load --encoder.weights;
+    False for a run that resumes from a checkpoint, which no longer needs that file.
+    Raises UserError for problems that the user can fix.
     """
     dtype, autocast = _arithmetic(config, ranks.device)
     config, source = _settled(config, ranks.world_size, say)
     plan = Plan.of(config, source, dtype, autocast)
     encoder = _encoder(config, plan, say, initial_weights=initial_weights)
     method = methods.build(config.method, encoder)
-    _ask_for_memory(method, config, plan, ranks, say)
-    method = _method(config, method, ranks.device, dtype)
+    _warn_of_memory(method, config, plan, ranks, say)
+    method = _prepare(config, method, ranks.device, dtype)
     loader = data.training(
         config.data,
         source,
@@ -77,28 +79,28 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
 
 
 def _encoder(config: PretrainConfig, plan: Plan, say: Callable[[str], None], *, initial_weights: bool) -> Encoder:
-    """The encoder, with the weights that it starts from.  Raises DataError where they are not finite."""
+    """Return the encoder with its initial weights; raise DataError if they are not finite."""
     trunk = config.encoder if initial_weights else replace(config.encoder, weights=None)
     rng.seed_torch(config.seed)
     encoder = encoders.build(trunk, plan.size, *plan.view_sizes, norm=config.norm, say=say)
     if bad := state.not_finite(encoder.state_dict()):
         raise DataError(
-            f"--encoder.weights {config.encoder.weights} holds numbers that are not finite, in {len(bad)} tensors, "
-            f"such as {bad[0]}: take other weights"
+            f"--encoder.weights {config.encoder.weights} contains values that are not finite in "
+            f"{plural(len(bad), 'tensor')}, such as {bad[0]}: use other weights"
         )
     return encoder
 
 
 def _remarks(config: PretrainConfig, method: Method, device: torch.device) -> list[str]:
-    """What a user should know about how this method is computed on this device."""
+    """Return what a user should know about how this method is computed on this device."""
     lines: list[str] = []
     if config.method.exported_name:
         lines.append(f"health and probes look at the features of {config.method.exported_name}")
     if config.num_grad_cache_chunks > 1 and has_batch_norm(method):
+        over_ranks = " over all ranks" if config.batch_norm == "sync" else ""
         lines.append(
             f"gradient caching: batch norm takes its statistics from each of the {config.num_grad_cache_chunks} chunks"
-            f"{' over all ranks' if config.batch_norm == 'sync' else ''}, so the gradient is not quite that of the "
-            "whole batch; with --batch-norm group it is exactly"
+            f"{over_ranks}, so the gradient is not quite that of the whole batch; with --batch-norm group it is exactly"
         )
     if device.type == "cpu":
         lines += onednn.describe_workarounds(method)
@@ -106,27 +108,27 @@ def _remarks(config: PretrainConfig, method: Method, device: torch.device) -> li
 
 
 def _arithmetic(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
-    """Settle how this process computes; returns (dtype of parameters, dtype of autocast or None)."""
+    """Configure how this process computes; return the dtype of parameters and that of autocast, or None."""
     parameters, autocast = precision(config, device)
     check_tools(config, device)
     deterministic.configure(config.deterministic)
-    # Where fp32 was asked for it is IEEE's, in convolutions too, as it is in products without anybody's doing.
+    # --precision fp32 means IEEE fp32.  For matrix products that is torch's default, for convolutions it is not.
     torch.backends.cudnn.allow_tf32 = autocast is not None
     return parameters, autocast
 
 
 def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]) -> tuple[PretrainConfig, Source]:
-    """The images, and the config with what suits them in place of what nobody has set.
+    """Return the config with defaults that suit the images, and the source of the images.
 
-    Raises ConfigError where they fill no batch, before an encoder is built.
+    Raises ConfigError, before an encoder is built, if the images do not fill a batch.
     """
     source = sources.build(config.source, "pretrain", config.data, say=say)
-    for line in (source.describe(), *source.notes):  # before the checks: they may refuse what was found
+    for line in (source.describe(), *source.notes):  # before the checks, which may refuse the source
         say(line)
     config, reasons = settle(config, config.data.size or source.facts.size, len(source))
     side = source.facts.size
     if config.source.is_own and config.data.size is None and side < sides.LARGEST:
-        reasons.append(f"views of {side} px, as most images are no larger (--data.size {side})")
+        reasons.append(f"views of {side} px, because most images are no larger (--data.size {side})")
     for line in reasons:
         say(line)
     config.method.check(config.batch_size // config.num_micro_batches, source.facts)
@@ -140,21 +142,21 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
     return config, source
 
 
-def _ask_for_memory(
+def _warn_of_memory(
     method: Method, config: PretrainConfig, plan: Plan, ranks: Ranks, say: Callable[[str], None]
 ) -> None:
-    """Say where a step may take more memory than there is."""
-    samples = config.batch_size // ranks.world_size // config.batches_per_step
-    needed = needs.step_bytes(method, plan.views, samples, config.optim.name, plan.autocast)
-    on_one = ranks.local_world_size if ranks.device.type == "cpu" else 1
-    for line in needs.memory_warning(needed, needs.free_bytes(ranks.device), config.batch_size, on_one):
+    """Warn if a step may need more memory than is free."""
+    num_samples = config.batch_size // ranks.world_size // config.batches_per_step
+    needed_bytes = needs.step_bytes(method, plan.views, num_samples, config.optim.name, plan.autocast)
+    num_sharing = ranks.local_world_size if ranks.device.type == "cpu" else 1
+    for line in needs.memory_warning(needed_bytes, needs.free_bytes(ranks.device), config.batch_size, num_sharing):
         say(line)
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is the faster precision there: GPUs that have it, and CPUs with AMX.
+    """Return whether bf16 is the fastest precision on the device: on GPUs that support it, and on CPUs with AMX.
 
-    A CPU with AVX-512's bf16 alone trains a ResNet-18 5 to 15 % slower in it than in fp32.
+    A CPU that only has AVX-512's bf16 trains a ResNet-18 5 to 15 % slower in bf16 than in fp32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -162,10 +164,10 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
-    """(dtype of parameters, dtype of autocast or None).
+    """Return the dtype of parameters and that of autocast, or None.
 
-    Raises ConfigError for bf16 on a CPU with AVX-512's but without AMX: it is slower, and layers with a forward of
-    their own have the gradients that ``onednn.FP32Conv2d`` mends elsewhere.
+    Raises ConfigError for bf16 on a CPU that has AVX-512's bf16 but no AMX: it is slower, and layers that override
+    ``forward`` would have the wrong gradients that ``onednn.FP32Conv2d`` corrects in others.
     """
     choice, fast = config.precision, fast_bf16(device)
     if choice == "auto":
@@ -173,15 +175,15 @@ def precision(config: PretrainConfig, device: torch.device) -> tuple[torch.dtype
     if choice == "bf16" and not fast and device.type == "cpu" and _is_avx512_bf16_supported():
         raise ConfigError(
             "--precision bf16 on a CPU without AMX is slower than fp32, and its gradients of small convolutions can be "
-            "garbage (oneDNN): take fp32 or auto"
+            "wrong (oneDNN): use fp32 or auto"
         )
     if choice == "bf16":
         return torch.float32, torch.bfloat16
     return torch.float64 if choice == "fp64" else torch.float32, None
 
 
-def _method(config: PretrainConfig, method: Method, device: torch.device, dtype: torch.dtype) -> Method:
-    """The method where and as it is trained: device, dtype, compiled."""
+def _prepare(config: PretrainConfig, method: Method, device: torch.device, dtype: torch.dtype) -> Method:
+    """Move the method to its device and dtype, and compile it if the config says so."""
     method = method.to(device, dtype)
     onednn.apply_workarounds(method)
     if compiles(config, device):
@@ -195,38 +197,40 @@ def _method(config: PretrainConfig, method: Method, device: torch.device, dtype:
 
 
 def lacks(device: torch.device) -> tuple[str, str]:
-    """(what torch.compile needs there and the machine does not have, "" if nothing; the command that installs it)."""
+    """Return what torch.compile needs on the device and the machine lacks, or "", and the command that installs it."""
     if device.type == "cuda":
         return toolchain.missing(), toolchain.INSTALL
     return "" if compiler.find_cpp() else "a C++ compiler", compiler.INSTALL
 
 
 def check_tools(config: PretrainConfig, device: torch.device) -> None:
-    """Raise ConfigError where compiling was asked for and cannot be."""
+    """Raise ConfigError if --compile on needs a tool that the machine lacks."""
     missing, install = lacks(device)
     if config.compile == "on" and missing:
-        raise ConfigError(f"--compile on needs {missing}: {install}, or take --compile off")
+        raise ConfigError(f"--compile on needs {missing}: {install}, or use --compile off")
 
 
 def compiles(config: PretrainConfig, device: torch.device) -> bool:
-    """Whether encoder and heads are compiled there: by itself on GPUs only, where the machine has what it takes."""
+    """Return whether encoder and heads are compiled; with "auto" only on GPUs whose machine has the tools for it."""
     return config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and not lacks(device)[0])
 
 
 def compilation(config: PretrainConfig, device: torch.device) -> list[str]:
-    """A line on what is compiled, or cannot be."""
+    """Return a line on what is compiled or cannot be; no line if nothing is to be compiled."""
     missing, install = lacks(device)
     if missing and device.type == "cuda":
         return [f"without {missing} nothing is compiled and no loss is fused, which is slower: {install}"]
     if not compiles(config, device):
         return []
-    return [f"compiles in the first step{', half a minute the first time' * (device.type == 'cpu')}"]
+    if device.type == "cpu":
+        return ["compiles in the first step, half a minute the first time"]
+    return ["compiles in the first step"]
 
 
 def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callable[[str], None]) -> OnlineProbe | None:
-    """The online probe, or None where there are no labels or none is asked for.
+    """Return the online probe, or None if there are no labels or it is turned off.
 
-    Pretraining needs no test split: where there is none, or none of these classes, ``say`` is told so.
+    Pretraining needs no test split: without one of the same classes, training images are held out, which is said.
     """
     source = parts.source
     labels = source.facts.labels
@@ -240,8 +244,8 @@ def online_probe(config: PretrainConfig, ranks: Ranks, parts: Parts, say: Callab
     except (MissingInput, DataError) as error:
         test, lines = None, [str(error)]
     if test is None or test.facts.labels is None:
-        if len(source) < HELD_OUT:
-            say(f"{lines[0]}; no online probe: of {len(source)} training images it would hold out none")
+        if len(source) < HELD_OUT_DIVISOR:
+            say(f"{lines[0]}; no online probe: {len(source)} training images are too few to hold some out")
             return None
         lines[0] += "; the online probe classifies training images instead"
     for line in lines:

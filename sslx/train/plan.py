@@ -1,7 +1,7 @@
 """The plan of a run: the values that follow from its config, its images and the machine.
 
-What the user wrote stays in the config.  What follows from it stands here, is printed before the first step and logged
-with the run, and is never written back.
+The config keeps the user's settings.  The plan holds the values derived from them, which are printed before the first
+step, logged with the run, and never written back to the config.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from sslx.distributed import Ranks
 class Plan:
     """The derived values of a run, the same on every rank.
 
-    size: the side of the (global) training views in pixels.  views: one for each view of the method.  eval_view: how
-    probes see an image.  dtype: that of the parameters.  autocast: that of the mixed precision, or None.
-    schedule: of the learning rate and the weight decay.  num_images: in the source.
+    size: the side of the (global) training views in pixels.  views: a specification for each view of the method.
+    eval_view: the view that probes see.  dtype: the parameters' dtype.  autocast: mixed precision's dtype, or None.
+    schedule: that of learning rate and weight decay.  num_images: the number of images in the source.
     """
 
     size: int
@@ -39,7 +39,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: PretrainConfig, source: Source, dtype: torch.dtype, autocast: torch.dtype | None) -> "Plan":
-        """The plan for a config that is settled, and for these images."""
+        """Return the plan for a config whose defaults are settled, and for the images of a source."""
         size = config.data.size or source.facts.size
         steps_per_epoch = len(source) // config.batch_size
         return cls(
@@ -57,16 +57,16 @@ class Plan:
 
     @property
     def input_dtype(self) -> torch.dtype:
-        """The dtype of the views, and of the large products."""
+        """The dtype of the views and of large matrix products."""
         return self.autocast or self.dtype
 
     @property
     def view_sizes(self) -> tuple[int, ...]:
-        """The sides in pixels of all views that the encoder has to take, beside ``size``."""
+        """The sides in pixels of all views that the encoder must accept, besides ``size``."""
         return (*(view.size for view in self.views), self.eval_view.size)
 
     def lines(self, config: PretrainConfig, ranks: Ranks) -> list[str]:
-        """What is about to happen, with the derived values, for the user."""
+        """Return the lines that tell the user what is about to happen."""
         precision = str(self.input_dtype).removeprefix("torch.")
         lines = [
             f"{by_name.label(config.method.name)} on {config.encoder.name}, {self.size} px, {precision}, "
@@ -77,13 +77,13 @@ class Plan:
         num_left = self.num_images - self.steps_per_epoch * self.batch_size
         if num_left * 10 >= self.num_images:
             lines.append(
-                f"{num_left:,} of {self.num_images:,} images, others each time, are left out of an epoch: they fill no "
-                "batch"
+                f"{num_left:,} of {self.num_images:,} images are left out of each epoch, because they do not fill a "
+                "batch; they are different ones each time"
             )
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """The values that are logged with the run."""
+        """Return the values that are logged with the run."""
         return {
             "size": self.size,
             "view_sizes": list(self.view_sizes),

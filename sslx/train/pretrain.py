@@ -1,4 +1,4 @@
-"""The training loop.  Reads top to bottom: build, resume, and step after step.
+"""The training loop, which reads from top to bottom: build, resume, and train step by step.
 
 ``sslx pretrain RECIPE`` (launch.py) starts the ranks; each of them runs ``pretrain``.
 """
@@ -17,7 +17,7 @@ from sslx import distributed, parallel
 from sslx.config import PretrainConfig, dump, presets
 from sslx.console import activity
 from sslx.console.display import Terminal
-from sslx.console.words import one_line
+from sslx.console.words import one_line, plural
 from sslx.data import Loader
 from sslx.distributed import Ranks
 from sslx.encoders import Encoder
@@ -31,6 +31,7 @@ from sslx.train import consistency, finite, taking
 from sslx.train import run as runs
 from sslx.train.build import Parts, build, compiles, online_probe
 from sslx.train.clock import Clock, watch_waits
+from sslx.train.plan import Plan
 from sslx.train.roll_call import RollCall
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
@@ -39,13 +40,14 @@ from sslx.train.stop_flag import StopFlag
 
 @dataclass
 class Position:
-    """How far a run has come, for whoever reports its end: its folder once claimed, its last step, its last save.
+    """How far a run has come, for the code that reports its end.
 
-    lock: the claim on the folder, which whoever reports the end releases after that.
-    say: prints a line where the run's own are; not None once the first step has begun.
-    roll_call: where this rank and the others stand.
-    terminal: what rank 0 shows; not enabled on the others.
-    was_done: the run had all its steps before this start.
+    folder: the run folder, once it is claimed.  lock: the claim on it, released after the end is reported.
+    step: the last step.  saved: the step of the last checkpoint, 0 if there is none.
+    say: prints a line among the run's own; None until training begins.
+    roll_call: what this rank and the others are doing.
+    terminal: the display of rank 0; it is disabled on the other ranks.
+    was_done: whether the run had all its steps before this start.
     """
 
     folder: Path | None = None
@@ -59,17 +61,57 @@ class Position:
 
     @property
     def owned(self) -> Path | None:
-        """The run folder while it is there and this run's."""
+        """The run folder, or None unless it exists and belongs to this run."""
         return self.folder if self.lock and self.lock.is_valid else None
 
     @property
     def at(self) -> tuple[int, int]:
-        """The last step and the last save."""
+        """The last step and the step of the last checkpoint."""
         return self.step, self.saved
 
 
+@dataclass(frozen=True)
+class Due:
+    """The periodic work that is due after a step; the same on all ranks."""
+
+    end: bool
+    save: bool
+    health: bool
+    log: bool
+    probe: bool
+
+    @classmethod
+    def after(
+        cls,
+        position: Position,
+        started_at: int,
+        config: PretrainConfig,
+        plan: Plan,
+        stepped: bool,
+        stopping: bool,
+        unlogged: bool,
+    ) -> "Due":
+        """Return what is due after the step of ``position``.
+
+        started_at: the step from which this start went on; the one after it is logged.  stepped: whether the last step
+        was computed, not given up for a signal.  stopping: whether a signal ends the run here.  unlogged: whether there
+        are steps that are not logged yet.
+        """
+        step, end = position.step, position.step == plan.total_steps
+        save = step > position.saved and (end or stopping or _is_multiple(step, config.checkpoint.every))
+        health = stepped and config.health.every > 0 and (end or _is_multiple(step, config.health.every))
+        log = unlogged and (save or health or step == started_at + 1 or _is_multiple(step, config.log.every))
+        probe = stepped and (end or _is_multiple(step, config.online.every))
+        return cls(end=end, save=save, health=health, log=log, probe=probe)
+
+
+def _is_multiple(step: int, every: int) -> bool:
+    """Return whether a step is a multiple of ``every``; it never is if that is 0, which turns the work off."""
+    return every > 0 and step % every == 0
+
+
 class Setup(NamedTuple):
-    """What a run keeps when it goes back to a checkpoint; flags that are on their way then arrive afterwards."""
+    """The parts that a run keeps when it goes back to a checkpoint, so that stop flags still under way arrive."""
 
     parts: Parts
     probe: OnlineProbe | None
@@ -79,14 +121,14 @@ class Setup(NamedTuple):
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: Position) -> int:
-    """Train to the end or to a stopping signal; returns the signal's number, 0 when done.
+    """Train to the end or until a signal stops the run; return the signal's number, or 0 at the end.
 
-    Every rank calls this; ``position`` is kept up to date.  UserErrors where a user can mend what is wrong.
+    Every rank calls this.  ``position`` is kept up to date.  Raises UserError for problems that the user can fix.
     """
     peers = consistency.check_start(config, ranks.device)
     say = position.terminal.message
     resumes = runs.call_on_main(lambda: runs.will_resume(config))
-    # Says what is about to happen before the run folder is there.
+    # This prints the plan before the run folder exists.
     parts = build(config, ranks, say, initial_weights=not resumes)
     config = parts.settings
     if not resumes and (line := _few_steps(config, parts)):
@@ -98,7 +140,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     position.folder, position.lock, position.step, position.saved = run.folder, run.lock, run.step, run.step
     gone_back_to = 0
     while True:
-        runs.restore(run, config, parts)  # of a finished run too: what does not fit it is refused
+        runs.restore(run, config, parts)  # also for a finished run, so that weights that do not fit are refused
         if run.step >= parts.plan.total_steps:
             position.was_done = True
             for line in run.notes:
@@ -115,28 +157,28 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
 
 
 def _few_steps(config: PretrainConfig, parts: Parts) -> str:
-    """A line where a run on a user's own images is too short to expect much of it; else ""."""
+    """Return a line if a run on the user's own images is too short for good features, or ""."""
     if not config.source.is_own or config.encoder.weights or parts.plan.total_steps >= presets.FEW_STEPS:
         return ""
-    steps = f"{parts.plan.total_steps:,} step{'s' * (parts.plan.total_steps != 1)}"
+    steps = plural(parts.plan.total_steps, "step")
     epochs = -(-presets.FEW_STEPS // parts.plan.steps_per_epoch)
-    more = f"--steps {presets.FEW_STEPS}" if config.steps else f"--epochs {epochs}"
-    return f"a short run of {steps}: features usually take {presets.FEW_STEPS} or more to become good ({more})"
+    flag = f"--steps {presets.FEW_STEPS}" if config.steps else f"--epochs {epochs}"
+    return f"a short run of {steps}: features usually take {presets.FEW_STEPS} or more to become good ({flag})"
 
 
 def _advice(reason: str, config: PretrainConfig, position: Position) -> str:
-    """The last line of a run that is not finite: why, what to change, and what is left."""
+    """Return the last line of a run that is not finite: the reason, what to change, and the last checkpoint."""
     skip = ", or go on with --on-nonfinite skip" if config.on_nonfinite == "stop" else ""
-    left = (
-        f"the last checkpoint, step {position.saved:,}, is from before" if position.saved else "there is no checkpoint"
-    )
-    return f"{reason}: lower --optim.lr or take --precision fp32{skip}; {left}"
+    checkpoint = "there is no checkpoint"
+    if position.saved:
+        checkpoint = f"the last checkpoint, step {position.saved:,}, is from before"
+    return f"{reason}: lower --optim.lr or take --precision fp32{skip}; {checkpoint}"
 
 
 def _train(
     config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: Position, setup: Setup, run: runs.Run
 ) -> int:
-    """Train from where the run stands to the end or to a signal; finite.NotFinite, on all ranks, where it cannot."""
+    """Train from the run's step to the end or to a signal.  Raises finite.NotFinite on all ranks if it cannot go on."""
     parts, probe, health, agreement, peers = setup
     signal, rates = 0, dict[str, float]()
     run_step, clip = cached_step if config.num_grad_cache_chunks > 1 else train_step, config.optim.clip
@@ -160,13 +202,11 @@ def _train(
             position.step = done = step + bool(batches)
             logger.advance(done)
 
-            # What comes now and then; all ranks decide alike, so that collectives meet.
+            # Periodic work.  All ranks take the same branches, so that their collectives match.
             signal = stop.acknowledge(agreement.exchange(stop.received) if batches else agreement.receive())
-            ended = done == parts.plan.total_steps
-            save = done > position.saved and (ended or signal > 0 or _due(config.checkpoint.every, done))
-            look = bool(batches) and (_due(config.health.every, done) or (ended and config.health.every > 0))
-            tell = clock.steps > 0 and (save or look or done % config.log.every == 0 or done == run.step + 1)
-            if not tell:
+            unlogged = clock.steps > 0
+            due = Due.after(position, run.step, config, parts.plan, bool(batches), signal > 0, unlogged)
+            if not due.log:
                 watch.look(logger.message)
             else:
                 clock.arrive()
@@ -174,19 +214,20 @@ def _train(
                 numbers |= {**rates, "epoch": done / parts.plan.steps_per_epoch}
                 numbers |= clock.read(logger.message, is_lost=ranks.is_main and not run.lock.is_valid)
                 runs.check(run, clock.is_lost)
-                if look:
-                    numbers |= _measured("health", parts.method, partial(health.look, batches=batches), logger.message)
+                if due.health:
+                    look = partial(health.look, batches=batches)
+                    numbers |= _measure("health", parts.method, look, logger.message)
                     clock.restart()
                 logger.log(done, numbers)
-                _judge(health, parts.method, done, numbers, position.saved, ended, logger.message)
-            if save:  # before what takes long or may fail
+                _judge(health, parts.method, done, numbers, position.saved, due.end, logger.message)
+            if due.save:  # before the online probe, which takes long and may fail
                 consistency.check_weights(parts.method, parts.optimizer, done, peers, logger.message)
                 runs.save(run, config, done, parts)
                 position.saved = done
                 clock.restart()
-            if probe and batches and (ended or _due(config.online.every, done)):
-                if found := _measured("online probe", parts.method, probe.look, logger.message):
-                    logger.log(done, found)
+            if probe and due.probe:
+                if accuracy := _measure("online probe", parts.method, probe.look, logger.message):
+                    logger.log(done, accuracy)
                 clock.restart()
             if signal:
                 break
@@ -195,37 +236,35 @@ def _train(
 
 
 def _first_step(config: PretrainConfig, ranks: Ranks) -> str:
-    """What the first step is busy with."""
+    """Return what the display shows during the first step."""
     if not compiles(config, ranks.device):
         return "first step"
-    return "first step: compiling" + ", half a minute the first time" * (ranks.device.type == "cpu")
+    if ranks.device.type == "cpu":
+        return "first step: compiling, half a minute the first time"
+    return "first step: compiling"
 
 
 def _log(config: PretrainConfig, ranks: Ranks, terminal: Terminal, parts: Parts, run: runs.Run) -> log.Log:
     settings = {"config": dump(config), "plan": parts.plan.as_json()}
     steps = parts.plan.total_steps, run.step
     logger = log.Log(config.log, run.folder, ranks.is_main, terminal, *steps, run.id, settings)
-    for line in run.notes:  # before the first step, which may take long
+    for line in run.notes:  # now, because the first step may take long
         logger.message(line)
     return logger
 
 
-def _due(every: int, done: int) -> bool:
-    return every > 0 and done % every == 0
-
-
-def _measured(
-    what: str, method: Method, measure: Callable[[Encoder], dict[str, float]], say: Callable[[str], None]
+def _measure(
+    name: str, method: Method, measure: Callable[[Encoder], dict[str, float]], say: Callable[[str], None]
 ) -> dict[str, float]:
-    """What ``measure`` makes of the exported encoder, with rank 0's running statistics on all ranks, as it is saved.
+    """Return the metrics that ``measure`` takes of the exported encoder, as it is saved: with rank 0's statistics.
 
-    Nothing, and a line, where it cannot: training goes on without it.
+    If that fails, say so and return none: training goes on without them.
     """
     parallel.share_buffers(method)
     try:
         return measure(method.exported)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
-        say(f"no {what} this time: {one_line(error) or type(error).__name__}")
+        say(f"no {name} this time: {one_line(error) or type(error).__name__}")
         return {}
 
 
@@ -238,30 +277,39 @@ def _judge(
     ended: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Say what the health of the features means, where it was looked at; CollapseError where that ends the run."""
+    """Warn if the health of the features, where it was measured, is bad; raise CollapseError if that ends the run."""
     if "feature_rank" not in numbers:
         return
-    if _due(health.every, step) and (line := health.warning(step, numbers, saved)):
+    if _is_multiple(step, health.every) and (line := health.warning(step, numbers, saved)):
         say(line)
     if ended and (line := health.last_word(step, numbers, method)):
         say(line)
 
 
 def _warn(rank: int, line: str) -> None:
-    """What only one of the other ranks knows; rank 0 says the rest."""
+    """Print a line that only this rank knows; rank 0 prints all others."""
     sys.stderr.write(f"[rank {rank}] {line}\n")
 
 
 def means(
     meter: log.Meter, loader: Loader, device: torch.device, watch: finite.Watch, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """The metrics since the last time, over all ranks, their unreadable images and steps that were not taken.
+    """Return the mean metrics over the steps since the last call and over all ranks.
 
-    Raises finite.NotFinite, as ``watch.look``: what both read comes from the device at once.
+    The numbers of unreadable images and of skipped steps are added where they are not 0.  Raises finite.NotFinite as
+    ``watch.look`` does.
     """
+    numbers, verdicts = _fetch(meter, loader, device, watch)
+    watch.judge(say, verdicts)
+    counts = {"unreadable_images": numbers.pop("unreadable_images"), "skipped_steps": float(watch.skipped)}
+    return finite.means(numbers) | {name: count for name, count in counts.items() if count}
+
+
+def _fetch(
+    meter: log.Meter, loader: Loader, device: torch.device, watch: finite.Watch
+) -> tuple[dict[str, float], list[float]]:
+    """Fetch the metrics and the verdicts that ``watch`` waits for from the device, in one copy."""
     meter.add({"unreadable_images": torch.full((), float(len(loader.bad)), device=device)})
     numbers, verdicts = meter.fetch(distributed.mean_over_ranks, watch.pending())
-    watch.judge(say, verdicts)
-    bad = round(numbers.pop("unreadable_images") * distributed.world_size())
-    counts = {"unreadable_images": float(bad), "skipped_steps": float(watch.skipped)}
-    return finite.means(numbers) | {name: count for name, count in counts.items() if count}
+    numbers["unreadable_images"] = float(round(numbers["unreadable_images"] * distributed.world_size()))
+    return numbers, verdicts

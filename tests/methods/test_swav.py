@@ -274,5 +274,5 @@ def test_ranks_train_as_one_with_a_queue_in_use(ranks: RunOnRanks):
     for world_size in (2, 3):
         for found in ranks(world_size, trained, 0.0, timeout_s=200.0):
             for part in verify.PARTS:
-                error, name = verify.worst(found[part], one[part], verify.FLOOR["fp64"])
+                error, name = verify.worst(found[part], one[part], verify.MIN_NORM_FRACTION["fp64"])
                 assert error < verify.TOLERANCE["fp64"], f"{part}: {name}"

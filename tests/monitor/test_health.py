@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslx import distributed
 from sslx.data.batch import Batch
 from sslx.errors import CollapseError, ConfigError
-from sslx.monitor.health import SETTLED, Config, Health, largest
+from sslx.monitor.health import MIN_JUDGED_STEP, Config, Health, largest
 from sslx.probe import geometry
 
 RunOnRanks = Callable[..., list[Any]]
@@ -208,9 +208,11 @@ def test_the_last_word_is_on_weights_that_are_useless(generator: torch.Generator
     healthy = look_at(torch.randn(64, 12, dtype=torch.float64, generator=generator))
     method = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
     looks = Health(Config(), None)
-    assert looks.last_word(SETTLED, healthy | {"std": 0.7}, method) == ""
-    assert looks.last_word(SETTLED - 1, healthy | {"std": 0.1}, method) == ""  # too early to have lost anything
-    assert "step 40: std 0.1 is below 0.5: lower --optim.lr" in looks.last_word(SETTLED, healthy | {"std": 0.1}, method)
+    assert looks.last_word(MIN_JUDGED_STEP, healthy | {"std": 0.7}, method) == ""
+    assert looks.last_word(MIN_JUDGED_STEP - 1, healthy | {"std": 0.1}, method) == ""  # too early to have lost anything
+    assert "step 40: std 0.1 is below 0.5: lower --optim.lr" in looks.last_word(
+        MIN_JUDGED_STEP, healthy | {"std": 0.1}, method
+    )
     with torch.no_grad():
         method[1].weight.mul_(-1e6)
     assert largest(method) == ("1.weight", 1e6)
@@ -224,5 +226,5 @@ def test_the_last_word_is_on_weights_that_are_useless(generator: torch.Generator
 
 @pytest.mark.parametrize("options", [{"every": -1}, {"num_samples": 1}])
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, int]):
-    with pytest.raises(ConfigError, match=r"health.every must be 0 or more, health.num_samples at least 2"):
+    with pytest.raises(ConfigError, match=r"health.every must be 0 or more and health.num_samples at least 2"):
         Config(**options)

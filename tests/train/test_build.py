@@ -67,7 +67,7 @@ def test_the_side_of_the_views_is_said_where_nobody_has_set_it(tmp_path: Path):
     for more, expected in (([], 1), (["--data.size", "32"], 0)):
         lines = list[str]()
         build(load([*flags, *more]), Ranks(device=torch.device("cpu")), lines.append)
-        assert sum("views of 64 px, as most images are no larger" in line for line in lines) == expected, lines
+        assert sum("views of 64 px, because most images are no larger" in line for line in lines) == expected, lines
 
 
 def test_images_that_fill_no_batch_are_refused_before_an_encoder_is_built(
@@ -121,7 +121,7 @@ def unlabelled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     config = load(["simclr_digits", *SMALL, "--compile", "on"])
-    with pytest.raises(ConfigError, match="or take --compile off"):
+    with pytest.raises(ConfigError, match="or use --compile off"):
         build(config, Ranks(device=torch.device("cpu")), silent)
 
 
@@ -141,7 +141,7 @@ def test_a_gpu_machine_without_a_compiler_goes_on_uncompiled_and_says_so(monkeyp
         check_tools(config, cuda)
         without = "without a C compiler nothing is compiled and no loss is fused, which is slower"
         assert compilation(config, cuda) == [f"{without}: apt install gcc python3-dev"]
-    with pytest.raises(ConfigError, match=r"^--compile on needs a C compiler: apt install gcc python3-dev, or take "):
+    with pytest.raises(ConfigError, match=r"^--compile on needs a C compiler: apt install gcc python3-dev, or use "):
         check_tools(on, cuda)
     monkeypatch.setattr("sslx_kernels.toolchain.Path.exists", lambda _: False)
     with pytest.raises(ConfigError, match=r"needs a C compiler and Python's headers \(Python\.h\): apt install"):

@@ -64,7 +64,7 @@ def test_a_gradient_of_one_wth_is_found(tmp_path: Path) -> None:
 def test_a_method_that_fails_on_one_rank_only_is_named(tmp_path: Path) -> None:
     tree = copy_of_the_package(tmp_path)
     path = tree / "sslx" / "methods" / "simclr.py"
-    right = "        z1, z2 = embeddings\n"
+    right = "        z1, z2 = embedded.compared\n"
     assert path.read_text().count(right) == 1
     path.write_text(path.read_text().replace(right, right + "        _fail()\n"))
     with open(path, "a") as simclr:
@@ -126,8 +126,8 @@ def test_errors_are_relative_to_each_tensor_but_not_to_nothing() -> None:
     ("argv", "message"),
     [
         (["simcrl"], "did you mean simclr?"),
-        (["--ranks", "5"], "2 or more and divide 24, got 5"),
-        (["--ranks", "1"], "2 or more and divide 24, got 1"),
+        (["--ranks", "5"], "2 or more, and a divisor of 24, got 5"),
+        (["--ranks", "1"], "2 or more, and a divisor of 24, got 1"),
         (["--ranks", "2", "--device", "cuda"], "as many GPUs"),
     ],
 )
