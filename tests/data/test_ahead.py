@@ -23,8 +23,19 @@ CPU = torch.device("cpu")
 SPECS = (ViewSpec(size=16, augment=Augment()), ViewSpec(size=8, augment=Augment()))
 
 
+EARLIER = set[int | None]()
+
+
+@pytest.fixture(autouse=True)
+def earlier_threads() -> None:
+    """Those that loaders of other tests have left behind."""
+    EARLIER.clear()
+    EARLIER.update(thread.ident for thread in threading.enumerate())
+
+
 def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")}
+    new = [thread for thread in threading.enumerate() if thread.ident not in EARLIER]
+    return {thread.name for thread in new if thread.name.startswith("ahead")}
 
 
 def test_results_come_in_order_up_to_none_and_the_thread_ends() -> None:

@@ -96,7 +96,7 @@ def test_the_gradients_of_this_backward_are_those_of_torchs_engine(name: str, en
 def test_health_and_the_online_probe_read_their_numbers_and_little_else(name: str, encoder: str) -> None:
     with on_cuda(settings(name, encoder), may_read=True) as (run, counts):
         batches = run.batches()
-        found = Health(HealthConfig(samples=PER_RANK), fake_step.AUTOCAST).look(run.method.exported, batches)
+        found = Health(HealthConfig(num_samples=PER_RANK), fake_step.AUTOCAST).look(run.method.exported, batches)
         assert len(found) == 4
         assert len(counts.reads) <= 4, counts.reads  # whether it is finite, its singular values, four numbers
         counts.forget()
