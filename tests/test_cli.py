@@ -80,8 +80,8 @@ def test_exit_codes_of_what_a_command_raises(capsys: pytest.CaptureFixture[str],
         assert "PATH" in capsys.readouterr().err
         assert cli.main([command, str(tmp_path)]) == 66
         assert capsys.readouterr().err == (
-            f"error: no checkpoint at {tmp_path}: pass a run folder or a step_N directory in it; the images to "
-            "look at go into --source.root\n"
+            f"error: no checkpoint at {tmp_path}: pass a run folder or a step_N directory in it; use "
+            "--source.root for the images\n"
         )
 
 

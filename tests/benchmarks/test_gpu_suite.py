@@ -39,6 +39,7 @@ def test_done_parts_are_left_out_and_failed_ones_tried_again(selected: list[gpu_
     assert (tmp_path / "count").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_ends_with_all_its_processes(selected: list[gpu_suite.Part], tmp_path: Path) -> None:
     number = tmp_path / "number"
     child = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(60)"

@@ -134,6 +134,7 @@ def test_a_sweep_trains_all_runs_and_goes_on(tmp_path: Path):
     assert again.stdout.count(" is done") == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_says_which_run_failed_and_trains_the_others(tmp_path: Path):
     (tmp_path / "mixed.toml").write_text('[[run]]\n"method.queue" = 1\n')
     wrong = sslx("sweep", "mixed.toml", *TINY, cwd=tmp_path)
@@ -145,6 +146,7 @@ def test_a_sweep_says_which_run_failed_and_trains_the_others(tmp_path: Path):
     assert json.loads((tmp_path / "runs" / "s-batch_size=8" / "status.json").read_text())["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_name_in_place_of_a_runs_folder_and_an_existing_run(tmp_path: Path):
     """Both are answered at once, before the encoder is built."""
     (tmp_path / "runs" / "mine").mkdir(parents=True)

@@ -57,7 +57,7 @@ def test_four_labeled_images_make_a_run(tmp_path: Path, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert err == ""
     (line,) = [line for line in out.splitlines() if "no online probe" in line]
-    assert "of 4 training images" in line
+    assert "4 training images are too few" in line
     assert checkpoint.load(tmp_path / "r")["step"] == 2
     status = records.read_status(tmp_path / "r")
     assert status is not None

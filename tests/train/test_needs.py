@@ -38,7 +38,7 @@ print(found[0], peak() - before)
 """
 
 
-@pytest.mark.parametrize("method", ["simclr", "byol"])
+@pytest.mark.parametrize("method", ["simclr", pytest.param("byol", marks=pytest.mark.slow)])
 def test_the_estimate_is_what_a_step_takes(method: str) -> None:
     argv = [sys.executable, "-c", TAKEN, *FLAGS, "--method.name", method]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)

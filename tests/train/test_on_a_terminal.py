@@ -34,7 +34,8 @@ def moves(sent: str) -> bool:
     return len(set(re.findall(r"step +(\d+)/", sent)) - {"0", "1"}) > 1
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path, ranks: int):
     steps = ["--steps", "150", "--checkpoint.every", "0", "--optim.lr", "0.01", "--ranks", str(ranks)]
     with sslx_on_a_terminal(*pretrain(tmp_path, *steps, "--batch-size", "64", "--num-micro-batches", "4")) as terminal:
