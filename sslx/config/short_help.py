@@ -41,7 +41,7 @@ def text(config: PretrainConfig, recipes: Sequence[str], num_options: int) -> st
         for name in names:
             lines += _option(config, name, whose, width)
     everything = " ".join(["sslx pretrain", *recipes, "--help-all"])
-    last = f"All {num_options} options: {everything}.  See also: sslx methods, sslx recipes."
+    last = f"All {num_options} options: {everything}.  See also: sslx methods, sslx sources, sslx recipes."
     lines += ["", *textwrap.wrap(last, width)]
     return "\n".join(lines) + "\n"
 

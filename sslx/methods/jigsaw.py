@@ -59,8 +59,7 @@ class Method(base.Method):
     hidden layers, and no shifts of the color channels against one another.
     """
 
-    permutations: Tensor
-    """(num_permutations, 9) int64.  Checkpoints do not contain it, because it follows from the config."""
+    permutations: Tensor  # (num_permutations, 9) int64; in no checkpoint, because it follows from the config
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(encoder)
@@ -77,8 +76,8 @@ class Method(base.Method):
             nn.ReLU(inplace=True),
             nn.Linear(config.hidden_dim, config.num_permutations),
         )
-        chosen = torch.tensor(distant_permutations(config.num_permutations, NUM_TILES))
-        self.register_buffer("permutations", chosen, persistent=False)
+        permutations = torch.tensor(distant_permutations(config.num_permutations, NUM_TILES))
+        self.register_buffer("permutations", permutations, persistent=False)
 
     def draw(self, draws: Draws) -> tuple[npt.NDArray[Any], ...]:
         """Return the number of each image's permutation, (B,) int64, and its tiles' places (B, 9, 2) for ``cut``."""
