@@ -16,7 +16,7 @@ OLD_PLACES = [ROOT / "sslx" / "requeue.py", ROOT / "sslx" / "train" / "job.py"]
 SSLX = [path for path in CODE if path.is_relative_to(ROOT / "sslx") and path not in OLD_PLACES]
 FILES = CODE + sorted((ROOT / "tests").rglob("*.py"))
 
-LEAVES = ("errors", "by_name", "console", "rng", "schedules", "distributed", "parallel", "later", "machine")
+LEAVES = ("errors", "by_name", "console", "rng", "distributed", "parallel", "later", "machine")
 """Anyone may import these; they import no other part."""
 
 ARROW = (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _FAMILY = Family[MethodConfig](
     "sslx.methods",
     "--method.name",
-    shared=("base", "config", "heads", "ema"),
+    shared=("base", "config", "heads", "ema", "masks"),
     light=("sslx.errors", "sslx.methods.config", "sslx.data.augment"),
 )
 

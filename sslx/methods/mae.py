@@ -16,7 +16,7 @@ from sslx.data.batch import Batch
 from sslx.data.draws import Draws
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
-from sslx.methods import base
+from sslx.methods import base, masks
 from sslx.methods.config import MethodConfig
 
 EPS = 1e-6
@@ -101,8 +101,7 @@ class Method(base.Method):
 
     def draw(self, draws: Draws) -> tuple[npt.NDArray[Any], ...]:
         """Return the places of visible (B, K) and masked patches (B, M), counted row by row from 0; int64."""
-        places = draws.per_sample(self.num_patches).argsort(axis=1, kind="stable")
-        return places[:, : self.num_visible], places[:, self.num_visible :]
+        return masks.random(draws, self.num_patches, self.num_visible)
 
     def embed(self, batch: Batch) -> base.Embedded:
         """Return predictions (B, M, C * patch^2) of masked patches in the draws' order; ``given`` has the targets."""

@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from kit.sources import in_memory
-from sslx import rng, schedules
+from sslx import rng
 from sslx.data import Config, training
 from sslx.data.backends import dali
 from sslx.data.order import Order, Repeated, Sequential, Shuffled
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError
+from sslx.optim.schedule import warmup_cosine
 
 WORLD_SIZES = (1, 2, 3, 4)
 
@@ -140,7 +141,7 @@ def test_256_ranks_see_every_sample_once_however_often_they_are_stopped() -> Non
             for order in ranks:
                 np.add.at(seen[order.epoch(t)], order.batch(t), 1)
             taken.append(t)
-            lrs.append(schedules.warmup_cosine((t + 0.5) / steps, warmup=0.1))
+            lrs.append(warmup_cosine((t + 0.5) / steps, warmup=0.1))
         step = stop
     assert (seen == 1).all()
     assert taken == list(range(steps))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sslx.schedules import cosine, warmup_cosine
+from sslx.optim.schedule import cosine, warmup_cosine
 
 
 @pytest.mark.parametrize(("progress", "expected"), [(0, 0.996), (0.5, 0.998), (1, 1.0), (-1, 0.996), (2, 1.0)])
