@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sslx import __version__, by_name
 from sslx.config import flags, named, presets, schema
@@ -159,6 +159,9 @@ class PlotConfig:
     """Device to compute features on."""
 
 
+OfImages = TypeVar("OfImages", ProbeConfig, PlotConfig)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """Check that several processes, each with part of the batch, train like one.
@@ -303,21 +306,20 @@ def load_probe(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet:
 
     run: the run's config, whose source and data the flags override.
     """
-    data, source, args = _images(argv, run)
-    default = ProbeConfig(checkpoint=MISSING, data=data, source=source)
-    probe = parse_flags(ProbeConfig, args, "sslx probe", default, quiet)
-    return dataclasses.replace(probe, source=named.complete_source(probe.source))
+    return _of_images(ProbeConfig, "sslx probe", argv, run, quiet)
 
 
 def load_plot(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> PlotConfig:
-    """Return the config of ``sslx plot CHECKPOINT [--flags]``.
+    """Return the config of ``sslx plot CHECKPOINT [--flags]``; ``run`` as for ``load_probe``."""
+    return _of_images(PlotConfig, "sslx plot", argv, run, quiet)
 
-    run: the run's config, whose source and data the flags override.
-    """
+
+def _of_images(
+    kind: type[OfImages], prog: str, argv: Sequence[str], run: PretrainConfig | None, quiet: bool
+) -> OfImages:
     data, source, args = _images(argv, run)
-    default = PlotConfig(checkpoint=MISSING, data=data, source=source)
-    plot = parse_flags(PlotConfig, args, "sslx plot", default, quiet)
-    return dataclasses.replace(plot, source=named.complete_source(plot.source))
+    config: OfImages = parse_flags(kind, args, prog, kind(checkpoint=MISSING, data=data, source=source), quiet)
+    return dataclasses.replace(config, source=named.complete_source(config.source))
 
 
 def _images(argv: Sequence[str], run: PretrainConfig | None) -> tuple[DataConfig, SourceConfig, list[str]]:

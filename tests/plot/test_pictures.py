@@ -18,7 +18,7 @@ from sslx import cli, data
 from sslx.config import PlotConfig, load_plot
 from sslx.console.bars import Bars
 from sslx.data.order import Sequential
-from sslx.data.sources import digits, stl10
+from sslx.data.sources import Source, digits, stl10
 from sslx.distributed import Ranks
 from sslx.plot import pictures
 from sslx.probe import features, geometry, held_out, images, scores
@@ -92,6 +92,13 @@ def scene(run: Path) -> pictures.Scene:
     return pictures.Scene(trained, options, splits, CPU)
 
 
+def training(of: pictures.Scene, source: Source, batch_size: int) -> data.Loader:
+    """The loader that the run trains with."""
+    specs, seed, ranks = of.trained.views, of.trained.settings.seed, Ranks(device=CPU)
+    settings = of.options.data
+    return data.training(settings, source, specs, batch_size=batch_size, seed=seed, ranks=ranks, dtype=torch.float32)
+
+
 def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, said: Said) -> None:
     code, lines, err = said("probe", flat)
     assert (code, err) == (0, "")
@@ -124,16 +131,7 @@ def test_the_pairs_of_alignment_are_the_training_loaders_views(flat: Path) -> No
         of.options.data, test, of.trained.views, order, seed=settings.seed, ranks=Ranks(device=CPU), dtype=torch.float32
     )
     made = list(batches)
-    trains = data.training(
-        of.options.data,
-        test,
-        of.trained.views,
-        batch_size=50,
-        seed=settings.seed,
-        ranks=Ranks(device=CPU),
-        dtype=torch.float32,
-    )
-    epoch = next(trains)
+    epoch = next(training(of, test, 50))
     for view in (0, 1):
         ours = torch.cat([batch.views[view] for batch in made])
         torch.testing.assert_close(ours[epoch.index], epoch.views[view], rtol=0, atol=0)
@@ -154,33 +152,15 @@ def test_plot_draws_an_unlabeled_run(flat: Path, said: Said) -> None:
 def test_the_views_are_those_of_the_first_batch_and_of_the_next_epoch(flat: Path, classes: Path) -> None:
     for run, num_views, num_epochs in ((flat, 2, 2), (classes, 6, 1)):
         of = scene(run)
-        settings = of.trained.settings
         index, epochs, source = pictures.training_views(of)
-        loader = data.training(
-            of.options.data,
-            source,
-            of.trained.views,
-            batch_size=16,
-            seed=settings.seed,
-            ranks=Ranks(device=CPU),
-            dtype=torch.float32,
-        )
-        first = next(loader)
+        first = next(training(of, source, 16))
         assert first.index[:6].tolist() == index.tolist()
         assert [len(views) for views in epochs] == [num_views] * num_epochs
         for ours, theirs in zip(epochs[0], first.views, strict=True):
             torch.testing.assert_close(ours, theirs[:6], rtol=0, atol=0)
     of = scene(flat)
     index, epochs, source = pictures.training_views(of)
-    loader = data.training(
-        of.options.data,
-        source,
-        of.trained.views,
-        batch_size=20,
-        seed=settings.seed,
-        ranks=Ranks(device=CPU),
-        dtype=torch.float32,
-    )
+    loader = training(of, source, 20)
     later = dict[int, torch.Tensor]()
     for batch, _ in zip(loader, range(12), strict=False):
         later |= zip(batch.index.tolist(), batch.views[1], strict=True)
