@@ -15,12 +15,12 @@ from sslx.data.config import Config
 from sslx.data.draws import Draw, Draws
 from sslx.data.facts import Channels
 from sslx.data.order import VERSION, Order, Sequential, Shuffled
-from sslx.data.patience import Caller, Patience, StopWaiting
 from sslx.data.planner import Planner
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
 from sslx.data.transfer import Arrays, Delivery
 from sslx.data.views import ViewSpec
+from sslx.data.waiting import Caller, StopWaiting, WaitPolicy
 from sslx.data.workers import Deadly
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, UserError
@@ -73,10 +73,10 @@ class Loader:
         draw: Draw = draws.nothing,
         max_bad: float = 0.01,
         say: Callable[[str], None] = lambda _: None,
-        patience: Patience | None = None,
+        wait_policy: WaitPolicy | None = None,
     ) -> None:
         self.order, self.backend, self.source, self.seed, self._draw = order, backend, source, seed, draw
-        self.device, self.dtype, self._patience = device, dtype, patience or Patience()
+        self.device, self.dtype, self._wait_policy = device, dtype, wait_policy or WaitPolicy()
         self.delivered = 0
         self.say = say
         self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line))
@@ -146,8 +146,8 @@ class Loader:
 
     def listen(self, stop: Callable[[float], bool], say: Callable[[str], None]) -> None:
         """Send messages to ``say``, and raise StopWaiting in a wait for data once ``stop(seconds waited)`` is true."""
-        self.say = self._patience.say = say
-        self._patience.stop = stop
+        self.say = self._wait_policy.say = say
+        self._wait_policy.stop = stop
 
     def back_to(self, delivered: int) -> None:
         """Continue after this number of delivered batches.  Later batches were not used and come again."""
@@ -164,8 +164,8 @@ class Loader:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        patience = Patience(self._patience.limit_s, say=self.say)
-        with Caller(patience, lambda: f"the identity of the images of {self.source.name}") as call:
+        wait_policy = WaitPolicy(self._wait_policy.limit_s, say=self.say)
+        with Caller(wait_policy, lambda: f"the identity of the images of {self.source.name}") as call:
             return call(self.source.identity)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -207,7 +207,7 @@ def _backend(
     *,
     seed: int,
     say: Callable[[str], None],
-    patience: Patience,
+    wait_policy: WaitPolicy,
 ) -> Backend:
     """Return the backend that the config names.
 
@@ -229,11 +229,11 @@ def _backend(
     if name == "resident":
         from sslx.data.backends.resident import Resident
 
-        return Resident(source, specs, device=device, num_threads=threads, say=say, patience=patience)
+        return Resident(source, specs, device=device, num_threads=threads, say=say, wait_policy=wait_policy)
     if name == "torchvision":
         from sslx.data.backends.torchvision import TorchVision
 
-        return TorchVision(source, specs, device=device, num_threads=threads, patience=patience)
+        return TorchVision(source, specs, device=device, num_threads=threads, wait_policy=wait_policy)
     if not has_dali():
         raise ConfigError(
             "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
@@ -242,7 +242,7 @@ def _backend(
     from sslx.data.backends.dali import Dali
 
     threads = max(1, threads)
-    return Dali(source, specs, max_per_rank=per_rank, device=device, num_threads=threads, patience=patience)
+    return Dali(source, specs, max_per_rank=per_rank, device=device, num_threads=threads, wait_policy=wait_policy)
 
 
 def training(
@@ -303,8 +303,8 @@ def in_order(
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
     """Return a loader of the samples of an order.  The same seed, epoch and sample give the same views as training."""
-    patience = Patience(config.timeout_s, say=say)
-    backend = _backend(config, source, specs, order.per_rank, ranks, seed=seed, say=say, patience=patience)
+    wait_policy = WaitPolicy(config.timeout_s, say=say)
+    backend = _backend(config, source, specs, order.per_rank, ranks, seed=seed, say=say, wait_policy=wait_policy)
     return Loader(
         order,
         backend,
@@ -315,5 +315,5 @@ def in_order(
         draw=draw,
         max_bad=config.max_bad,
         say=say,
-        patience=patience,
+        wait_policy=wait_policy,
     )
