@@ -28,7 +28,7 @@ ARROW = (
     ("config",),
     ("trained",),
     ("probe",),
-    ("plot", "monitor"),
+    ("plot", "monitor", "export"),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing
     ("train",),
     ("cluster", "bench"),
