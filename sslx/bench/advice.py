@@ -154,6 +154,7 @@ class Workload:
             accumulate=settings.batches_per_step,
             seed=settings.seed,
             draw=self.parts.method.draw,
+            text=self.parts.plan.text,
             ranks=self.ranks,
             dtype=self.parts.plan.input_dtype,
         )
@@ -165,7 +166,9 @@ def decoded(source: Source, at_least: int) -> Source:
     pixels = np.empty(max(at_least, len(few)), dtype=object)
     for i in range(len(pixels)):
         pixels[i] = few[i % len(few)]
-    return Pixels(name=source.name, facts=replace(source.facts, num_samples=len(pixels), labels=None), pixels=pixels)
+    captions = source.facts.captions and [source.facts.captions[i % len(few)] for i in range(len(pixels))]
+    facts = replace(source.facts, num_samples=len(pixels), labels=None, captions=captions)
+    return Pixels(name=source.name, facts=facts, pixels=pixels)
 
 
 def limit(rates: dict[str, float]) -> str:
