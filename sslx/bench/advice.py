@@ -188,7 +188,7 @@ def limit(rates: dict[str, float]) -> str:
 
 
 def fit_into_memory(source: Source) -> bool:
-    """Return whether the decoded images would take less than 2 GiB, if all were as large as the largest of the first ones."""
+    """Return whether the decoded images would take less than 2 GiB if all were as large as the largest of the first."""
     return len(source) * max(image.nbytes for image in _first_images(source)) < 2**31
 
 
