@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from sslx import by_name
+from sslx import __version__, by_name
 from sslx.console.words import one_line, shown
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.trained import Trained
@@ -71,7 +71,7 @@ def _card(trained: Trained, module: ModuleType, folder: Path) -> str:
     square = f"the central {view.center:.0%} of the shorter side, resized to {view.size} px"
     return f"""# {shown(trained.folder.name)}
 
-An encoder pretrained without labels by [sslx](https://pypi.org/project/sslx): {recipe.name}, {trained.dim} features.
+An encoder pretrained without labels by sslx {__version__}: {recipe.name}, {trained.dim} features.
 
 ```python
 {module.usage(folder)}
