@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from sslx import later
+from sslx import lazy
 
 __version__ = "0.2.0"
 
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
     from sslx.trained import Trained as Trained
     from sslx.trained import load as load
 else:  # so that type checkers know every name
-    __getattr__ = later.names(__name__, {"trained": ("Trained", "load")})
+    __getattr__ = lazy.names(__name__, {"trained": ("Trained", "load")})

@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": ("sslx.commands.resume:main", "continue a run: sslx resume runs/simclr_digits"),
     "probe": ("sslx.commands.probe:main", "evaluate a run's features, with labels and without"),
     "plot": ("sslx.commands.plot:main", "draw a run: loss, map of features, neighbors, views"),
+    "export": ("sslx.commands.export:main", "write a run's encoder for timm or another library"),
     "verify": ("sslx.commands.verify:main", "check that W processes train like one: sslx verify simclr"),
     "bench": ("sslx.commands.bench:main", "find what limits a recipe on this machine, and what would help"),
     "sweep": ("sslx.commands.sweep:main", "train several runs, one after the other: sslx sweep FILE RECIPE"),
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-        patience = sys.modules.get("sslx.data.patience")
-        if patience and patience.is_stuck(2.0):  # Python would wait forever for the stuck thread
+        wait_policy = sys.modules.get("sslx.data.waiting")
+        if wait_policy and wait_policy.is_stuck(2.0):  # Python would wait forever for the stuck thread
             sys.stderr.flush()
             os._exit(code)
         return code

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from sslx.console import activity
 from sslx.errors import DataError
-from sslx.machine import devices, environment, joining, limits, network
+from sslx.machine import devices, environment, limits, network, rendezvous
 from sslx.machine.environment import launched_rank as launched_rank
 from sslx.machine.environment import local_world_size as local_world_size
 from sslx.machine.stopwatch import blocking
@@ -81,7 +81,7 @@ def init(device: devices.Device = "auto", timeout_s: float | None = None, join_s
         on_gpu = ranks.device.type == "cuda"
         limit_s = join_s or environment.seconds("SSLX_JOIN_S", 300.0)
         limits.raise_file_limit()
-        store, prefix, _board = joining.meet(connect, rank, world_size, limit_s)
+        store, prefix, _board = rendezvous.meet(connect, rank, world_size, limit_s)
         if world_size > ranks.local_world_size:
             network.choose_interface(os.environ, environment.meeting_point(os.environ)[0], _board.addresses)
         store.set_timeout(_timeout)
@@ -153,10 +153,10 @@ def connect(host: str, port: int, listening: socket.socket | None) -> TCPStore:
     )
 
 
-_board: joining.Board | None = None
+_board: rendezvous.Board | None = None
 
 
-def board() -> joining.Board | None:
+def board() -> rendezvous.Board | None:
     """Return the board of the ranks that ``init`` joined, or None for a single rank."""
     return _board
 

@@ -105,12 +105,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     # ports and the environment
     "F14 two launchers of the same pid (containers on the host's network) at the same moment": (
         "train/test_hostile_starts.py::test_launchers_of_the_same_pid_on_one_network_at_the_same_moment",
-        "machine/test_joining.py::test_launchers_at_the_same_moment_have_ports_of_their_own",
+        "machine/test_rendezvous.py::test_launchers_at_the_same_moment_have_ports_of_their_own",
     ),
     "F14 MASTER_PORT taken by another process": (
         "train/test_hostile_starts.py::test_a_port_that_another_process_has_is_one_line",
-        "machine/test_joining.py::test_a_port_that_is_taken_for_a_moment_only_is_waited_for",
-        "machine/test_joining.py::test_something_else_that_listens_is_no_rank_0",
+        "machine/test_rendezvous.py::test_a_port_that_is_taken_for_a_moment_only_is_waited_for",
+        "machine/test_rendezvous.py::test_something_else_that_listens_is_no_rank_0",
     ),
     "hostile environment: RANK=x, WORLD_SIZE=0, out of range, MASTER_PORT=x, SSLX_GIVE_UP_S=abc, SLURM_*": (
         "train/test_hostile_starts.py::test_an_environment_that_cannot_be_is_one_line_at_once",
@@ -118,7 +118,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "hostile environment: MASTER_ADDR=no.such.host.invalid, ranks that never come": (
         "train/test_hostile_starts.py::test_ranks_that_cannot_meet_are_one_line",
-        "machine/test_joining.py::test_an_address_that_is_none_is_one_line_soon",
+        "machine/test_rendezvous.py::test_an_address_that_is_none_is_one_line_soon",
     ),
     "the current folder deleted before the start": (
         "train/test_hostile_starts.py::test_a_current_folder_that_was_deleted_is_one_line",

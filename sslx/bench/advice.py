@@ -144,7 +144,7 @@ class Workload:
         self._update(batches)
 
     def _in_memory(self) -> data.Loader:
-        """The same loader, on images that are already decoded."""
+        """Return the same loader, for images that are already decoded."""
         settings, source = self.parts.settings, self.parts.source
         return data.training(
             settings.data,
@@ -154,18 +154,21 @@ class Workload:
             accumulate=settings.batches_per_step,
             seed=settings.seed,
             draw=self.parts.method.draw,
+            text=self.parts.plan.text,
             ranks=self.ranks,
             dtype=self.parts.plan.input_dtype,
         )
 
 
 def decoded(source: Source, at_least: int) -> Source:
-    """A source with ``at_least`` decoded images in memory, which repeats a few images of ``source``."""
+    """Return a source with ``at_least`` decoded images in memory, which repeats a few images of ``source``."""
     few = [image.permute(1, 2, 0).contiguous().numpy() for image in _first_images(source)]
     pixels = np.empty(max(at_least, len(few)), dtype=object)
     for i in range(len(pixels)):
         pixels[i] = few[i % len(few)]
-    return Pixels(name=source.name, facts=replace(source.facts, num_samples=len(pixels), labels=None), pixels=pixels)
+    captions = source.facts.captions and [source.facts.captions[i % len(few)] for i in range(len(pixels))]
+    facts = replace(source.facts, num_samples=len(pixels), labels=None, captions=captions)
+    return Pixels(name=source.name, facts=facts, pixels=pixels)
 
 
 def limit(rates: dict[str, float]) -> str:
@@ -185,12 +188,12 @@ def limit(rates: dict[str, float]) -> str:
 
 
 def fit_into_memory(source: Source) -> bool:
-    """Whether the decoded images would take less than 2 GiB, if all were as large as the largest of the first ones."""
+    """Return whether the decoded images would take less than 2 GiB if all were as large as the largest of the first."""
     return len(source) * max(image.nbytes for image in _first_images(source)) < 2**31
 
 
 def _first_images(source: Source) -> list[Tensor]:
-    """The first readable images, each (3, H, W) uint8."""
+    """Return the first readable images, each (3, H, W) uint8."""
     images: list[Tensor] = []
     for i in range(len(source)):
         try:

@@ -84,7 +84,7 @@ def _git(*arguments: str) -> str:
 
 
 def summarize(values: list[float]) -> Summary:
-    """``n``, ``median``, and the 20th and 80th percentiles, ``p20`` and ``p80``."""
+    """Return ``n``, ``median``, and the 20th and 80th percentiles, ``p20`` and ``p80``."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return {
@@ -96,7 +96,7 @@ def summarize(values: list[float]) -> Summary:
 
 
 def text(summary: Mapping[str, float], digits: int = 0, scale: float = 1.0) -> str:
-    """A summary times ``scale``, such as "7.2 (7.1 to 7.5)"."""
+    """Return a summary times ``scale`` as text, such as "7.2 (7.1 to 7.5)"."""
     median, low, high = (f"{scale * summary[key]:,.{digits}f}" for key in ("median", "p20", "p80"))
     return f"{median} ({low} to {high})"
 
@@ -135,7 +135,7 @@ def rate_window(
     at_least_s: float,
     before: Callable[[], object] = lambda: None,
 ) -> Callable[[], float]:
-    """A window for ``take_turns``, which measures calls per second.
+    """Return a window for ``take_turns``, which measures calls per second.
 
     The first window chooses the number of calls, at least two, so that they last ``at_least_s``.  It waits for each of
     them; later windows fill the device's queue without waiting.  ``before`` runs at the start of each window, before
@@ -162,7 +162,7 @@ def rate_window(
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype, side: int) -> tuple[Callable[[], object], float]:
-    """A call that multiplies two random square matrices, and its number of floating-point operations."""
+    """Return a call that multiplies two random square matrices, and its number of floating-point operations."""
     a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
     return lambda: torch.mm(a, b, out=out), 2.0 * side**3
 
@@ -175,7 +175,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_rate(device: torch.device) -> float:
-    """Bytes per second that a copy of 256 MiB reads and writes."""
+    """Return the bytes per second that a copy of 256 MiB reads and writes."""
     a = torch.randn(2**26, device=device)
     b = torch.empty_like(a)
     rate = rate_window(lambda: b.copy_(a), device, 0.3)
@@ -183,7 +183,7 @@ def memory_rate(device: torch.device) -> float:
 
 
 def noise(device: torch.device, windows: int = 21) -> float:
-    """How much the speed of the same work varies at present: (p80 - p20) / median over windows of 0.1 s."""
+    """Return how much the speed of the same work varies now: (p80 - p20) / median over windows of 0.1 s."""
     call, _ = matrix_product(device, torch.float32, 4096 if device.type == "cuda" else 512)
     rate = rate_window(call, device, 0.1)
     rates = summarize([rate() for _ in range(windows + 1)][1:])

@@ -56,7 +56,7 @@ class _Meter(TorchDispatchMode):
 
 
 def implementation(func: Any) -> Callable[..., Any] | None:
-    """The Python function behind a custom operator of torch.library, or None for other operators.
+    """Return the Python function behind a custom operator of torch.library, or None for other operators.
 
     A dispatch mode does not see what that function calls unless it calls the function itself.  PyTorch has no public
     name for it; in a version that has moved it, a custom operator counts as one.
@@ -71,7 +71,7 @@ def implementation(func: Any) -> Callable[..., Any] | None:
 
 
 def costs(run: Callable[[], object], device: torch.device) -> list[Cost]:
-    """The cost of each operator that ``run`` calls, longest first.
+    """Return the cost of each operator that ``run`` calls, longest first.
 
     Each call is waited for, so that on a GPU its seconds include the launch.  An operator other than a product or a
     convolution counts as one operation per element that it returns, or that it changes if it returns none.

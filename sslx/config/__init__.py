@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sslx import later
+from sslx import lazy
 
 if TYPE_CHECKING:
     from sslx.config.flags import recipes as recipes
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sslx.config.pretrain import resumed as resumed
     from sslx.config.pretrain import settle as settle
 else:  # so that type checkers know every name
-    __getattr__ = later.names(
+    __getattr__ = lazy.names(
         __name__,
         {
             "flags": ("recipes",),

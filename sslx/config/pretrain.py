@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sslx import __version__, by_name
-from sslx.config import flags, named, presets, schema
+from sslx.config import choices, flags, presets, schema
 from sslx.config.flags import recipes as recipes
 from sslx.config.parser import MISSING, Positional, Suppress, parse_flags, print_help, separated
 from sslx.console.words import shown
@@ -75,11 +75,11 @@ class PretrainConfig:
     """If a loss or gradient is not finite: stop with exit code 76, or skip the step and continue."""
     skip_steps: int = 10
     """Maximum number of consecutive steps that --on-nonfinite skip skips before it returns to the last checkpoint."""
-    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=named.SOURCE))
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
     data: DataConfig = field(default_factory=DataConfig)
     augment: Augment = field(default_factory=Augment)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    method: MethodConfig = field(default_factory=lambda: MethodConfig(name=named.METHOD))
+    method: MethodConfig = field(default_factory=lambda: MethodConfig(name=choices.METHOD))
     optim: OptimConfig = field(default_factory=OptimConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
@@ -128,7 +128,7 @@ class ProbeConfig:
 
     checkpoint: Positional[Path]
     """A run folder, or a checkpoint directory in it."""
-    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=named.SOURCE))
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
     """Images to probe on.  Default: the run's."""
     data: DataConfig = field(default_factory=DataConfig)
     """How images are read.  Default: as in the run."""
@@ -147,7 +147,7 @@ class PlotConfig:
 
     checkpoint: Positional[Path]
     """A run folder, or a checkpoint directory in it."""
-    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=named.SOURCE))
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
     """Images to draw.  Default: the run's."""
     data: DataConfig = field(default_factory=DataConfig)
     """How images are read.  Default: as in the run."""
@@ -190,7 +190,7 @@ def load(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) -
 
 
 def parse(argv: Sequence[str], *, quiet: bool = False, gpu: bool | None = None) -> PretrainConfig:
-    """Do what ``load`` does without importing torch: method and source are objects of ``named``.
+    """Do what ``load`` does without importing torch: method and source are objects of ``choices``.
 
     ``--help-all`` prints all options and exits.
     """
@@ -213,17 +213,20 @@ def _read(argv: Sequence[str], gpu: bool | None) -> tuple[list[str], PretrainCon
     argv = resumed(argv)
     recipes = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
     paths = [flags.recipe(name) for name in recipes]
-    from_argv = named.with_paths(separated(argv[len(recipes) :]))
+    from_argv = choices.with_paths(separated(argv[len(recipes) :]))
     flags.check_renamed(from_argv)
-    trees = named.of_one_method([flags.read(path) for path in paths], from_argv)
+    trees = choices.of_one_method([flags.read(path) for path in paths], from_argv)
     from_files = [flag for path, tree in zip(paths, trees, strict=True) for flag in flags.of(tree, path)]
     if paths and paths[-1].suffix.lower() == ".toml":
         from_files += ["--name", paths[-1].stem]
-    args = named.of_one_source(named.with_paths(from_files), from_argv)
-    default = PretrainConfig(method=named.method(named.method_name(args)), source=named.source(named.source_name(args)))
+    args = choices.of_one_source(choices.with_paths(from_files), from_argv)
+    default = PretrainConfig(
+        method=choices.method(choices.method_name(args)),
+        source=choices.source(choices.source_name(args)),
+    )
     for path, tree in zip(paths, trees, strict=True):
-        flags.check_known(path, tree, default, named.options_of_sources())
-    named.check_source(args, default.source.name)
+        flags.check_known(path, tree, default, choices.options_of_sources())
+    choices.check_source(args, default.source.name)
     return args, _chosen(default, args, gpu)
 
 
@@ -240,7 +243,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
     if wanted in ("", "no") or wanted.startswith("-") or (wanted == "auto" and has_recipe):
         return argv
     if wanted == "auto":
-        name = flags.last(argv, "name") or _usual_name(named.method_name(argv), named.source_name(argv))
+        name = flags.last(argv, "name") or _usual_name(choices.method_name(argv), choices.source_name(argv))
         folder = files.expanded(flags.last(argv, "runs", "runs")) / name
         return [str(folder / "config.json"), *argv] if _is_readable(folder / "config.json") else argv
     folder = files.expanded(wanted)
@@ -297,7 +300,7 @@ def settle(config: PretrainConfig, side: int, num_images: int | None = None) -> 
 
 def _complete(config: PretrainConfig) -> PretrainConfig:
     """Return the config with its method's and source's own classes instead of those that flags were parsed with."""
-    method, source = named.complete_method(config.method), named.complete_source(config.source)
+    method, source = choices.complete_method(config.method), choices.complete_source(config.source)
     return dataclasses.replace(config, method=method, source=source)
 
 
@@ -319,20 +322,20 @@ def _of_images(
 ) -> OfImages:
     data, source, args = _images(argv, run)
     config: OfImages = parse_flags(kind, args, prog, kind(checkpoint=MISSING, data=data, source=source), quiet)
-    return dataclasses.replace(config, source=named.complete_source(config.source))
+    return dataclasses.replace(config, source=choices.complete_source(config.source))
 
 
 def _images(argv: Sequence[str], run: PretrainConfig | None) -> tuple[DataConfig, SourceConfig, list[str]]:
     """Return the settings for reading images, the source to parse the flags with, and all flags."""
     args = separated(argv)
     flags.check_renamed(args)
-    args = named.with_paths(args)
-    default = run.source if run else named.source(_saved_source(args))
-    name = named.source_name(args, default)
-    named.check_source(args, name)
+    args = choices.with_paths(args)
+    default = run.source if run else choices.source(_saved_source(args))
+    name = choices.source_name(args, default)
+    choices.check_source(args, name)
     if run and default.name == name:
-        return run.data, named.with_choices(default, sources.available()), args
-    return run.data if run else DataConfig(), named.source(name), args
+        return run.data, choices.with_choices(default, sources.available()), args
+    return run.data if run else DataConfig(), choices.source(name), args
 
 
 def _saved_source(args: Sequence[str]) -> str:
@@ -340,7 +343,7 @@ def _saved_source(args: Sequence[str]) -> str:
     for word in args:
         for folder in (Path(word), *Path(word).parents[:2]):  # a run, its checkpoints, one of them
             if not word.startswith("--") and _is_readable(folder / "config.json"):
-                return flags.read(folder / "config.json").get("source", {}).get("name", named.SOURCE)
+                return flags.read(folder / "config.json").get("source", {}).get("name", choices.SOURCE)
     return "folder"
 
 
@@ -381,7 +384,10 @@ def loads(text: str) -> PretrainConfig:
     tree = schema.migrated(tree, "the saved config")
     try:
         args = flags.of(tree, Path("config.json"))
-        method, source = named.method(named.method_name(args)), named.source(named.source_name(args))
+        method, source = (
+            choices.method(choices.method_name(args)),
+            choices.source(choices.source_name(args)),
+        )
         default = _chosen(PretrainConfig(method=method, source=source), args)
         return _complete(parse_flags(PretrainConfig, args, "config.json", default, True))
     except (ValueError, TypeError, AttributeError, SystemExit) as error:

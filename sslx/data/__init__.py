@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sslx import later
+from sslx import lazy
 from sslx.data.config import Config as Config
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sslx.data.loader import in_order as in_order
     from sslx.data.loader import training as training
 else:  # so that type checkers know every name
-    __getattr__ = later.names(
+    __getattr__ = lazy.names(
         __name__,
         {
             "loader": ("Backend", "Indices", "Loader", "evaluation", "has_dali", "in_order", "training"),

@@ -1,4 +1,4 @@
-"""Batch: the views, labels and draws that loaders deliver to methods."""
+"""Batch: the views, labels, texts and draws that loaders deliver to methods."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ class Batch:
       with the view's mean and std, in the compute dtype and on the compute device.
     label: (B,) int64 on the same device, or None if the source has no labels.
     index: (B,) int64 on the CPU, each sample's place in its source.
+    text: (B, L) int64 on the device, the tokens of a caption of each sample, if the method asks for texts.
     draws: the arrays that ``Method.draw`` made for this batch (masks, permutations), on the compute device.
     """
 
@@ -21,6 +22,7 @@ class Batch:
     label: Tensor | None
     index: Tensor
     draws: tuple[Tensor, ...] = ()
+    text: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -32,4 +34,5 @@ class Batch:
             None if self.label is None else self.label.to(device, non_blocking=True),
             self.index,
             tuple(draw.to(device, non_blocking=True) for draw in self.draws),
+            None if self.text is None else self.text.to(device, non_blocking=True),
         )

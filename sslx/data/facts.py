@@ -1,5 +1,6 @@
 """Facts: the properties of a source's images that methods, probes and checks may use."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class Facts:
 
     num_samples: the number of images.  size: the suitable side of their views, in pixels.  labels: (N,) int64, the
     class of each image, or None without labels.  classes: the names of the classes.  channels: the images' channels.
+    captions: the captions of each image, one or more, or None without captions.
     blocks: (num_blocks,) int64, ascending from 0, the first sample of each block that is best read as a whole (a tar
     file, a row group of a Parquet file); None if all samples can be read equally fast.
     """
@@ -36,6 +38,7 @@ class Facts:
     labels: "npt.NDArray[np.int64] | None" = None
     classes: tuple[str, ...] | None = None
     channels: Channels = Channels()
+    captions: Sequence[Sequence[str]] | None = None
     blocks: "npt.NDArray[np.int64] | None" = None
 
     @property
@@ -46,4 +49,5 @@ class Facts:
     def take(self, index: "npt.NDArray[np.int64]") -> "Facts":
         """Return the facts about the images at these indices (K,), without blocks."""
         labels = None if self.labels is None else self.labels[index]
-        return replace(self, num_samples=len(index), labels=labels, blocks=None)
+        captions = None if self.captions is None else [self.captions[i] for i in index.tolist()]
+        return replace(self, num_samples=len(index), labels=labels, captions=captions, blocks=None)

@@ -23,9 +23,11 @@ _MAX_FILES = 2**23  # largest number of files with a 4-byte checksum per path
 
 
 def digest(facts: Facts, parts: Iterable[bytes]) -> str:
-    """Return a hex digest of the number of images, their labels, and further bytes that identify them."""
+    """Return a hex digest of the number of images, their labels and captions, and further bytes that identify them."""
     checksum = hashlib.blake2b(f"{facts.num_samples}".encode(), digest_size=16)
     checksum.update(b"" if facts.labels is None else facts.labels.tobytes())
+    for texts in facts.captions or ():
+        checksum.update("\0".join(texts).encode(errors="replace") + b"\n")
     for part in parts:
         checksum.update(part)
     return checksum.hexdigest()

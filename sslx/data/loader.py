@@ -15,12 +15,13 @@ from sslx.data.config import Config
 from sslx.data.draws import Draw, Draws
 from sslx.data.facts import Channels
 from sslx.data.order import VERSION, Order, Sequential, Shuffled
-from sslx.data.patience import Caller, Patience, StopWaiting
 from sslx.data.planner import Planner
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
+from sslx.data.text import Texts, TextSpec
 from sslx.data.transfer import Arrays, Delivery
 from sslx.data.views import ViewSpec
+from sslx.data.waiting import Caller, StopWaiting, WaitPolicy
 from sslx.data.workers import Deadly
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, UserError
@@ -59,6 +60,7 @@ class Loader:
 
     draw: turns the random numbers of a batch, a function of ``seed``, into its ``draws``.  It is called in the
     loader's process, never in a worker's.
+    text: the text that each sample needs.  Raises ConfigError if the source has none.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class Loader:
         *,
         seed: int,
         draw: Draw = draws.nothing,
+        text: TextSpec | None = None,
         max_bad: float = 0.01,
         say: Callable[[str], None] = lambda _: None,
-        patience: Patience | None = None,
+        wait_policy: WaitPolicy | None = None,
     ) -> None:
         self.order, self.backend, self.source, self.seed, self._draw = order, backend, source, seed, draw
-        self.device, self.dtype, self._patience = device, dtype, patience or Patience()
+        self.device, self.dtype, self._wait_policy = device, dtype, wait_policy or WaitPolicy()
+        self._texts = Texts(text, source.facts.captions, source.name, seed) if text else None
         self.delivered = 0
         self.say = say
         self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line))
@@ -106,15 +110,18 @@ class Loader:
         self._quarantine.known_good = delivery.index[-1:]
         self.delivered += 1
         method_draws = tuple(array for name, array in extras.items() if name.startswith(_DRAW))
-        batch = Batch(delivery.views, extras.get("label"), torch.from_numpy(delivery.index), method_draws)
+        index = torch.from_numpy(delivery.index)
+        batch = Batch(delivery.views, extras.get("label"), index, method_draws, extras.get("text"))
         return batch.to(self.device, self.dtype)  # copies only where dtype or device differ
 
     def along(self, t: int) -> Arrays:
-        """Return batch t's labels and draws, which the backend sends along with the inputs of its views."""
-        index, arrays = self.order.batch(t), Arrays()
+        """Return batch t's labels, texts and draws, which the backend sends along with the inputs of its views."""
+        index, epoch, arrays = self.order.batch(t), self.order.epoch(t), Arrays()
         if self.source.facts.labels is not None:
             arrays["label"] = self.source.facts.labels[self._quarantine.substitute(index)]
-        method_draws = self._draw(Draws(seed=self.seed, epoch=self.order.epoch(t), batch=t, index=index))
+        if self._texts:
+            arrays["text"] = self._texts.tokens(epoch, index, self._quarantine.substitute(index))
+        method_draws = self._draw(Draws(seed=self.seed, epoch=epoch, batch=t, index=index))
         return arrays | {f"{_DRAW}{number}": array for number, array in enumerate(method_draws)}
 
     def _delivery(self) -> Delivery:
@@ -146,8 +153,8 @@ class Loader:
 
     def listen(self, stop: Callable[[float], bool], say: Callable[[str], None]) -> None:
         """Send messages to ``say``, and raise StopWaiting in a wait for data once ``stop(seconds waited)`` is true."""
-        self.say = self._patience.say = say
-        self._patience.stop = stop
+        self.say = self._wait_policy.say = say
+        self._wait_policy.stop = stop
 
     def back_to(self, delivered: int) -> None:
         """Continue after this number of delivered batches.  Later batches were not used and come again."""
@@ -164,8 +171,8 @@ class Loader:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        patience = Patience(self._patience.limit_s, say=self.say)
-        with Caller(patience, lambda: f"the identity of the images of {self.source.name}") as call:
+        wait_policy = WaitPolicy(self._wait_policy.limit_s, say=self.say)
+        with Caller(wait_policy, lambda: f"the identity of the images of {self.source.name}") as call:
             return call(self.source.identity)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -207,7 +214,7 @@ def _backend(
     *,
     seed: int,
     say: Callable[[str], None],
-    patience: Patience,
+    wait_policy: WaitPolicy,
 ) -> Backend:
     """Return the backend that the config names.
 
@@ -229,11 +236,11 @@ def _backend(
     if name == "resident":
         from sslx.data.backends.resident import Resident
 
-        return Resident(source, specs, device=device, num_threads=threads, say=say, patience=patience)
+        return Resident(source, specs, device=device, num_threads=threads, say=say, wait_policy=wait_policy)
     if name == "torchvision":
         from sslx.data.backends.torchvision import TorchVision
 
-        return TorchVision(source, specs, device=device, num_threads=threads, patience=patience)
+        return TorchVision(source, specs, device=device, num_threads=threads, wait_policy=wait_policy)
     if not has_dali():
         raise ConfigError(
             "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
@@ -242,7 +249,7 @@ def _backend(
     from sslx.data.backends.dali import Dali
 
     threads = max(1, threads)
-    return Dali(source, specs, max_per_rank=per_rank, device=device, num_threads=threads, patience=patience)
+    return Dali(source, specs, max_per_rank=per_rank, device=device, num_threads=threads, wait_policy=wait_policy)
 
 
 def training(
@@ -254,13 +261,14 @@ def training(
     accumulate: int = 1,
     seed: int,
     draw: Draw = draws.nothing,
+    text: TextSpec | None = None,
     ranks: Ranks,
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
     """Return one rank's endless training loader.  batch_size is global; views are in the order of ``specs``.
 
-    draw: the ``Method.draw`` of the trained method.
+    draw: the ``Method.draw`` of the trained method.  text: the text that it needs of each sample.
     """
     order = Shuffled(
         num_samples=len(source),
@@ -271,7 +279,7 @@ def training(
         world_size=ranks.world_size,
         blocks=source.facts.blocks,
     )
-    return in_order(config, source, specs, order, seed=seed, draw=draw, ranks=ranks, dtype=dtype, say=say)
+    return in_order(config, source, specs, order, seed=seed, draw=draw, text=text, ranks=ranks, dtype=dtype, say=say)
 
 
 def evaluation(
@@ -298,13 +306,14 @@ def in_order(
     *,
     seed: int,
     draw: Draw = draws.nothing,
+    text: TextSpec | None = None,
     ranks: Ranks,
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
 ) -> Loader:
     """Return a loader of the samples of an order.  The same seed, epoch and sample give the same views as training."""
-    patience = Patience(config.timeout_s, say=say)
-    backend = _backend(config, source, specs, order.per_rank, ranks, seed=seed, say=say, patience=patience)
+    wait_policy = WaitPolicy(config.timeout_s, say=say)
+    backend = _backend(config, source, specs, order.per_rank, ranks, seed=seed, say=say, wait_policy=wait_policy)
     return Loader(
         order,
         backend,
@@ -313,7 +322,8 @@ def in_order(
         dtype,
         seed=seed,
         draw=draw,
+        text=text,
         max_bad=config.max_bad,
         say=say,
-        patience=patience,
+        wait_policy=wait_policy,
     )

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sslx import rng
 from sslx.data.augment import Augment as Augment
+from sslx.data.text import TextSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,9 +46,10 @@ class ViewSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The views of each image that a method needs, in the order of ``Batch.views``."""
+    """What a method needs of each sample: views, in the order of ``Batch.views``, and a text for ``Batch.text``."""
 
     views: tuple[ViewSpec, ...]
+    text: TextSpec | None = None
 
 
 def eval_view(

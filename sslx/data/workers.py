@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sslx import distributed
-from sslx.data.patience import SLICE_S, Patience, Watch, late
+from sslx.data.waiting import SLICE_S, WaitPolicy, Watch, late
 from sslx.errors import ConfigError
 from sslx.machine import files, proc
 from sslx.machine.interrupts import STOPPING
@@ -189,9 +189,9 @@ class Pool:
     """
 
     def __init__(
-        self, work: Work, num_workers: int, *, place_bytes: int, patience: Patience, name: Callable[[int], str]
+        self, work: Work, num_workers: int, *, place_bytes: int, wait_policy: WaitPolicy, name: Callable[[int], str]
     ) -> None:
-        self._patience, self._name = patience, name
+        self._wait_policy, self._name = wait_policy, name
         self._workers: list[_Worker] = []
         # Runs before multiprocessing's own cleanup, which would wait forever for idle workers.
         self.close = util.Finalize(self, _kill, (self._workers,), exitpriority=10)
@@ -204,7 +204,7 @@ class Pool:
         """Yield ``take(number, answer, place)`` for each number in order.  Afterwards the place is overwritten.
 
         Raises the RuntimeError or MemoryError that ``work`` raised, Deadly, StopWaiting, StorageError at the limit of
-        patience, and ConfigError if workers are killed repeatedly.
+        wait_policy, and ConfigError if workers are killed repeatedly.
         """
         remaining = iter(numbers)
         for turn, number in enumerate(islice(remaining, AHEAD * len(self._workers))):
@@ -221,7 +221,7 @@ class Pool:
             turn += 1
 
     def _receive(self, worker: _Worker) -> Any:
-        watch = Watch(self._patience, lambda: self._describe(worker))
+        watch = Watch(self._wait_policy, lambda: self._describe(worker))
         begun = worker.memory.begun()
         while (answer := worker.answer()) is None:
             if worker.ended:
@@ -238,7 +238,7 @@ class Pool:
                 begun = latest
                 watch.progress()
             if watch.slept(SLICE_S):
-                self._replace(worker, f"made nothing for {self._patience.limit_s:g} s {self._at(worker)}", hung=True)
+                self._replace(worker, f"made nothing for {self._wait_policy.limit_s:g} s {self._at(worker)}", hung=True)
                 watch.progress()
             elif watch.waited_s >= _STOPPED_S and proc.state(worker.process.pid or 0) == "T":
                 self._replace(worker, f"was stopped by a signal {self._at(worker)}")
@@ -253,7 +253,7 @@ class Pool:
         code = worker.process.exitcode or 0
         worker.losses += 1
         if hung and worker.losses > 1:
-            raise late(self._patience, described)
+            raise late(self._wait_policy, described)
         if -code in _CRASHES:
             if last >= 0 and last == worker.last_crash:
                 raise Deadly(last, f"it ends every process that reads it ({_signal_name(-code)})")
@@ -264,7 +264,7 @@ class Pool:
                 f"{described}: if memory ran out, take fewer --data.threads or a smaller --batch-size"
             )
         worker.start([other.pipe for other in self._workers if other is not worker and not other.pipe.closed])
-        self._patience.say(f"{described}: replaced by {worker.process.pid}, which makes the same batches")
+        self._wait_policy.say(f"{described}: replaced by {worker.process.pid}, which makes the same batches")
 
     def _death(self, worker: _Worker) -> str:
         worker.process.join(5)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sslx import later
+from sslx import lazy
 from sslx.encoders.config import Config as Config
 from sslx.encoders.recipe import Norm as Norm
 from sslx.encoders.recipe import Recipe as Recipe
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sslx.encoders.encoder import rebuild as rebuild
     from sslx.encoders.vit import Tokens as Tokens
 else:  # at run time, these names are imported on first use
-    __getattr__ = later.names(
+    __getattr__ = lazy.names(
         __name__,
         {
             "encoder": ("Encoder", "build", "rebuild", "accepts_size"),

@@ -40,7 +40,7 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """An ``opener`` that does not wait for a named pipe's writer."""
+    """Open a file, as an ``opener`` that does not wait for a named pipe's writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -118,7 +118,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def in_memory() -> int:
-    """A descriptor of an empty file without a name, in memory where the system has such, else on a disk."""
+    """Return a descriptor of an empty file without a name, in memory where the system has such, else on a disk."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("sslx")
     with tempfile.TemporaryFile() as file:

@@ -6,6 +6,7 @@ tile goes through the encoder alone (the context-free network); a classifier ove
 was.  Gaps between the tiles and their own normalization keep edges and low-level statistics from giving it away.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -48,7 +49,7 @@ class Config(MethodConfig):
         super().__post_init__()
         self.require("num_permutations", least=2, most=math.factorial(NUM_TILES))
 
-    def build(self, encoder: "Encoder") -> "Method":
+    def build(self, encoder: Encoder) -> "Method":
         return Method(self, encoder)
 
 
@@ -151,12 +152,8 @@ def distant_permutations(num: int, num_tiles: int) -> npt.NDArray[np.int64]:
     one is farthest, then to the first in lexicographic order.  Without the former, some are nearly the same: of 100
     permutations of 9 tiles, the closest would differ in 2 places instead of 4.
     """
-    candidates = np.zeros((1, 1), np.uint8)  # (tiles, permutations), in lexicographic order
-    for n in range(2, num_tiles + 1):
-        by_first = [
-            np.vstack([np.full_like(candidates[:1], first), candidates + (candidates >= first)]) for first in range(n)
-        ]
-        candidates = np.hstack(by_first)
+    every = itertools.chain.from_iterable(itertools.permutations(range(num_tiles)))
+    candidates = np.fromiter(every, np.uint8).reshape(-1, num_tiles).T.copy()  # in lexicographic order
     sum_same = np.zeros(candidates.shape[1], np.int32)  # number of tiles in the same place, summed over the chosen ones
     max_same = np.zeros(candidates.shape[1], np.uint8)  # and its maximum over the chosen ones
     chosen = [0]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sslx import later
+from sslx import lazy
 from sslx.optim.config import Config as Config
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sslx.optim.schedule import Schedule as Schedule
     from sslx.optim.schedule import peak_lr as peak_lr
 else:  # at run time, these names are imported on first use
-    __getattr__ = later.names(
+    __getattr__ = lazy.names(
         __name__,
         {
             "clipping": ("clip_by_norm", "global_norm"),

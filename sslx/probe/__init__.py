@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sslx import later
+from sslx import lazy
 from sslx.probe.config import Config as Config
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sslx.probe.probes import feasible_probes as feasible_probes
     from sslx.probe.probes import table as table
 else:  # at run time, these names are imported on first use
-    __getattr__ = later.names(
+    __getattr__ = lazy.names(
         __name__,
         {
             "probes": ("Score", "as_json", "evaluate", "feasible_probes", "table"),

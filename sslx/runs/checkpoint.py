@@ -20,10 +20,10 @@ from torch import Tensor
 
 from sslx.console.words import plural
 from sslx.errors import DataError, MissingInput, StorageError
-from sslx.runs import manifest, parts
+from sslx.runs import checkpoint_files, manifest
 from sslx.runs import state as states
 
-_FILES = (*parts.NAMES, manifest.NAME)
+_FILES = (*checkpoint_files.NAMES, manifest.NAME)
 _TEMP = re.compile(r"\.step_\d+(\.old)?\.tmp-\d+")
 
 
@@ -37,7 +37,7 @@ def save(folder: Path, step: int, state: dict[str, object], keep: int) -> Path:
     Raise StorageError if the disk fails: nothing of the failed checkpoint remains, and older ones do.
     """
     assert keep >= 1
-    writers = parts.writers(state)
+    writers = checkpoint_files.writers(state)
     checkpoints = folder / "checkpoints"
     target, temp = checkpoints / f"step_{step}", checkpoints / f".step_{step}.tmp-{os.getpid()}"
     try:
@@ -110,7 +110,9 @@ def folder_of(path: Path) -> Path:
 def _load_folder(folder: Path, map_location: str | torch.device, needs: Sequence[str]) -> dict[str, Any]:
     title = f"checkpoint {folder}"
     with ExitStack() as stack:
-        state = parts.read(manifest.open_verified(folder, stack, parts.file_filter(needs)), map_location, needs, title)
+        state = checkpoint_files.read(
+            manifest.open_verified(folder, stack, checkpoint_files.file_filter(needs)), map_location, needs, title
+        )
     checked = states.check(state, needs, title)
     named = manifest.FOLDER.fullmatch(folder.name)
     if named and "step" in needs and checked["step"] != int(named[1]):

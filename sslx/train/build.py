@@ -23,7 +23,7 @@ from sslx.machine import compiler, deterministic, onednn
 from sslx.methods.base import Method
 from sslx.monitor.online import HELD_OUT_DIVISOR, OnlineProbe
 from sslx.runs import state
-from sslx.train import consistency, needs
+from sslx.train import consistency, step_memory
 from sslx.train.plan import Plan
 
 
@@ -66,6 +66,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
         accumulate=config.batches_per_step,
         seed=config.seed,
         draw=method.draw,
+        text=plan.text,
         ranks=ranks,
         dtype=plan.input_dtype,
         say=say,
@@ -147,9 +148,11 @@ def _warn_of_memory(
 ) -> None:
     """Warn if a step may need more memory than is free."""
     num_samples = config.batch_size // ranks.world_size // config.batches_per_step
-    needed_bytes = needs.step_bytes(method, plan.views, num_samples, config.optim.name, plan.autocast)
+    needed_bytes = step_memory.step_bytes(method, plan.views, num_samples, config.optim.name, plan.autocast, plan.text)
     num_sharing = ranks.local_world_size if ranks.device.type == "cpu" else 1
-    for line in needs.memory_warning(needed_bytes, needs.free_bytes(ranks.device), config.batch_size, num_sharing):
+    for line in step_memory.memory_warning(
+        needed_bytes, step_memory.free_bytes(ranks.device), config.batch_size, num_sharing
+    ):
         say(line)
 
 

@@ -17,10 +17,10 @@ from sslx.console.display import Terminal
 from sslx.errors import ConfigError, DeviceError, RanksError, StorageError, UserError
 from sslx.machine import deterministic, device_errors, environment, interrupts, limits
 from sslx.machine.interrupts import exit_code
-from sslx.runs import ending, records
+from sslx.runs import last_lines, records
+from sslx.train.late_ranks import LateRanks
 from sslx.train.pretrain import Position, pretrain
 from sslx.train.processes import start
-from sslx.train.roll_call import RollCall
 from sslx.train.signals import StopSignals, give_up_s
 
 _PEER_ENDED = re.compile(
@@ -84,8 +84,8 @@ def _train(settings: PretrainConfig, position: Position, stop: StopSignals) -> i
             with activity.doing("waiting for the other ranks"):
                 ranks = distributed.init(settings.device)
             say = cli.note if ranks.is_main else None
-            with RollCall(distributed.board(), lambda: position.step, say) as position.roll_call:
-                position.roll_call.on_deadlock = partial(_deadlock, position)
+            with LateRanks(distributed.board(), lambda: position.step, say) as position.late_ranks:
+                position.late_ranks.on_deadlock = partial(_deadlock, position)
                 received = pretrain(settings, ranks, stop, position)
         code = _end(position, received)
         if received:  # rank 0 saves, and the launcher ends all ranks once one has left
@@ -120,10 +120,10 @@ def explain(error: Exception, position: Position) -> tuple[str, int] | None:
     if isinstance(error, UserError):
         return str(error), error.exit_code
     if distributed.world_size() > 1 and _TIMEOUT.search(str(error)):
-        late = position.roll_call.describe_late() or "the ranks wait for one another"
+        late = position.late_ranks.describe_late() or "the ranks wait for one another"
         step = position.step + 1
         return (
-            f"step {step:,} has not ended for {position.roll_call.stuck_s():.0f} s: {late}; the last checkpoint is "
+            f"step {step:,} has not ended for {position.late_ranks.stuck_s():.0f} s: {late}; the last checkpoint is "
             f"step {position.saved:,} (SSLX_STALL_S sets the limit in seconds)",
             RanksError.exit_code,
         )
@@ -137,9 +137,9 @@ def _end(position: Position, received: int | None) -> int:
         state, reason = (_state(received), signal.Signals(received).name) if received else ("done", "")
         records.write_status(folder, state, position.step, reason, code)
         if received:
-            _print_last(position, ending.stopped(folder, *position.at, _cause(received)))
+            _print_last(position, last_lines.stopped(folder, *position.at, _cause(received)))
         else:
-            lines = ending.finished_before if position.was_done else ending.finished
+            lines = last_lines.finished_before if position.was_done else last_lines.finished
             _print_last(position, lines(folder, position.step))
     return code
 
@@ -162,7 +162,7 @@ def _print_last(position: Position, lines: Sequence[str]) -> None:
 
 def _acknowledge(position: Position, stop: StopSignals) -> None:
     """Handle the first stopping signal, in a thread.  Before the first step there is nothing to save or wait for."""
-    position.roll_call.stopping = stop.received
+    position.late_ranks.stopping = stop.received
     if position.say:
         if _rank() == 0:
             if stop.received == signal.SIGINT:
@@ -178,7 +178,7 @@ def _acknowledge(position: Position, stop: StopSignals) -> None:
             cli.note(f"interrupted{by} before the first step")
             if folder := position.owned:
                 records.write_status(folder, _state(stop.received), position.saved, name, exit_code(stop.received))
-                _print_last(position, ending.stopped(folder, *position.at, _cause(stop.received)))
+                _print_last(position, last_lines.stopped(folder, *position.at, _cause(stop.received)))
         if position.lock:
             position.lock.release()
     finally:
@@ -190,9 +190,9 @@ def _report(position: Position) -> None:
     if _rank() == 0:
         say = position.say or cli.note
         where = f"step {position.step:,}" if position.say else "before the first step"
-        late = position.roll_call.describe_late()
+        late = position.late_ranks.describe_late()
         suffix = f": {late}" if late else ""
-        stuck_s = position.roll_call.stuck_s()
+        stuck_s = position.late_ranks.stuck_s()
         say(f"{where}, checkpoint {position.saved:,}, {stuck_s:.1f} s since the last step{suffix}")
 
 
@@ -201,15 +201,15 @@ def _end_now(position: Position) -> None:
     if _rank() == 0 and (folder := position.owned):
         saved = records.newest_step(folder)  # a save may be in progress
         records.write_status(folder, "stopped", saved, "SIGINT", exit_code(signal.SIGINT))
-        _print_last(position, ending.stopped(folder, position.step, saved, "Ctrl-C"))
+        _print_last(position, last_lines.stopped(folder, position.step, saved, "Ctrl-C"))
 
 
 def _give_up(position: Position, stop: StopSignals, limit_s: float) -> None:
     """Report, in a thread, that a rank hangs and that this rank no longer waits for it."""
-    if not position.roll_call.speaks_for_all():
+    if not position.late_ranks.speaks_for_all():
         return
     saved = records.newest_step(position.folder) if position.folder else 0  # rank 0 may hang in its save
-    late, reason = position.roll_call.describe_late(), signal.Signals(stop.received).name
+    late, reason = position.late_ranks.describe_late(), signal.Signals(stop.received).name
     if late or position.step > position.saved:  # otherwise nothing is lost, for instance during compilation
         reason += f"; {late}, and" if late else ";"
         reason += f" no step ended in {limit_s:.0f} s"
@@ -218,7 +218,7 @@ def _give_up(position: Position, stop: StopSignals, limit_s: float) -> None:
     if position.owned:
         records.write_status(position.owned, _state(stop.received), saved, reason, exit_code(stop.received))
         if _rank() == 0:
-            _print_last(position, ending.stopped(position.owned, position.step, saved, _cause(stop.received)))
+            _print_last(position, last_lines.stopped(position.owned, position.step, saved, _cause(stop.received)))
 
 
 def _deadlock(position: Position, late: str) -> None:
@@ -248,5 +248,5 @@ def _fail(position: Position, reason: str, code: int, topic: str = "") -> int:
     position.terminal.close()
     cli.complain(reason, code, topic)
     if folder and code in _CAN_CONTINUE and _rank() == 0:
-        _print_last(position, ending.failed(folder, position.saved))
+        _print_last(position, last_lines.failed(folder, position.saved))
     return code

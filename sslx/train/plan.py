@@ -13,6 +13,7 @@ from sslx import by_name, optim
 from sslx.config import PretrainConfig
 from sslx.console.words import plural
 from sslx.data.sources import Source
+from sslx.data.text import TextSpec
 from sslx.data.views import ViewSpec, eval_view
 from sslx.distributed import Ranks
 
@@ -21,13 +22,14 @@ from sslx.distributed import Ranks
 class Plan:
     """The derived values of a run, the same on every rank.
 
-    size: the side of the (global) training views in pixels.  views: a specification for each view of the method.
+    size: the side of the (global) training views in pixels.  views, text: what the method needs of each sample.
     eval_view: the view that probes see.  dtype: the parameters' dtype.  autocast: mixed precision's dtype, or None.
     schedule: that of learning rate and weight decay.  num_images: the number of images in the source.
     """
 
     size: int
     views: tuple[ViewSpec, ...]
+    text: TextSpec | None
     eval_view: ViewSpec
     dtype: torch.dtype
     autocast: torch.dtype | None
@@ -41,10 +43,12 @@ class Plan:
     def of(cls, config: PretrainConfig, source: Source, dtype: torch.dtype, autocast: torch.dtype | None) -> "Plan":
         """Return the plan for a config whose defaults are settled, and for the images of a source."""
         size = config.data.size or source.facts.size
+        inputs = config.method.inputs(config.augment, size)
         steps_per_epoch = len(source) // config.batch_size
         return cls(
             size=size,
-            views=config.method.inputs(config.augment, size).views,
+            views=inputs.views,
+            text=inputs.text,
             eval_view=eval_view(config.data.eval_size or size),
             dtype=dtype,
             autocast=autocast,

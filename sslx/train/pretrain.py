@@ -27,12 +27,13 @@ from sslx.monitor.health import Health
 from sslx.monitor.online import OnlineProbe
 from sslx.runs import log
 from sslx.runs.lock import Lock
-from sslx.train import consistency, finite, taking
+from sslx.train import consistency, finite
 from sslx.train import run as runs
 from sslx.train.build import Parts, build, compiles, online_probe
 from sslx.train.clock import Clock, watch_waits
+from sslx.train.late_ranks import LateRanks
+from sslx.train.next_batches import next_batches, watch_for_stop
 from sslx.train.plan import Plan
-from sslx.train.roll_call import RollCall
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
 from sslx.train.stop_flag import StopFlag
@@ -45,7 +46,7 @@ class Position:
     folder: the run folder, once it is claimed.  lock: the claim on it, released after the end is reported.
     step: the last step.  saved: the step of the last checkpoint, 0 if there is none.
     say: prints a line among the run's own; None until training begins.
-    roll_call: what this rank and the others are doing.
+    late_ranks: what this rank and the others are doing.
     terminal: the display of rank 0; it is disabled on the other ranks.
     was_done: whether the run had all its steps before this start.
     """
@@ -55,7 +56,7 @@ class Position:
     step: int = 0
     saved: int = 0
     say: Callable[[str], None] | None = None
-    roll_call: RollCall = field(default_factory=RollCall)
+    late_ranks: LateRanks = field(default_factory=LateRanks)
     terminal: Terminal = field(default_factory=lambda: Terminal(enabled=False))
     was_done: bool = False
 
@@ -187,10 +188,10 @@ def _train(
 
     with _log(config, ranks, position.terminal, parts, run) as logger, distributed.steady_sizes():
         position.say = logger.message if ranks.is_main else partial(_warn, ranks.rank)
-        taking.watch_for_stop(parts.loader, stop, agreement, position.say)
+        watch_for_stop(parts.loader, stop, agreement, position.say)
         for step in range(run.step, parts.plan.total_steps):
             with clock.waiting_for_data():
-                batches = taking.next_batches(parts.loader, config.batches_per_step, agreement)
+                batches = next_batches(parts.loader, config.batches_per_step, agreement)
             if batches:
                 progress = (step + 0.5) / parts.plan.total_steps
                 rates = parts.plan.schedule.apply(parts.optimizer, progress)

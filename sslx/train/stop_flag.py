@@ -41,10 +41,10 @@ class StopFlag:
         self._flags = torch.tensor([flag, continues])
         self._work = distributed.start_max(self._flags, self._group)
 
-    def all_offer_to_stop(self, flag: int, patience_s: float = 0.0) -> bool:
-        """Offer to stop before the next step, for lack of data.  Return whether all ranks offer it, within patience_s.
+    def all_offer_to_stop(self, flag: int, after_s: float = 0.0) -> bool:
+        """Offer to stop before the next step, for lack of data.  Return whether all ranks offer it, within after_s.
 
-        Call it again while there is no data, and also, with some patience, if data comes after all: True then means
+        Call it again while there is no data, and also, with some wait_policy, if data comes after all: True then means
         that the others have left.  ``receive`` returns the signal.
         """
         if distributed.world_size(self._group) == 1:
@@ -54,7 +54,7 @@ class StopFlag:
             self._previous = self.receive()
             self._send(flag, 0)
         assert self._work is not None
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + after_s
         while not (is_complete := self._work.is_completed()) and time.monotonic() < deadline:
             time.sleep(0.01)
         flags: list[int] = self._flags.tolist()

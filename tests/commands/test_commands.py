@@ -163,8 +163,6 @@ def test_a_name_in_place_of_a_runs_folder_and_an_existing_run(tmp_path: Path):
     assert done.returncode == 64
     assert done.stderr.startswith("error: run runs/mine exists: continue it with sslx resume runs/mine")
     assert "building" not in done.stdout
-    done = sslx("export", "runs/mine", cwd=tmp_path)
-    assert "did you mean" not in done.stderr
 
 
 def test_a_short_run_on_ones_own_images_is_told_so(tmp_path: Path):

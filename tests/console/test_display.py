@@ -12,7 +12,7 @@ from kit.processes import until
 from kit.screen import lines_on
 from sslx.console import activity, display
 from sslx.console.display import Screen, Terminal
-from sslx.runs import ending
+from sslx.runs import last_lines
 
 METRICS = {"epoch": 0.61, "loss": 5.1234, "lr": 0.24, "samples_per_s": 812.3, "data_wait": 0.03}
 
@@ -177,15 +177,15 @@ def test_the_last_words_name_commands_that_a_shell_takes(monkeypatch: pytest.Mon
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     folder = Path("my runs/a'b")
     command = """sslx resume 'my runs/a'"'"'b'"""
-    assert ending.resume_command(folder) == command
-    saved = ending.stopped(folder, 5, 5, "Ctrl-C")
+    assert last_lines.resume_command(folder) == command
+    saved = last_lines.stopped(folder, 5, 5, "Ctrl-C")
     assert saved == [
         f"stopped at step 5 by Ctrl-C; checkpoint: {folder}/checkpoints/step_5",
         "to continue:",
         f"  {command}",
     ]
-    assert "checkpoint of step 4" in ending.stopped(folder, 5, 4, "Ctrl-C")[0]
-    assert "nothing is saved" in ending.stopped(folder, 5, 0, "SIGTERM")[0]
-    assert ending.failed(folder, 0) == []
+    assert "checkpoint of step 4" in last_lines.stopped(folder, 5, 4, "Ctrl-C")[0]
+    assert "nothing is saved" in last_lines.stopped(folder, 5, 0, "SIGTERM")[0]
+    assert last_lines.failed(folder, 0) == []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert len(ending.stopped(folder, 5, 5, "SIGTERM")) == 1, "the job goes on by itself"
+    assert len(last_lines.stopped(folder, 5, 5, "SIGTERM")) == 1, "the job goes on by itself"

@@ -21,9 +21,9 @@ from kit.sources import paths_of
 from sslx.data import Config, Loader, sources, training
 from sslx.data.codecs.formats import Levels
 from sslx.data.codecs.headers import File
-from sslx.data.patience import Patience, StopWaiting
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
+from sslx.data.waiting import StopWaiting, WaitPolicy
 from sslx.data.workers import Deadly, Pool, WorkerError, answer_alone
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, StorageError
@@ -187,8 +187,8 @@ def pool() -> Iterator[Callable[..., Iterator[tuple[int, int, int]]]]:
     pools: list[Pool] = []
 
     def results(*numbers: int, workers: int = 2, said: Said | None = None) -> Iterator[tuple[int, int, int]]:
-        patience = Patience(say=(said if said is not None else []).append)
-        pools.append(Pool(work, workers, place_bytes=200, patience=patience, name=lambda i: f"number {i}"))
+        wait_policy = WaitPolicy(say=(said if said is not None else []).append)
+        pools.append(Pool(work, workers, place_bytes=200, wait_policy=wait_policy, name=lambda i: f"number {i}"))
         return pools[-1].results(numbers or count(), lambda n, answer, place: (n, answer, int(place[: n + 1].sum())))
 
     yield results
@@ -221,8 +221,8 @@ def test_a_pipeline_that_is_garbage_when_a_worker_starts_does_not_hang_it(source
     del loader, cycle
     try:
         told = Said()
-        patience = Patience(limit_s=20, say=told.append)
-        pool = Pool(collect, 1, place_bytes=200, patience=patience, name=str)
+        wait_policy = WaitPolicy(limit_s=20, say=told.append)
+        pool = Pool(collect, 1, place_bytes=200, wait_policy=wait_policy, name=str)
         assert len(list(pool.results(range(3), answer_alone))) == 3
         pool.close()
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslx.runs import checkpoint, manifest, parts
+from sslx.runs import checkpoint, checkpoint_files, manifest
 
 State = dict[str, Any]
 
@@ -61,12 +61,12 @@ def forge(folder: Path, step: int, state: object) -> None:
     for path in folder.iterdir():
         path.unlink()
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        torch.save(state, folder / parts.STATE_FILE)
+        torch.save(state, folder / checkpoint_files.STATE_FILE)
         reseal(folder, step, 1)
         return
     facts = dict[str, Any](state)
     for name in ("method", "optimizer", "loader"):
         if name in facts:
             torch.save(facts.pop(name), folder / f"{name}.pt")
-    (folder / parts.FACTS).write_text(json.dumps(facts))
+    (folder / checkpoint_files.FACTS).write_text(json.dumps(facts))
     reseal(folder, step)

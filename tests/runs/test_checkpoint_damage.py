@@ -19,9 +19,9 @@ from kit.checkpoints import make_state, names, reseal, saved_run, weight
 from kit.processes import Record
 from sslx import rng
 from sslx.errors import DataError, StorageError
-from sslx.runs import checkpoint, parts
+from sslx.runs import checkpoint, checkpoint_files
 
-FILES = (*parts.NAMES[:4], "manifest.json")
+FILES = (*checkpoint_files.NAMES[:4], "manifest.json")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
-@pytest.mark.parametrize("name", parts.NAMES[:4])
+@pytest.mark.parametrize("name", checkpoint_files.NAMES[:4])
 def test_truncation_falls_back(run: Path, share: float, name: str) -> None:
     file = run / "checkpoints" / "step_200" / name
     size = file.stat().st_size

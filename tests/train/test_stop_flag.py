@@ -17,7 +17,7 @@ def all_wait() -> tuple[bool, int]:
     for _ in range(2):
         flag.exchange(0)
     mine = SIGTERM if distributed.rank() == 1 else 0
-    return flag.all_offer_to_stop(mine, patience_s=60), flag.receive()
+    return flag.all_offer_to_stop(mine, after_s=60), flag.receive()
 
 
 def one_is_in_the_step() -> tuple[list[bool], list[int]]:

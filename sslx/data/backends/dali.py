@@ -43,15 +43,15 @@ from torch import Tensor
 
 from sslx.console.words import one_line, shown
 from sslx.data.backends.color import Finish
+from sslx.data.backends.dali_files import DaliFiles
 from sslx.data.backends.feed import Feed, Prepared, crop_boxes, fed_parameters
-from sslx.data.backends.triage import Triage
 from sslx.data.facts import Facts
 from sslx.data.order import Sequential
-from sslx.data.patience import Caller, Patience, being_read
 from sslx.data.planner import Planner, Work
 from sslx.data.sources.base import Coded, Files, Pixels, Source
 from sslx.data.transfer import Delivery, stage
 from sslx.data.views import ViewSpec
+from sslx.data.waiting import Caller, WaitPolicy, being_read
 from sslx.machine import deterministic, device_errors, limits
 
 Indices = npt.NDArray[np.int64]
@@ -79,25 +79,25 @@ class Dali:
         max_per_rank: int,
         device: torch.device,
         num_threads: int,
-        patience: Patience | None = None,
+        wait_policy: WaitPolicy | None = None,
     ) -> None:
         self.source, self.specs = source, tuple(specs)
         self.max_per_rank, self.device, self.num_threads = max_per_rank, device, num_threads
-        self.patience = patience or Patience()
+        self.wait_policy = wait_policy or WaitPolicy()
         self.branched = False
         self.gpu = device.type == "cuda"
         self._finish = [Finish(spec, device, jitter=self.gpu) for spec in self.specs]
 
     @cached_property
-    def triage(self) -> Triage:
+    def files(self) -> DaliFiles:
         """The states of the source's files."""
         assert isinstance(self.source, Coded)
-        return Triage(self.source, self.num_threads)
+        return DaliFiles(self.source, self.num_threads)
 
     def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
         """Yield batches start, start + 1, ..., with one (B, 3, H, W) float32 channels_last tensor per view.
 
-        Raises RuntimeError if a file of the batch cannot be read, which ends the stream, and what ``patience.Caller``
+        Raises RuntimeError if a file of the batch cannot be read, which ends the stream, and what ``Caller``
         raises.
         """
         t = start
@@ -123,7 +123,7 @@ class Dali:
         """Yield the batches of one pipeline until its feed ends."""
         pipeline = self._pipeline(feed)
         pipeline.build()
-        with Caller(self.patience, self._being_read) as call:
+        with Caller(self.wait_policy, self._being_read) as call:
             while True:
                 try:
                     images = self._images(call, pipeline)
@@ -156,7 +156,7 @@ class Dali:
         return Delivery(batch.work.index, views, extras)
 
     def _being_read(self) -> str:
-        """Describe what DALI and ``triage``, whose threads report nothing, may be waiting for."""
+        """Describe what DALI and ``files``, whose threads report nothing, may be waiting for."""
         path = being_read(set(self.source.paths)) if isinstance(self.source, Files) else ""
         return f"DALI is reading {shown(path)}" if path else f"DALI has not read a batch of {self.source.name}"
 
@@ -169,14 +169,14 @@ class Dali:
         """
         if isinstance(self.source, Pixels):
             return {}
-        with Caller(self.patience, self._being_read) as call:
-            reasons = call(partial(self.triage.unreadable, index))
+        with Caller(self.wait_policy, self._being_read) as call:
+            reasons = call(partial(self.files.unreadable, index))
         if not reasons:
-            plain = index[self.triage.plain(index)]
+            plain = index[self.files.plain(index)]
             if len(plain) and (error := self._refusal(plain)):
                 self._check_itself(error)
                 for i in self._refused_by_dali(plain):
-                    self.triage.set_odd(i)
+                    self.files.set_odd(i)
         self._release()
         return reasons
 
@@ -191,7 +191,7 @@ class Dali:
                 max_per_rank=1,
                 device=self.device,
                 num_threads=self.num_threads,
-                patience=self.patience,
+                wait_policy=self.wait_policy,
             )
             if good._refusal(np.zeros(1, dtype=np.int64)):
                 kind = torch.AcceleratorError if self.gpu else RuntimeError
@@ -215,9 +215,9 @@ class Dali:
             max_per_rank=number,
             device=self.device,
             num_threads=self.num_threads,
-            patience=self.patience,
+            wait_policy=self.wait_policy,
         )
-        small.triage = self.triage
+        small.files = self.files
         order = Sequential(num_samples=number, per_rank=number)
         try:
             next(small.stream(Planner(order=order, specs=small.specs, substitute=files.take), 0))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sslx.data import views
 from sslx.data.ahead import ahead
-from sslx.data.backends.triage import Triage
+from sslx.data.backends.dali_files import DaliFiles
 from sslx.data.codecs.headers import Unreadable
 from sslx.data.planner import Planner, Work
 from sslx.data.sources import Files, Pixels
@@ -55,17 +55,17 @@ class _InMemory:
 class _ByPath:
     """The inputs of the graph for a batch of files that DALI opens itself.  Threads begin to read odd files here."""
 
-    def __init__(self, source: Files, triage: Triage, files: Indices) -> None:
+    def __init__(self, source: Files, dali_files: DaliFiles, files: Indices) -> None:
         self._source, self._files = source, files
         self._plain = np.ones(len(files), dtype=np.bool_)
         self._error: Unreadable | None = None
         try:
-            self._plain = triage.plain(files)
+            self._plain = dali_files.plain(files)
         except Unreadable as error:
             self._error = error
         odd = files[~self._plain]
         self.is_odd = len(odd) > 0
-        self._odd = dict(zip(odd.tolist(), triage.pixels(odd), strict=True))
+        self._odd = dict(zip(odd.tolist(), dali_files.pixels(odd), strict=True))
 
     def inputs(self, branched: bool) -> list[Any]:
         """Return the inputs of the graph with or without a branch.  Raises Unreadable."""
@@ -83,8 +83,8 @@ class _ByPath:
 class _ByBytes:
     """The inputs of the graph for a batch of files whose bytes come from a reader, which threads begin to call here."""
 
-    def __init__(self, triage: Triage, files: Indices) -> None:
-        self._parts = triage.fetched(files)
+    def __init__(self, dali_files: DaliFiles, files: Indices) -> None:
+        self._parts = dali_files.fetched(files)
 
     @cached_property
     def _images(self) -> list[npt.NDArray[np.uint8]]:
@@ -158,7 +158,7 @@ class Feed:
         if isinstance(source, Pixels):
             return _InMemory(source, files)
         return (
-            _ByPath(source, self.dali.triage, files) if isinstance(source, Files) else _ByBytes(self.dali.triage, files)
+            _ByPath(source, self.dali.files, files) if isinstance(source, Files) else _ByBytes(self.dali.files, files)
         )
 
     def _prepared(self, t: int) -> Prepared | None:

@@ -27,11 +27,11 @@ from sslx.data.backends import row_sums
 from sslx.data.backends.color import Finish, jitter, jitter_parameters
 from sslx.data.backends.torchvision import read
 from sslx.data.codecs.headers import Unreadable
-from sslx.data.patience import Patience
 from sslx.data.planner import Planner, Work
 from sslx.data.sources import Pixels, Source
 from sslx.data.transfer import Arrays, Delivery, Staged, send, stage
 from sslx.data.views import Draw, ViewSpec
+from sslx.data.waiting import WaitPolicy
 from sslx.data.workers import Deadly, Pool, answer_alone, unseen
 from sslx.errors import ConfigError
 
@@ -65,11 +65,11 @@ class Resident:
         device: torch.device,
         num_threads: int,
         say: Callable[[str], None] = lambda _: None,
-        patience: Patience | None = None,
+        wait_policy: WaitPolicy | None = None,
     ) -> None:
         self.source, self.specs = source, tuple(specs)
         self.device, self.num_threads, self.say = device, num_threads, say
-        self.patience = patience or Patience()
+        self.wait_policy = wait_policy or WaitPolicy()
         self._steps = [(Crop(spec), Finish(spec, device)) for spec in self.specs]
         self._deadly: dict[int, str] = {}
         self._reasons: dict[int, str] = {}
@@ -145,7 +145,7 @@ class Resident:
             yield from map(work, numbers)
             return
         workers = min(self.num_threads, len(numbers))
-        pool = Pool(work, workers, place_bytes=0, patience=self.patience, name=self.source.where)
+        pool = Pool(work, workers, place_bytes=0, wait_policy=self.wait_policy, name=self.source.where)
         try:
             yield from pool.results(numbers, answer_alone)
         finally:
@@ -163,7 +163,7 @@ class Resident:
         decoded: list[Tensor | None] = []
         largest, last_message = np.zeros(2, dtype=np.int64), time.monotonic()
         for chunk in self._chunks():
-            self.patience.check_stop()
+            self.wait_policy.check_stop()
             for image in chunk:
                 i = len(decoded)
                 if isinstance(image, str):

@@ -20,11 +20,11 @@ from sslx.data.backends.color import Finish
 from sslx.data.codecs import formats, levels
 from sslx.data.codecs.formats import Levels
 from sslx.data.codecs.headers import File, Unreadable
-from sslx.data.patience import Patience
 from sslx.data.planner import Planner
 from sslx.data.sources.base import Coded, Pixels, Source
 from sslx.data.transfer import Delivery, send
 from sslx.data.views import Draw, ViewSpec
+from sslx.data.waiting import WaitPolicy
 from sslx.data.workers import Deadly, Pool, answer_alone, unseen
 
 Indices = npt.NDArray[np.int64]
@@ -130,10 +130,10 @@ class TorchVision:
         *,
         device: torch.device,
         num_threads: int,
-        patience: Patience | None = None,
+        wait_policy: WaitPolicy | None = None,
     ) -> None:
         self.source, self.specs = source, tuple(specs)
-        self.device, self.num_threads, self.patience = device, num_threads, patience or Patience()
+        self.device, self.num_threads, self.wait_policy = device, num_threads, wait_policy or WaitPolicy()
         self._scale = [torch.tensor([255 * s for s in spec.std]) for spec in self.specs]
         self._shift = [torch.tensor([255 * m for m in spec.mean]) for spec in self.specs]
         self._normalizers = [Finish(spec, device) for spec in self.specs]
@@ -155,7 +155,9 @@ class TorchVision:
                 work(t, place, unseen)
                 yield self._finish(planner, t, None, place)
             return
-        pool = Pool(work, self.num_threads, place_bytes=place_bytes, patience=self.patience, name=self.source.where)
+        pool = Pool(
+            work, self.num_threads, place_bytes=place_bytes, wait_policy=self.wait_policy, name=self.source.where
+        )
         try:
             yield from pool.results(numbers, partial(self._finish, planner))
         finally:
@@ -184,7 +186,7 @@ class TorchVision:
         if self.num_threads == 0:
             return _reasons(self.source, index, 0)
         work = partial(_reasons, self.source, index)
-        pool = Pool(work, 1, place_bytes=0, patience=self.patience, name=self.source.where)
+        pool = Pool(work, 1, place_bytes=0, wait_policy=self.wait_policy, name=self.source.where)
         try:
             return next(pool.results([0], answer_alone))
         except Deadly as error:

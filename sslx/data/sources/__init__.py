@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sslx import later
+from sslx import lazy
 from sslx.by_name import Family
 from sslx.data.sources.config import SourceConfig as SourceConfig
 from sslx.data.sources.config import Split as Split
@@ -48,4 +48,4 @@ if TYPE_CHECKING:
     from sslx.data.sources.base import Source as Source
     from sslx.data.sources.base import build as build
 else:  # so that type checkers know every name
-    __getattr__ = later.names(__name__, {"base": ("Context", "Encoded", "Files", "Pixels", "Source", "build")})
+    __getattr__ = lazy.names(__name__, {"base": ("Context", "Encoded", "Files", "Pixels", "Source", "build")})

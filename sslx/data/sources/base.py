@@ -21,9 +21,9 @@ from sslx.data.codecs.formats import Levels
 from sslx.data.codecs.headers import File, Unreadable
 from sslx.data.config import Config as Reading
 from sslx.data.facts import Facts
-from sslx.data.patience import Caller, Patience
 from sslx.data.sources.config import SourceConfig, Split
 from sslx.data.sources.listing import silent
+from sslx.data.waiting import Caller, WaitPolicy
 
 Indices = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class Context:
         Raises StorageError after ``timeout_s`` without an answer of the disk or a line.  what: what the error names as
         waited for.
         """
-        with Caller(Patience(self.timeout_s, say=self.say), lambda: what) as call:
+        with Caller(WaitPolicy(self.timeout_s, say=self.say), lambda: what) as call:
             return call(partial(function, call.alive(self.say)))
 
 

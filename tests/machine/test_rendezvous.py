@@ -12,7 +12,7 @@ import pytest
 
 from sslx import distributed
 from sslx.errors import ConfigError, RanksError, UserError
-from sslx.machine import joining, network
+from sslx.machine import network, rendezvous
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def meet(ranks: list[int], world_size: int, limit_s: float = 60) -> dict[int, An
 
     def join(rank: int) -> None:
         try:
-            results[rank] = joining.meet(distributed.connect, rank, world_size, limit_s)
+            results[rank] = rendezvous.meet(distributed.connect, rank, world_size, limit_s)
         except UserError as error:
             results[rank] = error
 
@@ -74,7 +74,7 @@ def test_a_rank_0_that_does_not_come_is_named(port: int, capfd: pytest.CaptureFi
 
 @pytest.mark.usefixtures("port")
 def test_those_who_wait_say_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(joining, "REPORT_EVERY_S", 0.2)
+    monkeypatch.setattr(rendezvous, "REPORT_EVERY_S", 0.2)
     meet([0], 2, limit_s=2)
     lines = capfd.readouterr().err.splitlines()
     assert lines
@@ -105,10 +105,10 @@ def test_a_port_that_is_taken_for_a_moment_only_is_waited_for(port: int):
 
 ASKING = """
 from sslx import distributed
-from sslx.machine import joining
-joining.STORE_TIMEOUT_S = 1.0
+from sslx.machine import rendezvous
+rendezvous.STORE_TIMEOUT_S = 1.0
 try:
-    joining.meet(distributed.connect, 1, 2, 60)
+    rendezvous.meet(distributed.connect, 1, 2, 60)
 except ValueError as error:
     print(type(error).__name__, error, flush=True)
 """

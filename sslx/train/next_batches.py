@@ -7,7 +7,7 @@ from sslx import distributed
 from sslx.console import activity
 from sslx.data import Loader
 from sslx.data.batch import Batch
-from sslx.data.patience import StopWaiting
+from sslx.data.waiting import StopWaiting
 from sslx.train.signals import StopSignals
 from sslx.train.stop_flag import StopFlag
 

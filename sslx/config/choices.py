@@ -1,4 +1,4 @@
-"""The sections whose options depend on a name: the method and the source of images."""
+"""The two sections of a config whose options depend on a chosen name: the method and the source of images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from sslx.methods.config import MethodConfig
 Options = TypeVar("Options", MethodConfig, SourceConfig)
 Trees = list[dict[str, Any]]
 METHOD, SOURCE = "simclr", "digits"
-"""Where nobody names one."""
+"""The method and the source of a run whose flags name none."""
 
 
 def method(name: str) -> MethodConfig:
-    """A method's defaults, to parse its flags by: read without torch, and with all names as choices."""
+    """Return a method's default options, for parsing its flags: read without torch, with all names as choices."""
     return with_choices(methods.options(name)(name=by_name.absolute(name)), methods.available())
 
 
 def source(name: str) -> SourceConfig:
-    """A source's defaults, to parse its flags by: read without numpy, and with all names as choices."""
+    """Return a source's default options, for parsing its flags: read without numpy, with all names as choices."""
     return with_choices(sources.options(name)(name=by_name.absolute(name)), sources.available())
 
 
 def with_choices(options: Options, names: Sequence[str]) -> Options:
-    """The options as those of a class whose name is one of ``names``, or the one that they have."""
+    """Return the options as an object of a class that allows only ``names``, and the name they have, as their name."""
     bare, values = type(options), vars(options)
     choices: Any = Literal[(*names, *({options.name} - {*names}))]
     kind: Any = dataclasses.make_dataclass(
@@ -40,22 +40,25 @@ def with_choices(options: Options, names: Sequence[str]) -> Options:
 
 
 def complete_method(options: MethodConfig) -> MethodConfig:
-    """The method's own config in place of the one that its flags were parsed by."""
+    """Return the method's own config in place of the object that its flags were parsed into."""
     return methods.module(options.name).Config(**vars(options))
 
 
 def complete_source(options: SourceConfig) -> SourceConfig:
-    """The source's own config in place of the one that its flags were parsed by."""
+    """Return the source's own config in place of the object that its flags were parsed into."""
     return sources.config(options.name)(**vars(options))
 
 
 def method_name(args: Sequence[str]) -> str:
-    """The method that flags choose."""
+    """Return the name of the method that the flags choose."""
     return by_name.absolute(flags.last(args, "method.name", METHOD))
 
 
 def source_name(args: Sequence[str], default: SourceConfig | None = None) -> str:
-    """The source that flags choose, in place of a default; ``folder`` for a root, where the default reads none."""
+    """Return the name of the source that the flags choose.
+
+    Without ``--source.name``, it is that of ``default``, or ``folder`` if a root is given that it does not take.
+    """
     usual = SOURCE if default is None else default.name
     if "source.root" in flags.names(args) and "root" not in _fields(usual):
         usual = "folder"
@@ -63,13 +66,16 @@ def source_name(args: Sequence[str], default: SourceConfig | None = None) -> str
 
 
 def with_paths(args: list[str]) -> list[str]:
-    """The flags with the absolute paths of the files that they name as methods and sources."""
+    """Return the flags with absolute paths in place of relative ones that name a file as the method or the source."""
     chosen = {place + 1 for place, word in enumerate(args) if flags.names([word]) & {"method.name", "source.name"}}
     return [by_name.absolute(word) if place in chosen else word for place, word in enumerate(args)]
 
 
 def of_one_method(trees: Trees, args: Sequence[str]) -> Trees:
-    """The trees of files without their method, and its optimizer, where flags name another one: it brings its own."""
+    """Return the trees of config files for the method that the flags choose.
+
+    If that is another method than the files', their method and optimizer are left out: the new method has its own.
+    """
     name = flags.last(args, "method.name")
     names = [by_name.absolute(tree["method"]["name"]) for tree in trees if "name" in _table(tree, "method")]
     if not name or name == (names or [name])[-1]:
@@ -78,9 +84,10 @@ def of_one_method(trees: Trees, args: Sequence[str]) -> Trees:
 
 
 def of_one_source(from_files: list[str], from_argv: list[str]) -> list[str]:
-    """All flags, without those of sources that a later file or flag replaces by another one: it brings its own.
+    """Return all flags but those of a source that a later file or flag replaces by another source.
 
-    Without a name before it, a flag is of the source that is chosen, and so is an option in a file if that one has it.
+    A flag without a source's name before it belongs to the source that is chosen, and so does an option in a file if
+    the chosen source has it.
     """
     args = [*from_files, *from_argv]
     chosen = flags.last(args, "source.name")
@@ -101,7 +108,7 @@ def of_one_source(from_files: list[str], from_argv: list[str]) -> list[str]:
 
 
 def check_source(args: Sequence[str], name: str) -> None:
-    """Raise ConfigError for flags of another source than the one that is chosen."""
+    """Raise ConfigError for a flag that belongs to another source than the chosen one."""
     for option in sorted(flags.names(args)):
         if not option.startswith("source.") or _field(option) in _fields(name):
             continue
@@ -114,7 +121,7 @@ def check_source(args: Sequence[str], name: str) -> None:
 
 
 def options_of_sources() -> set[str]:
-    """The options of all sources, by dotted name."""
+    """Return the options of all sources, as dotted names."""
     return {f"source.{option}" for name in sources.available() for option in _fields(name)}
 
 

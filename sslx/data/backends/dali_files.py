@@ -17,7 +17,7 @@ _ODD, _PLAIN, _UNKNOWN = 0, 1, 2  # states of a file
 _SLOW_S = 0.0005  # time for a file's header above which the file is not cached, or on a network
 
 
-class Triage:
+class DaliFiles:
     """The states of a source's files.  Each header is read once, at the file's first use."""
 
     def __init__(self, source: Coded, num_threads: int) -> None:

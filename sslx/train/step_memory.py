@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sslx.data.batch import Batch
 from sslx.data.draws import Draws
+from sslx.data.text import TextSpec
 from sslx.data.views import ViewSpec
 from sslx.encoders.sync_bn import SyncBatchNorm
 from sslx.machine import limits
@@ -21,21 +22,28 @@ _STATES = {"sgd": 1, "lars": 1, "adamw": 2}
 
 
 def step_bytes(
-    method: Method, specs: Sequence[ViewSpec], num_samples: int, optimizer: str, autocast: torch.dtype | None
+    method: Method,
+    specs: Sequence[ViewSpec],
+    num_samples: int,
+    optimizer: str,
+    autocast: torch.dtype | None,
+    text: TextSpec | None = None,
 ) -> float:
     """Estimate the bytes that a rank needs for a step, accurate to a factor of 1.5.
 
     num_samples: in a micro-batch.  method: on the CPU, newly built, not compiled.  It and the random state are not
     changed.
     """
-    few, more = (_kept_bytes(method, specs, number, autocast) for number in (_NUM_SAMPLES, 2 * _NUM_SAMPLES))
+    few, more = (_kept_bytes(method, specs, number, autocast, text) for number in (_NUM_SAMPLES, 2 * _NUM_SAMPLES))
     parameters = sum(p.numel() * p.element_size() for p in method.parameters())
     per_sample = (more - few) / _NUM_SAMPLES
     activations = few + per_sample * (num_samples - _NUM_SAMPLES)  # casts of weights do not grow with the samples
     return _OVERHEAD * activations + parameters * (2 + _STATES[optimizer])
 
 
-def _kept_bytes(method: Method, specs: Sequence[ViewSpec], num_samples: int, autocast: torch.dtype | None) -> int:
+def _kept_bytes(
+    method: Method, specs: Sequence[ViewSpec], num_samples: int, autocast: torch.dtype | None, text: TextSpec | None
+) -> int:
     """Return the bytes that the forward of a batch keeps for the backward."""
     twin, sizes = copy.deepcopy(method).train(), dict[int, int]()
     for module in twin.modules():
@@ -56,9 +64,10 @@ def _kept_bytes(method: Method, specs: Sequence[ViewSpec], num_samples: int, aut
         views = tuple(torch.rand(num_samples, channels, spec.size, spec.size, dtype=dtype) for spec in specs)
         views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
         label, index = torch.zeros(num_samples, dtype=torch.int64), torch.arange(num_samples)
+        tokens = torch.zeros(num_samples, text.length, dtype=torch.int64) if text else None
         drawn = method.draw(Draws(seed=0, epoch=0, batch=0, index=index.numpy()))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-            twin.embed(Batch(views, label, index, tuple(map(torch.from_numpy, drawn))))
+            twin.embed(Batch(views, label, index, tuple(map(torch.from_numpy, drawn)), tokens))
     return sum(sizes.values())
 
 

@@ -11,7 +11,7 @@ import torch
 from sslx import distributed, encoders, methods
 from sslx.config import load
 from sslx.train import build as builds
-from sslx.train import needs
+from sslx.train import step_memory
 
 GIB = 2.0**30
 FLAGS = (
@@ -22,13 +22,13 @@ FLAGS = (
 TAKEN = """
 import re, sys, torch
 from sslx import config, distributed
-from sslx.train import needs
+from sslx.train import step_memory
 from sslx.train.build import build
 from sslx.train.step import train_step
 found = []
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
-real = needs.step_bytes
-needs.step_bytes = lambda *given: found.append(real(*given)) or found[-1]
+real = step_memory.step_bytes
+step_memory.step_bytes = lambda *given: found.append(real(*given)) or found[-1]
 before = peak()
 parts = build(config.load(sys.argv[1:]), distributed.init("cpu"), lambda _: None)
 batches = [next(parts.loader)]
@@ -49,8 +49,8 @@ def test_the_estimate_is_what_a_step_takes(method: str) -> None:
 
 def test_the_method_and_the_random_state_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[dict[str, torch.Tensor]] = []
-    for estimate in (needs.step_bytes, lambda *_: 0.0):
-        monkeypatch.setattr(needs, "step_bytes", estimate)
+    for estimate in (step_memory.step_bytes, lambda *_: 0.0):
+        monkeypatch.setattr(step_memory, "step_bytes", estimate)
         parts = builds.build(load([*FLAGS, "--batch-size", "8"]), distributed.init("cpu"), lambda _: None)
         weights.append({**parts.method.state_dict(), "drawn": torch.rand(4)})
         parts.loader.close()
@@ -59,17 +59,17 @@ def test_the_method_and_the_random_state_stay_as_they_are(monkeypatch: pytest.Mo
 
 
 def test_too_much_is_said_with_what_to_do() -> None:
-    assert needs.memory_warning(1 * GIB, 8 * GIB, 64, 2) == []
-    (line,) = needs.memory_warning(10.1 * GIB, 7.2 * GIB, 256, 1)
+    assert step_memory.memory_warning(1 * GIB, 8 * GIB, 64, 2) == []
+    (line,) = step_memory.memory_warning(10.1 * GIB, 7.2 * GIB, 256, 1)
     assert line.startswith("memory: a step takes about 10.1 GiB, and 7.2 GiB are free: ")
     assert "--num-grad-cache-chunks 4" in line
     assert "--batch-size 64" in line
-    assert "on each of 2 ranks" in needs.memory_warning(4 * GIB, 8 * GIB, 64, 2)[0]
+    assert "on each of 2 ranks" in step_memory.memory_warning(4 * GIB, 8 * GIB, 64, 2)[0]
 
 
 def test_what_is_free_is_less_than_the_machine_has() -> None:
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
-    free = needs.free_bytes(torch.device("cpu"))
+    free = step_memory.free_bytes(torch.device("cpu"))
     assert 0 < free < float(total.split()[1]) * 1024
 
 
@@ -80,7 +80,7 @@ def estimate_alone(batch_norm: str) -> float:
     config = load([*FLAGS, "--encoder.layers", *"1111", "--encoder.channels", *"8888"])
     method = methods.build(config.method, encoders.build(config.encoder, 32, norm=batch_norm))
     specs = config.method.inputs(config.augment, 32).views
-    return needs.step_bytes(method, specs, 64, "sgd", None)
+    return step_memory.step_bytes(method, specs, 64, "sgd", None)
 
 
 def test_a_rank_estimates_alone_whatever_the_norm(ranks: Any) -> None:

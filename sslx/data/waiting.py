@@ -19,9 +19,9 @@ WARN_S = 30.0
 _calling: set[int] = set()  # identifiers of the threads that are in a call
 
 
-def is_stuck(patience_s: float) -> bool:
+def is_stuck(after_s: float) -> bool:
     """Return whether a ``Caller``'s thread, which cannot be ended, is still in a call after this many seconds."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + after_s
     while _calling and time.monotonic() < deadline:
         time.sleep(0.01)
     return bool(_calling)
@@ -41,7 +41,7 @@ def no_word(_: str) -> None:
 
 
 @dataclass
-class Patience:
+class WaitPolicy:
     """How long a loader waits for data and where it reports waiting.  The loader shares it with its backend.
 
     limit_s: the time without progress after which a wait ends.  stop: takes the seconds waited and returns whether to
@@ -64,8 +64,8 @@ class Watch:
     describe: returns what the wait is for, for a warning.
     """
 
-    def __init__(self, patience: Patience, describe: Callable[[], str]) -> None:
-        self._patience, self._describe = patience, describe
+    def __init__(self, wait_policy: WaitPolicy, describe: Callable[[], str]) -> None:
+        self._wait_policy, self._describe = wait_policy, describe
         self._total_s = self.waited_s = 0.0
         self._has_warned = False
 
@@ -77,17 +77,17 @@ class Watch:
         """Count a slice and return whether the limit is reached.  Raises StopWaiting."""
         self._total_s += seconds
         self.waited_s += seconds
-        self._patience.check_stop(self._total_s)
-        if not self._has_warned and self.waited_s >= min(WARN_S, self._patience.limit_s / 2):
+        self._wait_policy.check_stop(self._total_s)
+        if not self._has_warned and self.waited_s >= min(WARN_S, self._wait_policy.limit_s / 2):
             self._has_warned = True
-            self._patience.say(f"waiting for data for {self.waited_s:.0f} s: {self._describe()}")
-        return self.waited_s >= self._patience.limit_s
+            self._wait_policy.say(f"waiting for data for {self.waited_s:.0f} s: {self._describe()}")
+        return self.waited_s >= self._wait_policy.limit_s
 
 
-def late(patience: Patience, what: str) -> StorageError:
+def late(wait_policy: WaitPolicy, what: str) -> StorageError:
     """Return the error of a wait that reached its limit.  what: what the wait was for."""
     return StorageError(
-        f"rank {distributed.rank()} waited {patience.limit_s:g} s for data (--data.timeout-s) in vain: {what}; "
+        f"rank {distributed.rank()} waited {wait_policy.limit_s:g} s for data (--data.timeout-s) in vain: {what}; "
         "check the disk or the mount, then start again with --resume auto",
         topic="no data came",
     )
@@ -100,8 +100,8 @@ class Caller:
     use there are left behind, which ``is_stuck`` reports.
     """
 
-    def __init__(self, patience: Patience, describe: Callable[[], str]) -> None:
-        self._patience, self._describe = patience, describe
+    def __init__(self, wait_policy: WaitPolicy, describe: Callable[[], str]) -> None:
+        self._wait_policy, self._describe = wait_policy, describe
         self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[list[tuple[Any, BaseException | None]]] = queue.SimpleQueue()
         self._is_alive = threading.Event()
@@ -110,7 +110,7 @@ class Caller:
     def __call__(self, function: Callable[[], T]) -> T:
         """Return the function's result or raise its exception.  Raises StopWaiting, and StorageError at the limit."""
         self._calls.put(function)
-        watch = Watch(self._patience, self._describe)
+        watch = Watch(self._wait_policy, self._describe)
         while True:
             try:
                 result, error = self._results.get(timeout=SLICE_S).pop()
@@ -119,7 +119,7 @@ class Caller:
                     self._is_alive.clear()
                     watch.progress()
                 if watch.slept(SLICE_S):
-                    raise late(self._patience, self._describe()) from None
+                    raise late(self._wait_policy, self._describe()) from None
                 continue
             if error is not None:
                 raise error

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from sslx import distributed
 from sslx.console.words import first_of
-from sslx.machine.joining import Board
+from sslx.machine.rendezvous import Board
 
 WARN_S = 60.0
 """A step that takes this long, and three times as long as the longest before, is reported once."""
@@ -19,7 +19,7 @@ _WAITS = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/graph.py",
 """Files in which the main thread is while it waits for other ranks."""
 
 
-class RollCall:
+class LateRanks:
     """Where all ranks are, inside a ``with`` block; without a board, only where this one is.
 
     A thread writes this rank's place to the board.  If this rank's step takes long, the thread also reads other
@@ -53,7 +53,7 @@ class RollCall:
 
     def __enter__(self) -> Self:
         self._main = threading.get_ident()
-        threading.Thread(target=self._watch, daemon=True, name="roll call").start()
+        threading.Thread(target=self._watch, daemon=True, name="late ranks").start()
         return self
 
     def __exit__(

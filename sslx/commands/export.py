@@ -1,0 +1,40 @@
+"""``sslx export CHECKPOINT [flags]``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from sslx.config import parser
+from sslx.config.parser import Positional, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Write a run's encoder in the format of another library, and check that the library computes the same features."""
+
+    checkpoint: Positional[Path]
+    """A run folder, a checkpoint directory or a file in one."""
+    to: str = "timm"
+    """The library that loads the encoder: timm, or the path of a .py file with a target of your own."""
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """The folder to write.  Default: RUN/export/timm."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Export an encoder, print how to load it, and return the exit code."""
+    config = parser.parse(Config, argv, "sslx export")
+    import sslx  # here and below: these import torch, which takes seconds
+    from sslx.console.words import shown
+    from sslx.export import exporter
+
+    exporter.TARGETS.path(config.to)  # raises an error before the checkpoint is read
+    trained = sslx.load(config.checkpoint)
+    folder = config.output or exporter.default_folder(trained, config.to)
+    difference = exporter.export(trained, config.to, folder)
+    sys.stdout.write(
+        f"wrote {shown(folder)}: features equal to the encoder's within {difference:.0e}\n"
+        f"load it: {exporter.TARGETS.module(config.to).usage(folder)}\n"
+    )
+    return 0
