@@ -3,11 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from kit.full_batch import RunOnRanks
 from sslx import distributed, encoders, methods
 from sslx.config import load
 from sslx.train import build as builds
@@ -15,8 +15,8 @@ from sslx.train import step_memory
 
 GIB = 2.0**30
 FLAGS = (
-    "--source.name synthetic --source.num-samples 64 --data.size 32 --data.backend synthetic --device cpu "
-    "--precision fp32 --batch-size 64 --data.threads 0"
+    "--source.name synthetic --source.num-samples 2048 --data.size 32 --data.backend synthetic --device cpu "
+    "--precision fp32 --batch-size 2048 --data.threads 0 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8"
 ).split()
 
 TAKEN = """
@@ -77,12 +77,12 @@ def estimate_alone(batch_norm: str) -> float:
     """On rank 0 only: with norms over all ranks it would wait for the other for ever."""
     if distributed.rank():
         return 0.0
-    config = load([*FLAGS, "--encoder.layers", *"1111", "--encoder.channels", *"8888"])
+    config = load(FLAGS)
     method = methods.build(config.method, encoders.build(config.encoder, 32, norm=batch_norm))
     specs = config.method.inputs(config.augment, 32).views
     return step_memory.step_bytes(method, specs, 64, "sgd", None)
 
 
-def test_a_rank_estimates_alone_whatever_the_norm(ranks: Any) -> None:
+def test_a_rank_estimates_alone_whatever_the_norm(ranks: RunOnRanks) -> None:
     plain, synced = (ranks(2, estimate_alone, norm)[0] for norm in ("batch", "sync"))
     assert synced == pytest.approx(plain, rel=0.02)
