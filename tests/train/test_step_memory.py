@@ -15,8 +15,8 @@ from sslx.train import step_memory
 
 GIB = 2.0**30
 FLAGS = (
-    "--source.name synthetic --source.num-samples 2048 --data.size 32 --data.backend synthetic --device cpu "
-    "--precision fp32 --batch-size 2048 --data.threads 0 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8"
+    "--source.name synthetic --source.num-samples 384 --data.size 32 --data.backend synthetic --device cpu "
+    "--precision fp32 --batch-size 64 --data.threads 0"
 ).split()
 
 TAKEN = """
@@ -38,9 +38,12 @@ print(found[0], peak() - before)
 """
 
 
-@pytest.mark.parametrize("method", ["simclr", pytest.param("byol", marks=pytest.mark.slow)])
-def test_the_estimate_is_what_a_step_takes(method: str) -> None:
-    argv = [sys.executable, "-c", TAKEN, *FLAGS, "--method.name", method]
+VIT = "--encoder.name vit_tiny_patch16_224 --encoder.patch 4 --encoder.layers 4 --encoder.channels 64 --batch-size 384"
+
+
+@pytest.mark.parametrize("flags", [VIT, pytest.param("--method.name byol", marks=pytest.mark.slow)])  # on a ResNet-50
+def test_the_estimate_is_what_a_step_takes(flags: str) -> None:
+    argv = [sys.executable, "-c", TAKEN, *FLAGS, *flags.split()]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     estimate, taken = map(float, done.stdout.split())
     taken -= 0.3 * GIB  # timm, DALI and the rest, before the first step
@@ -77,7 +80,7 @@ def estimate_alone(batch_norm: str) -> float:
     """On rank 0 only: with norms over all ranks it would wait for the other for ever."""
     if distributed.rank():
         return 0.0
-    config = load(FLAGS)
+    config = load([*FLAGS, "--encoder.layers", *"1111", "--encoder.channels", *"8888"])
     method = methods.build(config.method, encoders.build(config.encoder, 32, norm=batch_norm))
     specs = config.method.inputs(config.augment, 32).views
     return step_memory.step_bytes(method, specs, 64, "sgd", None)
