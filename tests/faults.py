@@ -54,13 +54,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "F9 rank 1 stopped, Ctrl-C twice": (
         "train/test_stopped_ranks.py::test_ctrl_c_twice_ends_a_stopped_rank_at_once",
-        "train/test_interruptions.py::test_a_second_ctrl_c_ends_a_long_step_at_once",
+        "train/test_on_a_terminal.py::test_a_second_ctrl_c_in_a_long_step_ends_it_with_words_and_a_visible_cursor",
     ),
     "A rank, the launcher or all killed: no process is left": (
         "train/test_interruptions.py::test_killing_one_of_two_ranks_ends_the_job_with_one_line",
-        "train/test_interruptions.py::test_killing_the_launcher_leaves_no_orphan",
         "train/test_stopped_ranks.py::test_killing_it_leaves_no_loader_worker",
-        "train/test_waits.py::test_killing_a_run_leaves_no_worker",
     ),
     # numbers
     "F7 lr=1e6 from the start, log.every 20, save every 10": (
@@ -272,7 +270,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "/dev/shm of 64k, 2 ranks, every backend": ("train/test_waits.py::test_little_shared_memory_is_enough",),
     "A run with loader workers killed by SIGKILL: no orphan": (
-        "train/test_waits.py::test_killing_a_run_leaves_no_worker",
+        "train/test_stopped_ranks.py::test_killing_it_leaves_no_loader_worker",
     ),
 }
 """What was done -> the tests, as FILE::FUNCTION."""

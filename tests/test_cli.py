@@ -32,11 +32,12 @@ def test_usage_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]):
 
 
 def test_usage_and_version_import_nothing_heavy():
-    for argument in ("--help", "--version", "pretrian"):
-        code = f"import sys; from sslx.cli import main; main(['{argument}']); print(*sys.modules)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        modules = {name.partition(".")[0] for name in done.stdout.split()}
-        assert not modules & {"torch", "numpy", "tyro", "rich", "timm", "matplotlib", "sklearn", "nvidia", "wandb"}
+    code = "import sys; from sslx.cli import main; main(['--help']); main(['--version']); main(['pretrian'])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    modules = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not modules & {"torch", "numpy", "tyro", "rich", "timm", "matplotlib", "sklearn", "nvidia", "wandb"}
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

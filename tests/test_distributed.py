@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from kit.full_batch import RunOnRanks
 from sslx import distributed
 from sslx.errors import ConfigError, DataError
 from sslx.train.stop_flag import StopFlag
 
-RunOnRanks = Callable[..., list[Any]]
 CPU = torch.device("cpu")
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -94,9 +93,6 @@ def test_no_collective_warns(ranks: RunOnRanks) -> None:
     ranks(2, _collectives_with_warnings_as_errors)
 
 
-SLURM_TASK = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
-SLURM_TASK |= {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NODELIST": "n[03-05,9],m1"}
-
 JOIN = """
 import sys, torch
 from sslx import distributed
@@ -112,6 +108,20 @@ def _start(command: list[str], **environ: str) -> subprocess.Popen[str]:
     clean = {k: v for k, v in os.environ.items() if k not in LAUNCH_VARIABLES and "SLURM" not in k}
     environ = {**clean, "OMP_NUM_THREADS": "1", **environ}
     return subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
+
+
+def _by_torchrun(code: str, folder: Path, *argv: str) -> subprocess.Popen[str]:
+    (folder / "code.py").write_text(code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return _start([*torchrun, str(folder / "code.py"), *argv])
+
+
+def _by_srun(code: str, folder: Path, step: str = "0") -> list[subprocess.Popen[str]]:
+    """Two tasks of a step of a job on this machine."""
+    job = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": step}
+    job |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost"}
+    command = [sys.executable, "-c", code, str(folder)]
+    return [_start(command, SLURM_PROCID=rank, SLURM_LOCALID=rank, **job) for rank in "01"]
 
 
 def _finish(process: subprocess.Popen[str]) -> None:
@@ -140,29 +150,19 @@ distributed.shutdown()
 @pytest.mark.parametrize("wait", ["wait_for_main", "barrier"])
 def test_ranks_wait_for_the_main_one_longer_than_a_collective_would(tmp_path: Path, wait: str) -> None:
     """As while rank 0 alone fits a probe; a barrier gives up after the seconds that are set, here 3."""
-    (tmp_path / "wait.py").write_text(WAIT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = _start([*torchrun, str(tmp_path / "wait.py"), wait])
+    process = _by_torchrun(WAIT, tmp_path, wait)
     _, err = process.communicate(timeout=200)
     assert (process.returncode == 0) is (wait == "wait_for_main"), err
 
 
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
-    (tmp_path / "join.py").write_text(JOIN)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    _finish(_start([*torchrun, str(tmp_path / "join.py"), str(tmp_path)]))
+    _finish(_by_torchrun(JOIN, tmp_path, str(tmp_path)))
     assert [(tmp_path / r).read_text() for r in "01"] == ["2 0 [0, 1]", "2 1 [0, 1]"]
 
 
 def test_srun(tmp_path: Path) -> None:
-    job = {**SLURM_TASK, "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost"}
-    job |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
-    tasks = [
-        _start([sys.executable, "-c", JOIN, str(tmp_path)], **{**job, "SLURM_PROCID": r, "SLURM_LOCALID": r})
-        for r in "01"
-    ]
-    for task in tasks:
+    for task in _by_srun(JOIN, tmp_path):
         _finish(task)
     assert [(tmp_path / r).read_text() for r in "01"] == ["2 0 [0, 1]", "2 1 [0, 1]"]
 
@@ -242,15 +242,14 @@ def rounds_in_a_loop() -> tuple[list[int], str, str]:
         rounds.append(what)
         ask(value, what, group)
 
-    distributed._check_same_on_all = counted
-    try:
-        counts = list[int]()
+    counts, later = list[int](), ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "_check_same_on_all", counted)
         with distributed.steady_sizes():
             for size in (4, 4, 4):
                 distributed.check_same(size, "batch size")
                 distributed.check_same(2 * size, "other size")
                 counts.append(len(rounds))
-            later = ""
             try:
                 distributed.check_same(4 + rank, "batch size")
             except DataError as error:
@@ -260,8 +259,6 @@ def rounds_in_a_loop() -> tuple[list[int], str, str]:
         counts.append(len(rounds))
         with distributed.steady_sizes(), pytest.raises(DataError) as raised:
             distributed.check_same(4 + rank, "batch size")
-    finally:
-        distributed._check_same_on_all = ask
     return counts, later, str(raised.value)
 
 
@@ -305,13 +302,7 @@ open(f"{sys.argv[1]}/{ranks.rank}", "w").write(f"{failed}\\n{words}")
 @pytest.mark.slow
 def test_an_error_on_one_rank_ends_all_promptly(tmp_path: Path) -> None:
     """One rank's batch is short in the third step.  The other's collectives would wait for 300 s."""
-    job = {**SLURM_TASK, "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost"}
-    job |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "1"}
-    tasks = [
-        _start([sys.executable, "-c", ENDS, str(tmp_path)], **{**job, "SLURM_PROCID": r, "SLURM_LOCALID": r})
-        for r in "01"
-    ]
-    for task in tasks[::-1]:
+    for task in _by_srun(ENDS, tmp_path, step="1")[::-1]:
         _finish(task)
     ended = time.time()
     (_, other), (failed, words) = ((tmp_path / r).read_text().split("\n") for r in "01")

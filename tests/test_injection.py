@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from kit.processes import TINY, Record
-from sslx import config
+from sslx import cli, config
 from sslx.cluster import submit
 from sslx.cluster.allocation import Config
 from sslx.errors import ConfigError
@@ -65,14 +64,20 @@ def options_of(script: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def bash(folder: Path, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | environ
+    return subprocess.run(
+        ["bash", *argv], cwd=folder, env=environ, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
 def run_by_bash(folder: Path, script: str) -> list[str]:
     """Run it; the arguments that srun got."""
     for left in ("srun.said", "RAN"):
         (folder / left).unlink(missing_ok=True)
     (folder / "script").write_text(script)
-    done = subprocess.run(["bash", "script"], cwd=folder, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    done = bash(folder, "script")
+    assert (done.returncode, done.stderr) == (0, "")
     assert not (folder / "RAN").exists(), script
     return (folder / "srun.said").read_text().split("\0")
 
@@ -153,66 +158,51 @@ def test_memory_is_a_number(value: float) -> None:
         Config(mem_gb=value)
 
 
-def run_submit(place: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    environ = os.environ | {"SBATCH_TO": str(place / "script"), "OMP_NUM_THREADS": "1"}
-    command = [os.environ["PYTHON"], "-m", "sslx", "submit", *argv]
-    return subprocess.run(command, env=environ, cwd=place, capture_output=True, text=True, check=False, timeout=240)
+SHARED_FILES = {
+    "recipe.json": json.dumps({"name": "a\ntouch RAN\nb"}),
+    "interface.toml": 'interface = "eth0; touch RAN"\n',
+    "partition.toml": 'partition = "gpu\\ntouch RAN\\nx"\n',
+    "python.toml": 'python = "$(touch RAN)"\n',
+    "sweep.toml": '[grid]\nseed = [0, 1]\n"source.root" = ["x\\ntouch RAN\\ny", "$(touch RAN)"]\n',
+}
+SUBMITTED = [
+    ["--", "recipe.json", "--runs", "runs"],
+    *(["--profile", f"./{name}.toml", "--", *TINY, "--runs", "runs"] for name in ("interface", "partition", "python")),
+    ["--array", "sweep.toml", "--", *TINY, "--runs", "runs", "--name", "r"],
+    ["--", *TINY, "--runs", "a\ntouch RAN\nb"],
+    ["--", *TINY, "--runs", "$(touch RAN)"],
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["recipe", "profile", "sweep", "runs"])
-def test_shared_files_run_nothing(kind: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real processes: what sbatch is given is run by bash, which must not touch the planted file."""
-    monkeypatch.undo()
-    monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHON", sys.executable)
-    recipe, profile, sweep = place / "r.json", place / "p.toml", place / "s.toml"
-    tries: list[list[str]] = []
-    if kind == "recipe":
-        recipe.write_text(json.dumps({"name": "a\ntouch RAN\nb"}))
-        tries = [["--", str(recipe), "--runs", "runs"]]
-    elif kind == "profile":
-        for line in ('interface = "eth0; touch RAN"', 'partition = "gpu\\ntouch RAN\\nx"', 'python = "$(touch RAN)"'):
-            profile.write_text(line + "\n")
-            done = run_submit(place, "--profile", str(profile), "--", *TINY, "--runs", "runs", "--name", line[:4])
-            assert done.returncode in (0, 64), done.stderr
-            assert done.stderr.count("\n") == (done.returncode != 0)
-            run_script(place)
-    elif kind == "sweep":
-        sweep.write_text('[grid]\nseed = [0, 1]\n"source.root" = ["x\\ntouch RAN\\ny", "$(touch RAN)"]\n')
-        tries = [["--array", str(sweep), "--", *TINY, "--runs", "runs", "--name", "r"]]
-    else:
-        tries = [["--", *TINY, "--runs", f"{place}/a\ntouch RAN\nb"], ["--", *TINY, "--runs", "$(touch RAN)"]]
-    for argv in tries:
-        done = run_submit(place, *argv)
-        assert done.returncode in (0, 64), done.stderr
-        assert len(re.findall("^error: ", done.stderr, re.MULTILINE)) == done.stderr.count("\n")
-        run_script(place)
-
-
-def run_script(place: Path) -> None:
-    if (place / "script").exists():
+@pytest.mark.parametrize("argv", SUBMITTED)
+def test_shared_files_run_nothing(
+    argv: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What sbatch is given is run by bash, which must not touch the planted file."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("SBATCH_TO", str(place / "script"))
+    for name, text in SHARED_FILES.items():
+        Path(name).write_text(text)
+    code, err = cli.main(["submit", *argv]), capfd.readouterr().err
+    assert code in (0, 64), err
+    assert all(line.startswith("error: ") for line in err.splitlines()), err
+    if Path("script").exists():
         environ = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "HOME": str(place)}
-        subprocess.run(["bash", "script"], cwd=place, env=environ, capture_output=True, check=False, timeout=120)
-        assert (place / "srun.said").exists()
-        (place / "script").unlink()
-    assert not (place / "RAN").exists()
+        subprocess.run(["bash", "script"], env=environ, capture_output=True, check=False, timeout=120)
+        assert Path("srun.said").exists()
+    assert not Path("RAN").exists()
 
 
-BATCH = [
-    ({"NAME": "a/b"}, "NAME must be"), ({"NAME": "../b"}, "NAME must be"), ({"NAME": "a\nb"}, "NAME must be"),
-    ({"NAME": "-a"}, "NAME must be"), ({"RANKS": "UID[$(touch RAN)]"}, "RANKS must be"),
-    ({"RANKS": "0"}, "RANKS must be"),
-    ({"SLURM_CPUS_ON_NODE": "UID[$(touch RAN)]"}, "RANKS must be"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("environ", "words"), BATCH)
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        *(({"NAME": name}, "NAME must be") for name in ("a/b", "../b", "a\nb", "-a")),
+        *(({"RANKS": number}, "RANKS must be") for number in ("UID[$(touch RAN)]", "0")),
+        ({"SLURM_CPUS_ON_NODE": "UID[$(touch RAN)]"}, "RANKS must be"),
+    ],
+)
 def test_the_script_without_submitit_runs_none_of_its_values(environ: dict[str, str], words: str, place: Path) -> None:
-    command = ["bash", str(ROOT / "slurm" / "pretrain.sbatch"), "simclr_digits"]
-    done = subprocess.run(
-        command, env=os.environ | environ, cwd=place, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = bash(place, str(ROOT / "slurm" / "pretrain.sbatch"), "simclr_digits", **environ)
     assert (done.returncode, words in done.stderr) == (64, True), done.stderr
     assert done.stderr.count("\n") == 1
     assert not (place / "RAN").exists()
@@ -226,10 +216,8 @@ def test_the_script_without_submitit_passes_odd_values_on(place: Path) -> None:
     python.chmod(0o755)
     names = {"NAME": "a $(touch RAN);'\"`b", "RUNS": "x; touch RAN", "PYTHON": str(python)}
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
-    command = ["bash", str(ROOT / "slurm" / "pretrain.sbatch"), "simclr_digits", "--source.root", "$(touch RAN)"]
-    done = subprocess.run(
-        command, env=os.environ | names | slurm, cwd=place, capture_output=True, text=True, check=False, timeout=60
-    )
+    argv = [str(ROOT / "slurm" / "pretrain.sbatch"), "simclr_digits", "--source.root", "$(touch RAN)"]
+    done = bash(place, *argv, **names, **slurm)
     assert (done.returncode, done.stderr) == (0, "")
     said = (place / "said").read_text().split("\0")
     assert said.count("$(touch RAN)") == 1

@@ -4,13 +4,10 @@ The list is of issues and pull requests in other frameworks (solo-learn, lightly
 ``test_each_is_caught_by_tests_that_exist`` fails where one of these tests is renamed or deleted.
 """
 
-import ast
-from functools import cache
-from pathlib import Path
-
 import pytest
 
-TESTS = Path(__file__).parent
+import faults
+
 LOSSES = (
     "losses/test_nt_xent.py::test_ranks_give_the_full_batch_loss_and_gradients",
     "methods/test_barlow_twins.py::test_ranks_give_the_full_batch_loss_and_gradient",
@@ -76,15 +73,9 @@ BUGS: dict[str, tuple[str, ...]] = {
 }
 
 
-@cache
-def functions(file: str) -> set[str]:
-    tree = ast.parse((TESTS / file).read_text())
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-
-
 @pytest.mark.parametrize("bug", BUGS)
 def test_each_is_caught_by_tests_that_exist(bug: str):
     for test in BUGS[bug]:
         file, name = test.split("::")
         assert name.startswith("test_")
-        assert name in functions(file), test
+        assert name in faults.functions(file), test

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import torch
 from PIL import Image
 
 from kit.sources import folder
-from sslx import config
+from sslx import cli, config
 from sslx.by_name import Family
 from sslx.data import Config, sources, training
 from sslx.data.views import Augment, ViewSpec
@@ -63,32 +61,28 @@ def photos(place: Path) -> Path:
     return place / "photos"
 
 
-def run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sslx", *argv]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.usefixtures("photos")
-def test_a_run_of_a_method_and_a_source_of_ones_own(zip_images: Path, place: Path) -> None:
-    (place / "uniformity.py").write_text(code_of(ROOT / "sslx" / "methods" / "README.md", "Alignment and uniformity"))
-    flags = ["--method.name", "uniformity.py", "--method.projection-dim", "8", "--data.threads", "1", *TINY]
+def test_a_run_of_a_method_and_a_source_of_ones_own(
+    zip_images: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    Path("alignment.py").write_text(code_of(ROOT / "sslx" / "methods" / "README.md", "Alignment and uniformity"))
+    flags = ["--method.name", "alignment.py", "--method.projection-dim", "8", "--data.threads", "1", *TINY]
     flags += ["--source.name", f"./{zip_images.name}", "--source.archive", "photos.zip"]
-    done = run(place, "pretrain", *flags, "--data.backend", "torchvision")
-    assert done.returncode == 0, done.stderr
-    run_folder = place / "runs" / "uniformity_zip_images"
-    assert "uniformity on resnet50" in done.stdout or "uniformity on resnet18" in done.stdout
-    assert "photos.zip: 24 images, 3 classes (cat, dog, owl)" in done.stdout
-    saved = json.loads((run_folder / "config.json").read_text())
+    assert cli.main(["pretrain", *flags, "--data.backend", "torchvision"]) == 0
+    run, out = place / "runs" / "alignment_zip_images", capfd.readouterr().out
+    assert "alignment on resnet50" in out or "alignment on resnet18" in out
+    assert "photos.zip: 24 images, 3 classes (cat, dog, owl)" in out
+    saved = json.loads((run / "config.json").read_text())
     assert saved["source"] == {"name": str(zip_images), "archive": "photos.zip"}
-    assert (saved["method"]["name"], saved["method"]["projection_dim"]) == (str(place / "uniformity.py"), 8)
+    assert (saved["method"]["name"], saved["method"]["projection_dim"]) == (str(place / "alignment.py"), 8)
     assert saved["method"]["sharpness"] == 2.0
-    resumed = run(place, "resume", str(run_folder))
-    assert resumed.returncode == 0, resumed.stderr
-    probed = run(place, "probe", str(run_folder), "--no-baselines", "--probe.shots", "1", "--probe.num-draws", "1")
-    assert probed.returncode == 0, probed.stderr
-    helped = run(place, "pretrain", "--help-all", "--source.name", "zip_images.py")
-    assert "--source.archive" in helped.stdout
-    assert "Zip file of images." in helped.stdout
+    assert cli.main(["resume", str(run)]) == 0
+    assert cli.main(["probe", str(run), "--no-baselines", "--probe.shots", "1", "--probe.num-draws", "1"]) == 0
+    assert cli.main(["pretrain", "--help-all", "--source.name", "zip_images.py"]) == 0
+    out = capfd.readouterr().out
+    assert "--source.archive" in out
+    assert "Zip file of images." in out
 
 
 @pytest.mark.parametrize("backend", ["dali", "torchvision", "resident"])

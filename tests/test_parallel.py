@@ -1,15 +1,14 @@
 """A module spread over real gloo ranks by DDP: equal gradients, equal starts, restarts to the last bit."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kit.full_batch import RunOnRanks
 from sslx import distributed, parallel
 
-RunOnRanks = Callable[..., list[Any]]
 CPU = torch.device("cpu")
 
 
@@ -53,22 +52,14 @@ def wraps() -> tuple[Any, ...]:
     net.eval()
     x = torch.full((1, 3), float(rank + 1), dtype=torch.float64)
     wrapped(x)[0, 0].backward()
-    return (
-        untouched,
-        same,
-        net[1].running_mean.tolist(),
-        net[0].weight.detach(),
-        net[0].weight.grad[0].tolist(),
-    )
+    return untouched, same, net[1].running_mean.tolist(), net[0].weight.detach(), net[0].weight.grad[0].tolist()
 
 
 def test_wrap_averages_gradients_and_starts_equal(ranks: RunOnRanks) -> None:
     first, second = ranks(2, wraps)
     assert torch.equal(first[3], second[3])
     for untouched, same, running_mean, _, grad in (first, second):
-        assert untouched
-        assert same
-        assert running_mean == [0, 0]
+        assert (untouched, same, running_mean) == (True, True, [0, 0])
         assert grad == pytest.approx([1.5 / (1 + 1e-5) ** 0.5] * 3)
 
 

@@ -76,14 +76,10 @@ def test_a_command_of_a_readme_parses(command: str):
         _, argv = load_submit(argv)
     if name == "sweep":
         argv = argv[1:]
-    if name in ("pretrain", "bench", "submit", "sweep"):
-        config.parse(argv)
-    elif name == "probe":
-        config.load_probe(argv)
-    elif name == "plot":
-        config.load_plot(argv)
-    elif name == "verify":
-        config.load_verify(argv)
+    parsers = {"probe": config.load_probe, "plot": config.load_plot, "verify": config.load_verify}
+    parsers |= dict.fromkeys(("pretrain", "bench", "submit", "sweep"), config.parse)
+    if name in parsers:
+        parsers[name](argv)
     else:
         assert not [argument for argument in argv if argument.startswith("-")], f"{name} is not parsed here"
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kit.checkpoints import equal
 from sslx import cli, data, rng
 from sslx.data import sources
 from sslx.data.sources import folder
@@ -26,12 +27,13 @@ from sslx.encoders.sync_bn import SyncBatchNorm
 from sslx.errors import ConfigError, DataError
 from sslx.probe import features, images
 from sslx.runs import checkpoint
-from sslx.trained import load
+from sslx.trained import Trained, load
 
-RUN = [
-    "simclr_digits", "--steps", "1", "--batch-size", "32", "--data.size", "16", "--online.every", "0",
-    "--optim.lr", "0.1", "--encoder.channels", "8", "8", "8", "16", "--name", "run",
-]  # fmt: skip
+RUN = (
+    "simclr_digits --steps 1 --batch-size 32 --data.size 16 --online.every 0 --optim.lr 0.1 "
+    "--encoder.channels 8 8 8 16 --name run"
+).split()
+only_local = pytest.mark.parametrize("run", ["local"], indirect=True)
 
 
 @pytest.fixture(scope="module", params=["local", "sync", "group"])
@@ -65,8 +67,7 @@ def test_what_is_built_leaves_the_callers_random_numbers_alone(run: Path) -> Non
         build()
         assert global_states() == before
     torch.manual_seed(8)
-    again = trained.untrained_encoder()
-    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True))
+    assert equal(first.state_dict(), trained.untrained_encoder().state_dict())
 
 
 def test_a_checkpoint_without_a_recipe_gives_the_same_encoder(run: Path, tmp_path: Path) -> None:
@@ -74,12 +75,9 @@ def test_a_checkpoint_without_a_recipe_gives_the_same_encoder(run: Path, tmp_pat
     new, old = load(run), load(changed(run, tmp_path, encoder_recipe=None))
     assert new.recipe is not None
     assert old.recipe is None
-    for encoders in ([new.encoder, old.encoder], [new.untrained_encoder(), old.untrained_encoder()]):
-        a, b = (each.state_dict() for each in encoders)
-        assert list(a) == list(b)
-        assert all(torch.equal(value, b[name]) for name, value in a.items())
-    a, b = (each.method().state_dict() for each in (new, old))
-    assert all(torch.equal(value, b[name]) for name, value in a.items())
+    assert list(new.encoder.state_dict()) == list(old.encoder.state_dict())
+    for build in (lambda run: run.encoder, Trained.untrained_encoder, Trained.method):
+        assert equal(build(new).state_dict(), build(old).state_dict())
 
 
 def test_the_recipe_counts_and_not_what_the_config_says(run: Path) -> None:
@@ -104,19 +102,15 @@ def test_norms_over_all_ranks_become_plain_ones(run: Path) -> None:
         assert not any(isinstance(layer, SyncBatchNorm) for layer in layers)
 
 
-@pytest.mark.parametrize("run", ["local"], indirect=True)
+RECIPE = {"name": "resnet18", "size": 16, "arguments": {}, "channels": 3}
+
+
+@only_local
 @pytest.mark.parametrize(
     "recipe",
     [
-        [],
-        {},
-        {"name": "resnet18"},
-        {"name": "resnet18", "size": 16, "arguments": {}, "channels": 0},
-        {"name": "resnet18", "size": "16", "arguments": {}, "channels": 3},
-        {"name": "resnet18", "size": 16, "arguments": [], "channels": 3},
-        {"name": "resnet18", "size": 16, "arguments": {}, "channels": 3, "depth": 3},
-        {"name": "resnet18", "size": 16, "arguments": {}, "channels": 3, "stem": "x"},
-        {"name": "resnet18", "size": 16, "arguments": {"checkpoint_path": "x.pt"}, "channels": 3},
+        *([], {}, {"name": "resnet18"}, RECIPE | {"channels": 0}, RECIPE | {"size": "16"}, RECIPE | {"arguments": []}),
+        *(RECIPE | {"depth": 3}, RECIPE | {"stem": "x"}, RECIPE | {"arguments": {"checkpoint_path": "x.pt"}}),
     ],
 )
 def test_a_recipe_that_sslx_did_not_write_is_one_line(run: Path, tmp_path: Path, recipe: Any) -> None:
@@ -147,7 +141,7 @@ print(*sorted(heavy & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("run", ["local"], indirect=True)
+@only_local
 def test_features_need_neither_the_command_line_nor_the_other_files(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     for name in ("method.pt", "optimizer.pt", "loader.pt"):
@@ -169,7 +163,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return paths
 
 
-@pytest.mark.parametrize("run", ["local"], indirect=True)
+@only_local
 def test_features_are_those_that_probes_see(run: Path, paths: list[str]) -> None:
     """From paths, from PIL images, from arrays and by a loader of one's own."""
     trained = load(run)
@@ -192,7 +186,7 @@ def test_features_are_those_that_probes_see(run: Path, paths: list[str]) -> None
     assert trained.embed([]).shape == (0, trained.dim)
 
 
-@pytest.mark.parametrize("run", ["local"], indirect=True)
+@only_local
 def test_what_is_not_an_image_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
     trained = load(run)
     (tmp_path / "x.jpg").write_text("text")

@@ -31,6 +31,23 @@ def weight(state: dict[str, Any]) -> float:
     return state["method"]["encoder.0.weight"][0, 0].item()
 
 
+def equal(a: Any, b: Any) -> bool:
+    """Whether states are the same to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return a == b
+
+
+def same_training(run: Path, other: Path) -> bool:
+    """Whether the newest checkpoints of two runs are the same: weights, optimizer and place in the data."""
+    a, b = checkpoint.load(run), checkpoint.load(other)
+    return all(equal(a[part], b[part]) for part in ("method", "optimizer", "loader"))
+
+
 def saved_run(folder: Path) -> Path:
     """A run folder with good checkpoints at steps 100 and 200, in whose states the step is the weight."""
     for step in (100, 200):

@@ -4,10 +4,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,12 +22,34 @@ TINY = (
 Record = Callable[[str, object], None]
 """Of pytest's ``record_property("figure", ...)``: what tests/faults.py writes down."""
 LONG = ["--steps", "1000000", "--checkpoint.every", "0"]
+SSLX = [sys.executable, "-m", "sslx"]
+
+# ``sslx`` with a training loop that does something before each step.
+IN_A_STEP = """
+import os, sys, time, torch
+from sslx import cli
+from sslx.train import pretrain as loop
+number, train_step = 0, loop.train_step
+def harmed(model, *given):
+    global number
+    number += 1
+    {harm}
+    return train_step(model, *given)
+loop.train_step = harmed
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def pretrain(folder: Path, *flags: str | Path) -> list[str]:
+    """The arguments of ``sslx`` for a run in folder/r."""
+    return ["pretrain", *TINY, "--runs", str(folder), "--name", "r", *map(str, flags)]
 
 
 @contextmanager
 def started(folder: Path, *flags: str | Path) -> Iterator[subprocess.Popen[str]]:
     """A run in processes of its own, output in ``folder/{out,err}``; whatever is left of it is killed."""
-    argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, "--runs", str(folder), "--name", "r", *map(str, flags)]
+    folder.mkdir(exist_ok=True)
+    argv = [*SSLX, *pretrain(folder, *flags)]
     environ = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         process = subprocess.Popen(argv, stdout=out, stderr=err, text=True, env=environ, start_new_session=True)
@@ -49,6 +72,30 @@ def outside(folder: Path, *flags: str | Path, timeout_s: float = 240) -> tuple[i
     with started(folder, *flags) as process:
         process.wait(timeout_s)
     return process.returncode, (folder / "out").read_text(), said(folder)
+
+
+def started_by_hand(
+    world_size: int, *argv: str | Path, code: str = "", of_rank_1: Sequence[str] = ()
+) -> list[tuple[int, str]]:
+    """(exit code, stderr) of ranks that are started one by one; code: run in place of ``-m sslx``."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    head = [sys.executable, "-c", code] if code else SSLX
+    shared = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    shared |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes: list[subprocess.Popen[str]] = []
+    for rank in map(str, range(world_size)):
+        command, environ = [*head, *map(str, argv)], shared | {"RANK": rank, "LOCAL_RANK": rank}
+        command += of_rank_1 if rank == "1" else ()
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, env=environ, text=True, **pipes))
+    try:
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 240) -> float:

@@ -1,5 +1,6 @@
 """A terminal of 80 columns for a process, and what stands on it in the end."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -79,6 +80,14 @@ class Terminal:
         deadline = time.monotonic() + timeout_s
         while self._read():
             assert time.monotonic() < deadline, "\n".join(self.lines)
+        return self._reap()
+
+    def hang_up(self) -> int:
+        """Close the terminal; the exit code of its process."""
+        os.close(self._descriptor)
+        return self._reap()
+
+    def _reap(self) -> int:
         self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.code
 
@@ -98,4 +107,5 @@ def sslx_on_a_terminal(*argv: str | Path) -> Iterator[Terminal]:
         if terminal.code is None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # hung up
+            os.close(descriptor)

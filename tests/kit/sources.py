@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from sslx.data.facts import Facts
 from sslx.data.sources import Files, Pixels, Source
@@ -35,6 +36,15 @@ def by_path(paths: Sequence[str | Path], labels: npt.NDArray[np.int64] | None = 
 def folder(root: Path, **options: Any) -> Folder:
     """The config of a folder of images."""
     return Folder(root=root, **options)
+
+
+def noise(folder: Path, number: int, side: int = 16) -> Path:
+    """The folder, made, with so many PNG files of random pixels, side x side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng().integers(0, 256, (number, side, side, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+    return folder
 
 
 def paths_of(source: Source) -> list[str]:

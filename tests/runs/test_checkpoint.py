@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from kit.checkpoints import State, make_state, names, saved_run, weight
+from kit.checkpoints import State, equal, make_state, names, saved_run, weight
 from kit.processes import Record
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.runs import checkpoint, records
@@ -30,11 +30,7 @@ def test_round_trip(tmp_path: Path, give: str) -> None:
     path = checkpoint.save(tmp_path, 7, state, keep=1)
     assert (path, names(tmp_path)) == (tmp_path / "checkpoints" / "step_7", {"step_7"})
     loaded = checkpoint.load({"directory": path, "run": tmp_path}.get(give, path / give))
-    assert loaded.keys() == state.keys()
-    torch.testing.assert_close(loaded["method"], dict(state["method"]), rtol=0, atol=0)
-    torch.testing.assert_close(loaded["optimizer"], state["optimizer"], rtol=0, atol=0)
-    for key in ("step", "lr", "config"):
-        assert loaded[key] == state[key]
+    assert equal(loaded, state)
 
 
 def test_the_encoder_is_a_file_that_other_libraries_read(tmp_path: Path) -> None:
@@ -46,8 +42,7 @@ def test_the_encoder_is_a_file_that_other_libraries_read(tmp_path: Path) -> None
     tensors = safetensors.torch.load_file(path / "encoder.safetensors")
     assert torch.equal(tensors["again.weight"], tensors["conv.weight"])
     expected = {name.removeprefix("encoder."): x for name, x in state["method"].items() if name.startswith("encoder.")}
-    assert tensors.keys() == expected.keys()
-    torch.testing.assert_close(tensors, expected, rtol=0, atol=0)
+    assert equal(tensors, expected)
     assert torch.load(path / "method.pt", weights_only=True).keys() == {"queue"}
 
 
@@ -211,8 +206,7 @@ def test_what_a_save_of_a_resnet50_costs(tmp_path: Path, record_property: Record
     loaded = checkpoint.load(tmp_path)
     read_s = time.perf_counter() - start
     assert loaded["step"] == 7
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded["method"][name], value)
+    assert equal(loaded["method"], dict(model.state_dict()))
     size = sum(path.stat().st_size for path in (tmp_path / "checkpoints" / "step_7").iterdir())
     record_property(
         "figure",

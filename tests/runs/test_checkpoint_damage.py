@@ -3,11 +3,13 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +93,7 @@ def test_a_missing_file_falls_back(run: Path, file: str, caplog: pytest.LogCaptu
 def test_what_is_no_regular_file_falls_back_without_a_wait(run: Path, file: str, kind: str) -> None:
     path = run / "checkpoints" / "step_200" / file
     path.unlink()
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to("/dev/zero")
+    {"pipe": os.mkfifo, "folder": os.mkdir, "endless": partial(os.symlink, "/dev/zero")}[kind](path)
     found, lines = checkpoint.newest(run)
     assert found == run / "checkpoints" / "step_100"
     assert lines[0].startswith(f"checkpoint step_200 is damaged ({file}: ")
@@ -273,38 +270,23 @@ def test_a_killed_save_leaves_a_good_checkpoint(tmp_path: Path) -> None:
     assert not [name for name in names(tmp_path) if name.startswith(".")]
 
 
-FULL = """
-import resource, sys
-from pathlib import Path
-import torch
-from sslx.runs import checkpoint
-from sslx.errors import StorageError
-run = Path(sys.argv[1])
-for limit in (0, 1 << 20):  # the first byte fails; the disk fills up on the way
-    checkpoint.save(run, 1, {"method": {"head": torch.ones(8)}}, keep=1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_a_full_disk(tmp_path: Path, limit: int) -> None:
+    """The first byte fails, or the disk fills up on the way."""
+    small = {"method": {"head": torch.ones(8)}}
+    checkpoint.save(tmp_path, 1, small, keep=1)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        checkpoint.save(run, 2, {"method": {"encoder.weight": torch.ones(1 << 20)}}, keep=1)
-    except StorageError as error:
-        print(error)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_1"]
-    assert checkpoint.newest(run) == (run / "checkpoints" / "step_1", [])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-checkpoint.save(run, 2, {"method": {"head": torch.ones(8)}}, keep=2)
-"""
-
-
-@pytest.mark.slow
-def test_a_full_disk(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    for line in lines:
-        assert f"cannot write {tmp_path}/checkpoints/step_2: File too large; 4,194,304 bytes needed, " in line
-        free = int(line.split("bytes needed, ")[1].split(" bytes free")[0].replace(",", ""))
-        assert 0.5 < free / shutil.disk_usage(tmp_path).free < 2
+        with pytest.raises(StorageError, match=f"cannot write {tmp_path}/checkpoints/step_2: File too large") as caught:
+            checkpoint.save(tmp_path, 2, {"method": {"encoder.weight": torch.ones(1 << 20)}}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    free = str(caught.value).split("; 4,194,304 bytes needed, ")[1].split(" bytes free")[0].replace(",", "")
+    assert 0.5 < int(free) / shutil.disk_usage(tmp_path).free < 2
+    assert names(tmp_path) == {"step_1"}
+    assert checkpoint.newest(tmp_path) == (tmp_path / "checkpoints" / "step_1", [])
+    checkpoint.save(tmp_path, 2, small, keep=2)
     assert names(tmp_path) == {"step_1", "step_2"}
 
 

@@ -117,6 +117,12 @@ def alter(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def silence(folder: Path, age_s: float) -> None:
+    """Let the owner's last sign of life be so long ago."""
+    then = time.time() - age_s
+    os.utime(folder / lock.NAME, (then, then))
+
+
 def test_of_several_who_claim_a_free_folder_exactly_one_wins(tmp_path: Path, record_property: Record) -> None:
     with claimants(4) as processes:
         for number in range(60):
@@ -230,8 +236,7 @@ def test_a_stopped_owner_is_one(tmp_path: Path) -> None:
 def test_a_dead_owner_is_recognized(tmp_path: Path, changes: dict[str, Any], age_s: float, free: bool) -> None:
     killed(tmp_path)
     alter(tmp_path, **changes)
-    then = time.time() - age_s
-    os.utime(tmp_path / lock.NAME, (then, then))
+    silence(tmp_path, age_s)
     if free:
         lock.acquire(tmp_path).release()
     else:
@@ -243,12 +248,10 @@ def test_a_dead_owner_is_recognized(tmp_path: Path, changes: dict[str, Any], age
     "content", ["", "{", "[]", "[" * 100_000, '{"token": "../../x"}', '{"token": "a", "pid": -1}', "\0", "9" * 10_000]
 )
 def test_a_file_that_names_nobody_is_an_owner_until_it_is_old(tmp_path: Path, content: str) -> None:
-    path = tmp_path / lock.NAME
-    path.write_text(content)
+    (tmp_path / lock.NAME).write_text(content)
     with pytest.raises(ConfigError, match=r"is in use by an unknown process: let it end, or stop"):
         lock.acquire(tmp_path)
-    then = time.time() - GONE_AFTER_S - 60
-    os.utime(path, (then, then))
+    silence(tmp_path, GONE_AFTER_S + 60)
     lock.acquire(tmp_path).release()
 
 
@@ -261,8 +264,7 @@ def test_a_pipe_in_the_owners_place_is_waited_for_by_nobody(tmp_path: Path) -> N
 def test_a_silent_owner_elsewhere_is_named_with_its_silence(tmp_path: Path) -> None:
     killed(tmp_path)
     alter(tmp_path, boot="another kernel", host="n7", job="123")
-    then = time.time() - 60
-    os.utime(tmp_path / lock.NAME, (then, then))
+    silence(tmp_path, 60)
     words = r"on n7, Slurm job 123 since .*; its last sign of life was 6\d s ago, and it counts as gone after 120 s"
     with pytest.raises(ConfigError, match=words):
         lock.acquire(tmp_path)
@@ -283,38 +285,21 @@ def test_a_requeued_job_takes_over_its_own_claim(tmp_path: Path, monkeypatch: py
 def test_the_heartbeat_is_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sslx.runs.owner.HEARTBEAT_S", 0.02)
     claim = lock.acquire(tmp_path)
-    os.utime(tmp_path / lock.NAME, (0, 0))
+    silence(tmp_path, 1000)
     until(lambda: time.time() - (tmp_path / lock.NAME).stat().st_mtime < 5, "a heartbeat", 10)
     claim.release()
-
-
-def deleted(folder: Path) -> None:
-    shutil.rmtree(folder)
-
-
-def moved(folder: Path) -> None:
-    folder.rename(folder.with_name("elsewhere"))
-
-
-def replaced(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
-def taken(folder: Path) -> None:
-    alter(folder, token=secrets.token_hex(8), host="n9")
 
 
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (deleted, "was deleted or moved during the run: nothing more is written"),
-        (moved, "was deleted or moved"),
-        (replaced, "was replaced, or its owner.json was deleted,"),
-        (taken, "now belongs to process .* on n9"),
+        (shutil.rmtree, "was deleted or moved during the run: nothing more is written"),
+        (lambda folder: folder.rename(folder.with_name("elsewhere")), "was deleted or moved"),
+        (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "was replaced, or its owner.json was deleted,"),
+        (lambda folder: alter(folder, token=secrets.token_hex(8), host="n9"), "now belongs to process .* on n9"),
     ],
 )
-def test_a_lost_claim_is_noticed(tmp_path: Path, harm: Callable[[Path], None], words: str) -> None:
+def test_a_lost_claim_is_noticed(tmp_path: Path, harm: Callable[[Path], object], words: str) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     claim = lock.acquire(folder)

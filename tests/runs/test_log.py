@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kit import words
+from kit.processes import metrics as read
 from sslx.console.display import Terminal
 from sslx.errors import ConfigError, StorageError
 from sslx.runs import log
@@ -28,25 +29,17 @@ from sslx.runs import log
 METRICS = {"epoch": 0.61, "loss": 5.1234, "lr": 0.24, "samples_per_s": 812.3, "data_wait": 0.03}
 
 
-class NoSync(TorchDispatchMode):
-    """Raises where a tensor's value would have to reach the host."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func.overloadpacket is not torch.ops.aten._local_scalar_dense, "a host sync"
-        return func(*args, **(kwargs or {}))
-
-
-def test_meter_means_without_a_sync() -> None:
+def test_meter_means_without_a_sync(no_host_sync: AbstractContextManager[object]) -> None:
     meter = log.Meter()
     value = torch.tensor(0.0)
-    with NoSync():
+    with no_host_sync:
         for step in range(10):
             value.fill_(step)  # a buffer that is overwritten, as CUDA graphs do
             metrics = {"loss": value, "std": torch.tensor(1.0, dtype=torch.bfloat16, requires_grad=True)}
             meter.add(metrics)
             if step % 5 == 0:
                 meter.add({"rare": value, "loss": value}, weight=3)
-    with pytest.raises(AssertionError, match="a host sync"), NoSync():
+    with pytest.raises(AssertionError, match="waits for the device"), no_host_sync:
         value.item()
     means, _ = meter.fetch()
     assert means == pytest.approx({"loss": (45 + 3 * 5) / 16, "std": 1.0, "rare": 2.5}, rel=1e-15)
@@ -72,13 +65,6 @@ def test_meter_reduces_before_the_transfer() -> None:
     beside = torch.tensor([1.5, math.inf], dtype=torch.float64)
     assert meter.fetch(lambda mine: (mine + other) / 2, beside) == ({"loss": 7 / 4}, [1.5, math.inf])
     assert meter.fetch(beside=beside) == ({}, [1.5, math.inf])
-
-
-Lines = list[dict[str, Any]]
-
-
-def read(folder: Path) -> Lines:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def open_log(
@@ -109,13 +95,8 @@ def test_jsonl_over_restarts(tmp_path: Path) -> None:
         file.write('{"step": 90, "loss": 0.0}')  # killed before the end of the line
     with open_log(tmp_path, start_step=100):
         pass
-    assert [(line["step"], line["loss"]) for line in read(tmp_path)] == [
-        (20, 2.0),
-        (40, 4.0),
-        (60, 0.0),
-        (80, 0.0),
-        (100, 0.0),
-    ]
+    losses = {20: 2.0, 40: 4.0, 60: 0.0, 80: 0.0, 100: 0.0}
+    assert [(line["step"], line["loss"]) for line in read(tmp_path)] == list(losses.items())
     with open_log(tmp_path, start_step=0):
         assert read(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

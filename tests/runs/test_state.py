@@ -9,41 +9,38 @@ from typing import Any
 import pytest
 import torch
 
-from kit import words
-from kit.checkpoints import forge
-from kit.processes import TINY, is_one_line
+from kit.checkpoints import State, forge
+from kit.processes import is_one_line, pretrain
+from kit.runs import Run
 from sslx import cli
 from sslx.errors import DataError
 from sslx.runs import checkpoint
 from sslx.runs.state import RESUME, VIEW, check, not_finite
 from sslx.trained import load
 
-State = dict[str, Any]
-RUN = ["--source.name", "digits", "--data.backend", "torchvision", "--data.threads", "0", "--checkpoint.every", "1"]
+Altered = Callable[[Callable[[State], Any]], Path]
+RUN = "--source.name digits --data.backend torchvision --data.threads 0 --checkpoint.every 1".split()
+GONE = object()
 
 
 def put(*path: Any, value: Any) -> Callable[[State], Any]:
-    """What replaces one thing in a state."""
+    """What replaces one thing in a state, or deletes it."""
 
     def change(state: State) -> State:
         inner: Any = state
         for key in path[:-1]:
             inner = inner[key]
-        inner[path[-1]] = value
+        if value is GONE:
+            del inner[path[-1]]
+        else:
+            inner[path[-1]] = value
         return state
 
     return change
 
 
 def drop(*path: Any) -> Callable[[State], Any]:
-    def change(state: State) -> State:
-        inner: Any = state
-        for key in path[:-1]:
-            inner = inner[key]
-        del inner[path[-1]]
-        return state
-
-    return change
+    return put(*path, value=GONE)
 
 
 FOR_ALL: dict[str, Callable[[State], Any]] = {
@@ -51,15 +48,11 @@ FOR_ALL: dict[str, Callable[[State], Any]] = {
     "a tensor": lambda _: torch.zeros(3),
     "None": lambda _: None,
     "int keys": lambda state: dict(enumerate(state.values())),
-    "step a string": put("step", value="2"),
-    "step nan": put("step", value=math.nan),
-    "step huge": put("step", value=10**30),
-    "step another": put("step", value=1),
+    **{f"step {value}": put("step", value=value) for value in ("two", math.nan, 10**30, 1)},
     "no config": drop("config"),
     "config a list": put("config", value=[]),
     "no method": drop("method"),
-    "method a list": put("method", value=[]),
-    "method empty": put("method", value={}),
+    **{f"method {value}": put("method", value=value) for value in ([], {})},
     "method int keys": lambda state: state | {"method": dict(enumerate(state["method"].values()))},
     "method of numbers": lambda state: state | {"method": dict.fromkeys(state["method"], 1.0)},
     "size a string": put("size", value="16"),
@@ -67,15 +60,13 @@ FOR_ALL: dict[str, Callable[[State], Any]] = {
 FOR_RESUME: dict[str, Callable[[State], Any]] = {
     "no run_id": drop("run_id"),
     "no optimizer": drop("optimizer"),
-    "optimizer None": put("optimizer", value=None),
-    "optimizer empty": put("optimizer", value={}),
+    **{f"optimizer {value}": put("optimizer", value=value) for value in (None, {})},
     "groups of numbers": put("optimizer", "param_groups", value=[1, 2]),
     "params a string": put("optimizer", "param_groups", 0, "params", value="0"),
     "state by name": put("optimizer", "state", value={"a": {}}),
     "no loader": drop("loader"),
     "loader None": put("loader", value=None),
-    "position negative": put("loader", "position", value=-1),
-    "position nan": put("loader", "position", value=math.nan),
+    **{f"position {value}": put("loader", "position", value=value) for value in (-1, math.nan)},
     "epoch huge": put("loader", "epoch", value=10**40),
     "seed a list": put("loader", "seed", value=[0]),
     "weights nan": put("method", "projector.0.weight", value=torch.full((8, 8), math.nan)),
@@ -93,12 +84,12 @@ FOR_VIEW: dict[str, Callable[[State], Any]] = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of steps 1 and 2."""
     folder = tmp_path_factory.mktemp("trained")
-    assert cli.main(["pretrain", *TINY, *RUN, "--runs", str(folder), "--name", "r"]) == 0
+    assert cli.main(pretrain(folder, *RUN)) == 0
     return folder / "r"
 
 
 @pytest.fixture
-def altered(trained: Path) -> Callable[[Callable[[State], Any]], Path]:
+def altered(trained: Path) -> Altered:
     """Writes the run's checkpoint of step 2 with another content, of right digest, and gives its path."""
 
     def write(change: Callable[[State], Any]) -> Path:
@@ -110,7 +101,9 @@ def altered(trained: Path) -> Callable[[Callable[[State], Any]], Path]:
     return write
 
 
-Altered = Callable[[Callable[[State], Any]], Path]
+@pytest.fixture
+def here(trained: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    return Run(trained.parent, capfd)
 
 
 @pytest.mark.parametrize("kind", [*FOR_ALL, *FOR_RESUME])
@@ -123,14 +116,11 @@ def test_a_restart_finds_the_good_one_before(altered: Altered, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["a list", "weights nan"])
-def test_a_restart_takes_the_good_one_before(altered: Altered, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_restart_takes_the_good_one_before(altered: Altered, kind: str, here: Run) -> None:
     run = altered((FOR_ALL | FOR_RESUME)[kind]).parents[1]
     _, (line,) = checkpoint.newest(run, RESUME)
-    capfd.readouterr()
-    code = cli.main(["pretrain", *TINY, *RUN, "--runs", str(run.parent), "--name", "r", "--resume", "auto"])
-    said = capfd.readouterr()
-    assert (code, words.own(said.err)) == (0, "")
-    assert line in said.out
+    assert here(*RUN, "--resume", "auto") == (0, "")
+    assert line in here.out
     assert checkpoint.load(run, needs=RESUME)["step"] == 2
 
 
@@ -144,7 +134,7 @@ def test_what_a_probe_cannot_read_is_refused_in_one_line(altered: Altered, kind:
 
 @pytest.mark.parametrize("command", ["probe", "plot"])
 def test_the_commands_end_with_that_line(altered: Altered, command: str, capfd: pytest.CaptureFixture[str]) -> None:
-    path = altered(FOR_ALL["method a list"])
+    path = altered(FOR_ALL["method []"])
     capfd.readouterr()
     assert cli.main([command, str(path)]) == 65
     is_one_line(capfd.readouterr().err, f"checkpoint {path} was not written by sslx: ")
@@ -161,26 +151,22 @@ def test_the_commands_end_with_that_line(altered: Altered, command: str, capfd: 
         put("optimizer", "param_groups", value=[]),
     ],
 )
-def test_another_optimizers_state_is_refused(
-    altered: Altered, change: Callable[[State], Any], capfd: pytest.CaptureFixture[str]
-) -> None:
-    run = altered(change).parents[1]
-    capfd.readouterr()
-    assert cli.main(["pretrain", *TINY, *RUN, "--runs", str(run.parent), "--name", "r", "--resume", "auto"]) == 65
-    is_one_line(capfd.readouterr().err, "has the state of another optimizer")
+def test_another_optimizers_state_is_refused(altered: Altered, change: Callable[[State], Any], here: Run) -> None:
+    altered(change)
+    code, err = here(*RUN, "--resume", "auto")
+    assert code == 65
+    is_one_line(err, "has the state of another optimizer")
 
 
 @pytest.mark.parametrize("images", [None, [], {"digest": 1}, {"digest": "a", "paths": "b"}])
-def test_images_that_sslx_did_not_note_are_refused(
-    altered: Altered, images: object, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run = altered(put("loader", "images", value=images)).parents[1]
-    capfd.readouterr()
-    assert cli.main(["pretrain", *TINY, *RUN, "--runs", str(run.parent), "--name", "r", "--resume", "auto"]) == 65
-    is_one_line(capfd.readouterr().err)
+def test_images_that_sslx_did_not_note_are_refused(altered: Altered, images: object, here: Run) -> None:
+    altered(put("loader", "images", value=images))
+    code, err = here(*RUN, "--resume", "auto")
+    assert code == 65
+    is_one_line(err)
 
 
-def test_settings_of_the_optimizer_are_the_configs(altered: Altered, capfd: pytest.CaptureFixture[str]) -> None:
+def test_settings_of_the_optimizer_are_the_configs(altered: Altered, here: Run) -> None:
     """Whatever stands in the checkpoint, also one of an sslx whose SGD was not the fused one."""
 
     def change(state: State) -> State:
@@ -189,10 +175,8 @@ def test_settings_of_the_optimizer_are_the_configs(altered: Altered, capfd: pyte
         return state
 
     run = altered(change).parents[1]
-    flags = [*TINY, *RUN, "--runs", str(run.parent), "--name", "r", "--resume", "auto", "--steps", "3"]
     (run / "config.json").write_text((run / "config.json").read_text().replace('"steps": 2', '"steps": 3'))
-    capfd.readouterr()
-    assert cli.main(["pretrain", *flags]) == 0
+    assert here(*RUN, "--resume", "auto", "--steps", "3")[0] == 0
     groups = checkpoint.load(run / "checkpoints" / "step_3")["optimizer"]["param_groups"]
     assert [group["momentum"] for group in groups] == [0.9, 0.9]
     shutil.rmtree(run / "checkpoints" / "step_3")

@@ -1,6 +1,5 @@
 """``sslx pretrain`` on folders in which much is damaged, and for a long time: whatever is on the disk, it lives."""
 
-import io
 import os
 import re
 import time
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kit.image_files import encoded
 from kit.processes import Record, is_one_line, metrics, outside, started, until
 from sslx.runs import checkpoint
 
@@ -19,10 +19,8 @@ KINDS = {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".webp": "WEBP", ".bmp":
 
 
 def picture(rng: np.random.Generator, suffix: str) -> bytes:
-    file = io.BytesIO()
     small = Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8))
-    small.resize((48, 40)).save(file, KINDS[suffix])
-    return file.getvalue()
+    return encoded(small.resize((48, 40)), KINDS[suffix])
 
 
 def spoiled(rng: np.random.Generator, suffix: str) -> dict[str, bytes | None]:
@@ -47,9 +45,11 @@ def spoiled(rng: np.random.Generator, suffix: str) -> dict[str, bytes | None]:
     }
 
 
-def flags(root: Path, backend: str, ranks: str) -> list[str | Path]:
-    source = ["--source.name", "folder", "--source.root", root, "--data.backend", backend, "--data.threads", "1"]
-    return [*source, "--data.max-bad", "1", "--optim.lr", "0.01", "--ranks", ranks]
+def flags(root: Path, backend: str, ranks: str) -> list[str]:
+    return (
+        f"--source.name folder --source.root {root} --data.backend {backend} --data.threads 1 --optim.lr 0.01 "
+        f"--ranks {ranks} --data.max-bad 1"
+    ).split()
 
 
 def unreadable(said: str, root: Path) -> set[str]:
@@ -63,7 +63,6 @@ def the_same_in_all(root: Path, folder: Path, names: list[str], ranks: str) -> s
     steps = str(2 * (len(names) // 16))
     for backend in BACKENDS:
         place = folder / f"{backend}{ranks}"
-        place.mkdir()
         code, out, err = outside(place, *flags(root, backend, ranks), "--steps", steps)
         assert code == 0, (backend, code, err)
         assert "Traceback" not in err
@@ -121,7 +120,7 @@ def test_dangling_links_end_two_ranks_in_one_line(tmp_path: Path, record_propert
     root.mkdir()
     for i in range(60):
         (root / f"{i}.jpg").symlink_to(root / "nowhere")
-    code, _, err = outside(tmp_path, *flags(root, "auto", "2")[:-6], "--ranks", "2")
+    code, _, err = outside(tmp_path, *flags(root, "auto", "2")[:-2])
     assert code == 65
     is_one_line(err, "images are unreadable", "--data.max-bad")
     record_property("figure", "exit code 65, one line of both ranks")
@@ -138,9 +137,9 @@ def held_by(pid: int) -> tuple[float, int, int]:
 
 def test_a_long_run_holds_no_more_than_a_short_one(tmp_path: Path, record_property: Record) -> None:
     """2,000 steps of digits through two loader workers, some 28 epochs of which each starts them anew."""
-    digits = ["--source.name", "digits", "--data.backend", "torchvision", "--data.threads", "2", "--optim.lr", "0.01"]
-    steps = ["--steps", "2000", "--log.every", "20", "--checkpoint.every", "200", "--checkpoint.keep", "1"]
-    with started(tmp_path, *digits, *steps) as process:
+    flags = "--source.name digits --data.backend torchvision --data.threads 2 --optim.lr 0.01 --steps 2000"
+    flags += " --log.every 20 --checkpoint.every 200 --checkpoint.keep 1"
+    with started(tmp_path, *flags.split()) as process:
 
         def reached(step: int) -> bool:
             log = tmp_path / "r" / "metrics.jsonl"

@@ -9,28 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kit.checkpoints import equal
 from sslx import distributed, parallel
 from sslx.config import load
 from sslx.runs import checkpoint
 from sslx.train.pretrain import Position, pretrain
 from sslx.train.signals import StopSignals
 
-FLAGS = [
-    "--source.name", "synthetic", "--source.num-samples", "48", "--data.size", "16", "--data.threads", "1",
-    "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "16", "16", "--method.hidden-dim", "16",
-    "--batch-size", "12", "--steps", "6", "--checkpoint.every", "3",
-    "--augment.min-scale", "0.3", "--optim.name", "sgd", "--optim.lr", "0.05", "--online.every", "0",
-    "--health.every", "2", "--name", "run", "--device", "cpu", "--precision", "fp32",
-]  # fmt: skip
-NARROW = ["--method.projection-dim", "8"]
+FLAGS = (
+    "--source.name synthetic --source.num-samples 48 --data.size 16 --data.threads 1 --encoder.layers 1 1 1 1 "
+    "--encoder.channels 8 8 16 16 --method.hidden-dim 16 --batch-size 12 --steps 6 --checkpoint.every 3 "
+    "--augment.min-scale 0.3 --optim.name sgd --optim.lr 0.05 --online.every 0 --health.every 2 --name run "
+    "--device cpu --precision fp32"
+)
 METHODS = {
-    "simclr": NARROW,
-    "byol": NARROW,  # a target with running statistics of its own
-    "swav": [*NARROW, "--method.queue-size", "24", "--method.queue-start", "0", "--method.num-prototypes", "16",
-             "--method.num-local", "2", "--method.local-size", "8"],
-    "dino": ["--method.bottleneck-dim", "8", "--method.output-dim", "16", "--method.num-local", "2",
-             "--method.local-size", "8"],
-}  # fmt: skip
+    "simclr": "--method.projection-dim 8",
+    "byol": "--method.projection-dim 8",  # a target with running statistics of its own
+    "swav": "--method.projection-dim 8 --method.queue-size 24 --method.queue-start 0 --method.num-prototypes 16 "
+    "--method.num-local 2 --method.local-size 8",
+    "dino": "--method.bottleneck-dim 8 --method.output-dim 16 --method.num-local 2 --method.local-size 8",
+}
 
 
 class _SendsBuffers(DistributedDataParallel):
@@ -44,23 +42,14 @@ class _SendsBuffers(DistributedDataParallel):
 def run(folder: str, method: str, sends: bool) -> None:
     torch.set_num_threads(1)
     _SendsBuffers.__signature__ = inspect.signature(DistributedDataParallel)
-    flags = [*FLAGS, *METHODS[method], "--method.name", method]
+    flags = f"{FLAGS} --method.name {method} {METHODS[method]}".split()
     position = Position()
-    parallel.DistributedDataParallel = _SendsBuffers if sends else DistributedDataParallel
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        if sends:
+            patch.setattr(parallel, "DistributedDataParallel", _SendsBuffers)
         pretrain(load([*flags, "--runs", folder]), distributed.init("cpu"), StopSignals(), position)
-    finally:
-        parallel.DistributedDataParallel = DistributedDataParallel
-        assert position.lock is not None
-        position.lock.release()
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    assert position.lock is not None
+    position.lock.release()
 
 
 @pytest.mark.slow

@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from kit.sources import noise
 from sslx import encoders
 from sslx.config import load
 from sslx.distributed import Ranks
@@ -15,6 +14,7 @@ from sslx.errors import ConfigError
 from sslx.train.build import build, check_tools, compilation, compiles, online_probe, precision
 
 CPU = torch.device("cpu")
+ALONE = Ranks(device=CPU)
 SMALL = ["--data.size", "16", "--encoder.layers", *"1111", "--encoder.channels", "8", "8", "8", "16"]
 
 
@@ -25,7 +25,7 @@ def silent(_: str) -> None:
 def test_steps_and_learning_rates_are_functions_of_the_global_batch():
     """solo-learn #262: a schedule that counts the steps of a rank is another one on several."""
     config = load(["simclr_digits", *SMALL, "--batch-size", "96"])
-    made = [build(config, Ranks(device=torch.device("cpu"), world_size=size), silent) for size in (1, 2, 3)]
+    made = [build(config, Ranks(device=CPU, world_size=size), silent) for size in (1, 2, 3)]
     steps = len(made[0].source) // 96
     assert {(parts.plan.schedule.peak_lr, parts.plan.steps_per_epoch) for parts in made} == {
         (config.optim.lr * 96 / 256, steps)
@@ -33,6 +33,7 @@ def test_steps_and_learning_rates_are_functions_of_the_global_batch():
     assert {parts.plan.total_steps for parts in made} == {steps * config.epochs}
 
 
+@pytest.mark.parametrize("folder", [".", "photos"])  # one subfolder is no class
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -43,30 +44,22 @@ def test_steps_and_learning_rates_are_functions_of_the_global_batch():
     ],
 )
 def test_what_a_method_cannot_train_on_is_refused_before_anything_is_read(
-    flags: list[str], words: str, unlabelled: str, monkeypatch: pytest.MonkeyPatch
+    flags: list[str], words: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(encoders, "build", lambda *_: pytest.fail("an encoder was built"))
-    config = load([*SMALL, "--source.root", unlabelled, *flags])
+    noise(tmp_path / folder, 300)
+    config = load([*SMALL, "--source.root", str(tmp_path), *flags])
     with pytest.raises(ConfigError, match=words) as error:
-        build(config, Ranks(device=torch.device("cpu")), silent)
+        build(config, ALONE, silent)
     assert "\n" not in str(error.value)
-
-
-def photos(folder: Path, number: int, side: int, labels: int = 0) -> str:
-    generator = np.random.default_rng()
-    for i in range(number):
-        place = folder / str(i % labels) if labels else folder
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(place / f"{i}.png")
-    return str(folder)
 
 
 def test_the_side_of_the_views_is_said_where_nobody_has_set_it(tmp_path: Path):
     small = [flag for flag in SMALL if flag not in ("--data.size", "16")] + ["--encoder.channels", "8", "8", "8", "16"]
-    flags = ["--source.root", photos(tmp_path, 8, 64), *small, "--device", "cpu"]
+    flags = ["--source.root", str(noise(tmp_path, 8, 64)), *small, "--device", "cpu"]
     for more, expected in (([], 1), (["--data.size", "32"], 0)):
         lines = list[str]()
-        build(load([*flags, *more]), Ranks(device=torch.device("cpu")), lines.append)
+        build(load([*flags, *more]), ALONE, lines.append)
         assert sum("views of 64 px, because most images are no larger" in line for line in lines) == expected, lines
 
 
@@ -74,19 +67,19 @@ def test_images_that_fill_no_batch_are_refused_before_an_encoder_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(encoders, "build", lambda *_, **__: pytest.fail("an encoder was built"))
-    config = load(["--source.root", photos(tmp_path, 6, 32), *SMALL, "--batch-size", "16"])
-    with pytest.raises(ConfigError, match="batch size 16 is more than the 6 images"):
-        build(config, Ranks(device=torch.device("cpu")), silent)
-    (tmp_path / "one").mkdir()
-    config = load(["--source.root", photos(tmp_path / "one", 1, 32), *SMALL])
-    with pytest.raises(ConfigError, match="the source has 1 image, too few to train on"):
-        build(config, Ranks(device=torch.device("cpu")), silent)
+    too_few = "the source has 1 image, too few to train on: a batch of this run needs 2 or more"
+    for number, words in ((6, "batch size 16 is more than the 6 images"), (1, too_few)):
+        root = noise(tmp_path / str(number), number, 32)
+        with pytest.raises(ConfigError, match=words):
+            build(load(["--source.root", str(root), *SMALL, "--batch-size", "16"]), ALONE, silent)
 
 
-@pytest.mark.parametrize(("number", "labels", "probed"), [(12, 12, False), (12, 2, True)])
-def test_classes_of_one_image_are_not_probed(number: int, labels: int, probed: bool, tmp_path: Path):
-    config, ranks = load(["--source.root", photos(tmp_path, number, 32, labels), *SMALL]), Ranks(device=CPU)
-    assert (online_probe(config, ranks, build(config, ranks, silent), silent) is not None) == probed
+@pytest.mark.parametrize(("num_classes", "probed"), [(12, False), (2, True)])
+def test_classes_of_one_image_are_not_probed(num_classes: int, probed: bool, tmp_path: Path):
+    for label in range(num_classes):
+        noise(tmp_path / str(label), 12 // num_classes, 32)
+    config = load(["--source.root", str(tmp_path), *SMALL])
+    assert (online_probe(config, ALONE, build(config, ALONE, silent), silent) is not None) == probed
 
 
 @pytest.mark.parametrize("amx", [False, True])
@@ -96,42 +89,31 @@ def test_bf16_is_taken_where_it_is_fast_and_refused_where_it_is_wrong(
 ):
     monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr("sslx.train.build._is_avx512_bf16_supported", lambda: bf16)
-    cpu, half = torch.device("cpu"), (torch.float32, torch.bfloat16)
-    assert precision(load(["simclr_digits"]), cpu) == (half if amx else (torch.float32, None))
+    half = (torch.float32, torch.bfloat16)
+    assert precision(load(["simclr_digits"]), CPU) == (half if amx else (torch.float32, None))
     asked = load(["simclr_digits", "--precision", "bf16"])
     if bf16 and not amx:
         with pytest.raises(ConfigError, match="without AMX is slower than fp32"):
-            precision(asked, cpu)
+            precision(asked, CPU)
     else:
-        assert precision(asked, cpu) == half
-    assert precision(load(["simclr_digits", "--precision", "fp32"]), cpu) == (torch.float32, None)
-
-
-@pytest.fixture(params=[".", "photos"])
-def unlabelled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("flat")
-    (folder / request.param).mkdir(exist_ok=True)  # one subfolder is no class
-    for number in range(300):
-        Image.new("RGB", (16, 16), (number % 255, 0, 0)).save(folder / request.param / f"{number}.png")
-    return str(folder)
+        assert precision(asked, CPU) == half
+    assert precision(load(["simclr_digits", "--precision", "fp32"]), CPU) == (torch.float32, None)
 
 
 def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     config = load(["simclr_digits", *SMALL, "--compile", "on"])
     with pytest.raises(ConfigError, match="or use --compile off"):
-        build(config, Ranks(device=torch.device("cpu")), silent)
+        build(config, ALONE, silent)
 
 
 def test_a_gpu_machine_without_a_compiler_goes_on_uncompiled_and_says_so(monkeypatch: pytest.MonkeyPatch):
     """Triton builds its launcher with a C compiler, also where all else comes from wheels."""
     auto, on, off = (load(["simclr_digits", "--compile", choice]) for choice in ("auto", "on", "off"))
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    cuda = torch.device("cuda")
     monkeypatch.setenv("CC", sys.executable)  # any program that there is
     monkeypatch.setattr("sslx_kernels.toolchain.Path.exists", lambda _: True)
-    assert (compiles(auto, cuda), compiles(on, cuda), compiles(off, cuda), compiles(auto, cpu)) == (1, 1, 0, 0)
+    assert (compiles(auto, cuda), compiles(on, cuda), compiles(off, cuda), compiles(auto, CPU)) == (1, 1, 0, 0)
     assert compilation(auto, cuda) == ["compiles in the first step"]
     check_tools(on, cuda)
     monkeypatch.delenv("CC")

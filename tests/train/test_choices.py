@@ -1,28 +1,21 @@
 """Choices of ``sslx pretrain`` that have a world of their own behind them: a compiler, wandb."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
+from kit.checkpoints import equal
+from kit.processes import metrics, pretrain
 from sslx import cli
 from sslx.machine import compiler
 from sslx.runs import checkpoint
 from sslx.trained import load
 
-TINY = (
-    "simclr_digits --data.size 16 --data.threads 1 --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 8 "
-    "--method.hidden-dim 16 --method.projection-dim 8 --batch-size 32 --log.every 1 --online.every 0 "
-    "--device cpu --precision fp64"
-).split()
-
 
 def losses(runs: Path, name: str, *flags: str) -> list[float]:
-    assert cli.main(["pretrain", *TINY, "--runs", str(runs), "--name", name, *flags]) == 0
-    lines = (runs / name / "metrics.jsonl").read_text().splitlines()
-    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    assert cli.main(pretrain(runs, "--precision", "fp64", "--name", name, *flags)) == 0
+    return [line["loss"] for line in metrics(runs / name)]
 
 
 @pytest.mark.slow
@@ -39,8 +32,7 @@ def test_compiled_ranks_train_as_eager_ones_do_and_resume_bit_for_bit(tmp_path: 
     weights = checkpoint.load(last)["method"]
     shutil.rmtree(last)  # as if killed before the last step
     assert losses(tmp_path, "on", "--compile", "on", *flags, "--resume", "auto") == compiled
-    again = checkpoint.load(tmp_path / "on")["method"]
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert equal(checkpoint.load(tmp_path / "on")["method"], weights)
 
 
 @pytest.mark.slow

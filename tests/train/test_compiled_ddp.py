@@ -1,10 +1,8 @@
 """Compiled methods inside DDP, whose compiler cuts the graph at the gradient buckets, against uncompiled ones."""
 
-import contextlib
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,13 +10,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from sslx import distributed, methods, parallel
+from kit import tiny
+from kit.full_batch import RunOnRanks
+from sslx import distributed, parallel
 from sslx.config import load
 from sslx.train import build, verify
 
-RunOnRanks = Callable[..., list[Any]]
 STEPS, LEAST_BUCKETS = 3, 5
-PAIRS = [(name, encoder) for name in methods.available() for encoder in methods.encoders(name)]
 
 
 class _InManyBuckets(DistributedDataParallel):
@@ -28,26 +26,22 @@ class _InManyBuckets(DistributedDataParallel):
         super().__init__(*args, **options, bucket_cap_mb=0.02)
 
 
-@contextlib.contextmanager
-def _compiled_in_pieces(num_buckets: list[int]) -> Iterator[None]:
+def _compile_in_pieces(patch: pytest.MonkeyPatch, num_buckets: list[int]) -> None:
     """Compile by AOTAutograd without Inductor, which takes minutes; note into how many parts DDP's compiler cuts."""
     from torch._dynamo.backends.distributed import DDPOptimizer
 
-    was = parallel.DistributedDataParallel, dist._DEFAULT_FIRST_BUCKET_BYTES, torch.compile, DDPOptimizer.compile_fn
+    compiler, compile_part = torch.compile, DDPOptimizer.compile_fn
 
     def counted(self: Any, graph: Any, inputs: Any) -> Any:
-        compiled = was[3](self, graph, inputs)
+        compiled = compile_part(self, graph, inputs)
         num_buckets.append(len(self.buckets))
         return compiled
 
     _InManyBuckets.__signature__ = inspect.signature(DistributedDataParallel)
-    parallel.DistributedDataParallel, dist._DEFAULT_FIRST_BUCKET_BYTES = _InManyBuckets, 2048
-    torch.compile, DDPOptimizer.compile_fn = lambda function: was[2](function, backend="aot_eager"), counted
-    try:
-        yield
-    finally:
-        parallel.DistributedDataParallel, dist._DEFAULT_FIRST_BUCKET_BYTES = was[:2]
-        torch.compile, DDPOptimizer.compile_fn = was[2:]
+    patch.setattr(parallel, "DistributedDataParallel", _InManyBuckets)
+    patch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 2048)
+    patch.setattr(torch, "compile", lambda function: compiler(function, backend="aot_eager"))
+    patch.setattr(DDPOptimizer, "compile_fn", counted)
 
 
 def trained(
@@ -61,33 +55,28 @@ def trained(
     from torch.backends import mkldnn
 
     warnings.filterwarnings("ignore")
-    rank = distributed.rank()
-    ranks = distributed.Ranks(
-        device=torch.device("cpu"), rank=rank, world_size=distributed.world_size(), local_rank=rank
-    )
+    rank, world_size = distributed.rank(), distributed.world_size()
+    ranks = distributed.Ranks(device=torch.device("cpu"), rank=rank, world_size=world_size, local_rank=rank)
     states, num_buckets = list[verify.State](), list[int]()
-    precision = build.precision
-    if autocast:  # which this CPU may not be fast at
-        build.precision = lambda *_: (torch.float32, autocast)
     torch.set_autocast_cache_enabled(False)
-    try:
+    with pytest.MonkeyPatch.context() as patch, mkldnn.flags(enabled=False):
+        _compile_in_pieces(patch, num_buckets)
+        if autocast:  # which this CPU may not be fast at
+            patch.setattr(build, "precision", lambda *_: (torch.float32, autocast))
         for compiled in ("off", "on"):
             argv = [*verify.SETTINGS, *verify.ENCODERS[encoder], "--method.name", name, "--data.size", "16"]
             settings = load([*argv, "--optim.name", "sgd", "--compile", compiled, *flags])
             settings = dataclasses.replace(settings, method=verify.narrow(settings.method))
             torch.compiler.reset()
             counters.clear()
-            with mkldnn.flags(enabled=False), _compiled_in_pieces(num_buckets):
-                states.append(verify.train(settings, ranks, STEPS))
-    finally:
-        build.precision = precision
-        torch.set_autocast_cache_enabled(True)
+            states.append(verify.train(settings, ranks, STEPS))
+    torch.set_autocast_cache_enabled(True)
     breaks = {reason[:200]: count for reason, count in counters["graph_break"].items()}
     return states[0], states[1], num_buckets, counters["stats"]["unique_graphs"], breaks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "encoder"), PAIRS)
+@pytest.mark.parametrize(("name", "encoder"), tiny.CASES)
 def test_compiled_in_ddp_is_uncompiled(name: str, encoder: str, ranks: RunOnRanks) -> None:
     """Three steps in fp64, synchronized batch norm included: one graph, no break, cut into many."""
     flags = ["--precision", "fp64", "--batch-norm", "sync"]

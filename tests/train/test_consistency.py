@@ -3,103 +3,62 @@
 import dataclasses
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from kit.processes import TINY, Record, is_one_line
-from sslx import data, distributed, methods
+from kit import tiny
+from kit.full_batch import RunOnRanks
+from kit.processes import IN_A_STEP, Record, is_one_line, pretrain, started_by_hand
+from kit.runs import status_of
+from kit.sources import folder
+from sslx import data, distributed
 from sslx.config import load
 from sslx.data import Config, sources
-from sslx.data.sources import folder
 from sslx.data.views import eval_view
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, RanksError
-from sslx.runs import checkpoint, records
+from sslx.runs import checkpoint
 from sslx.train import consistency, verify
-from sslx.train.pretrain import Position, pretrain
+from sslx.train import pretrain as loop
+from sslx.train.signals import StopSignals
 
 PEERS = consistency.Peers(("a", "b", "a"), True)
-ALONE = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-
-# ``sslx pretrain`` whose rank 1 does something of its own in step 15, before the step.
-HARMED = """
-import sys, torch, os
-from sslx import cli, distributed
-from sslx.train import pretrain as loop
-calls, train_step = 0, loop.train_step
-def harmed(model, batches, optimizer, progress, autocast, clip):
-    global calls
-    calls += 1
-    if calls == 15 and os.environ["RANK"] == "1":
-        with torch.no_grad():
-            {harm}
-    return train_step(model, batches, optimizer, progress, autocast, clip)
-loop.train_step = harmed
-sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
-"""
 
 
-def started_by_hand(
-    folder: Path, flags: dict[int, list[str]], code: str = "", world_size: int = 2, port: int = 0
-) -> tuple[list[int], list[str], float]:
-    """(exit codes, stderrs, seconds) of ranks that are started one by one, each with flags of its own."""
-    head = [sys.executable, "-c", code] if code else [sys.executable, "-m", "sslx", "pretrain"]
-    shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or 20_000 + os.getpid() % 9_000)}
-    start = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [*head, *TINY, "--runs", str(folder), "--name", "r", "--optim.lr", "0.01", *flags.get(rank, [])],
-            env=ALONE | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        said = [process.communicate(timeout=200)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], said, time.monotonic() - start
-
-
-def error_lines(said: list[str]) -> str:
-    return "".join(
-        line for text in said for line in text.splitlines(keepends=True) if line.startswith(("error", "Trace"))
-    )
+def is_one_line_of_all(ranks: list[tuple[int, str]], code: int, *words: str) -> None:
+    """All ranks ended with this exit code, and one of them said so, without a traceback."""
+    assert {came for came, _ in ranks} == {code}, ranks
+    lines = [line for _, said in ranks for line in said.splitlines(keepends=True)]
+    is_one_line("".join(line for line in lines if line.startswith(("error", "Trace"))), *words)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--seed", "1"], ["--seed is 0 on rank 0 (", ") and 1 on rank 1 ("]),
-        (["--optim.lr", "0.5"], ["--optim.lr is 0.01 on rank 0", "0.5 on rank 1"]),
-        (["--checkpoint.every", "7"], ["--checkpoint.every is 1000 on rank 0", "7 on rank 1"]),
-        (["--log.every", "3"], ["--log.every is 1 on rank 0", "3 on rank 1"]),
-        (["--encoder.channels", "8", "8", "8", "16"], ["--encoder.channels is [8, 8, 8, 8] on rank 0"]),
-        (["--method.name", "byol"], ["--method.name", '"byol" on rank 1']),
+        ("--seed 1", ["--seed is 0 on rank 0 (", ") and 1 on rank 1 ("]),
+        ("--optim.lr 0.5", ["--optim.lr is 0.01 on rank 0", "0.5 on rank 1"]),
+        ("--checkpoint.every 7", ["--checkpoint.every is 1000 on rank 0", "7 on rank 1"]),
+        ("--log.every 3", ["--log.every is 1 on rank 0", "3 on rank 1"]),
+        ("--encoder.channels 8 8 8 16", ["--encoder.channels is [8, 8, 8, 8] on rank 0"]),
+        ("--method.name byol", ["--method.name", '"byol" on rank 1']),
     ],
 )
 def test_a_rank_with_another_setting_is_refused(
-    tmp_path: Path, flags: list[str], words: list[str], record_property: Record
+    tmp_path: Path, flags: str, words: list[str], record_property: Record
 ) -> None:
-    codes, said, seconds = started_by_hand(tmp_path, {1: flags})
-    assert codes == [64, 64], said
-    is_one_line(error_lines(said), "the ranks of this run differ: ", *words, "start all ranks by the same command")
+    start = time.monotonic()
+    ranks = started_by_hand(2, *pretrain(tmp_path, "--optim.lr", "0.01"), of_rank_1=flags.split())
+    seconds = time.monotonic() - start
+    is_one_line_of_all(ranks, 64, "the ranks of this run differ: ", *words, "start all ranks by the same command")
     assert seconds < 100, "a collective's timeout is 600 s"
     assert not (tmp_path / "r").exists()
-    record_property("figure", f"{flags[0]}: exit codes {codes} after {seconds:.0f} s")
+    record_property("figure", f"{flags}: exit codes 64 after {seconds:.0f} s")
 
 
 @pytest.mark.slow
@@ -110,11 +69,13 @@ def test_a_rank_with_other_code_is_refused(tmp_path: Path) -> None:
         from sslx.train import consistency
         if os.environ["RANK"] == "1":
             consistency.source_digest = lambda: "0123456789ab"
-        sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
+        sys.exit(cli.main(sys.argv[1:]))
     """
-    codes, said, _ = started_by_hand(tmp_path, {}, code)
-    assert codes == [64, 64], said
-    is_one_line(error_lines(said), "sslx is ", " 0123456789ab on rank 1", "the same installation")
+    ranks = started_by_hand(2, *pretrain(tmp_path), code=code)
+    is_one_line_of_all(ranks, 64, "sslx is ", " 0123456789ab on rank 1", "the same installation")
+
+
+IN_RANK_1S_STEP_15 = IN_A_STEP.format(harm="if number == 15 and os.environ['RANK'] == '1': {}")
 
 
 @pytest.mark.slow
@@ -122,33 +83,28 @@ def test_a_rank_with_other_code_is_refused(tmp_path: Path) -> None:
 def test_a_weight_that_drifts_away_is_noticed_at_the_next_save(
     tmp_path: Path, world_size: int, record_property: Record
 ) -> None:
-    flags = {r: ["--steps", "60", "--checkpoint.every", "10", "--batch-size", "18"] for r in range(world_size)}
-    harm = "next(model.module.parameters())[0, 0, 0, 0] += 1e-3"
-    codes, said, _ = started_by_hand(tmp_path, flags, HARMED.format(harm=harm), world_size)
-    assert codes == [70] * world_size, said
+    flags = "--steps 60 --checkpoint.every 10 --batch-size 18 --optim.lr 0.01".split()
+    code = IN_RANK_1S_STEP_15.format("next(model.module.parameters()).data[0, 0, 0, 0] += 1e-3")
+    ranks = started_by_hand(world_size, *pretrain(tmp_path, *flags), code=code)
     words = ["encoder.", "conv1.weight of rank 1 (", "is no longer that of the other ranks at step 20", "is not saved"]
-    is_one_line(error_lines(said), *words, "--resume auto")
+    is_one_line_of_all(ranks, 70, *words, "--resume auto")
     assert checkpoint.load(tmp_path / "r")["step"] == 10
+    assert (status_of(tmp_path).state, status_of(tmp_path).code) == ("failed", 70)
     record_property(
         "figure", f"{world_size} ranks: changed in step 15, noticed at step 20, the save of step 10 is left"
     )
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.code) == ("failed", 70)
 
 
 @pytest.mark.slow
 def test_a_rank_in_another_collective_is_named_within_a_minute_or_two(tmp_path: Path, record_property: Record) -> None:
-    flags = {rank: ["--steps", "60", "--checkpoint.every", "10"] for rank in range(2)}
-    harm = "torch.distributed.all_reduce(torch.ones(3))"
-    codes, said, seconds = started_by_hand(tmp_path, flags, HARMED.format(harm=harm))
-    assert codes == [70, 70], said
-    is_one_line(error_lines(said), "step 15 cannot end: rank 1 on ", " waits at ", "so all wait for one another")
+    code = IN_RANK_1S_STEP_15.format("torch.distributed.all_reduce(torch.ones(3))")
+    start = time.monotonic()
+    ranks = started_by_hand(2, *pretrain(tmp_path, "--steps", "60", "--optim.lr", "0.01"), code=code)
+    seconds = time.monotonic() - start
+    is_one_line_of_all(ranks, 70, "step 15 cannot end: rank 1 on ", " waits at ", "so all wait for one another")
     assert 60 < seconds < 180, "a collective's timeout is 600 s"
-    record_property("figure", f"exit codes {codes} after {seconds:.0f} s")
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.code) == ("failed", 70)
+    assert (status_of(tmp_path).state, status_of(tmp_path).code) == ("failed", 70)
+    record_property("figure", f"exit codes 70 after {seconds:.0f} s")
 
 
 # ---------------------------------------------------------------- on ranks that stay up
@@ -162,7 +118,7 @@ def differing(facts: list[dict[str, str]]) -> str:
     return ""
 
 
-def test_what_differs_is_said_on_all_ranks(ranks: Any) -> None:
+def test_what_differs_is_said_on_all_ranks(ranks: RunOnRanks) -> None:
     assert ranks(3, differing, [{"a": "1", "b": "2"}] * 3) == ["", "", ""]
     said = ranks(3, differing, [{"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "1"}])
     assert len(set(said)) == 1
@@ -173,19 +129,11 @@ def test_what_differs_is_said_on_all_ranks(ranks: Any) -> None:
     assert "; and 6 more: mend it" in ranks(2, differing, many)[0]
 
 
-def parts_differ(roots: list[str], widths: list[int]) -> str:
+def parts_differ(roots: list[Path], widths: list[int]) -> str:
     """What the ranks are told whose images lie there and whose models have so many outputs."""
-    config = Config(backend="torchvision", threads=0)
-    images = sources.build(folder.Config(root=Path(roots[distributed.rank()])), "pretrain")
-    loader = data.training(
-        config,
-        images,
-        [eval_view(8)],
-        batch_size=4,
-        seed=0,
-        ranks=Ranks(device=torch.device("cpu")),
-        dtype=torch.float32,
-    )
+    config, alone = Config(backend="torchvision", threads=0), Ranks(device=torch.device("cpu"))
+    images, view, dtype = sources.build(folder(roots[distributed.rank()]), "pretrain"), eval_view(8), torch.float32
+    loader = data.training(config, images, [view], batch_size=4, seed=0, ranks=alone, dtype=dtype)
     try:
         consistency.check_parts(loader, nn.Linear(2, widths[distributed.rank()]), torch.float32)
     except ConfigError as error:
@@ -193,28 +141,23 @@ def parts_differ(roots: list[str], widths: list[int]) -> str:
     return ""
 
 
-def images(folder: Path, count: int = 9) -> Path:
-    for i in range(count):
-        place = folder / "ab"[i % 2] / f"{i}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 9), (20 * i, 30, 40)).save(place)
-    return folder
-
-
-def test_other_images_or_parameters_are_refused(ranks: Any, tmp_path: Path) -> None:
-    here = str(images(tmp_path / "here"))
-    moved = str(images(tmp_path / "another" / "place"))
+def test_other_images_or_parameters_are_refused(ranks: RunOnRanks, tmp_path: Path) -> None:
+    here, moved, more, renamed, changed = (tmp_path / name for name in ("here", "moved", "more", "renamed", "changed"))
+    for place in (here / "a", here / "b"):
+        place.mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (9, 9), (20 * i, 30, 40)).save(place / f"{i}.png")
+    for place in (moved, more, renamed, changed):
+        shutil.copytree(here, place)
     assert ranks(2, parts_differ, [here, moved], [3, 3]) == ["", ""], "roots may differ"
-    more = str(images(tmp_path / "more", 10))
-    renamed = images(tmp_path / "renamed")
+    shutil.copy(more / "a" / "0.png", more / "a" / "4.png")
     (renamed / "a" / "0.png").rename(renamed / "a" / "00.png")
-    changed = images(tmp_path / "changed")
     shutil.copy(changed / "a" / "0.png", changed / "a" / "2.png")
     for there, widths, words in (
         (here, [3, 4], "parameter weight is (3, 2) torch.float32 on rank 0"),
-        (more, [3, 3], "the number of images is 9 on rank 0"),
-        (str(renamed), [3, 3], "the images (digest) is "),
-        (str(changed), [3, 3], "the contents of some images (digest) is "),
+        (more, [3, 3], "the number of images is 8 on rank 0"),
+        (renamed, [3, 3], "the images (digest) is "),
+        (changed, [3, 3], "the contents of some images (digest) is "),
     ):
         for said in ranks(2, parts_differ, [here, there], widths):
             assert said.startswith(f"the ranks of this run differ: {words}")
@@ -252,7 +195,7 @@ def drift(harm: str, alike: bool) -> str:
         ("model[2].double(); optimizer.state.clear()", "2.weight"),
     ],
 )
-def test_drift_is_named(ranks: Any, harm: str, name: str) -> None:
+def test_drift_is_named(ranks: RunOnRanks, harm: str, name: str) -> None:
     for world_size in (2, 3):
         for said in ranks(world_size, drift, harm, True):
             assert said.startswith(f"error: {name} of rank 1 (b) is no longer that of") if name else said == ""
@@ -270,15 +213,8 @@ def nan_of_another_sign() -> str:
     return "".join(said)
 
 
-def test_nan_is_nan_and_zero_is_zero(ranks: Any) -> None:
+def test_nan_is_nan_and_zero_is_zero(ranks: RunOnRanks) -> None:
     assert ranks(2, nan_of_another_sign) == ["", ""]
-
-
-class _Never:
-    received = 0
-
-    def acknowledge(self, agreed: int) -> int:
-        return agreed
 
 
 def trained(folder: str, name: str, encoder: str, batch_norm: str) -> int:
@@ -287,13 +223,15 @@ def trained(folder: str, name: str, encoder: str, batch_norm: str) -> int:
     flags += ["--data.size", verify.SIZE["fp32"], "--precision", "fp32", "--steps", "4", "--checkpoint.every", "2"]
     settings = load([*flags, "--online.every", "0", "--runs", folder, "--name", name])
     settings = dataclasses.replace(settings, method=verify.narrow(settings.method))
-    position = Position()
-    pretrain(settings, distributed.init("cpu"), _Never(), position)  # pyright: ignore[reportArgumentType]
+    position = loop.Position()
+    loop.pretrain(settings, distributed.init("cpu"), StopSignals(), position)
     return position.saved
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", ["local", "sync"])
-@pytest.mark.parametrize(("method", "encoder"), [(m, e) for m in methods.available() for e in methods.encoders(m)])
-def test_no_method_drifts_by_itself(ranks: Any, tmp_path: Path, method: str, encoder: str, batch_norm: str) -> None:
+@pytest.mark.parametrize(("method", "encoder"), tiny.CASES)
+def test_no_method_drifts_by_itself(
+    ranks: RunOnRanks, tmp_path: Path, method: str, encoder: str, batch_norm: str
+) -> None:
     assert ranks(3, trained, str(tmp_path), method, encoder, batch_norm) == [4, 4, 4]

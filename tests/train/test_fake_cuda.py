@@ -16,7 +16,8 @@ from kit import tiny
 from sslx import methods, optim
 from sslx.config import PretrainConfig
 from sslx.data.batch import Batch
-from sslx.methods.base import Embedded, Method
+from sslx.methods import simclr
+from sslx.methods.base import Embedded
 from sslx.monitor.health import Config as HealthConfig
 from sslx.monitor.health import Health
 from sslx.probe import features, knn
@@ -72,11 +73,8 @@ def test_a_step_stays_on_the_gpu_and_the_host_never_waits(
 
 @pytest.mark.parametrize(("name", "encoder"), tiny.CASES)
 def test_the_gradients_of_this_backward_are_those_of_torchs_engine(name: str, encoder: str) -> None:
-    method, specs = fake_step.build(settings(name, encoder), SIZE)
-    method.double()
-    views = tuple(torch.randn(PER_RANK, 3, spec.size, spec.size, dtype=torch.float64) for spec in specs)
-    drawn = tiny.drawn(method, PER_RANK, torch.Generator())
-    images = Batch(views, torch.arange(PER_RANK) // 2, torch.arange(PER_RANK), drawn)
+    method = tiny.narrowed(name, encoder).double()
+    images = tiny.batch(method, torch.Generator(), PER_RANK)
     state = {key: value.clone() for key, value in method.state_dict().items()}
     gradients = list[dict[str, Tensor]]()
     for backward in (torch.Tensor.backward, fake_cuda.backward):
@@ -119,52 +117,28 @@ def test_knn_reads_the_number_of_right_answers() -> None:
 # ---------------------------------------------------------------- planted faults
 
 
-def reads_a_number(z: Tensor) -> Tensor:
-    return z * z.detach().abs().max().item()
+HARMS: dict[str, tuple[Harm, str]] = {
+    "reads a number": (lambda z: z * z.detach().abs().max().item(), "aten._local_scalar_dense waits for the GPU"),
+    "asks whether": (lambda z: z if z.detach().max() > 0 else -z, "aten._local_scalar_dense waits for the GPU"),
+    "indexes by a mask": (lambda z: z[z.detach().sum(1) > 0], "aten.index waits for the GPU"),
+    "copies to the host": (lambda z: z.cpu().to(z.device), "aten._to_copy waits for the GPU"),
+    "counts values": (lambda z: z * z.detach().long().flatten().unique().numel(), "unique2 waits for the GPU"),
+    "takes a tensor of the CPU": (lambda z: z * torch.ones(z.shape[1]), r"two (different )?devices,? cuda:0"),
+}
 
 
-def asks_whether(z: Tensor) -> Tensor:
-    return z if z.detach().abs().max() > 0 else -z
+@pytest.mark.parametrize("kind", HARMS)
+def test_a_planted_fault_is_found(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    harm, error = HARMS[kind]
 
-
-def indexes_by_a_mask(z: Tensor) -> Tensor:
-    return z[z.detach().sum(1) > 0]
-
-
-def copies_to_the_host(z: Tensor) -> Tensor:
-    return z.cpu().to(z.device)
-
-
-def takes_a_tensor_of_the_cpu(z: Tensor) -> Tensor:
-    return z * torch.ones(z.shape[1])
-
-
-def counts_values(z: Tensor) -> Tensor:
-    return z * z.detach().long().flatten().unique().numel()
-
-
-@pytest.mark.parametrize(
-    ("harm", "error"),
-    [
-        (reads_a_number, "aten._local_scalar_dense waits for the GPU"),
-        (asks_whether, "aten._local_scalar_dense waits for the GPU"),
-        (indexes_by_a_mask, "aten.index waits for the GPU"),
-        (copies_to_the_host, "aten._to_copy waits for the GPU"),
-        (counts_values, "unique2 waits for the GPU"),
-        (takes_a_tensor_of_the_cpu, r"two (different )?devices,? cuda:0"),
-    ],
-)
-def test_a_planted_fault_is_found(harm: Harm, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def harmed(self: Method, images: Batch) -> Embedded:
+    def harmed(self: simclr.Method, images: Batch) -> Embedded:
         first, *rest = embed(self, images).compared
         return Embedded((harm(first), *rest))
 
-    kind = methods.module("simclr").Method
-    embed = kind.embed
-    config = settings("simclr", "resnet")
-    with on_cuda(config) as (run, _):
+    embed = simclr.Method.embed
+    with on_cuda(settings("simclr", "resnet")) as (run, _):
         run.step()
-        monkeypatch.setattr(kind, "embed", harmed)
+        monkeypatch.setattr(simclr.Method, "embed", harmed)
         with pytest.raises((fake_cuda.HostWait, RuntimeError), match=error):
             run.step()
 
@@ -178,9 +152,8 @@ def test_a_planted_fault_in_a_custom_operators_backward_is_found(monkeypatch: py
         assert shares.abs().max().item() >= 0
         return temperature_gradient(shares, *rest)
 
-    config = settings("simclr", "resnet")
     monkeypatch.setattr(op, "temperature_gradient", harmed)
-    with on_cuda(config) as (run, _):
+    with on_cuda(settings("simclr", "resnet")) as (run, _):
         with pytest.raises(fake_cuda.HostWait, match="_local_scalar_dense"):
             run.step()
 

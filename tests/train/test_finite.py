@@ -1,10 +1,12 @@
 """What is not finite is neither stepped nor saved: every method and optimizer, one rank and two, stop and skip."""
 
 import copy
+import itertools
 import json
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import shutil
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,34 +16,30 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from kit.processes import TINY, Record, is_one_line, metrics
-from sslx import distributed, encoders, optim, parallel, rng
+from kit import tiny
+from kit.checkpoints import equal, same_training
+from kit.full_batch import RunOnRanks
+from kit.processes import Record, is_one_line, metrics, pretrain
+from kit.runs import Run, status_of
+from sslx import cli, distributed, optim, parallel
 from sslx.config import load
 from sslx.data.batch import Batch
 from sslx.errors import NonFiniteError
 from sslx.methods import simclr
 from sslx.methods.base import Embedded, Method, Step
-from sslx.runs import checkpoint, log, records
+from sslx.runs import checkpoint, log
 from sslx.runs.state import not_finite
 from sslx.train import finite
-from sslx.train.pretrain import Position, means, pretrain
+from sslx.train import pretrain as loop
 from sslx.train.signals import StopSignals
 from sslx.train.step import cached_step, train_step
 
-Run = Callable[..., tuple[int, str]]
-FLAGS = [
-    "--source.name", "digits", "--data.size", "16", "--batch-size", "8",
-    "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "8", "8",
-]  # fmt: skip
 NOW = 0.3
 
 
-def build(optimizer: str) -> tuple[Method, torch.optim.Optimizer]:
-    settings = load([*FLAGS, "--optim.name", optimizer, "--optim.weight-decay", "0.1"])
-    rng.seed_torch(0)
-    heads = simclr.Config(hidden_dim=16, projection_dim=8)
-    method = heads.build(encoders.build(settings.encoder, 16))
-    return method, optim.build(settings.optim, method)
+def build(optimizer: Any) -> tuple[Method, torch.optim.Optimizer]:
+    method = tiny.build(simclr.Config(hidden_dim=16, projection_dim=8))
+    return method, optim.build(optim.Config(name=optimizer, weight_decay=0.1), method)
 
 
 def batch(generator: torch.Generator, *, bad: bool = False) -> Batch:
@@ -53,14 +51,6 @@ def batch(generator: torch.Generator, *, bad: bool = False) -> Batch:
 
 def state(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return copy.deepcopy({"method": method.state_dict(), "optimizer": optimizer.state_dict()["state"]})
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 def step(method: Method, optimizer: torch.optim.Optimizer, batches: list[Batch], clip: float = 0.0) -> bool:
@@ -91,7 +81,7 @@ def test_all_that_is_told_comes_from_the_device_at_once(tmp_path: Path) -> None:
         watch.add(number + 1, numbers, [Batch((), None, torch.arange(2))])
     loader = SimpleNamespace(bad={4: "cut", 7: "no image"})
     with Reads() as reads:
-        told = means(meter, loader, torch.device("cpu"), watch, said.append)  # pyright: ignore[reportArgumentType]
+        told = loop.means(meter, loader, torch.device("cpu"), watch, said.append)  # pyright: ignore[reportArgumentType]
         assert reads.number == 2, "one for all, one for the samples of the step that was not taken"
     assert told == {"loss": 2.0, "unreadable_images": 2.0, "skipped_steps": 1.0}
     assert [line.partition(",")[0] for line in said] == ["the loss is inf at step 2"]
@@ -155,52 +145,46 @@ def on_this_rank(kind: str, seed: int) -> tuple[bool, bool, bool]:
     method, optimizer = build("lars")
     model = parallel.wrap(method, device=torch.device("cpu"))
     here = distributed.rank() == 1
-    good = batch(generator)
-    shares = [good, batch(generator, bad=here and kind == "views")]
-    if kind == "gradient" and here:  # of a parameter, after the averaging
-        real = finite.agreed
-        finite.agreed = lambda loss, norm: real(loss, norm * math.inf)
-    try:
-        before = copy.deepcopy(method.state_dict())
-        first = train_step(model, shares[1:], optimizer, NOW, None)["taken"]
-        trace = not equal(method.state_dict(), before)
-    finally:
-        if kind == "gradient" and here:
-            finite.agreed = real
+    good, bad = batch(generator), batch(generator, bad=here and kind == "views")
+    before = copy.deepcopy(method.state_dict())
+    with pytest.MonkeyPatch.context() as patch:
+        if kind == "gradient" and here:  # of a parameter, after the averaging
+            agreed = finite.agreed
+            patch.setattr(finite, "agreed", lambda loss, norm: agreed(loss, norm * math.inf))
+        first = train_step(model, [bad], optimizer, NOW, None)["taken"]
+    trace = not equal(method.state_dict(), before)
     again = cached_step(model, [good, good], optimizer, NOW, None)["taken"]
     return bool(first), trace, bool(again)
 
 
 @pytest.mark.parametrize("kind", ["views", "gradient"])
-def test_what_is_not_finite_on_one_rank_is_stepped_on_none(ranks, kind: str) -> None:
+def test_what_is_not_finite_on_one_rank_is_stepped_on_none(ranks: RunOnRanks, kind: str) -> None:
     assert ranks(2, on_this_rank, kind, 7) == [(False, False, True)] * 2
 
 
 # ---------------------------------------------------------------- a run
 
-TRAINING = "--data.backend torchvision --data.threads 0 --steps 12 --checkpoint.every 4 --log.every 20".split()
+TRAINING = (
+    "--data.backend torchvision --data.threads 0 --steps 12 --checkpoint.every 4 --optim.weight-decay-end 0.5 "
+    "--optim.clip 0.5 --optim.layer-decay 0.8"
+).split()
 
 
-class Fault:
+@contextmanager
+def fault(steps: range, rank: int = 0, kind: str = "gradient") -> Generator[None]:
     """An infinite gradient, or loss, of SimCLR's embeddings in some of a process's steps, counted from 1."""
+    real, count = simclr.Method.loss, itertools.count(1)
 
-    def __init__(self, steps: range, rank: int = 0, kind: str = "gradient") -> None:
-        self.steps, self.rank, self.kind, self.count = steps, rank, kind, 0
-        self.real = simclr.Method.loss
+    def loss(method: simclr.Method, embedded: Embedded) -> Step:
+        hit = next(count) in steps and distributed.rank() == rank
+        if hit and kind == "gradient":
+            embedded.compared[0].register_hook(lambda gradient: gradient * math.inf)
+        step = real(method, embedded)
+        return Step(step.loss * math.nan, step.metrics) if hit and kind == "loss" else step
 
-    def __enter__(self) -> None:
-        def loss(method: simclr.Method, embedded: Embedded) -> Step:
-            self.count += 1
-            hit = self.count in self.steps and distributed.rank() == self.rank
-            if hit and self.kind == "gradient":
-                embedded.compared[0].register_hook(lambda gradient: gradient * math.inf)
-            step = self.real(method, embedded)
-            return Step(step.loss * math.nan, step.metrics) if hit and self.kind == "loss" else step
-
-        simclr.Method.loss = loss
-
-    def __exit__(self, *_: object) -> None:
-        simclr.Method.loss = self.real
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simclr.Method, "loss", loss)
+        yield
 
 
 def saved(folder: Path) -> list[str]:
@@ -215,6 +199,14 @@ def skipped(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "nonfinite.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without a fault, with schedules."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert cli.main(pretrain(folder, *TRAINING)) == 0
+    return folder / "r"
+
+
 @pytest.mark.parametrize(
     ("step", "kind", "keep", "left"),
     [
@@ -227,15 +219,13 @@ def skipped(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_stops_before_it_saves_what_is_not_finite(
     here: Run, tmp_path: Path, step: int, kind: str, keep: int, left: list[str], record_property: Record
 ) -> None:
-    with Fault(range(step, step + 1), kind=kind):
+    with fault(range(step, step + 1), kind=kind):
         code, err = here(*TRAINING, "--checkpoint.keep", str(keep))
     assert code == 76
     what = "the loss is nan" if kind == "loss" else "the gradient is not finite"
     last = f"the last checkpoint, {left[-1].replace('_', ' ')}" if left else "there is no checkpoint"
     is_one_line(err, f"{what} at step {step} ", "--optim.lr", "--on-nonfinite skip", last, "nonfinite.jsonl")
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.code) == ("failed", 76)
+    assert (status_of(tmp_path).state, status_of(tmp_path).code) == ("failed", 76)
     assert left == (saved(tmp_path / "r") if left else [])
     (line,) = skipped(tmp_path / "r")
     assert (line["step"], line["rank"], len(line["samples"])) == (step, 0, 16)
@@ -244,63 +234,51 @@ def test_a_run_stops_before_it_saves_what_is_not_finite(
     record_property("figure", f"{kind} of step {step}, keep {keep}: exit code 76, 0 bad checkpoints, {left} left")
 
 
-def test_a_run_skips_a_few_steps_where_asked_to(here: Run, tmp_path: Path) -> None:
-    with Fault(range(7, 9)):
+def test_a_run_skips_a_few_steps_where_asked_to(here: Run, tmp_path: Path, whole: Path) -> None:
+    """And moves no schedule: the steps after them have the learning rate and the weight decay of a run without."""
+    with fault(range(7, 9)):
         assert here(*TRAINING, "--on-nonfinite", "skip", "--skip-steps", "2") == (0, "")
     assert saved(tmp_path / "r") == ["step_4", "step_8", "step_12"]
     assert [line["step"] for line in skipped(tmp_path / "r")] == [7, 8]
-    last = metrics(tmp_path / "r")[-1]
-    assert last["skipped_steps"] == 2
-    assert math.isfinite(last["loss"])
-
-
-SCHEDULES = "--optim.weight-decay-end 0.5 --optim.clip 0.5 --optim.layer-decay 0.8 --log.every 1".split()
-
-
-def test_a_step_that_is_skipped_moves_no_schedule(here: Run, tmp_path: Path) -> None:
-    """The steps after it have the learning rate and the weight decay that they have without it."""
-    assert here(*TRAINING, *SCHEDULES, "--name", "whole") == (0, "")
-    with Fault(range(7, 9)):
-        assert here(*TRAINING, *SCHEDULES, "--on-nonfinite", "skip") == (0, "")
-    whole, skips = ({line["step"]: line for line in metrics(tmp_path / name)} for name in ("whole", "r"))
-    assert whole.keys() == skips.keys() == set(range(1, 13))
-    for number, line in skips.items():
-        assert (line["lr"], line["weight_decay"]) == (whole[number]["lr"], whole[number]["weight_decay"])
-        assert (line["grad_norm"] is None) == (number in (7, 8))
-    assert len({line["weight_decay"] for line in skips.values()}) == 12
-
-
-def test_a_restart_in_the_middle_of_a_weight_decay_schedule_changes_nothing(here: Run, tmp_path: Path) -> None:
-    assert here(*TRAINING, *SCHEDULES, "--name", "whole") == (0, "")
-    with Fault(range(7, 8)):
-        assert here(*TRAINING, *SCHEDULES)[0] == 76
-    assert saved(tmp_path / "r") == ["step_4"]
-    assert here(*TRAINING, *SCHEDULES, "--resume", "auto") == (0, "")
-    whole, resumed = (checkpoint.load(tmp_path / name) for name in ("whole", "r"))
-    assert len(whole["optimizer"]["param_groups"]) > 2
-    for part in ("method", "optimizer", "loader"):
-        assert equal(resumed[part], whole[part]), part
-    lines = [
-        [(line["step"], line["loss"], line["grad_norm"], line["weight_decay"]) for line in metrics(tmp_path / name)]
-        for name in ("whole", "r")
+    lines = metrics(tmp_path / "r")
+    assert [(line["step"], line["lr"], line["weight_decay"]) for line in lines] == [
+        (line["step"], line["lr"], line["weight_decay"]) for line in metrics(whole)
     ]
-    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines if line["grad_norm"] is None] == [7, 8]
+    assert len({line["weight_decay"] for line in lines}) == 12
+    assert lines[-1]["skipped_steps"] == 2
+    assert math.isfinite(lines[-1]["loss"])
 
 
-def test_after_too_many_in_a_row_it_goes_back_and_ends_as_if_nothing_had_been(here: Run, tmp_path: Path) -> None:
-    assert here(*TRAINING, "--name", "whole") == (0, "")
-    with Fault(range(6, 9)):
+def is_a_run_without_a_fault(run: Path, whole: Path) -> None:
+    """In its weights, the state of its optimizer and its log, to the last bit."""
+    assert same_training(run, whole)
+    what_counts = ("step", "loss", "grad_norm", "weight_decay")
+    logs = [[[line[name] for name in what_counts] for line in metrics(folder)] for folder in (run, whole)]
+    assert logs[0] == logs[1]
+
+
+def test_a_restart_in_the_middle_of_a_weight_decay_schedule_changes_nothing(
+    here: Run, tmp_path: Path, whole: Path
+) -> None:
+    with fault(range(7, 8)):
+        assert here(*TRAINING)[0] == 76
+    assert saved(tmp_path / "r") == ["step_4"]
+    assert here(*TRAINING, "--resume", "auto") == (0, "")
+    assert len(checkpoint.load(whole)["optimizer"]["param_groups"]) > 2
+    is_a_run_without_a_fault(tmp_path / "r", whole)
+
+
+def test_after_too_many_in_a_row_it_goes_back_and_ends_as_if_nothing_had_been(
+    here: Run, tmp_path: Path, whole: Path
+) -> None:
+    with fault(range(6, 9)):
         assert here(*TRAINING, "--on-nonfinite", "skip", "--skip-steps", "2") == (0, "")
-    whole, back = (checkpoint.load(tmp_path / name) for name in ("whole", "r"))
-    for part in ("method", "optimizer", "loader"):
-        assert equal(back[part], whole[part]), part
-    assert [(line["step"], line["loss"]) for line in metrics(tmp_path / "r")][-1] == (
-        [(line["step"], line["loss"]) for line in metrics(tmp_path / "whole")][-1]
-    )
+    is_a_run_without_a_fault(tmp_path / "r", whole)
 
 
 def test_it_goes_back_only_once_to_the_same_checkpoint(here: Run, tmp_path: Path) -> None:
-    with Fault(range(6, 99)):
+    with fault(range(6, 99)):
         code, err = here(*TRAINING, "--on-nonfinite", "skip", "--skip-steps", "1")
     assert code == 76
     is_one_line(err, "the gradient is not finite at step 6, as in the 1 steps before", "the last checkpoint, step 4")
@@ -327,11 +305,11 @@ def test_weights_that_became_infinite_are_not_saved(here: Run, tmp_path: Path, m
 
 def run(folder: str, rank: int, kind: str, keep: str, flags: list[str]) -> tuple[str, int]:
     """(error, last step) on this rank of a run that meets a fault in step 8."""
-    settings = load([*TINY, *TRAINING, "--runs", folder, "--name", "r", "--checkpoint.keep", keep, *flags])
-    position = Position()
-    with Fault(range(8, 9), rank, kind):
+    settings = load(pretrain(Path(folder), *TRAINING, "--checkpoint.keep", keep, *flags)[1:])
+    position = loop.Position()
+    with fault(range(8, 9), rank, kind):
         try:
-            pretrain(settings, distributed.init("cpu"), StopSignals(), position)
+            loop.pretrain(settings, distributed.init("cpu"), StopSignals(), position)
         except NonFiniteError as error:
             return str(error), position.step
     return "", position.step
@@ -339,7 +317,7 @@ def run(folder: str, rank: int, kind: str, keep: str, flags: list[str]) -> tuple
 
 @pytest.mark.parametrize(("rank", "kind", "keep"), [(1, "gradient", "3"), (0, "loss", "1"), (1, "loss", "3")])
 def test_two_ranks_stop_together(
-    ranks, tmp_path: Path, rank: int, kind: str, keep: str, record_property: Record
+    ranks: RunOnRanks, tmp_path: Path, rank: int, kind: str, keep: str, record_property: Record
 ) -> None:
     (error, step), other = ranks(2, run, str(tmp_path), rank, kind, keep, [])
     assert other == (error, step)
@@ -351,7 +329,7 @@ def test_two_ranks_stop_together(
     record_property("figure", f"{kind} on rank {rank}, step 8: both ranks stop there, 0 bad checkpoints, step 4 left")
 
 
-def test_two_ranks_skip_together(ranks, tmp_path: Path) -> None:
+def test_two_ranks_skip_together(ranks: RunOnRanks, tmp_path: Path) -> None:
     flags = ["--on-nonfinite", "skip"]
     assert ranks(2, run, str(tmp_path), 1, "gradient", "9", flags) == [("", 12)] * 2
     assert saved(tmp_path / "r") == ["step_4", "step_8", "step_12"]
@@ -360,9 +338,9 @@ def test_two_ranks_skip_together(ranks, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what is loaded
 
 
-def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from(here: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from(here: Run, tmp_path: Path, whole: Path) -> None:
     """As an older sslx left them."""
-    assert here(*TRAINING) == (0, "")
+    shutil.copytree(whole, tmp_path / "r")
     bad = checkpoint.load(tmp_path / "r")
     bad["method"]["projector.0.weight"][0, 0] = math.nan
     checkpoint.save(tmp_path / "r", 12, bad, keep=3)
@@ -370,9 +348,8 @@ def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from(here: Run, tmp_path
     assert not not_finite(checkpoint.load(tmp_path / "r" / "checkpoints" / "step_12"))
 
 
-def test_initial_weights_that_are_not_finite_are_refused_as_such(here: Run, tmp_path: Path) -> None:
-    assert here(*TRAINING, "--name", "first") == (0, "")
-    weights = checkpoint.load(tmp_path / "first")["method"]
+def test_initial_weights_that_are_not_finite_are_refused_as_such(here: Run, tmp_path: Path, whole: Path) -> None:
+    weights = checkpoint.load(whole)["method"]
     trunk = {k.removeprefix("encoder.trunk."): v for k, v in weights.items() if k.startswith("encoder.trunk.")}
     trunk["conv1.weight"][0] = math.nan
     torch.save(trunk, tmp_path / "weights.pt")

@@ -7,56 +7,39 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kit.processes import TINY, Record, is_one_line, metrics, outside
+from kit.processes import IN_A_STEP, SSLX, Record, is_one_line, metrics, pretrain, started_by_hand
+from kit.runs import Run, status_of, steps_of
 from sslx.machine import limits
-from sslx.runs import records
 
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
 PAIR = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "23456"}
 SLURM = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
 
 
-def command(folder: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "sslx", "pretrain", *TINY, "--runs", str(folder), "--name", "r", *flags]
-
-
-def run(folder: Path, environ: dict[str, str], *flags: str) -> tuple[int, str, float]:
+def run(argv: list[str], **environ: str) -> tuple[int, str, float]:
     """(exit code, stderr, seconds)."""
     start = time.monotonic()
-    done = subprocess.run(
-        command(folder, *flags),
-        env=PLAIN | {"OMP_NUM_THREADS": "1"} | environ,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    done = subprocess.run(argv, env=PLAIN | environ, capture_output=True, text=True, check=False, timeout=200)
     return done.returncode, done.stderr, time.monotonic() - start
 
 
 # ---------------------------------------------------------------- the environment
 
 AT_ONCE = [
-    ({**PAIR, "RANK": "x"}, "RANK"),
-    ({**PAIR, "RANK": "5"}, "RANK"),
-    ({**PAIR, "RANK": "-1"}, "RANK"),
-    ({**PAIR, "RANK": "٣"}, "RANK"),
-    ({**PAIR, "RANK": "0x1"}, "RANK"),
-    ({**PAIR, "RANK": "1_0"}, "RANK"),
-    ({**PAIR, "WORLD_SIZE": "0"}, "WORLD_SIZE"),
-    ({**PAIR, "WORLD_SIZE": "9" * 400}, "WORLD_SIZE"),
-    ({**PAIR, "MASTER_PORT": "x"}, "MASTER_PORT"),
-    ({**PAIR, "MASTER_PORT": "-1"}, "MASTER_PORT"),
-    ({**PAIR, "LOCAL_RANK": "two"}, "LOCAL_RANK"),
+    *((PAIR | {"RANK": wrong}, "RANK") for wrong in ("x", "5", "-1", "٣", "0x1", "1_0")),
+    *((PAIR | {"WORLD_SIZE": wrong}, "WORLD_SIZE") for wrong in ("0", "9" * 400)),
+    *((PAIR | {"MASTER_PORT": wrong}, "MASTER_PORT") for wrong in ("x", "-1")),
+    (PAIR | {"LOCAL_RANK": "two"}, "LOCAL_RANK"),
     ({"SSLX_GIVE_UP_S": "abc"}, "SSLX_GIVE_UP_S"),
     ({"SSLX_STALL_S": "-inf"}, "SSLX_STALL_S"),
     ({"OMP_NUM_THREADS": "many"}, "OMP_NUM_THREADS"),
-    ({**SLURM, "SLURM_NTASKS": "x"}, "SLURM_NTASKS"),
-    ({**SLURM, "SLURM_PROCID": "a"}, "SLURM_PROCID"),
-    ({**SLURM, "SLURM_LOCALID": "\x1b[31m"}, "SLURM_LOCALID"),
+    (SLURM | {"SLURM_NTASKS": "x"}, "SLURM_NTASKS"),
+    (SLURM | {"SLURM_PROCID": "a"}, "SLURM_PROCID"),
+    (SLURM | {"SLURM_LOCALID": "\x1b[31m"}, "SLURM_LOCALID"),
 ]
 
 
@@ -64,7 +47,7 @@ AT_ONCE = [
 def test_an_environment_that_cannot_be_is_one_line_at_once(tmp_path: Path, record_property: Record) -> None:
     longest_s = 0.0
     for environ, name in AT_ONCE:
-        code, err, seconds = run(tmp_path, environ)
+        code, err, seconds = run([*SSLX, *pretrain(tmp_path)], **environ)
         assert code == 64, (environ, err)
         is_one_line(err, f"expected {name} ")
         assert err.strip().isprintable()
@@ -76,16 +59,10 @@ def test_an_environment_that_cannot_be_is_one_line_at_once(tmp_path: Path, recor
 def test_a_current_folder_that_was_deleted_is_one_line(tmp_path: Path, record_property: Record) -> None:
     (tmp_path / "gone").mkdir()
     shell = ["bash", "-c", 'cd "$1" && rmdir "$1" && exec "${@:2}"', "bash", str(tmp_path / "gone")]
-    done = subprocess.run(
-        [*shell, *command(tmp_path)],
-        env=PLAIN | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == 64
-    is_one_line(done.stderr, "the current folder does not exist anymore")
+    path = os.pathsep.join(filter(None, sys.path))
+    code, err, _ = run([*shell, *SSLX, *pretrain(tmp_path)], PYTHONPATH=path)
+    assert code == 64
+    is_one_line(err, "the current folder does not exist anymore")
     record_property("figure", "exit code 64, one line")
 
 
@@ -103,7 +80,8 @@ def test_ranks_that_cannot_meet_are_one_line(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    came, err, seconds = run(tmp_path, {**PAIR, "MASTER_PORT": port, "SSLX_JOIN_S": "3", **changes})
+    environ = {**PAIR, "MASTER_PORT": port, "SSLX_JOIN_S": "3", **changes}
+    came, err, seconds = run([*SSLX, *pretrain(tmp_path)], **environ)
     assert came == code
     is_one_line(err, words)
     assert seconds < 100, "not after minutes"
@@ -115,7 +93,7 @@ def test_ranks_that_cannot_meet_are_one_line(
 def test_a_port_that_another_process_has_is_one_line(tmp_path: Path, record_property: Record) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, err, seconds = run(tmp_path, {**PAIR, "MASTER_PORT": str(port)})
+        code, err, seconds = run([*SSLX, *pretrain(tmp_path)], **{**PAIR, "MASTER_PORT": str(port)})
     assert code == 70
     is_one_line(err, f"expected port {port} (MASTER_PORT) of this machine to be free", "in use")
     record_property("figure", f"exit code 70 after {seconds:.1f} s")
@@ -130,19 +108,14 @@ CONTAINER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
 def test_launchers_of_the_same_pid_on_one_network_at_the_same_moment(tmp_path: Path, record_property: Record) -> None:
     """As in containers on the host's network, in which every launcher is process 1."""
-    launchers: list[subprocess.Popen[str]] = []
-    for number in range(6):
-        (tmp_path / str(number)).mkdir()
-        environ = PLAIN | {"OMP_NUM_THREADS": "1"}
-        argv = [*CONTAINER, *command(tmp_path / str(number), "--ranks", "2")]
-        launchers.append(
-            subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        )
+    folders = [tmp_path / str(number) for number in range(6)]
+    commands = [[*CONTAINER, *SSLX, *pretrain(folder, "--ranks", "2")] for folder in folders]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    launchers = [subprocess.Popen(argv, env=PLAIN | {"OMP_NUM_THREADS": "1"}, **pipes) for argv in commands]
     said = [launcher.communicate(timeout=400)[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0] * 6, said
     assert said == [""] * 6
-    for number in range(6):
-        assert [line["step"] for line in metrics(tmp_path / str(number) / "r")] == [1, 2]
+    assert [steps_of(folder) for folder in folders] == [[1, 2]] * 6
     record_property("figure", "6 launchers of 2 ranks, each process 1 of its namespace: all done")
 
 
@@ -154,61 +127,23 @@ def test_launchers_of_the_same_pid_on_one_network_at_the_same_moment(tmp_path: P
 def test_the_least_address_space_that_is_taken_is_enough(tmp_path: Path, backend: str, record_property: Record) -> None:
     """Below it OpenBLAS would try for ever to allocate its buffers, so a limit of less is refused before it loads."""
     least = limits.min_memory_bytes()
-    digits = command(tmp_path, "--source.name", "digits", "--data.backend", backend)
-    argv = ["bash", "-c", f'ulimit -v {least // 2**10} && exec "$@"', "bash", *digits]
-    done = subprocess.run(argv, env=PLAIN, capture_output=True, text=True, check=False, timeout=200)
-    assert (done.returncode, done.stderr) == (0, "")
+    digits = pretrain(tmp_path, "--source.name", "digits", "--data.backend", backend)
+    shell = ["bash", "-c", f'ulimit -v {least // 2**10} && exec "$@"', "bash"]
+    assert run([*shell, *SSLX, *digits])[:2] == (0, "")
     record_property("figure", f"ulimit -v {least / 2**30:.1f} GiB: exit code 0")
-
-
-# ``sslx pretrain`` of which a step does something of its own, before it is taken.
-IN_A_STEP = """
-import os, sys, time, torch
-from sslx import cli
-from sslx.train import pretrain as loop
-number, train_step = 0, loop.train_step
-def harmed(*given):
-    global number
-    number += 1
-    {harm}
-    return train_step(*given)
-loop.train_step = harmed
-sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
-"""
-
-
-def by_hand(folder: Path, harm: str, world_size: int, *flags: str) -> list[tuple[int, str]]:
-    """(exit code, stderr) of each rank."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    processes: list[subprocess.Popen[str]] = []
-    for rank in range(world_size):
-        argv = [sys.executable, "-c", IN_A_STEP.format(harm=harm), *command(folder, *flags)[4:]]
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_PORT": port}
-        ranks |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        processes.append(
-            subprocess.Popen(argv, env=PLAIN | ranks, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        )
-    try:
-        said = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, words) for process, words in zip(processes, said, strict=True)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_memory_that_ends_in_a_step_is_one_line(tmp_path: Path, world_size: int, record_property: Record) -> None:
     harm = f"if number == 5 and os.environ['RANK'] == '{world_size - 1}': raise MemoryError"
-    ranks = by_hand(tmp_path, harm, world_size, "--steps", "20", "--optim.lr", "0.01")
+    argv = pretrain(tmp_path, "--steps", "20", "--optim.lr", "0.01")
+    ranks = started_by_hand(world_size, *argv, code=IN_A_STEP.format(harm=harm))
     assert ranks[-1][0] == 64
     errors = [line for _, said in ranks for line in said.splitlines(keepends=True) if "rror" in line]
     is_one_line("".join(errors), "out of host memory")
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert status.state == "failed"
-    assert "memory" in status.reason
+    assert status_of(tmp_path).state == "failed"
+    assert "memory" in status_of(tmp_path).reason
     record_property("figure", f"{world_size} ranks: exit codes {[code for code, _ in ranks]}")
 
 
@@ -221,11 +156,10 @@ def test_the_rank_whose_step_or_loader_is_slow_is_named(tmp_path: Path, record_p
         ("step", "os.environ['RANK'] == '1' and time.sleep(0.5)"),
         ("loader", f"if number == 1 and os.environ['RANK'] == '1': exec({slow_loader!r}, globals())"),
     ):
-        folder = tmp_path / where
-        folder.mkdir()
-        flags = ["--steps", "24", "--optim.lr", "0.01", "--log.every", "4"]
-        assert [code for code, _ in by_hand(folder, harm, 2, *flags)] == [0, 0]
-        last = metrics(folder / "r")[-1]
+        argv = pretrain(tmp_path / where, "--steps", "24", "--optim.lr", "0.01", "--log.every", "4")
+        ranks = started_by_hand(2, *argv, code=IN_A_STEP.format(harm=harm))
+        assert [code for code, _ in ranks] == [0, 0]
+        last = metrics(tmp_path / where / "r")[-1]
         assert last["slowest_rank"] == 1
         assert last["slowest_rank_s"] > 0.45
         assert last["samples_per_s"] < 16 / 0.5
@@ -238,10 +172,9 @@ def test_the_rank_whose_step_or_loader_is_slow_is_named(tmp_path: Path, record_p
         )
 
 
-@pytest.mark.slow
-def test_a_name_of_300_characters_is_one_line(tmp_path: Path, record_property: Record) -> None:
+def test_a_name_of_300_characters_is_one_line(here: Run, record_property: Record) -> None:
     for name in ("x" * 300, "é" * 150, "."):
-        code, _, err = outside(tmp_path, "--name", name)
+        code, err = here("--name", name)
         assert code == 64
         is_one_line(err, "--name")
     record_property("figure", "exit code 64, one line")
@@ -251,9 +184,8 @@ def test_a_signal_in_the_very_first_moment_gives_no_traceback(tmp_path: Path, re
     """Before the first line of sslx the process is Python's own: it dies by the signal or ends as documented."""
     codes: set[int] = set()
     for moment in range(12):
-        process = subprocess.Popen(
-            command(tmp_path, "--name", str(moment)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        argv = [*SSLX, *pretrain(tmp_path, "--name", str(moment))]
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         time.sleep(0.02 * moment)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=100)

@@ -2,15 +2,16 @@
 
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
-from kit.processes import Record, ended, metrics, started, until
+from kit.checkpoints import equal
+from kit.processes import Record, children, ended, started, until
+from kit.runs import steps_of
 from sslx.runs import checkpoint, records
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
@@ -18,23 +19,17 @@ STEPS = ["--source.name", "digits", "--data.backend", "dali", "--data.threads", 
 """Real images through DALI."""
 
 
-def run_to_the_end(folder: Path, *flags: str) -> dict[str, torch.Tensor]:
+def run_to_the_end(folder: Path, *flags: str) -> Any:
     """The weights of a run that nobody disturbs."""
     with started(folder, *STEPS, *flags) as process:
         assert process.wait(600) == 0, (folder / "err").read_text()
     return checkpoint.load(folder / "r")["method"]
 
 
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
 def test_sigkill_at_random_moments(tmp_path: Path, record_property: Record):
     """50 starts are killed: a third while they start, the others while they train and save, which is every 5 steps."""
     flags = ["--steps", "3000", "--checkpoint.every", "5", "--checkpoint.keep", "2", "--log.every", "1"]
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    calm.mkdir()
-    killed.mkdir()
     truth = run_to_the_end(calm, *flags)
     moments, lost = random.Random(), list[int]()
     before = 0
@@ -47,13 +42,10 @@ def test_sigkill_at_random_moments(tmp_path: Path, record_property: Record):
                 time.sleep(moments.uniform(0, 6))
             process.kill()
             process.wait(60)
-        reached = last_step(killed)
-        with_saved = records.newest_step(killed / "r")
-        lost.append(max(0, reached - with_saved))
-        before = with_saved
+        before = records.newest_step(killed / "r")
+        lost.append(max(0, last_step(killed) - before))
     assert equal(run_to_the_end(killed, *flags, "--resume", "auto"), truth)
-    steps = [line["step"] for line in metrics(killed / "r")]
-    assert steps == list(range(1, 3001))
+    assert steps_of(killed) == list(range(1, 3001))
     assert max(lost) < 10  # a save each 5 steps, of which one may have been on its way
     record_property(
         "figure", f"50 kills; at most {max(lost)} steps lost, weights bit for bit those of an undisturbed run"
@@ -68,7 +60,7 @@ def last_step(folder: Path) -> int:
     return sum(line.endswith(b"\n") for line in lines)
 
 
-def until_training_again(folder: Path, process: subprocess.Popen[str], before: int) -> None:
+def until_training_again(folder: Path, process: Any, before: int) -> None:
     until(lambda: last_step(folder) > before or process.poll() is not None, "a step more")
 
 
@@ -85,7 +77,7 @@ def test_stopping_signals_at_random_moments(signals: list[str], tmp_path: Path, 
                 time.sleep(moments.uniform(0, 0.5))
             else:
                 time.sleep(moments.uniform(0.3, 5))  # before that, Python itself has no handlers yet
-            ranks = [int(pid) for pid in children_of(process.pid)]
+            ranks = children(process.pid)
             sent = time.monotonic()
             for name in signals:
                 process.send_signal(getattr(signal, name))
@@ -94,7 +86,7 @@ def test_stopping_signals_at_random_moments(signals: list[str], tmp_path: Path, 
             waits.append(time.monotonic() - sent)
         until(lambda ranks=ranks: all(map(ended, ranks)), "no rank left", 30)
         assert "Traceback" not in (tmp_path / "err").read_text()
-        steps = [line["step"] for line in metrics(tmp_path / "r")] if (tmp_path / "r/metrics.jsonl").exists() else []
+        steps = steps_of(tmp_path) if (tmp_path / "r/metrics.jsonl").exists() else []
         assert steps == list(range(1, len(steps) + 1))
         status = records.read_status(tmp_path / "r")
         assert status is None or status.step == records.newest_step(tmp_path / "r") == len(steps)
@@ -103,8 +95,3 @@ def test_stopping_signals_at_random_moments(signals: list[str], tmp_path: Path, 
     record_property(
         "figure", f"exit code {expected} of 12; from signal to end {sorted(waits)[6]:.1f} s, at most {max(waits):.1f} s"
     )
-
-
-def children_of(pid: int) -> list[str]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return found.stdout.split()

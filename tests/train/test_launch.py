@@ -1,33 +1,25 @@
 """``sslx pretrain`` from outside: exit codes, the one line of an error, and what a run leaves behind."""
 
-import os
-import subprocess
-import sys
+import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from kit.processes import TINY, is_one_line, metrics, outside
-from sslx import cli
-from sslx.runs import checkpoint, records
+from kit.processes import is_one_line, metrics, outside, started_by_hand
+from kit.runs import Run, status_of, steps_of
+from kit.sources import noise
+from sslx.runs import checkpoint
 from sslx.trained import load
 
-Run = Callable[..., tuple[int, str]]
 
-
-def images(folder: Path, good: int, bad: int) -> Path:
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 255, (good, 24, 24, 3), dtype=np.uint8)
-    for i in range(good):
-        Image.fromarray(pixels[i]).save(folder / f"{i:03}.png")
+def images(folder: Path, good: int, bad: int) -> list[str]:
+    """The flags of a folder with readable and unreadable images."""
+    noise(folder, good, 24)
     for i in range(bad):
         (folder / f"bad{i:03}.png").write_bytes(b"no image")
-    return folder
+    return ["--source.name", "folder", "--source.root", str(folder)]
 
 
 # ---------------------------------------------------------------- one rank, what it leaves
@@ -35,15 +27,13 @@ def images(folder: Path, good: int, bad: int) -> Path:
 
 def test_a_run_leaves_its_files(here: Run, tmp_path: Path):
     assert here() == (0, "")
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
+    status = status_of(tmp_path)
     assert (status.state, status.step, status.reason) == ("done", 2, "")
-    assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
+    assert steps_of(tmp_path) == [1, 2]
     assert {"loss", "lr", "epoch", "samples_per_s", "data_wait"} <= metrics(tmp_path / "r")[0].keys()
     assert checkpoint.load(tmp_path / "r")["step"] == 2
-    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
-        "checkpoints", "config.json", "metrics.jsonl", "run_id", "status.json",
-    ]  # fmt: skip
+    files = "checkpoints config.json metrics.jsonl run_id status.json".split()
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == files
 
 
 def test_an_existing_run_is_not_overwritten_and_one_of_another_config_not_resumed(here: Run, tmp_path: Path):
@@ -72,6 +62,7 @@ def test_an_existing_run_is_not_overwritten_and_one_of_another_config_not_resume
         ("--source.name cifar10 --source.root {tmp}", 66, ["cifar10 not found under {tmp}", "--source.root"]),
         ("--encoder.name resnet999", 64, ["'resnet999' is not a timm model", "did you mean resnet"]),
         ("--encoder.weights {tmp}/no.pt", 66, ["--encoder.weights {tmp}/no.pt does not exist"]),
+        ("--batch-size 1", 64, ["negatives", "2 samples", "got a batch of 1"]),
         ("--batch-size 15 --num-micro-batches 2", 64, ["15 must be divisible", "--batch-size 14"]),
         ("--batch-size 100", 64, ["batch size 100 is more than the 64 images", "--batch-size 64"]),
         ("--device cuda", 64, ["none is visible", "--device cpu"]),
@@ -90,73 +81,15 @@ def test_a_mistake_is_one_line_and_a_code(here: Run, tmp_path: Path, flags: str,
     assert not (tmp_path / "r").exists()  # nothing is claimed for a run that cannot start
 
 
-def test_a_batch_of_one_is_refused_before_a_run_folder_is_made(here: Run, tmp_path: Path):
-    code, err = here("--batch-size", "1")
-    assert code == 64
-    is_one_line(err, "negatives", "2 samples", "got a batch of 1")
-    assert not (tmp_path / "r").exists()
-
-
-def test_a_loss_that_is_no_number_ends_the_run(here: Run, tmp_path: Path):
-    code, err = here("--optim.name", "sgd", "--optim.lr", "1e30", "--optim.warmup", "0", "--steps", "9")
-    assert code == 76
-    is_one_line(err, "the loss is nan", "lower --optim.lr")
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, "loss is nan" in status.reason) == ("failed", True)
-    assert not (tmp_path / "r" / "checkpoints").exists()  # nothing of it is worth going on from
-
-
-def test_unreadable_images_are_replaced_up_to_the_share_allowed(
-    here: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
-    root = images(tmp_path / "images", good=28, bad=4)
-    folder = ["--source.name", "folder", "--source.root", root, "--data.backend", "torchvision", "--data.threads", "0"]
+def test_unreadable_images_are_replaced_up_to_the_share_allowed(here: Run, tmp_path: Path):
+    folder = [*images(tmp_path / "images", good=28, bad=4), "--data.backend", "torchvision", "--data.threads", "0"]
     code, err = here(*folder, "--steps", "4")
     assert code == 65
     is_one_line(err, "of 32 images are unreadable", "--data.max-bad", "/bad00")
-    cli.main(["pretrain", *TINY, "--runs", str(tmp_path), "--name", "s", *map(str, folder), "--data.max-bad", "0.2"])
-    told = capfd.readouterr().out
-    assert told.count("unreadable image") == 4  # 2 epochs of 2 steps: each of the four once
-    status = records.read_status(tmp_path / "s")
-    assert status is not None
-    assert status.state == "done"
-
-
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    here: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
-    assert here("--checkpoint.every", "1")[0] == 0
-    newest = tmp_path / "r" / "checkpoints" / "step_2" / "optimizer.pt"
-    newest.write_bytes(newest.read_bytes()[:1000])
-    code = cli.main(["pretrain", *TINY, "--runs", str(tmp_path), "--name", "r", "--resume", "auto"])
-    said = capfd.readouterr().out
-    assert code == 0
-    assert "checkpoint step_2 is damaged (optimizer.pt: 1000 bytes instead of" in said
-    assert "using step_1" in said
-    assert "resumed" in said
-    assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
-    for state in (tmp_path / "r").glob("checkpoints/*/method.pt"):
-        state.write_bytes(state.read_bytes()[:-1])
-    code, err = here("--resume", "auto")
-    assert code == 65
-    is_one_line(err, "no good checkpoint", "step_1", "step_2")
-
-
-def test_resuming_gives_the_weights_of_an_unbroken_run(here: Run, tmp_path: Path):
-    """Two steps, as a kill would leave them, and two more are bit for bit four."""
-    four = ["--steps", "4", "--checkpoint.every", "2", "--data.backend", "auto", "--data.threads", "1"]
-    assert here(*four, "--name", "whole")[0] == 0
-    assert here(*four, "--name", "broken")[0] == 0
-    folder = tmp_path / "broken"
-    for path in (folder / "checkpoints" / "step_4").iterdir():
-        path.unlink()
-    (folder / "checkpoints" / "step_4").rmdir()
-    assert here(*four, "--name", "broken", "--resume", "auto")[0] == 0
-    whole, broken = (checkpoint.load(tmp_path / name)["method"] for name in ("whole", "broken"))
-    assert all(torch.equal(whole[key], broken[key]) for key in whole)
-    pick = [(line["step"], line["loss"]) for line in metrics(tmp_path / "whole")]
-    assert pick == [(line["step"], line["loss"]) for line in metrics(folder)]
+    shutil.rmtree(tmp_path / "r")
+    assert here(*folder, "--data.max-bad", "0.2")[0] == 0
+    assert here.out.count("unreadable image") == 4  # 2 epochs of 2 steps: each of the four once
+    assert status_of(tmp_path).state == "done"
 
 
 def test_an_encoder_trained_small_is_probed_large(here: Run, tmp_path: Path):
@@ -173,9 +106,7 @@ def test_a_log_that_cannot_be_written_is_one_line(here: Run, tmp_path: Path):
     code, err = here()
     assert code == 74
     is_one_line(err, "cannot write", "metrics.jsonl")
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert status.state == "failed"
+    assert status_of(tmp_path).state == "failed"
 
 
 # ---------------------------------------------------------------- two ranks
@@ -189,10 +120,8 @@ def test_two_ranks_say_everything_once(tmp_path: Path):
     assert len(set(lines)) == len(lines)
     assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/2", "2/2"]
     assert "2 x cpu" in out
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.step) == ("done", 2)
-    assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
+    assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 2)
+    assert steps_of(tmp_path) == [1, 2]
 
 
 @pytest.mark.slow
@@ -216,24 +145,17 @@ def test_a_mistake_on_two_ranks_is_one_line_too(here: Run, tmp_path: Path, flags
 
 
 @pytest.mark.slow
-def test_a_wrong_flag_on_two_ranks_is_explained_once(tmp_path: Path):
-    argv = [sys.executable, "-m", "sslx", "pretrain", "--stesp", "3"]
-    environ = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
-    ranks = [
-        subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=os.environ | environ | {"RANK": r})
-        for r in ("0", "1")
-    ]
-    said = [rank.communicate(timeout=60)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [64, 64]
-    assert "--steps" in said[0]
-    assert said[1] == ""
+def test_a_wrong_flag_on_two_ranks_is_explained_once():
+    (code, said), other = started_by_hand(2, "pretrain", "--stesp", "3")
+    assert code == 64
+    assert "--steps" in said
+    assert other == (64, "")
 
 
 @pytest.mark.slow
 def test_the_rank_that_meets_unreadable_images_names_them_and_all_end(tmp_path: Path):
-    root = images(tmp_path / "images", good=20, bad=20)
-    flags = ["--ranks", "2", "--source.name", "folder", "--source.root", root, "--data.backend", "auto"]
-    code, _, err = outside(tmp_path, *flags)
+    flags = images(tmp_path / "images", good=20, bad=20)
+    code, _, err = outside(tmp_path, "--ranks", "2", *flags, "--data.backend", "auto")
     assert code == 65
     lines = err.splitlines()
     assert 1 <= len(lines) <= 2  # both ranks may meet some of their own
@@ -241,10 +163,7 @@ def test_the_rank_that_meets_unreadable_images_names_them_and_all_end(tmp_path: 
         assert line.startswith("error: ")
         assert "--data.max-bad" in line
         assert "/bad0" in line
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert status.state == "failed"
-    assert "unreadable" in status.reason
+    assert (status_of(tmp_path).state, "unreadable" in status_of(tmp_path).reason) == ("failed", True)
 
 
 # ---------------------------------------------------------------- GPU
@@ -256,6 +175,4 @@ def test_out_of_gpu_memory_is_one_line(here: Run, tmp_path: Path):
     code, err = here(*huge.split(), "--source.num-samples", "4096", "--batch-size", "4096", "--compile", "off")
     assert code == 64
     is_one_line(err, "out of GPU memory", "--batch-size", "--num-micro-batches")
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert status.state == "failed"
+    assert status_of(tmp_path).state == "failed"

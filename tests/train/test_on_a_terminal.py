@@ -6,23 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from kit.processes import LONG, TINY, metrics
+from kit.processes import LONG, pretrain
+from kit.runs import Run, status_of, steps_of
 from kit.screen import Terminal, sslx_on_a_terminal
 from sslx import cli
-from sslx.runs import records
 
 ANSWER_S = 5.0
 """In which Ctrl-C is answered, with room for a loaded machine."""
 
 
-def pretrain(folder: Path, *flags: str) -> list[str]:
-    return ["pretrain", *TINY, "--runs", str(folder), "--name", "r", "--log.every", "1000", *flags]
-
-
-def status_of(folder: Path) -> records.Status:
-    status = records.read_status(folder / "r")
-    assert status is not None
-    return status
+RARELY = ["--log.every", "1000"]
 
 
 def bars(terminal: Terminal) -> list[str]:
@@ -37,8 +30,8 @@ def moves(sent: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path, ranks: int):
-    steps = ["--steps", "150", "--checkpoint.every", "0", "--optim.lr", "0.01", "--ranks", str(ranks)]
-    with sslx_on_a_terminal(*pretrain(tmp_path, *steps, "--batch-size", "64", "--num-micro-batches", "4")) as terminal:
+    flags = "--steps 150 --checkpoint.every 0 --optim.lr 0.01 --batch-size 64 --num-micro-batches 4".split()
+    with sslx_on_a_terminal(*pretrain(tmp_path, *RARELY, *flags, "--ranks", str(ranks))) as terminal:
         terminal.until(lambda sent: "starting ..." in sent, "the first word")
         terminal.until(moves, "two steps")
         assert re.search(r"ETA +\d+:\d\d", terminal.sent)
@@ -60,7 +53,7 @@ def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path,
         assert terminal.wait() == 0
     assert re.sub(r"\s", "", f"resumed {tmp_path / 'r'} at step {status.step}") in re.sub(r"\s", "", terminal.sent)
     assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 150)
-    assert metrics(tmp_path / "r")[-1]["step"] == 150
+    assert steps_of(tmp_path)[-1] == 150
 
 
 @pytest.mark.slow
@@ -68,14 +61,14 @@ def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path,
 def test_a_second_ctrl_c_in_a_long_step_ends_it_with_words_and_a_visible_cursor(tmp_path: Path, ranks: int):
     """A step of a minute, none of which is done."""
     endless = "--source.num-samples 4096 --batch-size 4096 --num-micro-batches 1024 --steps 1".split()
-    with sslx_on_a_terminal(*pretrain(tmp_path, *endless, "--ranks", str(ranks))) as terminal:
+    with sslx_on_a_terminal(*pretrain(tmp_path, *RARELY, *endless, "--ranks", str(ranks))) as terminal:
         terminal.until(lambda sent: "first step ... 0:02" in sent, "the first step")
         terminal.press_ctrl_c()
         terminal.until(lambda sent: "press Ctrl-C again to end now" in sent, "the answer", ANSWER_S)
         terminal.until(lambda sent: "first step ... 0:05" in sent, "the same step, more than a second later")
         terminal.press_ctrl_c()
-        assert terminal.wait() == 130
-    assert "\x1b[?25" not in terminal.sent
+        assert terminal.wait(10) == 130
+    assert not any(control in terminal.sent for control in ("\x1b[?25", "Traceback", "step 1/1"))
     lines = [line for line in terminal.lines if line]
     assert lines[-3] == "stopped by Ctrl-C before the first checkpoint: nothing is saved"
     assert lines[-1] == f"  sslx resume {tmp_path}/r"
@@ -85,29 +78,27 @@ def test_a_second_ctrl_c_in_a_long_step_ends_it_with_words_and_a_visible_cursor(
 
 @pytest.mark.slow
 def test_a_display_is_killed_without_a_trace(tmp_path: Path):
-    with sslx_on_a_terminal(*pretrain(tmp_path, *LONG)) as terminal:
+    with sslx_on_a_terminal(*pretrain(tmp_path, *RARELY, *LONG)) as terminal:
         terminal.until(moves, "two steps")
     assert "\x1b[?25" not in terminal.sent
     assert terminal.lines[-1] == "", "a prompt gets a line of its own"
 
 
-def test_a_finished_run_says_what_comes_next_and_a_second_start_that_it_is_finished(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
-    argv = ["pretrain", *TINY, "--runs", str(tmp_path), "--name", "r"]
-    assert cli.main(argv) == 0
+def test_a_finished_run_says_what_comes_next_and_a_second_start_that_it_is_finished(here: Run, tmp_path: Path):
+    assert here()[0] == 0
     run = tmp_path / "r"
-    done, *commands = capfd.readouterr().out.splitlines()[-4:]
+    done, *commands = here.out.splitlines()[-4:]
     assert done == f"done: 2 steps; run folder: {run}; checkpoint: {run}/checkpoints/step_2"
     assert commands == ["next:", f"  sslx probe {run}", f"  sslx plot {run}"]
     before = (run / "metrics.jsonl").read_bytes()
-    assert cli.main([*argv, "--resume", "auto"]) == 0
-    finished, _, command = capfd.readouterr().out.splitlines()[-3:]
+    assert here("--resume", "auto")[0] == 0
+    finished, _, command = here.out.splitlines()[-3:]
     assert finished == f"{run} has already finished (2 steps): there is nothing to do"
     assert command == f"  sslx pretrain {run}/config.json --name NAME --encoder.weights {run}"
     assert (run / "metrics.jsonl").read_bytes() == before
     assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 2)
-    assert cli.main([*argv, "--resume", "auto", "--steps", "3"]) == 64
-    assert f"another --name with --encoder.weights {run}, to train longer" in capfd.readouterr().err
+    code, err = here("--resume", "auto", "--steps", "3")
+    assert code == 64
+    assert f"another --name with --encoder.weights {run}, to train longer" in err
     assert cli.main(shlex.split(command.replace("NAME", "longer"))[1:]) == 0, "as it says"
     assert (tmp_path / "longer" / "checkpoints" / "step_2").exists()

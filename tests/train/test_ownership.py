@@ -3,66 +3,50 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kit.processes import LONG, TINY, Record, is_one_line, metrics, started, until, until_training
-from sslx.runs import checkpoint, records
+from kit.processes import LONG, Record, is_one_line, outside, said, started, until, until_training
+from kit.runs import Run, status_of, steps_of
+from sslx import cli
+from sslx.runs import checkpoint
 
 pytestmark = pytest.mark.slow
-Run = Callable[..., tuple[int, str]]
-
-
-@contextmanager
-def another(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """A run of runs/r in processes of its own, whose stderr is read from its pipe."""
-    argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, "--runs", str(folder), "--name", "r", *flags]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(argv, text=True, env=environ, **pipes) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+ENDLESS = [*LONG, "--optim.lr", "0.01"]
 
 
 def test_a_run_that_goes_on_is_not_touched_and_a_killed_one_is_resumed_at_once(here: Run, tmp_path: Path) -> None:
-    with started(tmp_path, *LONG, "--optim.lr", "0.01") as process:
+    with started(tmp_path, *ENDLESS) as process:
         until_training(tmp_path, process)
         for resume in ("no", "auto"):
-            code, err = here(*LONG, "--optim.lr", "0.01", "--resume", resume)
+            code, err = here(*ENDLESS, "--resume", resume)
             assert code == 64
             is_one_line(err, f"run folder {tmp_path / 'r'} is in use by process {process.pid} on ", "let it end")
         assert process.poll() is None
         process.kill()
         process.wait()
-    steps = len(metrics(tmp_path / "r"))
+    steps = len(steps_of(tmp_path))
     assert steps >= 2
     assert (tmp_path / "r" / "owner.json").exists()
-    code, err = here(*LONG, "--optim.lr", "0.01", "--resume", "auto", "--steps", str(steps + 3))
+    code, err = here(*ENDLESS, "--resume", "auto", "--steps", str(steps + 3))
     assert (code, "--steps" in err) == (64, True)  # another config; the claim was had, and given back
     assert not (tmp_path / "r" / "owner.json").exists()
 
 
 @pytest.mark.parametrize("ranks", ["1", "2"])
 def test_resume_of_a_run_that_goes_on_ends_with_one_line(tmp_path: Path, ranks: str) -> None:
-    flags = [*LONG, "--ranks", ranks, "--optim.lr", "0.01", "--resume", "auto"]
+    flags = [*ENDLESS, "--ranks", ranks, "--resume", "auto"]
     with started(tmp_path, *flags) as process:
         until_training(tmp_path, process)
-        with another(tmp_path, *flags) as second:
-            assert second.stderr is not None
-            is_one_line(second.stderr.read(), "is in use by process ", "let it end")
-            assert second.wait(100) == 64
+        code, _, err = outside(tmp_path / "second", *flags, "--runs", tmp_path)
+        assert code == 64
+        is_one_line(err, "is in use by process ", "let it end")
         process.send_signal(signal.SIGTERM)
         assert process.wait(100) == 75
     assert "error" not in (tmp_path / "err").read_text()
-    lines = [line["step"] for line in metrics(tmp_path / "r")]
-    assert lines == list(range(1, len(lines) + 1))
+    steps = steps_of(tmp_path)
+    assert steps == list(range(1, len(steps) + 1))
 
 
 @pytest.mark.parametrize("resume", ["no", "auto"])
@@ -71,32 +55,26 @@ def test_of_two_runs_that_start_at_once_exactly_one_goes_on(
 ) -> None:
     flags = ["--steps", "40", "--checkpoint.every", "1", "--optim.lr", "0.01", "--resume", resume]
     for number in range(3):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        with another(folder, *flags) as first, another(folder, *flags) as second:
-            assert first.stderr is not None
-            assert second.stderr is not None
-            said = sorted([first.stderr.read(), second.stderr.read()])
+        folder, other = tmp_path / str(number), tmp_path / f"{number}b"
+        with started(folder, *flags) as first, started(other, *flags, "--runs", folder) as second:
             codes = sorted([first.wait(100), second.wait(100)])
-        assert said[0] == ""
+        errors = said(folder) + said(other)
         if codes == [0, 0]:  # the second came when the first had ended
             assert resume == "auto"
-            assert said[1] == ""
+            assert errors == ""
         else:
             assert codes == [0, 64]
-            is_one_line(said[1], str(folder / "r"))
-        assert [line["step"] for line in metrics(folder / "r")] == list(range(1, 41))
+            is_one_line(errors, str(folder / "r"))
+        assert steps_of(folder) == list(range(1, 41))
         assert checkpoint.load(folder / "r")["step"] == 40
-        status = records.read_status(folder / "r")
-        assert status is not None
-        assert status.state == "done"
+        assert status_of(folder).state == "done"
         assert not list((folder / "r").glob("*owner*"))
     record_property("figure", f"--resume {resume}: 3 of 3 times one run alone, 40 lines in order")
 
 
 @pytest.mark.parametrize("ranks", ["1", "2"])
 def test_a_folder_deleted_in_mid_run_ends_the_run_and_stays_deleted(tmp_path: Path, ranks: str) -> None:
-    with started(tmp_path, "--ranks", ranks, *LONG, "--optim.lr", "0.01") as process:
+    with started(tmp_path, "--ranks", ranks, *ENDLESS) as process:
         until_training(tmp_path, process)
         (tmp_path / "r").rename(tmp_path / "gone")  # at once, which the deletion of many files is not
         shutil.rmtree(tmp_path / "gone")
@@ -110,7 +88,7 @@ def test_a_folder_deleted_in_mid_run_ends_the_run_and_stays_deleted(tmp_path: Pa
 
 def test_a_run_whose_folder_another_one_has_by_now_ends_without_a_word_in_it(tmp_path: Path) -> None:
     """As where a machine was silent for so long that its run was taken for dead."""
-    with started(tmp_path, *LONG, "--optim.lr", "0.01") as process:
+    with started(tmp_path, *ENDLESS) as process:
         until_training(tmp_path, process)
         os.kill(process.pid, signal.SIGSTOP)
         taken = (tmp_path / "r" / "owner.json").read_text().replace('"token": "', '"token": "f')
@@ -123,9 +101,7 @@ def test_a_run_whose_folder_another_one_has_by_now_ends_without_a_word_in_it(tmp
 
 
 def test_jobs_tells_a_killed_run_from_one_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sslx import cli
-
-    with started(tmp_path, *LONG, "--optim.lr", "0.01") as process:
+    with started(tmp_path, *ENDLESS) as process:
         until_training(tmp_path, process)
         assert cli.main(["jobs", str(tmp_path)]) == 0
         assert " running " in capsys.readouterr().out

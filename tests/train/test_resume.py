@@ -1,25 +1,24 @@
 """A run that is stopped and resumed, also twice, also on another world size, is the run that was not."""
 
-import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from kit.checkpoints import equal, same_training
+from kit.full_batch import RunOnRanks
+from kit.runs import losses, status_of
 from sslx import distributed
 from sslx.config import load
-from sslx.runs import checkpoint, records
+from sslx.runs import checkpoint
 from sslx.train.pretrain import Position, pretrain
 
-FLAGS = [
-    "--source.name", "synthetic", "--source.num-samples", "60", "--data.size", "8", "--data.threads", "1",
-    "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "16", "16",
-    "--method.hidden-dim", "16", "--method.projection-dim", "8", "--batch-size", "12", "--epochs", "2",
-    "--augment.min-scale", "0.3", "--optim.name", "sgd", "--optim.lr", "0.05", "--log.every", "1",
-    "--online.every", "0", "--resume", "auto", "--name", "run",
-]  # fmt: skip
+FLAGS = (
+    "--source.name synthetic --source.num-samples 60 --data.size 8 --data.threads 1 --encoder.layers 1 1 1 1 "
+    "--encoder.channels 8 8 16 16 --method.hidden-dim 16 --method.projection-dim 8 --batch-size 12 --epochs 2 "
+    "--augment.min-scale 0.3 --optim.name sgd --optim.lr 0.05 --log.every 1 --online.every 0 --resume auto --name r"
+).split()
 STEPS = 10  # two epochs of five
 
 
@@ -48,15 +47,6 @@ def run(folder: str, stop_at: int, flags: list[str]) -> int:
     return position.step
 
 
-def final(folder: Path) -> dict[str, Any]:
-    return checkpoint.load(folder / "run" / "checkpoints" / f"step_{STEPS}")
-
-
-def losses(folder: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
-
-
 @pytest.mark.parametrize(
     ("world_size", "backend", "more"),
     [
@@ -68,7 +58,9 @@ def losses(folder: Path) -> dict[int, float]:
         pytest.param(2, "dali", ["--deterministic", "--method.name", "byol"], marks=pytest.mark.slow),
     ],
 )
-def test_resumed_twice_is_bit_identical(ranks, tmp_path: Path, world_size: int, backend: str, more: list[str]) -> None:
+def test_resumed_twice_is_bit_identical(
+    ranks: RunOnRanks, tmp_path: Path, world_size: int, backend: str, more: list[str]
+) -> None:
     flags = ["--data.backend", backend, "--precision", "fp32", *more]
     flags += ["--data.threads", "0"] if backend == "torchvision" else []
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -76,44 +68,32 @@ def test_resumed_twice_is_bit_identical(ranks, tmp_path: Path, world_size: int, 
     reached = [ranks(world_size, run, str(parts), stop, flags)[0] for stop in (2, 6, 99)]
     assert reached[0] < reached[1] < reached[2] == STEPS
     assert reached[0] % 5, "the first stop must be within an epoch"
-    a, b = final(whole), final(parts)
-    for part in ("method", "optimizer", "loader"):
-        assert _equal(a[part], b[part]), part
-    assert losses(whole) == losses(parts)
-    assert len(losses(parts)) == STEPS
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert same_training(whole / "r", parts / "r")
+    assert losses(parts / "r") == losses(whole / "r")
+    assert len(losses(parts / "r")) == STEPS
 
 
 @pytest.mark.slow
-def test_resumed_on_another_world_size_sees_the_samples_that_were_left(ranks, tmp_path: Path) -> None:
+def test_resumed_on_another_world_size_sees_the_samples_that_were_left(ranks: RunOnRanks, tmp_path: Path) -> None:
     """In fp64 with sync BN the weights depend on the samples alone: any other sample would show."""
     flags = ["--precision", "fp64", "--batch-norm", "sync"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     ranks(1, run, str(whole), 99, flags)
     for world_size, stop in ((2, 2), (1, 4), (3, 99)):
         ranks(world_size, run, str(parts), stop, flags)
-    a, b = final(whole)["method"], final(parts)["method"]
+    a, b = (checkpoint.load(folder / "r")["method"] for folder in (whole, parts))
     for name in a:
         torch.testing.assert_close(b[name], a[name], rtol=1e-8, atol=1e-10)
 
 
-def test_another_seed_is_another_run(ranks, tmp_path: Path) -> None:
+def test_another_seed_is_another_run(ranks: RunOnRanks, tmp_path: Path) -> None:
     """The comparison can fail."""
     for name, seed in (("a", "0"), ("b", "1")):
         ranks(1, run, str(tmp_path / name), 99, ["--seed", seed])
-    assert not _equal(final(tmp_path / "a")["method"], final(tmp_path / "b")["method"])
+    assert not equal(*(checkpoint.load(tmp_path / name / "r")["method"] for name in ("a", "b")))
 
 
-def test_status_is_left_by_the_launcher_only(ranks, tmp_path: Path) -> None:
+def test_status_is_left_by_the_launcher_only(ranks: RunOnRanks, tmp_path: Path) -> None:
     """The loop itself says "running"; how it ended is for whoever started it to say."""
     ranks(1, run, str(tmp_path), 2, [])
-    status = records.read_status(tmp_path / "run")
-    assert status is not None
-    assert status.state == "running"
+    assert status_of(tmp_path).state == "running"

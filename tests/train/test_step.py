@@ -2,13 +2,15 @@
 
 import copy
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from kit import tiny
+from kit.full_batch import RunOnRanks
 from sslx import data, distributed, encoders, optim, parallel, rng
 from sslx.config import load
 from sslx.data import sources
@@ -19,12 +21,13 @@ from sslx.machine import memory
 from sslx.methods.base import Embedded, Method
 from sslx.train.step import cached_step, train_step
 
-FLAGS = [
-    "--source.name", "synthetic", "--source.num-samples", "32", "--data.size", "8", "--batch-size", "8",
-    "--encoder.layers", "1", "1", "1", "1", "--encoder.channels", "8", "8", "8", "8",
-    "--method.hidden-dim", "8", "--method.projection-dim", "8", "--data.backend", "torchvision", "--data.threads", "0",
-]  # fmt: skip
+FLAGS = (
+    "--source.name synthetic --source.num-samples 32 --data.size 8 --batch-size 8 --encoder.layers 1 1 1 1 "
+    "--encoder.channels 8 8 8 8 --method.hidden-dim 8 --method.projection-dim 8 --data.backend torchvision "
+    "--data.threads 0"
+).split()
 FROZEN = ["--optim.name", "sgd", "--optim.lr", "1e-30"]
+both_steps = pytest.mark.parametrize("run", [train_step, cached_step])
 
 
 def build(flags: list[str], dtype: torch.dtype) -> tuple[Method, torch.optim.Optimizer, list[Batch]]:
@@ -43,41 +46,40 @@ def build(flags: list[str], dtype: torch.dtype) -> tuple[Method, torch.optim.Opt
     return method, optim.build(settings.optim, method), [next(loader) for _ in range(2)]
 
 
+@both_steps
 @pytest.mark.parametrize("clip", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
-def test_nothing_waits_for_the_device(name: str, clip: float, no_host_sync: AbstractContextManager[object]) -> None:
+def test_nothing_waits_for_the_device(
+    name: str, clip: float, run: Any, no_host_sync: AbstractContextManager[object]
+) -> None:
     method, optimizer, batches = build(["--optim.name", name], torch.float32)
     before = [p.detach().clone() for p in method.parameters()]
-    train_step(method, batches[:1], optimizer, 0.0, torch.bfloat16)  # makes the optimizer's state
+    run(method, batches, optimizer, 0.0, torch.bfloat16)  # makes the optimizer's state
     with no_host_sync:
-        metrics = train_step(method, batches[1:], optimizer, 0.0, torch.bfloat16, clip)
+        metrics = run(method, batches, optimizer, 0.0, torch.bfloat16, clip)
     assert metrics["loss"].dtype == torch.float32, "losses are in fp32, also under autocast"
     assert metrics["loss"].isfinite()
     changed = [not torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True)]
     assert all(changed)
 
 
-@pytest.mark.parametrize("step", [train_step, cached_step])
-def test_freed_memory_is_kept_from_the_first_step_on(step: Callable[..., object]) -> None:
+@both_steps
+def test_freed_memory_is_kept_from_the_first_step_on(run: Any) -> None:
     memory.reuse_freed.cache_clear()
     method, optimizer, batches = build(FROZEN, torch.float32)
     for calls in (1, 1):
-        step(method, batches, optimizer, 0.0, None)
+        run(method, batches, optimizer, 0.0, None)
         assert memory.reuse_freed.cache_info().misses == calls
 
 
 def test_accumulated_gradients_are_the_mean_of_the_micro_batches() -> None:
-    method, optimizer, batches = build(["--optim.name", "sgd", "--optim.lr", "1e-30"], torch.float64)
-    both = train_step(method, batches, optimizer, 0.0, None)
-    found = [p.grad.clone() for p in method.parameters() if p.grad is not None]
-    single: list[list[torch.Tensor]] = []
-    losses: list[torch.Tensor] = []
-    for batch in batches:
-        losses.append(train_step(method, [batch], optimizer, 0.0, None)["loss"])
-        single.append([p.grad.clone() for p in method.parameters() if p.grad is not None])
-    torch.testing.assert_close(both["loss"], torch.stack(losses).mean())
-    for mine, first, second in zip(found, *single, strict=True):
-        torch.testing.assert_close(mine, (first + second) / 2, rtol=1e-9, atol=1e-12)
+    method, optimizer, batches = build(FROZEN, torch.float64)
+    losses, taken = list[torch.Tensor](), list[torch.Tensor]()
+    for micro_batches in (batches, batches[:1], batches[1:]):
+        losses.append(train_step(method, micro_batches, optimizer, 0.0, None)["loss"])
+        taken.append(gradients(method))
+    torch.testing.assert_close(losses[0], (losses[1] + losses[2]) / 2)
+    torch.testing.assert_close(taken[0], (taken[1] + taken[2]) / 2, rtol=1e-9, atol=1e-12)
 
 
 def whole(batches: list[Batch]) -> Batch:
@@ -131,8 +133,8 @@ def norm_of(numbers: torch.Tensor) -> float:
     return math.sqrt(math.fsum(number**2 for number in numbers.tolist()))
 
 
+@both_steps
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
-@pytest.mark.parametrize("run", [train_step, cached_step])
 def test_the_gradient_of_all_micro_batches_is_clipped_before_the_update(name: str, run: Any) -> None:
     """As a gradient that is clipped by hand, for the same optimizer; its norm before that is a metric."""
     flags = ["--optim.name", name, "--optim.momentum", "0.5", "--optim.weight-decay", "0.1"]
@@ -152,7 +154,7 @@ def test_the_gradient_of_all_micro_batches_is_clipped_before_the_update(name: st
             torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("run", [train_step, cached_step])
+@both_steps
 def test_a_limit_that_is_not_reached_and_none_give_the_same_bits(run: Any) -> None:
     weights = list[list[torch.Tensor]]()
     for clip in (0.0, 1e6):
@@ -162,62 +164,36 @@ def test_a_limit_that_is_not_reached_and_none_give_the_same_bits(run: Any) -> No
     assert all(map(torch.equal, *weights))
 
 
-def clipped_on_this_rank(planted: bool) -> tuple[torch.Tensor, float]:
-    """The clipped gradient of two batches of 8, of which this rank has its share, and the norm before.
+def on_this_rank(*, cached: bool = False, clip: float = 0.0, planted: bool = False) -> tuple[torch.Tensor, float]:
+    """The gradient after a step on this rank's share of two batches of 8, and its norm before it was clipped.
 
     planted: each rank clips its own gradient, before they are averaged.
     """
     method, optimizer, batches = build(FROZEN, torch.float64)
     group_norm(method)
-    size, rank = 16 // distributed.world_size(), distributed.rank()
-    own = slice(rank * size, (rank + 1) * size)
-    everything = whole(batches)
-    share = Batch(tuple(view[own] for view in everything.views), None, everything.index[own])
-    if not planted:
-        model = parallel.wrap(method, device=torch.device("cpu"))
-        metrics = train_step(model, [share], optimizer, 0.0, None, 0.05)
-        return gradients(method), metrics["grad_norm"].item()
-    metrics = train_step(method, [share], optimizer, 0.0, None, 0.05)
-    return distributed.mean_over_ranks(gradients(method)), metrics["grad_norm"].item()
+    size, rank = 8 // distributed.world_size(), distributed.rank()
+    shares = [tiny.part(batch, slice(rank * size, (rank + 1) * size)) for batch in batches]
+    model = method if planted else parallel.wrap(method, device=torch.device("cpu"))
+    run = cached_step if cached else train_step
+    metrics = run(model, shares if cached else [whole(shares)], optimizer, 0.0, None, clip)
+    gradient = gradients(method)
+    return distributed.mean_over_ranks(gradient) if planted else gradient, metrics["grad_norm"].item()
 
 
-def test_two_ranks_clip_as_one(ranks) -> None:
-    truth, norm = clipped_on_this_rank(planted=False)
+def test_two_ranks_clip_as_one(ranks: RunOnRanks) -> None:
+    truth, norm = on_this_rank(clip=0.05)
     assert norm_of(truth) == pytest.approx(0.05)
     assert norm > 0.06
-    results = ranks(2, clipped_on_this_rank, False)
+    results = ranks(2, partial(on_this_rank, clip=0.05))
     for clipped, before in results:
         torch.testing.assert_close(clipped, truth, rtol=1e-9, atol=1e-12)
         assert before == pytest.approx(norm, rel=1e-10)
     assert results[0][1] == results[1][1], "equal to the last bit, or the ranks would drift apart"
-    for wrong, _ in ranks(2, clipped_on_this_rank, True):
+    for wrong, _ in ranks(2, partial(on_this_rank, clip=0.05, planted=True)):
         assert (wrong - truth).norm() > 1e-3 * truth.norm(), "a planted bug was not found"
 
 
-def on_this_rank(cached: bool) -> torch.Tensor:
-    """The gradient that DDP leaves after a step on this rank's share of two batches of 8."""
-    method, optimizer, batches = build(FROZEN, torch.float64)
-    group_norm(method)
-    model = parallel.wrap(method, device=torch.device("cpu"))
-    size, rank = 8 // distributed.world_size(), distributed.rank()
-    own = slice(rank * size, (rank + 1) * size)
-    shares = [Batch(tuple(v[own] for v in b.views), None, b.index[own]) for b in batches]
-    if cached:
-        cached_step(model, shares, optimizer, 0.0, None)
-    else:
-        train_step(model, [whole(shares)], optimizer, 0.0, None)
-    return gradients(method)
-
-
-def test_cached_gradients_on_two_ranks_are_those_of_the_whole_batch_on_one(ranks) -> None:
-    truth = on_this_rank(cached=False)
-    for found in ranks(2, on_this_rank, True):
-        torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-12)
-
-
-def test_cached_step_does_not_wait_for_the_device(no_host_sync: AbstractContextManager[object]) -> None:
-    method, optimizer, batches = build(["--optim.name", "lars"], torch.float32)
-    cached_step(method, batches, optimizer, 0.0, torch.bfloat16)
-    with no_host_sync:
-        metrics = cached_step(method, batches, optimizer, 0.0, torch.bfloat16)
-    assert metrics["loss"].isfinite()
+def test_cached_gradients_on_two_ranks_are_those_of_the_whole_batch_on_one(ranks: RunOnRanks) -> None:
+    truth, _ = on_this_rank()
+    for gradient, _ in ranks(2, partial(on_this_rank, cached=True)):
+        torch.testing.assert_close(gradient, truth, rtol=1e-9, atol=1e-12)

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from kit.full_batch import RunOnRanks
 from sslx import distributed, encoders, methods
 from sslx.config import load
 from sslx.train import build as builds
@@ -15,7 +15,7 @@ from sslx.train import step_memory
 
 GIB = 2.0**30
 FLAGS = (
-    "--source.name synthetic --source.num-samples 64 --data.size 32 --data.backend synthetic --device cpu "
+    "--source.name synthetic --source.num-samples 384 --data.size 32 --data.backend synthetic --device cpu "
     "--precision fp32 --batch-size 64 --data.threads 0"
 ).split()
 
@@ -38,9 +38,12 @@ print(found[0], peak() - before)
 """
 
 
-@pytest.mark.parametrize("method", ["simclr", pytest.param("byol", marks=pytest.mark.slow)])
-def test_the_estimate_is_what_a_step_takes(method: str) -> None:
-    argv = [sys.executable, "-c", TAKEN, *FLAGS, "--method.name", method]
+VIT = "--encoder.name vit_tiny_patch16_224 --encoder.patch 4 --encoder.layers 4 --encoder.channels 64 --batch-size 384"
+
+
+@pytest.mark.parametrize("flags", [VIT, pytest.param("--method.name byol", marks=pytest.mark.slow)])  # on a ResNet-50
+def test_the_estimate_is_what_a_step_takes(flags: str) -> None:
+    argv = [sys.executable, "-c", TAKEN, *FLAGS, *flags.split()]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     estimate, taken = map(float, done.stdout.split())
     taken -= 0.3 * GIB  # timm, DALI and the rest, before the first step
@@ -83,6 +86,6 @@ def estimate_alone(batch_norm: str) -> float:
     return step_memory.step_bytes(method, specs, 64, "sgd", None)
 
 
-def test_a_rank_estimates_alone_whatever_the_norm(ranks: Any) -> None:
+def test_a_rank_estimates_alone_whatever_the_norm(ranks: RunOnRanks) -> None:
     plain, synced = (ranks(2, estimate_alone, norm)[0] for norm in ("batch", "sync"))
     assert synced == pytest.approx(plain, rel=0.02)

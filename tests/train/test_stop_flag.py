@@ -1,14 +1,12 @@
 """Ranks agree on stopping before a step that has no data, on real gloo ranks."""
 
 import time
-from collections.abc import Callable
-from typing import Any
 
+from kit.full_batch import RunOnRanks
 from sslx import distributed
 from sslx.train.stop_flag import StopFlag
 
 SIGTERM = 15
-RunOnRanks = Callable[..., list[Any]]
 
 
 def all_wait() -> tuple[bool, int]:

@@ -1,7 +1,7 @@
 """Ranks that stop or hang, and signals at odd moments: the run ends, says who was late, and leaves no process."""
 
 import os
-import pty
+import re
 import resource
 import signal
 import subprocess
@@ -11,16 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from kit.processes import LONG, TINY, Record, children, ended, is_one_line, said, started, until, until_training
+from kit.processes import LONG, Record, children, ended, is_one_line, pretrain, said, started, until, until_training
+from kit.runs import status_of
+from kit.screen import sslx_on_a_terminal
+from kit.sources import noise
 from sslx.runs import records
 
 EVERY = ["--steps", "1000000", "--checkpoint.every", "2", "--optim.lr", "0.01"]
-
-
-def status_of(folder: Path) -> records.Status:
-    status = records.read_status(folder / "r")
-    assert status is not None
-    return status
 
 
 def pids(launcher: int) -> list[int]:
@@ -36,13 +33,9 @@ def pids(launcher: int) -> list[int]:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_rank_is_named_and_one_signal_ends_the_run(
-    tmp_path: Path,
-    number: signal.Signals,
-    code: int,
-    victim: int,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, number: signal.Signals, code: int, victim: int, monkeypatch: pytest.MonkeyPatch,
     record_property: Record,
-):
+):  # fmt: skip
     monkeypatch.setenv("SSLX_GIVE_UP_S", "8")
     with started(tmp_path, *EVERY, "--ranks", "2") as process:
         until_training(tmp_path, process)
@@ -115,19 +108,15 @@ def test_a_collective_that_one_rank_does_not_reach_ends_by_itself_with_its_name(
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killing_it_leaves_no_loader_worker(tmp_path: Path, ranks: int):
     """SIGKILL of the launcher, and of a rank that is its own."""
-    (tmp_path / "images").mkdir()
-    from PIL import Image
-
-    for i in range(32):
-        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
-    folder = ["--source.name", "folder", "--source.root", tmp_path / "images", "--data.backend", "torchvision"]
+    images = noise(tmp_path / "images", 32)
+    folder = ["--source.name", "folder", "--source.root", images, "--data.backend", "torchvision"]
     with started(tmp_path, *LONG, *folder, "--data.threads", "2", "--ranks", str(ranks)) as process:
         until_training(tmp_path, process)
         below = pids(process.pid)
         assert len(below) > ranks
         process.kill()
         process.wait()
-        until(lambda: all(ended(pid) for pid in below), "their end", 60)
+        until(lambda: all(ended(pid) for pid in below), "their end", 20)
 
 
 # ---------------------------------------------------------------- other signals
@@ -137,33 +126,14 @@ def test_killing_it_leaves_no_loader_worker(tmp_path: Path, ranks: int):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_terminal_that_closes_saves_the_run(tmp_path: Path, ranks: int):
     """Its end is a SIGHUP to the session's processes, and errors for whoever writes to it."""
-    ours, theirs = pty.openpty()
-    argv = [sys.executable, "-m", "sslx", "pretrain", *TINY, *LONG, "--runs", str(tmp_path), "--name", "r"]
-    argv += ["--ranks", str(ranks)]
-    own_terminal = "import os, sys; os.setsid(); os.close(os.open(os.ttyname(0), os.O_RDWR)); "
-    argv = [sys.executable, "-c", own_terminal + "os.execv(sys.argv[1], sys.argv[1:])", *argv]
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
-    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environ) as process:
-        os.close(theirs)
-        log = tmp_path / "r" / "metrics.jsonl"
-        os.set_blocking(ours, False)
-
-        def trains() -> bool:
-            try:
-                os.read(ours, 65536)  # else it would wait for its reader
-            except BlockingIOError:
-                pass
-            return log.exists() and log.read_text().count("\n") > 2
-
-        until(trains, "step 2")
-        os.close(ours)
-        assert process.wait(100) == 75
+    with sslx_on_a_terminal(*pretrain(tmp_path, *LONG, "--ranks", str(ranks))) as terminal:
+        terminal.until(lambda sent: re.search(r"step +2/", sent), "step 2")
+        assert terminal.hang_up() == 75
     assert (status_of(tmp_path).state, status_of(tmp_path).reason) == ("preempted", "SIGHUP")
     assert (tmp_path / "r" / "checkpoints" / f"step_{status_of(tmp_path).step}").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_limit_of_cpu_time_saves_the_run(tmp_path: Path, ranks: int):
     """Beyond the soft limit the system sends SIGXCPU once a second; with two ranks only one of them gets it."""
@@ -216,48 +186,42 @@ FIRST_LINE = (
 )
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGHUP, 75)]
-)
-def test_a_signal_while_it_starts_is_one_line_and_its_code(
-    tmp_path: Path, number: signal.Signals, code: int, delay_s: float
-):
-    """From the first line of sslx on.  Where the delay meets it depends on the machine; the end does not."""
-    argv = [sys.executable, "-c", FIRST_LINE, "pretrain", *TINY, *LONG, "--runs", str(tmp_path)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
+
+
+def told_to_end(folder: Path, number: signal.Signals, delay_s: float, *flags: str) -> str:
+    """What a run says that gets the signal so long after its first line."""
+    argv = [sys.executable, "-c", FIRST_LINE, *pretrain(folder, *LONG, *flags)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(delay_s)
+        below = pids(process.pid)
         process.send_signal(number)
         _, err = process.communicate(timeout=100)
-        assert process.returncode == code
+        assert process.returncode == CODES[number], (delay_s, err)
+        until(lambda: all(ended(pid) for pid in below), "their end", 10)
     assert "Traceback" not in err
+    assert err.count("\n") <= 1, err
+    return err
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_while_it_starts_is_one_line_and_its_code(tmp_path: Path, number: signal.Signals, delay_s: float):
+    """From the first line of sslx on.  Where the delay meets it depends on the machine; the end does not."""
+    err = told_to_end(tmp_path, number, delay_s)
     assert "interrupted" in err or "step " in err or not err
-    assert err.count("\n") <= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
 def test_a_launcher_that_is_told_to_end_at_any_moment_ends_in_good_order(tmp_path: Path, number: signal.Signals):
-    code, state = (130, "stopped") if number == signal.SIGINT else (75, "preempted")
-    for i, delay_s in enumerate((0.0, 0.2, 1.0, 2.0, 3.0, 5.0, 8.0)):
-        argv = [sys.executable, "-c", FIRST_LINE, "pretrain", *TINY, *LONG, "--ranks", "2"]
-        argv += ["--runs", str(tmp_path), "--name", str(i)]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(delay_s)
-            below = pids(process.pid)
-            process.send_signal(number)
-            _, err = process.communicate(timeout=100)
-            assert process.returncode == code, (delay_s, err)
-            until(lambda below=below: all(ended(pid) for pid in below), "their end", 10)
-        assert "Traceback" not in err
-        assert err.count("\n") <= 1, err
-        status = records.read_status(tmp_path / str(i))
-        assert status is None or (status.state, status.code) == (state, code)
+    state = "stopped" if number == signal.SIGINT else "preempted"
+    for delay_s in (0.0, 0.2, 1.0, 2.0, 3.0, 5.0, 8.0):
+        told_to_end(tmp_path / str(delay_s), number, delay_s, "--ranks", "2")
+        status = records.read_status(tmp_path / str(delay_s) / "r")
+        assert status is None or (status.state, status.code) == (state, CODES[number])
 
 
 @pytest.mark.slow

@@ -3,13 +3,13 @@
 import math
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import sslx
+from kit.processes import SSLX
 from sslx import cli, methods
 from sslx.train import verify
 
@@ -17,8 +17,7 @@ ROOT = Path(sslx.__file__).parents[1]
 
 
 def run(tree: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sslx", "verify", *argv]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=1700)
+    return subprocess.run([*SSLX, "verify", *argv], cwd=tree, capture_output=True, text=True, timeout=1700)
 
 
 def copy_of_the_package(tmp_path: Path) -> Path:
@@ -41,19 +40,22 @@ def test_every_method_is_the_same_at_any_world_size() -> None:
         assert all(row.endswith("ok │") for row in rows)
 
 
+def with_another_simclr(tmp_path: Path, right: str, wrong: str) -> subprocess.CompletedProcess[str]:
+    """``sslx verify simclr`` of a copy in which the lines of SimCLR's loss are others."""
+    tree = copy_of_the_package(tmp_path)
+    file = tree / "sslx" / "methods" / "simclr.py"
+    text = file.read_text()
+    assert text.count(right) == 1
+    file.write_text(text.replace(right, wrong) + "\n\nfrom sslx import distributed\n")
+    return run(tree, "simclr", "--ranks", "2", "--device", "cpu")
+
+
 @pytest.mark.slow
 def test_a_gradient_of_one_wth_is_found(tmp_path: Path) -> None:
     """lightly #1977's bug: the loss is right, and every gradient is a W-th of what it should be."""
-    tree = copy_of_the_package(tmp_path)
-    file = tree / "sslx" / "methods" / "simclr.py"
-    text, right = file.read_text(), "losses.nt_xent(z1, z2, self.config.temperature)"
-    assert text.count(right) == 1
-    file.write_text(
-        text.replace(right, f"_quiet({right})")
-        + "\n\ndef _quiet(loss: Tensor) -> Tensor:\n    from sslx import distributed\n\n"
-        "    share = loss / distributed.world_size()\n    return share + (loss - share).detach()\n"
-    )
-    done = run(tree, "simclr", "--ranks", "2", "--device", "cpu")
+    right = "losses.nt_xent(z1, z2, self.config.temperature)"
+    share = f"{right} / distributed.world_size()"
+    done = with_another_simclr(tmp_path, right, f"{share} + ({right} - {share}).detach()")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "NOT equivalent" in done.stdout
     assert "simclr on a resnet, 2 ranks, fp32 sgd: gradients 5.0e-01 (" in done.stdout
@@ -62,17 +64,9 @@ def test_a_gradient_of_one_wth_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_method_that_fails_on_one_rank_only_is_named(tmp_path: Path) -> None:
-    tree = copy_of_the_package(tmp_path)
-    path = tree / "sslx" / "methods" / "simclr.py"
     right = "        z1, z2 = embedded.compared\n"
-    assert path.read_text().count(right) == 1
-    path.write_text(path.read_text().replace(right, right + "        _fail()\n"))
-    with open(path, "a") as simclr:
-        simclr.write(
-            "\n\ndef _fail() -> None:\n    from sslx import distributed\n\n"
-            '    if distributed.rank() == 1:\n        raise RuntimeError("planted")\n'
-        )
-    done = run(tree, "simclr", "--ranks", "2", "--device", "cpu")
+    fails = '        if distributed.rank() == 1:\n            raise RuntimeError("planted")\n'
+    done = with_another_simclr(tmp_path, right, right + fails)
     assert done.returncode == cli.EXIT_CRASH
     said = "error: simclr on a resnet failed on rank 1 of 2, and not on one process: RuntimeError: planted"
     assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [said]
@@ -88,22 +82,10 @@ def test_the_readmes_method_is_one_file_that_trains_and_is_the_same_on_three_ran
     done = run(tree, "uniformity", "--ranks", "3", "--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok │") == 3
-    command = [
-        sys.executable,
-        "-m",
-        "sslx",
-        "pretrain",
-        "simclr_digits",
-        "--name",
-        "new",
-        "--steps",
-        "3",
-        "--ranks",
-        "1",
-    ]
     recipe = tree / "sslx" / "recipes" / "simclr_digits.toml"
     text = recipe.read_text().replace('name = "simclr"\ntemperature = 0.2\nhidden_dim = 256', 'name = "uniformity"')
     recipe.write_text(text)
+    command = [*SSLX, "pretrain", "simclr_digits", "--name", "new", "--steps", "3", "--ranks", "1"]
     trained = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=120)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     lines = (tree / "runs" / "new" / "metrics.jsonl").read_text()

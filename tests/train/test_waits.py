@@ -3,38 +3,33 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from kit.checkpoints import equal
 from kit.hanging import hanging, hanging_mount
-from kit.processes import TINY, Record, children, ended, is_one_line, metrics, outside, started, until, until_training
-from sslx.runs import checkpoint, records
+from kit.processes import SSLX, Record, is_one_line, outside, pretrain, started, until, until_training
+from kit.runs import status_of, steps_of
+from kit.sources import noise
+from sslx.runs import checkpoint
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """24 files of random pixels in one folder."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng()
-    for i in range(24):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(root / f"{i:02}.png")
-    return sorted(root.iterdir())
+    return sorted(noise(tmp_path_factory.mktemp("images"), 24, 64).iterdir())
 
 
 def flags(images: list[Path], backend: str, ranks: int = 1) -> list[str]:
-    source = ["--source.name", "folder", "--source.root", str(images[0].parent), "--data.backend", backend]
-    encoder = ["--encoder.channels", "16", "16", "16", "16"]
-    batches = ["--data.threads", "1", "--batch-size", "24", "--data.size", "32"]
-    return [*source, *encoder, *batches, "--ranks", str(ranks)]
+    return (
+        f"--source.name folder --source.root {images[0].parent} --data.backend {backend} --data.threads 1 "
+        f"--encoder.channels 16 16 16 16 --batch-size 24 --data.size 32 --ranks {ranks}"
+    ).split()
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -57,18 +52,14 @@ def test_a_signal_while_no_data_comes_saves_the_run_as_it_is(
             assert seconds < 25  # the files would be let go after 45
     record_property("figure", f"{backend}, {ranks} ranks: exit code 75 after {seconds:.1f} s")
     assert "error" not in (tmp_path / "err").read_text()
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
+    status = status_of(tmp_path)
     assert (status.state, status.reason) == ("preempted", "SIGTERM")
     assert 2 <= status.step < 60
     assert checkpoint.load(tmp_path / "r")["step"] == status.step
-    assert [line["step"] for line in metrics(tmp_path / "r")] == list(range(1, status.step + 1))
+    assert steps_of(tmp_path) == list(range(1, status.step + 1))
     assert outside(tmp_path, *steps, "--resume", "auto")[0] == 0
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    assert outside(whole, *steps)[0] == 0
-    expected = weights(whole)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path).items())
+    assert outside(tmp_path / "whole", *steps)[0] == 0
+    assert equal(weights(tmp_path), weights(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("backend", ["torchvision", "dali"])
@@ -84,9 +75,7 @@ def test_files_that_never_answer_end_the_run_with_one_line(images: list[Path], t
         with hanging(images):
             assert process.wait(40) == 74
     is_one_line((tmp_path / "err").read_text(), "rank 0 waited 2 s for data", "--resume auto")
-    status = records.read_status(tmp_path / "r")
-    assert status is not None
-    assert (status.state, status.code) == ("failed", 74)
+    assert (status_of(tmp_path).state, status_of(tmp_path).code) == ("failed", 74)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse, to mount")
@@ -110,30 +99,15 @@ def test_a_mount_that_does_not_answer_ends_the_list_of_images(tmp_path: Path, re
     record_property("figure", f"exit code 74 after --data.timeout-s; SIGTERM: 75 after {seconds:.1f} s")
 
 
-def test_killing_a_run_leaves_no_worker(images: list[Path], tmp_path: Path) -> None:
-    with started(tmp_path, *flags(images, "torchvision"), "--steps", "100000") as process:
-        until_training(tmp_path, process)
-        workers = children(process.pid)
-        assert workers
-        process.kill()
-        until(lambda: all(map(ended, workers)), "the workers' end", 10)
-
-
 @pytest.mark.skipif(
     subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode != 0,
     reason="only root may mount another /dev/shm",
 )
 @pytest.mark.parametrize("backend", ["torchvision", "resident", "dali"])
 def test_little_shared_memory_is_enough(images: list[Path], tmp_path: Path, backend: str) -> None:
-    command = [sys.executable, "-m", "sslx", "pretrain", *TINY, *flags(images, backend, 2), "--runs", str(tmp_path)]
+    command = [*SSLX, *pretrain(tmp_path, *flags(images, backend, 2))]
     small = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
-    run = subprocess.run(
-        ["unshare", "-m", "sh", "-c", small, "sh", *command, "--name", "r"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    argv, environ = ["unshare", "-m", "sh", "-c", small, "sh", *command], os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
     assert all(torch.isfinite(w).all() for w in weights(tmp_path).values() if isinstance(w, torch.Tensor))
