@@ -180,10 +180,7 @@ def test_a_row_of_a_job(tmp_path: Path) -> None:
 
 
 def test_states(tmp_path: Path) -> None:
-    status = {
-        "running": records.Status("running", 1, "", 0.0, 0),
-        "failed": records.Status("failed", 1, "", 0.0, 70),
-    }
+    status = {"running": records.Status("running", 1, "", 0.0, 0), "failed": records.Status("failed", 1, "", 0.0, 70)}
     waiting = {"12": ("PENDING", "Resources")}
     assert jobs.run_state(None, None, {}) == "starting"
     assert jobs.run_state(None, status["running"], waiting) == "running"

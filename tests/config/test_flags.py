@@ -232,10 +232,7 @@ def test_a_recipe_of_ones_own_is_built_on_one_that_comes_with_sslx(tmp_path: Pat
     [
         ({"a": 'base = "b.toml"', "b": 'base = "a.toml"'}, "which is built on it: remove one of the two"),
         ({"a": 'base = "a.toml"'}, "which is built on it: remove one of the two"),
-        (
-            {"a": 'base = "none"'},
-            "has the base 'none', which is not there: take cifar10_cpu, digits,",
-        ),
+        ({"a": 'base = "none"'}, "has the base 'none', which is not there: take cifar10_cpu, digits,"),
         ({"a": "base = 3"}, "has the base '3', which is not there"),
         ({"a": 'base = "b.toml"', "b": "x ="}, "b.toml cannot be read as TOML"),
     ],

@@ -40,13 +40,7 @@ def test_shells_of_slurm_do_not_wait_for_others(absent: tuple[str, ...]):
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [
-        ("n1", "n1"),
-        ("n1,n2", "n1"),
-        ("n[1-4]", "n1"),
-        ("r[02-03]c[1,5]-ib,x", "r02c1-ib"),
-        ("a-b[007]", "a-b007"),
-    ],
+    [("n1", "n1"), ("n1,n2", "n1"), ("n[1-4]", "n1"), ("r[02-03]c[1,5]-ib,x", "r02c1-ib"), ("a-b[007]", "a-b007")],
 )
 def test_first_host(nodes: str, first: str):
     assert environment.first_host({"SLURM_JOB_NODELIST": nodes}) == first

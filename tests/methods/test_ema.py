@@ -34,11 +34,7 @@ def make(name: str) -> tuple[Method, ema.Average, list[Tensor]]:
     """A method in fp64, its average, and the parameters that this follows."""
     method = tiny.narrowed(name, "resnet").double()
     attribute, head = AVERAGES[name]
-    return (
-        method,
-        getattr(method, attribute),
-        [*method.encoder.parameters(), *getattr(method, head).parameters()],
-    )
+    return (method, getattr(method, attribute), [*method.encoder.parameters(), *getattr(method, head).parameters()])
 
 
 @pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.996), (0.5, 0.998), (1.0, 1.0)])

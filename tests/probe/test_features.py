@@ -119,12 +119,7 @@ def test_pixels_of_large_views_are_averaged_down() -> None:
 
 def test_progress_ends_at_the_total() -> None:
     calls: list[tuple[str, int, int]] = []
-    extract(
-        encoder(),
-        batches(images(5), list(range(5)), 2),
-        num_samples=5,
-        progress=lambda *call: calls.append(call),
-    )
+    extract(encoder(), batches(images(5), list(range(5)), 2), num_samples=5, progress=lambda *call: calls.append(call))
     assert calls == [("features", 2, 5), ("features", 4, 5), ("features", 5, 5)]
 
 
