@@ -14,7 +14,6 @@ from torch import Tensor
 from kit import tiny
 from sslx import encoders
 from sslx.data.draws import Draws
-from sslx.data.views import Augment
 from sslx.errors import ConfigError
 from sslx.methods import jigsaw
 from sslx.methods.base import Embedded
@@ -179,22 +178,13 @@ def test_the_answer_is_the_permutation_of_the_tiles(generator: torch.Generator):
 @pytest.mark.parametrize("num", [2, 24, 100, 1000])
 def test_every_permutation_is_drawn_equally_and_none_that_is_not_there(num: int):
     method, _ = make(9, num_permutations=num)
-    numbers = np.zeros((2 * num + 2, 19), np.float32)
+    numbers = np.random.default_rng().random((2 * num + 2, 19), np.float32)
+    numbers[-2:, 0] = 0, BELOW_ONE
     numbers[:-2, 0] = (np.arange(2 * num) + 0.5) / (2 * num)
-    numbers[-1] = BELOW_ONE
     number, places = method.draw(Chosen(seed=0, epoch=0, batch=0, index=np.arange(len(numbers)), numbers=numbers))
     assert number.tolist() == [k // 2 for k in range(2 * num)] + [0, num - 1]
-    assert (places.shape, places.dtype) == ((len(numbers), 9, 2), np.float32)
-
-
-def test_the_draws_are_those_of_before_the_host_made_them(generator: torch.Generator):
-    """A permutation's number was computed from the first of 19 numbers on the device, in fp32."""
-    method, _ = make(num_permutations=1000)
-    draws = Draws(seed=int(torch.randint(1 << 30, (), generator=generator)), epoch=2, batch=9, index=np.arange(5000))
-    numbers = torch.from_numpy(draws.per_sample(19))
-    number, places = map(torch.from_numpy, method.draw(draws))
-    assert torch.equal(number, (numbers[:, 0] * 1000).long())
-    assert torch.equal(places, numbers[:, 1:].unflatten(1, (9, 2)))
+    assert np.array_equal(places, numbers[:, 1:].reshape(-1, 9, 2))
+    assert places.dtype == np.float32
 
 
 def test_the_loss_is_the_mean_negative_log_probability_of_the_permutation(generator: torch.Generator):
@@ -213,12 +203,6 @@ def test_the_loss_is_the_mean_negative_log_probability_of_the_permutation(genera
     assert (sure.loss.item(), sure.metrics["accuracy"].item()) == (pytest.approx(0), 1)
 
 
-def test_one_view_and_the_papers_numbers():
-    (view,) = jigsaw.Config().inputs(Augment(min_scale=0.3), 48).views
-    assert (view.size, view.augment) == (48, Augment(min_scale=0.3))
-    assert jigsaw.Config() == jigsaw.Config(num_permutations=1000, tile_dim=512, hidden_dim=4096)
-
-
 def test_an_encoder_that_does_not_take_the_tiles_is_refused_in_one_line():
     with pytest.raises(ConfigError, match=r"^jigsaw cuts .* 16 px .* 4 px, which VisionTransformer does not[^\n]*$"):
         tiny.build(jigsaw.Config(num_permutations=2), tiny.VIT)
@@ -227,7 +211,3 @@ def test_an_encoder_that_does_not_take_the_tiles_is_refused_in_one_line():
 def test_a_view_too_small_for_tiles_is_refused_in_one_line():
     with pytest.raises(ConfigError, match=r"^jigsaw needs views of 9 px or more[^\n]*, got 8[^\n]*$"):
         jigsaw.Method(jigsaw.Config(num_permutations=2), encoders.build(tiny.RESNET, 8))
-
-
-def test_numbers_that_make_no_sense_are_refused():
-    tiny.refuses(jigsaw.Config, num_permutations=(1, 362_881))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sslx.data.batch import Batch
-from sslx.data.views import Augment, ViewSpec
 from sslx.encoders import Encoder
 from sslx.methods import simsiam
 from sslx.methods.base import Embedded
@@ -34,13 +33,6 @@ class Tiny(nn.Module):
 def make(**options: Any) -> simsiam.Method:
     config = simsiam.Config(**{"hidden_dim": 32, "projection_dim": 24, "bottleneck_dim": 8, **options})
     return config.build(cast(Encoder, Tiny()))
-
-
-def test_the_numbers_and_views_are_the_papers():
-    assert simsiam.Config() == simsiam.Config(hidden_dim=2048, projection_dim=2048, bottleneck_dim=512)
-    assert simsiam.Config().stop_gradient
-    view = ViewSpec(size=32, augment=Augment(min_scale=0.2))
-    assert simsiam.Config().inputs(Augment(min_scale=0.2), 32).views == (view, view)
 
 
 def test_the_heads_are_the_papers():

@@ -132,4 +132,3 @@ def test_metrics_say_how_alike_positives_are_and_how_spread_all_are(generator: t
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"a label \(4,\) int64, got \(3,\)"):
         losses.sup_con(torch.ones(4, 3), torch.ones(4, 3), torch.arange(3))
-    tiny.refuses(supcon.Config, temperature=(0.0, math.inf))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from kit import full_batch, tiny
 from kit.full_batch import RunOnRanks
-from sslx.errors import ConfigError
 from sslx.losses import vicreg
 from sslx.methods import vicreg as method_file
 from sslx.methods.base import Embedded
@@ -90,14 +89,12 @@ def make(**options: Any) -> method_file.Method:
     return method_file.Config(**{"hidden_dim": 24, "projection_dim": 12, **options}).build(tiny.identity())
 
 
-def test_the_expander_is_the_papers_and_so_are_the_numbers():
+def test_the_expander_is_the_papers():
     """Linear, BN, ReLU, twice, then a linear layer; none has a bias (2105.04906, 4.2 and its code)."""
     layers = list(make().expander)
     assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
     assert tiny.linear_widths(make().expander) == [(16, 24), (24, 24), (24, 12)]
     assert all(layer.bias is None for layer in layers if isinstance(layer, nn.Linear))
-    numbers: dict[str, Any] = {"invariance_weight": 25, "variance_weight": 25, "covariance_weight": 1, "gamma": 1}
-    assert method_file.Config() == method_file.Config(**numbers, hidden_dim=8192, projection_dim=8192)
 
 
 def test_the_method_weighs_the_terms_and_tells_how_it_goes(generator: torch.Generator):
@@ -112,19 +109,3 @@ def test_the_method_weighs_the_terms_and_tells_how_it_goes(generator: torch.Gene
     assert collapsed["std"] < 1e-3
     assert collapsed["variance"] == pytest.approx(1.5 - 0.01, abs=1e-3)
     assert collapsed["invariance"] == 0
-
-
-def test_unequal_batches_are_an_error_on_all_ranks(ranks: RunOnRanks):
-    full_batch.refuses_unequal_batches(ranks, vicreg, "VICReg")
-
-
-def test_one_sample_has_no_statistics():
-    with pytest.raises(ConfigError, match=r"^VICReg .* expected 2 samples or more, got 1$"):
-        vicreg(torch.ones(1, 4), torch.ones(1, 4))
-
-
-def test_numbers_that_make_no_sense_are_refused():
-    wrong = (-1.0,)
-    tiny.refuses(
-        method_file.Config, invariance_weight=wrong, variance_weight=wrong, covariance_weight=wrong, gamma=wrong
-    )

@@ -1,0 +1,49 @@
+"""What every loss of two views refuses in one line, and on all ranks alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kit import full_batch, tiny
+from kit.full_batch import RunOnRanks
+from sslx import losses
+from sslx.errors import ConfigError
+from sslx.methods.base import Embedded
+
+
+def swav(z1: Tensor, z2: Tensor) -> Tensor:
+    return tiny.narrowed("swav", "resnet").loss(Embedded((z1, z2), (z1, z2))).loss
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "NT-Xent": losses.nt_xent,
+    "InfoNCE": losses.info_nce,
+    "Barlow Twins": losses.barlow_twins,
+    "VICReg": losses.vicreg,
+    "the margin loss": losses.pair_distances,
+    "SwAV": swav,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unequal_batches_are_an_error_on_all_ranks(name: str, ranks: RunOnRanks):
+    full_batch.refuses_unequal_batches(ranks, LOSSES[name], name)
+
+
+@pytest.mark.parametrize("name", list(LOSSES)[:4])
+def test_one_sample_views_of_unequal_shape_and_integers_are_refused(name: str):
+    loss = LOSSES[name]
+    with pytest.raises(ConfigError, match=rf"^{name} .*: expected 2 samples or more, got 1$"):
+        loss(torch.ones(1, 4), torch.ones(1, 4))
+    with pytest.raises(ValueError, match=r"\(4, 3\), \(4, 2\)$"):
+        loss(torch.ones(4, 3), torch.ones(4, 2))
+    with pytest.raises(ValueError, match=r"floats, got torch\.int64"):
+        loss(torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 3))
+
+
+def test_info_nce_needs_a_temperature():
+    with pytest.raises(ValueError, match="above 0, got 0"):
+        losses.info_nce(torch.ones(4, 3), torch.ones(4, 3), 0)
