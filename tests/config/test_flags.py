@@ -97,7 +97,9 @@ def test_what_is_no_recipe_is_named_as_what_it_is(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"must be a \.toml or a saved config\.json, {words}"):
             config.load([str(tmp_path / name)])
     (tmp_path / "run").mkdir()
-    with pytest.raises(ConfigError, match=r"run is a folder and no run: to train on the images in it, sslx pretrain"):
+    with pytest.raises(
+        ConfigError, match=r"run is a folder and no run: to train on the images in it, sslx pretrain --source"
+    ):
         config.load([str(tmp_path / "run")])
     (tmp_path / "b.toml").mkdir()
     with pytest.raises(ConfigError, match="Is a directory"):

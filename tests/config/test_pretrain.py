@@ -182,7 +182,9 @@ def test_what_a_config_refuses_is_a_config_error_of_one_line(flags: str, words: 
 
 
 def test_unknown_recipes_and_methods_suggest(tmp_path: Path):
-    with pytest.raises(MissingInput, match="did you mean simclr_digits"):
+    with pytest.raises(
+        MissingInput, match=r"no recipe 'simclr_digit': did you mean simclr_digits\? sslx recipes lists"
+    ):
         load(["simclr_digit"])
     with pytest.raises(MissingInput, match="does not exist; sslx recipes lists those that have a name"):
         load([str(tmp_path / "no.toml")])

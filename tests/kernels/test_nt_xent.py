@@ -4,9 +4,6 @@ The Triton kernels run here on a GPU, and without one in Triton's interpreter, i
 """
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from kit.nt_xent_oracles import (
     make,
     raw_gradient,
 )
+from kit.python import python
 from sslx_kernels.nt_xent import nt_xent, smallest_shift_free_temperature, tiled
 
 # ---------------------------------------------------------------- the mathematics
@@ -322,10 +320,8 @@ def test_fp16_under_a_loss_scale_of_65536(generator: torch.Generator, impl: Any)
 @pytest.mark.skipif(INTERPRETED, reason="this is what it starts")
 def test_the_triton_kernels_in_tritons_interpreter() -> None:
     others = "test_operator.py", "test_masks.py", "../losses/test_nt_xent.py"
-    files = [__file__, *(str(Path(__file__).parent / name) for name in others)]
-    argv = [sys.executable, "-m", "pytest", "-q", "-k", "fused", "-m", "not gpu", *files]
-    environ = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=850, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    files = [__file__, *(Path(__file__).parent / name for name in others)]
+    argv = ["-m", "pytest", "-q", "-k", "fused", "-m", "not gpu", *files]
+    done = python(*argv, timeout_s=850, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout

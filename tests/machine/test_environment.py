@@ -1,14 +1,12 @@
 """Variables of the environment: what is taken, and what is refused in one line that names the variable."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from kit.processes import is_one_line
+from kit.python import python
 from sslx.errors import ConfigError
 from sslx.machine import environment
 
@@ -123,13 +121,6 @@ def test_a_command_says_it_before_it_imports_anything_heavy(tmp_path: Path):
         "print(code, *{'torch', 'numpy', 'tyro'} & set(sys.modules))"
     )
     for environ, name in (({"RANK": "x"}, "RANK"), ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS")):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-            env={k: v for k, v in os.environ.items() if "SLURM" not in k} | environ,
-        )
+        done = python("-c", code, cwd=tmp_path, without=("SLURM",), **environ)
         assert done.stdout == "64\n"
         is_one_line(done.stderr, name)

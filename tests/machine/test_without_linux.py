@@ -6,13 +6,12 @@ either, and have answers of their own.
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from kit.processes import TINY
+from kit.python import python
 
 HIDE = """
 import builtins, ctypes, io, multiprocessing, os
@@ -40,21 +39,18 @@ def environ(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "sitecustomize.py").write_text(HIDE)
     paths = [str(tmp_path / "hidden"), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": ":".join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    return {"PYTHONPATH": ":".join(filter(None, paths))}
 
 
 def sslx(environ: dict[str, str], *argv: str) -> str:
-    command = [sys.executable, "-m", "sslx", *argv]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = python("-m", "sslx", *argv, **environ)
     assert "Traceback" not in done.stderr
     return done.stdout
 
 
 def test_they_are_hidden(environ: dict[str, str]) -> None:
     code = "import os, multiprocessing as m; print(hasattr(os, 'fork'), m.get_start_method(), os.path.exists('/proc'))"
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "spawn", "False"]
+    assert python("-c", code, **environ).stdout.split() == ["False", "spawn", "False"]
 
 
 def test_commands_that_look_at_the_machine(environ: dict[str, str], tmp_path: Path) -> None:

@@ -1,21 +1,19 @@
 """Health: effective rank, alignment and uniformity by hand, one look at any number of ranks, and what is collapse."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kit.full_batch import RunOnRanks, over_ranks
 from sslx import distributed
 from sslx.data.batch import Batch
 from sslx.errors import CollapseError, ConfigError
 from sslx.monitor.health import MIN_JUDGED_STEP, Config, Health, largest
 from sslx.probe import geometry
 
-RunOnRanks = Callable[..., list[Any]]
 NAMES = {"feature_rank", "feature_std", "feature_alignment", "feature_uniformity"}
 
 
@@ -105,7 +103,7 @@ def of_this_rank(x: Tensor, y: Tensor, samples: int) -> dict[str, float]:
     return Health(Config(num_samples=samples), None).look(Flat(), batches)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@over_ranks
 def test_ranks_and_micro_batches_give_the_numbers_of_all_samples(
     world_size: int, ranks: RunOnRanks, generator: torch.Generator
 ):
