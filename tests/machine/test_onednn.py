@@ -115,6 +115,7 @@ def test_narrow_encoders_train_with_the_gradients_of_plain_code(name: str, how: 
     assert off_without < 0.2 * size
 
 
+@pytest.mark.slow
 def test_a_run_says_so_and_trains(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = "--encoder.layers 1 1 1 1 --encoder.channels 8 16 32 64 --encoder.stem imagenet --data.size 64"
     flags += " --device cpu --ranks 1 --batch-size 8 --steps 2 --online.every 0"
