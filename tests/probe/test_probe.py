@@ -67,17 +67,9 @@ def test_table_has_percentages_and_the_best_in_bold() -> None:
 
 def test_json_has_the_numbers() -> None:
     score = Score("ours", 8, 0.9, None, None, {5: (0.7, 0.02)}, k=20)
-    assert json.loads(json.dumps(as_json([score]))) == [
-        {
-            "name": "ours",
-            "dim": 8,
-            "knn": 0.9,
-            "linear": None,
-            "C": None,
-            "low_shot": {"5": {"mean": 0.7, "std": 0.02}},
-            "k": 20,
-        }
-    ]
+    (found,) = json.loads(json.dumps(as_json([score])))
+    assert found.pop("low_shot") == {"5": {"mean": 0.7, "std": 0.02}}
+    assert found == {"name": "ours", "dim": 8, "knn": 0.9, "linear": None, "C": None, "k": 20}
 
 
 @pytest.mark.parametrize(
