@@ -26,6 +26,10 @@ def screen(file: io.StringIO, width: int = 80) -> Screen:
     return Screen(file=file, force_terminal=True, width=width)
 
 
+def until_shown(file: io.StringIO, text: str) -> None:
+    until(lambda: text in file.getvalue(), text, 60)
+
+
 def test_lines_where_there_is_no_terminal() -> None:
     file = io.StringIO()
     with Terminal(console=Console(file=file, force_terminal=False)) as terminal:
@@ -102,12 +106,12 @@ def test_what_it_is_busy_with_is_shown_before_the_first_step() -> None:
         assert plain(file.getvalue())[-1] == ""
         assert "starting ..." in plain(file.getvalue())[-2]
         with activity.doing("listing the images"):
-            until(lambda: "listing the images ... 0:0" in file.getvalue(), "a frame", 60)
+            until_shown(file, "listing the images ... 0:0")
         terminal.begin(10)
         with activity.doing("first step"):
-            until(lambda: "first step ... 0:0" in file.getvalue(), "a frame", 60)
+            until_shown(file, "first step ... 0:0")
             with activity.doing("decoding"):
-                until(lambda: "decoding ... 0:0" in file.getvalue(), "a frame", 60)
+                until_shown(file, "decoding ... 0:0")
             assert activity.current()[0] == "first step"
     assert activity.current() == ("", 0.0)
     (end,) = [line for line in lines_on(file.getvalue()) if line]
@@ -129,7 +133,7 @@ def test_the_bar_moves_and_tells_the_time_left_between_two_log_lines() -> None:
         for step in (1, 2):
             terminal.advance(step)
             time.sleep(0.1)
-        until(lambda: "step   2/100" in file.getvalue(), "a frame", 60)
+        until_shown(file, "step   2/100")
     frames = [line for line in plain(file.getvalue()) if "step   2/100" in line]
     assert re.search(r"ETA +\d+:\d\d", frames[0])
 
@@ -143,7 +147,7 @@ def test_a_log_file_is_told_once_what_takes_long(monkeypatch: pytest.MonkeyPatch
             with activity.doing("decoding"):
                 time.sleep(0.4)
         with activity.doing("saving"):
-            until(lambda: "saving" in file.getvalue(), "the second line", 60)
+            until_shown(file, "saving")
     assert file.getvalue() == "decoding ...\nsaving ...\n"
 
 
@@ -178,12 +182,8 @@ def test_the_last_words_name_commands_that_a_shell_takes(monkeypatch: pytest.Mon
     folder = Path("my runs/a'b")
     command = """sslx resume 'my runs/a'"'"'b'"""
     assert last_lines.resume_command(folder) == command
-    saved = last_lines.stopped(folder, 5, 5, "Ctrl-C")
-    assert saved == [
-        f"stopped at step 5 by Ctrl-C; checkpoint: {folder}/checkpoints/step_5",
-        "to continue:",
-        f"  {command}",
-    ]
+    stopped = f"stopped at step 5 by Ctrl-C; checkpoint: {folder}/checkpoints/step_5"
+    assert last_lines.stopped(folder, 5, 5, "Ctrl-C") == [stopped, "to continue:", f"  {command}"]
     assert "checkpoint of step 4" in last_lines.stopped(folder, 5, 4, "Ctrl-C")[0]
     assert "nothing is saved" in last_lines.stopped(folder, 5, 0, "SIGTERM")[0]
     assert last_lines.failed(folder, 0) == []
