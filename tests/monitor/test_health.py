@@ -68,11 +68,15 @@ def images(num: int, generator: torch.Generator, side: int = 3) -> Tensor:
     return torch.randn(num, 3, side, side, dtype=torch.float64, generator=generator)
 
 
+def look(*views: Tensor) -> dict[str, float]:
+    return Health(Config(), None).look(Flat(), [batch_of(*views)])
+
+
 @pytest.mark.parametrize("num", [5, 40])
 def test_a_look_gives_the_numbers_of_the_papers(num: int, generator: torch.Generator):
     """With fewer images than features, and with more."""
     x, y = images(num, generator), images(num, generator)
-    agree(Health(Config(), None).look(Flat(), [batch_of(x, y)]), by_hand(x.flatten(1), y.flatten(1)))
+    agree(look(x, y), by_hand(x.flatten(1), y.flatten(1)))
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -124,15 +128,10 @@ def test_no_more_images_are_encoded_than_asked_for(generator: torch.Generator):
     assert encoder.seen == 2 * (6 + 16)
 
 
-def test_one_view_is_compared_with_its_mirror_image(generator: torch.Generator):
-    x = images(7, generator)
-    agree(Health(Config(), None).look(Flat(), [batch_of(x)]), by_hand(x.flatten(1), x.flip(3).flatten(1)))
-
-
-def test_views_of_another_size_are_left_out(generator: torch.Generator):
+def test_one_view_is_compared_with_its_mirror_image_and_those_of_another_size_are_left_out(generator: torch.Generator):
     x, y, small = images(7, generator), images(7, generator), images(7, generator, side=2)
-    expected = by_hand(x.flatten(1), y.flatten(1))
-    agree(Health(Config(), None).look(Flat(), [batch_of(x, small, y, small)]), expected)
+    agree(look(x), by_hand(x.flatten(1), x.flip(3).flatten(1)))
+    agree(look(x, small, y, small), by_hand(x.flatten(1), y.flatten(1)))
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
@@ -155,7 +154,7 @@ def test_a_look_leaves_the_encoder_as_it_was(autocast: torch.dtype | None, gener
 
 
 def look_at(x: Tensor) -> dict[str, float]:
-    return Health(Config(), None).look(Flat(), [batch_of(x[..., None, None], x[..., None, None])])
+    return look(x[..., None, None], x[..., None, None])
 
 
 def test_features_that_are_alike_or_on_a_line_have_collapsed_and_random_ones_not(generator: torch.Generator):
@@ -186,20 +185,17 @@ def test_a_collapse_is_told_once_until_it_is_over():
     assert "\n" not in told[1]
 
 
-@pytest.mark.parametrize(
-    ("saved", "words"),
-    [
+def test_with_stop_a_collapse_is_an_error_that_tells_of_the_last_checkpoint():
+    for saved, words in (
         (0, "there is no checkpoint"),
         (100, "the last checkpoint, step 100, is from before"),
         (150, "the last checkpoint, step 150, is perhaps from after"),
-    ],
-)
-def test_with_stop_a_collapse_is_an_error_that_tells_of_the_last_checkpoint(saved: int, words: str):
-    looks = Health(Config(on_collapse="stop"), None)
-    assert not looks.warning(100, {"std": 0.9}, saved)
-    with pytest.raises(CollapseError, match=f"^collapse at step 200, not yet at step 100: .*; {words}$") as caught:
-        looks.warning(200, {"std": 0.1}, saved)
-    assert caught.value.exit_code == 77
+    ):
+        looks = Health(Config(on_collapse="stop"), None)
+        assert not looks.warning(100, {"std": 0.9}, saved)
+        with pytest.raises(CollapseError, match=f"^collapse at step 200, not yet at step 100: .*; {words}$") as caught:
+            looks.warning(200, {"std": 0.1}, saved)
+        assert caught.value.exit_code == 77
 
 
 def test_the_last_word_is_on_weights_that_are_useless(generator: torch.Generator):

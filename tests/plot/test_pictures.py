@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,19 +40,17 @@ def write_images(folder: Path, number: int, seed: int = 0) -> Path:
     return folder
 
 
-def pretrain(root: Path, runs: Path, *flags: str) -> Path:
-    assert (
-        cli.main(["pretrain", *TINY, *READ, "--source.root", str(root), "--runs", str(runs), "--name", "r", *flags])
-        == 0
-    )
-    return runs / "r"
+def pretrain(folder: Path, *flags: str) -> Path:
+    """A run r in this folder on the photos in it."""
+    argv = [*TINY, *READ, "--source.root", str(folder / "photos"), "--runs", str(folder), "--name", "r", *flags]
+    assert cli.main(["pretrain", *argv]) == 0
+    return folder / "r"
 
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on 120 photos without labels and without a test split."""
-    folder = tmp_path_factory.mktemp("flat")
-    return pretrain(write_images(folder / "photos", 120), folder)
+    return pretrain(write_images(tmp_path_factory.mktemp("flat") / "photos", 120).parent)
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +59,9 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classes")
     for seed, (name, number) in enumerate((("cat", 30), ("dog", 20), ("[owl]", 10))):
         write_images(folder / "photos" / name, number, seed)
-    flags = [*TINY[: TINY.index("--method.hidden-dim")], "--method.name", "swav", "--method.num-local", "4"]
-    widths = ["--method.hidden-dim", "16", "--method.projection-dim", "8", "--method.num-prototypes", "8"]
-    rest = ["--method.queue-size", "0", *TINY[TINY.index("--batch-size") :], *READ]
-    argv = ["pretrain", *flags, *widths, *rest, "--source.root", str(folder / "photos"), "--runs", str(folder)]
-    assert cli.main([*argv, "--name", "r"]) == 0
-    return folder / "r"
+    return pretrain(
+        folder, *"--method.name swav --method.num-local 4 --method.num-prototypes 8 --method.queue-size 0".split()
+    )
 
 
 @pytest.fixture
@@ -125,15 +121,12 @@ def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, 
 
 def test_the_pairs_of_alignment_are_the_training_loaders_views(flat: Path) -> None:
     of = scene(flat)
-    settings, test = of.trained.settings, of.splits.test
-    order = Sequential(num_samples=50, per_rank=16)
-    batches = data.in_order(
-        of.options.data, test, of.trained.views, order, seed=settings.seed, ranks=Ranks(device=CPU), dtype=torch.float32
-    )
-    made = list(batches)
+    test, order = of.splits.test, Sequential(num_samples=50, per_rank=16)
+    options: dict[str, Any] = {"seed": of.trained.settings.seed, "ranks": Ranks(device=CPU), "dtype": torch.float32}
+    batches = list(data.in_order(of.options.data, test, of.trained.views, order, **options))
     epoch = next(training(of, test, 50))
     for view in (0, 1):
-        ours = torch.cat([batch.views[view] for batch in made])
+        ours = torch.cat([batch.views[view] for batch in batches])
         torch.testing.assert_close(ours[epoch.index], epoch.views[view], rtol=0, atol=0)
 
 
@@ -218,9 +211,8 @@ def test_an_unlabeled_test_folder_gives_way_to_held_out_labels(classes: Path, tm
     assert "have no labels" in lines[-1]
     assert "has seen" not in lines[-1], "these are not the run's images"
     flags = ["--source.root", str(tmp_path / "train"), "--source.test-root", str(tmp_path / "test")]
-    assert images.splits(trained, options_of(trained, *flags), lines.append).name == "test", (
-        "what the user names is taken"
-    )
+    named = images.splits(trained, options_of(trained, *flags), lines.append)
+    assert named.name == "test", "what the user names is taken"
 
 
 def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
