@@ -134,9 +134,6 @@ def test_no_tensor_is_larger_than_a_tile_for_each_core(
     assert 25 * 25 <= largest.numel <= torch.get_num_threads() * 32 * 32
 
 
-# ---------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

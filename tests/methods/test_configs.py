@@ -92,7 +92,7 @@ def test_the_views_are_the_papers(name: str):
     assert list(kind().inputs(AUGMENT, 224).views) == VIEWS[name]
     if "num_local" in PAPERS.get(name, {}):
         assert list(kind(num_local=0).inputs(AUGMENT, 224).views) == VIEWS[name][:2]
-    assert eval_view(224) == replace(VIEW, augment=None)
+    assert eval_view(48) == replace(VIEW, augment=None, size=48)
 
 
 @pytest.mark.parametrize("name", NONSENSE)

@@ -108,6 +108,20 @@ def test_it_gets_no_gradient_and_follows_after_the_optimizer(name: str, optimize
     assert not all(map(torch.equal, average.parameters(), before))
 
 
+@pytest.mark.parametrize("name", ["byol", "mocov3"])
+def test_predictions_are_of_the_online_network_and_targets_of_the_average(name: str, generator: torch.Generator):
+    method: Any = tiny.narrowed(name, "resnet").double()
+    images = tiny.batch(method, generator)
+    tiny.move_randomly(method.target.parameters(), generator)
+    method.eval()  # by running statistics, so that a view alone gives what it gives beside the other
+    for view, prediction, target in zip(images.views, *method.embed(images), strict=True):
+        projection = method.projector(method.encoder(view))
+        torch.testing.assert_close(prediction, method.predictor(projection))
+        torch.testing.assert_close(target, method.target.projector(method.target.encoder(view)))
+        assert (projection - target).abs().max() > 1e-3
+        assert (prediction.requires_grad, target.requires_grad) == (True, False)
+
+
 @every_method
 def test_its_norms_keep_statistics_of_their_own(name: str, generator: torch.Generator):
     method, average, _ = make(name)
