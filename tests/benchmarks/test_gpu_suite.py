@@ -116,7 +116,7 @@ def test_its_tests_need_no_package_that_a_lent_machine_may_lack() -> None:
     paths = [str(root / path) for path in (*gpu_suite.GPU_TESTS, "tests/kernels")]
     collected = python("-c", code, "--collect-only", *paths, cwd=root).stdout
     assert "error" not in collected.lower().rpartition("tests collected")[0][-300:]
-    python("-c", code, "tests/kernels/test_operator.py", "-m", "not slow", "-k", "tiled", cwd=root, timeout_s=600)
+    python("-c", code, "tests/kernels/test_operator.py", "-m", "not slow", "-k", "tiled", cwd=root)
 
 
 def test_without_a_gpu_it_says_what_it_would_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

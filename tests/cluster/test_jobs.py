@@ -1,14 +1,11 @@
 """``sslx jobs``, ``sslx logs`` and ``sslx cancel`` of runs in folders; with a queue in tests/slurm."""
 
 import json
-import os
-import pty
 import re
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 
 from kit.processes import is_one_line
 from kit.python import python
+from kit.screen import sslx_on_a_terminal
 from sslx import cli
 from sslx.cluster import jobs
 from sslx.console.words import shown
@@ -51,7 +49,9 @@ def test_a_table_of_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("width", [80, 120, 250])
-def test_a_table_on_a_terminal_shows_all_reasons_at_any_width(tmp_path: Path, width: int) -> None:
+def test_a_table_on_a_terminal_shows_all_reasons_at_any_width(
+    tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reason = "step 12 has not ended for 600 s: rank 3 on node17 is behind the others; the last checkpoint is step 10"
     long = "a_run_with_a_name_that_is_longer_than_the_terminal_has_room_for_beside_the_others"
     for name in ("short", long):
@@ -60,17 +60,10 @@ def test_a_table_on_a_terminal_shows_all_reasons_at_any_width(tmp_path: Path, wi
     records.write_status(gone, "running", 5)
     claim = "import os, sys; from sslx.runs import lock; import pathlib; keep = lock.acquire(pathlib.Path(sys.argv[1]))"
     python("-c", f"{claim}; os.kill(os.getpid(), 9)", gone, exit_code=-9)
-    ours, theirs = pty.openpty()
-    environ = os.environ | {"COLUMNS": str(width), "TERM": "xterm"}
-    done = subprocess.run([sys.executable, "-m", "sslx", "jobs", tmp_path], stdout=theirs, env=environ, check=False)
-    os.close(theirs)
-    out = ""
-    with suppress(OSError):  # its end
-        while part := os.read(ours, 65536):
-            out += part.decode()
-    os.close(ours)
-    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()]
-    assert done.returncode == 0
+    monkeypatch.setenv("COLUMNS", str(width))
+    with sslx_on_a_terminal("jobs", tmp_path) as terminal:
+        assert terminal.wait() == 0
+    lines = [line.rstrip() for line in terminal.lines]
     assert " ".join(" ".join(lines).split()).count(reason) == 2
     assert all(len(line) <= width or line == long for line in lines)
     state = next(line for line in lines if line.startswith("killed"))

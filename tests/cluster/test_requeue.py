@@ -65,8 +65,7 @@ def test_a_status_of_an_earlier_start_says_nothing(run: Path) -> None:
 
 def test_three_starts_without_a_new_checkpoint_are_enough(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [asked(run, 70) for _ in range(3)] == [75, 75, 93]
-    status = records.read_status(run)
-    assert status is not None
+    assert (status := records.read_status(run)) is not None
     assert (status.state, status.code) == ("failed", 93)
     assert "3 starts ended at step 0" in status.reason
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 3 starts ended at step 0")

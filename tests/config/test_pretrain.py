@@ -190,17 +190,10 @@ def test_unknown_recipes_and_methods_suggest(tmp_path: Path):
 def test_differences_are_in_flag_notation():
     ours = load(["--optim.lr", "0.1", "--steps", "3", "--name", "a", "--source.root", "/x", "--batch-norm", "sync"])
     theirs = load(["--source.name", "folder", "--encoder.layers", "1", "1", "1", "1", "--name", "b"])
-    assert differences(ours, theirs) == [
-        "--batch-norm local -> sync",
-        "--encoder.layers [1, 1, 1, 1] -> []",
-        "--name b -> a",
-        "--source.root None -> /x",
-        "--steps None -> 3",
-    ]
-    assert differences(ours, theirs, ["name", "source", "encoder", "optim.lr", "step"]) == [
-        "--batch-norm local -> sync",
-        "--steps None -> 3",
-    ]
+    norm, steps = "--batch-norm local -> sync", "--steps None -> 3"
+    others = ["--encoder.layers [1, 1, 1, 1] -> []", "--name b -> a", "--source.root None -> /x"]
+    assert differences(ours, theirs) == [norm, *others, steps]
+    assert differences(ours, theirs, ["name", "source", "encoder", "optim.lr", "step"]) == [norm, steps]
     assert differences(ours, loads(dump(ours))) == []
 
 

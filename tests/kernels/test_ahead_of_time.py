@@ -23,7 +23,7 @@ any."""
 
 def compiled(*options: str) -> list[dict[str, Any]]:
     """What the script prints of each kernel."""
-    done = python(RUNNER, "kernels_sass", "--no-record", *options, without=("TRITON_INTERPRET",), timeout_s=1700)
+    done = python(RUNNER, "kernels_sass", "--no-record", *options, without=("TRITON_INTERPRET",))
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 

@@ -12,20 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kit.nt_xent_oracles import (
-    DEVICE,
-    FAST,
-    INTERPRETED,
-    NATIVE,
-    TEMPERATURES,
-    TOLERANCE,
-    brute_force,
-    cast,
-    close,
-    exact,
-    make,
-    raw_gradient,
-)
+from kit.nt_xent import DEVICE, FAST, INTERPRETED, NATIVE, TOLERANCE, by_loops, cast, close, exact, make, raw_gradient
 from kit.python import python
 from sslx_kernels.nt_xent import nt_xent, smallest_shift_free_temperature, tiled
 
@@ -41,7 +28,7 @@ def test_is_the_definition(
     tolerance = 2e-6 if impl == "fused" else 1e-12
     if impl == "fused":
         arguments = cast(arguments, dtype)
-    expected = pytest.approx(brute_force(*arguments, temperature), rel=tolerance, abs=tolerance / temperature)
+    expected = pytest.approx(by_loops(*arguments, temperature), rel=tolerance, abs=tolerance / temperature)
     assert nt_xent(*cast(arguments, dtype), temperature, impl).item() == expected
     tensor = torch.tensor([temperature], dtype=torch.float64, device=DEVICE)
     assert nt_xent(*cast(arguments, dtype), tensor, impl).item() == expected
@@ -86,7 +73,7 @@ def test_rows_that_share_a_positive_and_columns_that_hold_no_row(generator: torc
         leaves = [x.double().requires_grad_() for x in (rows, columns, torch.tensor(0.1))]
         loss = nt_xent(leaves[0], leaves[1], nobody, positive, leaves[2], impl)
         found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
-    assert found[0][0].item() == pytest.approx(brute_force(rows, columns, nobody, positive, 0.1), rel=1e-6)
+    assert found[0][0].item() == pytest.approx(by_loops(rows, columns, nobody, positive, 0.1), rel=1e-6)
     for ours, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
@@ -131,7 +118,7 @@ def test_invariances(generator: torch.Generator, impl: Any) -> None:
 
 
 @pytest.mark.parametrize("impl", FAST)
-@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.07, 0.02, 0.014, 0.0139, 0.01, 0.005])
 def test_as_close_to_fp64_as_promised_on_both_sides_of_the_switch(
     generator: torch.Generator, impl: Any, temperature: float
 ) -> None:
@@ -314,6 +301,6 @@ def test_the_triton_kernels_in_tritons_interpreter() -> None:
     others = "test_operator.py", "test_masks.py", "../losses/test_nt_xent.py"
     files = [__file__, *(Path(__file__).parent / name for name in others)]
     argv = ["-m", "pytest", "-q", "-k", "fused", "-m", "not gpu", *files]
-    done = python(*argv, timeout_s=850, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    done = python(*argv, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout

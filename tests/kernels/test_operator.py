@@ -10,7 +10,7 @@ import torch._dynamo.testing as dynamo_testing
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kit.nt_xent_oracles import DEVICE, FAST, NATIVE, cast, make
+from kit.nt_xent import DEVICE, FAST, NATIVE, cast, make
 from sslx_kernels.nt_xent import nt_xent, op, tiled
 
 

@@ -7,12 +7,7 @@ from pathlib import Path
 
 
 def python(
-    *argv: object,
-    exit_code: int | None = 0,
-    cwd: Path | None = None,
-    without: tuple[str, ...] = (),
-    timeout_s: float = 300,
-    **environ: str,
+    *argv: object, exit_code: int | None = 0, cwd: Path | None = None, without: tuple[str, ...] = (), **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """``python ARGV ...`` on one thread, which must end with this exit code; None: with any.
 
@@ -20,8 +15,6 @@ def python(
     """
     others = {name: value for name, value in os.environ.items() if not name.startswith(without)}
     command, variables = [sys.executable, *map(str, argv)], others | {"OMP_NUM_THREADS": "1"} | environ
-    done = subprocess.run(
-        command, cwd=cwd, env=variables, timeout=timeout_s, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
     assert exit_code in (None, done.returncode), f"exit code {done.returncode}: {done.stdout}{done.stderr}"
     return done

@@ -1,6 +1,7 @@
 """What every loss of two views refuses in one line, and on all ranks alike."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,3 +48,25 @@ def test_one_sample_views_of_unequal_shape_and_integers_are_refused(name: str):
 def test_info_nce_needs_a_temperature():
     with pytest.raises(ValueError, match="above 0, got 0"):
         losses.info_nce(torch.ones(4, 3), torch.ones(4, 3), 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "mean", "dtype"),
+    [
+        (partial(losses.barlow_twins, off_diagonal_weight=0.3), 1000, torch.float32),
+        (
+            partial(losses.vicreg, invariance_weight=2.0, variance_weight=9.0, covariance_weight=0.7),
+            1000,
+            torch.float32,
+        ),
+        (partial(losses.info_nce, temperature=0.01), 0, torch.bfloat16),
+    ],
+)
+def test_it_is_in_fp32_in_autocast_too(loss: Any, mean: float, dtype: torch.dtype, generator: torch.Generator):
+    """A mean of 1000 leaves sums of squares no digits, and bf16 none of the deviation, nor at a low temperature."""
+    x, noise = torch.randn(2, 64, 6, generator=generator)
+    z1, z2 = ((mean + z).to(dtype) for z in (x, x + noise / 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = loss(z1, z2)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(loss(z1.double(), z2.double())[0].item(), rel=1e-4)

@@ -10,7 +10,7 @@ import torch._dynamo.testing as dynamo_testing
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kit import nt_xent_oracles
+from kit import nt_xent as oracles
 from kit.full_batch import RunOnRanks
 from sslx import distributed, parallel
 from sslx.losses import nt_xent
@@ -21,7 +21,7 @@ operators = sys.modules["sslx.losses.nt_xent"]
 def brute_force(z1: Tensor, z2: Tensor, temperature: float) -> float:
     """Of the 2B embeddings."""
     z, own = torch.cat([z1, z2]), torch.arange(2 * len(z1))
-    return nt_xent_oracles.brute_force(z, z, own, own.roll(len(z1)), temperature)
+    return oracles.by_loops(z, z, own, own.roll(len(z1)), temperature)
 
 
 def own_rows(*views: Tensor) -> list[Tensor]:
@@ -80,7 +80,7 @@ def share_of(z1: Tensor, z2: Tensor, temperature: float, impl: Any) -> tuple[flo
     return distributed.mean_over_ranks(loss).item(), *torch.autograd.grad(loss, leaves)
 
 
-interpreted = pytest.mark.skipif(not nt_xent_oracles.INTERPRETED, reason="run by tests/kernels/test_nt_xent.py")
+interpreted = pytest.mark.skipif(not oracles.INTERPRETED, reason="run by tests/kernels/test_nt_xent.py")
 FUSED = [pytest.param("fused", world_size, marks=interpreted) for world_size in (2, 3)]
 
 
@@ -103,20 +103,14 @@ def test_own_columns_first_and_the_others_after_are_the_definition(
             assert (a.double() - b).norm() <= of_gradient * b.norm()
 
 
-def sent(z1: Tensor, z2: Tensor) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+def sent(z1: Tensor, z2: Tensor) -> list[list[tuple[str, Any]]]:
     """The collectives of a forward and those of a backward, with the shapes they were given."""
-    leaf = z1.requires_grad_()
-    profiles: list[list[tuple[str, Any]]] = []
-    loss = torch.empty(0)
-    for work in ("forward", "backward"):
-        with torch.profiler.profile(record_shapes=True) as profile:
-            if work == "forward":
-                loss = nt_xent(leaf, z2)
-            else:
-                loss.backward()
-        events = [e for e in profile.events() if e.name.startswith("c10d::")]
-        profiles.append([(e.name, e.input_shapes[1]) for e in events])
-    return profiles[0], profiles[1]
+    with torch.profiler.profile(record_shapes=True) as forward:
+        loss = nt_xent(z1.requires_grad_(), z2)
+    with torch.profiler.profile(record_shapes=True) as backward:
+        loss.backward()
+    events = [profile.events() or [] for profile in (forward, backward)]
+    return [[(e.name, e.input_shapes[1]) for e in each if e.name.startswith("c10d::")] for each in events]
 
 
 def test_the_embeddings_are_sent_once_and_nothing_in_the_backward(

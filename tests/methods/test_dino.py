@@ -36,10 +36,10 @@ def logits(generator: torch.Generator, num_views: int = 5, size: int = 4) -> Emb
     return Embedded(views[:-2], views[-2:])
 
 
-@pytest.mark.parametrize(("size", "local"), [(224, 96), (96, 40), (32, 16), (16, 8), (8, 8)])
-def test_local_views_keep_the_papers_share_of_the_size(size: int, local: int):
-    assert [spec.size for spec in dino.Config(num_local=2).local_views(Augment(), size)] == [local] * 2
-    assert [spec.size for spec in dino.Config(num_local=1, local_size=24).local_views(Augment(), size)] == [24]
+def test_local_views_keep_the_papers_share_of_the_size():
+    for size, local in {224: 96, 96: 40, 32: 16, 16: 8, 8: 8}.items():
+        assert [spec.size for spec in dino.Config(num_local=2).local_views(Augment(), size)] == [local] * 2
+        assert [spec.size for spec in dino.Config(num_local=1, local_size=24).local_views(Augment(), size)] == [24]
 
 
 def test_the_head_is_the_papers(generator: torch.Generator):

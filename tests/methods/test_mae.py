@@ -180,22 +180,18 @@ def test_the_other_samples_of_a_batch_do_not_matter(generator: torch.Generator):
         torch.testing.assert_close(sum(alone, ()), tuple(z[i : i + 1] for z in sum(whole, ())), rtol=0, atol=1e-12)
 
 
-def gray(method: mae.Method, images: Batch) -> Tensor:
-    """(B, NUM): which patches the picture shows as masked."""
-    return mae.patchify(method.picture(images)[1][1], PATCH).abs().amax(2) == 0
-
-
 @pytest.mark.parametrize(("ratio", "num_masked"), [(0.75, 12), (0.5, 8), (0.6, 10), (0.9, 15), (0.01, 1)])
 def test_the_patches_with_the_largest_numbers_are_masked(ratio: float, num_masked: int, generator: torch.Generator):
     method, images = make(mask_ratio=ratio), batch(generator)
     seed = int(torch.randint(1 << 30, (), generator=generator))
     draws = Draws(seed=seed, epoch=0, batch=0, index=images.index.numpy())
     visible, masked = map(torch.from_numpy, method.draw(draws))
-    shown = gray(method, replace(images, draws=(visible, masked)))
+    picture = method.picture(replace(images, draws=(visible, masked)))[1][1]
+    gray = mae.patchify(picture, PATCH).abs().amax(2) == 0
     for sample, numbers in enumerate(draws.per_sample(NUM).tolist()):
         order = sorted(range(NUM), key=numbers.__getitem__)
         assert visible[sample].tolist() + masked[sample].tolist() == order
-        assert shown[sample].nonzero().flatten().tolist() == sorted(order[NUM - num_masked :])
+        assert gray[sample].nonzero().flatten().tolist() == sorted(order[NUM - num_masked :])
 
 
 def test_every_patch_is_masked_as_often_as_any(generator: torch.Generator):

@@ -120,12 +120,10 @@ def test_ranks_and_micro_batches_give_the_numbers_of_all_samples(
 
 
 def test_no_more_images_are_encoded_than_asked_for(generator: torch.Generator):
-    encoder = Flat()
     batches = [batch_of(images(8, generator), images(8, generator)) for _ in range(3)]
-    Health(Config(num_samples=6), None).look(encoder, batches)
-    assert encoder.seen == 2 * 6
-    Health(Config(num_samples=16), None).look(encoder, batches)
-    assert encoder.seen == 2 * (6 + 16)
+    for num in (6, 16):
+        Health(Config(num_samples=num), None).look(encoder := Flat(), batches)
+        assert encoder.seen == 2 * num
 
 
 def test_one_view_is_compared_with_its_mirror_image_and_those_of_another_size_are_left_out(generator: torch.Generator):
@@ -202,11 +200,11 @@ def test_the_last_word_is_on_weights_that_are_useless(generator: torch.Generator
     healthy = look_at(torch.randn(64, 12, dtype=torch.float64, generator=generator))
     method = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
     looks = Health(Config(), None)
+    collapsed = healthy | {"std": 0.1}
     assert looks.last_word(MIN_JUDGED_STEP, healthy | {"std": 0.7}, method) == ""
-    assert looks.last_word(MIN_JUDGED_STEP - 1, healthy | {"std": 0.1}, method) == ""  # too early to have lost anything
-    assert "step 40: std 0.1 is below 0.5: lower --optim.lr" in looks.last_word(
-        MIN_JUDGED_STEP, healthy | {"std": 0.1}, method
-    )
+    assert looks.last_word(MIN_JUDGED_STEP - 1, collapsed, method) == ""  # too early to have lost anything
+    words = "step 40: std 0.1 is below 0.5: lower --optim.lr"
+    assert words in looks.last_word(MIN_JUDGED_STEP, collapsed, method)
     with torch.no_grad():
         method[1].weight.mul_(-1e6)
     assert largest(method) == ("1.weight", 1e6)
