@@ -19,8 +19,7 @@ LABELS = [[7, 7, -3, 0, 7, 0, 10**12, 7, 0, 7, -3, 1], [5] * 12, list(range(12))
 
 
 def by_loops(z1: Tensor, z2: Tensor, label: list[int], temperature: float) -> tuple[Tensor, float]:
-    """(L_out of arXiv 2004.11362, equation 2, over the 2B embeddings; the mean over these of their positives' mean
-    cosine), pair by pair."""
+    """(L_out of arXiv 2004.11362, equation 2, over the 2B embeddings; the mean of positives' cosines), pair by pair."""
     u = [row / (row * row).sum().sqrt() for row in [*z1, *z2]]
     of, num = [*label, *label], 2 * len(label)
     total, cosines = torch.zeros((), dtype=z1.dtype), 0.0

@@ -207,8 +207,7 @@ def test_a_queue_of_no_whole_batches_is_refused_in_one_line(size: int, take: str
 def test_prototypes_have_length_one_and_move_only_when_not_frozen(name: Any, generator: torch.Generator):
     method = make(freeze_prototypes=0.3)
     images = tiny.batch(method, generator)
-    settings = optim.Config(name=name, lr=0.1, weight_decay=0.1)
-    optimizer = optim.build(settings, method)
+    optimizer = optim.build(optim.Config(name=name, lr=0.1, weight_decay=0.1), method)
     weight = method.prototypes.weight
     one = torch.ones(NUM_PROTOTYPES, dtype=torch.float64)
     torch.testing.assert_close(weight.detach().norm(dim=1), one, rtol=0, atol=1e-14)
