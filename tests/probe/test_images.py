@@ -22,7 +22,7 @@ from sslx.runs import checkpoint
 from sslx.trained import load
 
 FLAGS = (
-    "simclr_digits --epochs 3 --batch-size 128 --data.size 16 --data.eval-size 24 --encoder.channels 8 8 16 32 "
+    "simclr_digits --epochs 1 --batch-size 128 --data.size 8 --data.eval-size 12 --encoder.channels 8 8 16 32 "
     "--online.every 0 --name run"
 ).split()
 
@@ -49,13 +49,13 @@ def test_probe_prints_a_table_and_writes_it(trained: Path, capsys: pytest.Captur
 
 def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(trained: Path) -> None:
     run = load(trained)
-    assert run.view == eval_view(24), "trained at 16, probed at 24, as the config said"
+    assert run.view == eval_view(12), "trained at 8, probed at 12, as the config said"
     train, test = (sources.build(run.settings.source, split) for split in ("train", "test"))
     options = load_probe([str(trained)])
     ranks = Ranks(device=torch.device("cpu"))
     loaders = [images.loader(run.settings.data, of, run.view, 8, ranks, torch.float32) for of in (train, test, train)]
     (one,), (other,), (again,) = (next(loader).views for loader in loaders)
-    assert one.shape == other.shape == (8, 3, 24, 24)
+    assert one.shape == other.shape == (8, 3, 12, 12)
     assert torch.equal(one, again), "probes never augment"
     assert options.checkpoint == trained
 
@@ -63,18 +63,18 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
 def test_a_probe_at_another_size(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["probe", str(trained), "--no-baselines", "--probe.num-draws", "2"]
     records: list[dict[str, Any]] = []
-    for size in ("24", "32"):
+    for size in ("12", "16"):
         assert cli.main([*few, "--data.eval-size", size]) == 0
         assert f"{size} px" in capsys.readouterr().out
         records.append(json.loads((trained / "probe.json").read_text()))
-    assert [record["view_px"] for record in records] == [24, 32]
+    assert [record["view_px"] for record in records] == [12, 16]
     assert records[0]["scores"] != records[1]["scores"]
-    assert cli.main([*few, "--data.size", "32"]) == 64
+    assert cli.main([*few, "--data.size", "16"]) == 64
     assert "--data.eval-size" in capsys.readouterr().err
 
 
 def test_untrained_encoder_is_the_one_that_training_started_from(trained: Path, tmp_path: Path) -> None:
-    flags = ["--epochs", "1", "--optim.lr", "1e-12", "--optim.weight-decay", "0", "--runs", str(tmp_path)]
+    flags = ["--optim.lr", "1e-12", "--optim.weight-decay", "0", "--runs", str(tmp_path)]
     assert cli.main(["pretrain", *FLAGS, *flags]) == 0
     still = checkpoint.load(tmp_path / "run")["method"]
     run = load(trained)
@@ -97,6 +97,7 @@ def test_plot_draws_two_pictures(trained: Path, capsys: pytest.CaptureFixture[st
 
 def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = "mae_digits --steps 2 --batch-size 32 --data.size 16 --data.eval-size 24 --encoder.patch 4 --name run"
+    flags += " --encoder.layers 2 --encoder.channels 16 --method.decoder-dim 16 --method.decoder-layers 1"
     assert cli.main(["pretrain", *flags.split(), "--runs", str(tmp_path)]) == 0
     assert cli.main(["plot", str(tmp_path / "run"), "--num-points", "50"]) == 0
     assert "method.png" in capsys.readouterr().out

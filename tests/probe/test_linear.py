@@ -61,8 +61,19 @@ def test_fit_reaches_the_optimum_on_features_that_are_nearly_one_direction(c: fl
     assert gradient @ step / 2 < limit
 
 
-def test_accuracy_is_that_of_a_scikit_learn_pipeline() -> None:
-    accuracy, c = linear.accuracy(TRAIN, TEST, 10)
+@pytest.fixture(scope="module")
+def scored() -> tuple[float, float]:
+    """The accuracy on the digits and the chosen C, whose progress ends at its total."""
+    calls: list[tuple[str, int, int]] = []
+    scores = linear.accuracy(TRAIN, TEST, 10, progress=lambda *call: calls.append(call))
+    total = len(linear.GRID) + 1
+    assert (calls[0], calls[-1]) == (("linear", 0, total), ("linear", total, total))
+    assert calls == sorted(calls)
+    return scores
+
+
+def test_accuracy_is_that_of_a_scikit_learn_pipeline(scored: tuple[float, float]) -> None:
+    accuracy, c = scored
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
     expected = pipeline.fit(TRAIN.x.double(), TRAIN_LABEL).score(TEST.x.double(), TEST_LABEL)
     assert accuracy == pytest.approx(expected, abs=0.004)
@@ -82,11 +93,10 @@ def test_chosen_c_is_the_best_on_the_held_out_tenth() -> None:
     assert scores[c] >= max(scores.values()) - 1.5 / held.sum()
 
 
-def test_choice_of_c_never_sees_the_test_split() -> None:
-    _, c = linear.accuracy(TRAIN, TEST, 10)
+def test_choice_of_c_never_sees_the_test_split(scored: tuple[float, float]) -> None:
     other = Features(TEST.x.flip(0) * 7 - 3, (TEST_LABEL + 1) % 10, TEST.index)
     accuracy, again = linear.accuracy(TRAIN, other, 10)
-    assert again == c
+    assert again == scored[1]
     assert accuracy < 0.5
 
 
@@ -109,12 +119,3 @@ def test_standardise_leaves_constant_columns_at_zero() -> None:
     scaled, _, _ = linear.standardize(x)
     assert scaled[:, :2].abs().max() < 1e-3
     torch.testing.assert_close(scaled.std(0, correction=0)[2], torch.tensor(1.0))
-
-
-def test_progress_ends_at_the_total() -> None:
-    calls: list[tuple[str, int, int]] = []
-    linear.accuracy(TRAIN, TEST, 10, progress=lambda *call: calls.append(call))
-    total = len(linear.GRID) + 1
-    assert calls[0] == ("linear", 0, total)
-    assert calls[-1] == ("linear", total, total)
-    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
