@@ -199,7 +199,7 @@ def test_steps_and_epochs_are_whole_and_the_legend_is_below(tmp_path: Path) -> N
     plot.loss_curve(path, tmp_path / "longer.svg")
     assert "epoch" in texts(tmp_path / "longer.svg")
     assert plot.epoch_marks(np.array([1, 20]), np.array([1, 20]) / 9) == pytest.approx({1: 9, 2: 18})
-    heights = text_heights(tmp_path / "short.svg")
+    heights = dict(zip(drawn, text_heights(tmp_path / "short.svg"), strict=True))
     assert heights["loss"] > heights["step"], "of the two texts 'loss' the later one is the legend's"
 
 
@@ -234,15 +234,18 @@ def test_images_stand_in_titled_rows_enlarged_pixel_by_pixel(tmp_path: Path) -> 
     assert num_pixels(pixels, "#22262b") > 300, "a title"
 
 
-def text_heights(path: Path) -> dict[str, float]:
-    """What is written in an SVG, and how far down it stands."""
-    nodes = list(ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text"))
-    places = [node.get("y") or re.findall(r"[-0-9.]+", node.get("transform") or "")[1] for node in nodes]
-    return {"".join(node.itertext()): float(place) for node, place in zip(nodes, places, strict=True)}
+def nodes(path: Path) -> list[ElementTree.Element]:
+    """The texts of an SVG."""
+    return list(ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text"))
 
 
 def texts(path: Path) -> list[str]:
-    return list(text_heights(path))
+    return ["".join(node.itertext()) for node in nodes(path)]
+
+
+def text_heights(path: Path) -> list[float]:
+    """How far down each text of an SVG stands."""
+    return [float(n.get("y") or re.findall(r"[-0-9.]+", n.get("transform") or "")[1]) for n in nodes(path)]
 
 
 def test_neighbors_are_the_nearest_of_all_by_cosine() -> None:
