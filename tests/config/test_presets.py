@@ -26,7 +26,7 @@ def test_every_method_says_what_it_is_and_has_values_for_every_situation(method:
             assert settings.optim.name != "lars" or batch_size >= 1024 or method == "swav"  # as its authors do
             assert settings.augment.blur == 0 or side > 64
             assert reasons
-            assert config.loads(config.dump(settings)) == settings
+        assert config.loads(config.dump(settings)) == settings
 
 
 def test_a_users_values_and_a_recipes_stay(tmp_path: Path):

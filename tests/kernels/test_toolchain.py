@@ -1,6 +1,7 @@
 """What Triton needs to build its launcher, held against Triton itself with compiler or headers hidden."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ COMPILER, HEADERS = "a C compiler", "Python's headers (Python.h)"
     ],
 )
 def test_it_finds_missing_what_tritons_own_build_then_lacks(
-    environ: dict[str, str], missing: str, tmp_path: Path
+    environ: dict[str, Any], missing: str, tmp_path: Path
 ) -> None:
     done = python("-c", SCRIPT, without=("CC",), TRITON_CACHE_DIR=str(tmp_path), **environ)
     outcome, said = done.stdout.splitlines()

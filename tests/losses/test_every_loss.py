@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from kit import full_batch, tiny
-from kit.full_batch import RunOnRanks
 from sslx import losses
 from sslx.errors import ConfigError
 from sslx.methods.base import Embedded
@@ -30,7 +29,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_unequal_batches_are_an_error_on_all_ranks(name: str, ranks: RunOnRanks):
+def test_unequal_batches_are_an_error_on_all_ranks(name: str, ranks: full_batch.RunOnRanks):
     full_batch.refuses_unequal_batches(ranks, LOSSES[name], name)
 
 

@@ -1,6 +1,7 @@
 """``--deterministic``: what it sets, and what is said of an operator that cannot be computed in the same way twice."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ print(json.dumps({
 """
 
 
-def settled(on: bool, **environ: str) -> dict[str, object]:
+def settled(on: bool, **environ: Any) -> dict[str, object]:
     return json.loads(python("-c", SCRIPT % on, without=("CUBLAS_WORKSPACE_CONFIG",), **environ).stdout)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_a_command_says_it_before_it_imports_anything_heavy(tmp_path: Path):
         "import sys\nfrom sslx.__main__ import main\ncode = main(['pretrain'])\n"
         "print(code, *{'torch', 'numpy', 'tyro'} & set(sys.modules))"
     )
-    for environ, name in (({"RANK": "x"}, "RANK"), ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS")):
-        done = python("-c", code, cwd=tmp_path, without=("SLURM",), **environ)
+    for name, value in (("RANK", "x"), ("OMP_NUM_THREADS", "abc")):
+        done = python("-c", code, cwd=tmp_path, without=("SLURM",), **dict[str, Any]({name: value}))
         assert done.stdout == "64\n"
         is_one_line(done.stderr, name)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from kit.python import python
 from sslx import cli, encoders
 from sslx.machine import onednn
 
-CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
+CHECKED: dict[str, Any] = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
 """glibc then ends a process whose memory was written to beyond its end, as soon as that memory is freed."""
 PURE_TORCH = """
 import torch

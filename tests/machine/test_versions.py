@@ -16,7 +16,7 @@ def test_the_oldest_set_is_what_is_asked_for_and_what_is_tested() -> None:
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert pinned == {name: oldest for name, (oldest, _) in versions.TESTED.items()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    floors = dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in project["dependencies"])
+    floors: dict[str, str] = dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in project["dependencies"])
     assert floors.keys() <= versions.TESTED.keys()
     for name, (oldest, newest) in versions.TESTED.items():
         assert versions._key(floors.get(name, oldest)) == versions._key(oldest) <= versions._key(newest), name

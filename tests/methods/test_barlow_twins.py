@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from kit import full_batch, tiny
-from kit.full_batch import RunOnRanks
 from sslx.losses import barlow_twins
 from sslx.methods import barlow_twins as method_file
 from sslx.methods.base import Embedded
@@ -55,7 +54,7 @@ def oracle(z1: Tensor, z2: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("world_size", "num"), [(1, 6), (2, 6), (3, 3), pytest.param(3, 6, marks=pytest.mark.slow)])
 def test_ranks_give_the_full_batch_loss_and_gradient(
-    world_size: int, num: int, ranks: RunOnRanks, generator: torch.Generator
+    world_size: int, num: int, ranks: full_batch.RunOnRanks, generator: torch.Generator
 ):
     inputs, weight = two_views(num, generator), torch.randn(6, 4, dtype=torch.float64, generator=generator)
     loss, bugs = partial(barlow_twins, off_diagonal_weight=WEIGHT), ["sum_over_ranks_grad"]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from kit import full_batch, tiny
-from kit.full_batch import RunOnRanks
 from sslx import encoders, optim
 from sslx.losses import info_nce
 from sslx.methods import mocov3
@@ -72,7 +71,7 @@ def loss_of(q: Tensor, k: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("world_size", "num"), [(1, 6), (2, 6), pytest.param(3, 6, marks=pytest.mark.slow)])
 def test_ranks_give_the_full_batch_loss_and_gradient(
-    world_size: int, num: int, ranks: RunOnRanks, generator: torch.Generator
+    world_size: int, num: int, ranks: full_batch.RunOnRanks, generator: torch.Generator
 ):
     """A rank that takes the first rank's keys for its positives would be found."""
     weight = torch.randn(6, 4, dtype=torch.float64, generator=generator)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from kit import full_batch, tiny
-from kit.full_batch import RunOnRanks
 from sslx import losses
 from sslx.errors import ConfigError
 from sslx.methods import supcon
@@ -40,7 +39,7 @@ def oracle(z1: Tensor, z2: Tensor, label: Tensor) -> Tensor:
 @full_batch.over_ranks
 @pytest.mark.parametrize("label", LABELS, ids=["labels", "one label", "each its own"])
 def test_ranks_give_l_out_over_the_whole_batch(
-    world_size: int, label: list[int], ranks: RunOnRanks, generator: torch.Generator
+    world_size: int, label: list[int], ranks: full_batch.RunOnRanks, generator: torch.Generator
 ):
     inputs = torch.randn(2, 12, 5, dtype=torch.float64, generator=generator).unbind()
     weight = torch.randn(5, 4, dtype=torch.float64, generator=generator)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from kit import full_batch, tiny
-from kit.full_batch import RunOnRanks
 from sslx.losses import vicreg
 from sslx.methods import vicreg as method_file
 from sslx.methods.base import Embedded
@@ -66,7 +65,7 @@ def oracle(weights: Weights, z1: Tensor, z2: Tensor) -> Tensor:
 @pytest.mark.parametrize("weights", [WEIGHTS, (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
 @pytest.mark.parametrize(("world_size", "num"), [(1, 6), (2, 6), (3, 3), pytest.param(3, 6, marks=pytest.mark.slow)])
 def test_ranks_give_the_full_batch_loss_and_gradient(
-    world_size: int, num: int, weights: Weights, ranks: RunOnRanks, generator: torch.Generator
+    world_size: int, num: int, weights: Weights, ranks: full_batch.RunOnRanks, generator: torch.Generator
 ):
     loss = partial(vicreg, **dict(zip(NAMES, weights, strict=True)))
     weight = torch.eye(6, dtype=torch.float64)  # keeps some dimensions below gamma
