@@ -1,8 +1,6 @@
 """``sslx bench``: the arms do what they are named after, the limit is named, and what may help is tried."""
 
 import dataclasses
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from kit.processes import TINY as RUN
+from kit.python import python
 from sslx import config
 from sslx.bench import advice, measure
 from sslx.data import sources
@@ -19,11 +19,7 @@ from sslx.data.sources import Pixels
 from sslx.distributed import Ranks, init
 from sslx.train import resuming
 
-TINY = (
-    "--source.name synthetic --source.num-samples 64 --data.size 16 --encoder.layers 1 1 1 1 "
-    "--encoder.channels 8 8 8 8 --method.hidden-dim 16 --method.projection-dim 8 "
-    "--batch-size 16 --device cpu --precision fp32 --compile off"
-).split()
+TINY = [*RUN[: RUN.index("--steps")], *"--data.backend auto --device cpu --precision fp32 --compile off".split()]
 RATES = {"end to end": 90.0, "step alone": 100.0, "loader alone": 400.0, "augmentation alone": 500.0}
 
 
@@ -104,22 +100,19 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
     settings = config.load([*TINY, "--data.threads", "2", "--data.backend", "torchvision"])
     gpu = dataclasses.replace(ranks, device=torch.device("cuda"))
     starving = {**RATES, "loader alone": 50.0}
-    assert list(advice.candidates(settings, ranks, starving, small=True)) == [
-        "--data.backend resident",
-        "--data.threads 4",
-        "--data.backend auto",
-    ]
-    monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: False)
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    trials = ["--data.backend resident", "--data.threads 4", "--data.backend auto"]
+    assert list(advice.candidates(settings, ranks, starving, small=True)) == trials
     trials = ["--data.backend resident", "--data.threads 1"]
-    assert list(advice.candidates(settings, ranks, RATES, small=True)) == trials
-    monkeypatch.setenv("CXX", f"{sys.executable} --flag")  # any program that there is
-    trials.append("--compile on")
-    assert list(advice.candidates(settings, ranks, RATES, small=True)) == trials
-    monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda: True)
-    trials.insert(2, "--precision bf16")
-    assert list(advice.candidates(settings, ranks, RATES, small=True)) == trials
-    assert list(advice.candidates(settings, ranks, RATES, small=False)) == trials[1:]
+    compiler = f"{sys.executable} --flag"  # any program that there is
+    for has_amx, cxx, more in (
+        (False, "no-such-compiler", []),
+        (False, compiler, ["--compile on"]),
+        (True, compiler, ["--precision bf16", "--compile on"]),
+    ):
+        monkeypatch.setattr("sslx.train.build._is_amx_tile_supported", lambda has_amx=has_amx: has_amx)
+        monkeypatch.setenv("CXX", cxx)
+        assert list(advice.candidates(settings, ranks, RATES, small=True)) == [*trials, *more]
+    assert list(advice.candidates(settings, ranks, RATES, small=False)) == [trials[1], *more]
     fast = ["--precision bf16", "--compile on", "--batch-size 32"]
     assert list(advice.candidates(settings, gpu, RATES, small=True)) == fast
     trials = advice.candidates(settings, gpu, RATES, small=True)["--batch-size 32"]
@@ -128,11 +121,9 @@ def test_what_is_tried_depends_on_the_limit(ranks: Ranks, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_the_command_says_what_limits_a_recipe_and_what_to_take() -> None:
-    command = [sys.executable, "-m", "sslx", "bench", *TINY]
-    environ = os.environ | {"CXX": "none"}  # compiling takes a minute, and is tested with the training
-    done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False, env=environ)
-    assert done.returncode == 0, done.stderr
-    assert "end to end" in done.stdout
-    assert "bottleneck: " in done.stdout
-    assert "keep the settings" in done.stdout or "take --" in done.stdout
-    assert len([line for line in done.stdout.splitlines() if line.startswith("tried ")]) >= 1
+    # compiling takes a minute, and is tested with the training
+    out = python("-m", "sslx", "bench", *TINY, CXX="none").stdout
+    assert "end to end" in out
+    assert "bottleneck: " in out
+    assert "keep the settings" in out or "take --" in out
+    assert "\ntried " in out

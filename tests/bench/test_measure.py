@@ -1,5 +1,6 @@
 """The benchmark harness: spreads, turns and records."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -13,25 +14,16 @@ from sslx.bench import measure
 CPU = torch.device("cpu")
 
 
-def test_spread_on_numbers_by_hand() -> None:
+def test_a_summary_of_numbers_by_hand_and_as_text() -> None:
     assert measure.summarize([5.0, 1.0, 4.0, 2.0, 3.0, 6.0]) == {"n": 6, "median": 3.5, "p20": 2.0, "p80": 5.0}
-
-
-def test_a_summary_as_text() -> None:
     summary = {"median": 1234.56, "p20": 1000.0, "p80": 2000.04}
     assert measure.text(summary) == "1,235 (1,000 to 2,000)"
     assert measure.text(summary, 1, scale=0.1) == "123.5 (100.0 to 200.0)"
 
 
 def test_arms_take_turns_and_the_first_window_is_not_counted() -> None:
-    calls: list[str] = []
-
-    def arm(name: str) -> float:
-        calls.append(name)
-        return float(len(calls))
-
-    figures = measure.take_turns({"a": lambda: arm("a"), "b": lambda: arm("b")}, 2)
-    assert calls == ["a", "b"] * 3
+    count = itertools.count(1)
+    figures = measure.take_turns(dict.fromkeys("ab", lambda: float(next(count))), 2)
     assert figures == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from kit.processes import ended, until
+from kit.python import python
 
 
 def part(name: str, code: str) -> gpu_suite.Part:
@@ -111,15 +112,11 @@ def test_its_tests_need_no_package_that_a_lent_machine_may_lack() -> None:
         f"import sys; sys.modules.update(dict.fromkeys({lacks!r})); import pytest\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:timeout', '-p', 'no:xdist', *sys.argv[1:]]))"
     )
-    argv = [sys.executable, "-c", code]
     root = Path(gpu_suite.__file__).parents[1]
     paths = [str(root / path) for path in (*gpu_suite.GPU_TESTS, "tests/kernels")]
-    collected = subprocess.run([*argv, "--collect-only", *paths], capture_output=True, text=True, check=False, cwd=root)
-    assert collected.returncode == 0, collected.stdout[-3000:]
-    assert "error" not in collected.stdout.lower().rpartition("tests collected")[0][-300:]
-    tiled = [*argv, "tests/kernels/test_operator.py", "-m", "not slow", "-k", "tiled"]
-    done = subprocess.run(tiled, capture_output=True, text=True, check=False, cwd=root, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:]
+    collected = python("-c", code, "--collect-only", *paths, cwd=root).stdout
+    assert "error" not in collected.lower().rpartition("tests collected")[0][-300:]
+    python("-c", code, "tests/kernels/test_operator.py", "-m", "not slow", "-k", "tiled", cwd=root)
 
 
 def test_without_a_gpu_it_says_what_it_would_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,11 +59,7 @@ def test_a_recipe_with_another_score_is_reported_and_not_edited(
 
 
 def test_the_newest_line_of_a_key_counts_and_machines_do_not_mix(tmp_path: Path) -> None:
-    lines = [
-        {"size": 1, "value": 1, "cores": 2},
-        {"size": 2, "value": 2, "cores": 2},
-        {"size": 1, "value": 3, "cores": 2},
-    ]
+    lines = [{"size": size, "value": value, "cores": 2} for size, value in ((1, 1), (2, 2), (1, 3))]
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [r["value"] for r in figures.newest("x", "size", folder=tmp_path)] == [3, 2]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kit.processes import TINY
+from kit.python import python
 from sslx import config
 from sslx.cluster import job
 from sslx.cluster.job import Job
@@ -27,12 +28,22 @@ def written(folder: Path, *flags: str) -> Path:
     return folder / "r"
 
 
-def run_as_a_process(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+def run_as_a_process(folder: Path, code: str, exit_code: int = 0) -> str:
+    """What a job prints in a process of its own."""
     script = f"from sslx.cluster.job import Job; Job(folder={str(folder)!r}, code={code!r})()"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environ, check=False
-    )
+    return python("-c", script, exit_code=exit_code, without=("SLURM_",)).stdout
+
+
+def stopped(script: str, line: str, delay_s: float = 0) -> int:
+    """The exit code of a script that gets SIGTERM so long after it has printed a line like this."""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not re.match(line, printed := process.stdout.readline()):
+            assert printed, "it ended"
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+        return process.wait(100)
 
 
 def test_a_job_is_small_and_pickled_by_reference(tmp_path: Path) -> None:
@@ -43,14 +54,11 @@ def test_a_job_is_small_and_pickled_by_reference(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_restart_with_other_code_says_so_and_one_with_the_same_does_not(tmp_path: Path) -> None:
-    done = run_as_a_process(written(tmp_path), "0.0.9 1234567 0123456789ab")
-    assert done.returncode == 0, done.stderr
+    printed = run_as_a_process(written(tmp_path), "0.0.9 1234567 0123456789ab")
     said = "note: the code has changed since the job was submitted: 0.0.9 1234567 0123456789ab -> "
-    assert done.stdout.splitlines()[0] == said + code_version()
-    assert "step 2/2" in done.stdout
-    again = run_as_a_process(tmp_path / "r", code_version())
-    assert again.returncode == 0, again.stderr
-    assert "note:" not in again.stdout
+    assert printed.splitlines()[0] == said + code_version()
+    assert "step 2/2" in printed
+    assert "note:" not in run_as_a_process(tmp_path / "r", code_version())
     assert records.read_stops(tmp_path / "r") == []
 
 
@@ -59,19 +67,11 @@ def test_without_slurm_the_job_itself_asks_whether_to_start_again(tmp_path: Path
     """144 is what submitit's local executor starts again for."""
     folder = written(tmp_path, "--steps", "1000000", "--checkpoint.every", "0")
     script = f"from sslx.cluster.job import Job; Job(folder={str(folder)!r}, code='')()"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while not re.match(r"step +2/", line := process.stdout.readline()):
-            assert line, "it ended"
-        process.send_signal(signal.SIGTERM)
-        process.stdout.read()
-        assert process.wait(100) == 144
+    assert stopped(script, r"step +2/") == 144
     (stop,) = records.read_stops(folder)
     assert (stop.code, stop.reason, stop.step >= 2) == (75, "SIGTERM", True)
-    wrong = written(
-        tmp_path / "wrong", "--source.name", "folder", "--data.backend", "dali", "--source.root", "/nowhere"
-    )
-    assert run_as_a_process(wrong, "").returncode == 66
+    flags = "--source.name folder --data.backend dali --source.root /nowhere".split()
+    run_as_a_process(wrong := written(tmp_path / "wrong", *flags), "", exit_code=66)
     assert records.read_stops(wrong)[-1].code == 66
 
 
@@ -85,28 +85,17 @@ def test_a_local_job_that_is_stopped_before_its_first_step_starts_again_too(tmp_
         "job.code_version = lambda: [version(), print('ready', flush=True)][0]\n"
         f"job.Job(folder={str(folder)!r}, code='')()\n"
     )
-    for delay_s in (0.0, 1.5):
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(delay_s)
-            process.send_signal(signal.SIGTERM)
-            process.stdout.read()
-            assert process.wait(100) == 144
+    assert [stopped(script, "ready\n", delay_s) for delay_s in (0.0, 1.5)] == [144, 144]
     assert [stop.code for stop in records.read_stops(folder)] == [75, 75]
 
 
 def test_threads_are_the_tasks_share_and_what_is_set_stays() -> None:
-    cores = len(os.sched_getaffinity(0))
-    environ = {"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
-    job.set_environment(environ)
-    assert environ["OMP_NUM_THREADS"] == str(cores)
-    environ = {"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "6"}
-    job.set_environment(environ)
-    assert environ["OMP_NUM_THREADS"] == "6"
-    environ |= {"OMP_NUM_THREADS": "3"}
-    job.set_environment(environ)
-    assert environ["OMP_NUM_THREADS"] == "3"
+    alone = {"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    shared = {"SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "6"}
+    cores = str(len(os.sched_getaffinity(0)))
+    for environ, threads in ((alone, cores), (shared, "6"), (shared | {"OMP_NUM_THREADS": "3"}, "3")):
+        job.set_environment(environ)
+        assert environ["OMP_NUM_THREADS"] == threads
     environ = {"OTHER": "1"}
     job.set_environment(environ)
     assert environ.keys() == {"OTHER", "TTY_COMPATIBLE"}

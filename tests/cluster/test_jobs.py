@@ -1,18 +1,19 @@
 """``sslx jobs``, ``sslx logs`` and ``sslx cancel`` of runs in folders; with a queue in tests/slurm."""
 
 import json
-import os
-import pty
 import re
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kit.processes import is_one_line
+from kit.python import python
+from kit.screen import sslx_on_a_terminal
 from sslx import cli
 from sslx.cluster import jobs
 from sslx.console.words import shown
@@ -48,40 +49,26 @@ def test_a_table_of_all_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("width", [80, 120, 250])
-def test_a_table_on_a_terminal_shows_all_reasons_at_any_width(tmp_path: Path, width: int) -> None:
+def test_a_table_on_a_terminal_shows_all_reasons_at_any_width(
+    tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reason = "step 12 has not ended for 600 s: rank 3 on node17 is behind the others; the last checkpoint is step 10"
-    for name in ("short", "a_run_with_a_name_that_is_longer_than_the_terminal_has_room_for_beside_the_others"):
+    long = "a_run_with_a_name_that_is_longer_than_the_terminal_has_room_for_beside_the_others"
+    for name in ("short", long):
         records.write_status(a_run(tmp_path / name), "failed", 1200, reason, 70)
     gone = a_run(tmp_path / "killed")
     records.write_status(gone, "running", 5)
-    claim = (
-        "import os, sys; from sslx.runs import lock; import pathlib; keep = lock.acquire(pathlib.Path(sys.argv[1])); "
-    )
-    subprocess.run([sys.executable, "-c", claim + "os.kill(os.getpid(), 9)", gone], check=False)
-    ours, theirs = pty.openpty()
-    environ = os.environ | {"COLUMNS": str(width), "TERM": "xterm"}
-    done = subprocess.run([sys.executable, "-m", "sslx", "jobs", tmp_path], stdout=theirs, env=environ, check=False)
-    os.close(theirs)
-    out = ""
-    with suppress(OSError):  # its end
-        while part := os.read(ours, 65536):
-            out += part.decode()
-    os.close(ours)
-    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()]
-    assert done.returncode == 0
+    claim = "import os, sys; from sslx.runs import lock; import pathlib; keep = lock.acquire(pathlib.Path(sys.argv[1]))"
+    python("-c", f"{claim}; os.kill(os.getpid(), 9)", gone, exit_code=-9)
+    monkeypatch.setenv("COLUMNS", str(width))
+    with sslx_on_a_terminal("jobs", tmp_path) as terminal:
+        assert terminal.wait() == 0
+    lines = [line.rstrip() for line in terminal.lines]
     assert " ".join(" ".join(lines).split()).count(reason) == 2
-    names = ("a_run_with_a_name_that_is_longer_than_the_terminal_has_room_for_beside_the_others",)
-    assert all(len(line) <= width or line in names for line in lines)
+    assert all(len(line) <= width or line == long for line in lines)
     state = next(line for line in lines if line.startswith("killed"))
     assert "dead" in state
     assert re.search(r"its process is gone.*process \d+ on ", " ".join(lines))
-
-
-def put(run: Path, name: str, data: bytes | None) -> None:
-    if data is None:
-        (run / name).mkdir()
-    else:
-        (run / name).write_bytes(data)
 
 
 STATUS = {"state": "failed", "step": 1, "reason": "", "time": 0.5, "code": 70}
@@ -113,7 +100,8 @@ def test_damaged_runs_are_a_row_each_and_end_no_listing(tmp_path: Path, capsys: 
     for kinds, word in ((DAMAGED, "damaged"), (ODD, "odd")):
         for name, contents in kinds.items():
             for number, data in enumerate(contents):
-                put(a_run(tmp_path / f"{word}-{number}-{name}"), name, data)
+                path = a_run(tmp_path / f"{word}-{number}-{name}") / name
+                path.mkdir() if data is None else path.write_bytes(data)
     assert cli.main(["jobs", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines if not line.startswith(" ")}
@@ -132,12 +120,10 @@ def no_slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(folder))
 
 
+@pytest.mark.usefixtures("no_slurm")
 @pytest.mark.parametrize("name", ["a[b]", "[/x]", "[bold]x", "new\nline", "\x1b[31mred", "caf\udce9", ":cat:", "-f"])
-def test_any_name_of_a_run_is_text(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_slurm: None
-) -> None:
-    del no_slurm
-    run = a_run(tmp_path / name, records.Job(cluster="slurm", id="12", log=str(tmp_path / name), code="", submitted=0))
+def test_any_name_of_a_run_is_text(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = a_run(tmp_path / name, replace(SLURM, log=str(tmp_path / name)))
     assert cli.main(["jobs", str(tmp_path)]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert row.startswith(shown(name) + " ")
@@ -158,8 +144,7 @@ def test_a_crafted_job_signals_nobody(tmp_path: Path, capsys: pytest.CaptureFixt
         assert capsys.readouterr().err.count("\n") == 1
     (run / "job.json").write_text(json.dumps(JOB | {"log": "--help"}))
     (tmp_path / "--help").write_text("a line\n")
-    done = subprocess.run([sys.executable, "-m", "sslx", "logs", "r"], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "a line\n")
+    assert python("-m", "sslx", "logs", "r", cwd=tmp_path).stdout == "a line\n"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +152,7 @@ def test_a_crafted_job_signals_nobody(tmp_path: Path, capsys: pytest.CaptureFixt
 )
 def test_odd_numbers_are_refused(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    a_run(tmp_path / "r", records.Job(cluster="slurm", id="12", log=__file__, code="", submitted=0))
+    a_run(tmp_path / "r", replace(SLURM, log=__file__))
     assert cli.main(flags) == 64
 
 
@@ -179,25 +164,21 @@ def test_a_row_of_a_job(tmp_path: Path) -> None:
     assert jobs.table_row(run, queue) == ["12 (slurm)", "running", "7", "-", "none", "2", "SIGUSR2"]
 
 
-def test_states(tmp_path: Path) -> None:
-    status = {
-        "running": records.Status("running", 1, "", 0.0, 0),
-        "failed": records.Status("failed", 1, "", 0.0, 70),
-    }
+def test_states() -> None:
+    running, failed = records.Status("running", 1, "", 0.0, 0), records.Status("failed", 1, "", 0.0, 70)
     waiting = {"12": ("PENDING", "Resources")}
     assert jobs.run_state(None, None, {}) == "starting"
-    assert jobs.run_state(None, status["running"], waiting) == "running"
-    assert jobs.run_state(SLURM, status["running"], waiting) == "waiting (Resources)"
-    assert jobs.run_state(SLURM, status["running"], {}) == "dead: no job is running it"
+    assert jobs.run_state(None, running, waiting) == "running"
+    assert jobs.run_state(SLURM, running, waiting) == "waiting (Resources)"
+    assert jobs.run_state(SLURM, running, {}) == "dead: no job is running it"
     assert jobs.run_state(SLURM, None, {}) == "dead: the job ended before it began"
-    assert jobs.run_state(SLURM, status["failed"], {}) == "failed (70)"
+    assert jobs.run_state(SLURM, failed, {}) == "failed (70)"
     assert jobs.run_state(SLURM, None, {"12": ("COMPLETING", "None")}) == "ending"
-    assert not list(tmp_path.iterdir())
 
 
 def test_logs_are_the_last_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "12.log"
-    run = a_run(tmp_path / "r", records.Job(cluster="slurm", id="12", log=str(log), code="", submitted=0.0))
+    run = a_run(tmp_path / "r", replace(SLURM, log=str(log)))
     assert cli.main(["logs", str(run)]) == 0
     assert "job 12 has printed nothing yet: " in capfd.readouterr().err
     log.write_text("".join(f"line {i}\n" for i in range(100)))
@@ -207,7 +188,7 @@ def test_logs_are_the_last_lines(tmp_path: Path, capfd: pytest.CaptureFixture[st
 
 def test_following_shows_what_comes(tmp_path: Path) -> None:
     log = tmp_path / "12.log"
-    run = a_run(tmp_path / "r", records.Job(cluster="slurm", id="12", log=str(log), code="", submitted=0.0))
+    run = a_run(tmp_path / "r", replace(SLURM, log=str(log)))
     log.write_text("first\n")
     argv = [sys.executable, "-m", "sslx", "logs", "-f", str(run)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
@@ -219,26 +200,17 @@ def test_following_shows_what_comes(tmp_path: Path) -> None:
         process.terminate()
 
 
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["jobs", "nowhere"], "folder nowhere does not exist"),
-        (["logs", "nowhere"], "run folder nowhere does not exist"),
-        (["cancel", "nowhere"], "run folder nowhere does not exist"),
-    ],
-)
-def test_what_is_not_there(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(argv) == 66
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {words}")
-    assert said.count("\n") == 1
+@pytest.mark.parametrize(("command", "words"), [("jobs", "folder"), ("logs", "run folder"), ("cancel", "run folder")])
+def test_what_is_not_there(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "nowhere"]) == 66
+    is_one_line(capsys.readouterr().err, f"error: {words} nowhere does not exist")
 
 
 def test_a_run_without_a_job_and_a_job_that_has_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cancel", str(a_run(tmp_path / "r"))]) == 66
     assert "was not submitted as a job" in capsys.readouterr().err
-    gone = records.Job(cluster="local", id=str(2**22 + 1), log="", code="", submitted=0.0)
-    assert cli.main(["cancel", str(a_run(tmp_path / "s", gone))]) == 64
+    gone = a_run(tmp_path / "s", replace(SLURM, cluster="local", id=str(2**22 + 1)))
+    assert cli.main(["cancel", str(gone)]) == 64
     assert "has already ended" in capsys.readouterr().err
     assert not (tmp_path / "s" / "cancel").exists()
 
@@ -246,8 +218,7 @@ def test_a_run_without_a_job_and_a_job_that_has_ended(tmp_path: Path, capsys: py
 def test_listing_imports_nothing_heavy() -> None:
     code = "import sys; from sslx.cluster import job, jobs, requeue; print({'torch', 'tyro'} & sys.modules.keys())"
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    assert python("-c", code).stdout == "set()\n"
     assert time.perf_counter() - started < 20
 
 
@@ -266,8 +237,7 @@ def test_a_batch_job_claims_its_run_and_another_ones_is_refused(
     assert records.read_job(tmp_path / "r") == job
     code = [sys.executable, "-c", "import time; time.sleep(60)", "submitit"]  # as its controller's command line says
     with subprocess.Popen(code) as other:
-        owner = records.Job(cluster="local", id=str(other.pid), log="", code="", submitted=0.0)
-        records.write_job(tmp_path / "r", owner)
+        records.write_job(tmp_path / "r", replace(SLURM, cluster="local", id=str(other.pid)))
         time.sleep(0.2)
         with pytest.raises(ConfigError, match=f"belongs to job {other.pid}, which is running"):
             jobs.claim(tmp_path / "r", "0.1.0 abc")

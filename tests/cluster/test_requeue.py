@@ -1,13 +1,13 @@
 """When a job starts again: decided from exit code, status.json and stops.jsonl."""
 
+import json
 import pickle
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from kit.python import python
 from sslx.cluster import requeue
 from sslx.cluster.job import Job
 from sslx.errors import DataError
@@ -22,16 +22,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def saved(run: Path, step: int) -> None:
-    (run / "checkpoints" / f"step_{step}").mkdir(parents=True)
+    (run / "checkpoints" / f"step_{step}").mkdir(parents=True, exist_ok=True)
 
 
 def asked(run: Path, code: int) -> int:
     return requeue.main([str(run), str(code), "0"])
 
 
-def test_a_finished_run_leaves_no_stop(run: Path) -> None:
+def test_a_finished_run_leaves_no_stop_even_if_its_processes_end_badly(run: Path) -> None:
     records.write_status(run, "done", 10)
-    assert asked(run, 0) == 0
+    assert [asked(run, 0), asked(run, 134)] == [0, 0]
     assert records.read_stops(run) == []
 
 
@@ -55,11 +55,6 @@ def test_the_runs_own_word_wins_over_what_torchrun_and_srun_return(run: Path) ->
     assert [stop.reason for stop in records.read_stops(run)] == ["the loss is nan", "SIGTERM"]
 
 
-def test_a_run_that_is_done_is_done_even_if_its_processes_end_badly(run: Path) -> None:
-    records.write_status(run, "done", 10)
-    assert asked(run, 134) == 0
-
-
 def test_a_status_of_an_earlier_start_says_nothing(run: Path) -> None:
     records.write_status(run, "failed", 3, "the loss is nan", 76)
     assert requeue.main([str(run), "137", str(time.time() + 5)]) == requeue.SAVED
@@ -70,8 +65,7 @@ def test_a_status_of_an_earlier_start_says_nothing(run: Path) -> None:
 
 def test_three_starts_without_a_new_checkpoint_are_enough(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [asked(run, 70) for _ in range(3)] == [75, 75, 93]
-    status = records.read_status(run)
-    assert status is not None
+    assert (status := records.read_status(run)) is not None
     assert (status.state, status.code) == ("failed", 93)
     assert "3 starts ended at step 0" in status.reason
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 3 starts ended at step 0")
@@ -80,7 +74,7 @@ def test_three_starts_without_a_new_checkpoint_are_enough(run: Path, capsys: pyt
 def test_each_new_checkpoint_gives_three_more(run: Path) -> None:
     found: list[int] = []
     for step in (0, 0, 10, 10, 20, 20, 20, 20):
-        if step and not (run / "checkpoints" / f"step_{step}").exists():
+        if step:
             saved(run, step)
         (run / "status.json").unlink(missing_ok=True)
         found.append(asked(run, 70))
@@ -90,14 +84,10 @@ def test_each_new_checkpoint_gives_three_more(run: Path) -> None:
 def test_a_job_submitted_again_has_three_starts_of_its_own(run: Path) -> None:
     assert [asked(run, 70) for _ in range(3)] == [75, 75, 93]
     time.sleep(0.01)
-    again = records.Job(cluster="slurm", id="2", log="", code="", submitted=time.time())
-    records.write_job(run, again)
+    records.write_job(run, records.Job(cluster="slurm", id="2", log="", code="", submitted=time.time()))
     (run / "status.json").unlink()
-    found: list[int] = []
-    for _ in range(3):
-        time.sleep(0.01)
-        found.append(asked(run, 70))
-    assert found == [75, 75, 93]
+    time.sleep(0.01)
+    assert [asked(run, 70) for _ in range(3)] == [75, 75, 93]
 
 
 def test_an_arrays_task_is_requeued_by_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,12 +115,12 @@ def test_what_slurm_ends_itself_is_left_to_slurm(run: Path, monkeypatch: pytest.
 
 def test_an_arrays_task_is_the_run_at_its_place(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
-    (run / "a").mkdir()
-    (run / "b").mkdir()
-    (run / "runs.json").write_text(f'["{run / "a"}", "{run / "b"}"]')
+    folders = [run / "a", run / "b"]
+    for folder in folders:
+        folder.mkdir()
+    (run / "runs.json").write_text(json.dumps(list(map(str, folders))))
     assert asked(run, 64) == 64
-    assert records.read_stops(run / "a") == []
-    assert records.read_stops(run / "b")[-1].code == 64
+    assert [[stop.code for stop in records.read_stops(folder)] for folder in folders] == [[], [64]]
 
 
 @pytest.mark.parametrize("name", ["status.json", "job.json", "stops.jsonl"])
@@ -154,9 +144,8 @@ def test_a_damaged_list_of_an_arrays_runs_is_one_line(run: Path, text: str, monk
 def test_jobs_that_sslx_0_1_queued_go_on(run: Path) -> None:
     """Their batch scripts and pickles name the old places."""
     records.write_status(run, "failed", 3, "the loss is nan", 76)
-    done = subprocess.run([sys.executable, "-m", "sslx.requeue", str(run), "1", "0"], check=False)
-    assert done.returncode == 76
-    subprocess.run([sys.executable, "-m", "sslx.train.job", str(run)], check=True)
+    python("-m", "sslx.requeue", run, "1", "0", exit_code=76)
+    python("-m", "sslx.train.job", run)
     assert records.read_job(run) is not None
     old = pickle.dumps(Job(folder="f", code="c"), protocol=0).replace(b"csslx.cluster.job\n", b"csslx.train.job\n")
     assert b"sslx.train.job" in old

@@ -1,14 +1,13 @@
 """``sslx doctor``: one row for each thing that sslx uses, whatever is missing."""
 
 import ctypes
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from kit.python import python
 from sslx import cli
 from sslx.commands import doctor
 from sslx.machine import versions
@@ -63,6 +62,4 @@ def test_an_old_driver_is_told_which_wheels_to_take(tmp_path: Path, version: int
     library = tmp_path / "libcuda.so.1"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "cuda.c"], check=True)
     code = "from sslx.commands import doctor; print(doctor.driver_cuda())"
-    environ = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(expected)
+    assert python("-c", code, LD_LIBRARY_PATH=str(tmp_path)).stdout.strip() == str(expected)

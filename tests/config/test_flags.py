@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from kit.processes import Record
+from kit.processes import Record, is_one_line
+from kit.python import python
 from sslx import cli, config
 from sslx.cluster.allocation import load_submit
 from sslx.config import flags, sweeps
@@ -65,8 +63,7 @@ def test_a_file_of_100_mb_costs_no_memory(tmp_path: Path) -> None:
         "except ValueError as error: print(error)\n"
         "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.json"], capture_output=True, text=True, check=True)
-    words, peak_kib = done.stdout.splitlines()
+    words, peak_kib = python("-c", code, tmp_path / "a.json").stdout.splitlines()
     assert words.endswith("has more than 262,144 bytes")
     assert int(peak_kib) < 60 * 1024
 
@@ -84,24 +81,16 @@ def test_what_editors_write_is_read(coding: str, end: str, tmp_path: Path) -> No
     assert (read.seed, read.data.size) == (3, 32)
 
 
-def test_another_encoding_is_named(tmp_path: Path) -> None:
-    for coding, words in (("utf-16", "it is UTF-16"), ("latin-1", "byte 8 is not UTF-8")):
-        (tmp_path / "a.toml").write_bytes('name = "ü"'.encode(coding))
-        with pytest.raises(ConfigError, match=f"cannot be read as TOML: {words}"):
-            config.load([str(tmp_path / "a.toml")])
-
-
 def test_what_is_no_recipe_is_named_as_what_it_is(tmp_path: Path) -> None:
     for name, words in (("a.yaml", "not YAML"), ("a.YML", "not YAML"), ("a.cfg", "not '.cfg'"), ("a", "not ''")):
         (tmp_path / name).write_text("seed: 1")
         with pytest.raises(ConfigError, match=rf"must be a \.toml or a saved config\.json, {words}"):
             config.load([str(tmp_path / name)])
-    (tmp_path / "run").mkdir()
-    with pytest.raises(ConfigError, match=r"run is a folder and no run: to train on the images in it, sslx pretrain"):
-        config.load([str(tmp_path / "run")])
-    (tmp_path / "b.toml").mkdir()
-    with pytest.raises(ConfigError, match="Is a directory"):
-        config.load([str(tmp_path / "b.toml")])
+    no_run = "run is a folder and no run: to train on the images in it, sslx pretrain --source"
+    for name, words in (("run", no_run), ("b.toml", "Is a directory")):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ConfigError, match=words):
+            config.load([str(tmp_path / name)])
     with pytest.raises(MissingInput, match="no recipe"):
         config.load(["x" * 50_000])
 
@@ -129,21 +118,13 @@ def test_home_is_home_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert config.load_plot(["~/run"]).checkpoint == tmp_path / "run"
 
 
-BAD_NAMES = [
-    "x" * 300, "é" * 101, "a/b", "a\nb", "a\rb", "a\x1b[31mb", "a\u202eb", "a\u2028b", "..", ".", ".a",
-    "-a", " a", "a ", "\t",
-]  # fmt: skip
-GOOD_NAMES = [
-    "a", "x" * 200, "größe 2", "日本", "a[b]", "[bold]x", "a$(ls)", "a'b\"c", "a;b&c", "100%", "caf\udce9",
-    "a=b,c+d",
-]  # fmt: skip
-
-
 def test_names_of_runs() -> None:
-    for name in GOOD_NAMES:
+    good = "a größe日本 a[b] [bold]x a$(ls) a'b\"c a;b&c 100% caf\udce9 a=b,c+d".split()
+    for name in ("größe 2", "x" * 200, *good):
         flags.check_name(name)
         assert config.PretrainConfig(name=name).name == name
-    for name in BAD_NAMES:
+    of_controls = ["a\nb", "a\rb", "a\x1b[31mb", "a\u202eb", "a\u2028b", "\t"]
+    for name in ("x" * 300, "é" * 101, "a/b", "..", ".", ".a", "-a", " a", "a ", *of_controls):
         with pytest.raises(ConfigError) as caught:
             config.PretrainConfig(name=name)
         assert str(caught.value).isprintable()
@@ -155,16 +136,13 @@ def test_a_bad_name_is_one_line_wherever_it_comes_from(tmp_path: Path, capsys: p
     (tmp_path / "a b .toml").write_text("seed = 1\n")
     for argv in (["--name", "x" * 300], [str(tmp_path / "a.json")], [str(tmp_path / "a b .toml")]):
         assert cli.main(["pretrain", *argv]) == 64
-        err = capsys.readouterr().err
-        assert err.startswith("error: --name '")
-        assert err.count("\n") == 1
+        is_one_line(capsys.readouterr().err, "error: --name '")
 
 
 def test_many_keys_that_are_no_options_are_not_each_looked_up(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("seed = 1\n[optim]\n" + "".join(f"lr{i} = 1\n" for i in range(40)))
-    with pytest.raises(
-        ConfigError, match=r"40 of its keys are no options \(optim\.lr0, optim\.lr1, optim\.lr2, \.\.\.\)"
-    ):
+    words = r"40 of its keys are no options \(optim\.lr0, optim\.lr1, optim\.lr2, \.\.\.\)"
+    with pytest.raises(ConfigError, match=words):
         config.load([str(tmp_path / "a.toml")])
     with pytest.raises(ConfigError, match="41 of its keys are no options"):
         load_submit(["--profile", str(tmp_path / "a.toml"), "--", "simclr_digits"])
@@ -193,10 +171,8 @@ def test_paths_in_a_recipe_are_bytes_under_an_ascii_locale(tmp_path: Path) -> No
     """The run folder is the one that a UTF-8 locale would make."""
     recipe = tmp_path / "größe.toml"
     recipe.write_text('runs = "läufe"\nsteps = 1\ndevice = "cpu"\nbatch_size = 8\n[online]\nevery = 0\n', "utf-8")
-    environ = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    argv = [sys.executable, "-m", "sslx", "pretrain", recipe.name, "--encoder.channels", "8", "8", "8", "8"]
-    done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+    argv = ["-m", "sslx", "pretrain", recipe.name, "--encoder.channels", *"8888"]
+    python(*argv, cwd=tmp_path, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert json.loads((tmp_path / "läufe" / "größe" / "status.json").read_text())["state"] == "done"
 
 
@@ -232,10 +208,7 @@ def test_a_recipe_of_ones_own_is_built_on_one_that_comes_with_sslx(tmp_path: Pat
     [
         ({"a": 'base = "b.toml"', "b": 'base = "a.toml"'}, "which is built on it: remove one of the two"),
         ({"a": 'base = "a.toml"'}, "which is built on it: remove one of the two"),
-        (
-            {"a": 'base = "none"'},
-            "has the base 'none', which is not there: take cifar10_cpu, digits,",
-        ),
+        ({"a": 'base = "none"'}, "has the base 'none', which is not there: take cifar10_cpu, digits,"),
         ({"a": "base = 3"}, "has the base '3', which is not there"),
         ({"a": 'base = "b.toml"', "b": "x ="}, "b.toml cannot be read as TOML"),
     ],

@@ -26,8 +26,16 @@ def screen(file: io.StringIO, width: int = 80) -> Screen:
     return Screen(file=file, force_terminal=True, width=width)
 
 
-def test_lines_where_there_is_no_terminal() -> None:
-    file = io.StringIO()
+@pytest.fixture
+def file() -> io.StringIO:
+    return io.StringIO()
+
+
+def until_shown(file: io.StringIO, text: str) -> None:
+    until(lambda: text in file.getvalue(), text, 60)
+
+
+def test_lines_where_there_is_no_terminal(file: io.StringIO) -> None:
     with Terminal(console=Console(file=file, force_terminal=False)) as terminal:
         terminal.begin(3900, 100)
         terminal.log(101, {})  # an hour, for all that the next steps tell
@@ -50,8 +58,7 @@ def test_lines_where_there_is_no_terminal() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 60, 120, 200])
-def test_the_display_on_a_terminal(width: int) -> None:
-    file = io.StringIO()
+def test_the_display_on_a_terminal(width: int, file: io.StringIO) -> None:
     health = {"feature_rank": 25.65, "feature_std": 0.4753, "feature_alignment": 0.1234, "feature_uniformity": -1.5}
     worst = {**METRICS, "epoch": 123.45, "loss": 0.012345, "lr": 0.00024, "samples_per_s": 123456, "data_wait": 1.0}
     with Terminal(console=screen(file, width)) as terminal:
@@ -81,8 +88,7 @@ def test_the_display_on_a_terminal(width: int) -> None:
     assert "" not in end
 
 
-def test_an_echoed_ctrl_c_leaves_no_copy_of_the_bar() -> None:
-    file = io.StringIO()
+def test_an_echoed_ctrl_c_leaves_no_copy_of_the_bar(file: io.StringIO) -> None:
     with Terminal(console=screen(file)) as terminal:
         terminal.begin(200)
         terminal.log(1, {**METRICS, "alignment": 0.1})
@@ -96,59 +102,54 @@ def test_an_echoed_ctrl_c_leaves_no_copy_of_the_bar() -> None:
     assert lines[-2] == "alignment 0.1"
 
 
-def test_what_it_is_busy_with_is_shown_before_the_first_step() -> None:
-    file = io.StringIO()
+def test_what_it_is_busy_with_is_shown_before_the_first_step(file: io.StringIO) -> None:
     with Terminal(console=screen(file)) as terminal:
         assert plain(file.getvalue())[-1] == ""
         assert "starting ..." in plain(file.getvalue())[-2]
         with activity.doing("listing the images"):
-            until(lambda: "listing the images ... 0:0" in file.getvalue(), "a frame", 60)
+            until_shown(file, "listing the images ... 0:0")
         terminal.begin(10)
         with activity.doing("first step"):
-            until(lambda: "first step ... 0:0" in file.getvalue(), "a frame", 60)
+            until_shown(file, "first step ... 0:0")
             with activity.doing("decoding"):
-                until(lambda: "decoding ... 0:0" in file.getvalue(), "a frame", 60)
+                until_shown(file, "decoding ... 0:0")
             assert activity.current()[0] == "first step"
     assert activity.current() == ("", 0.0)
     (end,) = [line for line in lines_on(file.getvalue()) if line]
     assert re.fullmatch(r"■  ━+    0 %  step  0/10  took 0:\d\d", end.rstrip())
 
 
-def test_a_display_that_ends_before_it_begins_leaves_nothing() -> None:
-    file = io.StringIO()
+def test_a_display_that_ends_before_it_begins_leaves_nothing(file: io.StringIO) -> None:
     with Terminal(console=screen(file)) as terminal:
         pass
     terminal.message("error: no images")
     assert [line for line in lines_on(file.getvalue()) if line] == ["error: no images"]
 
 
-def test_the_bar_moves_and_tells_the_time_left_between_two_log_lines() -> None:
-    file = io.StringIO()
+def test_the_bar_moves_and_tells_the_time_left_between_two_log_lines(file: io.StringIO) -> None:
     with Terminal(console=screen(file)) as terminal:
         terminal.begin(100)
         for step in (1, 2):
             terminal.advance(step)
             time.sleep(0.1)
-        until(lambda: "step   2/100" in file.getvalue(), "a frame", 60)
+        until_shown(file, "step   2/100")
     frames = [line for line in plain(file.getvalue()) if "step   2/100" in line]
     assert re.search(r"ETA +\d+:\d\d", frames[0])
 
 
-def test_a_log_file_is_told_once_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_file_is_told_once_what_takes_long(monkeypatch: pytest.MonkeyPatch, file: io.StringIO) -> None:
     monkeypatch.setattr(display, "REPORT_AFTER_S", 0.2)
     monkeypatch.setattr(display, "_SAMPLE_S", 0.05)
-    file = io.StringIO()
     with Terminal(console=Console(file=file, force_terminal=False)):
         for _ in range(2):
             with activity.doing("decoding"):
                 time.sleep(0.4)
         with activity.doing("saving"):
-            until(lambda: "saving" in file.getvalue(), "the second line", 60)
+            until_shown(file, "saving")
     assert file.getvalue() == "decoding ...\nsaving ...\n"
 
 
-def test_numbers_without_labels_are_explained_once() -> None:
-    file = io.StringIO()
+def test_numbers_without_labels_are_explained_once(file: io.StringIO) -> None:
     terminal = Terminal(console=Console(file=file, force_terminal=False))
     terminal.begin(3)
     for step in (1, 2):
@@ -158,8 +159,7 @@ def test_numbers_without_labels_are_explained_once() -> None:
     assert [line.split()[0] for line in lines] == ["std:", "step", "step", "feature_rank:", "step"]
 
 
-def test_on_other_ranks_it_is_silent() -> None:
-    file = io.StringIO()
+def test_on_other_ranks_it_is_silent(file: io.StringIO) -> None:
     with Terminal(False, screen(file)) as terminal:
         terminal.begin(3)
         terminal.log(1, METRICS)
@@ -178,12 +178,8 @@ def test_the_last_words_name_commands_that_a_shell_takes(monkeypatch: pytest.Mon
     folder = Path("my runs/a'b")
     command = """sslx resume 'my runs/a'"'"'b'"""
     assert last_lines.resume_command(folder) == command
-    saved = last_lines.stopped(folder, 5, 5, "Ctrl-C")
-    assert saved == [
-        f"stopped at step 5 by Ctrl-C; checkpoint: {folder}/checkpoints/step_5",
-        "to continue:",
-        f"  {command}",
-    ]
+    stopped = f"stopped at step 5 by Ctrl-C; checkpoint: {folder}/checkpoints/step_5"
+    assert last_lines.stopped(folder, 5, 5, "Ctrl-C") == [stopped, "to continue:", f"  {command}"]
     assert "checkpoint of step 4" in last_lines.stopped(folder, 5, 4, "Ctrl-C")[0]
     assert "nothing is saved" in last_lines.stopped(folder, 5, 0, "SIGTERM")[0]
     assert last_lines.failed(folder, 0) == []

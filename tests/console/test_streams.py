@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.processes import TINY
+from kit.processes import TINY, metrics
+from sslx.console import streams
 
 LOST = "cannot write to standard output (No space left on device): further output to it is lost\n"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -16,13 +17,9 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 def shell(script: str, *arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[bytes]:
     """bash, with $PYTHON and the arguments."""
-    return subprocess.run(
-        ["bash", "-c", script, "bash", *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        timeout=240,
-        env=os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | environ,
-    )
+    command = ["bash", "-c", script, "bash", *map(str, arguments)]
+    variables = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | environ
+    return subprocess.run(command, capture_output=True, check=False, timeout=240, env=variables)
 
 
 CHILD = """
@@ -88,8 +85,6 @@ def test_what_an_encoding_does_not_have_is_replaced() -> None:
 
 
 def test_a_stream_of_a_test_stays(capsys: pytest.CaptureFixture[str]) -> None:
-    from sslx.console import streams
-
     before = sys.stdout, sys.stderr
     streams.make_safe()
     assert (sys.stdout, sys.stderr) == before
@@ -136,8 +131,7 @@ def test_training_goes_on_to_its_end(tmp_path: Path, streams: str, ranks: str) -
     done = shell(script, *TINY, "--ranks", ranks, "--runs", tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "r" / "status.json").read_text())["state"] == "done"
-    lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
 
 
 def test_training_with_all_streams_closed_ends_as_done(tmp_path: Path) -> None:

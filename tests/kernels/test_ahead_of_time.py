@@ -1,14 +1,13 @@
 """The Triton kernels as they are launched, compiled for GPUs that are not here: memory, registers, instructions."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kit.python import python
 
 RUNNER = Path(__file__).parents[2] / "benchmarks" / "run.py"
 KIB = 1024
@@ -24,10 +23,7 @@ any."""
 
 def compiled(*options: str) -> list[dict[str, Any]]:
     """What the script prints of each kernel."""
-    environ = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    argv = [sys.executable, str(RUNNER), "kernels_sass", "--no-record", *options]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=1700, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = python(RUNNER, "kernels_sass", "--no-record", *options, without=("TRITON_INTERPRET",))
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 

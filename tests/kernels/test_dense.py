@@ -63,10 +63,8 @@ def test_takes_half_precision_and_computes_in_fp32(generator: torch.Generator, d
 
 def test_larger_batches_lower_temperatures_and_fp64_are_not_for_it() -> None:
     assert dense.fits(torch.empty(256, 2), 0.0243)
-    assert not dense.fits(torch.empty(257, 2), 0.1)
-    assert not dense.fits(torch.empty(1, 2), 0.1)
-    assert not dense.fits(torch.empty(8, 2), 0.0242)
-    assert not dense.fits(torch.empty(8, 2, dtype=torch.float64), 0.1)
+    for size, temperature, dtype in ((257, 0.1, None), (1, 0.1, None), (8, 0.0242, None), (8, 0.1, torch.float64)):
+        assert not dense.fits(torch.empty(size, 2, dtype=dtype), temperature)
 
 
 def test_the_lowest_temperature_holds_where_all_negatives_are_equal_and_positives_opposite() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kit.nt_xent_oracles import INTERPRETED
+from kit.nt_xent import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="looks into Triton's interpreter")
 if INTERPRETED:

@@ -4,9 +4,6 @@ The Triton kernels run here on a GPU, and without one in Triton's interpreter, i
 """
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kit.nt_xent_oracles import (
-    DEVICE,
-    FAST,
-    INTERPRETED,
-    NATIVE,
-    TEMPERATURES,
-    TOLERANCE,
-    brute_force,
-    cast,
-    close,
-    exact,
-    make,
-    raw_gradient,
-)
+from kit.nt_xent import DEVICE, FAST, INTERPRETED, NATIVE, TOLERANCE, by_loops, cast, close, exact, make, raw_gradient
+from kit.python import python
 from sslx_kernels.nt_xent import nt_xent, smallest_shift_free_temperature, tiled
-
-# ---------------------------------------------------------------- the mathematics
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference", *FAST])
@@ -45,7 +28,7 @@ def test_is_the_definition(
     tolerance = 2e-6 if impl == "fused" else 1e-12
     if impl == "fused":
         arguments = cast(arguments, dtype)
-    expected = pytest.approx(brute_force(*arguments, temperature), rel=tolerance, abs=tolerance / temperature)
+    expected = pytest.approx(by_loops(*arguments, temperature), rel=tolerance, abs=tolerance / temperature)
     assert nt_xent(*cast(arguments, dtype), temperature, impl).item() == expected
     tensor = torch.tensor([temperature], dtype=torch.float64, device=DEVICE)
     assert nt_xent(*cast(arguments, dtype), tensor, impl).item() == expected
@@ -90,21 +73,21 @@ def test_rows_that_share_a_positive_and_columns_that_hold_no_row(generator: torc
         leaves = [x.double().requires_grad_() for x in (rows, columns, torch.tensor(0.1))]
         loss = nt_xent(leaves[0], leaves[1], nobody, positive, leaves[2], impl)
         found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
-    assert found[0][0].item() == pytest.approx(brute_force(rows, columns, nobody, positive, 0.1), rel=1e-6)
+    assert found[0][0].item() == pytest.approx(by_loops(rows, columns, nobody, positive, 0.1), rel=1e-6)
     for ours, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("impl", FAST)
-@pytest.mark.parametrize("shift_free", [True, False])
-def test_columns_have_the_gradient_of_the_definition(generator: torch.Generator, impl: Any, shift_free: bool) -> None:
+@pytest.mark.parametrize("temperature", [0.1, 0.012])
+def test_columns_have_the_gradient_of_the_definition(generator: torch.Generator, impl: Any, temperature: float) -> None:
+    """On both sides of the switch."""
     rows, columns, own, positive = cast(make(generator, size=70, dim=20, first=33, num=70), NATIVE[impl])
-    for temperature in [0.1 if shift_free else 0.012]:
-        leaves = [columns.double().requires_grad_(), columns.clone().requires_grad_()]
-        truth = nt_xent(rows.double(), leaves[0], own, positive, temperature, "reference")
-        ours = nt_xent(rows, leaves[1], own, positive, temperature, impl)
-        pairs = [(a.item(), torch.autograd.grad(a, b)[0]) for a, b in zip((ours, truth), leaves[::-1], strict=True)]
-        close(pairs[0], pairs[1], 5e-6 if impl == "tiled" else 4e-3)  # the gradient itself comes back in bf16
+    leaves = [columns.double().requires_grad_(), columns.clone().requires_grad_()]
+    truth = nt_xent(rows.double(), leaves[0], own, positive, temperature, "reference")
+    ours = nt_xent(rows, leaves[1], own, positive, temperature, impl)
+    pairs = [(a.item(), torch.autograd.grad(a, b)[0]) for a, b in zip((ours, truth), leaves[::-1], strict=True)]
+    close(pairs[0], pairs[1], 5e-6 if impl == "tiled" else 4e-3)  # the gradient itself comes back in bf16
 
 
 @pytest.mark.parametrize("impl", ["reference", *FAST])
@@ -134,11 +117,8 @@ def test_invariances(generator: torch.Generator, impl: Any) -> None:
     assert torch.linalg.vecdot(gradient, rows).abs().max() < 1e-6
 
 
-# ---------------------------------------------------------------- accuracy
-
-
 @pytest.mark.parametrize("impl", FAST)
-@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.07, 0.02, 0.014, 0.0139, 0.01, 0.005])
 def test_as_close_to_fp64_as_promised_on_both_sides_of_the_switch(
     generator: torch.Generator, impl: Any, temperature: float
 ) -> None:
@@ -197,9 +177,6 @@ def test_anti_aligned_positives_and_antipodal_clusters(impl: Any) -> None:
     loss = nt_xent(clusters, clusters, own, own.roll(4), 0.01, impl)
     assert loss.item() == pytest.approx(200 + math.log(3), rel=1e-6)
     assert torch.autograd.grad(loss, clusters)[0].isfinite().all()
-
-
-# ---------------------------------------------------------------- odd input
 
 
 @pytest.mark.parametrize("impl", FAST)
@@ -322,10 +299,8 @@ def test_fp16_under_a_loss_scale_of_65536(generator: torch.Generator, impl: Any)
 @pytest.mark.skipif(INTERPRETED, reason="this is what it starts")
 def test_the_triton_kernels_in_tritons_interpreter() -> None:
     others = "test_operator.py", "test_masks.py", "../losses/test_nt_xent.py"
-    files = [__file__, *(str(Path(__file__).parent / name) for name in others)]
-    argv = [sys.executable, "-m", "pytest", "-q", "-k", "fused", "-m", "not gpu", *files]
-    environ = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=850, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    files = [__file__, *(Path(__file__).parent / name for name in others)]
+    argv = ["-m", "pytest", "-q", "-k", "fused", "-m", "not gpu", *files]
+    done = python(*argv, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout

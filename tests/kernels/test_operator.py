@@ -10,13 +10,7 @@ import torch._dynamo.testing as dynamo_testing
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kit.nt_xent_oracles import (
-    DEVICE,
-    FAST,
-    NATIVE,
-    cast,
-    make,
-)
+from kit.nt_xent import DEVICE, FAST, NATIVE, cast, make
 from sslx_kernels.nt_xent import nt_xent, op, tiled
 
 
@@ -138,9 +132,6 @@ def test_no_tensor_is_larger_than_a_tile_for_each_core(
         _, *saved = op.forward._init_fn(rows, None, own, positive, t, temperature > 0.01, "tiled")
         op.backward._init_fn(torch.ones(()), *saved, own, positive, t, temperature > 0.01, "tiled", False, True)
     assert 25 * 25 <= largest.numel <= torch.get_num_threads() * 32 * 32
-
-
-# ---------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """What Triton needs to build its launcher, held against Triton itself with compiler or headers hidden."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sslx_kernels import toolchain
+from kit.python import python
+from sslx_kernels import nt_xent, toolchain
 
 SCRIPT = """
 import contextlib, os, sys
@@ -44,29 +45,24 @@ COMPILER, HEADERS = "a C compiler", "Python's headers (Python.h)"
     ],
 )
 def test_it_finds_missing_what_tritons_own_build_then_lacks(
-    environ: dict[str, str], missing: str, tmp_path: Path
+    environ: dict[str, Any], missing: str, tmp_path: Path
 ) -> None:
-    whole = {name: value for name, value in os.environ.items() if name != "CC"}
-    whole |= {"TRITON_CACHE_DIR": str(tmp_path), **environ}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=whole, check=True)
+    done = python("-c", SCRIPT, without=("CC",), TRITON_CACHE_DIR=str(tmp_path), **environ)
     outcome, said = done.stdout.splitlines()
     assert said == missing
     assert (outcome == "built") is (missing == "")
 
 
-def test_fused_says_what_is_missing_and_auto_goes_on_without() -> None:
+def test_fused_says_what_is_missing_and_auto_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decision for a CUDA device, on a machine without a compiler."""
-    script = (
-        "import torch\nfrom torch._subclasses import FakeTensorMode\nfrom sslx_kernels import nt_xent\n"
-        "with FakeTensorMode(allow_non_fake_inputs=True):\n"
-        "    rows = torch.empty(8, 4, device='cuda', dtype=torch.bfloat16)\n"
-        "print(nt_xent.choose('auto', rows))\n"
-        "try:\n    print(nt_xent.choose('fused', rows))\nexcept ValueError as error:\n    print(error)\n"
-    )
-    environ = {name: value for name, value in os.environ.items() if name not in ("CC", "TRITON_INTERPRET")}
-    environ["PATH"] = "/no/such/folder"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ, check=True)
-    assert done.stdout.splitlines() == [
-        "tiled",
-        "impl='fused' needs a C compiler: apt install gcc python3-dev; use impl='tiled' or 'auto'",
-    ]
+    for name in ("CC", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/no/such/folder")
+    monkeypatch.setattr(nt_xent, "_MISSING_TOOLS", toolchain.missing())  # as at its import
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        rows = torch.empty(8, 4, device="cuda", dtype=torch.bfloat16)
+    assert nt_xent.choose("auto", rows) == "tiled"
+    with pytest.raises(ValueError, match="needs a C compiler") as raised:
+        nt_xent.choose("fused", rows)
+    expected = "impl='fused' needs a C compiler: apt install gcc python3-dev; use impl='tiled' or 'auto'"
+    assert str(raised.value) == expected

@@ -1,13 +1,12 @@
 """Each example of launch/examples runs as its first lines say, on a run and images made here."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from kit.python import python
 from sslx import cli, rng
 from sslx.trained import load
 
@@ -35,18 +34,9 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(flags.split()[-1]) / "run"
 
 
-def python(name: str, *arguments: object, folder: Path) -> str:
-    """What an example prints."""
-    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_embed(run: Path, images: Path, tmp_path: Path):
-    assert (
-        python("embed.py", run, images, "vectors.npy", folder=tmp_path) == "12 images, 16 numbers each: vectors.npy\n"
-    )
+    out = python(EXAMPLES / "embed.py", run, images, "vectors.npy", cwd=tmp_path).stdout
+    assert out == "12 images, 16 numbers each: vectors.npy\n"
     vectors, paths = np.load(tmp_path / "vectors.npy"), (tmp_path / "vectors.txt").read_text().splitlines()
     assert vectors.shape == (12, 16)
     assert len(np.unique(vectors, axis=0)) == 12

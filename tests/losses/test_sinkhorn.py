@@ -1,7 +1,6 @@
 """Sinkhorn-Knopp against the paper's matrix entry by entry, on 1 to 3 ranks, with and without a queue."""
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from kit.full_batch import RunOnRanks, over_ranks
 from sslx import distributed
 from sslx.losses import sinkhorn
 from sslx.losses.sinkhorn import MIN_EPSILON
-
-RunOnRanks = Callable[..., list[Any]]
 
 
 def by_loops(scores: list[list[float]], epsilon: float, steps: int) -> list[list[float]]:
@@ -61,7 +59,7 @@ def share_of(scores: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     return sinkhorn(own, 0.1), sinkhorn(own, 0.1, queue=past)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@over_ranks
 def test_ranks_give_the_codes_of_the_whole_batch(world_size: int, ranks: RunOnRanks, generator: torch.Generator):
     scores, queue = cosines(11, 5, generator=generator), cosines(7, 5, generator=generator)
     found = ranks(world_size, share_of, scores, queue)

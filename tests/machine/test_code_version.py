@@ -13,9 +13,8 @@ def test_the_code_version_changes_with_the_code(tmp_path: Path, monkeypatch: pyt
     original = code_version.code_version()
     package = Path(sslx.__file__).parent
     shutil.copytree(package, tmp_path / "sslx", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(
-        code_version, "__file__", str(tmp_path / Path(code_version.__file__).relative_to(package.parent))
-    )
+    copy = tmp_path / Path(code_version.__file__).relative_to(package.parent)
+    monkeypatch.setattr(code_version, "__file__", str(copy))
     assert code_version.code_version().split()[-1] == original.split()[-1]
     (tmp_path / "sslx" / "train" / "another.py").write_text("# another file\n")
     assert code_version.code_version().split()[-1] != original.split()[-1]

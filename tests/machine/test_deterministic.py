@@ -1,13 +1,12 @@
 """``--deterministic``: what it sets, and what is said of an operator that cannot be computed in the same way twice."""
 
 import json
-import os
-import subprocess
-import sys
+from typing import Any
 
 import pytest
 import torch
 
+from kit.python import python
 from sslx.config import load
 from sslx.distributed import Ranks
 from sslx.machine import deterministic
@@ -33,10 +32,8 @@ print(json.dumps({
 """
 
 
-def settled(on: bool, **environ: str) -> dict[str, object]:
-    whole = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"} | environ
-    argv = [sys.executable, "-c", SCRIPT % on]
-    return json.loads(subprocess.run(argv, capture_output=True, text=True, env=whole, check=True).stdout)
+def settled(on: bool, **environ: Any) -> dict[str, object]:
+    return json.loads(python("-c", SCRIPT % on, without=("CUBLAS_WORKSPACE_CONFIG",), **environ).stdout)
 
 
 @pytest.mark.slow

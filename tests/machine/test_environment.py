@@ -1,14 +1,13 @@
 """Variables of the environment: what is taken, and what is refused in one line that names the variable."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kit.processes import is_one_line
+from kit.python import python
 from sslx.errors import ConfigError
 from sslx.machine import environment
 
@@ -40,61 +39,40 @@ def test_shells_of_slurm_do_not_wait_for_others(absent: tuple[str, ...]):
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [
-        ("n1", "n1"),
-        ("n1,n2", "n1"),
-        ("n[1-4]", "n1"),
-        ("r[02-03]c[1,5]-ib,x", "r02c1-ib"),
-        ("a-b[007]", "a-b007"),
-    ],
+    [("n1", "n1"), ("n1,n2", "n1"), ("n[1-4]", "n1"), ("r[02-03]c[1,5]-ib,x", "r02c1-ib"), ("a-b[007]", "a-b007")],
 )
 def test_first_host(nodes: str, first: str):
     assert environment.first_host({"SLURM_JOB_NODELIST": nodes}) == first
 
 
-BROKEN = [
-    ({**TORCHRUN, "RANK": "x"}, "RANK"),
-    ({**TORCHRUN, "RANK": ""}, "RANK"),
-    ({**TORCHRUN, "RANK": "1.0"}, "RANK"),
-    ({**TORCHRUN, "RANK": "-1"}, "RANK"),
-    ({**TORCHRUN, "RANK": "2"}, "RANK"),
-    ({**TORCHRUN, "RANK": "1\n2"}, "RANK"),
-    ({**TORCHRUN, "RANK": "9" * 5_000}, "RANK"),
-    ({**TORCHRUN, "WORLD_SIZE": "0"}, "WORLD_SIZE"),
-    ({**TORCHRUN, "WORLD_SIZE": "two"}, "WORLD_SIZE"),
-    ({**TORCHRUN, "WORLD_SIZE": "-2"}, "WORLD_SIZE"),
+BROKEN = {
+    "RANK": ("x", "", "1.0", "-1", "2", "1\n2", "9" * 5_000),
+    "WORLD_SIZE": ("0", "two", "-2"),
+    "LOCAL_RANK": ("abc", "-1"),
+    "MASTER_PORT": ("x", "0", "65536", ""),
+    "MASTER_ADDR": ("",),
+    "SLURM_PROCID": ("a", "8"),
+    "SLURM_STEP_NUM_TASKS": ("x",),
+    "SLURM_LOCALID": ("?",),
+    "SLURM_JOB_ID": ("1e3",),
+    "SLURM_STEP_ID": ("batch",),
+    "SLURM_CPUS_ON_NODE": ("x",),
+    "SLURM_CPUS_PER_TASK": ("all",),
+    "OMP_NUM_THREADS": ("abc", "0", "-4"),
+    "CUDA_VISIBLE_DEVICES": ("abc", "0,0", "0;1"),
+    "SSLX_GIVE_UP_S": ("abc", "nan", "-5"),
+    "SSLX_JOIN_S": ("soon",),
+    "SSLX_STALL_S": ("0",),
+}
+"""Of a task of Slurm or of torchrun, whose other variables are right."""
+CASES = [({**(SLURM_TASK if "SLURM" in name else TORCHRUN), name: v}, name) for name in BROKEN for v in BROKEN[name]]
+LACKING = [
     ({"RANK": "0"}, "WORLD_SIZE"),
-    ({**TORCHRUN, "LOCAL_RANK": "abc"}, "LOCAL_RANK"),
-    ({**TORCHRUN, "LOCAL_RANK": "-1"}, "LOCAL_RANK"),
-    ({**TORCHRUN, "MASTER_PORT": "x"}, "MASTER_PORT"),
-    ({**TORCHRUN, "MASTER_PORT": "0"}, "MASTER_PORT"),
-    ({**TORCHRUN, "MASTER_PORT": "65536"}, "MASTER_PORT"),
-    ({**TORCHRUN, "MASTER_PORT": ""}, "MASTER_PORT"),
-    ({**TORCHRUN, "MASTER_ADDR": ""}, "MASTER_ADDR"),
-    ({**SLURM_TASK, "SLURM_PROCID": "a"}, "SLURM_PROCID"),
-    ({**SLURM_TASK, "SLURM_PROCID": "8"}, "SLURM_PROCID"),
-    ({**SLURM_TASK, "SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS"),
     ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "x"}, "SLURM_NTASKS"),
-    ({**SLURM_TASK, "SLURM_LOCALID": "?"}, "SLURM_LOCALID"),
-    ({**SLURM_TASK, "SLURM_JOB_ID": "1e3"}, "SLURM_JOB_ID"),
-    ({**SLURM_TASK, "SLURM_STEP_ID": "batch"}, "SLURM_STEP_ID"),
-    ({"SLURM_CPUS_ON_NODE": "x"}, "SLURM_CPUS_ON_NODE"),
-    ({"SLURM_CPUS_PER_TASK": "all"}, "SLURM_CPUS_PER_TASK"),
-    ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS"),
-    ({"OMP_NUM_THREADS": "0"}, "OMP_NUM_THREADS"),
-    ({"OMP_NUM_THREADS": "-4"}, "OMP_NUM_THREADS"),
-    ({"CUDA_VISIBLE_DEVICES": "abc"}, "CUDA_VISIBLE_DEVICES"),
-    ({"CUDA_VISIBLE_DEVICES": "0,0"}, "CUDA_VISIBLE_DEVICES"),
-    ({"CUDA_VISIBLE_DEVICES": "0;1"}, "CUDA_VISIBLE_DEVICES"),
-    ({"SSLX_GIVE_UP_S": "abc"}, "SSLX_GIVE_UP_S"),
-    ({"SSLX_GIVE_UP_S": "nan"}, "SSLX_GIVE_UP_S"),
-    ({"SSLX_GIVE_UP_S": "-5"}, "SSLX_GIVE_UP_S"),
-    ({"SSLX_JOIN_S": "soon"}, "SSLX_JOIN_S"),
-    ({"SSLX_STALL_S": "0"}, "SSLX_STALL_S"),
 ]
 
 
-@pytest.mark.parametrize(("environ", "name"), BROKEN)
+@pytest.mark.parametrize(("environ", "name"), [*CASES, *LACKING])
 def test_what_cannot_be_is_refused_by_its_name_in_one_line(environ: dict[str, str], name: str):
     with pytest.raises(ConfigError) as caught:
         environment.check(environ)
@@ -128,14 +106,7 @@ def test_a_command_says_it_before_it_imports_anything_heavy(tmp_path: Path):
         "import sys\nfrom sslx.__main__ import main\ncode = main(['pretrain'])\n"
         "print(code, *{'torch', 'numpy', 'tyro'} & set(sys.modules))"
     )
-    for environ, name in (({"RANK": "x"}, "RANK"), ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS")):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-            env={k: v for k, v in os.environ.items() if "SLURM" not in k} | environ,
-        )
+    for name, value in (("RANK", "x"), ("OMP_NUM_THREADS", "abc")):
+        done = python("-c", code, cwd=tmp_path, without=("SLURM",), **dict[str, Any]({name: value}))
         assert done.stdout == "64\n"
         is_one_line(done.stderr, name)

@@ -2,36 +2,32 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from kit.processes import TINY, Record, is_one_line
+from kit.python import python
 from sslx.errors import DataError
 from sslx.machine import limits
 
 
-def ulimit(*limit: str) -> Callable[[list[str], Path], subprocess.CompletedProcess[str]]:
-    """Runs a command under ``ulimit``."""
-
-    def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-        shell = ["bash", "-c", f'ulimit {" ".join(limit)} && exec "$@"', "bash", *command]
-        return subprocess.run(shell, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
-
-    return run
+def sslx(limit: str, *argv: str, folder: Path) -> str:
+    """What a command says on stderr under ``ulimit``, which it must end by, with 64."""
+    shell = ["bash", "-c", f'ulimit {limit} && exec "$@"', "bash", sys.executable, "-m", "sslx", *argv]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
+    assert done.returncode == 64, done.stderr
+    return done.stderr
 
 
 @pytest.mark.parametrize("gigabytes", [0.5, 1.5, 2.5, 3.0, 3.5, 5.0])
 def test_too_little_address_space_is_refused_before_libraries_meet_it(
     tmp_path: Path, gigabytes: float, record_property: Record
 ):
-    run = ulimit("-v", str(int(gigabytes * 2**20)))
     for command in ("pretrain", "probe"):
-        done = run([sys.executable, "-m", "sslx", command, *TINY], tmp_path)
-        assert done.returncode == 64
-        is_one_line(done.stderr, "GiB of address space, which", f"got a limit of {gigabytes} GiB (ulimit -v)")
+        said = sslx(f"-v {int(gigabytes * 2**20)}", command, *TINY, folder=tmp_path)
+        is_one_line(said, "GiB of address space, which", f"got a limit of {gigabytes} GiB (ulimit -v)")
     record_property("figure", f"ulimit -v {gigabytes} GiB: exit code 64, one line")
 
 
@@ -55,47 +51,39 @@ def test_other_errors_are_not_of_limits(error: Exception):
     assert limits.explain(error) is None
 
 
-def test_too_few_open_files():
-    code = (
-        "import resource, sys\n"
-        "from sslx.machine import limits\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n"
-        "files = []\n"
-        "try:\n"
-        "    while True: files.append(open('/dev/null'))\n"
-        "except OSError as error:\n"
-        "    words = limits.explain(error)\n"
-        "del files\n"
-        "sys.stdout.write(words)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("too many open files: this process may open 20 (ulimit -n): raise")
+OPEN_FILES = """
+import resource
+from sslx.machine import limits
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, hard))
+limits.raise_file_limit()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+files = []
+try:
+    while True:
+        files.append(open("/dev/null"))
+except OSError as error:
+    words = limits.explain(error)
+del files
+print(words)
+"""
+
+
+def test_a_soft_limit_on_open_files_is_raised_to_the_hard_one_and_a_low_one_is_named():
+    words = python("-c", OPEN_FILES).stdout
+    assert words.startswith("too many open files: this process may open 20 (ulimit -n): raise")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_batch_that_does_not_fit_ends_in_one_line(tmp_path: Path, ranks: int):
     """Of the views alone it takes 100 GB."""
-    run = ulimit("-v", str(12 * 2**20))
-    huge = "--data.size 1024 --source.num-samples 4096 --batch-size 4096".split()
-    done = run([sys.executable, "-m", "sslx", "pretrain", *TINY, *huge, "--ranks", str(ranks)], tmp_path)
-    assert done.returncode == 64, done.stderr
-    is_one_line(done.stderr, "out of host memory", "12.0 GiB", "--batch-size")
+    huge = f"--data.size 1024 --source.num-samples 4096 --batch-size 4096 --ranks {ranks}".split()
+    said = sslx(f"-v {12 * 2**20}", "pretrain", *TINY, *huge, folder=tmp_path)
+    is_one_line(said, "out of host memory", "12.0 GiB", "--batch-size")
 
 
 def test_a_run_with_too_few_open_files_ends_in_one_line(tmp_path: Path):
-    done = ulimit("-n", "20")([sys.executable, "-m", "sslx", "pretrain", *TINY, "--ranks", "2"], tmp_path)
-    assert done.returncode == 64, done.stderr
-    is_one_line(done.stderr, "at least 64 open files per process, got a limit of 20 (ulimit -Hn)")
-
-
-def test_a_soft_limit_on_open_files_is_raised_to_the_hard_one():
-    code = (
-        "import resource\n"
-        "from sslx.machine import limits\n"
-        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (30, hard))\n"
-        "limits.raise_file_limit()\n"
-        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    said = sslx("-n 20", "pretrain", *TINY, "--ranks", "2", folder=tmp_path)
+    is_one_line(said, "at least 64 open files per process, got a limit of 20 (ulimit -Hn)")

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,14 +83,9 @@ class Machines:
     def start(self, i: int, argv: list[str], environ: dict[str, str]) -> "subprocess.Popen[str]":
         """A process on machine i, under its own host name."""
         inside = ["unshare", "--uts", "sh", "-c", f'hostname {self.names[i]} && exec "$@"', "sh", *argv]
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[i], *inside],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environ,
-            start_new_session=True,
-        )
+        command = ["ip", "netns", "exec", self.names[i], *inside]
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, env=environ, start_new_session=True, **options)
 
 
 @pytest.fixture

@@ -1,19 +1,19 @@
 """oneDNN#6035: narrow convolutions of one pixel that skip pixels damage the heap on CPUs, and how sslx trains them."""
 
 import copy
-import os
-import subprocess
-import sys
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from sslx import encoders
+from kit.python import python
+from sslx import cli, encoders
 from sslx.machine import onednn
 
-CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
+CHECKED: dict[str, Any] = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
 """glibc then ends a process whose memory was written to beyond its end, as soon as that memory is freed."""
 PURE_TORCH = """
 import torch
@@ -54,13 +54,6 @@ def off(model):
     return norm([p.grad.double() - q.grad for p, q in zip(model.parameters(), exact.parameters(), strict=True)])
 print(off(encoder), off(plain), norm([p.grad for p in exact.parameters()]))
 """
-
-
-def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    here = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=here, capture_output=True, text=True, timeout=400
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -116,8 +109,8 @@ def test_narrow_encoders_train_with_the_gradients_of_plain_code(name: str, how: 
     compiled, dtype = how.split()
     if compiled == "compiled" and name != "resnet18":
         pytest.skip("compiled once: a minute each")
-    ended = run(TRAINED, name, compiled, dtype, **(CHECKED if compiled == "eager" else {}))
-    assert ended.returncode == 0, (ended.returncode, ended.stderr[-500:])
+    checked = CHECKED if compiled == "eager" else {}
+    ended = python("-c", TRAINED, name, compiled, dtype, **checked)
     off, off_without, size = map(float, ended.stdout.split()[-3:])
     # In fp32 as close to the gradients in fp64 as torch without oneDNN is: batch norms of few values amplify roundings.
     assert off < (1e-11 * size if dtype == "float64" else 5 * off_without + 1e-5 * size)
@@ -125,21 +118,17 @@ def test_narrow_encoders_train_with_the_gradients_of_plain_code(name: str, how: 
 
 
 @pytest.mark.slow
-def test_a_run_says_so_and_trains(tmp_path: Path) -> None:
-    flags = (
-        "simclr_digits --encoder.layers 1 1 1 1 --encoder.channels 8 16 32 64 --encoder.stem imagenet --data.size 64"
-    )
+def test_a_run_says_so_and_trains(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = "--encoder.layers 1 1 1 1 --encoder.channels 8 16 32 64 --encoder.stem imagenet --data.size 64"
     flags += " --device cpu --ranks 1 --batch-size 8 --steps 2 --online.every 0"
-    command = [sys.executable, "-m", "sslx", "pretrain", *flags.split(), "--runs", str(tmp_path)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert ended.returncode == 0, ended.stderr[-500:]
-    assert (ended.stdout + ended.stderr).count("oneDNN#6035") == 1
+    assert cli.main(["pretrain", "simclr_digits", *flags.split(), "--runs", str(tmp_path)]) == 0
+    assert "".join(capfd.readouterr()).count("oneDNN#6035") == 1
 
 
 @pytest.mark.slow
 def test_whether_the_bug_is_still_there() -> None:
     """Skipped, with these words, where torch alone does not die of it: then sslx/machine/onednn.py may go."""
-    ended = run(PURE_TORCH, **CHECKED)
+    ended = python("-c", PURE_TORCH, exit_code=None, **CHECKED)
     if ended.returncode == 0:
         onednn_version = next((w for w in torch.__config__.show().splitlines() if "DNN" in w), "").strip()
         pytest.skip(
@@ -188,16 +177,13 @@ def test_taps_on_padding_alone_get_no_gradient_in_bf16(
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("padding", [0, 1, 3])
 def test_a_missed_tap_is_one_that_no_image_reaches(padding: int, dilation: int) -> None:
-    for size in range(1, 9):
-        for kernel in range(1, 8):
-            if size + 2 * padding < dilation * (kernel - 1) + 1:
-                continue
-            for stride in (1, 2, 3):
-                weight = torch.ones(1, 1, 1, kernel, dtype=torch.float64, requires_grad=True)
-                image = torch.ones(1, 1, 1, size, dtype=torch.float64)
-                out = nn.functional.conv2d(image, weight, None, (1, stride), (0, padding), (1, dilation))
-                (gradient,) = torch.autograd.grad(out.sum(), weight)
-                assert bool((gradient == 0).any()) == onednn._misses_a_tap(size, kernel, stride, padding, dilation)  # pyright: ignore[reportPrivateUsage]
+    for size, kernel, stride in itertools.product(range(1, 9), range(1, 8), (1, 2, 3)):
+        if size + 2 * padding >= dilation * (kernel - 1) + 1:
+            weight = torch.ones(1, 1, 1, kernel, dtype=torch.float64, requires_grad=True)
+            image = torch.ones(1, 1, 1, size, dtype=torch.float64)
+            out = nn.functional.conv2d(image, weight, None, (1, stride), (0, padding), (1, dilation))
+            (gradient,) = torch.autograd.grad(out.sum(), weight)
+            assert bool((gradient == 0).any()) == onednn._misses_a_tap(size, kernel, stride, padding, dilation)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_whether_unwritten_taps_are_still_there(generator: torch.Generator) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -29,21 +30,15 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
 
 def meet(ranks: list[int], world_size: int, limit_s: float = 60) -> dict[int, Any]:
     """What each of these ranks, a thread of its own, gets or raises."""
-    results: dict[int, Any] = {}
 
-    def join(rank: int) -> None:
+    def join(rank: int) -> Any:
         try:
-            results[rank] = rendezvous.meet(distributed.connect, rank, world_size, limit_s)
+            return rendezvous.meet(distributed.connect, rank, world_size, limit_s)
         except UserError as error:
-            results[rank] = error
+            return error
 
-    threads = [threading.Thread(target=join, args=(rank,)) for rank in ranks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(100)
-    assert sorted(results) == sorted(ranks)
-    return results
+    with ThreadPoolExecutor(len(ranks)) as threads:
+        return dict(zip(ranks, threads.map(join, ranks, timeout=100), strict=True))
 
 
 @pytest.mark.usefixtures("port")
@@ -59,11 +54,11 @@ def test_ranks_meet_and_read_each_others_lines():
 
 @pytest.mark.usefixtures("port")
 def test_who_is_missing_is_named_by_rank_0_and_by_those_who_came():
-    results = meet([0, 2], 4, limit_s=1)
+    results = meet([0, 2], 4, limit_s=0.8)
     for error in results.values():
         assert isinstance(error, RanksError)
         assert error.exit_code == 70
-        assert str(error).startswith("waited 1 s for ranks 1, 3 of 4 at 127.0.0.1:")
+        assert str(error).startswith("waited 0.8 s for ranks 1, 3 of 4 at 127.0.0.1:")
 
 
 def test_a_rank_0_that_does_not_come_is_named(port: int, capfd: pytest.CaptureFixture[str]):
@@ -75,7 +70,7 @@ def test_a_rank_0_that_does_not_come_is_named(port: int, capfd: pytest.CaptureFi
 @pytest.mark.usefixtures("port")
 def test_those_who_wait_say_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     monkeypatch.setattr(rendezvous, "REPORT_EVERY_S", 0.2)
-    meet([0], 2, limit_s=2)
+    meet([0], 2, limit_s=0.7)
     lines = capfd.readouterr().err.splitlines()
     assert lines
     assert all(line.startswith("waiting for rank 1 of 2 at 127.0.0.1:") for line in lines)
@@ -126,7 +121,7 @@ def test_something_else_that_listens_is_no_rank_0(port: int):
 
 def test_an_address_that_is_none_is_one_line_soon(port: int, monkeypatch: pytest.MonkeyPatch):
     assert network.RESOLVE_S <= 10
-    monkeypatch.setattr(network, "RESOLVE_S", 1.0)
+    monkeypatch.setattr(network, "RESOLVE_S", 0.3)
     for address in ("no.such.host.invalid", "a..b", "x" * 300):
         monkeypatch.setenv("MASTER_ADDR", address)
         error = meet([1], 2)[1]
@@ -137,12 +132,8 @@ def test_an_address_that_is_none_is_one_line_soon(port: int, monkeypatch: pytest
 
 
 def test_launchers_at_the_same_moment_have_ports_of_their_own():
-    stores: list[Any] = []
-    threads = [threading.Thread(target=lambda: stores.append(distributed.host_store())) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    with ThreadPoolExecutor(8) as threads:
+        stores = list(threads.map(lambda _: distributed.host_store(), range(8), timeout=60))
     assert len({store.port for store in stores}) == 8
     for store in stores:  # held from the first moment on
         with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):

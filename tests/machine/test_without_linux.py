@@ -6,13 +6,13 @@ either, and have answers of their own.
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kit.processes import TINY
+from kit.python import python
 
 HIDE = """
 import builtins, ctypes, io, multiprocessing, os
@@ -36,35 +36,32 @@ multiprocessing.set_start_method("spawn")
 
 
 @pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
+def environ(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "sitecustomize.py").write_text(HIDE)
     paths = [str(tmp_path / "hidden"), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": ":".join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    return {"PYTHONPATH": ":".join(filter(None, paths))}
 
 
-def sslx(environ: dict[str, str], *argv: str) -> str:
-    command = [sys.executable, "-m", "sslx", *argv]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def sslx(environ: dict[str, Any], *argv: str) -> str:
+    done = python("-m", "sslx", *argv, **environ)
     assert "Traceback" not in done.stderr
     return done.stdout
 
 
-def test_they_are_hidden(environ: dict[str, str]) -> None:
+def test_they_are_hidden(environ: dict[str, Any]) -> None:
     code = "import os, multiprocessing as m; print(hasattr(os, 'fork'), m.get_start_method(), os.path.exists('/proc'))"
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "spawn", "False"]
+    assert python("-c", code, **environ).stdout.split() == ["False", "spawn", "False"]
 
 
-def test_commands_that_look_at_the_machine(environ: dict[str, str], tmp_path: Path) -> None:
+def test_commands_that_look_at_the_machine(environ: dict[str, Any], tmp_path: Path) -> None:
     assert re.search(r"cpu +\d+ cores", sslx(environ, "doctor"))
     assert "no runs" in sslx(environ, "jobs", str(tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", ["1", "2"])
-def test_a_run_and_what_follows(environ: dict[str, str], tmp_path: Path, ranks: str) -> None:
+def test_a_run_and_what_follows(environ: dict[str, Any], tmp_path: Path, ranks: str) -> None:
     """With worker processes of the loader, killed by nobody, and the run found dead afterwards."""
     flags = [*TINY, "--source.name", "digits", "--data.backend", "torchvision", "--data.threads", "1"]
     runs = ["--runs", str(tmp_path), "--name", "r", "--ranks", ranks]

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from kit import full_batch, tiny
-from kit.full_batch import RunOnRanks
-from sslx.errors import ConfigError
 from sslx.losses import barlow_twins
 from sslx.methods import barlow_twins as method_file
 from sslx.methods.base import Embedded
@@ -56,34 +54,23 @@ def oracle(z1: Tensor, z2: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("world_size", "num"), [(1, 6), (2, 6), (3, 3), pytest.param(3, 6, marks=pytest.mark.slow)])
 def test_ranks_give_the_full_batch_loss_and_gradient(
-    world_size: int, num: int, ranks: RunOnRanks, generator: torch.Generator
+    world_size: int, num: int, ranks: full_batch.RunOnRanks, generator: torch.Generator
 ):
     inputs, weight = two_views(num, generator), torch.randn(6, 4, dtype=torch.float64, generator=generator)
     loss, bugs = partial(barlow_twins, off_diagonal_weight=WEIGHT), ["sum_over_ranks_grad"]
     full_batch.check(ranks, world_size, loss, oracle, inputs, weight, bugs=bugs)
 
 
-def test_fp32_far_from_zero_and_in_autocast(generator: torch.Generator):
-    """A mean of 1000 deviations leaves sums of squares no digits, and bf16 none of the deviation."""
-    z1, z2 = (1000 + z.float() for z in two_views(64, generator))
-    expected = by_sums(z1.double().tolist(), z2.double().tolist(), WEIGHT)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = barlow_twins(z1, z2, WEIGHT)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(expected[0], rel=1e-4)
-
-
 def make(**options: Any) -> method_file.Method:
     return method_file.Config(**{"hidden_dim": 24, "projection_dim": 12, **options}).build(tiny.identity())
 
 
-def test_the_projector_is_the_papers_and_so_are_the_numbers():
+def test_the_projector_is_the_papers():
     """Linear, BN, ReLU, twice, then a linear layer; none has a bias (2103.03230, 2.2 and its code)."""
     layers = list(make().projector)
     assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
     assert tiny.linear_widths(make().projector) == [(16, 24), (24, 24), (24, 12)]
     assert all(layer.bias is None for layer in layers if isinstance(layer, nn.Linear))
-    assert method_file.Config() == method_file.Config(off_diagonal_weight=0.0051, hidden_dim=8192, projection_dim=8192)
 
 
 def test_the_method_weighs_the_loss_and_tells_how_it_goes(generator: torch.Generator):
@@ -97,24 +84,6 @@ def test_the_method_weighs_the_loss_and_tells_how_it_goes(generator: torch.Gener
     assert step.metrics["std"] == pytest.approx(1, abs=0.1)
     assert collapsed["std"] < 1e-3
     assert collapsed["on_diagonal"] < 1e-3
-
-
-def test_unequal_batches_are_an_error_on_all_ranks(ranks: RunOnRanks):
-    full_batch.refuses_unequal_batches(ranks, barlow_twins, "Barlow Twins")
-
-
-def test_what_does_not_fit_is_said_in_one_line():
-    z = torch.ones(1, 4)
-    with pytest.raises(ConfigError, match=r"^Barlow Twins .* expected 2 samples or more, got 1$"):
-        barlow_twins(z, z)
-    with pytest.raises(ValueError, match=r"\(4, 3\), \(4, 2\)"):
-        barlow_twins(torch.ones(4, 3), torch.ones(4, 2))
-    with pytest.raises(ValueError, match=r"floats, got torch.int64"):
-        barlow_twins(torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 3))
-
-
-def test_numbers_that_make_no_sense_are_refused():
-    tiny.refuses(method_file.Config, off_diagonal_weight=(-1.0,))
 
 
 def test_one_dimension_has_no_others(generator: torch.Generator):

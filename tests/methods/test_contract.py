@@ -218,21 +218,19 @@ def test_ranks_give_the_loss_and_the_gradients_of_the_whole_batch(
             assert (error > 1e-3 * sum(float(b.norm()) for b in expected)) == planted
 
 
-@pytest.mark.parametrize("step", [train_step, cached_step])
 def test_a_compiled_embed_is_used_and_can_be_left_out(
-    name: str, step: Callable[..., Any], generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    name: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
-    method, optimizer = make(name)
-    calls: list[int] = []
+    (method, optimizer), images, calls = make(name), [batch(name, generator)], list[int]()
 
     def compiled(embed: Callable[[Batch], Embedded]) -> Callable[[Batch], Embedded]:
         return lambda images: (calls.append(1), embed(images))[1]
 
     monkeypatch.setattr(torch, "compile", compiled)
     method.compile_embed()
-    step(method, [batch(name, generator)], optimizer, 0.5, None)
-    num_calls = len(calls)
-    assert num_calls == (2 if step is cached_step else 1)
-    with method.eager():
-        step(method, [batch(name, generator)], optimizer, 0.5, None)
-    assert len(calls) == num_calls
+    for step, num_calls in ((train_step, 1), (cached_step, 1 + 2)):
+        step(method, images, optimizer, 0.5, None)
+        assert len(calls) == num_calls
+        with method.eager():
+            step(method, images, optimizer, 0.5, None)
+        assert len(calls) == num_calls

@@ -8,7 +8,6 @@ import torch
 
 from kit import tiny
 from sslx.data.batch import Batch
-from sslx.data.views import Augment
 from sslx.methods import rotation
 from sslx.methods.base import Embedded
 
@@ -47,8 +46,3 @@ def test_the_loss_is_the_mean_negative_log_probability_of_the_rotation(generator
     assert step.metrics["accuracy"].item() == pytest.approx(right / 24)
     sure = method.loss(Embedded((50 * torch.eye(4)[:, None].expand(4, 6, 4)).unbind()))
     assert (sure.loss.item(), sure.metrics["accuracy"].item()) == (pytest.approx(0), 1)
-
-
-def test_one_view():
-    (view,) = rotation.Config().inputs(Augment(min_scale=0.3), 48).views
-    assert (view.size, view.augment) == (48, Augment(min_scale=0.3))

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from kit import full_batch, tiny
-from kit.full_batch import RunOnRanks
 from sslx import losses
 from sslx.errors import ConfigError
 from sslx.methods import siamese
@@ -49,7 +48,7 @@ def oracle(margin: float, z1: Tensor, z2: Tensor, label: Tensor | None = None) -
     ids=["views", "labels", "a label once", "one label"],
 )
 def test_ranks_give_equation_4_over_the_whole_batchs_pairs(
-    world_size: int, label: list[int] | None, ranks: RunOnRanks, generator: torch.Generator
+    world_size: int, label: list[int] | None, ranks: full_batch.RunOnRanks, generator: torch.Generator
 ):
     inputs = torch.randn(2, 12, 5, dtype=torch.float64, generator=generator).unbind()
     weight = torch.randn(5, 4, dtype=torch.float64, generator=generator)
@@ -81,7 +80,7 @@ def test_one_sample_alone_has_no_dissimilar_pair():
     assert losses.margin_loss(similar, similar, has_dissimilar, 9.0).item() == 12.5
 
 
-def test_unequal_batches_and_labels_that_do_not_fit_are_refused(ranks: RunOnRanks):
+def test_unequal_batches_and_labels_that_do_not_fit_are_refused(ranks: full_batch.RunOnRanks):
     full_batch.refuses_unequal_batches(ranks, losses.pair_distances, "the margin loss")
     with pytest.raises(ValueError, match=r"a label \(4,\) int64, got \(3,\)"):
         losses.pair_distances(torch.ones(4, 2), torch.ones(4, 2), torch.arange(3))

@@ -1,7 +1,5 @@
 """SimCLR: its views, its projector, its loss against the kernels' definition, its metrics."""
 
-import dataclasses
-import math
 from typing import Any
 
 import pytest
@@ -11,7 +9,6 @@ from torch.nn import functional as F
 
 from kit import tiny
 from sslx import losses, methods
-from sslx.data.views import Augment, eval_view
 from sslx.errors import ConfigError
 from sslx.methods import simclr
 from sslx.methods.base import Embedded
@@ -28,14 +25,6 @@ def test_it_is_found_by_its_file_name_and_refused_by_another():
     assert methods.module("simclr") is simclr
     with pytest.raises(ConfigError, match=r"'simcrl' is unknown: did you mean simclr\? choose from .*simclr"):
         methods.module("simcrl")
-
-
-def test_two_views_by_one_recipe():
-    augment = Augment(min_scale=0.3)
-    one, two = simclr.Config().inputs(augment, 48).views
-    assert one == two
-    assert (one.size, one.augment) == (48, augment)
-    assert dataclasses.replace(one, augment=None) == eval_view(48)
 
 
 def test_the_projector_is_the_papers():
@@ -94,7 +83,3 @@ def test_one_sample_has_no_negatives_and_no_spread(generator: torch.Generator):
         make().loss(Embedded((one, one)))
     assert losses.spread(one).isnan()  # 0 would be taken for a collapse
     assert losses.spread(torch.cat([one, -one])) == pytest.approx(12**0.5 * float(F.normalize(one).abs().mean()))
-
-
-def test_numbers_that_make_no_sense_are_refused():
-    tiny.refuses(simclr.Config, temperature=(0.0, math.nan, math.inf), projector_layers=(0,))

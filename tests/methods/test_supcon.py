@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from kit import full_batch, tiny
-from kit.full_batch import RunOnRanks
 from sslx import losses
 from sslx.errors import ConfigError
 from sslx.methods import supcon
@@ -19,8 +18,7 @@ LABELS = [[7, 7, -3, 0, 7, 0, 10**12, 7, 0, 7, -3, 1], [5] * 12, list(range(12))
 
 
 def by_loops(z1: Tensor, z2: Tensor, label: list[int], temperature: float) -> tuple[Tensor, float]:
-    """(L_out of arXiv 2004.11362, equation 2, over the 2B embeddings; the mean over these of their positives' mean
-    cosine), pair by pair."""
+    """(L_out of arXiv 2004.11362, equation 2, over the 2B embeddings; the mean of positives' cosines), pair by pair."""
     u = [row / (row * row).sum().sqrt() for row in [*z1, *z2]]
     of, num = [*label, *label], 2 * len(label)
     total, cosines = torch.zeros((), dtype=z1.dtype), 0.0
@@ -41,7 +39,7 @@ def oracle(z1: Tensor, z2: Tensor, label: Tensor) -> Tensor:
 @full_batch.over_ranks
 @pytest.mark.parametrize("label", LABELS, ids=["labels", "one label", "each its own"])
 def test_ranks_give_l_out_over_the_whole_batch(
-    world_size: int, label: list[int], ranks: RunOnRanks, generator: torch.Generator
+    world_size: int, label: list[int], ranks: full_batch.RunOnRanks, generator: torch.Generator
 ):
     inputs = torch.randn(2, 12, 5, dtype=torch.float64, generator=generator).unbind()
     weight = torch.randn(5, 4, dtype=torch.float64, generator=generator)
@@ -132,4 +130,3 @@ def test_metrics_say_how_alike_positives_are_and_how_spread_all_are(generator: t
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"a label \(4,\) int64, got \(3,\)"):
         losses.sup_con(torch.ones(4, 3), torch.ones(4, 3), torch.arange(3))
-    tiny.refuses(supcon.Config, temperature=(0.0, math.inf))

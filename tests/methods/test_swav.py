@@ -13,9 +13,8 @@ from kit import full_batch, tiny
 from kit.full_batch import RunOnRanks
 from sslx import distributed, encoders, losses, optim
 from sslx.config import load
-from sslx.data.views import Augment, ViewSpec
 from sslx.encoders.group_norm import group_norm
-from sslx.errors import ConfigError, DataError
+from sslx.errors import ConfigError
 from sslx.methods import swav
 from sslx.methods.base import Embedded
 from sslx.train import verify
@@ -64,21 +63,9 @@ def entropy(p: Sequence[float]) -> float:
     return -sum(x * math.log(x) for x in p if x > 0) / math.log(len(p))
 
 
-def test_the_numbers_are_the_papers():
-    """Of its code's scripts for 8 views of ImageNet."""
-    paper = swav.Config(num_local=6, local_min_scale=0.05, local_max_scale=0.14, temperature=0.1, epsilon=0.05)
-    paper = dataclasses.replace(paper, sinkhorn_steps=3, num_prototypes=3000, hidden_dim=2048, projection_dim=128)
-    assert swav.Config() == dataclasses.replace(paper, queue_size=0, queue_start=15 / 200, freeze_prototypes=1 / 200)
-    augment = Augment(min_scale=0.14)
-    large, small = ViewSpec(size=224, augment=augment), Augment(min_scale=0.05, max_scale=0.14)
-    assert swav.Config().inputs(augment, 224).views == (large,) * 2 + (ViewSpec(size=96, augment=small),) * 6
-    assert swav.Config(num_local=0).inputs(augment, 224).views == (large,) * 2
-    layers = list(make().projector)
-    assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
-
-
 def test_scores_are_cosines_of_each_view_with_the_prototypes(generator: torch.Generator):
     method = make()
+    assert [type(layer) for layer in method.projector] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     images = tiny.batch(method, generator)
     method.eval()  # by running statistics, so that a view alone gives what it gives beside the others
     scores, (z1, z2) = method.embed(images)
@@ -220,8 +207,7 @@ def test_a_queue_of_no_whole_batches_is_refused_in_one_line(size: int, take: str
 def test_prototypes_have_length_one_and_move_only_when_not_frozen(name: Any, generator: torch.Generator):
     method = make(freeze_prototypes=0.3)
     images = tiny.batch(method, generator)
-    settings = optim.Config(name=name, lr=0.1, weight_decay=0.1)
-    optimizer = optim.build(settings, method)
+    optimizer = optim.build(optim.Config(name=name, lr=0.1, weight_decay=0.1), method)
     weight = method.prototypes.weight
     one = torch.ones(NUM_PROTOTYPES, dtype=torch.float64)
     torch.testing.assert_close(weight.detach().norm(dim=1), one, rtol=0, atol=1e-14)
@@ -233,26 +219,6 @@ def test_prototypes_have_length_one_and_move_only_when_not_frozen(name: Any, gen
         assert weight.grad.any() == (progress >= 0.3)
         moved = (weight - before).abs().max()
         assert moved > 1e-6 if progress >= 0.3 else moved < 1e-14  # weight decay's rounding
-
-
-def with_unequal_batches() -> str:
-    method = make()
-    z = unit(4, 3 + distributed.rank(), DIM, generator=torch.Generator())
-    with pytest.raises(DataError) as raised:
-        method.loss(embedded(method, z))
-    return str(raised.value)
-
-
-def test_unequal_batches_are_an_error_on_all_ranks(ranks: RunOnRanks):
-    for message in ranks(2, with_unequal_batches):
-        assert "batch size of SwAV on every rank, got [3, 4]" in message
-        assert "\n" not in message
-
-
-def test_numbers_that_make_no_sense_are_refused():
-    tiny.refuses(swav.Config, num_local=(-1,), local_size=(0,), local_min_scale=(0.2,), queue_size=(-1,))
-    tiny.refuses(swav.Config, temperature=(0.0, math.nan), epsilon=(0.01,), sinkhorn_steps=(0,), num_prototypes=(1,))
-    tiny.refuses(swav.Config, queue_start=(1.1,), freeze_prototypes=(-0.1,))
 
 
 def trained(queue_start: float) -> verify.State:

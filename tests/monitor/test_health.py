@@ -1,21 +1,19 @@
 """Health: effective rank, alignment and uniformity by hand, one look at any number of ranks, and what is collapse."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kit.full_batch import RunOnRanks, over_ranks
 from sslx import distributed
 from sslx.data.batch import Batch
 from sslx.errors import CollapseError, ConfigError
 from sslx.monitor.health import MIN_JUDGED_STEP, Config, Health, largest
 from sslx.probe import geometry
 
-RunOnRanks = Callable[..., list[Any]]
 NAMES = {"feature_rank", "feature_std", "feature_alignment", "feature_uniformity"}
 
 
@@ -70,11 +68,15 @@ def images(num: int, generator: torch.Generator, side: int = 3) -> Tensor:
     return torch.randn(num, 3, side, side, dtype=torch.float64, generator=generator)
 
 
+def look(*views: Tensor) -> dict[str, float]:
+    return Health(Config(), None).look(Flat(), [batch_of(*views)])
+
+
 @pytest.mark.parametrize("num", [5, 40])
 def test_a_look_gives_the_numbers_of_the_papers(num: int, generator: torch.Generator):
     """With fewer images than features, and with more."""
     x, y = images(num, generator), images(num, generator)
-    agree(Health(Config(), None).look(Flat(), [batch_of(x, y)]), by_hand(x.flatten(1), y.flatten(1)))
+    agree(look(x, y), by_hand(x.flatten(1), y.flatten(1)))
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -105,7 +107,7 @@ def of_this_rank(x: Tensor, y: Tensor, samples: int) -> dict[str, float]:
     return Health(Config(num_samples=samples), None).look(Flat(), batches)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@over_ranks
 def test_ranks_and_micro_batches_give_the_numbers_of_all_samples(
     world_size: int, ranks: RunOnRanks, generator: torch.Generator
 ):
@@ -118,23 +120,16 @@ def test_ranks_and_micro_batches_give_the_numbers_of_all_samples(
 
 
 def test_no_more_images_are_encoded_than_asked_for(generator: torch.Generator):
-    encoder = Flat()
     batches = [batch_of(images(8, generator), images(8, generator)) for _ in range(3)]
-    Health(Config(num_samples=6), None).look(encoder, batches)
-    assert encoder.seen == 2 * 6
-    Health(Config(num_samples=16), None).look(encoder, batches)
-    assert encoder.seen == 2 * (6 + 16)
+    for num in (6, 16):
+        Health(Config(num_samples=num), None).look(encoder := Flat(), batches)
+        assert encoder.seen == 2 * num
 
 
-def test_one_view_is_compared_with_its_mirror_image(generator: torch.Generator):
-    x = images(7, generator)
-    agree(Health(Config(), None).look(Flat(), [batch_of(x)]), by_hand(x.flatten(1), x.flip(3).flatten(1)))
-
-
-def test_views_of_another_size_are_left_out(generator: torch.Generator):
+def test_one_view_is_compared_with_its_mirror_image_and_those_of_another_size_are_left_out(generator: torch.Generator):
     x, y, small = images(7, generator), images(7, generator), images(7, generator, side=2)
-    expected = by_hand(x.flatten(1), y.flatten(1))
-    agree(Health(Config(), None).look(Flat(), [batch_of(x, small, y, small)]), expected)
+    agree(look(x), by_hand(x.flatten(1), x.flip(3).flatten(1)))
+    agree(look(x, small, y, small), by_hand(x.flatten(1), y.flatten(1)))
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
@@ -157,7 +152,7 @@ def test_a_look_leaves_the_encoder_as_it_was(autocast: torch.dtype | None, gener
 
 
 def look_at(x: Tensor) -> dict[str, float]:
-    return Health(Config(), None).look(Flat(), [batch_of(x[..., None, None], x[..., None, None])])
+    return look(x[..., None, None], x[..., None, None])
 
 
 def test_features_that_are_alike_or_on_a_line_have_collapsed_and_random_ones_not(generator: torch.Generator):
@@ -188,31 +183,28 @@ def test_a_collapse_is_told_once_until_it_is_over():
     assert "\n" not in told[1]
 
 
-@pytest.mark.parametrize(
-    ("saved", "words"),
-    [
+def test_with_stop_a_collapse_is_an_error_that_tells_of_the_last_checkpoint():
+    for saved, words in (
         (0, "there is no checkpoint"),
         (100, "the last checkpoint, step 100, is from before"),
         (150, "the last checkpoint, step 150, is perhaps from after"),
-    ],
-)
-def test_with_stop_a_collapse_is_an_error_that_tells_of_the_last_checkpoint(saved: int, words: str):
-    looks = Health(Config(on_collapse="stop"), None)
-    assert not looks.warning(100, {"std": 0.9}, saved)
-    with pytest.raises(CollapseError, match=f"^collapse at step 200, not yet at step 100: .*; {words}$") as caught:
-        looks.warning(200, {"std": 0.1}, saved)
-    assert caught.value.exit_code == 77
+    ):
+        looks = Health(Config(on_collapse="stop"), None)
+        assert not looks.warning(100, {"std": 0.9}, saved)
+        with pytest.raises(CollapseError, match=f"^collapse at step 200, not yet at step 100: .*; {words}$") as caught:
+            looks.warning(200, {"std": 0.1}, saved)
+        assert caught.value.exit_code == 77
 
 
 def test_the_last_word_is_on_weights_that_are_useless(generator: torch.Generator):
     healthy = look_at(torch.randn(64, 12, dtype=torch.float64, generator=generator))
     method = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
     looks = Health(Config(), None)
+    collapsed = healthy | {"std": 0.1}
     assert looks.last_word(MIN_JUDGED_STEP, healthy | {"std": 0.7}, method) == ""
-    assert looks.last_word(MIN_JUDGED_STEP - 1, healthy | {"std": 0.1}, method) == ""  # too early to have lost anything
-    assert "step 40: std 0.1 is below 0.5: lower --optim.lr" in looks.last_word(
-        MIN_JUDGED_STEP, healthy | {"std": 0.1}, method
-    )
+    assert looks.last_word(MIN_JUDGED_STEP - 1, collapsed, method) == ""  # too early to have lost anything
+    words = "step 40: std 0.1 is below 0.5: lower --optim.lr"
+    assert words in looks.last_word(MIN_JUDGED_STEP, collapsed, method)
     with torch.no_grad():
         method[1].weight.mul_(-1e6)
     assert largest(method) == ("1.weight", 1e6)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from sslx.trained import Trained, load
 CPU = torch.device("cpu")
 READ = ["--source.name", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
 PICTURES = ("loss.png", "tsne.png", "neighbors.png", "views.png")
-Said = Callable[..., tuple[int, list[str], str]]
+Said = Callable[..., list[str]]
 
 
 def write_images(folder: Path, number: int, seed: int = 0) -> Path:
@@ -39,19 +40,17 @@ def write_images(folder: Path, number: int, seed: int = 0) -> Path:
     return folder
 
 
-def pretrain(root: Path, runs: Path, *flags: str) -> Path:
-    assert (
-        cli.main(["pretrain", *TINY, *READ, "--source.root", str(root), "--runs", str(runs), "--name", "r", *flags])
-        == 0
-    )
-    return runs / "r"
+def pretrain(folder: Path, *flags: str) -> Path:
+    """A run r in this folder on the photos in it."""
+    argv = [*TINY, *READ, "--source.root", str(folder / "photos"), "--runs", str(folder), "--name", "r", *flags]
+    assert cli.main(["pretrain", *argv]) == 0
+    return folder / "r"
 
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on 120 photos without labels and without a test split."""
-    folder = tmp_path_factory.mktemp("flat")
-    return pretrain(write_images(folder / "photos", 120), folder)
+    return pretrain(write_images(tmp_path_factory.mktemp("flat") / "photos", 120).parent)
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +59,25 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classes")
     for seed, (name, number) in enumerate((("cat", 30), ("dog", 20), ("[owl]", 10))):
         write_images(folder / "photos" / name, number, seed)
-    flags = [*TINY[: TINY.index("--method.hidden-dim")], "--method.name", "swav", "--method.num-local", "4"]
-    widths = ["--method.hidden-dim", "16", "--method.projection-dim", "8", "--method.num-prototypes", "8"]
-    rest = ["--method.queue-size", "0", *TINY[TINY.index("--batch-size") :], *READ]
-    argv = ["pretrain", *flags, *widths, *rest, "--source.root", str(folder / "photos"), "--runs", str(folder)]
-    assert cli.main([*argv, "--name", "r"]) == 0
-    return folder / "r"
+    return pretrain(
+        folder, *"--method.name swav --method.num-local 4 --method.num-prototypes 8 --method.queue-size 0".split()
+    )
 
 
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    """The exit code of a command, the lines that it prints, and what it says on stderr."""
+    """The lines that a command prints; an error, where one is expected, is one line with these words."""
 
-    def call(*argv: object) -> tuple[int, list[str], str]:
+    def call(*argv: object, error: str = "") -> list[str]:
         capsys.readouterr()
         code = cli.main([str(arg) for arg in argv])
         out, err = capsys.readouterr()
-        return code, out.splitlines(), err
+        if error:
+            assert code in (65, 66)
+            is_one_line(err, error, "--source.")
+        else:
+            assert (code, err) == (0, "")
+        return out.splitlines()
 
     return call
 
@@ -100,8 +101,7 @@ def training(of: pictures.Scene, source: Source, batch_size: int) -> data.Loader
 
 
 def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, said: Said) -> None:
-    code, lines, err = said("probe", flat)
-    assert (code, err) == (0, "")
+    lines = said("probe", flat)
     text = "\n".join(lines)
     (line,) = [line for line in lines if line.startswith("no test split: ")]
     assert "50 of the 120 training images are held out in its place, which the encoder has seen in training" in line
@@ -125,27 +125,23 @@ def test_probe_without_labels_scores_and_says_what_labels_would_add(flat: Path, 
 
 def test_the_pairs_of_alignment_are_the_training_loaders_views(flat: Path) -> None:
     of = scene(flat)
-    settings, test = of.trained.settings, of.splits.test
-    order = Sequential(num_samples=50, per_rank=16)
-    batches = data.in_order(
-        of.options.data, test, of.trained.views, order, seed=settings.seed, ranks=Ranks(device=CPU), dtype=torch.float32
-    )
-    made = list(batches)
+    test, order = of.splits.test, Sequential(num_samples=50, per_rank=16)
+    options: dict[str, Any] = {"seed": of.trained.settings.seed, "ranks": Ranks(device=CPU), "dtype": torch.float32}
+    batches = list(data.in_order(of.options.data, test, of.trained.views, order, **options))
     epoch = next(training(of, test, 50))
     for view in (0, 1):
-        ours = torch.cat([batch.views[view] for batch in made])
+        ours = torch.cat([batch.views[view] for batch in batches])
         torch.testing.assert_close(ours[epoch.index], epoch.views[view], rtol=0, atol=0)
 
 
 def test_plot_draws_an_unlabeled_run(flat: Path, said: Said) -> None:
-    code, lines, err = said("plot", flat)
-    assert (code, err) == (0, "")
+    lines = said("plot", flat)
     assert lines[-1] == "wrote " + ", ".join(str(flat / name) for name in PICTURES)
     assert len([line for line in lines if "no test split" in line]) == 1
     for name in PICTURES:
         with Image.open(flat / name) as image:
             assert min(image.size) > 400
-    assert said("probe", flat, "--source.test-root", write_images(flat.parent / "others", 6, 9))[0] == 0
+    said("probe", flat, "--source.test-root", write_images(flat.parent / "others", 6, 9))
     assert json.loads((flat / "probe.json").read_text())["split"] == "test"
 
 
@@ -192,8 +188,7 @@ def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path
     assert of_another_seed.settings.seed == 5
     other = images.splits(of_another_seed, options, lambda _: None)
     assert paths_of(other.test) == test, "not a function of the run's seed"
-    code, lines, err = said("probe", classes, "--probe.num-draws", "2")
-    assert (code, err) == (0, "")
+    lines = said("probe", classes, "--probe.num-draws", "2")
     (line,) = [line for line in lines if line.startswith("no test split: ")]
     assert "12 of the 60 training images" in line
     assert "seen in training, without their labels" in line
@@ -202,8 +197,7 @@ def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path
 
 
 def test_a_labeled_run_is_drawn_too(classes: Path, said: Said) -> None:
-    code, lines, err = said("plot", classes)
-    assert (code, err) == (0, "")
+    lines = said("plot", classes)
     assert lines[-1] == "wrote " + ", ".join(str(classes / name) for name in PICTURES)
 
 
@@ -218,9 +212,8 @@ def test_an_unlabeled_test_folder_gives_way_to_held_out_labels(classes: Path, tm
     assert "have no labels" in lines[-1]
     assert "has seen" not in lines[-1], "these are not the run's images"
     flags = ["--source.root", str(tmp_path / "train"), "--source.test-root", str(tmp_path / "test")]
-    assert images.splits(trained, options_of(trained, *flags), lines.append).name == "test", (
-        "what the user names is taken"
-    )
+    named = images.splits(trained, options_of(trained, *flags), lines.append)
+    assert named.name == "test", "what the user names is taken"
 
 
 def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
@@ -252,16 +245,9 @@ def test_hardly_any_images_are_a_line_and_no_traceback(
     root = write_images(tmp_path / "few", 0)
     for name, number in layout.items():
         write_images(root / name, number)
-    code, lines, err = said("probe", flat, "--source.root", root)
-    if probed:
-        assert code in (65, 66)
-        is_one_line(err, probed)
-        assert "--source.root" in err
-    else:
-        assert (code, err) == (0, "")
-        assert any(line.startswith("scores without labels: ") for line in lines)
-    code, lines, err = said("plot", flat, "--source.root", root)
-    assert (code, err) == (0, "")
+    lines = said("probe", flat, "--source.root", root, error=probed)
+    assert probed or any(line.startswith("scores without labels: ") for line in lines)
+    lines = said("plot", flat, "--source.root", root)
     assert "wrote " + ", ".join(str(flat / name) for name in drawn) in lines
     if len(drawn) < len(PICTURES):
         assert [line for line in lines if line.startswith("left out: ")]
@@ -275,15 +261,13 @@ def test_a_map_of_classes_of_one_image_is_the_unlabeled_ones(flat: Path, tmp_pat
         (classes / path.stem / path.name).write_bytes(path.read_bytes())
     maps: list[np.ndarray] = []
     for root in (plain, classes):
-        assert said("plot", flat, "--source.root", root)[0] == 0
+        said("plot", flat, "--source.root", root)
         maps.append(np.asarray(Image.open(flat / "tsne.png").convert("RGB")))
     assert np.array_equal(maps[0], maps[1])
 
 
 def test_a_wrong_test_root_is_an_error(flat: Path, tmp_path: Path, said: Said) -> None:
-    code, _, err = said("probe", flat, "--source.test-root", tmp_path / "typo")
-    assert code == 66
-    is_one_line(err, "--source.test-root")
+    said("probe", flat, "--source.test-root", tmp_path / "typo", error="--source.test-root")
 
 
 def test_all_stages_share_one_bar() -> None:

@@ -1,5 +1,6 @@
 """The pictures: what they show, read back from the PNGs, and which samples they show."""
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -43,8 +44,7 @@ def metrics(path: Path, records: Sequence[Mapping[str, object]], tail: str = "")
 
 
 def test_tsne_shows_each_class_in_its_colour_with_a_legend(tmp_path: Path) -> None:
-    x, label = clusters(4)
-    plot.feature_map(x, label, ("cat", "dog", "owl", "bat"), tmp_path / "new" / "map.png", "kNN 98.3 %")
+    plot.feature_map(*clusters(4), ("cat", "dog", "owl", "bat"), tmp_path / "new" / "map.png", "kNN 98.3 %")
     pixels = read(tmp_path / "new" / "map.png")
     assert min(pixels.shape[:2]) > 500
     for colour in plot.PALETTE[:4]:
@@ -54,9 +54,8 @@ def test_tsne_shows_each_class_in_its_colour_with_a_legend(tmp_path: Path) -> No
 
 
 def test_tsne_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
-    x, label = clusters(3)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        plot.feature_map(x, label, None, tmp_path / name, "title", max_points=60, seed=seed)
+        plot.feature_map(*clusters(3), None, tmp_path / name, "title", max_points=60, seed=seed)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b != c
 
@@ -70,8 +69,7 @@ def test_tsne_without_labels_has_one_colour(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("classes", [15, pytest.param(30, marks=pytest.mark.slow)])
 def test_tsne_of_many_classes_has_many_colours(classes: int, tmp_path: Path) -> None:
-    x, label = clusters(classes)
-    plot.feature_map(x, label, None, tmp_path / "map.png", "title")
+    plot.feature_map(*clusters(classes), None, tmp_path / "map.png", "title")
     colours, counts = np.unique(read(tmp_path / "map.png").reshape(-1, 3), axis=0, return_counts=True)
     spread = colours.max(1) - colours.min(1) > 40
     assert (counts[spread] > 100).sum() >= 0.8 * classes
@@ -113,9 +111,8 @@ def test_thumbnails_cover_the_map_and_lie_over_no_other(num: int) -> None:
         nearest = np.clip(places[rows[i]], corner, corner + side)
         assert np.abs(places[rows[i]] - nearest).max() <= 2.2 * side
     middle = (places.max(0) + places.min(0)) / 2
-    for x in (-1, 1):
-        for y in (-1, 1):
-            assert (((places[rows] - middle) * (x, y)) > 0).all(1).sum() >= 4, "some in every quarter"
+    for quarter in itertools.product((-1, 1), repeat=2):
+        assert (((places[rows] - middle) * quarter) > 0).all(1).sum() >= 4, "some in every quarter"
 
 
 def test_the_map_shows_the_images_of_the_rows_that_it_asks_for(tmp_path: Path) -> None:
@@ -141,12 +138,9 @@ def test_umap_is_drawn_where_it_is_installed(tmp_path: Path) -> None:
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_tsne_of_collapsed_features_is_drawn(tmp_path: Path) -> None:
+def test_tsne_of_collapsed_features_is_drawn_and_of_too_few_samples_refused(tmp_path: Path) -> None:
     plot.feature_map(torch.ones(50, 8), torch.arange(50) % 2, None, tmp_path / "map.png", "title")
     assert num_pixels(read(tmp_path / "map.png"), plot.PALETTE[1]) > 100
-
-
-def test_tsne_of_too_few_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="4 or more images"):
         plot.feature_map(torch.ones(3, 8), None, None, tmp_path / "map.png", "title")
 
@@ -164,9 +158,7 @@ def test_subsample_keeps_the_shares_of_the_classes() -> None:
 
 
 def test_loss_curve_shows_loss_and_learning_rate(tmp_path: Path) -> None:
-    records: list[dict[str, object]] = [
-        {"step": s, "loss": 5 - s / 100, "lr": s / 1000, "epoch": s / 50} for s in range(200)
-    ]
+    records = [{"step": s, "loss": 5 - s / 100, "lr": s / 1000, "epoch": s / 50} for s in range(200)]
     records[3:3] = [{"step": 2, "knn": 0.4}]
     path = metrics(tmp_path / "metrics.jsonl", records, tail='{"step": 200, "lo')
     plot.loss_curve(path, tmp_path / "loss.png")
@@ -179,30 +171,24 @@ def test_loss_curve_shows_loss_and_learning_rate(tmp_path: Path) -> None:
 
 
 def test_a_step_that_came_twice_counts_once_and_the_later_holds(tmp_path: Path) -> None:
-    once: list[dict[str, object]] = [{"step": s, "loss": 1.0 / (s + 1)} for s in range(30)]
-    twice: list[dict[str, object]] = [{"step": s, "loss": 9.0} for s in range(10, 30)]
-    broken: list[dict[str, object]] = [{"step": 40, "loss": float("nan")}, {"loss": 3.0}, {"step": 41}]
+    once = [{"step": s, "loss": 1.0 / (s + 1)} for s in range(30)]
+    again = [*once[:10], *({"step": s, "loss": 9.0} for s in range(10, 30)), *once[10:]]
+    broken = [{"step": 40, "loss": float("nan")}, {"loss": 3.0}, {"step": 41}]
+    tail = '[]\n7\nnull\n{"step": 1e400, "loss": 1}\n{"step": "a", "loss": 1}\n' + "[" * 100_000 + "\n"
     plot.loss_curve(metrics(tmp_path / "once", once), tmp_path / "once.png")
-    plot.loss_curve(
-        metrics(
-            tmp_path / "twice",
-            once[:10] + twice + once[10:] + broken,
-            tail='[]\n7\nnull\n{"step": 1e400, "loss": 1}\n{"step": "a", "loss": 1}\n' + "[" * 100_000 + "\n",
-        ),
-        tmp_path / "twice.png",
-    )
+    plot.loss_curve(metrics(tmp_path / "twice", [*again, *broken], tail), tmp_path / "twice.png")
     assert (tmp_path / "once.png").read_bytes() == (tmp_path / "twice.png").read_bytes()
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_a_short_run_has_a_curve_too(num: int, tmp_path: Path) -> None:
-    records: list[dict[str, object]] = [{"step": s, "loss": 2.0, "lr": 0.1, "epoch": float(s)} for s in range(num)]
+    records = [{"step": s, "loss": 2.0, "lr": 0.1, "epoch": float(s)} for s in range(num)]
     plot.loss_curve(metrics(tmp_path / "m", records), tmp_path / "loss.png")
     assert num_pixels(read(tmp_path / "loss.png"), plot.PALETTE[0]) > 10
 
 
 def test_steps_and_epochs_are_whole_and_the_legend_is_below(tmp_path: Path) -> None:
-    records: list[dict[str, object]] = [{"step": s, "loss": 9.0 + s / 1000, "lr": 0.1, "epoch": s / 9} for s in (1, 2)]
+    records = [{"step": s, "loss": 9.0 + s / 1000, "lr": 0.1, "epoch": s / 9} for s in (1, 2)]
     path = metrics(tmp_path / "m", records)
     plot.loss_curve(path, tmp_path / "short.svg", title="my_run: pretraining loss")
     drawn = texts(tmp_path / "short.svg")
@@ -241,25 +227,25 @@ def test_images_stand_in_titled_rows_enlarged_pixel_by_pixel(tmp_path: Path) -> 
     found = {name: np.argwhere(np.abs(pixels - colour).sum(-1) < 20) for name, colour in colours.items()}
     red, blue, green = found.values()
     assert len(green) > 2 * 80**2
-    assert len(red) == pytest.approx(7 * len(green) / 2, rel=0.05)
-    assert len(blue) == pytest.approx(7 * len(green) / 2, rel=0.05)
+    assert [len(red), len(blue)] == pytest.approx([7 * len(green) / 2] * 2, rel=0.05)
     assert red[:, 1].max() < blue[:, 1].min(), "samples stand side by side"
     assert green[:, 0].min() > (red[:, 0].min() + red[:, 0].max()) / 2, "the second row is below the first"
     assert green[:, 1].max() == blue[:, 1].max(), "the dot is the upper right pixel of each"
     assert num_pixels(pixels, "#22262b") > 300, "a title"
 
 
+def nodes(path: Path) -> list[ElementTree.Element]:
+    """The texts of an SVG."""
+    return list(ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text"))
+
+
 def texts(path: Path) -> list[str]:
-    """What is written in an SVG."""
-    root = ElementTree.parse(path).getroot()
-    return ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    return ["".join(node.itertext()) for node in nodes(path)]
 
 
 def text_heights(path: Path) -> list[float]:
     """How far down each text of an SVG stands."""
-    nodes = ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")
-    places = [node.get("y") or re.findall(r"[-0-9.]+", node.get("transform") or "")[1] for node in nodes]
-    return [float(place) for place in places]
+    return [float(n.get("y") or re.findall(r"[-0-9.]+", n.get("transform") or "")[1]) for n in nodes(path)]
 
 
 def test_neighbors_are_the_nearest_of_all_by_cosine() -> None:

@@ -38,10 +38,10 @@ def extract_share(size: int, per_rank: int) -> Features:
 
 
 def test_extract_sorts_what_comes_in_any_order() -> None:
-    view = images(11)
+    view, model, calls = images(11), encoder(), list[tuple[str, int, int]]()
     order = [7, 0, 3, 10, 1, 9, 2, 8, 4, 6, 5]
-    model = encoder()
-    features = extract(model, batches(view, order, 4), num_samples=11)
+    features = extract(model, batches(view, order, 4), num_samples=11, progress=lambda *call: calls.append(call))
+    assert calls == [("features", 4, 11), ("features", 8, 11), ("features", 11, 11)]
     model.eval()
     torch.testing.assert_close(features.x, model(view))
     assert features.index.tolist() == list(range(11))
@@ -61,20 +61,16 @@ def test_every_rank_gets_all_samples_of_unequal_shares(ranks: Any, world_size: i
         assert features.index.tolist() == list(range(size))
 
 
-def test_extract_leaves_modes_and_statistics_as_they_were() -> None:
+def test_extract_leaves_modes_and_statistics_as_they_were_after_an_error_too() -> None:
     model = encoder().train()
     model[3].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     extract(model, batches(images(5), list(range(5)), 2), num_samples=5)
     assert [module.training for module in model] == [True, True, True, False]
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_modes_come_back_after_an_error() -> None:
-    model = encoder().train()
     with pytest.raises(RuntimeError):
         extract(model, batches(images(2, side=5), [0, 1], 2), num_samples=2)
-    assert all(module.training for module in model.modules())
+    assert [module.training for module in model] == [True, True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_autocast_computes_in_its_dtype_and_returns_float32() -> None:
@@ -92,48 +88,29 @@ def test_a_sample_twice_or_never_is_a_bug(order: list[int]) -> None:
         extract(encoder(), batches(images(4), order, 2), num_samples=3)
 
 
-def test_features_that_are_not_finite_are_refused() -> None:
+def test_without_labels_there_are_features_and_those_that_are_not_finite_are_refused() -> None:
     view = images(4)
+    features = extract(encoder(), batches(view, [3, 2, 1, 0], 3, labelled=False), num_samples=4)
+    assert features.label is None
+    assert features.x.shape == (4, 6)
     view[2] = torch.nan
     with pytest.raises(NonFiniteError, match="1 of 4 samples"):
         extract(encoder(), batches(view, [0, 1, 2, 3], 2), num_samples=4)
 
 
-def test_a_source_without_labels_gives_features_without() -> None:
-    features = extract(encoder(), batches(images(4), [3, 2, 1, 0], 3, labelled=False), num_samples=4)
-    assert features.label is None
-    assert features.x.shape == (4, 6)
-
-
-def test_pixels_are_the_flattened_views() -> None:
+def test_pixels_are_the_flattened_views_and_averaged_down_of_large_ones() -> None:
     view = images(5, side=6)
     features = pixels(batches(view.to(memory_format=torch.channels_last), [4, 0, 2, 1, 3], 2), num_samples=5)
     assert np.array_equal(features.x.numpy(), view.numpy().reshape(5, -1))
-
-
-def test_pixels_of_large_views_are_averaged_down() -> None:
     view = images(2, side=64)
     means = view.numpy().reshape(2, 3, 16, 4, 16, 4).mean((3, 5)).reshape(2, -1)
     np.testing.assert_allclose(pixels(batches(view, [0, 1], 2), num_samples=2).x.numpy(), means, atol=1e-6)
 
 
-def test_progress_ends_at_the_total() -> None:
-    calls: list[tuple[str, int, int]] = []
-    extract(
-        encoder(),
-        batches(images(5), list(range(5)), 2),
-        num_samples=5,
-        progress=lambda *call: calls.append(call),
-    )
-    assert calls == [("features", 2, 5), ("features", 4, 5), ("features", 5, 5)]
-
-
 def test_rows_by_class_are_a_function_of_seed_and_counters() -> None:
     label = torch.tensor([2, 0, 2, 2, 0, 5] * 20)
-    rows = rows_by_class(label, 1, "name", 4)
-    assert {c: sorted(r) for c, r in rows.items()} == {
-        c: np.flatnonzero(label.numpy() == c).tolist() for c in (0, 2, 5)
-    }
-    again, other = rows_by_class(label, 1, "name", 4), rows_by_class(label, 1, "name", 5)
+    rows, again, other = (rows_by_class(label, 1, "name", counter) for counter in (4, 4, 5))
+    expected = {c: np.flatnonzero(label.numpy() == c).tolist() for c in (0, 2, 5)}
+    assert {c: sorted(r) for c, r in rows.items()} == expected
     assert all(np.array_equal(rows[c], again[c]) for c in rows)
     assert not any(np.array_equal(rows[c], other[c]) for c in rows)

@@ -14,8 +14,7 @@ def test_a_fifth_but_at_most_two_thousand() -> None:
 @pytest.mark.parametrize("labels", [None, np.arange(1000) % 7])
 def test_it_is_a_function_of_the_index_and_no_more_than_grows(labels: np.ndarray | None) -> None:
     few, more = (held_out.rows(1000, labels, num) for num in (50, 200))
-    assert len(few) == 50
-    assert len(more) == 200
+    assert (len(few), len(more)) == (50, 200)
     assert set(few.tolist()) < set(more.tolist())
     assert np.array_equal(few, held_out.rows(1000, labels, 50))
     assert np.array_equal(np.sort(np.concatenate([more, held_out.remaining_rows(1000, more)])), np.arange(1000))

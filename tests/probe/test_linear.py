@@ -5,29 +5,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
+from kit.digits import TEST, TEST_LABEL, TRAIN, TRAIN_LABEL
 from sslx.errors import DataError
 from sslx.probe import linear
 from sslx.probe.features import Features
-
-
-def split(rows: slice) -> Features:
-    x, label = (torch.from_numpy(array[rows]) for array in load_digits(return_X_y=True))
-    return Features(x.float(), label, torch.arange(len(x)))
-
-
-TRAIN, TEST = split(slice(0, 1200)), split(slice(1200, None))
-
-
-def arrays(features: Features) -> tuple[np.ndarray, np.ndarray]:
-    assert features.label is not None
-    return features.x.double().numpy(), features.label.numpy()
 
 
 def objective(x: Tensor, label: Tensor, weight: Tensor, c: float) -> Tensor:
@@ -35,19 +22,14 @@ def objective(x: Tensor, label: Tensor, weight: Tensor, c: float) -> Tensor:
     return cross_entropy + weight[:-1].square().sum() / (2 * c * len(x))
 
 
-def mean_loss(x: Tensor, label: Tensor, weight: Tensor, c: float) -> float:
-    return float(objective(x, label, weight, c))
-
-
 @pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0])
 def test_fit_is_the_logistic_regression_of_scikit_learn(c: float) -> None:
     x, _, _ = linear.standardize(TRAIN.x)
-    assert TRAIN.label is not None
-    ours = linear.fit(x, TRAIN.label, 10, c).double()
-    theirs = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x.double().numpy(), TRAIN.label.numpy())
+    ours = linear.fit(x, TRAIN_LABEL, 10, c).double()
+    theirs = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x.double().numpy(), TRAIN_LABEL.numpy())
     weight = torch.from_numpy(np.concatenate([theirs.coef_.T, theirs.intercept_[None]]))
-    best = mean_loss(x.double(), TRAIN.label, weight, c)
-    assert best <= mean_loss(x.double(), TRAIN.label, ours, c) < best + 1e-5
+    best = objective(x.double(), TRAIN_LABEL, weight, c)
+    assert best <= objective(x.double(), TRAIN_LABEL, ours, c) < best + 1e-5
     same = linear.predict(x.double(), ours) == linear.predict(x.double(), weight)
     assert same.double().mean() > 0.995
 
@@ -70,29 +52,38 @@ def test_fit_reaches_the_optimum_on_features_that_are_nearly_one_direction(c: fl
     generator = torch.Generator().manual_seed(5)
     x, _, _ = linear.standardize(TRAIN.x)
     x, _, _ = linear.standardize(torch.randn(len(x), 1, generator=generator) + 0.01 * x)
-    label = TRAIN.label
-    assert label is not None
     start = torch.randn(65, 10, generator=generator) if warm else None
-    flat = linear.fit(x, label, 10, c, start=start).double().flatten()
+    flat = linear.fit(x, TRAIN_LABEL, 10, c, start=start).double().flatten()
     x = x.double()
-    gradient = torch.func.grad(lambda w: objective(x, label, w.view(65, 10), c))(flat)
-    hessian = torch.func.hessian(lambda w: objective(x, label, w.view(65, 10), c))(flat)
+    gradient = torch.func.grad(lambda w: objective(x, TRAIN_LABEL, w.view(65, 10), c))(flat)
+    hessian = torch.func.hessian(lambda w: objective(x, TRAIN_LABEL, w.view(65, 10), c))(flat)
     step = torch.linalg.lstsq(hessian, gradient, driver="gelsd").solution  # all biases moved by as much change nothing
     assert gradient @ step / 2 < limit
 
 
-def test_accuracy_is_that_of_a_scikit_learn_pipeline() -> None:
-    accuracy, c = linear.accuracy(TRAIN, TEST, 10)
+@pytest.fixture(scope="module")
+def scored() -> tuple[float, float]:
+    """The accuracy on the digits and the chosen C, whose progress ends at its total."""
+    calls: list[tuple[str, int, int]] = []
+    scores = linear.accuracy(TRAIN, TEST, 10, progress=lambda *call: calls.append(call))
+    total = len(linear.GRID) + 1
+    assert (calls[0], calls[-1]) == (("linear", 0, total), ("linear", total, total))
+    assert calls == sorted(calls)
+    return scores
+
+
+def test_accuracy_is_that_of_a_scikit_learn_pipeline(scored: tuple[float, float]) -> None:
+    accuracy, c = scored
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
-    assert accuracy == pytest.approx(pipeline.fit(*arrays(TRAIN)).score(*arrays(TEST)), abs=0.004)
+    expected = pipeline.fit(TRAIN.x.double(), TRAIN_LABEL).score(TEST.x.double(), TEST_LABEL)
+    assert accuracy == pytest.approx(expected, abs=0.004)
     assert accuracy > 0.88
 
 
 def test_chosen_c_is_the_best_on_the_held_out_tenth() -> None:
     _, c = linear.accuracy(TRAIN, TEST, 10, seed=3)
-    x, label = arrays(TRAIN)
-    x = StandardScaler().fit_transform(x)
-    held = linear.held_out_mask(torch.from_numpy(label), 3).numpy()
+    x, label = StandardScaler().fit_transform(TRAIN.x.double().numpy()), TRAIN_LABEL.numpy()
+    held = linear.held_out_mask(TRAIN_LABEL, 3).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores = {
@@ -102,12 +93,10 @@ def test_chosen_c_is_the_best_on_the_held_out_tenth() -> None:
     assert scores[c] >= max(scores.values()) - 1.5 / held.sum()
 
 
-def test_choice_of_c_never_sees_the_test_split() -> None:
-    _, c = linear.accuracy(TRAIN, TEST, 10)
-    assert TEST.label is not None
-    other = Features(TEST.x.flip(0) * 7 - 3, (TEST.label + 1) % 10, TEST.index)
+def test_choice_of_c_never_sees_the_test_split(scored: tuple[float, float]) -> None:
+    other = Features(TEST.x.flip(0) * 7 - 3, (TEST_LABEL + 1) % 10, TEST.index)
     accuracy, again = linear.accuracy(TRAIN, other, 10)
-    assert again == c
+    assert again == scored[1]
     assert accuracy < 0.5
 
 
@@ -130,12 +119,3 @@ def test_standardise_leaves_constant_columns_at_zero() -> None:
     scaled, _, _ = linear.standardize(x)
     assert scaled[:, :2].abs().max() < 1e-3
     torch.testing.assert_close(scaled.std(0, correction=0)[2], torch.tensor(1.0))
-
-
-def test_progress_ends_at_the_total() -> None:
-    calls: list[tuple[str, int, int]] = []
-    linear.accuracy(TRAIN, TEST, 10, progress=lambda *call: calls.append(call))
-    total = len(linear.GRID) + 1
-    assert calls[0] == ("linear", 0, total)
-    assert calls[-1] == ("linear", total, total)
-    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
