@@ -117,10 +117,10 @@ def test_sequential_covers_each_sample_once(world_size: int, num_samples: int) -
 
 def test_256_ranks_see_every_sample_once_however_often_they_are_stopped() -> None:
     """Two epochs without a remainder, restarted at odd steps, once on half of the ranks."""
-    seen = np.zeros((2, 10_240), np.int64)
+    seen = np.zeros((2, 5_120), np.int64)
     step = 0
-    for stop, world_size in ((3, 256), (4, 256), (11, 128), (20, 256)):  # each start knows its step and no more
-        ranks = of_ranks(world_size, num_samples=10_240, batch_size=1_024)
+    for stop, world_size in ((3, 256), (4, 256), (7, 128), (10, 256)):  # each start knows its step and no more
+        ranks = of_ranks(world_size, num_samples=5_120, batch_size=1_024)
         for t in range(step, stop):
             for order in ranks:
                 np.add.at(seen[order.epoch(t)], order.batch(t), 1)
@@ -155,7 +155,7 @@ def test_blocks_are_read_a_window_at_a_time_and_every_sample_once(window: int) -
     holes = [0, 3, 0, 0, 4, 0], [3, 0, 0], [0, 0, 3]
     for lengths in ([5], [1] * 9, [4] * 8, random.integers(1, 30, size=13).tolist(), *holes):
         order = in_blocks(lengths, window, seed=int(random.integers(2**32)))
-        for number in range(4):
+        for number in range(2):
             assert_windows(order, number, lengths, window)
 
 
@@ -170,12 +170,12 @@ def test_the_windows_of_another_order_are_found_out() -> None:
 def test_blocks_and_the_samples_of_a_window_come_in_another_order_each_epoch() -> None:
     order = in_blocks([10] * 40, 4, batch_size=40)
     firsts = Counter[int]()
-    for number in range(200):
+    for number in range(100):
         samples = epoch(order, number)
         firsts.update(np.unique(samples[:40] // 10).tolist())
         assert (np.diff(samples) == 1).sum() < 40  # 10 of the 400 are expected to follow the one before them
     assert len(firsts) == 40
-    assert max(firsts.values()) < 45  # 20 are expected, with a standard deviation of 4
+    assert max(firsts.values()) < 25  # 10 are expected, with a standard deviation of 3
     assert (epoch(order, 0) != epoch(order, 1)).any()
     assert (epoch(order, 0) != epoch(in_blocks([10] * 40, 4, batch_size=40, seed=6), 0)).any()
 

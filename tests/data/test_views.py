@@ -83,7 +83,7 @@ def test_the_draws_of_a_batch_are_those_of_its_samples_one_by_one(number: int) -
     index = random.integers(2**32, size=number)
     batch = views.draws(specs, seed, epoch, index)
     assert batch[1] is None
-    for row in random.integers(number, size=min(number, 20)):
+    for row in random.integers(number, size=min(number, 10)):
         for view, (spec, together) in enumerate(zip(specs, batch, strict=True)):
             if spec.augment is None or together is None:
                 continue

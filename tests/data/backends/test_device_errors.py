@@ -160,29 +160,30 @@ class Gone:
         return {int(i): "No such file or directory" for i in index if self.is_gone(int(i))}
 
 
-def big(number: int = 1_281_167) -> Source:
-    return by_path([f"/x/{i}.jpg" for i in range(number)], size=224)
+@pytest.fixture(scope="module")
+def big() -> Source:
+    return by_path([f"/x/{i}.jpg" for i in range(100_000)], size=224)
 
 
-def test_the_search_for_a_stand_in_ends() -> None:
+def test_the_search_for_a_stand_in_ends(big: Source) -> None:
     reader = Gone(lambda _: True)
     with raises_one_line(DataError, "none of 100 images tried in place of /x/", ".jpg"):
-        Quarantine(big(), reader, 0.01, lambda _: None).search(np.arange(512))
+        Quarantine(big, reader, 0.01, lambda _: None).search(np.arange(512))
     assert reader.calls <= quarantine._CANDIDATES + 1
 
 
-def test_images_that_are_all_gone_at_once_are_the_mounts_fault() -> None:
+def test_images_that_are_all_gone_at_once_are_the_mounts_fault(big: Source) -> None:
     said: list[str] = []
     reader = Gone(lambda _: True)
-    found = Quarantine(big(), reader, 0.01, said.append)
+    found = Quarantine(big, reader, 0.01, said.append)
     found.known_good = np.array([700])
     with pytest.raises(StorageError, match=r"none of 512 images can be read, nor /x/700\.jpg, which was read before"):
         found.search(np.arange(512))
     assert (found.bad, said, reader.calls) == ({}, [], 2)
 
 
-def test_a_batch_of_damaged_images_beside_a_good_one_is_just_that() -> None:
-    found = Quarantine(big(4000), Gone(lambda i: i < 6), 0.01, lambda _: None)
+def test_a_batch_of_damaged_images_beside_a_good_one_is_just_that(big: Source) -> None:
+    found = Quarantine(big, Gone(lambda i: i < 6), 0.01, lambda _: None)
     found.known_good = np.array([700])
     assert found.search(np.arange(6))
     assert sorted(found.bad) == list(range(6))

@@ -150,7 +150,7 @@ def test_planted_faults_are_found(
     right = row_sums.mixed
     with fake_cuda.on() as counts:
         make = made_by_dali(source) if backend == "dali" else None
-        loader = None if make else loader_of(source, backend)
+        loader = None if make else loader_of(source, backend, SPECS[:1])
         monkeypatch.setattr(finishing.row_sums, "mixed", lambda planes, matrix: right(fault(planes, matrix), matrix))
         counts.forget()
         with pytest.raises((AssertionError, RuntimeError, DataError)):  # noqa: PT012
@@ -163,7 +163,7 @@ def test_a_copy_from_memory_that_is_not_pinned_is_found(source: Source, monkeypa
     right = transfer.pack
     monkeypatch.setattr(transfer, "pack", lambda tensors, *, pinned: right(tensors, pinned=not pinned))
     with fake_cuda.on() as counts:
-        loader = loader_of(source, "resident")
+        loader = loader_of(source, "resident", SPECS[:1])
         counts.forget()
         next(loader)
         assert (len(counts.copies), counts.blocking) == (1, 1)
@@ -171,7 +171,7 @@ def test_a_copy_from_memory_that_is_not_pinned_is_found(source: Source, monkeypa
 
 def test_labels_do_not_keep_the_pixels_that_came_with_them(source: Source) -> None:
     with fake_cuda.on():
-        batch = next(loader_of(source, "torchvision"))
+        batch = next(loader_of(source, "torchvision", SPECS[:1]))
     assert batch.label is not None
     assert batch.label.untyped_storage().nbytes() == 8 * BATCH
 
