@@ -1,5 +1,6 @@
 """Fixtures for the data tests: pictures with edges, gradients and a little noise, and a folder of them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+
+from kit.sources import by_path
+from sslx.data.sources import Files
 
 Picture = Callable[[int, int, int], npt.NDArray[np.uint8]]
 SIZES = ((48, 64), (100, 70), (120, 200), (64, 64), (33, 90), (150, 110), (80, 80), (130, 51))  # height, width
@@ -34,3 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(_picture(i, *SIZES[i % len(SIZES)])).save(path, quality=92)
     return root
+
+
+@pytest.fixture
+def files(folder: Path, tmp_path: Path) -> Files:
+    """26 files of their own, each with its own label, so that a label tells which one was read."""
+    shutil.copytree(folder, tmp_path / "images")
+    return by_path(sorted((tmp_path / "images").rglob("*.*")), np.arange(26))

@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from kit.loaders import CPU, assert_same, take, training_loader
 from kit.sources import in_memory
-from sslx.data import Config, Loader, training
+from sslx.data import Loader
 from sslx.data.ahead import DEPTH, ahead
 from sslx.data.order import Sequential, Shuffled
 from sslx.data.planner import Planner
 from sslx.data.views import Augment, ViewSpec
-from sslx.distributed import Ranks
 
-CPU = torch.device("cpu")
 SPECS = (ViewSpec(size=16, augment=Augment()), ViewSpec(size=8, augment=Augment()))
 
 
@@ -75,24 +73,21 @@ def test_an_error_comes_in_its_results_place() -> None:
     assert not threads()
 
 
-def loader_of(backend: Any) -> Loader:
+def loader_of(backend: str) -> Loader:
     rng = np.random.default_rng(4)
     source = in_memory(rng.integers(0, 256, (40, 20, 20, 3), dtype=np.uint8), np.arange(40))
-    config = Config(backend=backend, threads=1)
-    return training(config, source, SPECS, batch_size=8, seed=3, ranks=Ranks(device=CPU), dtype=torch.float32)
+    return training_loader(source, backend, SPECS, batch_size=8, threads=1)
 
 
 @pytest.mark.parametrize("backend", ["resident", "dali"])
 def test_a_loader_goes_back_and_leaves_no_thread(backend: str) -> None:
     loader = loader_of(backend)
-    expected = [next(loader) for _ in range(9)]
+    expected = take(loader, 9)
     assert threads()
     for delivered in (2, 7, 0):
         loader.back_to(delivered)
         assert not threads()
-        batch = next(loader)
-        assert torch.equal(batch.index, expected[delivered].index)
-        assert all(torch.equal(a, b) for a, b in zip(batch.views, expected[delivered].views, strict=True))
+        assert_same(take(loader, 1), expected[delivered : delivered + 1])
     loader.close()
     assert not threads()
 

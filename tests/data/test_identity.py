@@ -1,7 +1,6 @@
 """A checkpoint knows which images it was trained on: others are refused with the difference, moved ones are not."""
 
 import io
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from kit.sources import folder, paths_of
-from sslx.data import Config, Loader, training
+from kit.errors import raises_one_line
+from kit.loaders import training_loader
+from kit.sources import folder, relative
+from sslx.data import Loader
 from sslx.data.sources import Context, Source, build, digits
 from sslx.data.views import Augment, ViewSpec
-from sslx.distributed import Ranks
 from sslx.errors import DataError
 
 SPECS = (ViewSpec(size=8, augment=Augment()),)
@@ -48,17 +48,7 @@ def source(root: Path) -> Source:
 
 
 def loader(source: Source, say: Callable[[str], None] = lambda _: None) -> Loader:
-    device = torch.device("cpu")
-    return training(
-        Config(backend="synthetic"),
-        source,
-        SPECS,
-        batch_size=10,
-        seed=1,
-        ranks=Ranks(device=device),
-        dtype=torch.float32,
-        say=say,
-    )
+    return training_loader(source, "synthetic", SPECS, batch_size=10, say=say)
 
 
 def saved(source: Source) -> dict[str, Any]:
@@ -73,12 +63,8 @@ def saved(source: Source) -> dict[str, Any]:
 
 
 def refused(state: dict[str, Any], source: Source, *words: str) -> None:
-    with pytest.raises(DataError) as caught:
+    with raises_one_line(DataError, *words, "restore the images, or start a new run with --encoder.weights"):
         loader(source).load_state_dict(state)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    for part in (*words, "restore the images, or start a new run with --encoder.weights"):
-        assert part in message, message
 
 
 def test_the_same_images_elsewhere_go_on(images: Path, copy: Path) -> None:
@@ -101,13 +87,12 @@ def test_other_images_of_the_same_number_are_refused(images: Path, copy: Path) -
 @pytest.mark.parametrize("number", [0, 1, 77, NUM - 1])
 def test_one_image_that_is_not_the_same_is_found(images: Path, copy: Path, number: int) -> None:
     state = saved(source(images))
-    order = [os.path.relpath(path, copy) for path in paths_of(source(copy))]
+    order = relative(source(copy), copy)
     path = copy / order[number]
     other = copy / ("dog" if order[number].startswith("cat") else "cat")
     moved = path.rename(other / path.name)
-    refused(
-        state, source(copy), "trained on other images", f"1 new, 1 gone, the first new one {other.name}/{path.name}"
-    )
+    words = f"1 new, 1 gone, the first new one {other.name}/{path.name}"
+    refused(state, source(copy), "trained on other images", words)
     path.write_bytes(moved.read_bytes())
     refused(state, source(copy), "150 images, the source now has 151", f"1 new, the first new one {other.name}/")
     moved.unlink()

@@ -20,8 +20,8 @@ SHAPES = ((1, 1), (1, 400), (400, 1), (2, 999), (17, 333), (333, 17), (8, 8), (3
 SHAPES += ((96, 96), (375, 500), (500, 375), (224, 299), (640, 1000), (3000, 4000))  # height, width
 
 
-def drawn(augment: Augment | None = None, *, size: int = 224, index: npt.NDArray[np.int64] = MANY) -> Draw:
-    return views.draw(ViewSpec(size=size, augment=augment or Augment()), 7, 3, index, 1)
+def drawn(augment: Augment, index: npt.NDArray[np.int64] = MANY) -> Draw:
+    return views.draw(ViewSpec(size=224, augment=augment), 7, 3, index, 1)
 
 
 def test_a_draw_is_a_function_of_seed_epoch_sample_and_view() -> None:
@@ -68,15 +68,23 @@ SPECS = (
 )
 
 
+MORE_SPECS = (
+    ViewSpec(size=224, augment=Augment(flip=0.3, jitter=0.5, gray=0.4, blur=0.9, max_scale=0.6)),
+    ViewSpec(size=8, augment=Augment(flip=0, jitter=0, gray=0, blur=0)),
+    ViewSpec(size=64, augment=Augment(flip=1, jitter=1, gray=1, blur=1, solarize=1)),
+)
+
+
 @pytest.mark.parametrize("number", [1, 40, 5000])
 def test_the_draws_of_a_batch_are_those_of_its_samples_one_by_one(number: int) -> None:
+    specs = (*SPECS, *MORE_SPECS)
     random = np.random.default_rng()
     seed, epoch = (int(x) for x in random.integers(2**32, size=2))
     index = random.integers(2**32, size=number)
-    batch = views.draws(SPECS, seed, epoch, index)
+    batch = views.draws(specs, seed, epoch, index)
     assert batch[1] is None
-    for row in random.integers(number, size=min(number, 20)):
-        for view, (spec, together) in enumerate(zip(SPECS, batch, strict=True)):
+    for row in random.integers(number, size=min(number, 10)):
+        for view, (spec, together) in enumerate(zip(specs, batch, strict=True)):
             if spec.augment is None or together is None:
                 continue
             u = rng.uniform(seed, "view", epoch, int(index[row]), view, num=32)[0].tolist()
@@ -116,64 +124,22 @@ def test_views_that_draw_nothing_need_no_random_numbers() -> None:
         assert len(array) == 0
 
 
-def test_probabilities() -> None:
-    d = drawn(Augment(flip=0.3, jitter=0.8, gray=0.2, blur=0.5, solarize=0.1))
-    happened = {
-        0.3: d.flip,
-        0.8: d.brightness != 1,
-        0.2: d.gray,
-        0.5: d.blur,
-        0.1: d.solarize,
-    }
-    for probability, rows in happened.items():
-        assert set(np.unique(rows)) == {0, 1}
-        assert abs(rows.mean() - probability) < 4 * math.sqrt(probability * (1 - probability) / len(MANY))
-    np.testing.assert_array_equal(d.brightness != 1, d.hue != 0)
-    np.testing.assert_array_equal(d.brightness != 1, d.contrast != 1)
-    np.testing.assert_array_equal(d.brightness != 1, d.saturation != 1)
-
-
-@pytest.mark.parametrize(("probability", "value"), [(0.0, 0), (1.0, 1)])
-def test_what_never_or_always_happens(probability: float, value: int) -> None:
-    d = drawn(Augment(flip=probability, jitter=probability, gray=probability, blur=probability, solarize=probability))
-    for rows in (d.flip, d.gray, d.blur, d.solarize, (d.brightness != 1).astype(np.float32)):
-        assert (rows == value).all()
-
-
 def test_numbers_are_uniform_in_their_ranges_and_independent() -> None:
-    d = drawn(
-        Augment(
-            min_scale=0.2, max_scale=0.9, max_ratio=2, jitter=1, brightness=0.4, contrast=1.5, saturation=0.8, hue=0.1
-        )
-    )
-    ranges = {
-        "area": (d.area.ravel(), 0.2, 0.9),
-        "log ratio": (np.log(d.ratio.ravel()), -math.log(2), math.log(2)),
-        "row": (d.place[:, 0], 0, 1),
-        "column": (d.place[:, 1], 0, 1),
-        "brightness": (d.brightness, 0.6, 1.4),
-        "contrast": (d.contrast, 0, 2.5),
-        "saturation": (d.saturation, 0.2, 1.8),
-        "hue": (d.hue, -0.1, 0.1),
-        "sigma": (d.sigma, 0.1, 2.0),
-    }
-    for name, (values, low, high) in ranges.items():
+    strengths = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.8, "hue": 0.1}
+    d = drawn(Augment(min_scale=0.2, max_scale=0.9, max_ratio=2, jitter=1, flip=0.3, gray=0.2, blur=0.6, **strengths))
+    for probability, rows in ((0.3, d.flip), (0.2, d.gray), (0.6, d.blur)):
+        assert abs(rows.mean() - probability) < 4 * math.sqrt(probability * (1 - probability) / len(MANY))
+    ranges = {"area": (0.2, 0.9), "place": (0, 1), "brightness": (0.6, 1.4), "contrast": (0, 2.5)}
+    ranges |= {"saturation": (0.2, 1.8), "hue": (-0.1, 0.1), "sigma": (0.1, 2.0)}
+    every = {name: (vars(d)[name].ravel(), *ends) for name, ends in ranges.items()}
+    every["log ratio"] = np.log(d.ratio.ravel()), -math.log(2), math.log(2)
+    for name, (values, low, high) in every.items():
         assert low - 1e-6 <= values.min() < values.max() <= high + 1e-6, name
         assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 1e-3, name
     columns = [d.area, d.ratio, d.place, d.flip, d.brightness, d.contrast, d.saturation, d.hue, d.gray, d.blur, d.sigma]
     table = np.concatenate([column.reshape(len(MANY), -1) for column in columns], axis=1)
     correlation = np.corrcoef(table, rowvar=False) - np.eye(table.shape[1])
     assert np.abs(correlation).max() < 5 / math.sqrt(len(MANY))
-
-
-@pytest.mark.parametrize("size", [8, 32, 96, 224])
-def test_the_blur_window_is_odd_and_as_wide_as_its_sigma_or_a_tenth_of_the_view(size: int) -> None:
-    d = drawn(size=size)
-    each_way = (d.window - 1) / 2
-    np.testing.assert_array_equal(each_way, np.floor(each_way))
-    cap = max(1, size // 20)
-    assert ((each_way >= 3 * d.sigma) | (each_way == cap)).all()
-    assert ((each_way < 3 * d.sigma + 1) & (each_way >= 1) & (each_way <= cap)).all()
 
 
 def torchvision_box(
@@ -209,12 +175,13 @@ def torchvision_box(
 def test_boxes_follow_torchvisions_rule(shape: tuple[int, int], augment: Augment) -> None:
     height, width = shape
     index = np.arange(200)
-    d = drawn(augment, index=index)
+    d = drawn(augment, index)
     spec = ViewSpec(size=224, augment=augment)
     got = views.boxes(spec, d, np.full(200, height), np.full(200, width))
-    near_a_rounding = 0
+    near_a_rounding = num_fitting_nowhere = 0
     for i in index:
-        box, near, _ = torchvision_box(d.area[i], d.ratio[i], d.place[i], height, width, augment.max_ratio)
+        box, near, fits_nowhere = torchvision_box(d.area[i], d.ratio[i], d.place[i], height, width, augment.max_ratio)
+        num_fitting_nowhere += fits_nowhere
         if near < 1e-6:  # float32 against float64 may round to another side
             near_a_rounding += 1
             assert np.abs(got[i] - box).max() <= max(height, width)
@@ -222,23 +189,13 @@ def test_boxes_follow_torchvisions_rule(shape: tuple[int, int], augment: Augment
             assert tuple(got[i]) == box, (i, d.area[i], d.ratio[i])
     if augment.min_scale < 1:
         assert near_a_rounding <= 10
-
-
-def test_a_crop_that_fits_nowhere_is_the_largest_centred_one() -> None:
-    fell_back = 0
-    for height, width in ((17, 333), (333, 17), (2, 999)):
-        d = drawn(Augment(min_scale=0.5), index=np.arange(50))
-        got = views.boxes(ViewSpec(size=32, augment=Augment(min_scale=0.5)), d, [height] * 50, [width] * 50)
-        for i in range(50):
-            fell_back += torchvision_box(d.area[i], d.ratio[i], d.place[i], height, width, 4 / 3)[2]
-        side = min(height, width)
-        assert (np.minimum(got[:, 2] - got[:, 0], got[:, 3] - got[:, 1]) == side).all()
-    assert fell_back == 150
+    if augment.min_scale >= 0.5 and max(shape) > 19 * min(shape):  # then it is the largest centered one
+        assert num_fitting_nowhere == 200
 
 
 def test_boxes_lie_inside_the_image() -> None:
     height, width = (np.array(side)[np.arange(20_000) % len(SHAPES)] for side in zip(*SHAPES, strict=True))
-    box = views.boxes(ViewSpec(size=32, augment=Augment()), drawn(), height, width)
+    box = views.boxes(ViewSpec(size=32, augment=Augment()), drawn(Augment()), height, width)
     assert (box[:, :2] >= 0).all()
     assert (box[:, 2] <= height).all()
     assert (box[:, 3] <= width).all()
@@ -252,7 +209,7 @@ def test_the_extreme_draws_stay_in_range(extreme: float, monkeypatch: pytest.Mon
     """The smallest and the largest number that ``rng`` can give: in float32 the largest one is 1."""
     monkeypatch.setattr(rng, "uniform_columns", lambda *_, num: np.full((num, 1), extreme))
     augment = Augment()
-    d = drawn(augment, index=np.arange(1))
+    d = drawn(augment, np.arange(1))
     assert 0 <= d.place.min() <= d.place.max() < 1
     tiny = replace(d, area=np.full_like(d.area, 0.1), ratio=np.ones_like(d.ratio))
     for height, width in SHAPES:

@@ -1,7 +1,7 @@
 """An encoder's recipe: through JSON and back to the same encoder, of any norm, stem and number of channels."""
 
-import dataclasses
 import json
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from kit import tiny
+from kit.errors import raises_one_line
+from kit.tiny import RESNET, VIT
 from sslx import methods, optim, rng
 from sslx.data.batch import Batch
 from sslx.encoders import Config, Encoder, Recipe, build, rebuild
@@ -16,18 +18,16 @@ from sslx.errors import ConfigError
 from sslx.train.step import train_step
 from sslx.train.verify import narrow
 
-RESNET: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 16)}
-VIT: dict[str, Any] = {"patch": 4, "layers": (2,), "channels": (16,)}
 CASES: dict[str, tuple[Config, tuple[int, ...], dict[str, Any]]] = {
-    "small stem": (Config(**RESNET), (16,), {}),
-    "narrow stem": (Config(**RESNET, stem="narrow"), (16, 24), {}),
-    "timm's stem": (Config(**RESNET), (96,), {}),
-    "group norm": (Config(**RESNET), (16,), {"norm": "group"}),
-    "sync batch norm": (Config(name="resnet50", **RESNET), (16,), {"norm": "sync"}),
-    "one channel": (Config(**RESNET), (16,), {"channels": 1}),
-    "vit": (Config(name="vit_tiny_patch16_224", **VIT), (16,), {}),
-    "vit of any size": (Config(name="vit_tiny_patch16_224", **VIT), (16, 24), {}),
-    "vit with registers": (Config(name="vit_little_patch16_reg4_gap_256", **VIT), (16,), {"channels": 5}),
+    "small stem": (RESNET, (16,), {}),
+    "narrow stem": (replace(RESNET, stem="narrow"), (16, 24), {}),
+    "timm's stem": (RESNET, (96,), {}),
+    "group norm": (RESNET, (16,), {"norm": "group"}),
+    "sync batch norm": (replace(RESNET, name="resnet50"), (16,), {"norm": "sync"}),
+    "one channel": (RESNET, (16,), {"channels": 1}),
+    "vit": (VIT, (16,), {}),
+    "vit of any size": (VIT, (16, 24), {}),
+    "vit with registers": (replace(VIT, name="vit_little_patch16_reg4_gap_256"), (16,), {"channels": 5}),
     "convnext": (Config(name="convnext_atto"), (32,), {}),
     "efficientnet": (Config(name="efficientnet_b0"), (32,), {"norm": "group"}),
 }
@@ -45,7 +45,7 @@ def test_an_encoder_is_built_again_from_the_json_of_its_recipe(case: str, genera
     rng.seed_torch(seed)
     encoder = build(config, *sizes, **options)
     after = torch.get_rng_state()
-    recipe = Recipe(**json.loads(json.dumps(dataclasses.asdict(encoder.recipe))))
+    recipe = Recipe(**json.loads(json.dumps(asdict(encoder.recipe))))
     assert recipe == encoder.recipe
     rng.seed_torch(seed)
     again = rebuild(recipe)
@@ -60,16 +60,16 @@ def test_an_encoder_is_built_again_from_the_json_of_its_recipe(case: str, genera
 
 
 def test_a_recipe_says_what_was_built():
-    resnet = build(Config(**RESNET, stem="narrow"), 16, norm="group", channels=2).recipe
+    resnet = build(replace(RESNET, stem="narrow"), 16, norm="group", channels=2).recipe
     shape = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_type": "deep", "stem_width": 4}
     assert resnet == Recipe(name="resnet18", size=16, arguments=shape, stem="narrow", norm="group", channels=2)
-    vit = build(Config(name="vit_tiny_patch16_224", **VIT), 16, 24).recipe
+    vit = build(VIT, 16, 24).recipe
     shape = {"patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 1, "img_size": 16, "dynamic_img_size": True}
     assert vit == Recipe(name="vit_tiny_patch16_224", size=16, arguments=shape)
 
 
 def test_an_encoder_that_is_built_again_may_take_further_sizes(generator: torch.Generator):
-    encoder = build(Config(name="vit_tiny_patch16_224", **VIT), 16)
+    encoder = build(VIT, 16)
     again = rebuild(encoder.recipe, 24)
     again.load_state_dict(encoder.state_dict())
     x = torch.randn(2, 3, 16, 16, generator=generator)
@@ -94,7 +94,7 @@ def test_an_encoder_that_is_built_again_may_take_further_sizes(generator: torch.
     ],
 )
 def test_what_is_no_recipe_is_refused_in_one_line(wrong: dict[str, Any], words: str):
-    with pytest.raises(ConfigError, match=rf"^[^\n]*{words}[^\n]*$"):
+    with raises_one_line(ConfigError, words):
         Recipe(**{"name": "resnet18", "size": 16, **wrong})
 
 
@@ -107,7 +107,7 @@ def test_what_is_no_recipe_is_refused_in_one_line(wrong: dict[str, Any], words: 
     ],
 )
 def test_what_cannot_be_built_again_is_one_line(recipe: Recipe, words: str):
-    with pytest.raises(ConfigError, match=rf"^[^\n]*{words}[^\n]*$"):
+    with raises_one_line(ConfigError, words):
         rebuild(recipe)
 
 
@@ -117,12 +117,7 @@ def test_what_cannot_be_built_again_is_one_line(recipe: Recipe, words: str):
 @pytest.mark.parametrize("channels", [1, 5])
 @pytest.mark.parametrize(
     ("method", "config"),
-    [
-        ("simclr", Config(**RESNET)),
-        ("simclr", Config(**RESNET, stem="imagenet")),
-        ("mocov3", Config(name="vit_tiny_patch16_224", **VIT)),
-        ("mae", Config(name="vit_tiny_patch16_224", **VIT)),
-    ],
+    [("simclr", RESNET), ("simclr", replace(RESNET, stem="imagenet")), ("mocov3", VIT), ("mae", VIT)],
 )
 def test_images_of_other_channels_train(method: str, config: Config, channels: int, generator: torch.Generator):
     encoder = build(config, 16, channels=channels)
@@ -143,7 +138,7 @@ def test_images_of_other_channels_train(method: str, config: Config, channels: i
 
 
 def test_the_picture_of_a_reconstruction_has_the_images_channels(generator: torch.Generator):
-    encoder = build(Config(name="vit_tiny_patch16_224", **VIT), 16, channels=5)
+    encoder = build(VIT, 16, channels=5)
     method = methods.build(narrow(methods.module("mae").Config()), encoder)
     views = (torch.randn(2, 5, 16, 16, generator=generator),)
     images = Batch(views, None, torch.arange(2), tiny.drawn(method, 2, generator))

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-SIDE = 40
+SIDE, LENGTH = 40, 52
+"""Height and width of the pictures: not square, so that a turn shows in their shapes too."""
 Array = npt.NDArray[Any]
 Order = Literal["<", ">"]
 LITTLE: Order = "<"
@@ -99,7 +100,7 @@ Kinds = dict[str, tuple[bytes, Array | str]]
 
 def smooth(rng: np.random.Generator) -> Array:
     """A picture that JPEG hardly changes."""
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    y, x = np.mgrid[0:SIDE, 0:LENGTH] / LENGTH
     a, b, c = rng.uniform(60, 250, 3)
     return np.stack([a * x, b * (1 - y), c * (x + y) / 2], axis=-1).astype(np.uint8)
 
@@ -141,11 +142,11 @@ def jpegs(rng: np.random.Generator) -> Kinds:
 
 
 def pngs(rng: np.random.Generator) -> Kinds:
-    rgb = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    rgb = rng.integers(0, 256, (SIDE, LENGTH, 3)).astype(np.uint8)
     image = Image.fromarray(rgb)
     gray = rgb[..., 0]
-    alpha = rng.integers(0, 256, (SIDE, SIDE, 1)).astype(np.uint8)
-    wide = rng.integers(0, 65536, (SIDE, SIDE, 4)).astype(np.uint16)
+    alpha = rng.integers(0, 256, (SIDE, LENGTH, 1)).astype(np.uint8)
+    wide = rng.integers(0, 65536, (SIDE, LENGTH, 4)).astype(np.uint16)
     narrow = np.rint(wide / 257).astype(np.uint8)
     palette = image.quantize(16)
     few = np.asarray(palette.convert("RGB"))
@@ -178,12 +179,12 @@ def pngs(rng: np.random.Generator) -> Kinds:
 
 
 def tiffs(rng: np.random.Generator) -> Kinds:
-    byte = rng.integers(0, 256, (SIDE, SIDE, 8)).astype(np.uint8)
+    byte = rng.integers(0, 256, (SIDE, LENGTH, 8)).astype(np.uint8)
     rgb = np.ascontiguousarray(byte[..., :3])
     gray = byte[..., :1]
     gray[0, :2, 0] = 0, 255  # the range, of which levels are measured
     image = Image.fromarray(rgb)
-    wide = rng.integers(0, 65536, (SIDE, SIDE, 3)).astype(np.uint16)
+    wide = rng.integers(0, 65536, (SIDE, LENGTH, 3)).astype(np.uint16)
     narrow = np.rint(wide / 257).astype(np.uint8)
     unit = (gray / np.float32(255)).astype(np.float32)
     nan = unit.copy()
@@ -232,7 +233,7 @@ def tiffs(rng: np.random.Generator) -> Kinds:
 
 
 def others(rng: np.random.Generator) -> Kinds:
-    rgb = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    rgb = rng.integers(0, 256, (SIDE, LENGTH, 3)).astype(np.uint8)
     image = Image.fromarray(rgb)
     later = [Image.fromarray(255 - rgb)]
     about = Image.Exif()
@@ -245,6 +246,7 @@ def others(rng: np.random.Generator) -> Kinds:
         "gray.bmp": (encoded(rgb[..., 0], "BMP"), grays(rgb[..., 0])),
         "palette.bmp": (encoded(image.quantize(16), "BMP"), np.asarray(image.quantize(16).convert("RGB"))),
         "jpeg2000.jpg": (encoded(image, "JPEG2000", irreversible=False), rgb),
+        "png.jpg": (encoded(image, "PNG"), rgb),
         "gif.jpg": (encoded(image, "GIF"), "a GIF"),
         "avif.jpg": (b"\0\0\0\x20ftypavif" + rng.bytes(400), "an AVIF"),
         "page.jpg": (b"<!DOCTYPE html><html>404</html>", "an HTML page"),

@@ -1,5 +1,6 @@
 """Sources of a few images: pixels in memory, and files by their paths."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,8 @@ def pixels_of(source: Source) -> npt.NDArray[Any]:
     """The pixels of a source in memory."""
     assert isinstance(source, Pixels)
     return source.pixels
+
+
+def relative(source: Source, root: Path) -> list[str]:
+    """The paths of a source of files, from ``root`` on."""
+    return [os.path.relpath(path, root) for path in paths_of(source)]

@@ -110,13 +110,9 @@ def test_few_launches_for_all_tensors_make_the_same_bits(
             with no_host_sync:
                 optimizer.step()
         assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters())), step
-    assert equal_state(*optimizers)
-    assert optimizers[1].state_dict()["state"].keys() == optimizers[0].state_dict()["state"].keys()
-
-
-def equal_state(a: LARS, b: LARS) -> bool:
-    velocities = [[state["velocity"] for state in each.state_dict()["state"].values()] for each in (a, b)]
-    return len(velocities[0]) > 2 and all(map(torch.equal, *velocities))
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    assert states[0].keys() == states[1].keys() == set(range(6))
+    assert all(torch.equal(states[0][number]["velocity"], states[1][number]["velocity"]) for number in range(6))
 
 
 def test_norms_of_bf16_are_in_fp32() -> None:
@@ -138,32 +134,3 @@ def test_closure_is_called_with_gradients() -> None:
 
     assert optimizer.step(closure) == 4.0
     assert flat(p) == pytest.approx([0.5] * 4)
-
-
-def test_resuming_is_bitwise(generator: torch.Generator) -> None:
-    net = make(torch.float32)
-    optimizer = lars(net)
-    for _ in range(2):
-        backward(net, generator)
-        optimizer.step()
-    resumed = copy.deepcopy(net)
-    other = lars(resumed)
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    backward(net, generator)
-    for p, q in zip(net.parameters(), resumed.parameters(), strict=True):
-        q.grad = None if p.grad is None else p.grad.clone()
-    optimizer.step()
-    other.step()
-    for p, q in zip(net.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(p, q)
-
-
-def test_a_step_brings_nothing_to_the_host(generator: torch.Generator, no_host_sync: Any) -> None:
-    net = make(torch.float32)
-    optimizer = lars(net)
-    before = net[0].weight.detach().clone()
-    for _ in range(2):
-        backward(net, generator)
-        with no_host_sync:
-            optimizer.step()
-    assert not torch.equal(net[0].weight, before)

@@ -117,33 +117,13 @@ def test_peak_lr(scaling: Any, batch_size: int, expected: float) -> None:
     assert peak_lr(Config(lr_scaling=scaling), batch_size) == pytest.approx(expected)
 
 
-def test_frozen_parameters_are_left_out() -> None:
-    net = make()
-    net[0].requires_grad_(False)
-    assert sum(len(group["params"]) for group in build(Config(), net).param_groups) == 4
+WRONG: dict[str, tuple[Any, ...]] = {
+    "lr": (0.0, math.inf, math.nan), "weight_decay": (-1e-6,), "weight_decay_end": (-0.1, math.inf), "momentum": (1.0,),
+    "warmup": (1.5, -0.1), "trust": (0.0,), "betas": ((0.9, 1.0),), "clip": (-1.0, math.nan), "layer_decay": (0.0, 1.1),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"lr": 0.0},
-        {"lr": math.inf},
-        {"lr": math.nan},
-        {"weight_decay": -1e-6},
-        {"momentum": 1.0},
-        {"warmup": 1.5},
-        {"warmup": -0.1},
-        {"trust": 0.0},
-        {"betas": (0.9, 1.0)},
-        {"weight_decay_end": -0.1},
-        {"weight_decay_end": math.inf},
-        {"clip": -1.0},
-        {"clip": math.nan},
-        {"layer_decay": 0.0},
-        {"layer_decay": 1.1},
-    ],
-)
-def test_values_out_of_range(wrong: dict[str, Any]) -> None:
-    (field,) = wrong
+@pytest.mark.parametrize(("field", "wrong"), [(field, wrong) for field in WRONG for wrong in WRONG[field]])
+def test_values_out_of_range(field: str, wrong: Any) -> None:
     with pytest.raises(ConfigError, match=rf"^expected optim\.{field} to be .*, got .*$"):
-        Config(**wrong)
+        Config(**{field: wrong})

@@ -1,4 +1,4 @@
-"""Learning rate and weight decay over a training: DINO's formula, every optimizer, and what has no decay."""
+"""Learning rate and weight decay over a training: published formulas, every optimizer, and what has no decay."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sslx.optim import Config, Schedule, build
+from sslx.optim.schedule import cosine, warmup_cosine
 
 STEPS = 40
 
@@ -82,3 +83,37 @@ def test_weights_shrink_by_the_schedule_alone_where_the_gradient_is_zero(name: A
     for parameter_name, parameter in net.named_parameters():
         expected = before[parameter_name] * (factor if parameter.ndim > 1 else 1.0)
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-10, atol=0)
+
+
+# ---- the functions themselves
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0, 0.996), (0.5, 0.998), (1, 1.0), (-1, 0.996), (2, 1.0)])
+def test_cosine_of_byol(progress: float, expected: float) -> None:
+    assert cosine(progress, 0.996, 1.0) == pytest.approx(expected, abs=1e-15)
+
+
+def test_cosine_is_byols_formula() -> None:
+    for step in range(0, 1001, 37):
+        byol = 1 - (1 - 0.99) * (math.cos(math.pi * step / 1000) + 1) / 2
+        assert cosine(step / 1000, 0.99, 1.0) == pytest.approx(byol, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [(0, 0), (0.05, 0.5), (0.1, 1), (0.55, 0.505), (1, 0.01), (1.5, 0.01), (-0.1, 0)],
+)
+def test_warmup_cosine(progress: float, expected: float) -> None:
+    assert warmup_cosine(progress, warmup=0.1, final=0.01) == pytest.approx(expected, abs=1e-12)
+
+
+def test_warmup_cosine_has_no_jump_where_the_line_ends() -> None:
+    before, after = (warmup_cosine(0.3 + d, warmup=0.3) for d in (-1e-9, 1e-9))
+    assert before == pytest.approx(1, abs=1e-8)
+    assert after == pytest.approx(1, abs=1e-8)
+
+
+def test_warmup_may_be_nothing_or_everything() -> None:
+    assert warmup_cosine(0, warmup=0) == 1
+    assert warmup_cosine(0.25, warmup=1) == 0.25
+    assert warmup_cosine(1, warmup=1) == 1

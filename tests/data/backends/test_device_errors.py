@@ -4,29 +4,28 @@ import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from kit.sources import by_path, paths_of
+from kit.errors import raises_one_line
+from kit.loaders import Backend, every_backend, training_loader
+from kit.sources import by_path
 from sslx.cli import EXIT_CRASH
-from sslx.data import Config, Loader, quarantine, training, transfer
+from sslx.data import Loader, quarantine, transfer
 from sslx.data.backends import dali
 from sslx.data.backends.dali import Dali
 from sslx.data.codecs.headers import Unreadable
 from sslx.data.quarantine import Quarantine
-from sslx.data.sources import Source
+from sslx.data.sources import Files, Source
 from sslx.data.views import Augment, ViewSpec
-from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, DeviceError, StorageError, UserError
 from sslx.machine import device_errors
 from sslx.train import launch
 from sslx.train.pretrain import Position
 
-Backend = Literal["dali", "torchvision", "resident"]
-CPU = torch.device("cpu")
 SPECS = (ViewSpec(size=16, augment=Augment()),)
 MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.35 GiB. GPU 0 has a total capacity of 79.1 GiB"),
@@ -46,46 +45,32 @@ OTHERS = (
     RuntimeError("std::bad_alloc"),
     MemoryError(),
     ValueError("CUDA error: not an error of torch or DALI"),
+    Unreadable("a JPEG that cannot be decoded: CUDA error: a comment in it"),
 )
 
 
-@pytest.fixture
-def source(folder: Path, tmp_path: Path) -> Source:
-    shutil.copytree(folder, tmp_path / "images")
-    return by_path(sorted((tmp_path / "images").rglob("*.*")))
+def loader_of(source: Source, backend: Backend, said: list[str]) -> Loader:
+    return training_loader(source, backend, SPECS, max_bad=0.9, say=said.append)
 
 
-def loader_of(source: Source, backend: Backend, said: list[str], **changes: Any) -> Loader:
-    config = Config(backend=backend, threads=int(backend == "dali"), max_bad=0.9)
-    arguments: dict[str, Any] = {"batch_size": 6, "seed": 3, "ranks": Ranks(device=CPU), "dtype": torch.float32}
-    return training(config, source, SPECS, say=said.append, **(arguments | changes))
+def failing(error: BaseException) -> Callable[..., Any]:
+    """In the place of device code: raises at each call, as a sticky error does."""
 
+    def called(*_: Any, **__: Any) -> Any:
+        raise error
 
-def fails(error: BaseException, after: int = 0) -> Callable[..., Any]:
-    """In the place of device code: raises from call number ``after`` on, as a sticky error does."""
-    calls = [0]
-
-    def raising(right: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            calls[0] += 1
-            if calls[0] > after:
-                raise error
-            return right(*args, **kwargs)
-
-        return called
-
-    return raising
+    return called
 
 
 @pytest.mark.parametrize("error", [*MEMORY, *FAILURES], ids=lambda error: f"{type(error).__name__} {error}"[:60])
-@pytest.mark.parametrize("backend", ["dali", "torchvision", "resident"])
+@every_backend
 def test_an_error_of_the_device_is_what_it_is(
-    source: Source, backend: Backend, error: BaseException, monkeypatch: pytest.MonkeyPatch
+    files: Files, backend: Backend, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    loader = loader_of(source, backend, said)
+    loader = loader_of(files, backend, said)
     next(loader)
-    monkeypatch.setattr(transfer.Staged, "send", fails(error)(transfer.Staged.send))
+    monkeypatch.setattr(transfer.Staged, "send", failing(error))
     kind = torch.OutOfMemoryError if error in MEMORY else torch.AcceleratorError
     with pytest.raises(kind) as caught:
         next(loader)
@@ -104,11 +89,11 @@ def test_an_error_of_the_device_is_what_it_is(
 
 
 @pytest.mark.parametrize("error", [MEMORY[2], FAILURES[1]], ids=["memory", "failure"])
-def test_within_dalis_own_graph_too(source: Source, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_within_dalis_own_graph_too(files: Files, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through DALI's threads, which make of it a RuntimeError of their own words."""
-    monkeypatch.setattr(dali, "crop_boxes", fails(error)(dali.crop_boxes))
+    monkeypatch.setattr(dali, "crop_boxes", failing(error))
     said: list[str] = []
-    loader = loader_of(source, "dali", said)
+    loader = loader_of(files, "dali", said)
     with pytest.raises(torch.OutOfMemoryError if error in MEMORY else torch.AcceleratorError) as caught:
         next(loader)
     assert "CUDA" in str(caught.value)
@@ -116,10 +101,10 @@ def test_within_dalis_own_graph_too(source: Source, error: BaseException, monkey
     assert (loader.bad, said) == ({}, [])
 
 
-def test_and_where_files_are_looked_at_again(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_and_where_files_are_looked_at_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first error is a decoder's, so files are tried; what fails then is the device."""
-    sticky = fails(FAILURES[1])(dali.crop_boxes)
-    monkeypatch.setattr(dali, "crop_boxes", fails(RuntimeError("a decoder failed"))(dali.crop_boxes))
+    sticky = failing(FAILURES[1])
+    monkeypatch.setattr(dali, "crop_boxes", failing(RuntimeError("a decoder failed")))
     tried = Dali._refusal
 
     def refusal(self: Dali, files: Any) -> Any:
@@ -127,13 +112,13 @@ def test_and_where_files_are_looked_at_again(source: Source, monkeypatch: pytest
         return tried(self, files)
 
     monkeypatch.setattr(Dali, "_refusal", refusal)
-    loader = loader_of(source, "dali", [])
+    loader = loader_of(files, "dali", [])
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         next(loader)
     assert loader.bad == {}
 
 
-def test_a_dali_that_decodes_nothing_blames_no_file(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dali_that_decodes_nothing_blames_no_file(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     built = [0]
     pipeline = Dali._pipeline
 
@@ -142,8 +127,8 @@ def test_a_dali_that_decodes_nothing_blames_no_file(source: Source, monkeypatch:
         return pipeline(self, feed)
 
     monkeypatch.setattr(Dali, "_pipeline", counted)
-    monkeypatch.setattr(dali, "crop_boxes", fails(RuntimeError("a decoder failed"))(dali.crop_boxes))
-    loader = loader_of(source, "dali", [])
+    monkeypatch.setattr(dali, "crop_boxes", failing(RuntimeError("a decoder failed")))
+    loader = loader_of(files, "dali", [])
     with pytest.raises(RuntimeError, match=r"cannot decode even an image made by sslx: .*a decoder failed"):
         next(loader)
     assert loader.bad == {}
@@ -175,30 +160,30 @@ class Gone:
         return {int(i): "No such file or directory" for i in index if self.is_gone(int(i))}
 
 
-def big(number: int = 1_281_167) -> Source:
-    return by_path([f"/x/{i}.jpg" for i in range(number)], size=224)
+@pytest.fixture(scope="module")
+def big() -> Source:
+    return by_path([f"/x/{i}.jpg" for i in range(100_000)], size=224)
 
 
-def test_the_search_for_a_stand_in_ends() -> None:
+def test_the_search_for_a_stand_in_ends(big: Source) -> None:
     reader = Gone(lambda _: True)
-    with pytest.raises(DataError, match=r"none of 100 images tried in place of /x/\d+\.jpg") as caught:
-        Quarantine(big(), reader, 0.01, lambda _: None).search(np.arange(512))
-    assert "\n" not in str(caught.value)
+    with raises_one_line(DataError, "none of 100 images tried in place of /x/", ".jpg"):
+        Quarantine(big, reader, 0.01, lambda _: None).search(np.arange(512))
     assert reader.calls <= quarantine._CANDIDATES + 1
 
 
-def test_images_that_are_all_gone_at_once_are_the_mounts_fault() -> None:
+def test_images_that_are_all_gone_at_once_are_the_mounts_fault(big: Source) -> None:
     said: list[str] = []
     reader = Gone(lambda _: True)
-    found = Quarantine(big(), reader, 0.01, said.append)
+    found = Quarantine(big, reader, 0.01, said.append)
     found.known_good = np.array([700])
     with pytest.raises(StorageError, match=r"none of 512 images can be read, nor /x/700\.jpg, which was read before"):
         found.search(np.arange(512))
     assert (found.bad, said, reader.calls) == ({}, [], 2)
 
 
-def test_a_batch_of_damaged_images_beside_a_good_one_is_just_that() -> None:
-    found = Quarantine(big(4000), Gone(lambda i: i < 6), 0.01, lambda _: None)
+def test_a_batch_of_damaged_images_beside_a_good_one_is_just_that(big: Source) -> None:
+    found = Quarantine(big, Gone(lambda i: i < 6), 0.01, lambda _: None)
     found.known_good = np.array([700])
     assert found.search(np.arange(6))
     assert sorted(found.bad) == list(range(6))
@@ -206,17 +191,13 @@ def test_a_batch_of_damaged_images_beside_a_good_one_is_just_that() -> None:
 
 
 @pytest.mark.parametrize("backend", ["dali", "torchvision"])
-def test_a_mount_that_goes_away(source: Source, backend: Backend) -> None:
+def test_a_mount_that_goes_away(files: Files, backend: Backend) -> None:
     said: list[str] = []
-    loader = loader_of(source, backend, said)
+    loader = loader_of(files, backend, said)
     batch = next(loader)
     loader.close()
-    shutil.rmtree(Path(paths_of(source)[0]).parents[1])
+    shutil.rmtree(Path(files.paths[0]).parents[1])
     with pytest.raises(StorageError, match="which was read before") as caught:  # after what was read ahead
         list(islice(loader, 10))
-    assert paths_of(source)[int(batch.index[-1])] in str(caught.value)
+    assert files.paths[int(batch.index[-1])] in str(caught.value)
     assert (loader.bad, said) == ({}, [])
-
-
-def test_unreadable_is_no_error_of_the_device() -> None:
-    assert device_errors.find(Unreadable("a JPEG that cannot be decoded: CUDA error: a comment in it")) is None

@@ -11,19 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
+from kit.loaders import CPU, evaluation_loader, labels_of, take, training_loader
 from kit.sources import by_path, in_memory, pixels_of
-from sslx.data import Config, Loader, evaluation, training, transfer
+from sslx.data import Loader, transfer
 from sslx.data.backends import color as finishing
 from sslx.data.backends import dali, row_sums
 from sslx.data.backends.dali import Dali
 from sslx.data.backends.resident import Resident
 from sslx.data.backends.torchvision import TorchVision
+from sslx.data.batch import Batch
 from sslx.data.draws import Draws
 from sslx.data.order import Shuffled
 from sslx.data.planner import Planner
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
-from sslx.distributed import Ranks
 from sslx.errors import DataError
 
 CUDA = torch.device("cuda", 0)
@@ -49,9 +50,7 @@ def draw(draws: Draws) -> tuple[np.ndarray, ...]:
 
 def loader_of(source: Source, backend: Backend, specs: tuple[ViewSpec, ...] = SPECS) -> Loader:
     """On a fake GPU, to be called within ``fake_cuda.on``; a few batches in, so that what is made once is there."""
-    config = Config(backend=backend, threads=0)
-    ranks = Ranks(device=CUDA)
-    loader = training(config, source, specs, batch_size=BATCH, seed=3, draw=draw, ranks=ranks, dtype=torch.bfloat16)
+    loader = training_loader(source, backend, specs, draw=draw, device=CUDA, dtype=torch.bfloat16)
     if isinstance(loader.backend, Resident):
         loader.backend._pixels = torch.from_numpy(pixels_of(source)).permute(0, 3, 1, 2).to(CUDA)
         loader.backend._sides = np.full((len(source), 2), 32)
@@ -151,7 +150,7 @@ def test_planted_faults_are_found(
     right = row_sums.mixed
     with fake_cuda.on() as counts:
         make = made_by_dali(source) if backend == "dali" else None
-        loader = None if make else loader_of(source, backend)
+        loader = None if make else loader_of(source, backend, SPECS[:1])
         monkeypatch.setattr(finishing.row_sums, "mixed", lambda planes, matrix: right(fault(planes, matrix), matrix))
         counts.forget()
         with pytest.raises((AssertionError, RuntimeError, DataError)):  # noqa: PT012
@@ -164,7 +163,7 @@ def test_a_copy_from_memory_that_is_not_pinned_is_found(source: Source, monkeypa
     right = transfer.pack
     monkeypatch.setattr(transfer, "pack", lambda tensors, *, pinned: right(tensors, pinned=not pinned))
     with fake_cuda.on() as counts:
-        loader = loader_of(source, "resident")
+        loader = loader_of(source, "resident", SPECS[:1])
         counts.forget()
         next(loader)
         assert (len(counts.copies), counts.blocking) == (1, 1)
@@ -172,7 +171,7 @@ def test_a_copy_from_memory_that_is_not_pinned_is_found(source: Source, monkeypa
 
 def test_labels_do_not_keep_the_pixels_that_came_with_them(source: Source) -> None:
     with fake_cuda.on():
-        batch = next(loader_of(source, "torchvision"))
+        batch = next(loader_of(source, "torchvision", SPECS[:1]))
     assert batch.label is not None
     assert batch.label.untyped_storage().nbytes() == 8 * BATCH
 
@@ -197,7 +196,7 @@ def test_what_is_packed_comes_out_as_it_was() -> None:
 
 def test_on_a_cpu_nothing_is_copied() -> None:
     array = np.arange(5)
-    ((sent,),) = [group.values() for group in transfer.send([{"array": array}], torch.device("cpu"))]
+    ((sent,),) = [group.values() for group in transfer.send([{"array": array}], CPU)]
     array[2] = 17
     assert sent.tolist() == [0, 1, 17, 3, 4]
 
@@ -228,32 +227,27 @@ def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
 
     monkeypatch.setattr(Dali, "_pipeline", noted)
     monkeypatch.setattr(Dali, "_release", release)
-    config, cpu = Config(backend="dali", threads=1), torch.device("cpu")
-    evaluated = evaluation(config, source, ViewSpec(size=8), batch_size=5, ranks=Ranks(device=cpu), dtype=torch.float32)
-    assert len(list(evaluated)) == 4
+    assert len(list(evaluation_loader(source, "dali", ViewSpec(size=8), batch_size=5))) == 4
     assert given_back == [True], "once, after the pipeline's end"
-    loader = training(config, source, SPECS[:1], batch_size=6, seed=0, ranks=Ranks(device=cpu), dtype=torch.float32)
+    loader = training_loader(source, "dali", SPECS[:1])
     next(loader)
     loader.close()
     assert given_back == [True, True], "a run that goes on takes it again"
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     files = by_path([tmp_path / "a.png"])
-    backend = Dali(files, [ViewSpec(size=8)], max_per_rank=1, device=cpu, num_threads=1)
+    backend = Dali(files, [ViewSpec(size=8)], max_per_rank=1, device=CPU, num_threads=1)
     assert backend.unreadable(np.zeros(1, dtype=np.int64)) == {}
     assert given_back[-1], "after its look at the file"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["resident", "torchvision", "dali"])
-def test_views_of_a_gpu_are_those_of_the_cpu(source: Source, backend: Any) -> None:
-    def taken(device: torch.device) -> list[Any]:
-        config = Config(backend=backend, threads=1)
-        options: Any = {"batch_size": BATCH, "seed": 3, "draw": draw, "ranks": Ranks(device=device)}
-        loader = training(config, source, SPECS, **options, dtype=torch.float32)
-        return [next(loader) for _ in range(3)]
+def test_views_of_a_gpu_are_those_of_the_cpu(source: Source, backend: str) -> None:
+    def taken(device: torch.device) -> list[Batch]:
+        return take(training_loader(source, backend, SPECS, threads=1, draw=draw, device=device), 3)
 
-    for here, there in zip(taken(torch.device("cpu")), taken(CUDA), strict=True):
-        assert torch.equal(here.label, there.label.cpu())
+    for here, there in zip(taken(CPU), taken(CUDA), strict=True):
+        assert labels_of(here) == labels_of(there)
         assert all(torch.equal(a, b.cpu()) for a, b in zip(here.draws, there.draws, strict=True))
         for a, b in zip(here.views, there.views, strict=True):
             off = ((a - b.cpu()).abs() * 255 * 0.225).flatten(1)

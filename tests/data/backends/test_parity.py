@@ -4,8 +4,6 @@ The resizes differ at a view's border only: DALI filters the image's own pixels 
 repeats the crop's border.  Inside, both are within one level of rounding.
 """
 
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,22 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
+from kit.loaders import AS_STORED, CPU
 from kit.sources import by_path, in_memory, pixels_of
+from sslx.data import views
+from sslx.data.backends.color import Finish
 from sslx.data.backends.dali import Dali
 from sslx.data.backends.resident import Resident
-from sslx.data.backends.torchvision import TorchVision, read
+from sslx.data.backends.torchvision import TorchVision
 from sslx.data.order import Sequential
 from sslx.data.planner import Planner
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
 
 Picture = Callable[[int, int, int], npt.NDArray[np.uint8]]
-CPU = torch.device("cpu")
 SIDES = (32, 96)
 NOTHING = {"flip": 0.0, "jitter": 1.0, "gray": 0.0, "blur": 0.0}
 NOTHING |= {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
@@ -50,25 +50,24 @@ def augment(**changes: Any) -> Augment:
 
 
 def spec_of(size: int, recipe: Augment | None, **more: float) -> ViewSpec:
-    """Normalised such that the values of the view are 0..255."""
-    return ViewSpec(size=size, augment=recipe, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255), **more)
+    return ViewSpec(size=size, augment=recipe, **AS_STORED, **more)
 
 
 def views_of(kind: type[Dali] | type[TorchVision] | type[Resident], source: Source, spec: ViewSpec) -> Tensor:
     number = len(source)
-    if kind is Dali:
-        backend = Dali(source, [spec], max_per_rank=number, device=CPU, num_threads=1)
-    elif kind is Resident:
-        backend = Resident(source, [spec], device=CPU, num_threads=1)
-    else:
-        backend = TorchVision(source, [spec], device=CPU, num_threads=0)
+    options: dict[str, Any] = {"num_threads": int(kind is not TorchVision)}
+    options |= {"max_per_rank": number} if kind is Dali else {}
     planner = Planner(order=Sequential(num_samples=number, per_rank=number), specs=[spec], seed=5)
-    (view,) = next(backend.stream(planner, 0)).views
+    (view,) = next(kind(source, [spec], device=CPU, **options).stream(planner, 0)).views
     return view
 
 
 def both(source: Source, spec: ViewSpec) -> tuple[Tensor, Tensor]:
     return views_of(Dali, source, spec), views_of(TorchVision, source, spec)
+
+
+def resident_difference(source: Source, spec: ViewSpec) -> Tensor:
+    return (views_of(Resident, source, spec) - views_of(TorchVision, source, spec)).abs()
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +172,7 @@ def test_hue_differs_by_a_known_share_of_its_effect(square: Source, strength: fl
 
 def test_hue_turns_as_in_hsv(square: Source) -> None:
     """The same sense and angle: at thirds of a turn both exchange the channels, exactly."""
-    from torchvision.transforms.v2 import functional
-
-    from sslx.data import views
-    from sslx.data.backends.color import Finish
-
-    assert square.pixels is not None
-    pixels = torch.from_numpy(square.pixels)
+    pixels = torch.from_numpy(pixels_of(square))
     spec = spec_of(square.facts.size, augment(hue=0.5))
     drawn = views.draw(spec, 0, 0, np.arange(len(pixels)), 0)
     for third in (-1 / 3, 1 / 3):
@@ -191,9 +184,6 @@ def test_hue_turns_as_in_hsv(square: Source) -> None:
 
 def test_dalis_crops_with_torchs_brightness_and_contrast_are_dalis_views(varied: Source) -> None:
     """As on a GPU, where DALI leaves both to torch: they differ by what DALI rounds between its operations."""
-    from sslx.data import views
-    from sslx.data.backends.color import Finish
-
     jittered = spec_of(64, augment(**ALL | {"blur": 0.0, "solarize": 0.0}))
     crops = views_of(Dali, varied, spec_of(64, augment(flip=0.5))).permute(0, 2, 3, 1).round().to(torch.uint8)
     drawn = views.draw(jittered, 5, 0, np.arange(len(varied)), 0)
@@ -222,119 +212,26 @@ def test_the_evaluation_view(varied: Source, side: int, center: float) -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("side", SIDES)
 def test_resident_crops_are_torchvisions_to_its_rounding(varied: Source, side: int, interpolation: Any) -> None:
-    spec = spec_of(side, augment(flip=0.5, interpolation=interpolation))
-    difference = (views_of(Resident, varied, spec) - views_of(TorchVision, varied, spec)).abs()
+    difference = resident_difference(varied, spec_of(side, augment(flip=0.5, interpolation=interpolation)))
     assert difference.max() <= 1.2  # it rounds after each direction
     assert difference.mean() < 0.35
 
 
 @pytest.mark.parametrize("center", [1.0, 0.875])
 def test_resident_evaluation_views_are_torchvisions_to_its_rounding(varied: Source, center: float) -> None:
-    spec = spec_of(32, None, center=center)
-    difference = (views_of(Resident, varied, spec) - views_of(TorchVision, varied, spec)).abs()
-    assert difference.max() <= 1.01
+    assert resident_difference(varied, spec_of(32, None, center=center)).max() <= 1.01
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_resident_operation(square: Source, operation: str) -> None:
     changes, mean, largest = OPERATIONS[operation]
-    spec = spec_of(square.facts.size, augment(min_scale=1.0, max_ratio=1.0, **changes))
-    difference = (views_of(Resident, square, spec) - views_of(TorchVision, square, spec)).abs()
+    recipe = augment(min_scale=1.0, max_ratio=1.0, **changes)
+    difference = resident_difference(square, spec_of(square.facts.size, recipe))
     assert difference.mean() <= mean + 1e-4
     assert difference.max() <= largest + 0.8  # torchvision cuts off to whole levels, here nothing is rounded
 
 
 def test_everything_resident_but_hue(varied: Source) -> None:
-    spec = spec_of(32, augment(**ALL))
-    difference = (views_of(Resident, varied, spec) - views_of(TorchVision, varied, spec)).abs()
+    difference = resident_difference(varied, spec_of(32, augment(**ALL)))
     assert difference.mean() < 1.5
     assert difference.mean((1, 2, 3)).max() < 5
-
-
-# ---- decoding
-
-
-def png16(pixels: npt.NDArray[np.uint16]) -> bytes:
-    """A 16-bit RGB PNG, which PIL cannot write."""
-    height, width, _ = pixels.shape
-    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
-    packed = (struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in parts)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, picture: Picture) -> dict[str, tuple[Path, npt.NDArray[np.uint8]]]:
-    """Kind of file -> its path, and the RGB pixels that it should be read as (to compression)."""
-    root = tmp_path_factory.mktemp("kinds")
-    rgb = picture(0, 90, 130)
-    image = Image.fromarray(rgb)
-    gray = np.asarray(image.convert("L"))
-    grays = np.repeat(gray[..., None], 3, axis=-1)
-    alpha = picture(1, 90, 130)[..., :1]
-    wide = rgb.astype(np.uint16) * 257 + (rgb < 255) * np.uint16(100)
-    found: dict[str, tuple[Path, npt.NDArray[np.uint8]]] = {}
-
-    def add(name: str, content: Image.Image | bytes, expected: npt.NDArray[np.uint8], **options: Any) -> None:
-        if isinstance(content, bytes):
-            (root / name).write_bytes(content)
-        else:
-            content.save(root / name, **options)
-        found[name] = root / name, expected
-
-    add("plain.jpg", image, rgb, quality=95)
-    add("progressive.jpg", image, rgb, quality=95, progressive=True)
-    add("gray.jpg", Image.fromarray(gray), grays, quality=95)
-    add("cmyk.jpg", image.convert("CMYK"), rgb, quality=95)
-    turned = {2: rgb[:, ::-1], 3: rgb[::-1, ::-1], 6: np.rot90(rgb, -1), 8: np.rot90(rgb)}
-    for orientation, expected in turned.items():
-        exif = Image.Exif()
-        exif[0x112] = orientation
-        add(f"turned{orientation}.jpg", image, expected, quality=95, exif=exif)
-    add("turned.png", image, turned[8], exif=exif)
-    add("plain.png", image, rgb)
-    add("gray.png", Image.fromarray(gray), grays)
-    add("alpha.png", Image.fromarray(np.concatenate([rgb, alpha], axis=-1)), rgb)
-    palette = image.quantize(64)
-    add("palette.png", palette, np.asarray(palette.convert("RGB")))
-    add("transparent.png", palette, np.asarray(palette.convert("RGB")), transparency=3)
-    add("bits.png", Image.fromarray(gray > 127), np.where(grays > 127, 255, 0).astype(np.uint8))
-    add("gray16.png", Image.fromarray(gray.astype(np.uint16) * 257), grays)
-    add("wide16.png", png16(wide), rgb)
-    add("plain.webp", image, rgb, lossless=True)
-    add("plain.bmp", image, rgb)
-    add("plain.tif", image, rgb)
-    add("really_a_png.jpg", image, rgb, format="PNG")
-    return found
-
-
-KINDS = (
-    "plain.jpg progressive.jpg gray.jpg cmyk.jpg turned2.jpg turned3.jpg turned6.jpg turned8.jpg turned.png plain.png "
-    "gray.png alpha.png palette.png transparent.png bits.png gray16.png wide16.png plain.webp plain.bmp plain.tif "
-    "really_a_png.jpg"
-).split()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file_is_read_alike(files: Any, kind: str) -> None:
-    path, expected = files[kind]
-    source = by_path([path])
-    image = read(source, 0)
-    assert image.dtype == torch.uint8
-    assert image.shape == (3, *expected.shape[:2])
-    allowed = 4 if kind.endswith(".jpg") and kind != "really_a_png.jpg" else 1 if kind == "wide16.png" else 0
-    error = (image.permute(1, 2, 0).float() - torch.from_numpy(expected.copy()).float()).abs()
-    assert error.mean() <= allowed
-    # Through the evaluation view of the whole image, once along each side, for DALI's orientation and pixels.
-    height, width = expected.shape[:2]
-    spec = spec_of(min(height, width), None)
-    dali, torchvision = both(source, spec)
-    torch.testing.assert_close(dali, torchvision, rtol=0, atol=1.01)
-    top, left = (height - spec.size) // 2, (width - spec.size) // 2
-    square = image[:, top : top + spec.size, left : left + spec.size].float()
-    torch.testing.assert_close(dali[0], square, rtol=0, atol=1.01)
-
-
-def test_the_kinds_are_all_listed(files: dict[str, Any]) -> None:
-    assert sorted(files) == sorted(KINDS)

@@ -1,28 +1,24 @@
 """Image files whose bytes a reader brings: on every backend the same batches as the same files by their paths."""
 
 import io
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from PIL import Image
 
-from kit.sources import by_path, in_memory
-from sslx.data import Config, Loader, training
+from kit.loaders import Backend, assert_same, every_backend, take, training_loader
+from kit.sources import in_memory
+from sslx.data import Loader
 from sslx.data.facts import Channels, Facts
 from sslx.data.sources import Encoded, Files, Pixels, Source
 from sslx.data.views import Augment, ViewSpec
-from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError
 
-Backend = Literal["dali", "torchvision", "resident"]
 SPECS = (ViewSpec(size=24, augment=Augment()), ViewSpec(size=16, augment=Augment(max_scale=0.4)))
-backends = pytest.mark.parametrize("backend", ["dali", "torchvision", "resident"])
 
 
 class Held:
@@ -42,14 +38,12 @@ class Held:
 
 
 @pytest.fixture
-def files(folder: Path, tmp_path: Path) -> Files:
+def files(files: Files) -> Files:
     """26 files, one of them a 16-bit TIFF, which DALI does not read itself."""
-    shutil.copytree(folder, tmp_path / "images")
-    paths = sorted((tmp_path / "images").rglob("*.*"))
     values = np.random.default_rng().integers(0, 65536, (40, 50), dtype=np.uint16)
     values[0, :2] = 0, 65535
-    Image.fromarray(values).save(paths[7], "TIFF")
-    return by_path(paths, np.arange(26))
+    Image.fromarray(values).save(files.paths[7], "TIFF")
+    return files
 
 
 def held(files: Files) -> Encoded:
@@ -57,32 +51,19 @@ def held(files: Files) -> Encoded:
     return Encoded(name="held", facts=files.facts, reader=Held(contents))
 
 
-def loader_of(source: Source, backend: Any, **settings: Any) -> Loader:
-    config = Config(backend=backend, threads=2 if backend == "torchvision" else int(backend == "dali"), **settings)
-    ranks = Ranks(device=torch.device("cpu"))
-    return training(config, source, SPECS, batch_size=6, seed=3, ranks=ranks, dtype=torch.float32)
+def train(source: Source, backend: str, **settings: Any) -> Loader:
+    workers = {"threads": 2} if backend == "torchvision" else {}
+    return training_loader(source, backend, SPECS, **workers, **settings)
 
 
-def assert_same_batches(a: Loader, b: Loader, number: int = 5) -> None:
-    for _ in range(number):
-        x, y = next(a), next(b)
-        assert torch.equal(x.index, y.index)
-        assert x.label is not None
-        assert y.label is not None
-        assert torch.equal(x.label, y.label)
-        assert all(torch.equal(v, w) for v, w in zip(x.views, y.views, strict=True))
-    a.close()
-    b.close()
-
-
-@backends
+@every_backend
 def test_batches_are_those_of_the_same_files_by_path(files: Files, backend: Backend) -> None:
-    assert_same_batches(loader_of(held(files), backend), loader_of(files, backend))
     some = np.random.default_rng().permutation(26)[:12]
-    assert_same_batches(loader_of(held(files).take(some), backend), loader_of(files.take(some), backend))
+    for one, other in ((held(files), files), (held(files).take(some), files.take(some))):
+        assert_same(take(train(one, backend), 5), take(train(other, backend), 5))
 
 
-@backends
+@every_backend
 def test_what_cannot_be_read_is_replaced_by_the_same_images(files: Files, backend: Backend) -> None:
     contents: list[bytes | None] = [Path(path).read_bytes() for path in files.paths]
     contents[3], contents[11], contents[20] = None, b"no image", (contents[20] or b"")[:200]
@@ -90,36 +71,36 @@ def test_what_cannot_be_read_is_replaced_by_the_same_images(files: Files, backen
     Path(files.paths[11]).write_bytes(b"no image")
     Path(files.paths[20]).write_bytes(contents[20] or b"")
     source = Encoded(name="held", facts=files.facts, reader=Held(contents))
-    loader = loader_of(source, backend, max_bad=0.5)
-    assert_same_batches(loader, loader_of(files, backend, max_bad=0.5), number=9)
+    loader = train(source, backend, max_bad=0.5)
+    assert_same(take(loader, 9), take(train(files, backend, max_bad=0.5), 9))
     assert loader.bad == {3: "held 3", 11: "held 11", 20: "held 20"}
 
 
-@backends
+@every_backend
 def test_too_many_end_the_run_with_a_name_and_the_readers_reason(files: Files, backend: Backend) -> None:
     source = Encoded(name="held", facts=files.facts, reader=Held([None] * 26))
     with pytest.raises(DataError, match=r"held \d+ \(KeyError: 'it is gone'\)|none of the 26 images"):
-        next(loader_of(source, backend, max_bad=0.2))
+        next(train(source, backend, max_bad=0.2))
 
 
 def test_a_checkpoint_knows_the_contents(files: Files) -> None:
     source = held(files)
-    state = loader_of(source, "synthetic").state_dict()
-    loader_of(held(files), "synthetic").load_state_dict(state)
+    state = train(source, "synthetic").state_dict()
+    train(held(files), "synthetic").load_state_dict(state)
     stream = io.BytesIO()
     Image.new("RGB", (30, 30)).save(stream, "PNG")
     Path(files.paths[0]).write_bytes(stream.getvalue())
     with pytest.raises(DataError, match=r"1 of 26 compared files have other contents, the first one held 0"):
-        loader_of(held(files), "synthetic").load_state_dict(state)
+        train(held(files), "synthetic").load_state_dict(state)
     with pytest.raises(DataError, match=r"26 images, the source now has 12"):
-        loader_of(source.take(np.arange(12)), "synthetic").load_state_dict(state)
+        train(source.take(np.arange(12)), "synthetic").load_state_dict(state)
 
 
 def test_blocks_are_read_together() -> None:
     """Six samples of a batch lie in as many blocks as the order's window of 16 has, and not in any of 200."""
     blocks = np.arange(0, 1000, 5)
     facts = Facts(num_samples=1000, size=8, blocks=blocks)
-    loader = loader_of(Encoded(name="held", facts=facts, reader=Held([b""] * 1000)), "synthetic")
+    loader = train(Encoded(name="held", facts=facts, reader=Held([b""] * 1000)), "synthetic")
     for _ in range(20):
         touched = np.unique(next(loader).index.numpy() // 5)
         assert len(touched) <= 6
@@ -127,7 +108,7 @@ def test_blocks_are_read_together() -> None:
     assert len(np.unique(np.concatenate(first) // 5)) <= 3 * 16, "windows of 16 blocks, one after another"
 
 
-@backends
+@every_backend
 @pytest.mark.parametrize(
     ("channels", "words"),
     [
@@ -140,7 +121,7 @@ def test_channels_that_no_backend_reads_yet_are_refused(backend: Backend, channe
     pixels = np.zeros((8, 9, 9, channels.num), dtype=np.uint8)
     source = Pixels(name="bands", facts=Facts(num_samples=8, size=8, channels=channels), pixels=pixels)
     with pytest.raises(ConfigError, match=f"expected RGB images of 8 bits, bands has {words}: no backend"):
-        loader_of(source, backend)
+        train(source, backend)
 
 
 def test_facts_that_do_not_fit_the_pixels_are_refused() -> None:
