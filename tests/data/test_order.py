@@ -183,7 +183,7 @@ def test_blocks_and_the_samples_of_a_window_come_in_another_order_each_epoch() -
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_ranks_and_restarts_see_the_windows_of_one(world_size: int) -> None:
     lengths = np.random.default_rng().integers(1, 9, size=30).tolist()
-    arguments = {"num_samples": sum(lengths), "blocks": np.cumsum([0, *lengths[:-1]]), "window": 3}
+    arguments: dict[str, Any] = {"num_samples": sum(lengths), "blocks": np.cumsum([0, *lengths[:-1]]), "window": 3}
     one = shuffled(**arguments)
     whole = [one.batch(t) for t in range(3 * one.num_batches)]
     for t in np.random.default_rng().permutation(len(whole)).tolist():

@@ -125,7 +125,7 @@ def test_views_that_draw_nothing_need_no_random_numbers() -> None:
 
 
 def test_numbers_are_uniform_in_their_ranges_and_independent() -> None:
-    strengths = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.8, "hue": 0.1}
+    strengths: dict[str, Any] = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.8, "hue": 0.1}
     d = drawn(Augment(min_scale=0.2, max_scale=0.9, max_ratio=2, jitter=1, flip=0.3, gray=0.2, blur=0.6, **strengths))
     for probability, rows in ((0.3, d.flip), (0.2, d.gray), (0.6, d.blur)):
         assert abs(rows.mean() - probability) < 4 * math.sqrt(probability * (1 - probability) / len(MANY))

@@ -113,7 +113,7 @@ def test_a_signal_ends_a_wait_and_no_batch_is_lost(source: Source, expected: Exp
 
     def stop(waited_s: float) -> bool:
         waits.append(waited_s)
-        return waited_s > 0.6
+        return waited_s > 0.3
 
     loader.listen(stop, lambda _: None)
     start = time.monotonic()

@@ -1,13 +1,13 @@
 """Errors for users: one line that says what was expected and what came."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
 
 
 @contextmanager
-def raises_one_line(kind: type[BaseException], *words: str) -> Iterator[pytest.ExceptionInfo[BaseException]]:
+def raises_one_line(kind: type[BaseException], *words: str) -> Generator[pytest.ExceptionInfo[BaseException]]:
     """``with raises_one_line(ConfigError, "--flag", "8"):`` expects this error, in one line that holds these words."""
     with pytest.raises(kind) as caught:
         yield caught

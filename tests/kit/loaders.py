@@ -24,13 +24,13 @@ AS_STORED: dict[str, Any] = {"mean": (0, 0, 0), "std": (1 / 255, 1 / 255, 1 / 25
 def training_loader(source: Source, backend: str, specs: Sequence[ViewSpec], **options: Any) -> Loader:
     """options: of ``Config``, of ``Ranks`` and of ``training``.  Batches of 6, seed 3 and few threads by default."""
     config, arguments = _split(backend, options)
-    return training(config, source, specs, **{"batch_size": 6, "seed": 3, **arguments})
+    return training(config, source, specs, **(dict[str, Any](batch_size=6, seed=3) | arguments))
 
 
 def evaluation_loader(source: Source, backend: str, spec: ViewSpec, **options: Any) -> Loader:
     """options: of ``Config``, of ``Ranks`` and of ``evaluation``.  Batches of 4 by default."""
     config, arguments = _split(backend, options)
-    return evaluation(config, source, spec, **{"batch_size": 4, **arguments})
+    return evaluation(config, source, spec, **(dict[str, Any](batch_size=4) | arguments))
 
 
 def _split(backend: str, options: dict[str, Any]) -> tuple[Config, dict[str, Any]]:

@@ -59,16 +59,8 @@ def test_without_an_end_the_weight_decay_keeps_its_bits_and_is_not_logged() -> N
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 def test_weights_shrink_by_the_schedule_alone_where_the_gradient_is_zero(name: Any) -> None:
     """By lr * decay * w a step; under LARS a step's length is trust * lr * |w|, as long as there is any decay."""
-    config = Config(
-        name=name,
-        lr=0.5,
-        lr_scaling="none",
-        warmup=0.1,
-        momentum=0.0,
-        weight_decay=0.0,
-        weight_decay_end=0.3,
-        trust=0.1,
-    )
+    decay: dict[str, Any] = {"weight_decay": 0.0, "weight_decay_end": 0.3}
+    config = Config(name=name, lr=0.5, lr_scaling="none", warmup=0.1, momentum=0.0, trust=0.1, **decay)
     net = Block().double()
     schedule, optimizer = Schedule.of(config, 8), build(config, net)
     before = {parameter_name: parameter.detach().clone() for parameter_name, parameter in net.named_parameters()}

@@ -49,7 +49,7 @@ def augment(**changes: Any) -> Augment:
     return Augment(**{**NOTHING, **changes})
 
 
-def spec_of(size: int, recipe: Augment | None, **more: float) -> ViewSpec:
+def spec_of(size: int, recipe: Augment | None, **more: Any) -> ViewSpec:
     return ViewSpec(size=size, augment=recipe, **AS_STORED, **more)
 
 

@@ -55,6 +55,5 @@ def test_a_file_of_several_pages_is_noticed(suffix: str, tmp_path: Path):
     assert sides.suitable([*paths, str(one)])[1] == ""
     assert sides.suitable([*paths, str(several)])[1] == str(several)
     source = sources.build(folder(tmp_path), "pretrain")
-    assert f"several{suffix} holds several pages or frames: only the first of each such file is read" in "\n".join(
-        source.notes
-    )
+    words = f"several{suffix} holds several pages or frames: only the first of each such file is read"
+    assert words in "\n".join(source.notes)

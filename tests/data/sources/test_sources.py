@@ -64,10 +64,10 @@ def test_synthetic_images_are_the_same_each_time() -> None:
 def test_digits_are_read_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, module)
-    images, labels = digits._read()
+    read = digits._read()
     assert "sklearn" not in sys.modules
-    np.testing.assert_array_equal(images, load_digits().data)
-    np.testing.assert_array_equal(labels, load_digits().target)
+    for array, expected in zip(read, load_digits(return_X_y=True), strict=True):
+        np.testing.assert_array_equal(array, expected)
 
 
 # ---- folders
