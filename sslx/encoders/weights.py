@@ -32,6 +32,7 @@ _DERIVED = re.compile(r"(^|\.)(num_batches_tracked|relative_position_index|relat
 """Buffers that a model derives or only counts.  A file may lack them, or have some that the encoder does not."""
 _STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
 _MAX_DEPTH, _MAX_TABLES = 8, 1000
+_TEXT = bytes([9, 10, 13, *range(32, 127), *range(128, 256)])  # the bytes of texts in UTF-8 and other encodings
 _EXPECTED = (
     "expected 'timm' (timm's own weights), a run folder of sslx, or a .pt, .pth or .safetensors file on this machine"
 )
@@ -313,6 +314,8 @@ def _other_kind(path: Path, head: bytes) -> str:
         return "a GGUF file: expected a torch or safetensors file"
     if text.startswith(b"{"):
         return "JSON text, not weights: use the .safetensors or .pt file beside it"
+    if not head.translate(None, _TEXT):
+        return "a text file, not weights: expected a torch or safetensors file"
     return _kind_of_zip(path) if head.startswith(b"PK") else ""
 
 
@@ -346,6 +349,8 @@ def _reason(error: Exception) -> str:
         )
     if "PytorchStreamReader" in text or "central directory" in text:
         return "it is truncated or damaged: copy or download it again"
+    if "weights_only" in text:  # torch's advice is for programmers
+        return "it is neither a torch nor a safetensors file, or it is damaged: copy or download it again"
     return shown(text.splitlines()[0])
 
 
