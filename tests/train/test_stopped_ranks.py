@@ -47,10 +47,12 @@ def test_a_stopped_rank_is_named_and_one_signal_ends_the_run(
         assert process.wait(100) == code
         seconds = time.monotonic() - sent
         assert all(ended(pid) for pid in ranks)
-    name = number.name
-    record_property("figure", f"rank {victim}, {name}: exit code {code} after {seconds:.0f} s, 0 processes left")
+    record_property("figure", f"rank {victim}, {number.name}: exit code {code} after {seconds:.0f} s, 0 processes left")
     is_one_line(
-        (tmp_path / "err").read_text(), f"error: {name}; rank {victim} on ", "does not answer", "no step ended in 8 s"
+        (tmp_path / "err").read_text(),
+        f"error: {number.name}; rank {victim} on ",
+        "does not answer",
+        "no step ended in 8 s",
     )
     status = status_of(tmp_path)
     assert (status.state, status.code) == ("stopped" if code == 130 else "preempted", code)
