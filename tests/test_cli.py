@@ -32,10 +32,9 @@ def test_usage_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]):
 
 
 def test_usage_and_version_import_nothing_heavy():
-    code = "import sys; from sslx.cli import main; main(['--help']); main(['--version']); main(['pretrian'])"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}; print(*sys.modules)"], capture_output=True, text=True, check=True
-    )
+    calls = "main(['--help']); main(['--version']); main(['pretrian'])"
+    code = f"import sys; from sslx.cli import main; {calls}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = {name.partition(".")[0] for name in done.stdout.split()}
     assert not modules & {"torch", "numpy", "tyro", "rich", "timm", "matplotlib", "sklearn", "nvidia", "wandb"}
 

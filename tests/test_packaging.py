@@ -34,8 +34,7 @@ def test_the_wheel_has_two_packages_with_all_their_files(wheel: Path):
     assert expected <= names
     assert {"sslx/recipes/simclr_digits.toml", "sslx/py.typed", "sslx_kernels/py.typed"} <= names
     assert not [name for name in names if "__pycache__" in name]
-    licences = [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
-    assert len(licences) == 1
+    assert sum(name.endswith(".dist-info/licenses/LICENSE") for name in names) == 1
 
 
 def test_it_imports_and_submits_from_a_folder_of_its_own(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

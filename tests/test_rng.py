@@ -236,7 +236,7 @@ def of_correlations(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -
     """How far the mean or the mean square of the correlations of rows is from those of independent rows, likewise."""
     a, b = ((x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True) for x in (left, right))
     z = (a * b).mean(axis=1) * math.sqrt(left.shape[1])
-    return max(abs(z.mean()) * math.sqrt(len(z)), abs((z**2).mean() - 1) * math.sqrt(len(z) / 2))
+    return float(max(abs(z.mean()) * math.sqrt(len(z)), abs((z**2).mean() - 1) * math.sqrt(len(z) / 2)))
 
 
 def whole_orders(order: Order) -> float:

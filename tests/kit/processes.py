@@ -88,8 +88,8 @@ def started_by_hand(
     for rank in map(str, range(world_size)):
         command, environ = [*head, *map(str, argv)], shared | {"RANK": rank, "LOCAL_RANK": rank}
         command += of_rank_1 if rank == "1" else ()
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, env=environ, text=True, **pipes))
+        none, pipe = subprocess.DEVNULL, subprocess.PIPE
+        processes.append(subprocess.Popen(command, env=environ, stdout=none, stderr=pipe, text=True))
     try:
         said = [process.communicate(timeout=300)[1] for process in processes]
     finally:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit.checkpoints import make_state, names, reseal, saved_run, weight
+from kit.checkpoints import State, make_state, names, reseal, saved_run, weight
 from kit.processes import Record
 from sslx import rng
 from sslx.errors import DataError, StorageError
@@ -273,7 +273,7 @@ def test_a_killed_save_leaves_a_good_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [0, 1 << 20])
 def test_a_full_disk(tmp_path: Path, limit: int) -> None:
     """The first byte fails, or the disk fills up on the way."""
-    small = {"method": {"head": torch.ones(8)}}
+    small: State = {"method": {"head": torch.ones(8)}}
     checkpoint.save(tmp_path, 1, small, keep=1)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

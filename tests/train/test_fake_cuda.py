@@ -51,7 +51,10 @@ def on_cuda(config: PretrainConfig, *, may_read: bool = False) -> Generator[tupl
     ("chunks", "optimizers"),
     [(1, ("lars",)), pytest.param(1, ("sgd", "adamw"), marks=SLOW), pytest.param(2, ("sgd", "lars"), marks=SLOW)],
 )
-@pytest.mark.parametrize(("name", "encoder"), tiny.CASES)
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [pytest.param(*case, marks=() if case[1] == methods.encoders(case[0])[0] else SLOW) for case in tiny.CASES],
+)
 def test_a_step_stays_on_the_gpu_and_the_host_never_waits(
     name: str, encoder: str, chunks: int, optimizers: tuple[str, ...]
 ) -> None:

@@ -142,8 +142,7 @@ def test_memory_that_ends_in_a_step_is_one_line(tmp_path: Path, world_size: int,
     assert ranks[-1][0] == 64
     errors = [line for _, said in ranks for line in said.splitlines(keepends=True) if "rror" in line]
     is_one_line("".join(errors), "out of host memory")
-    assert status_of(tmp_path).state == "failed"
-    assert "memory" in status_of(tmp_path).reason
+    assert (status_of(tmp_path).state, "memory" in status_of(tmp_path).reason) == ("failed", True)
     record_property("figure", f"{world_size} ranks: exit codes {[code for code, _ in ranks]}")
 
 
