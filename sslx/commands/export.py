@@ -12,7 +12,7 @@ from sslx.config.parser import Positional, arg
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Write a run's encoder in the format of another library, and check that the library computes the same features."""
+    """Write a run's encoder for another library, which then has to load it."""
 
     checkpoint: Positional[Path]
     """A run folder, a checkpoint directory or a file in one."""
@@ -23,7 +23,7 @@ class Config:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export an encoder, print how to load it, and return the exit code."""
+    """Write an encoder, print how to load it, and return the exit code."""
     config = parser.parse(Config, argv, "sslx export")
     import sslx  # here and below: these import torch, which takes seconds
     from sslx.console.words import shown
