@@ -161,6 +161,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert [(tmp_path / r).read_text() for r in "01"] == ["2 0 [0, 1]", "2 1 [0, 1]"]
 
 
+@pytest.mark.slow
 def test_srun(tmp_path: Path) -> None:
     for task in _by_srun(JOIN, tmp_path):
         _finish(task)

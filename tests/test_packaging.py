@@ -37,6 +37,7 @@ def test_the_wheel_has_two_packages_with_all_their_files(wheel: Path):
     assert sum(name.endswith(".dist-info/licenses/LICENSE") for name in names) == 1
 
 
+@pytest.mark.slow
 def test_it_imports_and_submits_from_a_folder_of_its_own(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     (tmp_path / "sbatch").touch(0o755)  # submitit looks for it, a dry run does not call it

@@ -142,6 +142,7 @@ print(*sorted(heavy & set(sys.modules)))
 
 
 @only_local
+@pytest.mark.slow
 def test_features_need_neither_the_command_line_nor_the_other_files(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     for name in ("method.pt", "optimizer.pt", "loader.pt"):

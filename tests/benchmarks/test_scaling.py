@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -37,6 +38,7 @@ def counts(folder: str) -> tuple[list[dict[str, Any]], dict[str, int], list[dict
     return collectives, {str(kind): calls for kind, calls in torch_counter.get_comm_counts().items()}, of_loss
 
 
+@pytest.mark.slow
 def test_calls_are_torchs_own_count_and_bytes_those_of_whole_buffers(ranks: Callable[..., Any]) -> None:
     """Those within the loss's operator too."""
     for collectives, torch_counts, of_loss in ranks(2, counts, str(BENCHMARKS)):

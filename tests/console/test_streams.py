@@ -134,5 +134,6 @@ def test_training_goes_on_to_its_end(tmp_path: Path, streams: str, ranks: str) -
     assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_training_with_all_streams_closed_ends_as_done(tmp_path: Path) -> None:
     test_training_goes_on_to_its_end(tmp_path, "<&- >&- 2>&-", "1")

@@ -229,6 +229,7 @@ def test_a_method_that_needs_a_vit_says_so():
         build(RESNET, 32).check_tokens("mae")
 
 
+@pytest.mark.slow
 def test_timm_does_not_bring_wandb():
     """And leaves it to those who import it."""
     code = "import sys; from sslx.encoders import trunk; trunk.check_name('resnet18'); assert 'timm' in sys.modules\n"

@@ -84,6 +84,7 @@ def test_a_batch_that_does_not_fit_ends_in_one_line(tmp_path: Path, ranks: int):
     is_one_line(said, "out of host memory", "12.0 GiB", "--batch-size")
 
 
+@pytest.mark.slow
 def test_a_run_with_too_few_open_files_ends_in_one_line(tmp_path: Path):
     said = sslx("-n 20", "pretrain", *TINY, "--ranks", "2", folder=tmp_path)
     is_one_line(said, "at least 64 open files per process, got a limit of 20 (ulimit -Hn)")

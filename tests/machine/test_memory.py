@@ -30,6 +30,7 @@ for device in ("cuda", "cpu"):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.slow
 def test_what_was_freed_is_not_faulted_in_again_on_a_cpu_alone() -> None:
     """64 MiB, ten times over: 163,840 pages of 4 KiB; in a process of its own, whose allocator nobody touched."""
     before, *after = map(int, python("-c", SCRIPT).stdout.split())

@@ -54,6 +54,7 @@ def test_they_are_hidden(environ: dict[str, Any]) -> None:
     assert python("-c", code, **environ).stdout.split() == ["False", "spawn", "False"]
 
 
+@pytest.mark.slow
 def test_commands_that_look_at_the_machine(environ: dict[str, Any], tmp_path: Path) -> None:
     assert re.search(r"cpu +\d+ cores", sslx(environ, "doctor"))
     assert "no runs" in sslx(environ, "jobs", str(tmp_path))

@@ -201,6 +201,7 @@ def wandb_run(*arguments: object, **env: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if not line.startswith(("step ", "knn: "))]
 
 
+@pytest.mark.slow
 def test_wandb_offline_crash_and_resume(tmp_path: Path) -> None:
     assert wandb_run(tmp_path, "offline", "crash first") == []
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2

@@ -73,7 +73,7 @@ def test_a_collapse_stops_the_run_where_asked_for(here: Run, tmp_path: Path):
     assert code == 0  # how to look may differ when resumed
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_run_whose_weights_are_useless_is_told_so_at_its_end(optimizer: str, here: Run, tmp_path: Path):
     """At a learning rate at which nothing is infinite, and before the first look that would be due."""
     flags = ["--steps", "40", "--optim.name", optimizer, "--optim.weight-decay", "1e-6", "--method.temperature", "0.1"]

@@ -18,6 +18,7 @@ def ended_as(folder: Path, state: str, reason: str) -> None:
     assert (status.state, status.reason) == (state, reason)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_a_resumed_run_finishes(here: Run, tmp_path: Path):
     steps = ["--steps", "200", "--checkpoint.every", "0", "--optim.lr", "0.01"]
     with started(tmp_path, *steps) as process:

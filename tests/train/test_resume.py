@@ -51,9 +51,9 @@ def run(folder: str, stop_at: int, flags: list[str]) -> int:
     ("world_size", "backend", "more"),
     [
         (1, "dali", []),
-        (1, "torchvision", []),
+        pytest.param(1, "torchvision", [], marks=pytest.mark.slow),
         (2, "dali", []),
-        (1, "resident", ["--deterministic"]),
+        pytest.param(1, "resident", ["--deterministic"], marks=pytest.mark.slow),
         pytest.param(3, "dali", [], marks=pytest.mark.slow),
         pytest.param(2, "dali", ["--deterministic", "--method.name", "byol"], marks=pytest.mark.slow),
     ],

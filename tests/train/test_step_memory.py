@@ -41,7 +41,8 @@ print(found[0], peak() - before)
 VIT = "--encoder.name vit_tiny_patch16_224 --encoder.patch 4 --encoder.layers 4 --encoder.channels 64 --batch-size 384"
 
 
-@pytest.mark.parametrize("flags", [VIT, pytest.param("--method.name byol", marks=pytest.mark.slow)])  # on a ResNet-50
+@pytest.mark.parametrize("flags", [VIT, "--method.name byol"])  # which is on a ResNet-50
+@pytest.mark.slow
 def test_the_estimate_is_what_a_step_takes(flags: str) -> None:
     argv = [sys.executable, "-c", TAKEN, *FLAGS, *flags.split()]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
