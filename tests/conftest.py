@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from time import monotonic
@@ -20,6 +21,12 @@ import faults
 
 MANY = ("test_no_method_drifts_by_itself", "test_narrow_encoders_train_with_the_gradients_of_plain_code")
 """Slow tests of many cases, of which CI runs one; ``bash tests/run.sh -m soak -k NAME`` runs the others."""
+SAMPLED = (
+    "test_compiled_in_ddp_is_uncompiled",
+    "test_a_step_stays_on_the_gpu_and_the_host_never_waits",
+    "test_a_recipes_step_is_as_in_the_table",
+)
+"""Slow tests of which CI runs every fourth case."""
 
 COLLECTIVE_S = 120.0
 """After this long in one collective a rank gives up by itself."""
@@ -204,8 +211,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     the table of faults, so that of those CI's slow tier runs one.
     """
     seen = set[str]()
+    number = Counter[str]()
     for item in reversed(items):
         name = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("slow") and name.endswith(SAMPLED):
+            if number[name] % 4:
+                item.add_marker("soak")
+            number[name] += 1
         if item.get_closest_marker("slow") and (name.endswith(MANY) or faults.of_row(name)):
             if name in seen:
                 item.add_marker("soak")

@@ -29,14 +29,15 @@ def copy_of_the_package(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # 190 s on two quiet cores
-def test_every_method_is_the_same_at_any_world_size() -> None:
-    done = run(ROOT, "--device", "cpu")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("world_sizes", [[3], pytest.param([2, 3], marks=pytest.mark.soak)])
+def test_every_method_is_the_same_at_any_world_size(world_sizes: list[int]) -> None:
+    done = run(ROOT, "--device", "cpu", "--ranks", *map(str, world_sizes))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equivalent (tolerance 1e-10 in fp64, 1e-05 in fp32; fp32: one step)" in done.stdout
     for name in methods.available():
         rows = [line for line in done.stdout.splitlines() if line.startswith(f"│ {name} ")]
-        assert len(rows) == 6 * len(methods.encoders(name)), done.stdout
+        assert len(rows) == 3 * len(world_sizes) * len(methods.encoders(name)), done.stdout
         assert all(row.endswith("ok │") for row in rows)
 
 
