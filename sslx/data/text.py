@@ -48,7 +48,7 @@ class Texts:
         tokens = np.full((len(index), self._length), self._tokenizer.pad, dtype=np.int64)
         numbers = rng.uniform(self._seed, "caption", epoch, index, num=1)[:, 0]
         for row, number, file in zip(tokens, numbers.tolist(), files.tolist(), strict=True):
-            captions = self._captions[file]
+            captions = self._captions[int(file)]
             content = self._tokenizer.encode(captions[int(number * len(captions))], self._length)
             row[: len(content)] = content
         return tokens
