@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-        wait_policy = sys.modules.get("sslx.data.waiting")
-        if wait_policy and wait_policy.is_stuck(2.0):  # Python would wait forever for the stuck thread
+        waiting = sys.modules.get("sslx.data.waiting")
+        if waiting and waiting.is_stuck(2.0):  # Python would wait forever for the stuck thread
             sys.stderr.flush()
             os._exit(code)
         return code

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
 from torch import nn
 
 from sslx.errors import ConfigError
@@ -11,7 +11,9 @@ from sslx.trained import Trained
 
 
 def write(trained: Trained, folder: Path) -> None:
-    """Write ``model.safetensors`` and ``config.json``, which has the architecture and how timm prepares images.
+    """Write ``pytorch_model.bin`` and ``config.json``, which has the architecture and how timm prepares images.
+
+    timm 1.0.20 does not read safetensors from a folder, so the weights are plain tensors, saved by torch.
 
     Raises ConfigError for an encoder that is not one of timm's: one with another stem or with group norm.
     """
@@ -38,9 +40,8 @@ def write(trained: Trained, folder: Path) -> None:
         },
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(
-        {name: value.contiguous() for name, value in encoder.trunk.state_dict().items()}, folder / "model.safetensors"
-    )
+    weights = {name: value.cpu().contiguous() for name, value in encoder.trunk.state_dict().items()}
+    torch.save(weights, folder / "pytorch_model.bin")
 
 
 def read(folder: Path) -> nn.Module:
