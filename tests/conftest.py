@@ -35,7 +35,7 @@ COLLECTIVE_S = 120.0
 NUMERICAL = (
     "losses/", "kernels/", "optim/", "methods/", "machine/test_onednn.py", "data/backends/test_color.py",
     "data/backends/test_parity.py", "data/test_views.py", "probe/test_knn.py", "probe/test_linear.py",
-    "monitor/test_health.py", "encoders/test_group_norm.py", "encoders/test_sync_bn.py", "encoders/test_vit.py",
+    "monitor/test_health.py", "encoders/", "export/",
     "train/test_verify.py", "train/test_equivalence.py", "train/test_fake_cuda.py", "data/backends/test_on_a_gpu.py",
 )  # fmt: skip
 """What depends on the CPU and on the versions of libraries: run again with others (tests/run.sh --oldest, --isa)."""
