@@ -19,14 +19,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import faults
 
-MANY = ("test_no_method_drifts_by_itself", "test_narrow_encoders_train_with_the_gradients_of_plain_code")
-"""Slow tests of many cases, of which CI runs one; ``bash tests/run.sh -m soak -k NAME`` runs the others."""
-SAMPLED = (
-    "test_compiled_in_ddp_is_uncompiled",
-    "test_a_step_stays_on_the_gpu_and_the_host_never_waits",
-    "test_a_recipes_step_is_as_in_the_table",
+MANY = (
+    "test_no_method_drifts_by_itself",
+    "test_narrow_encoders_train_with_the_gradients_of_plain_code",
+    "test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on",
+    "test_a_run_and_what_follows",
+    "test_a_mistake_on_two_ranks_is_one_line_too",
+    "test_ranks_of_three_machines_find_the_network_that_leads_to_the_others",
+    "test_by_their_own_names_or_over_another_network_they_would_not_meet",
+    "test_the_estimate_is_what_a_step_takes",
 )
-"""Slow tests of which CI runs every fourth case."""
+"""Slow tests of many cases, of which CI runs the last, as a rule the one with the most ranks."""
+SAMPLED = {
+    "test_compiled_in_ddp_is_uncompiled": 8,
+    "test_a_step_stays_on_the_gpu_and_the_host_never_waits": 4,
+    "test_a_recipes_step_is_as_in_the_table": 4,
+}
+"""Slow tests of which CI runs every such case."""
+FAULTS = sorted({test for row in faults.ROWS.values() for test in row})
+"""Tests of the table of faults.  CI runs one case of every other one of those that are slow."""
 
 COLLECTIVE_S = 120.0
 """After this long in one collective a rank gives up by itself."""
@@ -205,23 +216,26 @@ def generator(request: pytest.FixtureRequest) -> torch.Generator:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; mark what is numerical, and as soak all but one case of long tests.
+    """Skip what needs a GPU where there is none; mark what is numerical, and as soak what CI leaves out of slow tests.
 
-    The last case stays, as a rule the one with the most ranks.  ``tests/run.sh --faults`` runs all cases of what is in
-    the table of faults, so that of those CI's slow tier runs one.
+    CI's nightly run has it all: ``tests/run.sh --faults`` runs all cases of what is in the table of faults, and
+    ``tests/run.sh -m soak`` what else was left out.
     """
-    seen = set[str]()
     number = Counter[str]()
     for item in reversed(items):
+        if not item.get_closest_marker("slow"):
+            continue
         name = item.nodeid.partition("[")[0]
-        if item.get_closest_marker("slow") and name.endswith(SAMPLED):
-            if number[name] % 4:
-                item.add_marker("soak")
-            number[name] += 1
-        if item.get_closest_marker("slow") and (name.endswith(MANY) or faults.of_row(name)):
-            if name in seen:
-                item.add_marker("soak")
-            seen.add(name)
+        function, fault = name.rpartition("::")[2], name.removeprefix("tests/")
+        if function in SAMPLED:
+            left_out = number[name] % SAMPLED[function] > 0
+        elif fault in FAULTS:
+            left_out = number[name] > 0 or FAULTS.index(fault) % 2 == 0
+        else:
+            left_out = function in MANY and number[name] > 0
+        if left_out:
+            item.add_marker("soak")
+        number[name] += 1
     for item in items:
         path = item.path.relative_to(os.path.dirname(__file__)).as_posix()
         if path.startswith(NUMERICAL) and path != "kernels/test_ahead_of_time.py":  # which only compiles

@@ -25,7 +25,7 @@ def test_the_workflow_calls_tiers_that_there_are() -> None:
     tiers |= set(jobs["night"]["strategy"]["matrix"]["tier"])
     known = set(re.findall(r"^([a-z]+)\(\) ", (ROOT / ".ci" / "run").read_text(), re.MULTILINE))
     assert tiers == known
-    assert {"lint", "fast", "slow", "slurm", "oldest", "isa"} == known
+    assert {"lint", "fast", "slow", "slurm", "oldest", "isa", "soak", "faults"} == known
 
 
 def test_issue_forms_ask_for_the_doctor() -> None:

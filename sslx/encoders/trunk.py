@@ -80,6 +80,8 @@ def _resnet_arguments(config: Config) -> dict[str, Any]:
             "a ResNet has 4 stages: --encoder.layers and --encoder.channels take 4 numbers >= 1 each "
             "(0 layers remove a stage, but not the last one)"
         )
+    if sum(config.layers) == 1:
+        raise ConfigError("timm builds no ResNet of a single block: give --encoder.layers 2 or more blocks in total")
     if config.stem == "narrow":
         # Only timm's deep stems have a settable width; _replace_stem replaces their convolutions afterwards.
         return {**shape, "stem_type": "deep", "stem_width": shape.get("channels", [64])[0] // 2}

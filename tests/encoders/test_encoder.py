@@ -139,6 +139,7 @@ def test_weights_of_timm_without_internet_are_told_how_to_come(tmp_path: Path, m
         ({"name": "resnet18", "channels": (8, 8, 8, 0)}, 32, ["4 stages", ">= 1"]),
         ({"name": "resnet18", "channels": (0, 8, 8, 8)}, 32, ["4 stages", ">= 1"]),
         ({"name": "resnet18", "layers": (1, 1, 1, 0)}, 32, ["4 stages", "not the last"]),
+        ({"name": "resnet18", "layers": (0, 0, 0, 1)}, 32, ["single block", "2 or more"]),
         ({"name": "resnet18", "layers": (-1, 1, 1, 1)}, 32, ["4 stages", ">= 1"]),
         ({"name": "convnext_atto", "layers": (1, 1, 1, 1)}, 32, ["--encoder.layers", "convnext_atto is neither"]),
         ({"name": "convnext_atto", "stem": "small"}, 32, ["--encoder.stem small", "convnext_atto is not one"]),

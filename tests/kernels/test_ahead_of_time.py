@@ -28,14 +28,14 @@ def compiled(*options: str) -> list[dict[str, Any]]:
 
 
 SIZES = 16, 32, 64, 128, 200, 256
-"""Of rows.  CI compiles the largest for three GPUs, of whose memory they take the most, and two more for sm_90."""
+"""Of rows.  CI compiles the largest for the two GPUs of whose memory they take the most."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "dims"),
     [
-        *((90, (64, 128)), (86, (256,)), (89, (256,)), (100, (256,))),
+        *((86, (256,)), (89, (256,))),
         *(pytest.param(capability, SIZES, marks=pytest.mark.soak) for capability in SHARED_BYTES),
     ],
     ids=lambda value: str(value).replace(", ", "-").strip("(,)"),

@@ -30,7 +30,7 @@ def moves(sent: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path, ranks: int):
-    flags = "--steps 150 --checkpoint.every 0 --optim.lr 0.01 --batch-size 64 --num-micro-batches 4".split()
+    flags = "--steps 60 --checkpoint.every 0 --optim.lr 0.01 --batch-size 64 --num-micro-batches 4".split()
     with sslx_on_a_terminal(*pretrain(tmp_path, *RARELY, *flags, "--ranks", str(ranks))) as terminal:
         terminal.until(lambda sent: "starting ..." in sent, "the first word")
         terminal.until(moves, "two steps")
@@ -43,7 +43,7 @@ def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path,
     assert "starting ..." not in "\n".join(terminal.lines)
     status = status_of(tmp_path)
     assert (status.state, status.reason, status.code) == ("stopped", "SIGINT", 130)
-    assert 1 < status.step < 150
+    assert 1 < status.step < 60
     lines = [line for line in terminal.lines if line]
     assert f"stopped at step {status.step} by Ctrl-C; checkpoint: " in " ".join(lines)
     assert lines[-2] == "to continue:"
@@ -52,8 +52,8 @@ def test_ctrl_c_is_answered_and_the_command_it_ends_with_goes_on(tmp_path: Path,
     with sslx_on_a_terminal(*argv) as terminal:
         assert terminal.wait() == 0
     assert re.sub(r"\s", "", f"resumed {tmp_path / 'r'} at step {status.step}") in re.sub(r"\s", "", terminal.sent)
-    assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 150)
-    assert steps_of(tmp_path)[-1] == 150
+    assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 60)
+    assert steps_of(tmp_path)[-1] == 60
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_of_two_runs_that_start_at_once_exactly_one_goes_on(
     tmp_path: Path, resume: str, record_property: Record
 ) -> None:
     flags = ["--steps", "40", "--checkpoint.every", "1", "--optim.lr", "0.01", "--resume", resume]
-    for number in range(3):
+    for number in range(2):
         folder, other = tmp_path / str(number), tmp_path / f"{number}b"
         with started(folder, *flags) as first, started(other, *flags, "--runs", folder) as second:
             codes = sorted([first.wait(100), second.wait(100)])
@@ -69,7 +69,7 @@ def test_of_two_runs_that_start_at_once_exactly_one_goes_on(
         assert checkpoint.load(folder / "r")["step"] == 40
         assert status_of(folder).state == "done"
         assert not list((folder / "r").glob("*owner*"))
-    record_property("figure", f"--resume {resume}: 3 of 3 times one run alone, 40 lines in order")
+    record_property("figure", f"--resume {resume}: 2 of 2 times one run alone, 40 lines in order")
 
 
 @pytest.mark.parametrize("ranks", ["1", "2"])
