@@ -107,6 +107,20 @@ class Trained:
         """Return the same checkpoint, with images prepared as squares of ``size`` pixels."""
         return replace(self, view=eval_view(size, self.view.mean, self.view.std))
 
+    def averaged(self) -> "Trained":
+        """Return the same checkpoint with the moving average of its encoder (``--average.momentum``) as the encoder.
+
+        Raises ConfigError if the run kept none.
+        """
+        state: Mapping[str, Tensor] = checkpoint.load(self.checkpoint, needs=("method",))["method"]
+        prefix = "encoder_average.encoder."
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if not weights:
+            raise ConfigError(
+                f"{shown(self.folder)} has no average of its encoder: pretrain with --average.momentum 0.999"
+            )
+        return replace(self, weights=weights, exported=prefix.rstrip("."))
+
     def untrained_encoder(self) -> encoders.Encoder:
         """Return the encoder as it was initialized at the start of the run, in evaluation mode."""
         with rng.initial_weights(self.settings.seed):
@@ -117,7 +131,7 @@ class Trained:
         from sslx import methods
 
         with rng.initial_weights(self.settings.seed):
-            method = methods.build(self.settings.method, self._new_encoder())
+            method = methods.build(self.settings.method, self._new_encoder(), self.settings.average.momentum)
         state = checkpoint.load(self.checkpoint, needs=("method",))["method"]
         state_dicts.load(method, state, f"checkpoint in {self.folder}")
         return method.to(self.device).eval()

@@ -39,7 +39,8 @@ only_local = pytest.mark.parametrize("run", ["local"], indirect=True)
 @pytest.fixture(scope="module", params=["local", "sync", "group"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    assert cli.main(["pretrain", *RUN, "--batch-norm", request.param, "--runs", str(folder)]) == 0
+    average = ["--average.momentum", "0.9"] if request.param == "local" else []
+    assert cli.main(["pretrain", *RUN, "--batch-norm", request.param, "--runs", str(folder), *average]) == 0
     return folder / "run"
 
 
@@ -197,3 +198,18 @@ def test_what_is_not_an_image_is_told_in_one_line(run: Path, tmp_path: Path) -> 
         trained.embed([np.zeros((4, 4))])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="needs a ViT"):
         trained.embed([np.zeros((4, 4, 3), dtype=np.uint8)], tokens=True)
+
+
+def test_the_average_of_the_encoder_takes_its_place(run: Path) -> None:
+    trained = load(run)
+    if trained.settings.average.momentum is None:
+        with pytest.raises(ConfigError, match=r"no average of its encoder: [^\n]*--average.momentum"):
+            trained.averaged()
+        return
+    average, own = trained.averaged(), trained.encoder.state_dict()
+    first = trained.untrained_encoder().state_dict()
+    for name, tensor in average.encoder.state_dict().items():  # after one step, of which a tenth is kept
+        expected = 0.1 * first[name] + 0.9 * own[name] if tensor.is_floating_point() else own[name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
+    assert not equal(average.encoder.state_dict(), own)
+    assert average.exported == "encoder_average.encoder"

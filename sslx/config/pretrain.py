@@ -25,7 +25,7 @@ from sslx.encoders.config import Config as EncoderConfig
 from sslx.encoders.recipe import Norm
 from sslx.errors import ConfigError, UserError
 from sslx.machine import files, gpus
-from sslx.methods.config import MethodConfig
+from sslx.methods.config import AverageConfig, MethodConfig
 from sslx.monitor.config import HealthConfig, OnlineConfig
 from sslx.optim.config import Config as OptimConfig
 from sslx.probe.config import Config as ProbesConfig
@@ -80,6 +80,7 @@ class PretrainConfig:
     augment: Augment = field(default_factory=Augment)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     method: MethodConfig = field(default_factory=lambda: MethodConfig(name=choices.METHOD))
+    average: AverageConfig = field(default_factory=AverageConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     health: HealthConfig = field(default_factory=HealthConfig)

@@ -38,12 +38,17 @@ def summary(name: str) -> str:
     return _FAMILY.summary(name)
 
 
-def build(config: MethodConfig, encoder: "Encoder") -> "Method":
-    """Return a config's method around an encoder; heads and moving averages get the norm of the encoder's recipe."""
+def build(config: MethodConfig, encoder: "Encoder", average: float | None = None) -> "Method":
+    """Return a config's method around an encoder; heads and moving averages get the norm of the encoder's recipe.
+
+    average: the momentum of a moving average of the encoder that is kept beside it, or None.
+    """
     from sslx.encoders import norms  # here: it imports torch
 
     method = config.build(encoder)
     norms.replace(method, encoder.recipe.norm)
+    if average is not None:
+        method.keep_average(average)
     return method
 
 

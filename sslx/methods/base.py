@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sslx.data.batch import Batch
 from sslx.data.draws import Draws
 from sslx.encoders import Encoder
+from sslx.methods import ema
 
 
 class Embedded(NamedTuple):
@@ -62,6 +63,7 @@ class Method(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.register_buffer("progress", torch.zeros(()), persistent=False)
+        self.encoder_average: ema.EncoderAverage | None = None
         self._compiled: Callable[[Batch], Embedded] | None = None
 
     @property
@@ -74,6 +76,10 @@ class Method(nn.Module):
         """The name of ``exported`` among the method's modules, such as "encoder"."""
         exported = self.exported
         return next(name for name, module in self.named_modules() if module is exported)
+
+    def keep_average(self, momentum: float) -> None:
+        """Keep a moving average of the encoder from now on, as a part of the method's state."""
+        self.encoder_average = ema.EncoderAverage(self.encoder, momentum)
 
     def draw(self, draws: Draws) -> tuple[npt.NDArray[Any], ...]:
         """Return the random arrays of a batch (masks, permutations), which come to the device as ``Batch.draws``.

@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """A moving average of the encoder, which any run can keep beside it."""
+
+    momentum: float | None = None
+    """Share of the average that a step keeps, such as 0.999.  Probes measure it, too.  Default: no average."""
+
+    def __post_init__(self) -> None:
+        if self.momentum is not None and not 0 < self.momentum < 1:
+            raise ConfigError(f"--average.momentum must be above 0 and below 1, such as 0.999, not {self.momentum}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """The base of every method's ``Config``, which adds the method's name and numbers.
 

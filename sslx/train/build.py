@@ -55,7 +55,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     config, source = _settled(config, ranks.world_size, say)
     plan = Plan.of(config, source, dtype, autocast)
     encoder = _encoder(config, plan, say, initial_weights=initial_weights)
-    method = methods.build(config.method, encoder)
+    method = methods.build(config.method, encoder, config.average.momentum)
     _warn_of_memory(method, config, plan, ranks, say)
     method = _prepare(config, method, ranks.device, dtype)
     loader = data.training(

@@ -113,6 +113,8 @@ def _update(
     before.put_back(unless=taken)
     method.progress.masked_fill_(~taken, 1.0)  # at which ``after_step`` changes nothing
     method.after_step()
+    if method.encoder_average is not None:
+        method.encoder_average.follow(method.progress)
     memory.reuse_freed(loss.device)
     return {"grad_norm": norm, "taken": taken}
 

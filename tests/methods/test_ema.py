@@ -164,3 +164,31 @@ def test_exported_is_the_teacher_of_dino_and_the_online_encoder_of_all_others(na
     method = tiny.narrowed(*name)
     assert method.exported is (method.teacher.encoder if name[0] == "dino" else method.encoder)
     assert method.config.exported_name == ("the teacher's encoder" if name[0] == "dino" else "")
+
+
+def test_the_encoders_average_has_its_statistics_too_and_stays_where_a_step_was_not_taken(
+    generator: torch.Generator,
+) -> None:
+    """Against the definition in fp64, with the momentum of its first steps, which is smaller."""
+    method = tiny.narrowed("simclr", "resnet")
+    method.keep_average(0.6)
+    method.double()
+    kept = method.encoder_average
+    assert kept is not None
+    optimizer = optim.build(optim.Config(name="sgd", lr=0.5), method)
+    truth = {name: tensor.clone() for name, tensor in method.encoder.state_dict().items()}
+    for taken, share in ((True, 1 / 10), (True, 2 / 11), (False, 1.0), (True, 3 / 12), (True, 4 / 13)):
+        images = tiny.batch(method, generator)
+        if not taken:
+            images.views[0][0, 0, 0, 0] = math.inf
+        train_step(method, [images], optimizer, 0.5, None)
+        for name, tensor in method.encoder.state_dict().items():
+            truth[name] = share * truth[name] + (1 - share) * tensor if tensor.is_floating_point() else tensor.clone()
+    averaged = kept.encoder.state_dict()
+    assert averaged.keys() == truth.keys()
+    for name, tensor in truth.items():
+        torch.testing.assert_close(averaged[name], tensor, rtol=1e-12, atol=1e-12)
+    kept.num_steps.fill_(1e6)
+    assert kept.momentum(torch.tensor(0.5)).item() == pytest.approx(0.6)
+    assert not any(parameter.requires_grad for parameter in kept.parameters())
+    assert method.exported is method.encoder

@@ -52,7 +52,7 @@ def run(folder: str, stop_at: int, flags: list[str]) -> int:
     [
         (1, "dali", []),
         pytest.param(1, "torchvision", [], marks=pytest.mark.slow),
-        (2, "dali", []),
+        (2, "dali", ["--average.momentum", "0.9"]),
         pytest.param(1, "resident", ["--deterministic"], marks=pytest.mark.slow),
         pytest.param(3, "dali", [], marks=pytest.mark.slow),
         pytest.param(2, "dali", ["--deterministic", "--method.name", "byol"], marks=pytest.mark.slow),
