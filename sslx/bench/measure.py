@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sslx.machine import cores, proc
+from sslx.machine import cores, hardware
 
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "timm", "lightly")
 MACHINE = ("cpu", "cores", "gpu", "power_cap_w")
@@ -40,7 +40,7 @@ def stamp() -> dict[str, Any]:
             continue
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "cpu": _cpu(),
+        "cpu": hardware.cpu(),
         "cores": cores.allowed(),
         **_gpu(),
         "versions": versions,
@@ -48,16 +48,6 @@ def stamp() -> dict[str, Any]:
         "dirty": None if commit is None else bool(_git(*_DIFFERS_FROM_COMMIT)),
         "load_1min": round(os.getloadavg()[0], 2),
     }
-
-
-def _cpu() -> str:
-    lines = proc.read("cpuinfo").splitlines()
-    if not lines:
-        return platform.processor()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    flags = next((line for line in lines if line.startswith("flags")), "").split()
-    fast = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{model} ({' '.join(fast)})"
 
 
 def _gpu() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The package versions that sslx was tested with: all tests pass with the oldest set and with the newest."""
 
+import platform
 import re
+from importlib import metadata
 
 TESTED = {
     "torch": ("2.11.0", "2.14.1"),
@@ -19,6 +21,17 @@ TESTED = {
     "safetensors": ("0.4.5", "0.8.0"),
 }
 """(oldest, newest) version of each package.  The oldest are the minimums in pyproject.toml and tests/oldest.txt."""
+
+
+def installed() -> dict[str, str]:
+    """Return the versions of Python and of the packages in ``TESTED`` that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in TESTED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def describe(package: str, version: str) -> str:

@@ -1,4 +1,4 @@
-"""Records in a run folder: status.json, job.json, stops.jsonl and metrics.jsonl.
+"""Records in a run folder: status.json, job.json, starts.jsonl, stops.jsonl and metrics.jsonl.
 
 Whatever a file holds, reading it returns values of the documented types or raises DataError.  This module imports
 nothing heavy: a batch script and ``sslx jobs`` read the records in a tenth of a second.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from sslx.console.words import shown
 from sslx.errors import DataError, StorageError
@@ -73,7 +73,29 @@ class Stop:
         _check(_is_text(self.reason))
 
 
-Record = TypeVar("Record", Status, Job, Stop)
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A start of a run, on whatever machine: a line of ``starts.jsonl``.
+
+    command: what was typed, quoted for a shell.  device: the name of rank 0's GPU or CPU.  cores: those that rank 0 may
+    use.  hosts: those of all ranks.  code: ``code_version()``.  versions: of packages, by name.
+    """
+
+    time: float
+    step: int
+    command: str
+    device: str
+    cores: int
+    hosts: list[str]
+    code: str
+    versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _check(_is_finite(self.time), _is_count(self.step), _is_text(self.command), _is_text(self.device))
+        _check(_is_count(self.cores), _are_texts(self.hosts), _is_text(self.code), _are_texts(self.versions))
+
+
+Record = TypeVar("Record", Status, Job, Start, Stop)
 
 
 def _check(*conditions: bool) -> None:
@@ -84,6 +106,13 @@ def _check(*conditions: bool) -> None:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
+
+
+def _are_texts(values: object) -> bool:
+    """Return whether this is a list of texts, or a dict with texts as values."""
+    if isinstance(values, dict):
+        values = list(cast("dict[object, object]", values).values())
+    return isinstance(values, list) and all(map(_is_text, cast("list[object]", values)))
 
 
 def _is_int(value: object) -> bool:
@@ -124,23 +153,22 @@ def read_job(folder: Path) -> Job | None:
 
 def add_stop(folder: Path, stop: Stop) -> None:
     """Append to ``stops.jsonl``.  Raise StorageError if that fails."""
-    path = folder / "stops.jsonl"
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(stop)) + "\n")
-    except OSError as error:
-        raise StorageError(f"cannot write {shown(path)}: {error.strerror}: free or mount the disk") from error
+    _append(folder / "stops.jsonl", stop)
 
 
 def read_stops(folder: Path) -> list[Stop]:
     """Return all stops of the run, oldest first, without lines that are damaged or incomplete."""
-    stops: list[Stop] = []
-    for line in _lines(folder / "stops.jsonl"):
-        try:
-            stops.append(Stop(**files.parse_json(line)))
-        except (ValueError, TypeError):
-            continue
-    return stops
+    return _read_all(Stop, folder / "stops.jsonl")
+
+
+def add_start(folder: Path, start: Start) -> None:
+    """Append to ``starts.jsonl``.  Raise StorageError if that fails."""
+    _append(folder / "starts.jsonl", start)
+
+
+def read_starts(folder: Path) -> list[Start]:
+    """Return all starts of the run, oldest first, without lines that are damaged or incomplete."""
+    return _read_all(Start, folder / "starts.jsonl")
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:
@@ -212,6 +240,25 @@ def _read(kind: type[Record], path: Path) -> Record | None:
     except (ValueError, TypeError) as error:
         name = kind.__name__.lower()
         raise DataError(f"{shown(path)} is not a {name} record that sslx wrote: delete it to continue") from error
+
+
+def _read_all(kind: type[Record], path: Path) -> list[Record]:
+    """Return the records of a file of JSON lines, without lines that are damaged or incomplete."""
+    records: list[Record] = []
+    for line in _lines(path):
+        try:
+            records.append(kind(**files.parse_json(line)))
+        except (ValueError, TypeError):
+            continue
+    return records
+
+
+def _append(path: Path, record: Any) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+    except OSError as error:
+        raise StorageError(f"cannot write {shown(path)}: {error.strerror}: free or mount the disk") from error
 
 
 def _write(path: Path, record: Any) -> None:

@@ -139,6 +139,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, stop: StopSignals, position: 
     watch_waits(parts.model)
     run = runs.claim(config)
     position.folder, position.lock, position.step, position.saved = run.folder, run.lock, run.step, run.step
+    if run.step < parts.plan.total_steps:
+        runs.note_start(run, ranks.device, peers.hosts)
     gone_back_to = 0
     while True:
         runs.restore(run, config, parts)  # also for a finished run, so that weights that do not fit are refused

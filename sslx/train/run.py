@@ -1,11 +1,17 @@
 """The run folder: rank 0 claims or resumes it for all ranks, and this module defines what a checkpoint holds."""
 
 import os
-from collections.abc import Callable, Mapping
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from sslx import config, distributed, optim
 from sslx.config import PretrainConfig
@@ -13,7 +19,8 @@ from sslx.console import activity
 from sslx.console.words import one_line, shown
 from sslx.encoders import state_dicts
 from sslx.errors import ConfigError, DataError, UserError
-from sslx.machine import files
+from sslx.machine import cores, files, hardware, versions
+from sslx.machine.code_version import code_version
 from sslx.runs import checkpoint, log, records, state
 from sslx.runs import lock as locks
 from sslx.runs.lock import Lock
@@ -118,6 +125,22 @@ def _refuse_taken(settings: PretrainConfig, folder: Path) -> None:
         if (owner := locks.read_owner(folder)) and owner[1]:
             raise locks.in_use_error(folder, owner[0])
         resuming.check_resumable(settings, folder)
+
+
+def note_start(run: Run, device: torch.device, hosts: Sequence[str]) -> None:
+    """Add this start to ``starts.jsonl``: the command, the machine and the versions.  Every rank calls this."""
+    starts_sslx = Path(sys.argv[0]).name in ("sslx", "__main__.py")  # or it is a job, or another program
+    arguments = sys.argv[1:] if starts_sslx else ["pretrain", str(run.folder / "config.json")]
+    start = partial(
+        records.Start,
+        time=round(time.time(), 3),
+        step=run.step,
+        command=shlex.join(["sslx", *arguments]),
+        device=hardware.device_name(device),
+        cores=cores.allowed(),
+        hosts=list(hosts),
+    )
+    call_on_main(lambda: records.add_start(run.folder, start(code=code_version(), versions=versions.installed())))
 
 
 def check(run: Run, is_lost: bool) -> None:

@@ -1,9 +1,11 @@
-"""status.json, job.json and stops.jsonl of a run folder."""
+"""status.json, job.json, starts.jsonl and stops.jsonl of a run folder."""
 
+import dataclasses
 import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,28 +56,43 @@ def test_job(tmp_path: Path) -> None:
         records.write_job(tmp_path / "no folder", job)
 
 
-def test_stops_are_added_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
-    assert records.read_stops(tmp_path) == []
-    stops = [records.Stop(time=float(i), job="12", code=75, step=i, reason="SIGTERM") for i in range(3)]
-    for stop in stops:
-        records.add_stop(tmp_path, stop)
-    with open(tmp_path / "stops.jsonl", "a") as file:
+STOP = records.Stop(time=1.0, job="12", code=75, step=1, reason="SIGTERM")
+START = records.Start(
+    time=1.0, step=0, command="sslx pretrain a", device="A GPU", cores=2, hosts=["n1", "n2"], code="0.2.0",
+    versions={"torch": "2.14.1"},
+)  # fmt: skip
+LISTS: dict[str, tuple[Any, Any, Any]] = {
+    "stops.jsonl": (STOP, records.add_stop, records.read_stops),
+    "starts.jsonl": (START, records.add_start, records.read_starts),
+}
+of_lists = pytest.mark.parametrize("name", LISTS)
+
+
+@of_lists
+def test_they_are_added_and_a_torn_line_is_left_out(tmp_path: Path, name: str) -> None:
+    record, add, read = LISTS[name]
+    assert read(tmp_path) == []
+    all_records = [dataclasses.replace(record, step=step) for step in range(3)]
+    for one in all_records:
+        add(tmp_path, one)
+    with open(tmp_path / name, "a") as file:
         file.write('{"time": 1.0, "job"')
-    assert records.read_stops(tmp_path) == stops
+    assert read(tmp_path) == all_records
     with pytest.raises(StorageError, match="cannot write"):
-        records.add_stop(tmp_path / "no folder", stops[0])
+        add(tmp_path / "no folder", record)
 
 
+@of_lists
 @pytest.mark.parametrize(
     "damage", [b"\xff\x00\n", b"[]\n", b"[" * 100_000 + b"\n", b'{"time": 1}\n', b"\n" * 3, b"x" * 200_000]
 )
-def test_damaged_lines_among_stops_are_left_out(tmp_path: Path, damage: bytes) -> None:
-    stop = records.Stop(time=1.0, job="12", code=75, step=1, reason="SIGTERM")
-    records.add_stop(tmp_path, stop)
-    line = (tmp_path / "stops.jsonl").read_bytes()
-    wrong = [json.dumps(json.loads(line) | {name: []}).encode() + b"\n" for name in ("time", "job", "code", "reason")]
-    (tmp_path / "stops.jsonl").write_bytes(line + b"".join(wrong) + damage.rstrip() + b"\n" + line)
-    assert records.read_stops(tmp_path) == [stop, stop]
+def test_damaged_lines_among_them_are_left_out(tmp_path: Path, name: str, damage: bytes) -> None:
+    record, add, read = LISTS[name]
+    add(tmp_path, record)
+    line = (tmp_path / name).read_bytes()
+    wrong = [json.dumps(json.loads(line) | {field: {"a": []}}).encode() + b"\n" for field in dataclasses.asdict(record)]
+    (tmp_path / name).write_bytes(line + b"".join(wrong) + damage.rstrip() + b"\n" + line)
+    assert read(tmp_path) == [record, record]
 
 
 METRICS = [

@@ -1,7 +1,9 @@
 """``sslx pretrain`` from outside: exit codes, the one line of an error, and what a run leaves behind."""
 
 import shutil
+import socket
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from kit.processes import is_one_line, metrics, outside, started_by_hand
 from kit.runs import Run, status_of, steps_of
 from kit.sources import noise
-from sslx.runs import checkpoint
+from sslx.machine import cores
+from sslx.runs import checkpoint, records
 from sslx.trained import load
 
 
@@ -32,7 +35,7 @@ def test_a_run_leaves_its_files(here: Run, tmp_path: Path):
     assert steps_of(tmp_path) == [1, 2]
     assert {"loss", "lr", "epoch", "samples_per_s", "data_wait"} <= metrics(tmp_path / "r")[0].keys()
     assert checkpoint.load(tmp_path / "r")["step"] == 2
-    files = "checkpoints config.json metrics.jsonl run_id status.json".split()
+    files = "checkpoints config.json metrics.jsonl run_id starts.jsonl status.json".split()
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == files
 
 
@@ -122,6 +125,11 @@ def test_two_ranks_say_everything_once(tmp_path: Path):
     assert "2 x cpu" in out
     assert (status_of(tmp_path).state, status_of(tmp_path).step) == ("done", 2)
     assert steps_of(tmp_path) == [1, 2]
+    (start,) = records.read_starts(tmp_path / "r")
+    assert start.command.startswith("sslx pretrain --source.name synthetic ")
+    assert start.command.endswith(" --ranks 2 --data.backend auto")
+    assert (start.step, start.cores, start.hosts) == (0, cores.allowed(), [socket.gethostname()] * 2)
+    assert start.versions["torch"] == metadata.version("torch")
 
 
 @pytest.mark.slow
