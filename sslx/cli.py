@@ -18,6 +18,7 @@ COMMANDS = {
     "resume": ("sslx.commands.resume:main", "continue a run: sslx resume runs/simclr_digits"),
     "probe": ("sslx.commands.probe:main", "evaluate a run's features, with labels and without"),
     "plot": ("sslx.commands.plot:main", "draw a run: loss, map of features, neighbors, views"),
+    "report": ("sslx.commands.report:main", "write a page about runs: curves, scores, pictures, settings, cost"),
     "export": ("sslx.commands.export:main", "write a run's encoder so that another library loads it"),
     "verify": ("sslx.commands.verify:main", "check that W processes train like one: sslx verify simclr"),
     "bench": ("sslx.commands.bench:main", "find what limits a recipe on this machine, and what would help"),

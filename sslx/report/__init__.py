@@ -1,0 +1,1 @@
+"""``report.html``: runs in one page that works offline, on a phone and in print."""

@@ -1,0 +1,56 @@
+"""``sslx report``: draws what is missing, writes the page, and says where it is."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslx.console.words import one_line, shown
+from sslx.errors import ConfigError, StorageError, UserError
+from sslx.machine import files
+from sslx.report import facts
+from sslx.report.page import page
+from sslx.runs import records
+
+
+def main(folders: Sequence[Path], output: Path | None, *, draw: bool) -> int:
+    """Write the report of runs and return the exit code.
+
+    output: the file; by default ``report.html`` in the first run's folder.  draw: draw missing or old pictures first.
+    Raises MissingInput for a folder without a run, and StorageError if the file cannot be written.
+    """
+    if not folders:
+        raise ConfigError("sslx report needs the folder of a run, as in: sslx report runs/simclr_digits")
+    for folder in folders:
+        facts.read(folder)  # raises an error before anything is drawn
+    for folder in folders:
+        if draw and _needs_pictures(folder):
+            _draw(folder)
+    path = output or folders[0] / "report.html"
+    text = page([facts.read(folder) for folder in folders], time.strftime("%Y-%m-%d"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, text.encode())
+    except OSError as error:
+        raise StorageError(f"cannot write {shown(path)}: {error.strerror}: name another file by --output") from error
+    sys.stdout.write(f"wrote {shown(path)} ({len(text) / 2**20:.1f} MiB); open it in a browser\n")
+    return 0
+
+
+def _needs_pictures(folder: Path) -> bool:
+    """Return whether the run's map is missing or older than its newest checkpoint."""
+    step = records.newest_step(folder)
+    if not step:
+        return False
+    maps = [folder / name for name in ("tsne.png", "umap.png") if (folder / name).is_file()]
+    checkpoint = folder / "checkpoints" / f"step_{step}"
+    return not maps or max(path.stat().st_mtime for path in maps) < checkpoint.stat().st_mtime
+
+
+def _draw(folder: Path) -> None:
+    from sslx.plot import pictures  # imports torch, which takes seconds
+
+    try:
+        pictures.main([str(folder)], folder)
+    except UserError as error:
+        sys.stdout.write(f"without new pictures of {shown(folder)}: {one_line(error)}\n")
