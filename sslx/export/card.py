@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -10,14 +11,17 @@ from typing import Any
 
 from sslx import __version__, by_name, config
 from sslx.config import PretrainConfig, flags
-from sslx.console.words import one_line, shown
+from sslx.console.words import one_line, plural, shown
 from sslx.errors import UserError
 from sslx.machine import files
 from sslx.runs import records
+from sslx.runs.records import Start
 from sslx.trained import Trained
 
 LINE_WIDTH = 110
 """Of the command, in characters."""
+_NAMED = ("python", "torch", "timm")
+"""Packages whose versions the card names."""
 _MAX_BYTES = 1 << 20
 """Of a probe.json."""
 
@@ -96,7 +100,11 @@ images = functional.normalize(pixels / 255, {list(view.mean)}, {list(view.std)})
 
 def _training(trained: Trained) -> list[str]:
     """Return the lines about the run."""
-    settings, view, recipe = trained.settings, trained.view, trained.encoder.recipe
+    try:
+        settings = trained.settings
+    except UserError as error:  # of another version of sslx, whose encoders can be exported all the same
+        return [f"How it was trained cannot be read: {one_line(error)}", ""]
+    view, recipe, starts = trained.view, trained.encoder.recipe, records.read_starts(trained.folder)
     square = f"the central {view.center:.0%} of the shorter side, resized to {view.size} px"
     num_parameters = sum(parameter.numel() for parameter in trained.encoder.parameters())
     arguments = "".join(f", {name} {value}" for name, value in recipe.arguments.items() if name != "img_size")
@@ -105,20 +113,33 @@ def _training(trained: Trained) -> list[str]:
         "encoder": f"{recipe.name}{arguments}, {recipe.stem} stem, {num_parameters:,} parameters",
         "images": f"{by_name.label(settings.source.name)}, {trained.size} px",
         "steps": f"{trained.step:,} of batch size {settings.batch_size:,}",
-        "hardware": _hardware(trained.folder),
+        "hardware": _hardware(trained.folder, starts),
         "preprocessing": f"{square}, mean {view.mean}, std {view.std}",
     }
     table = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
-    return ["| | |", "| --- | --- |", *table, "", "Trained by:", "", *_code(command(settings), "bash"), ""]
+    typed = list(dict.fromkeys(start.command for start in starts))
+    lines = ["| | |", "| --- | --- |", *table, ""]
+    if typed:
+        lines += ["Started by:", "", *_code("\n".join(shown(line, 10_000) for line in typed), "bash"), ""]
+    lines += ["With every setting, whatever the defaults of the installed sslx:", "", *_code(command(settings), "bash")]
+    return [*lines, ""]
 
 
 def _cell(value: str) -> str:
     return shown(value, 1_000).replace("|", "\\|")
 
 
-def _hardware(run: Path) -> str:
-    """Return the hardware that the run recorded, or an empty string."""
-    return ""
+def _hardware(run: Path, starts: list[Start]) -> str:
+    """Return the hardware and versions of the run's starts, and its last speed, or an empty string."""
+    machines: list[str] = []
+    for start in starts:
+        versions = ", ".join(f"{name} {start.versions[name]}" for name in _NAMED if name in start.versions)
+        ranks = plural(len(start.hosts), "rank")
+        machines.append(f"{ranks} on {start.device}, {plural(start.cores, 'core')} each; {versions}")
+    with suppress(UserError):
+        if machines and (speed := records.last_metrics(run / "metrics.jsonl").get("samples_per_s")):
+            machines[-1] += f"; {speed:,.0f} images/s"
+    return "; then ".join(dict.fromkeys(machines))
 
 
 def _scores(trained: Trained) -> list[str]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sslx.encoders import Encoder
 from sslx.export import limits, plain_conv, plain_vit
-from sslx.export.limits import Rules, refusal
 from sslx.export.card import quoted
+from sslx.export.limits import Rules, refusal
 from sslx.trained import Trained
 
 FILE = "model.pth"
