@@ -4,6 +4,7 @@ FOLDER has a subfolder of images for each class; without it, the images are scik
 """
 
 import sys
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -20,9 +21,9 @@ def main(run: str, folder: str = "") -> None:
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype("uint8").repeat(3, axis=3)
     digits = [(trained.transform(image), int(label)) for image, label in zip(images, labels, strict=True)]
-    data = ImageFolder(folder, trained.transform) if folder else digits
+    data: Any = ImageFolder(folder, trained.transform) if folder else digits
     train, test = random_split(data, [0.8, 0.2])
-    model = nn.Sequential(trained.encoder, nn.LazyLinear(len(data.classes) if isinstance(data, ImageFolder) else 10))
+    model = nn.Sequential(trained.encoder, nn.LazyLinear(len(data.classes) if folder else 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     for epoch in range(3):
         for x, y in DataLoader(train, 64, shuffle=True):

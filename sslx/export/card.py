@@ -113,7 +113,7 @@ def _training(trained: Trained) -> list[str]:
         "encoder": f"{recipe.name}{arguments}, {recipe.stem} stem, {num_parameters:,} parameters",
         "images": f"{by_name.label(settings.source.name)}, {trained.size} px",
         "steps": f"{trained.step:,} of batch size {settings.batch_size:,}",
-        "hardware": _hardware(trained.folder, starts),
+        "trained on": _hardware(trained.folder, starts),
         "preprocessing": f"{square}, mean {view.mean}, std {view.std}",
     }
     table = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
@@ -162,7 +162,7 @@ def _scores(trained: Trained) -> list[str]:
         return []
     num_images, split, source, step = (shown(record.get(key)) for key in ("num_images", "split", "source", "step"))
     lines = [
-        f"Scores by `sslx probe` on {num_images} images of the {split} split of {source}, after {step} steps:",
+        f"Scores by `sslx probe` on {num_images} images of the {split} split of {source}, at step {step}:",
         "",
         f"| score | {' | '.join(map(_cell, columns))} |",
         f"| --- |{' ---: |' * len(columns)}",

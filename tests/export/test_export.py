@@ -11,6 +11,7 @@ import torch
 import sslx
 from sslx import cli
 from sslx.export import exporter
+from sslx.runs import records
 
 SMALL = "--steps 1 --batch-size 32 --data.size 16 --online.every 0 --name run".split()
 RESNET = "simclr_digits --encoder.stem imagenet --encoder.channels 8 8 8 16".split()
@@ -40,7 +41,12 @@ def test_timm_computes_the_encoders_features_and_prepares_images_as_the_probes(
     folder = run / "export" / "timm"
     line = f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()'
     assert f"load it:\n  import timm\n  {line}\n" in capsys.readouterr().out
-    assert line in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert line in card
+    start = records.read_starts(run)[0]
+    assert f"| trained on | 1 rank on {start.device}, " in card
+    assert f"torch {start.versions['torch']}" in card
+    assert f"```bash\n{start.command}\n```" in card
     assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin", "README.md"}
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     trained = sslx.load(run)

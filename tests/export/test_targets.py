@@ -278,7 +278,7 @@ def test_the_card_has_the_command_and_the_scores(tmp_path: Path, generator: torc
     trained = exports.trained(*ENCODERS["vit"], generator, folder=tmp_path / "run")
     exporter.export(trained, "safetensors", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "on 355 images of the test split of digits, after 12 steps" in text
+    assert "on 355 images of the test split of digits, at step 12" in text
     assert "| score | a \\| b | pixels |" in text
     assert f"| knn | {knn:.4g} | 0.5 |" in text
     assert f"| low_shot.5.mean | {low:.4g} |  |" in text
