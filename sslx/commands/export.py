@@ -1,6 +1,7 @@
 """``sslx export CHECKPOINT [flags]``."""
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ class Config:
     checkpoint: Positional[Path]
     """A run folder, a checkpoint directory or a file in one."""
     to: str = "timm"
-    """The library that loads the encoder: timm, or the path of a .py file with a target of your own."""
+    """timm, torchvision, hf (Hugging Face's transformers), safetensors, onnx, or the path of your own .py file."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """The folder to write.  Default: RUN/export/timm."""
+    """The folder to write.  Default: RUN/export/TARGET."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,6 +36,6 @@ def main(argv: Sequence[str]) -> int:
     difference = exporter.export(trained, config.to, folder)
     sys.stdout.write(
         f"wrote {shown(folder)}: features equal to the encoder's within {difference:.0e}\n"
-        f"load it: {exporter.TARGETS.module(config.to).usage(folder)}\n"
+        f"load it:\n{textwrap.indent(exporter.usage(trained, config.to, folder), '  ')}\n"
     )
     return 0

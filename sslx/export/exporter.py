@@ -8,14 +8,22 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from sslx import __version__, by_name
+from sslx import by_name
 from sslx.console.words import one_line, shown
 from sslx.errors import ConfigError, DataError, StorageError
+from sslx.export import card, limits
 from sslx.trained import Trained
 
-TARGETS = by_name.Family[object]("sslx.export", "--to", shared=("exporter",), light=())
+TARGETS = by_name.Family[object](
+    "sslx.export", "--to", shared=("card", "exporter", "limits", "plain_conv", "plain_vit"), light=()
+)
 TOLERANCE = 1e-5
-"""The largest difference between features of the encoder and of its export, relative to the largest feature."""
+"""The largest difference between features of the encoder and of its export, relative to the largest feature.
+
+A target that computes less exactly has a ``TOLERANCE`` of its own.
+"""
+BATCH_SIZES = (4, 1, 7)
+"""The numbers of images for which features are compared."""
 
 
 def export(trained: Trained, target: str, folder: Path) -> float:
@@ -27,15 +35,17 @@ def export(trained: Trained, target: str, folder: Path) -> float:
     StorageError if the folder cannot be written.
     """
     module = TARGETS.module(target)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ConfigError(f"{shown(folder)} exists: remove it, or name another folder by --output")
+    trained = trained if trained.device.type == "cpu" else trained.to("cpu")  # where fp32 is not TF32
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             written = Path(temporary) / folder.name
             written.mkdir()
             difference = _write(trained, module, by_name.label(target), written)
-            (written / "README.md").write_text(_card(trained, module, folder), encoding="utf-8")
+            text = card.text(trained, module, folder)
+            (written / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(written, folder)
     except OSError as error:
         raise StorageError(f"cannot write {shown(folder)}: {one_line(error)}") from error
@@ -47,40 +57,32 @@ def default_folder(trained: Trained, target: str) -> Path:
     return trained.folder / "export" / by_name.label(target)
 
 
+def usage(trained: Trained, target: str, folder: Path) -> str:
+    """Return the Python code that loads an export and computes ``features`` of ``images``."""
+    return TARGETS.module(target).usage(trained, folder)
+
+
 @torch.no_grad()
 def _write(trained: Trained, module: ModuleType, name: str, folder: Path) -> float:
     """Write the target's files and return the difference between the encoder and what the target's library loads."""
     module.write(trained, folder)
-    encoder, channels = trained.encoder, trained.encoder.recipe.channels
+    encoder, channels, sizes = trained.encoder, trained.encoder.recipe.channels, [trained.view.size]
+    takes_other_sizes = getattr(module, "takes_other_sizes", lambda _: False)
+    if takes_other_sizes(encoder) and (size := limits.other_size(encoder, trained.view.size)):
+        sizes.append(size)
     with torch.random.fork_rng(devices=[]):
-        loaded: nn.Module = module.read(folder)
-        images = torch.randn(4, channels, trained.view.size, trained.view.size, generator=torch.Generator())
-    expected = encoder(images.to(trained.device)).cpu()
-    difference = ((loaded.eval()(images) - expected).abs().max() / expected.abs().max()).item()
-    if not difference <= TOLERANCE:
+        loaded: nn.Module = module.read(trained, folder)
+    loaded.eval()
+    generator, differences = torch.Generator(), list[float]()
+    for size in sizes:
+        for num_images in BATCH_SIZES:
+            images = torch.randn(num_images, channels, size, size, generator=generator)
+            expected = encoder(images)
+            differences.append(((loaded(images) - expected).abs().max() / expected.abs().max()).item())
+    tolerance: float = getattr(module, "TOLERANCE", TOLERANCE)
+    if wrong := [difference for difference in differences if not difference <= tolerance]:
         raise DataError(
-            f"{name} loads the exported encoder, but its features differ by {difference:.1e} of the largest one "
-            f"(allowed: {TOLERANCE:g}): nothing was written; please report it with the run's config.json"
+            f"{name} loads the exported encoder, but its features differ by {wrong[0]:.1e} of the largest one "
+            f"(allowed: {tolerance:g}): nothing was written; please report it with the run's config.json"
         )
-    return difference
-
-
-def _card(trained: Trained, module: ModuleType, folder: Path) -> str:
-    """Return the README of an export: what the encoder is, how it was trained, and how it is loaded."""
-    settings, view, recipe = trained.settings, trained.view, trained.encoder.recipe
-    square = f"the central {view.center:.0%} of the shorter side, resized to {view.size} px"
-    return f"""# {shown(trained.folder.name)}
-
-An encoder pretrained without labels by sslx {__version__}: {recipe.name}, {trained.dim} features.
-
-```python
-{module.usage(folder)}
-```
-
-| | |
-| --- | --- |
-| method | {by_name.label(settings.method.name)}, of which this is `{trained.exported}` |
-| images | {by_name.label(settings.source.name)}, {trained.size} px |
-| steps | {trained.step:,} of batch size {settings.batch_size:,} |
-| preprocessing | {square}, mean {view.mean}, std {view.std} |
-"""
+    return max(differences)

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from sslx.errors import ConfigError
+from sslx.encoders import Encoder
+from sslx.export import limits
+from sslx.export.card import quoted
 from sslx.trained import Trained
 
 
@@ -19,12 +20,7 @@ def write(trained: Trained, folder: Path) -> None:
     """
     encoder, view = trained.encoder, trained.view
     recipe = encoder.recipe
-    change = f"a {recipe.stem} stem" if recipe.stem != "imagenet" else "group norm" if recipe.norm == "group" else ""
-    if change:
-        raise ConfigError(
-            f"timm has no {recipe.name} with {change}, so it cannot load this encoder: use sslx.load, or pretrain with "
-            "--encoder.stem imagenet and batch norm"
-        )
+    limits.check_stem_and_norm("timm", encoder)
     config = {
         "architecture": recipe.name,
         "num_classes": 0,
@@ -41,16 +37,22 @@ def write(trained: Trained, folder: Path) -> None:
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: value.cpu().contiguous() for name, value in encoder.trunk.state_dict().items()}
-    torch.save(weights, folder / "pytorch_model.bin")
+    limits.save(weights, folder / "pytorch_model.bin")
 
 
-def read(folder: Path) -> nn.Module:
+def takes_other_sizes(_: Encoder) -> bool:
+    """Return whether the export takes images of the sizes that the encoder takes."""
+    return True
+
+
+def read(_: Trained, folder: Path) -> nn.Module:
     """Return the model as a user of timm gets it: (B, C, H, W) -> (B, dim)."""
     import timm
 
     return timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
-def usage(folder: Path) -> str:
-    """Return the Python line that loads the folder."""
-    return f'timm.create_model("local-dir:{folder}", pretrained=True)'
+def usage(_: Trained, folder: Path) -> str:
+    """Return the Python code that loads the model and computes the features of images."""
+    model = f"timm.create_model({quoted(f'local-dir:{folder}')}, pretrained=True)"
+    return f"import timm\nmodel = {model}.eval()\nfeatures = model(images)"

@@ -72,6 +72,13 @@ def apply_workarounds(module: nn.Module) -> None:
                 layer.__class__ = FP32Conv2d
 
 
+def remove_workarounds(module: nn.Module) -> None:
+    """Make all convolutions of a module torch's own again, for other runtimes than torch."""
+    for layer in module.modules():
+        if type(layer) in (SlicedConv2d, FP32Conv2d):
+            layer.__class__ = nn.Conv2d
+
+
 def describe_workarounds(module: nn.Module) -> list[str]:
     """Return a line on the convolutions that ``apply_workarounds`` sliced, or none if there are none."""
     num_sliced = sum(isinstance(layer, SlicedConv2d) for layer in module.modules())

@@ -10,6 +10,8 @@ import torch
 
 import sslx
 from sslx import cli
+from sslx.export import exporter
+from sslx.runs import records
 
 SMALL = "--steps 1 --batch-size 32 --data.size 16 --online.every 0 --name run".split()
 RESNET = "simclr_digits --encoder.stem imagenet --encoder.channels 8 8 8 16".split()
@@ -37,9 +39,14 @@ def test_timm_computes_the_encoders_features_and_prepares_images_as_the_probes(
     run: Path = request.getfixturevalue(name)
     assert cli.main(["export", str(run), "--to", "timm"]) == 0
     folder = run / "export" / "timm"
-    line = f'timm.create_model("local-dir:{folder}", pretrained=True)'
-    assert f"load it: {line}" in capsys.readouterr().out
-    assert line in (folder / "README.md").read_text()
+    line = f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()'
+    assert f"load it:\n  import timm\n  {line}\n" in capsys.readouterr().out
+    card = (folder / "README.md").read_text()
+    assert line in card
+    start = records.read_starts(run)[0]
+    assert f"| trained on | 1 rank on {start.device}, " in card
+    assert f"torch {start.versions['torch']}" in card
+    assert f"```bash\n{start.command}\n```" in card
     assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin", "README.md"}
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     trained = sslx.load(run)
@@ -54,17 +61,6 @@ def test_timm_computes_the_encoders_features_and_prepares_images_as_the_probes(
         assert trained.encoder(images[:1]).std() > 0
 
 
-def test_a_model_that_timm_does_not_have_is_refused_and_nothing_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for flags in (["--encoder.stem", "small"], ["--encoder.stem", "imagenet", "--batch-norm", "group"]):
-        argv = [*RESNET[:1], "--encoder.channels", "8", "8", "8", "16", *SMALL, *flags]
-        assert cli.main(["pretrain", *argv, "--runs", str(tmp_path / flags[-1])]) == 0
-        assert cli.main(["export", str(tmp_path / flags[-1] / "run"), "-o", str(tmp_path / "out" / "x")]) == 64
-        assert "timm has no resnet18 with" in capsys.readouterr().err
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 TARGET = '''
 """A target of one's own."""
 import json, pathlib, timm, torch
@@ -73,7 +69,7 @@ def write(trained, folder):
     torch.save(trained.encoder.trunk.state_dict(), folder / "weights.pt")
     (folder / "arguments.json").write_text(json.dumps(trained.encoder.recipe.arguments))
 
-def read(folder):
+def read(trained, folder):
     arguments = json.loads((folder / "arguments.json").read_text())
     model = timm.create_model("resnet18", num_classes=0, **arguments)
     weights = torch.load(folder / "weights.pt")
@@ -81,7 +77,7 @@ def read(folder):
     model.load_state_dict(weights)
     return model
 
-def usage(folder):
+def usage(trained, folder):
     return f"read({{folder}})"
 '''
 
@@ -98,6 +94,13 @@ def test_an_export_that_computes_something_else_leaves_no_trace(
         assert list((tmp_path / "out").iterdir()) == []
     else:
         assert json.loads((tmp_path / "out" / "model" / "arguments.json").read_text())["channels"] == [8, 8, 8, 16]
+
+
+def test_the_help_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert exporter.TARGETS.available() == ("hf", "onnx", "safetensors", "timm", "torchvision")
+    assert all(target in text for target in exporter.TARGETS.available())
 
 
 def test_bad_input_is_one_line(resnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

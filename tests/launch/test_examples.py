@@ -1,5 +1,6 @@
 """Each example of launch/examples runs as its first lines say, on a run and images made here."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,25 @@ def test_embed(run: Path, images: Path, tmp_path: Path):
     assert vectors.shape == (12, 16)
     assert len(np.unique(vectors, axis=0)) == 12
     np.testing.assert_allclose(vectors[5:6], load(run).embed([paths[5]]).numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_fine_tune(run: Path, images: Path, own: bool):
+    lines = python(EXAMPLES / "fine_tune.py", run, *([images] if own else [])).stdout.splitlines()
+    num_images = 2 if own else 359
+    percent = [re.fullmatch(rf"epoch [123]: ([0-9.]+)% of {num_images} images", line) for line in lines]
+    assert len(percent) == 3
+    assert all(percent)
+    if not own:  # ten classes, of which chance would find a tenth
+        assert percent[-1] is not None
+        assert float(percent[-1][1]) > 15
+
+
+def test_export(run: Path, tmp_path: Path):
+    lines = python(EXAMPLES / "export.py", run, tmp_path / "out", "safetensors", "timm").stdout.splitlines()
+    assert lines[0] == f"safetensors: {tmp_path / 'out' / 'safetensors'}, features equal within 0e+00"
+    assert lines[1].startswith("timm: timm has no resnet18 with a small stem, so it cannot load this encoder: use --to")
+    assert {path.name for path in (tmp_path / "out").rglob("*")} == {"safetensors", "model.safetensors", "README.md"}
 
 
 @pytest.mark.parametrize(("name", "folder"), [("uniformity.py", "methods"), ("zip_images.py", "data")])
