@@ -98,10 +98,10 @@ def neighbors(
 def neighbor_sheet(rows: Sequence[tuple[Pixels, Sequence[str]]], path: Path, title: str, subtitle: str) -> None:
     """Write a PNG of rows of images with a line of text below each image.  The first image of a row is framed.
 
-    rows: 1 + K images (1 + K, H, W, 3) in [0, 1] and their 1 + K lines.
+    rows: 1 + K images (1 + K, H, W, 3) in [0, 1] and their 1 + K lines; K may differ.
     """
     gap, query_gap, line_height = 0.1, 0.25, 0.3  # in units of an image
-    num_columns = len(rows[0][1])
+    num_columns = max(len(lines) for _, lines in rows)
     width, height = num_columns * (1 + gap) + query_gap, len(rows) * (1 + line_height)
     figure, axes = canvas(1.25 * width, 1.25 * height)
     axes.set_position((0, 0, 1, 1))
