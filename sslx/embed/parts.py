@@ -118,9 +118,19 @@ def claim(file: Path, key: Mapping[str, str], num_rows: int) -> tuple[Parts, loc
         owner = lock.acquire(folder)
     except ConfigError as error:
         raise ConfigError(f"another process is writing {shown(file)}: let it end, or name another --output") from error
+    try:
+        _check_key(folder, dict(key))
+    except BaseException:
+        owner.release()
+        raise
+    return Parts(folder, num_rows), owner
+
+
+def _check_key(folder: Path, key: Key) -> None:
+    """Write the key into a new folder; raise ConfigError if another one is there."""
     path = folder / "key.json"
     if not path.exists():
-        files.replace(path, json.dumps(dict(key)).encode())
+        files.replace(path, json.dumps(key).encode())
     try:
         before = files.parse_json(files.read_bytes(path, 1 << 16))
     except ValueError as error:
@@ -130,7 +140,6 @@ def claim(file: Path, key: Mapping[str, str], num_rows: int) -> tuple[Parts, loc
             f"{shown(folder)} has features of {' and '.join(different)}: remove it to start anew, or name another "
             "file by --output"
         )
-    return Parts(folder, num_rows), owner
 
 
 def remove(parts: Parts, owner: lock.Lock) -> None:

@@ -46,7 +46,7 @@ Parts = Callable[[], Iterator[Rows]]
 def check(file: Path) -> None:
     """Raise ConfigError for a file that could not be written in the end."""
     if file.suffix not in _FORMATS:
-        raise ConfigError(f"--output {shown(file)} must end in {', '.join(_FORMATS)}")
+        raise ConfigError(f"--output {shown(file)} must end in .parquet, .npy or .safetensors")
     if file.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ConfigError("a .parquet file needs pyarrow: pip install 'sslx[parquet]', or use .npy or .safetensors")
 
@@ -113,7 +113,7 @@ def _safetensors(path: Path, parts: Parts, num_rows: int, dim: int, dtype: np.dt
         "vector": ({2: "F16", 4: "F32"}[dtype.itemsize], [num_rows, dim], num_rows * dim * dtype.itemsize),
         "index": ("I64", [num_rows], 8 * num_rows),
     }
-    if all(rows.labels is not None for rows in parts()):
+    if (first := next(parts(), None)) and first.labels is not None:
         names["label"] = ("I64", [num_rows], 8 * num_rows)
     header, end = dict[str, Any](), 0
     for name, (kind, shape, num_bytes) in names.items():
