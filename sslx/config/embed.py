@@ -49,7 +49,7 @@ class EmbedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NeighborsConfig:
-    """Find the images that are nearest to given ones, by the cosine similarity of their features.
+    """Find the images whose features are most similar to those of given ones.
 
     Their paths and similarities are printed, and a picture of them is written.
     """
