@@ -1,6 +1,6 @@
 """sslx: self-supervised pretraining of image encoders.  Importing it imports nothing heavy.
 
-``sslx.load(path)`` reads a checkpoint: see ``sslx.trained``.
+``sslx.load(path)`` reads a checkpoint: see ``sslx.trained``.  ``sslx.image_paths(folder)`` lists images.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from sslx.trained import Trained as Trained
+    from sslx.trained import image_paths as image_paths
     from sslx.trained import load as load
 else:  # so that type checkers know every name
-    __getattr__ = lazy.names(__name__, {"trained": ("Trained", "load")})
+    __getattr__ = lazy.names(__name__, {"trained": ("Trained", "image_paths", "load")})

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Counter = int | npt.NDArray[np.integer]
 Words = npt.NDArray[np.uint64]
@@ -187,6 +188,29 @@ def initial_weights(seed: int) -> Generator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_weights_seed(seed))  # torch.manual_seed would also seed GPUs
         yield
+
+
+class OwnGenerator(TorchDispatchMode):
+    """Inside this context, what this thread draws with torch on the CPU comes from a generator of its own.
+
+    Unlike ``initial_weights`` it does not touch torch's global generator, not even for a moment, so that other threads
+    may draw meanwhile.  It is for weights that are overwritten afterwards.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator = torch.Generator()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            names = [argument.name for argument in func._schema.arguments]
+            if "generator" not in names:
+                func = getattr(func.overloadpacket, "generator", func)  # such as aten.randn.generator
+                names = [argument.name for argument in func._schema.arguments]
+            if "generator" in names:
+                kwargs["generator"] = self._generator
+        return func(*args, **kwargs)
 
 
 def _weights_seed(seed: int) -> int:

@@ -8,13 +8,14 @@ Example::
     vectors = trained.embed(["cat.jpg", "dog.jpg"])  # (2, trained.dim) float32
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +23,33 @@ import torch
 from torch import Tensor
 
 from sslx import encoders, rng
+from sslx.console.progress import Progress, reporting
 from sslx.console.words import one_line, shown
+from sslx.data import pictures
+from sslx.data.pictures import image_paths as image_paths
 from sslx.data.views import ViewSpec, eval_view
 from sslx.encoders import state_dicts
+from sslx.encoders.modes import evaluation_mode
 from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.machine import cores, devices
 from sslx.runs import checkpoint
 from sslx.runs.state import VIEW
 
 if TYPE_CHECKING:  # only for types: encoders and features need none of these
-    from PIL.Image import Image
-
     from sslx.config import PretrainConfig
+    from sslx.data.pictures import Images, Picture
     from sslx.methods.base import Method
 
-    Picture = str | PathLike[str] | Image | npt.NDArray[np.uint8]
+
+class Options(TypedDict, total=False):
+    """The options of ``Trained.embed`` that do not change what it returns."""
+
+    tokens: bool
+    batch_size: int
+    device: torch.device | str
+    precision: devices.Precision
+    threads: int | None
+    progress: bool | Progress | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,8 +78,8 @@ class Trained:
 
     @cached_property
     def encoder(self) -> encoders.Encoder:
-        """The encoder with its trained weights, in evaluation mode: (B, C, H, W) -> (B, dim)."""
-        with rng.initial_weights(0):
+        """The encoder with its trained weights, a plain ``nn.Module`` in evaluation mode: (B, C, H, W) -> (B, dim)."""
+        with rng.OwnGenerator():
             encoder = self._new_encoder()
         state_dicts.load(encoder, self.weights, f"checkpoint in {self.folder}")
         return encoder.to(self.device).eval()
@@ -77,27 +91,72 @@ class Trained:
 
     @cached_property
     def transform(self) -> "Callable[[Picture], Tensor]":
-        """The transform of ``embed``: a path, a PIL image or (H, W, 3) uint8 -> (3, S, S) float32.
+        """The transform of ``embed``: a path, a PIL image, (H, W, 3) uint8 or another picture -> (3, S, S) float32.
 
         It can be pickled for the workers of a ``torch.utils.data.DataLoader``.
         """
-        return Transform(self.view)
+        return pictures.Transform(self.view)
 
-    @torch.no_grad()
-    def embed(self, images: "Iterable[Picture]", *, batch_size: int = 256, tokens: bool = False) -> Tensor:
+    @overload
+    def embed(self, images: "Images", *, as_numpy: Literal[False] = False, **options: Unpack[Options]) -> Tensor: ...
+    @overload
+    def embed(
+        self, images: "Images", *, as_numpy: Literal[True], **options: Unpack[Options]
+    ) -> npt.NDArray[np.float32]: ...
+    def embed(
+        self,
+        images: "Images",
+        *,
+        as_numpy: bool = False,
+        tokens: bool = False,
+        batch_size: int = 64,
+        device: torch.device | str = "auto",
+        precision: devices.Precision = "auto",
+        threads: int | None = None,
+        progress: "bool | Progress | None" = None,
+    ) -> Tensor | npt.NDArray[np.float32]:
         """Return the features of images: (N, dim) float32 on the CPU.
 
-        images: paths, PIL images or (H, W, 3) uint8 arrays, of any sizes.  batch_size: the images computed at once.
+        images: a folder, of which every image file below it is taken in the order of ``sslx.image_paths``; a source of
+          sslx; or an iterable or a torch Dataset of pictures, which may differ in size.  A picture is a path, a PIL
+          image, an (H, W, 3) array of uint8, a (3, H, W) tensor of uint8 or of floats from 0 to 1, or a tuple that
+          starts with one of these, such as (picture, label).  A single picture gives (1, dim).
+        as_numpy: return an array instead of a tensor.
         tokens: return the tokens of a ViT's patches instead, (N, num_patches, dim).
-        Raises DataError for a file that cannot be read, and ConfigError for tokens of an encoder that has none.
+        batch_size: the number of images that are computed at once.
+        device: where to compute.  "auto" is the checkpoint's device if it is a GPU, else a GPU if there is one.  On
+          another device than the checkpoint's, each call copies the encoder there.
+        precision: "fp32", "bf16" or "fp16"; "auto" is bf16 on a GPU that supports it, else fp32.
+        threads: the number of threads that read and decode images while the encoder computes.  Default: one for each
+          core.  A Dataset or a generator gives all its items to one thread, because not every one bears several.
+        progress: a function, called as ``progress(num_done, num_total)`` after each batch; True shows the progress of a
+          call of over two seconds anywhere, False nowhere, and None on a terminal but not in a notebook.
+
+        It may be called in a notebook, in any thread, and in several at once.  Raises DataError for a file that cannot
+        be read (``sslx embed`` leaves such files out instead, and can be continued), ValueError for what is no picture,
+        and ConfigError for tokens of an encoder that has none.
+
+        Example::
+
+            trained = sslx.load("runs/photos")
+            vectors = trained.embed("photos")  # (N, dim), in the order of sslx.image_paths("photos")
+            array = trained.embed(["cat.jpg", "dog.jpg"], as_numpy=True)  # (2, dim)
         """
-        outputs, remaining = list[Tensor](), iter(images)
-        while batch := list(islice(remaining, batch_size)):
-            views = torch.stack([self.transform(image) for image in batch]).to(self.device)
-            views = views.contiguous(memory_format=torch.channels_last)
-            features = self.encoder.tokens(views).patches if tokens else self.encoder(views)
-            outputs.append(features.float().cpu())
-        return torch.cat(outputs) if outputs else torch.empty(0, self.dim)
+        where = _device(device, self.device)
+        encoder = self.encoder if where == self.device else deepcopy(self.encoder).to(where)
+        autocast = devices.autocast(where, precision)
+        found, outputs, num_done = pictures.pictures_of(images), list[Tensor](), 0
+        views = pictures.batches(found, self.view, batch_size, threads or cores.allowed())
+        with reporting(progress, "images") as report, closing(views), evaluation_mode(encoder):
+            for batch in views:
+                x = pictures.normalized(batch, self.view, where)
+                with torch.no_grad(), torch.autocast(where.type, autocast, enabled=autocast is not None):
+                    features = encoder.tokens(x).patches if tokens else encoder(x)
+                outputs.append(features.float().cpu())
+                num_done += len(batch)
+                report(num_done, found.num)
+        vectors = torch.cat(outputs) if outputs else torch.empty(0, self.dim)
+        return vectors.numpy() if as_numpy else vectors
 
     def to(self, device: torch.device | str) -> "Trained":
         """Return the same checkpoint, with encoders built on another device."""
@@ -161,34 +220,6 @@ class Trained:
         return encoders.build(trunk, self.size, self.view.size, norm=norm)
 
 
-@dataclass(frozen=True)
-class Transform:
-    """The transform of an image for probes: the central square, resized and normalized."""
-
-    view: ViewSpec
-
-    def __call__(self, image: "Picture") -> Tensor:
-        """Return (3, S, S) float32 of a path, PIL image or (H, W, 3) uint8; raise DataError for an unreadable file."""
-        from sslx.data.backends import torchvision  # here: it imports torchvision, which takes a second
-
-        return torchvision.prepared(self.view, torch.from_numpy(_pixels(image)).permute(2, 0, 1))
-
-
-def _pixels(image: "Picture") -> npt.NDArray[np.uint8]:
-    """Return the image as (H, W, 3) uint8 RGB."""
-    from sslx.data.codecs import formats, headers
-
-    if isinstance(image, str | PathLike):
-        try:
-            return formats.read(str(image))
-        except headers.Unreadable as error:
-            raise DataError(f"{shown(str(image))} cannot be read: {error}") from error
-    pixels: npt.NDArray[Any] = np.array(image if isinstance(image, np.ndarray) else image.convert("RGB"))
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"expected an (H, W, 3) array of uint8, got {pixels.shape} of {pixels.dtype}")
-    return pixels
-
-
 def load(path: str | PathLike[str], device: torch.device | str = "cpu") -> Trained:
     """Read a run folder (its newest good checkpoint), a checkpoint directory or a file in one.
 
@@ -217,6 +248,13 @@ def load(path: str | PathLike[str], device: torch.device | str = "cpu") -> Train
         config_text=state["config"],
         weights=state["encoder"],
     )
+
+
+def _device(choice: torch.device | str, own: torch.device) -> torch.device:
+    """Return the device to compute features on; for "auto" a GPU if there is one, else that of the checkpoint."""
+    if choice != "auto":
+        return torch.device(choice)
+    return own if own.type != "cpu" else devices.of_rank("auto", 0)
 
 
 def _view(state: Mapping[str, Any], path: Path) -> ViewSpec:

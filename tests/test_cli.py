@@ -60,7 +60,10 @@ def options(kind: type) -> Iterator[tuple[type, str]]:
             yield kind, entry.name
 
 
-@pytest.mark.parametrize("kind", [config.PretrainConfig, config.ProbeConfig, config.PlotConfig])
+@pytest.mark.parametrize(
+    "kind",
+    [*(config.PretrainConfig, config.ProbeConfig, config.PlotConfig, config.EmbedConfig, config.NeighborsConfig)],
+)
 def test_every_option_has_a_help_text_of_one_line(kind: type):
     """One line in the source: tyro keeps an indented line break, and so tears the text in the middle."""
     for owner, name in options(kind):

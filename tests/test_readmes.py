@@ -77,6 +77,7 @@ def test_a_command_of_a_readme_parses(command: str):
     if name == "sweep":
         argv = argv[1:]
     parsers = {"probe": config.load_probe, "plot": config.load_plot, "verify": config.load_verify}
+    parsers |= {"embed": config.load_embed, "neighbors": config.load_neighbors, "look": config.parse}
     parsers |= dict.fromkeys(("pretrain", "bench", "submit", "sweep"), config.parse)
     if name in parsers:
         parsers[name](argv)

@@ -5,9 +5,12 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,18 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset
 
+import sslx
 from kit.checkpoints import equal
 from sslx import cli, data, rng
+from sslx.console import progress
 from sslx.data import sources
 from sslx.data.sources import folder
 from sslx.distributed import Ranks
 from sslx.encoders import Recipe
 from sslx.encoders.sync_bn import SyncBatchNorm
-from sslx.errors import ConfigError, DataError
+from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.probe import features, images
 from sslx.runs import checkpoint
 from sslx.trained import Trained, load
@@ -165,6 +171,19 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return paths
 
 
+class Numbered(Dataset[Any]):
+    """Items (picture, number), which end by no IndexError."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.open(self.paths[index % len(self.paths)]), index
+
+
 @only_local
 def test_features_are_those_that_probes_see(run: Path, paths: list[str]) -> None:
     """From paths, from PIL images, from arrays and by a loader of one's own."""
@@ -181,11 +200,67 @@ def test_features_are_those_that_probes_see(run: Path, paths: list[str]) -> None
         trained.embed(paths, batch_size=2),
         trained.embed(pictures, batch_size=2),
         trained.embed(np.array(picture.convert("RGB")) for picture in pictures),
+        trained.embed(Path(paths[0]).parent, batch_size=4),
+        trained.embed(source, batch_size=4, threads=1),
+        trained.embed(Numbered(paths)),
+        torch.from_numpy(trained.embed(paths, as_numpy=True, device="cpu", precision="fp32")),
+        torch.cat([trained.embed(path) for path in paths]),
         trained.encoder(batch).detach(),
     ):
         torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
     assert pickle.loads(pickle.dumps(trained.transform)) == trained.transform
     assert trained.embed([]).shape == (0, trained.dim)
+    assert sslx.image_paths(Path(paths[0]).parent) == paths
+    with pytest.raises(MissingInput, match="is not a folder"):
+        sslx.image_paths(paths[0])
+
+
+@only_local
+def test_many_threads_embed_at_once_and_draw_what_they_would_alone(run: Path, paths: list[str]) -> None:
+    """Each of them with an encoder that it builds, while the main thread draws random numbers."""
+    expected = load(run).embed(paths)
+    torch.manual_seed(9)
+    alone = [torch.rand(3) for _ in range(2_000)]
+    torch.manual_seed(9)
+    with ThreadPoolExecutor(3) as threads:
+        vectors = [threads.submit(lambda: load(run).embed(paths, batch_size=2, threads=2)) for _ in range(6)]
+        drawn = [torch.rand(3) for _ in range(1_000)]
+        while not all(future.done() for future in vectors):
+            time.sleep(0.001)
+        drawn += [torch.rand(3) for _ in range(1_000)]
+    assert all(map(torch.equal, drawn, alone))
+    for future in vectors:
+        torch.testing.assert_close(future.result(), expected, rtol=1e-5, atol=1e-6)
+
+
+@only_local
+def test_progress_is_told_to_a_function_and_shown_after_two_seconds(
+    run: Path, paths: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, told = load(run), list[tuple[int, int | None]]()
+    trained.embed(paths, batch_size=2, progress=lambda *counts: told.append(counts))
+    trained.embed((path for path in paths), batch_size=4, progress=lambda *counts: told.append(counts))
+    assert told == [(2, 5), (4, 5), (5, 5), (4, None), (5, None)]
+    trained.embed(paths, progress=True)
+    assert capfd.readouterr() == ("", ""), "it took no two seconds"
+    monkeypatch.setattr(progress, "AFTER_S", 0.0)
+    for choice in (None, False):  # not a terminal, as in a notebook
+        trained.embed(paths, progress=choice)
+    assert capfd.readouterr() == ("", "")
+    trained.embed(paths, progress=True)
+    assert re.fullmatch(r"images: 5 of 5, [\d,]+ per second\n", capfd.readouterr().err)
+
+
+@only_local
+def test_the_encoder_keeps_its_mode_and_computes_in_the_chosen_precision(run: Path, paths: list[str]) -> None:
+    trained = load(run)
+    expected = trained.embed(paths)
+    trained.encoder.train()
+    assert torch.equal(trained.embed(paths), expected)
+    assert all(module.training for module in trained.encoder.modules())
+    half = trained.embed(paths, precision="bf16")
+    assert half.dtype == torch.float32
+    assert 0 < (half - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 @only_local

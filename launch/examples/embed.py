@@ -1,6 +1,7 @@
 """Write the features of all images below a folder: python launch/examples/embed.py RUN FOLDER vectors.npy
 
-Beside ``vectors.npy``, (N, dim) float32, ``vectors.txt`` names the image of each row.
+Beside ``vectors.npy``, (N, dim) float32, ``vectors.txt`` names the image of each row.  For more images than fit in
+memory, and for many GPUs, use ``sslx embed``.
 """
 
 import sys
@@ -12,11 +13,11 @@ import sslx
 
 
 def main(run: str, folder: str, file: str) -> None:
-    """Read the encoder of a run, embed every JPEG and PNG file, and write both files."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    """Read the encoder of a run, embed every image, and write both files."""
+    paths = sslx.image_paths(folder)
     trained = sslx.load(run)
-    vectors = trained.embed(paths)
-    np.save(file, vectors.numpy())
+    vectors = trained.embed(paths, as_numpy=True)
+    np.save(file, vectors)
     Path(file).with_suffix(".txt").write_text("".join(f"{path}\n" for path in paths))
     print(f"{len(paths)} images, {trained.dim} numbers each: {file}")
 

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from sslx import lazy
 
 if TYPE_CHECKING:
+    from sslx.config.embed import EmbedConfig as EmbedConfig
+    from sslx.config.embed import NeighborsConfig as NeighborsConfig
+    from sslx.config.embed import load_embed as load_embed
+    from sslx.config.embed import load_neighbors as load_neighbors
     from sslx.config.flags import recipes as recipes
     from sslx.config.pretrain import DamagedConfig as DamagedConfig
     from sslx.config.pretrain import PlotConfig as PlotConfig
@@ -25,6 +29,7 @@ else:  # so that type checkers know every name
     __getattr__ = lazy.names(
         __name__,
         {
+            "embed": ("EmbedConfig", "NeighborsConfig", "load_embed", "load_neighbors"),
             "flags": ("recipes",),
             "pretrain": (
                 "DamagedConfig", "PlotConfig", "PretrainConfig", "ProbeConfig", "VerifyConfig", "dump", "load",

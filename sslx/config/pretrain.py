@@ -160,7 +160,7 @@ class PlotConfig:
     """Device to compute features on."""
 
 
-OfImages = TypeVar("OfImages", ProbeConfig, PlotConfig)
+OfImages = TypeVar("OfImages", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,17 +310,18 @@ def load_probe(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet:
 
     run: the run's config, whose source and data the flags override.
     """
-    return _of_images(ProbeConfig, "sslx probe", argv, run, quiet)
+    return of_images(ProbeConfig, "sslx probe", argv, run, quiet)
 
 
 def load_plot(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> PlotConfig:
     """Return the config of ``sslx plot CHECKPOINT [--flags]``; ``run`` as for ``load_probe``."""
-    return _of_images(PlotConfig, "sslx plot", argv, run, quiet)
+    return of_images(PlotConfig, "sslx plot", argv, run, quiet)
 
 
-def _of_images(
+def of_images(
     kind: type[OfImages], prog: str, argv: Sequence[str], run: PretrainConfig | None, quiet: bool
 ) -> OfImages:
+    """Return the config of a command whose class ``kind`` has a checkpoint, a source and data; ``run`` as above."""
     data, source, args = _images(argv, run)
     config: OfImages = parse_flags(kind, args, prog, kind(checkpoint=MISSING, data=data, source=source), quiet)
     return dataclasses.replace(config, source=choices.complete_source(config.source))

@@ -245,6 +245,51 @@ class Sequential:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """One pass over pieces of a source, in batches that depend on their piece alone.
+
+    pieces: their numbers, ascending.  length: piece k has samples k * length up to (k + 1) * length or the last one.
+    """
+
+    num_samples: int
+    per_rank: int
+    length: int
+    pieces: tuple[int, ...]
+
+    def samples(self, piece: int) -> range:
+        """Return the samples of a piece."""
+        return range(piece * self.length, min((piece + 1) * self.length, self.num_samples))
+
+    @property
+    def num_batches(self) -> int:
+        if not self.pieces:
+            return 0
+        num_in_last = -(-len(self.samples(self.pieces[-1])) // self.per_rank)
+        return (len(self.pieces) - 1) * self._batches_per_piece + num_in_last
+
+    def epoch(self, t: int) -> int:  # noqa: ARG002
+        return 0
+
+    def batch(self, t: int) -> Indices:
+        number, within = divmod(t, self._batches_per_piece)
+        samples = self.samples(self.pieces[number])[within * self.per_rank : (within + 1) * self.per_rank]
+        return np.arange(samples.start, samples.stop)
+
+    def finished(self, t: int) -> bool:
+        return t >= self.num_batches
+
+    def state(self, t: int) -> dict[str, Any]:
+        return {"batch": t}
+
+    def seek(self, state: Mapping[str, Any]) -> int:
+        return state["batch"]
+
+    @property
+    def _batches_per_piece(self) -> int:
+        return -(-self.length // self.per_rank)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Repeated:
     """The same samples once per epoch for ``num_epochs`` epochs, to see each one's augmentations."""
 

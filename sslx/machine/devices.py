@@ -9,6 +9,7 @@ from sslx.console.words import plural
 from sslx.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def of_rank(device: Device, local_rank: int) -> torch.device:
@@ -29,3 +30,14 @@ def of_rank(device: Device, local_rank: int) -> torch.device:
         f"expected a GPU for each rank of a machine, got local rank {local_rank} and {plural(num_gpus, 'GPU')}: "
         "start fewer ranks per machine"
     )
+
+
+def autocast(device: torch.device, precision: Precision = "auto") -> torch.dtype | None:
+    """Return the dtype to autocast to when features are computed, or None for float32 throughout.
+
+    precision: "auto" is bf16 on a GPU that supports it, else float32.
+    """
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -9,8 +9,10 @@ from sslx.plot.embedding import projection as projection
 from sslx.plot.embedding import subsample as subsample
 from sslx.plot.loss import epoch_marks as epoch_marks
 from sslx.plot.loss import loss_curve as loss_curve
+from sslx.plot.sheets import Row as Row
 from sslx.plot.sheets import images as images
 from sslx.plot.sheets import neighbor_sheet as neighbor_sheet
 from sslx.plot.sheets import neighbors as neighbors
 from sslx.plot.sheets import rgb as rgb
+from sslx.plot.sheets import sections as sections
 from sslx.plot.sheets import side_by_side as side_by_side

@@ -251,7 +251,7 @@ def _views(scene: Scene, path: Path) -> bool:
     rows = [(f"evaluation view, {trained.view.size} px", plain)]
     for epoch, views in enumerate(epochs, 1):
         prefix = f"epoch {epoch}, " if len(epochs) > 1 else ""
-        rows += [(f"{prefix}{name}", view) for name, view in _rows_of_views(views, trained.view)]
+        rows += [(f"{prefix}{name}", view) for name, view in rows_of_views(views, trained.view)]
     num_views = plural(len(trained.views), "augmented view")
     plot.images(
         rows,
@@ -263,7 +263,7 @@ def _views(scene: Scene, path: Path) -> bool:
     return True
 
 
-def _rows_of_views(views: Sequence[Tensor], view: ViewSpec) -> list[tuple[str, Tensor]]:
+def rows_of_views(views: Sequence[Tensor], view: ViewSpec) -> list[tuple[str, Tensor]]:
     """Return named rows of one epoch's views, in which small views of the same size stand side by side."""
     width = max(images.shape[3] for images in views)
     rows: list[tuple[str, Tensor]] = []

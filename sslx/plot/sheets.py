@@ -1,6 +1,8 @@
 """Sheets of images: several views of the same images, or images with their nearest neighbors."""
 
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from sslx import rng
 from sslx.console.words import shown
 from sslx.data.views import ViewSpec
 from sslx.errors import DataError
-from sslx.plot.canvas import INK, canvas, save, titles
+from sslx.plot.canvas import GRAY, INK, SOFT, canvas, save, titles
 from sslx.probe.knn import nearest
 
 Pixels = npt.NDArray[np.float32]
@@ -48,6 +50,50 @@ def images(rows: Sequence[tuple[str, Tensor]], view: ViewSpec, path: Path, title
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+    titles(axes, title, subtitle, above=10)
+    save(figure, path)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a sheet: a name, a line about it, and images (B, H, W, 3) in [0, 1]."""
+
+    name: str
+    detail: str
+    pixels: Pixels
+
+
+def sections(parts: Sequence[tuple[str, Sequence[Row]]], path: Path, title: str, subtitle: str) -> None:
+    """Write a PNG of rows of images in sections with headings, the same samples in the columns of every row.
+
+    All rows have the same scale, as in ``images``.
+    """
+    gap, heading, names = 0.08, 0.42, 2.1  # lengths are in units of the largest image
+    every = [row for _, rows in parts for row in rows]
+    num_columns, max_px = max(len(row.pixels) for row in every), max(max(row.pixels.shape[1:3]) for row in every)
+    width = names + num_columns * (1 + gap) - gap
+    height = sum(heading + sum(row.pixels.shape[1] / max_px + gap for row in rows) for _, rows in parts)
+    figure, axes = canvas(1.15 * width, 1.15 * height)
+    axes.set_position((0, 0, 1, 1))
+    top = 0.0
+    for name, rows in parts:
+        axes.plot([0, width], [top + heading - 0.1] * 2, color=GRAY, linewidth=1, zorder=0)
+        axes.text(0, top + heading - 0.15, name, va="bottom", fontsize=11, fontweight="bold", color=INK)
+        top += heading
+        for row in rows:
+            side = row.pixels.shape[1] / max_px
+            middle, lines = top + side / 2, textwrap.wrap(row.detail, 32)
+            axes.text(0, middle - 0.02, shown(row.name, 30), va="bottom", fontsize=9.5, color=INK, parse_math=False)
+            axes.text(0, middle + 0.03, "\n".join(lines), va="top", fontsize=7.5, color=SOFT, parse_math=False)
+            for column, image in enumerate(row.pixels):
+                left = names + column * (1 + gap)
+                extent = (left, left + image.shape[1] / max_px, top + side, top)
+                axes.imshow(image, extent=extent, interpolation="nearest" if max_px <= 64 else "auto")
+            top += side + gap
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_aspect("equal")
+    axes.axis("off")
     titles(axes, title, subtitle, above=10)
     save(figure, path)
 
@@ -98,10 +144,10 @@ def neighbors(
 def neighbor_sheet(rows: Sequence[tuple[Pixels, Sequence[str]]], path: Path, title: str, subtitle: str) -> None:
     """Write a PNG of rows of images with a line of text below each image.  The first image of a row is framed.
 
-    rows: 1 + K images (1 + K, H, W, 3) in [0, 1] and their 1 + K lines.
+    rows: 1 + K images (1 + K, H, W, 3) in [0, 1] and their 1 + K lines; K may differ.
     """
     gap, query_gap, line_height = 0.1, 0.25, 0.3  # in units of an image
-    num_columns = len(rows[0][1])
+    num_columns = max(len(lines) for _, lines in rows)
     width, height = num_columns * (1 + gap) + query_gap, len(rows) * (1 + line_height)
     figure, axes = canvas(1.25 * width, 1.25 * height)
     axes.set_position((0, 0, 1, 1))

@@ -1,7 +1,6 @@
 """Frozen features of a whole split: extraction over ranks, the raw-pixel baseline, and random orders of rows."""
 
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from sslx import distributed, rng
 from sslx.console.words import one_line
 from sslx.data.batch import Batch
+from sslx.encoders.modes import evaluation_mode as evaluation_mode
 from sslx.errors import ConfigError, NonFiniteError, UserError
 from sslx.machine import memory
 
@@ -69,18 +69,6 @@ def extract(
 
     with evaluation_mode(encoder):
         return _collect(embed, batches, num_samples, num_views, progress)
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Generator[None]:
-    """Put the module in evaluation mode inside the context, and restore each submodule's mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def pixels(

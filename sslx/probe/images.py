@@ -16,6 +16,7 @@ from sslx.data.sources import Source, SourceConfig
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.machine import devices
 from sslx.probe import features, held_out
 from sslx.probe.features import Features
 from sslx.trained import Trained
@@ -127,5 +128,4 @@ def extract(
 
 def autocast(device: torch.device) -> torch.dtype | None:
     """Return the dtype to autocast to when features are computed, or None for float32 throughout."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bf16 else None
+    return devices.autocast(device)

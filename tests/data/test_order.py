@@ -17,7 +17,7 @@ from kit.loaders import take, training_loader
 from kit.sources import in_memory
 from sslx import rng
 from sslx.data.backends import dali
-from sslx.data.order import Order, Repeated, Sequential, Shuffled
+from sslx.data.order import Order, Pieces, Repeated, Sequential, Shuffled
 from sslx.data.views import ViewSpec
 from sslx.errors import ConfigError
 
@@ -301,3 +301,15 @@ def test_nor_more_often_where_dali_prefetches_as_on_a_gpu(
     loader.close()
     assert computed.keys() >= {(t // 10, t % 10 * 6) for t in range(35)}
     assert set(computed.values()) == {1}
+
+
+def test_a_batch_of_a_piece_does_not_depend_on_the_other_pieces():
+    def batches(*pieces: int) -> list[list[int]]:
+        order = Pieces(num_samples=26, per_rank=4, length=10, pieces=pieces)
+        assert all(order.seek(order.state(t)) == t for t in range(order.num_batches))
+        assert order.finished(order.num_batches)
+        return [order.batch(t).tolist() for t in range(order.num_batches)]
+
+    assert batches(0, 1, 2) == batches(0) + batches(1) + batches(2)
+    assert batches(1, 2) == [[10, 11, 12, 13], [14, 15, 16, 17], [18, 19], [20, 21, 22, 23], [24, 25]]
+    assert batches() == []

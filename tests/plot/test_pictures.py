@@ -167,10 +167,10 @@ def test_the_views_are_those_of_the_first_batch_and_of_the_next_epoch(flat: Path
 def test_small_crops_stand_side_by_side(classes: Path) -> None:
     of = scene(classes)
     _, (views,), _ = pictures.training_views(of)
-    names = [name for name, _ in pictures._rows_of_views(views, of.trained.view)]
+    names = [name for name, _ in pictures.rows_of_views(views, of.trained.view)]
     assert names == ["view 1, 16 px", "view 2, 16 px", "view 3, 8 px", "view 4, 8 px", "view 5, 8 px", "view 6, 8 px"]
     small = [torch.zeros(2, 3, 24, 24)] * 3 + [torch.zeros(2, 3, 7, 7)] * 5
-    rows = pictures._rows_of_views(small, of.trained.view)
+    rows = pictures.rows_of_views(small, of.trained.view)
     assert [name for name, _ in rows[3:]] == ["views 4 to 6, 7 px", "views 7 and 8, 7 px"]
     assert all(row.shape[3] == 24 for _, row in rows)
 

@@ -117,6 +117,11 @@ def read(file: File, levels: Levels | None = None) -> Pixels:
     return gray if gray.ndim == 3 else np.repeat(gray[..., None], 3, axis=-1)
 
 
+def of_pil(image: Image.Image) -> Pixels:
+    """Return the (H, W, 3) uint8 RGB pixels of a PIL image, upright.  Raises Unreadable if it has more than 8 bits."""
+    return _upright(_rgb(image.copy() if "transparency" in image.info else image, image.format or "PIL image"), image)
+
+
 def values(file: File) -> Values:
     """Return the values in an image file.  Raises Unreadable with the reason."""
     descriptor = headers.opened(file)

@@ -71,6 +71,10 @@ class Source(ABC):
     def where(self, index: int) -> str:
         """Return the name of the image at this index for messages."""
 
+    def path(self, index: int) -> str:
+        """Return the path of the image at this index as it is, or the image's name if it is no file."""
+        return self.where(index)
+
     @abstractmethod
     def take(self, index: Indices) -> Self:
         """Return a source of the images at these indices (K,)."""
@@ -147,6 +151,9 @@ class Files(Coded):
 
     def where(self, index: int) -> str:
         return shown(self.paths[index])
+
+    def path(self, index: int) -> str:
+        return self.paths[index]
 
     def take(self, index: Indices) -> Self:
         return replace(self, facts=self.facts.take(index), paths=self.files(index))

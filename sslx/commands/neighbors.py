@@ -1,0 +1,15 @@
+"""``sslx neighbors CHECKPOINT IMAGE... [flags]``."""
+
+from collections.abc import Sequence
+
+from sslx import config
+from sslx.machine import environment
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print and draw the images nearest to given ones and return the exit code."""
+    quiet = environment.launched_rank() not in (None, 0)
+    checkpoint = config.load_neighbors(argv, quiet=quiet).checkpoint
+    from sslx.embed import neighbors  # imports torch, which takes seconds
+
+    return neighbors.main(argv, checkpoint, quiet=quiet)
