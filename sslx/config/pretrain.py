@@ -119,17 +119,15 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """Measure an encoder's frozen features: kNN, linear probe and few labels.
+    """Measure an encoder's frozen features: kNN, linear probe, few labels, and scores that need no labels.
 
-    Raw pixels and the untrained encoder are measured for comparison.
-
-    Without labels it measures rank, alignment, uniformity and retrieval instead.
+    Raw pixels and the untrained encoder are measured for comparison, and further checkpoints beside them.
     """
 
-    checkpoint: Positional[Path]
-    """A run folder, or a checkpoint directory in it."""
+    checkpoints: Positional[tuple[Path, ...]]
+    """Run folders, or checkpoint directories in them; several are compared."""
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
-    """Images to probe on.  Default: the run's."""
+    """Images to probe on.  Default: the first run's."""
     data: DataConfig = field(default_factory=DataConfig)
     """How images are read.  Default: as in the run."""
     baselines: bool = True
@@ -139,6 +137,10 @@ class ProbeConfig:
     batch_size: int = 256
     """Images per batch on each rank."""
     probe: ProbesConfig = field(default_factory=ProbesConfig)
+
+    def __post_init__(self) -> None:
+        if self.checkpoints == ():
+            raise ConfigError("expected the folder of a run, got none: sslx probe runs/NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +307,7 @@ def _complete(config: PretrainConfig) -> PretrainConfig:
 
 
 def load_probe(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> ProbeConfig:
-    """Return the config of ``sslx probe CHECKPOINT [--flags]``.
+    """Return the config of ``sslx probe CHECKPOINT... [--flags]``.
 
     run: the run's config, whose source and data the flags override.
     """
@@ -321,7 +323,8 @@ def _of_images(
     kind: type[OfImages], prog: str, argv: Sequence[str], run: PretrainConfig | None, quiet: bool
 ) -> OfImages:
     data, source, args = _images(argv, run)
-    config: OfImages = parse_flags(kind, args, prog, kind(checkpoint=MISSING, data=data, source=source), quiet)
+    missing = {"checkpoints" if kind is ProbeConfig else "checkpoint": MISSING}
+    config: OfImages = parse_flags(kind, args, prog, kind(**missing, data=data, source=source), quiet)
     return dataclasses.replace(config, source=choices.complete_source(config.source))
 
 

@@ -37,14 +37,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_probe_prints_a_table_and_writes_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["probe", str(trained), "--probe.num-draws", "2"]) == 0
     out = capsys.readouterr().out
-    for row in ("raw pixels", "untrained encoder", "pretrained encoder", "1 label per class", "5 labels per class"):
-        assert row in out
-    scores = json.loads((trained / "probe.json").read_text())["scores"]
+    for word in ("raw pixels", "untrained encoder", "pretrained encoder", "10 labels", "10 % of", "LiDAR", "retrieval"):
+        assert word in out
+    record = json.loads((trained / "probe.json").read_text())
+    scores = record["scores"]
     assert [score["name"] for score in scores] == ["raw pixels", "untrained encoder", "pretrained encoder"]
     for score in scores:
         assert 0.1 < score["linear"] <= 1
         assert 0.1 < score["knn"] <= 1
-        assert score["low_shot"].keys() == {"1", "5"}
+        assert score["low_shot"].keys() == {"1", "5", "10"}
+        assert score["fractions"].keys() == {"0.01", "0.1"}
+        assert score["knn_held_out"][str(score["k"])] == max(score["knn_held_out"].values())
+    assert [row["name"] for row in record["label_free"]] == [score["name"] for score in scores]
 
 
 def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(trained: Path) -> None:
@@ -57,7 +61,7 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
     (one,), (other,), (again,) = (next(loader).views for loader in loaders)
     assert one.shape == other.shape == (8, 3, 12, 12)
     assert torch.equal(one, again), "probes never augment"
-    assert options.checkpoint == trained
+    assert options.checkpoints == (trained,)
 
 
 def test_a_probe_at_another_size(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
