@@ -20,6 +20,8 @@ from sslx.probe.features import Features
 
 FOLDER = "features"
 _SUFFIX = ".safetensors"
+_FACTS = "sslx"
+"""The only entry of a file's metadata, whose order safetensors does not keep: JSON of key, digest and a description."""
 _GB = 10**9
 
 
@@ -63,12 +65,12 @@ class Cache:
             return None
         try:
             with safe_open(path, framework="pt") as opened:
-                facts = opened.metadata() or {}
+                facts = json.loads((opened.metadata() or {}).get(_FACTS, "{}"))
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}
             if facts.get("key") != key or facts.get("digest") != digest(tensors):
                 return None
             features = Features(tensors["x"], tensors.get("label"), tensors["index"])
-        except (OSError, SafetensorError, KeyError):
+        except (OSError, SafetensorError, KeyError, ValueError):
             return None
         with suppress(OSError):  # a folder that cannot be written
             os.utime(path)
@@ -94,7 +96,7 @@ class Cache:
         facts = {"key": key, "digest": digest(tensors), "of": what}
         try:
             self.folder.mkdir(exist_ok=True)
-            files.replace(self._path(key), safetensors.torch.save(tensors, facts))
+            files.replace(self._path(key), safetensors.torch.save(tensors, {_FACTS: json.dumps(facts)}))
             self._shrink(self._path(key))
         except OSError as error:
             return f"features are not kept for the next probe: {shown(self.folder)}: {files.reason(error)}"

@@ -77,8 +77,8 @@ class Representations:
         if self._num_kept:
             folder = shown(self.trained.folder / cache.FOLDER)
             total = self._num_kept + self._num_computed
-            computed = "none was computed" if not self._num_computed else f"{self._num_computed} were computed"
-            lines.insert(0, f"{self._num_kept} of {plural(total, 'set')} of features are from {folder}; {computed}")
+            rest = f"computed {self._num_computed}" if self._num_computed else "computed none"
+            lines.insert(0, f"features: took {self._num_kept} of {plural(total, 'set')} from {folder}, {rest}")
         return lines
 
     def _augmented_batches(self, source: Source, specs: Sequence[ViewSpec]) -> data.Loader:
