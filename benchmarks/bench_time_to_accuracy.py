@@ -116,7 +116,7 @@ def scores(root: Path, encoder: nn.Module) -> dict[str, float | None]:
         for split in (train, test)
     ]
     score = probe.evaluate(
-        probe.Config(shots=()), extracted[0], extracted[1], "encoder", len(train.facts.classes or ())
+        probe.Config(k=(200,), shots=(), fractions=()), extracted[0], extracted[1], "encoder", len(train.facts.classes or ())
     )
     return {"knn": score.knn, "linear": score.linear}
 
@@ -132,7 +132,7 @@ def train_sslx(session: Session, budgets_s: list[float]) -> None:
         if steps < 1:
             raise SystemExit(f"{budget_s:.0f} s are too short: starting and compiling take {overhead_s:.0f} s here")
         elapsed_s = pretrain(training, session.options.root, steps)
-        linear = by_name(training.probe("--no-baselines", "--probe.shots"))["pretrained encoder"]
+        linear = by_name(training.probe("--no-baselines", "--probe.shots", "--probe.fractions"))["pretrained encoder"]
         record(session, "sslx", budget_s=budget_s, train_s=elapsed_s, samples=steps * batch_size,
                encoder="narrow resnet", config=training.config(), **recipe_key(), **linear)  # fmt: skip
 

@@ -31,8 +31,12 @@ class TrainingRun:
         return usage.ru_maxrss * 1024
 
     def probe(self, *flags: str) -> Record:
-        """Probe the encoder, and return what ``probe.json`` says."""
-        subprocess.run([sys.executable, "-m", "sslx", "probe", str(self.folder), *flags], check=True)
+        """Probe the encoder, and return what ``probe.json`` says.
+
+        kNN has 200 neighbors, as in all lines of results/ that were recorded before sslx chose their number.
+        """
+        usual = ["--probe.k", "200", "--probe.no-label-free"]
+        subprocess.run([sys.executable, "-m", "sslx", "probe", str(self.folder), *usual, *flags], check=True)
         return json.loads((self.folder / "probe.json").read_text())
 
     def config(self) -> Record:

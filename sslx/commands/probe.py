@@ -1,4 +1,4 @@
-"""``sslx probe CHECKPOINT [flags]``."""
+"""``sslx probe CHECKPOINT... [flags]``."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from sslx.machine import environment
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table of scores and write it to ``probe.json`` in the run folder.  Return the exit code."""
+    """Print the tables of scores and write them to ``probe.json`` in each run folder.  Return the exit code."""
     quiet = environment.launched_rank() not in (None, 0)
-    checkpoint = config.load_probe(argv, quiet=quiet).checkpoint
+    checkpoints = config.load_probe(argv, quiet=quiet).checkpoints
     from sslx.probe import scores  # imports torch, which takes seconds
 
-    return scores.main(argv, checkpoint, quiet=quiet)
+    return scores.main(argv, checkpoints, quiet=quiet)

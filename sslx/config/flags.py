@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sslx.config import schema
 from sslx.console.words import shown
@@ -242,6 +242,10 @@ def expanded(settings: Any) -> Any:
             new = expanded(value)
         elif isinstance(value, Path):
             new = files.expanded(value)
+        elif isinstance(value, tuple):
+            new = tuple(
+                files.expanded(part) if isinstance(part, Path) else part for part in cast("Sequence[Any]", value)
+            )
         elif field.name in _PATHS and isinstance(value, str) and value.startswith("~"):
             new = str(files.expanded(value))
         if new != value:

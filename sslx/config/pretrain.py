@@ -120,17 +120,15 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """Measure an encoder's frozen features: kNN, linear probe and few labels.
+    """Measure an encoder's frozen features: kNN, linear probe, few labels, and scores that need no labels.
 
-    Raw pixels and the untrained encoder are measured for comparison.
-
-    Without labels it measures rank, alignment, uniformity and retrieval instead.
+    Raw pixels and the untrained encoder are measured for comparison, and further checkpoints beside them.
     """
 
-    checkpoint: Positional[Path]
-    """A run folder, or a checkpoint directory in it."""
+    checkpoints: Positional[tuple[Path, ...]]
+    """Run folders, or checkpoint directories in them; several are compared."""
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
-    """Images to probe on.  Default: the run's."""
+    """Images to probe on.  Default: the first run's."""
     data: DataConfig = field(default_factory=DataConfig)
     """How images are read.  Default: as in the run."""
     baselines: bool = True
@@ -140,6 +138,10 @@ class ProbeConfig:
     batch_size: int = 256
     """Images per batch on each rank."""
     probe: ProbesConfig = field(default_factory=ProbesConfig)
+
+    def __post_init__(self) -> None:
+        if self.checkpoints == ():
+            raise ConfigError("expected the folder of a run, got none: sslx probe runs/NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +308,7 @@ def _complete(config: PretrainConfig) -> PretrainConfig:
 
 
 def load_probe(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> ProbeConfig:
-    """Return the config of ``sslx probe CHECKPOINT [--flags]``.
+    """Return the config of ``sslx probe CHECKPOINT... [--flags]``.
 
     run: the run's config, whose source and data the flags override.
     """
@@ -323,7 +325,8 @@ def of_images(
 ) -> OfImages:
     """Return the config of a command whose class ``kind`` has a checkpoint, a source and data; ``run`` as above."""
     data, source, args = _images(argv, run)
-    config: OfImages = parse_flags(kind, args, prog, kind(checkpoint=MISSING, data=data, source=source), quiet)
+    missing = {"checkpoints" if kind is ProbeConfig else "checkpoint": MISSING}
+    config: OfImages = parse_flags(kind, args, prog, kind(**missing, data=data, source=source), quiet)
     return dataclasses.replace(config, source=choices.complete_source(config.source))
 
 

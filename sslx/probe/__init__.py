@@ -10,11 +10,10 @@ if TYPE_CHECKING:
     from sslx.probe.probes import as_json as as_json
     from sslx.probe.probes import evaluate as evaluate
     from sslx.probe.probes import feasible_probes as feasible_probes
-    from sslx.probe.probes import table as table
 else:  # at run time, these names are imported on first use
     __getattr__ = lazy.names(
         __name__,
         {
-            "probes": ("Score", "as_json", "evaluate", "feasible_probes", "table"),
+            "probes": ("Score", "as_json", "evaluate", "feasible_probes"),
         },
     )

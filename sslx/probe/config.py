@@ -9,27 +9,53 @@ from sslx.errors import ConfigError
 class Config:
     """The probes to run and their settings."""
 
-    k: int = 200
-    """Number of neighbors that vote in the kNN probe, at most the mean size of a class; 0 disables the probe."""
+    k: tuple[int, ...] = (5, 10, 20, 100, 200)
+    """Numbers of neighbors that may vote in the kNN probe, of which held-out training images choose one, at most the
+    mean size of a class.  An empty list disables the probe."""
     temperature: float = 0.07
     """Temperature of the weights of kNN votes, exp(similarity / temperature)."""
     linear: bool = True
-    """Fit a linear classifier on all training labels (the slowest probe)."""
-    shots: tuple[int, ...] = (1, 5)
+    """Fit a linear classifier on all training labels by L-BFGS."""
+    sgd: bool = False
+    """Fit it by SGD as well, for 100 epochs, as papers do (the slowest probe)."""
+    shots: tuple[int, ...] = (1, 5, 10)
     """Labels per class in the few-label probes, one probe for each number.  An empty list disables them."""
+    fractions: tuple[float, ...] = (0.01, 0.1)
+    """Fractions of the labels in further few-label probes.  An empty list disables them."""
     num_draws: int = 20
-    """Number of random draws of labeled images that a few-label score averages over."""
+    """Number of random draws of labeled images that a score with few labels per class averages over."""
+    num_fraction_draws: int = 5
+    """Number of random draws that a score with a fraction of the labels averages over."""
     seed: int = 0
-    """Seed of these draws, and of the training images that are held out to choose the regularization."""
+    """Seed of these draws, and of the training images that are held out to choose k, the regularization and the
+    learning rate."""
+    label_free: bool = True
+    """Measure scores that need no labels, where there are labels too."""
+    num_views: int = 10
+    """Augmented views of each image in the scores without labels.  LiDAR's authors use 10 to 50."""
+    cache_gb: float = 4.0
+    """Maximum size of the features that the run folder keeps for the next probe, in GB; 0 keeps none."""
 
     def __post_init__(self) -> None:
-        if self.k < 0:
-            raise ConfigError(f"probe.k: expected 1 or more, or 0 to disable the kNN probe, got {self.k}")
+        for name, numbers in (("k", self.k), ("shots", self.shots)):
+            if any(number < 1 for number in numbers) or len(set(numbers)) < len(numbers):
+                raise ConfigError(
+                    f"probe.{name}: expected distinct numbers of 1 or more, got {numbers}: to disable the probe, "
+                    f"write --probe.{name} without a number"
+                )
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"probe.temperature: expected a positive number, such as 0.07, got {self.temperature}")
-        if any(shots < 1 for shots in self.shots) or len(set(self.shots)) < len(self.shots):
-            raise ConfigError(f"probe.shots: expected distinct numbers of 1 or more, got {self.shots}")
-        if self.num_draws < 1:
-            raise ConfigError(f"probe.num_draws: expected 1 or more, got {self.num_draws}")
-        if self.seed < 0:
-            raise ConfigError(f"probe.seed: expected 0 or more, got {self.seed}")
+        if any(not 0 < part < 1 for part in self.fractions) or len(set(self.fractions)) < len(self.fractions):
+            raise ConfigError(
+                f"probe.fractions: expected distinct numbers between 0 and 1, such as 0.1, got {self.fractions}"
+            )
+        for name, number, minimum in (
+            ("num-draws", self.num_draws, 1),
+            ("num-fraction-draws", self.num_fraction_draws, 1),
+            ("seed", self.seed, 0),
+            ("num-views", self.num_views, 2),
+        ):
+            if number < minimum:
+                raise ConfigError(f"probe.{name}: expected {minimum} or more, got {number}")
+        if not 0 <= self.cache_gb < float("inf"):
+            raise ConfigError(f"probe.cache-gb: expected a size in GB, or 0 for no cache, got {self.cache_gb}")

@@ -1,21 +1,20 @@
-"""Scores of a representation that need no labels: rank, std, alignment, uniformity and instance retrieval."""
+"""Scores of a representation that need no labels: ranks, std, alignment, uniformity and instance retrieval."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslx.console.words import shown
 from sslx.errors import DataError
 from sslx.losses import spread
 from sslx.probe import geometry
 from sslx.probe.knn import nearest
+from sslx.probe.tables import Column
 
 MAX_IMAGES = 2_000
 """Maximum number of images to score.  The cost of rank and uniformity grows with the square of this number, and scores
@@ -28,34 +27,45 @@ class Score:
     """The scores of one representation with ``dim`` dimensions on ``num_images`` images.
 
     rank: RankMe (``geometry.rank_me``) of the images' features with the probes' view, or None if not computed.
+    alpha: alpha-ReQ (``geometry.alpha_req``) of the same features; None also if they have too few dimensions.
     std: spread of the same features (``losses.spread``).
-    alignment, uniformity: of two augmented views of each image, as ``monitor.health`` computes them.
+    lidar: LiDAR (``geometry.lidar``) of ``num_views`` augmented views of each image, or None if not computed.
+    alignment, uniformity: of the first two augmented views of each image, as ``monitor.health`` computes them.
     retrieval: fraction, in [0, 1], of augmented views whose nearest image is the one that they were made from.
     """
 
     name: str
     dim: int
     num_images: int
+    num_views: int
     rank: float | None
+    lidar: float | None
+    alpha: float | None
     std: float
     alignment: float
     uniformity: float
     retrieval: float
 
 
-def score(name: str, plain: Tensor, first: Tensor, second: Tensor, *, with_rank: bool = True) -> Score:
-    """Score the features (N, D) of N images.
+def score(name: str, plain: Tensor, views: Tensor, *, with_ranks: bool = True) -> Score:
+    """Score the features of N images.
 
-    plain: features of the images with the probes' view.  first, second: features of two augmented views of each image.
+    plain: (N, D), with the probes' view.  views: (N, V, D), of V augmented views of each image, 2 or more.
+    with_ranks: compute RankMe, LiDAR and alpha-ReQ, which say nothing of raw pixels.
     Raises DataError for fewer than 2 images.
     """
     if len(plain) < 2:
         raise DataError(f"expected 2 or more images to tell apart, got {len(plain)}")
+    first, second = views[:, 0], views[:, 1]
+    alpha = float(geometry.alpha_req(plain)) if with_ranks else math.nan
     return Score(
         name=name,
         dim=plain.shape[1],
         num_images=len(plain),
-        rank=float(geometry.rank_me(plain)) if with_rank else None,
+        num_views=views.shape[1],
+        rank=float(geometry.rank_me(plain)) if with_ranks else None,
+        lidar=float(geometry.lidar(views)) if with_ranks else None,
+        alpha=alpha if math.isfinite(alpha) else None,
         std=float(spread(plain)),
         alignment=float(geometry.alignment(first.double(), second.double())),
         uniformity=float(geometry.uniformity(first.double())),
@@ -75,23 +85,35 @@ def retrieval(queries: Tensor, keys: Tensor) -> float:
     return float((nearest_rows == torch.arange(len(queries))).double().mean())
 
 
-def table(scores: Sequence[Score]) -> Table:
-    """Return a table with one row for each representation."""
-    columns = Table()
-    columns.add_column("representation")
-    for head in ("rank", "std", "alignment", "uniformity", "retrieval"):
-        columns.add_column(head, justify="right")
-    for row in scores:
-        rank = "" if row.rank is None else f"{row.rank:.1f} of {min(row.dim, row.num_images):,}"
-        numbers = (f"{row.std:.2f}", f"{row.alignment:.2f}", f"{row.uniformity:.2f}", f"{100 * row.retrieval:.1f} %")
-        columns.add_row(Text(shown(row.name)), rank, *numbers)
-    return columns
+def columns(scores: Sequence[Score | None]) -> list[list[Column]]:
+    """Return groups of columns with the scores, one cell for each; empty cells for None."""
+
+    def cells(cell: Callable[[Score], str]) -> list[tuple[float | None, str]]:
+        return [(None, "" if score is None else cell(score)) for score in scores]
+
+    def optional(value: float | None, text: str) -> str:
+        return "" if value is None else text.format(value)
+
+    variance = [
+        ("rank", cells(lambda s: optional(s.rank, "{:.1f}/" + str(min(s.dim, s.num_images))))),
+        ("LiDAR", cells(lambda s: optional(s.lidar, "{:.1f}"))),
+        ("alpha", cells(lambda s: optional(s.alpha, "{:.2f}"))),
+        ("std", cells(lambda s: f"{s.std:.2f}")),
+    ]
+    views = [
+        ("alignment", cells(lambda s: f"{s.alignment:.2f}")),
+        ("uniformity", cells(lambda s: f"{s.uniformity:.2f}")),
+        ("retrieval", cells(lambda s: f"{100 * s.retrieval:.1f} %")),
+    ]
+    return [variance, views]
 
 
 def legend(num_images: int) -> tuple[str, ...]:
     """Return one line for each column of the table, on its meaning and on which direction is better."""
     return (
         "rank: number of directions that the features use (RankMe), of the possible number; higher is better",
+        "LiDAR: number of directions that tell images apart and not views of an image; higher is better",
+        "alpha: how fast the directions' variances decay (alpha-ReQ); near 1 is best",
         "std: how far apart the features point; 1 is good, and near 0 they have collapsed: all images look the same",
         "alignment: squared distance between two augmented views of an image; lower is better, if std is high",
         "uniformity: how evenly the features cover the sphere; lower is better, and 0 is a collapse",

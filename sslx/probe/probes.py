@@ -1,20 +1,19 @@
 """Runs the kNN, linear and few-label probes on a representation, and presents their scores."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from sslx.console.words import plural, shown
 from sslx.errors import DataError
-from sslx.probe import knn, linear, low_shot
+from sslx.probe import knn, linear, low_shot, sgd
 from sslx.probe.config import Config
 from sslx.probe.features import Features, Progress, no_progress
+from sslx.probe.tables import Column, percent
 
 
 def feasible_probes(config: Config, label: Tensor, classes: Sequence[str]) -> tuple[Config, list[str]]:
@@ -27,28 +26,60 @@ def feasible_probes(config: Config, label: Tensor, classes: Sequence[str]) -> tu
         return config, []  # evaluate raises an error
     lines: list[str] = []
     rarest = min(counts, key=lambda c: counts[c])
-    name = shown(classes[rarest]) if rarest < len(classes) else str(rarest)
     for shots in config.shots:
         if shots > counts[rarest]:
             available = plural(counts[rarest], "training image")
-            lines.append(f"no probe with {shots} labels per class: class {name} has {available}")
-    if config.linear and max(counts.values()) < 2:
+            lines.append(f"no probe with {shots} labels per class: class {_name(rarest, classes)} has {available}")
+    for fraction in config.fractions:
+        if fraction * len(label) < len(counts):
+            part = f"{fraction * len(label):.2g} of {plural(len(label), 'label')}"
+            lines.append(f"no probe with {low_shot.words(fraction)}: {part} is less than one of each class")
+    has_pairs = max(counts.values()) > 1
+    if (config.linear or config.sgd) and not has_pairs:
         lines.append("no linear probe: choosing its regularization needs 2 training images of a class")
-    if config.k and (k := knn.num_neighbors(label, config.k)) < config.k:
-        lines.append(f"kNN with {k} neighbors, not {config.k}: a class has {k} training images on average")
-    linear = config.linear and max(counts.values()) > 1
-    shots = tuple(shots for shots in config.shots if shots <= counts[rarest])
-    return dataclasses.replace(config, shots=shots, linear=linear), lines
+    largest = knn.num_neighbors(label, max(config.k, default=1))
+    if too_large := [k for k in config.k if k > largest]:
+        few = plural(largest, "neighbor")
+        few = few if len(too_large) == len(config.k) else f"at most {few}"
+        images = plural(largest, "training image")
+        lines.append(f"kNN with {few}, not {', '.join(map(str, too_large))}: a class has {images} on average")
+    return dataclasses.replace(
+        config,
+        shots=tuple(shots for shots in config.shots if shots <= counts[rarest]),
+        fractions=tuple(part for part in config.fractions if part * len(label) >= len(counts)),
+        linear=config.linear and has_pairs,
+        sgd=config.sgd and has_pairs,
+    ), lines
+
+
+def missing_classes(train: Tensor, test: Tensor, classes: Sequence[str]) -> str:
+    """Return one line about the classes that the training labels have and the test labels lack; "" if there are none.
+
+    train, test: labels, (N,) each.  The scores say nothing of these classes.
+    """
+    trained = train.unique().tolist()
+    missing = [c for c in trained if c not in set(test.unique().tolist())]
+    if not missing:
+        return ""
+    some = f"{len(missing)} of {len(trained)} classes, the first of which is {_name(missing[0], classes)}"
+    return f"the test split has no image of {some}: the scores say nothing of them"
+
+
+def _name(label: int, classes: Sequence[str]) -> str:
+    return shown(classes[label]) if label < len(classes) else str(label)
 
 
 @dataclass(frozen=True)
 class Score:
     """The scores of one representation with ``dim`` dimensions.
 
-    knn, linear: accuracies on the test split, in [0, 1], or None for a probe that did not run.
+    knn, linear, sgd: accuracies on the test split, in [0, 1], or None for a probe that did not run.
     C: the regularization that the linear probe chose.
     low_shot: mean and standard deviation of the accuracy over the draws, by the number of labels per class.
     k: number of neighbors that voted, or 0 without the kNN probe.
+    knn_held_out: accuracies on held-out training images, by the number of neighbors; empty if there was no choice.
+    fractions: mean and standard deviation of the accuracy over the draws, by the fraction of the labels.
+    sgd_lr, sgd_batch_size: the settings that the linear probe by SGD chose.
     """
 
     name: str
@@ -58,6 +89,11 @@ class Score:
     C: float | None
     low_shot: dict[int, tuple[float, float]]
     k: int = 0
+    knn_held_out: dict[int, float] = field(default_factory=dict[int, float])
+    fractions: dict[float, tuple[float, float]] = field(default_factory=dict[float, tuple[float, float]])
+    sgd: float | None = None
+    sgd_lr: float | None = None
+    sgd_batch_size: int | None = None
 
 
 def evaluate(
@@ -70,70 +106,76 @@ def evaluate(
     device: torch.device | None = None,
     progress: Progress = no_progress,
 ) -> Score:
-    """Run the probes on a representation of both splits.  Raises DataError if the labels cannot be used."""
+    """Run the probes on a representation of both splits.  Raises DataError if the labels cannot be used.
+
+    Each probe reads the test split once, after held-out training images have chosen its settings.
+    """
     _check_labels(train, test, num_classes)
-    knn_accuracy = linear_accuracy = c = None
+    knn_accuracy = linear_accuracy = c = by_sgd = None
+    k, held_out = 0, dict[int, float]()
     if config.k:
-        knn_accuracy = knn.accuracy(
-            train, test, num_classes, config.k, config.temperature, device=device, progress=progress
+        k, held_out = knn.choose_k(
+            train, num_classes, config.k, config.temperature, seed=config.seed, device=device, progress=progress
         )
+        knn_accuracy = knn.accuracy(train, test, num_classes, k, config.temperature, device=device, progress=progress)
     if config.linear:
         linear_accuracy, c = linear.accuracy(
             train, test, num_classes, seed=config.seed, device=device, progress=progress
         )
-    low_shot_accuracies = {
-        shots: low_shot.accuracy(
-            train, test, shots, num_classes, config.num_draws, config.seed, device=device, progress=progress
+    if config.sgd:
+        by_sgd = sgd.score(train, test, num_classes, seed=config.seed, device=device, progress=progress)
+
+    def few_labels(amount: int | float, num_draws: int) -> tuple[float, float]:
+        return low_shot.accuracy(
+            train, test, amount, num_classes, num_draws, config.seed, device=device, progress=progress
         )
-        for shots in config.shots
-    }
-    assert train.label is not None
-    k = knn.num_neighbors(train.label, config.k) if config.k else 0
-    return Score(name, train.x.shape[1], knn_accuracy, linear_accuracy, c, low_shot_accuracies, k)
 
-
-def table(scores: Sequence[Score], title: str, note: str = "") -> Table:
-    """Return a table of the scores in percent, one row per representation, with the best of each column in bold."""
-    shots = sorted({shots for score in scores for shots in score.low_shot})
-    columns = [("kNN", [_cell(s.knn) for s in scores]), ("linear", [_cell(s.linear) for s in scores])]
-    columns += [
-        (f"{plural(n, 'label')} per class", [_cell(*s.low_shot.get(n, (None,))) for s in scores]) for n in shots
-    ]
-    columns = [(head, cells) for head, cells in columns if any(text for _, text in cells)]
-    rich_table = Table(
-        title=Text(shown(title)) if title else None,
-        caption=Text(shown(note)) if note else None,
-        caption_justify="left",
-        title_justify="left",
+    return Score(
+        name,
+        train.x.shape[1],
+        knn_accuracy,
+        linear_accuracy,
+        c,
+        {shots: few_labels(shots, config.num_draws) for shots in config.shots},
+        k,
+        held_out,
+        {fraction: few_labels(fraction, config.num_fraction_draws) for fraction in config.fractions},
+        by_sgd.accuracy if by_sgd else None,
+        by_sgd.lr if by_sgd else None,
+        by_sgd.batch_size if by_sgd else None,
     )
-    rich_table.add_column("representation")
-    for head, _ in columns:
-        rich_table.add_column(head, justify="right")
-    best = [max(value for value, _ in cells) for _, cells in columns]
-    for row, score in enumerate(scores):
-        texts = [
-            f"[bold]{text}[/bold]" if len(scores) > 1 and value == top else text
-            for (value, text), top in zip((cells[row] for _, cells in columns), best, strict=True)
-        ]
-        rich_table.add_row(Text(shown(score.name)), *texts)
-    return rich_table
+
+
+def columns(scores: Sequence[Score]) -> list[list[Column]]:
+    """Return groups of columns with the scores in percent, one cell for each: with all labels, and with few."""
+    shots = sorted({shots for score in scores for shots in score.low_shot})
+    fractions = sorted({fraction for score in scores for fraction in score.fractions})
+    return [
+        [
+            ("kNN", [percent(s.knn) for s in scores]),
+            ("linear", [percent(s.linear) for s in scores]),
+            ("SGD", [percent(s.sgd) for s in scores]),
+        ],
+        [
+            (f"{100 * part:g} % of\nlabels", [percent(*s.fractions.get(part, (None,))) for s in scores])
+            for part in fractions
+        ],
+        [(f"{plural(n, 'label')}\nper class", [percent(*s.low_shot.get(n, (None,))) for s in scores]) for n in shots],
+    ]
 
 
 def as_json(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """Return the scores as values that JSON can hold, with low_shot like {"5": {"mean": 0.71, "std": 0.02}}."""
+
+    def spreads(values: Mapping[Any, tuple[float, float]]) -> dict[str, dict[str, float]]:
+        return {str(amount): {"mean": mean, "std": std} for amount, (mean, std) in values.items()}
+
     return [
         dataclasses.asdict(score)
-        | {"low_shot": {str(n): {"mean": m, "std": s} for n, (m, s) in score.low_shot.items()}}
+        | {"low_shot": spreads(score.low_shot), "fractions": spreads(score.fractions)}
+        | {"knn_held_out": {str(k): accuracy for k, accuracy in score.knn_held_out.items()}}
         for score in scores
     ]
-
-
-def _cell(value: float | None, std: float | None = None) -> tuple[float, str]:
-    """Return a percentage rounded as it is printed, by which cells are compared, and its text."""
-    if value is None:
-        return -1.0, ""
-    text = f"{100 * value:.1f}"
-    return float(text), text if std is None else f"{text} ± {100 * std:.1f}"
 
 
 def _check_labels(train: Features, test: Features, num_classes: int) -> None:

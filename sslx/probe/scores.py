@@ -1,234 +1,262 @@
-"""``sslx probe``: scores of a checkpoint's frozen features, with labels or without."""
+"""``sslx probe``: a scorecard of frozen features, of one checkpoint or of several side by side."""
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from sslx import config, data, distributed, probe
+from sslx import config, distributed, probe
 from sslx.config import ProbeConfig
 from sslx.config.presets import FEW_EPOCHS, FEW_STEPS
 from sslx.console.bars import Bars, say_to
 from sslx.console.words import plural, shown
-from sslx.data.order import Sequential
 from sslx.data.sources import Source, SourceConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.machine import files
-from sslx.probe import Score, features, held_out, images, label_free
+from sslx.probe import Score, held_out, images, label_free, probes, tables
 from sslx.probe.features import Features
 from sslx.probe.images import Splits
+from sslx.probe.represent import PIXELS, PRETRAINED, UNTRAINED, Representations, augmented_views
 from sslx.trained import Trained, load
 
 LABELS_NOTE = (
     "With labels, sslx probe reports kNN, linear and few-label accuracy: use --source.root FOLDER with one subfolder "
     "per class, and --source.test-root FOLDER with a test split of the same classes."
 )
-PRETRAINED, UNTRAINED, PIXELS = "pretrained encoder", "untrained encoder", "raw pixels"
+Say = Callable[[str], None]
 
 
-def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
-    """Run ``sslx probe CHECKPOINT``: print a table of scores and write them to ``probe.json`` in the run folder.
+@dataclass(frozen=True)
+class Row:
+    """The scores of one representation: with labels, or None without them; and those that need none."""
 
-    path: the checkpoint that argv names.  quiet: do not print anything about wrong flags.
+    name: str
+    labeled: Score | None
+    label_free: label_free.Score | None
+
+
+def main(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) -> int:
+    """Run ``sslx probe CHECKPOINT...``: print tables of scores and write each run's to ``probe.json`` in its folder.
+
+    paths: the checkpoints that argv names.  quiet: do not print anything about wrong flags.
+    All checkpoints are probed on the images of the first one's run, unless argv names others.
     """
-    trained = load(path)
-    options = config.load_probe(argv, trained.settings, quiet=quiet)
-    settings, run_settings = options.data, trained.settings.data
+    runs = [load(path) for path in paths]
+    options = config.load_probe(argv, runs[0].settings, quiet=quiet)
+    runs = [_with_view(trained, options, runs[0]) for trained in runs]
+    ranks = distributed.init(options.device)
+    runs = [trained.to(ranks.device) for trained in runs]
+    console = Console()
+    say = say_to(console, ranks.is_main)
+    splits = images.splits(runs[0], options, say)
+    for trained, title in zip(runs, titles(runs), strict=True):
+        if name := trained.settings.method.exported_name:
+            of = f" of {title}" if len(runs) > 1 else ""
+            say(f"the pretrained encoder{of} is {name}")
+    unlearnable_reason = images.unlearnable_reason(splits.all_train)
+    if not unlearnable_reason and splits.test.facts.labels is None:
+        unlearnable_reason = images.unlearnable_reason(splits.test)
+    if unlearnable_reason:
+        say(f"scores without labels: {unlearnable_reason}")
+    else:
+        options = _feasible(options, splits, say)
+    cards, bars = list[list[Row]](), Bars(console, ranks.is_main)
+    known = dict[str, Row]()
+    for trained in runs:
+        representations = Representations(trained, augmented_views(trained, runs[0]), options, ranks, bars)
+        with bars.display:
+            cards.append(_score(representations, options, splits, not unlearnable_reason, ranks, bars, known))
+        for line in representations.report():
+            say(line)
+    if ranks.is_main:
+        _show(runs, splits, options.source, cards, console, say)
+        if unlearnable_reason:
+            say(LABELS_NOTE)
+        for trained, rows in zip(runs, cards, strict=True):
+            _write(trained, _record(trained, options.source, splits, rows, runs[0]))
+            say(f"wrote {shown(trained.folder / 'probe.json')}")
+    distributed.shutdown()
+    return 0
+
+
+def _with_view(trained: Trained, options: ProbeConfig, first: Trained) -> Trained:
+    """Return the checkpoint with the view that the flags ask for.  first: the checkpoint whose settings they change."""
+    settings, run_settings = options.data, first.settings.data
     if settings.size != run_settings.size:
         raise ConfigError(
             f"--data.size {settings.size} sets the size of training views: use --data.eval-size for probes"
         )
     if settings.eval_size != run_settings.eval_size and settings.eval_size is not None:
-        trained = trained.with_view_size(settings.eval_size)
-    ranks = distributed.init(options.device)
-    trained = trained.to(ranks.device)
-    console = Console()
-    say = say_to(console, ranks.is_main)
-    splits = images.splits(trained, options, say)
-    if name := trained.settings.method.exported_name:
-        say(f"the pretrained encoder is {name}")
-    bars = Bars(console, ranks.is_main)
-    unlearnable_reason = images.unlearnable_reason(splits.all_train)
-    if not unlearnable_reason and splits.test.facts.labels is None:
-        unlearnable_reason = images.unlearnable_reason(splits.test)
-    record: dict[str, Any] = {
-        "step": trained.step,
-        "source": options.source.name,
-        "view_px": trained.view.size,
-        "split": splits.name,
-        "num_images": len(splits.test),
-        "scores": [],
-    }
-    if unlearnable_reason:
-        say(f"scores without labels: {unlearnable_reason}")
-        scores = label_free_scores(trained, options, splits.test, ranks, bars)
-        record |= {"num_images": min(len(splits.test), label_free.MAX_IMAGES)}
-        record |= {"label_free": label_free.as_json(scores)}
-        if ranks.is_main:
-            _show_label_free(trained, splits, scores, console, say)
-            retrievals = {row.name: row.retrieval for row in scores}
-            _warn_few_steps(trained, splits, options.source, retrievals, "retrieval", say)
-            say(LABELS_NOTE)
-    else:
-        scores = labeled_scores(trained, options, splits, ranks, bars, say)
-        record["scores"] = probe.as_json(scores)
-        if ranks.is_main:
-            _show_labeled(trained, splits, options.source, scores, console, say)
-    if ranks.is_main:
-        _write(trained, record)
-        say(f"wrote {shown(trained.folder / 'probe.json')}")
-    distributed.shutdown()
-    return 0
+        return trained.with_view_size(settings.eval_size)
+    return trained
 
 
-def labeled_scores(
-    trained: Trained,
+def titles(runs: Sequence[Trained]) -> list[str]:
+    """Return a name for each checkpoint: its run's, with the step or the folder where that is needed to tell them."""
+    names = [trained.settings.name or trained.folder.name for trained in runs]
+    folders = [trained.folder for trained in runs]
+    if len(set(names)) < len(set(folders)):
+        names = [str(folder) for folder in folders]
+    if len(set(folders)) < len(runs):
+        names = [f"{name}, step {trained.step:,}" for name, trained in zip(names, runs, strict=True)]
+    return [shown(name) for name in names]
+
+
+def _feasible(options: ProbeConfig, splits: Splits, say: Say) -> ProbeConfig:
+    """Return the options with the probes that the labels allow, and say what is left out."""
+    train, test = splits.train.facts, splits.test.facts
+    assert train.labels is not None
+    label, classes = torch.from_numpy(train.labels), train.classes or ()
+    feasible, lines = probe.feasible_probes(options.probe, label, classes)
+    if test.labels is not None:
+        lines.append(probes.missing_classes(label, torch.from_numpy(test.labels), classes))
+    for line in filter(None, lines):
+        say(line)
+    return replace(options, probe=feasible)
+
+
+def _score(
+    representations: Representations,
     options: ProbeConfig,
     splits: Splits,
+    with_labels: bool,
     ranks: Ranks,
     bars: Bars,
-    say: Callable[[str], None],
-) -> list[Score]:
-    """Probe the pretrained encoder and, with --baselines, raw pixels and the untrained encoder, on the same splits.
+    known: dict[str, Row],
+) -> list[Row]:
+    """Score the pretrained encoder and, with --baselines, raw pixels and the untrained encoder, on the same images.
 
-    Returns the scores on rank 0 and an empty list on other ranks.
+    known: the rows of representations that earlier checkpoints had as well, to which this adds.
+    Returns the rows on rank 0 and an empty list on other ranks.
     """
-    train, test = splits.train, splits.test
-    assert train.facts.labels is not None
-    classes = train.facts.classes or ()
-    probes, lines = probe.feasible_probes(options.probe, torch.from_numpy(train.facts.labels), classes)
-    for line in lines:
-        say(line)
-    scores: list[Score] = []
-    with bars.display:
-        for name in _representations(options):
-            bars.stage = name
-            train_features, test_features = (
-                _represent(
-                    trained,
-                    name,
-                    images.loader(options.data, split, trained.view, options.batch_size, ranks, torch.float32),
-                    len(split),
-                    ranks,
-                    bars,
-                )
-                for split in (train, test)
-            )
-            if ranks.is_main:
-                scores.append(
-                    probe.evaluate(
-                        probes, train_features, test_features, name, len(classes), device=ranks.device, progress=bars
-                    )
-                )
-            distributed.wait_for_main()
-    return scores
+    rows = list[Row]()
+    for name in representations.names:
+        bars.stage = name
+        identity = representations.identity(name)
+        if identity not in known:
+            row = _row(representations, name, options, splits, with_labels, ranks, bars)
+            known[identity] = row
+        rows.append(known[identity])
+        distributed.wait_for_main()
+    return rows if ranks.is_main else []
 
 
-def label_free_scores(
-    trained: Trained, options: ProbeConfig, source: Source, ranks: Ranks, bars: Bars
-) -> list[label_free.Score]:
-    """Score representations without labels, on at most 2,000 images.
+def _row(
+    representations: Representations,
+    name: str,
+    options: ProbeConfig,
+    splits: Splits,
+    with_labels: bool,
+    ranks: Ranks,
+    bars: Bars,
+) -> Row:
+    """Return the scores of one representation; on ranks other than 0, a row without scores."""
+    labeled, test = None, None
+    if with_labels:
+        train = representations.plain(name, splits.train)
+        test = representations.plain(name, splits.test)
+        if train and test and ranks.is_main:
+            num_classes = len(splits.train.facts.classes or ())
+            labeled = probe.evaluate(options.probe, train, test, name, num_classes, device=ranks.device, progress=bars)
+        distributed.wait_for_main()
+    if with_labels and (not options.probe.label_free or len(splits.test) < 2):
+        return Row(name, labeled, None)
+    return Row(name, labeled, _label_free(representations, name, splits.test, test, ranks))
 
-    These are the pretrained encoder and, with --baselines, raw pixels and the untrained encoder.
-    Returns the scores on rank 0 and an empty list on other ranks.
+
+def _label_free(
+    representations: Representations, name: str, source: Source, known: Features | None, ranks: Ranks
+) -> label_free.Score | None:
+    """Return the scores without labels, on at most 2,000 images; on ranks other than 0, None.
+
+    known: the features of all of the source's images with the probes' view, if they have been computed.
     """
     if len(source) < 2:
         raise DataError(
             f"expected 2 or more images to tell apart, got {len(source)} ({source.name}): use --source.root with a "
             "folder of more images"
         )
-    if len(source) > label_free.MAX_IMAGES:
-        source = source.take(held_out.rows(len(source), None, label_free.MAX_IMAGES))
-    first = trained.views[0]
-    second = next((view for view in trained.views[1:] if view.size == first.size), first)
-    order = Sequential(
-        num_samples=len(source), per_rank=options.batch_size, rank=ranks.rank, world_size=ranks.world_size
-    )
-    scores: list[label_free.Score] = []
-    with bars.display:
-        for name in _representations(options):
-            bars.stage = name
-            batches = images.loader(options.data, source, trained.view, options.batch_size, ranks, torch.float32)
-            plain = _represent(trained, name, batches, len(source), ranks, bars).x
-            batches = data.in_order(
-                options.data,
-                source,
-                [first, second],
-                order,
-                seed=trained.settings.seed,
-                ranks=ranks,
-                dtype=torch.float32,
-            )
-            x, y = _represent(trained, name, batches, len(source), ranks, bars, num_views=2).x.chunk(2, 1)
-            if ranks.is_main:
-                scores.append(label_free.score(name, plain, x, y, with_rank=name != PIXELS))
-            distributed.wait_for_main()
-    return scores
+    rows = held_out.rows(len(source), None, min(len(source), label_free.MAX_IMAGES))
+    chosen = source if len(rows) == len(source) else source.take(rows)
+    if distributed.broadcast_object(known is not None):
+        plain = known.x[torch.from_numpy(rows)] if known is not None else None
+    else:
+        own = representations.plain(name, chosen)
+        plain = own.x if own is not None else None
+    views = representations.augmented(name, chosen)
+    if plain is None or views is None or not ranks.is_main:
+        return None
+    return label_free.score(name, plain, views.x.view(len(plain), -1, plain.shape[1]), with_ranks=name != PIXELS)
 
 
-def _representations(options: ProbeConfig) -> tuple[str, ...]:
-    """Return the names of the representations to score, with baselines only if they are enabled."""
-    return (PIXELS, UNTRAINED, PRETRAINED) if options.baselines else (PRETRAINED,)
-
-
-def _represent(
-    trained: Trained,
-    name: str,
-    batches: data.Loader,
-    num_samples: int,
-    ranks: Ranks,
-    bars: Bars,
-    num_views: int = 1,
-) -> Features:
-    """Return the features of the representation with this name: raw pixels or an encoder's features."""
-    if name == PIXELS:
-        side = min(features.PIXEL_SIDE, trained.size, trained.view.size)
-        return features.pixels(batches, num_samples=num_samples, num_views=num_views, side=side, progress=bars)
-    encoder = trained.encoder if name == PRETRAINED else trained.untrained_encoder()
-    autocast = images.autocast(ranks.device)
-    return features.extract(
-        encoder, batches, autocast=autocast, num_samples=num_samples, num_views=num_views, progress=bars
-    )
-
-
-def _show_labeled(
-    trained: Trained,
+def _show(
+    runs: Sequence[Trained],
     splits: Splits,
     source: SourceConfig,
-    scores: Sequence[Score],
+    cards: Sequence[Sequence[Row]],
     console: Console,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
-    title = f"accuracy in % on {len(splits.test):,} {splits.name} images of {splits.test.name}, {trained.view.size} px"
-    say(f"{shown(trained.settings.name)}, step {trained.step:,}: {title}")
-    console.print(probe.table(scores, ""))
-    if source.score_note and len(scores) > 1:
-        console.print(source.score_note, highlight=False)
-    linear = {score.name: score.linear for score in scores if score.linear is not None}
-    knn = {score.name: score.knn for score in scores if score.knn is not None}
-    _warn_few_steps(trained, splits, source, linear or knn, "linear" if linear else "kNN", say)
+    """Print the tables of all rows, each once, and what they mean."""
+    rows = _distinct(runs, cards)
+    names = list(rows)
+    sizes = sorted({trained.view.size for trained in runs})
+    place = f"{' and '.join(map(str, sizes))} px"
+    head = f"{titles(runs)[0]}, step {runs[0].step:,}" if len(runs) == 1 else plural(len(runs), "checkpoint")
+    labeled = [row.labeled for row in rows.values() if row.labeled]
+    if labeled:
+        title = f"accuracy in % on {len(splits.test):,} {splits.name} images of {splits.test.name}"
+        say(f"{head}: {title}, {place}")
+        for table in tables.fitting(names, probes.columns(labeled), console):
+            console.print(table)
+        if source.score_note and len(labeled) > 1:
+            console.print(source.score_note, highlight=False)
+    free = [row.label_free for row in rows.values()]
+    if any(free):
+        num_images = max(score.num_images for score in free if score)
+        some = f"{num_images:,} of {len(splits.test):,}" if num_images < len(splits.test) else f"{num_images:,}"
+        kind = "" if num_images < len(splits.test) else f"{splits.name} "
+        say(f"{head}: scores without labels on {some} {kind}images, {place}")
+        for table in tables.fitting(names, label_free.columns(free), console):
+            console.print(table)
+        for line in label_free.legend(num_images):
+            say(line)
+    for title, trained, card in zip(titles(runs), runs, cards, strict=True):
+        scores, kind = _accuracies(card)
+        of = f" of {title}" if len(runs) > 1 else ""
+        _warn_few_steps(trained, splits, source, scores, kind, say, of)
 
 
-def _show_label_free(
-    trained: Trained,
-    splits: Splits,
-    scores: Sequence[label_free.Score],
-    console: Console,
-    say: Callable[[str], None],
-) -> None:
-    num_images = scores[0].num_images
-    subset = f"{num_images:,} {splits.name} images"
-    if num_images < len(splits.test):
-        subset = f"{num_images:,} of {len(splits.test):,} images"
-    name = shown(trained.settings.name)
-    say(f"{name}, step {trained.step:,}: scores without labels on {subset}, {trained.view.size} px")
-    console.print(label_free.table(scores))
-    for line in label_free.legend(num_images):
-        say(line)
+def _distinct(runs: Sequence[Trained], cards: Sequence[Sequence[Row]]) -> dict[str, Row]:
+    """Return all rows by their names in the table; a baseline that several checkpoints share is one row."""
+    if len(runs) == 1:
+        return {row.name: row for row in cards[0]}
+    by_name, seen = dict[str, Row](), set[int]()
+    several_sizes = len({trained.view.size for trained in runs}) > 1
+    for title, trained, card in zip(titles(runs), runs, cards, strict=True):
+        pixels = f"{PIXELS}, {trained.view.size} px" if several_sizes else PIXELS
+        names = {PRETRAINED: title, UNTRAINED: f"{UNTRAINED} of {title}", PIXELS: pixels}
+        for row in card:
+            if id(row) not in seen:
+                by_name[names[row.name]] = row
+            seen.add(id(row))
+    order = (PIXELS, UNTRAINED, PRETRAINED)
+    return dict(sorted(by_name.items(), key=lambda item: order.index(item[1].name)))
+
+
+def _accuracies(card: Sequence[Row]) -> tuple[dict[str, float], str]:
+    """Return one accuracy in [0, 1] for each representation, by name, and its kind in words."""
+    labeled = {row.name: row.labeled for row in card if row.labeled}
+    linear = {name: score.linear for name, score in labeled.items() if score.linear is not None}
+    knn = {name: score.knn for name, score in labeled.items() if score.knn is not None}
+    if labeled:
+        return (linear, "linear") if linear else (knn, "kNN")
+    return {row.name: row.label_free.retrieval for row in card if row.label_free}, "retrieval"
 
 
 def _warn_few_steps(
@@ -237,11 +265,13 @@ def _warn_few_steps(
     source: SourceConfig,
     scores: dict[str, float],
     kind: str,
-    say: Callable[[str], None],
+    say: Say,
+    of: str = "",
 ) -> bool:
     """Say that the run was short if its encoder is worse than raw pixels; return whether this was said.
 
     scores: accuracies in [0, 1], by the names of the representations.  kind: of the accuracy, in words.
+    of: words that say which run it is, if there are several.
     """
     pretrained, pixels = scores.get(PRETRAINED), scores.get(PIXELS)
     if pretrained is None or pixels is None or pretrained >= pixels:
@@ -253,10 +283,29 @@ def _warn_few_steps(
     if trained.step >= FEW_STEPS and num_epochs >= FEW_EPOCHS:
         return False
     say(
-        f"The pretrained encoder is worse than raw pixels here ({kind}: {100 * pretrained:.1f} % against "
+        f"The pretrained encoder{of} is worse than raw pixels here ({kind}: {100 * pretrained:.1f} % against "
         f"{100 * pixels:.1f} %): it was trained for only {duration}; train longer with --epochs."
     )
     return True
+
+
+def _record(
+    trained: Trained, source: SourceConfig, splits: Splits, rows: Sequence[Row], augmented_as: Trained
+) -> dict[str, Any]:
+    """Return what ``probe.json`` says of a checkpoint; README.md beside this file describes it."""
+    labeled = [row.labeled for row in rows if row.labeled]
+    free = [row.label_free for row in rows if row.label_free]
+    record = {
+        "step": trained.step,
+        "source": source.name,
+        "view_px": trained.view.size,
+        "split": splits.name,
+        "num_images": len(splits.test) if labeled else free[0].num_images,
+        "scores": probe.as_json(labeled),
+    }
+    if free:
+        record |= {"label_free": label_free.as_json(free), "augmented_as": str(augmented_as.folder)}
+    return record
 
 
 def _write(trained: Trained, record: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def test_home_is_home_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     wanted, _ = load_submit(["--profile", "~/p.toml", "--", "simclr_digits"])
     assert (wanted.partition, wanted.array) == ("a", tmp_path / "s.toml")
     assert wanted.python_words == [str(tmp_path / "venv/bin/python"), "-X", "dev"]
-    assert config.load_probe(["~/run"]).checkpoint == tmp_path / "run"
+    assert config.load_probe(["~/run"]).checkpoints == (tmp_path / "run",)
     assert config.load_plot(["~/run"]).checkpoint == tmp_path / "run"
 
 

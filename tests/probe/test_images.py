@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from kit.processes import is_one_line
-from sslx import cli
+from sslx import cli, data
 from sslx.config import load_plot, load_probe
+from sslx.console.bars import Bars
 from sslx.data import sources
 from sslx.data.views import eval_view
 from sslx.distributed import Ranks
+from sslx.errors import NonFiniteError
 from sslx.plot import pictures
-from sslx.probe import images
+from sslx.probe import images, represent
 from sslx.runs import checkpoint
 from sslx.trained import load
 
@@ -34,17 +37,76 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_probe_prints_a_table_and_writes_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["probe", str(trained), "--probe.num-draws", "2"]) == 0
+def test_probe_prints_tables_and_writes_them_and_keeps_features_for_the_next_probe(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["probe", str(trained), "--probe.num-draws", "2"]
+    assert cli.main(flags) == 0
     out = capsys.readouterr().out
-    for row in ("raw pixels", "untrained encoder", "pretrained encoder", "1 label per class", "5 labels per class"):
-        assert row in out
-    scores = json.loads((trained / "probe.json").read_text())["scores"]
+    for word in ("raw pixels", "untrained encoder", "pretrained encoder", "10 labels", "10 % of", "LiDAR", "retrieval"):
+        assert word in out
+    record = json.loads((trained / "probe.json").read_text())
+    scores = record["scores"]
     assert [score["name"] for score in scores] == ["raw pixels", "untrained encoder", "pretrained encoder"]
     for score in scores:
         assert 0.1 < score["linear"] <= 1
         assert 0.1 < score["knn"] <= 1
-        assert score["low_shot"].keys() == {"1", "5"}
+        assert score["low_shot"].keys() == {"1", "5", "10"}
+        assert score["fractions"].keys() == {"0.01", "0.1"}
+        assert score["knn_held_out"][str(score["k"])] == max(score["knn_held_out"].values())
+    assert [row["name"] for row in record["label_free"]] == [score["name"] for score in scores]
+    kept = sorted((trained / "features").iterdir())
+    damaged, good = kept[4], kept[4].read_bytes()
+    damaged.write_bytes(good[: len(good) // 2])
+    assert cli.main(flags) == 0
+    assert f"features: took 8 of 9 sets from {trained / 'features'}, computed 1" in capsys.readouterr().out
+    assert damaged.read_bytes() == good, "replaced"
+    assert json.loads((trained / "probe.json").read_text()) == record
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "loader", None)  # which would be called for features that are not kept
+        patch.setattr(data, "in_order", None)
+        assert cli.main([*flags, "--probe.k", "3", "--probe.sgd", "--probe.no-linear", "--probe.fractions", "0.2"]) == 0
+    assert f"features: took 9 of 9 sets from {trained / 'features'}, computed none" in capsys.readouterr().out
+    (score, *_) = json.loads((trained / "probe.json").read_text())["scores"]
+    assert (score["k"], score["linear"], score["fractions"].keys()) == (3, None, {"0.2"})
+    assert score["sgd"] > 0.8
+    assert sorted((trained / "features").iterdir()) == kept
+
+
+def test_several_checkpoints_stand_side_by_side(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the same encoder before training as the first, and another method's augmentation."""
+    flags = ["--steps", "2", "--name", "other", "--runs", str(tmp_path), "--method.name", "rotation"]
+    assert cli.main(["pretrain", *FLAGS, *flags]) == 0
+    few = ["--probe.shots", "--probe.fractions", "--source.name", "digits"]
+    capsys.readouterr()
+    assert cli.main(["probe", str(trained), str(tmp_path / "other"), *few]) == 0
+    out = capsys.readouterr().out
+    assert "2 checkpoints: accuracy in %" in out
+    rows = [line.split("│")[1].strip() for line in out.splitlines() if "│" in line]
+    names = ["raw pixels", "untrained encoder of run", "run", "other"]
+    assert rows[:4] == names, "baselines that both have are one row"
+    assert rows == names * (len(rows) // 4)
+    first, second = (json.loads((folder / "probe.json").read_text()) for folder in (trained, tmp_path / "other"))
+    for kind in ("scores", "label_free"):
+        assert [row["name"] for row in second[kind]] == ["raw pixels", "untrained encoder", "pretrained encoder"]
+        assert first[kind][:2] == second[kind][:2]
+        assert first[kind][2] != second[kind][2]
+    assert (first["step"], second["step"], second["augmented_as"]) == (11, 2, str(trained))
+    assert cli.main(["probe", "--probe.k", "3"]) == 64
+    is_one_line(capsys.readouterr().err, "sslx probe runs/NAME")
+
+
+def test_features_that_are_not_finite_are_refused_by_name(trained: Path) -> None:
+    run = load(trained)
+    options = load_probe([str(trained), "--probe.cache-gb", "0"], run.settings)
+    bars, ranks = Bars(Console(quiet=True), False), Ranks(device=torch.device("cpu"))
+    with torch.no_grad():
+        next(run.encoder.parameters())[0] = torch.nan
+    of = represent.Representations(run, run.views, options, ranks, bars)
+    with pytest.raises(NonFiniteError, match=f"pretrained encoder of {trained}: expected finite features"):
+        of.plain(represent.PRETRAINED, sources.build(run.settings.source, "test"))
 
 
 def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(trained: Path) -> None:
@@ -57,7 +119,7 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
     (one,), (other,), (again,) = (next(loader).views for loader in loaders)
     assert one.shape == other.shape == (8, 3, 12, 12)
     assert torch.equal(one, again), "probes never augment"
-    assert options.checkpoint == trained
+    assert options.checkpoints == (trained,)
 
 
 def test_a_probe_at_another_size(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

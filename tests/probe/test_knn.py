@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sslx.probe import knn
 from sslx.probe.features import Features
+from sslx.probe.linear import held_out_mask
 
 
 def features(x: Tensor, label: Tensor) -> Features:
@@ -74,6 +75,28 @@ def test_accuracy_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch,
     assert by_sevens == pytest.approx(whole, abs=1.5 / 101)
     assert calls[0] == ("kNN", 7, 101)
     assert calls[-1] == ("kNN", 101, 101)
+
+
+def test_several_k_are_measured_by_one_search(generator: torch.Generator) -> None:
+    """With many equal features, of which each k must take the same as it does alone."""
+    train, test = clusters(200, generator), clusters(90, generator)
+    train.x[::3] = train.x[:1]
+    ks = (1, 4, 9, 50, 200)
+    assert knn.accuracies(train, test, 4, ks) == {k: knn.accuracy(train, test, 4, k) for k in ks}
+
+
+def test_k_is_the_best_on_held_out_training_images(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, ks = clusters(400, generator, spread=3.0), (1, 5, 50, 900)
+    k, scores = knn.choose_k(train, 4, ks, seed=2)
+    held = held_out_mask(train.label, 2)
+    others, queries = (features(train.x[mask], train.label[mask]) for mask in (~held, held))
+    assert scores == {k: knn.accuracy(others, queries, 4, k) for k in (1, 5, 50, 100)}
+    assert k == min(k for k in scores if scores[k] == max(scores.values()))
+    assert len(set(scores.values())) > 1
+    assert knn.choose_k(train, 4, (900,)) == (100, {}), "one k is no choice"
+    monkeypatch.setattr(knn, "MAX_HELD_OUT", 8)
+    _, coarse = knn.choose_k(train, 4, ks, seed=2)
+    assert all((8 * score).is_integer() for score in coarse.values())
 
 
 @pytest.mark.parametrize("k", [1, 3, 9, 30])

@@ -61,6 +61,37 @@ def test_fit_reaches_the_optimum_on_features_that_are_nearly_one_direction(c: fl
     assert gradient @ step / 2 < limit
 
 
+def test_several_problems_are_solved_as_each_alone(generator: torch.Generator) -> None:
+    x, _, _ = linear.standardize(TRAIN.x)
+    rows = torch.stack([torch.randperm(len(x), generator=generator)[:150] for _ in range(3)])
+    together = linear.fit(x[rows], TRAIN_LABEL[rows], 10, 0.1)
+    for weight, some in zip(together, rows, strict=True):
+        alone = linear.fit(x[some], TRAIN_LABEL[some], 10, 0.1)
+        best = objective(x[some].double(), TRAIN_LABEL[some], alone.double(), 0.1)
+        assert objective(x[some].double(), TRAIN_LABEL[some], weight.double(), 0.1) < best + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("num", "dim", "num_classes"), [(3_000, 96, 10), pytest.param(50_000, 512, 10, marks=pytest.mark.slow)]
+)
+def test_accuracy_on_learnable_features_is_that_of_scikit_learn(
+    num: int, dim: int, num_classes: int, generator: torch.Generator
+) -> None:
+    """Within 0.2 points at the regularization that the probe chose, on classes that overlap."""
+    centers = 2.5 * torch.randn(num_classes, dim, generator=generator) / dim**0.5
+    mixing = torch.randn(dim, dim, generator=generator)
+    train, test = (
+        Features((centers[label] + torch.randn(len(label), dim, generator=generator)) @ mixing, label, label)
+        for label in (torch.arange(n) % num_classes for n in (num, 10_000))
+    )
+    accuracy, c = linear.accuracy(train, test, num_classes)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
+    assert train.label is not None
+    expected = pipeline.fit(train.x.numpy(), train.label.numpy()).score(test.x.numpy(), test.label)
+    assert 0.4 < expected < 0.98
+    assert accuracy == pytest.approx(expected, abs=0.002)
+
+
 @pytest.fixture(scope="module")
 def scored() -> tuple[float, float]:
     """The accuracy on the digits and the chosen C, whose progress ends at its total."""

@@ -21,6 +21,15 @@ def test_draws_are_balanced(shots: int) -> None:
     assert LABEL[torch.from_numpy(rows)].bincount().tolist() == [shots] * 7
 
 
+@pytest.mark.parametrize(("fraction", "numbers"), [(0.1, [10, 3, 1]), (0.01, [1, 1, 1]), (0.5, [50, 16, 2])])
+def test_a_fraction_of_the_labels_is_that_of_each_class_and_one_at_least(fraction: float, numbers: list[int]) -> None:
+    label = torch.tensor([0] * 100 + [1] * 31 + [2] * 4)
+    rows = low_shot.labeled_rows(label, fraction, 3, 0)
+    assert label[torch.from_numpy(rows)].bincount().tolist() == numbers
+    assert set(rows.tolist()) <= set(low_shot.labeled_rows(label, 2 * fraction - 0.01, 3, 0).tolist())
+    assert (low_shot.words(fraction), low_shot.words(1)) == (f"{100 * fraction:g} % of labels", "1 label per class")
+
+
 def test_draws_are_a_function_of_seed_and_draw() -> None:
     draws, again = (
         [tuple(low_shot.labeled_rows(LABEL, 5, draw, seed)) for seed in (0, 1) for draw in range(4)] for _ in range(2)
@@ -33,9 +42,12 @@ def test_more_shots_hold_the_fewer() -> None:
     assert set(low_shot.labeled_rows(LABEL, 1, 2, 0)) < set(low_shot.labeled_rows(LABEL, 5, 2, 0))
 
 
-@pytest.mark.parametrize("shots", [1, 5, 10])
-def test_accuracy_is_that_of_scikit_learn_on_the_same_draws(shots: int) -> None:
-    """1 and 5 shots have fewer rows than the 64 columns, 10 have more."""
+@pytest.mark.parametrize("shots", [1, 5, 0.1])
+def test_accuracy_is_that_of_scikit_learn_on_the_same_draws(
+    shots: int | float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 and 5 shots have fewer rows than the 64 columns, a tenth of the labels has more; three draws fit at once."""
+    monkeypatch.setattr(low_shot, "_FIT_BYTES", 4 * 3 * len(low_shot.labeled_rows(TRAIN_LABEL, shots, 0, 0)) * 64)
     scaler = StandardScaler().fit(TRAIN.x.numpy())
     x, test_x = scaler.transform(TRAIN.x.numpy()), scaler.transform(TEST.x.numpy())
     scores: list[float] = []
