@@ -16,6 +16,8 @@ class Config:
     """Initial weights: timm (downloads them), a run folder, or a .pt, .pth or .safetensors file.  Default: random."""
     weights_part: str | None = None
     """Encoder to take from a weights file that holds several: teacher, encoder_q, ..."""
+    missing: tuple[str, ...] = ()
+    """Names, or patterns such as 'norm.*', of the encoder's tensors that the file of --encoder.weights may lack."""
     layers: tuple[int, ...] = ()
     """Blocks per ResNet stage (e.g. 1 1 1 1; 0 drops a stage), or number of ViT blocks (e.g. 6)."""
     channels: tuple[int, ...] = ()
