@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslx.console.words import shown
 from sslx.encoders.weights.kinds import listed
@@ -51,6 +51,12 @@ def is_derived(name: str) -> bool:
     return bool(_DERIVED.search(name))
 
 
+def classifiers(trunk: nn.Module) -> tuple[str, ...]:
+    """Return timm's names of the classification layers, which a trunk does not have."""
+    names = getattr(trunk, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def account(
     candidate: "Candidate", own: Mapping[str, Tensor], classifiers: Sequence[str], patterns: Sequence[str]
 ) -> Account:
@@ -69,7 +75,11 @@ def account(
         missing=[name for name in missing if name not in allowed],
         allowed=allowed,
         shapes={name: text for name, text in shapes.items() if name not in allowed},
-        unexpected=[name for name in candidate.extra if not _is_optional(name, own, classifiers)],
+        unexpected=[
+            name
+            for name, tensor in candidate.extra.items()
+            if not _is_optional(name, own, classifiers) and not _is_zero_bias(name, tensor.value)
+        ],
     )
 
 
@@ -79,7 +89,7 @@ def description(candidate: "Candidate", found: Account, own: Mapping[str, Tensor
         f"{len(names)} {kind} ({listed(names)})"
         for names, kind in (
             (found.missing, "missing"),
-            ([candidate.extra[name] for name in found.unexpected], "unexpected"),
+            ([candidate.source(name) for name in found.unexpected], "unexpected"),
             (list(found.shapes.values()), "of another shape"),
         )
         if names
@@ -95,7 +105,7 @@ def _nearest(candidate: "Candidate", found: Account) -> str:
     pairs: list[str] = []
     for name in found.missing[:3]:
         if close := difflib.get_close_matches(name, candidate.extra, n=1):
-            pairs.append(f"{shown(candidate.extra[close[0]])} for {name}")
+            pairs.append(f"{shown(candidate.source(close[0]))} for {name}")
     return f"; nearest in the file: {', '.join(pairs)}" if pairs else ""
 
 
@@ -128,6 +138,11 @@ def _is_optional(name: str, own: Mapping[str, Tensor], classifiers: Sequence[str
     return norm in own and not any(map(_STATISTICS.search, own))
 
 
+def _is_zero_bias(name: str, value: Tensor) -> bool:
+    """Return whether this is a bias that changes nothing, such as those of DINOv3's queries in some published files."""
+    return name.endswith(("_bias", ".bias")) and value.ndim == 1 and not value.any()
+
+
 def summary(candidate: "Candidate", found: Account, own: Mapping[str, Tensor], origin: str) -> str:
     """Return one line that says what was taken, renamed, changed, and left out."""
     line = f"{origin}: {len(own) - len(found.allowed)} of {len(own)} tensors"
@@ -140,7 +155,7 @@ def summary(candidate: "Candidate", found: Account, own: Mapping[str, Tensor], o
     if found.allowed:
         line += f"; {len(found.allowed)} left as initialized, as --encoder.missing allows: {listed(found.allowed)}"
     left_out: list[str] = []
-    if names := [source for name, source in candidate.extra.items() if not _DERIVED.search(name)]:
+    if names := [candidate.source(name) for name in candidate.extra if not _DERIVED.search(name)]:
         left_out.append(listed(names))
     if candidate.num_others:
         left_out.append(f"{candidate.num_others} elsewhere in the file")

@@ -1,6 +1,6 @@
 """Candidates: the tensors under each prefix of each table that may be an encoder, under timm's names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,23 +10,30 @@ from sslx.encoders.weights.accounting import is_derived
 from sslx.encoders.weights.layouts.base import Converted
 from sslx.encoders.weights.tables import Table, unwrapped
 
+TIMM = "timm"
+"""The layout of files that have timm's own names."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """The tensors under one prefix of a table, which may be the encoder.
 
     prefix: path of the table and the prefix in it, joined by dots.
     layout: name of the layout from which the names were changed to timm's; "timm" if they are timm's.
     tensors: those whose names the encoder has, by the encoder's names.
-    extra: timm's names of the tensors under the prefix that the encoder does not have, and their names there.
+    extra: the tensors under the prefix that the encoder does not have, by timm's names.
     num_others: number of tensors elsewhere in the file.
     """
 
     prefix: str
     layout: str
     tensors: dict[str, Converted]
-    extra: dict[str, str]
+    extra: dict[str, Converted]
     num_others: int
+
+    def source(self, name: str) -> str:
+        """Return the name in the file of a tensor that the encoder does not have."""
+        return ", ".join(self.extra[name].sources) or name
 
 
 def candidates(tables: list[Table], trunk: nn.Module, own: Mapping[str, Tensor]) -> Iterator[Candidate]:
@@ -36,26 +43,55 @@ def candidates(tables: list[Table], trunk: nn.Module, own: Mapping[str, Tensor])
     """
     total = sum(len(table.tensors) for table in tables)
     for table in tables:
-        names = {unwrapped(name): name for name in table.tensors}
-        for prefix, layout in _places(names, own):
-            inside = {name[len(prefix) :]: table.tensors[old] for name, old in names.items() if name.startswith(prefix)}
-            if layout == "timm":
-                tensors = {name: Converted(value, (name,)) for name, value in inside.items()}
-            else:
-                tensors = layouts.layout(layout).converted(inside)
-            tensors = fitting.fitted(tensors, trunk, own)
-            full_prefix = ".".join([*table.path, prefix.rstrip(".")]).strip(".")
-            yield Candidate(
-                prefix=full_prefix,
-                layout=layout,
-                tensors={name: tensors[name] for name in own if name in tensors},
-                extra={name: ", ".join(tensors[name].sources) or name for name in tensors if name not in own},
-                num_others=total - len(inside),
-            )
+        names = [unwrapped(name) for name in table.tensors]
+        for prefix, layout in (*_prefixes_of(own, names), *places(names)):
+            tensors = converted(table, prefix, layout)
+            num_others = total - sum(name.startswith(prefix) for name in names)
+            yield candidate(path(table, prefix), layout, tensors, trunk, own, num_others)
 
 
-def _places(names: Mapping[str, str], own: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Yield (prefix, layout)."""
+def candidate(
+    prefix: str,
+    layout: str,
+    tensors: dict[str, Converted],
+    trunk: nn.Module,
+    own: Mapping[str, Tensor],
+    num_others: int = 0,
+) -> Candidate:
+    """Return the candidate for an encoder that has these tensors under timm's names."""
+    tensors = fitting.fitted(tensors, trunk, own)
+    return Candidate(
+        prefix=prefix,
+        layout=layout,
+        tensors={name: tensors[name] for name in own if name in tensors},
+        extra={name: tensor for name, tensor in tensors.items() if name not in own},
+        num_others=num_others,
+    )
+
+
+def places(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield (prefix, name of the layout) for every layout whose marks are under a prefix."""
+    for layout in layouts.available():
+        for prefix in layouts.layout(layout).prefixes(names):
+            yield prefix, layout
+
+
+def converted(table: Table, prefix: str, layout: str) -> dict[str, Converted]:
+    """Return the tensors under a prefix of a table by timm's names."""
+    names = {unwrapped(name): name for name in table.tensors}
+    inside = {name[len(prefix) :]: table.tensors[old] for name, old in names.items() if name.startswith(prefix)}
+    if layout == TIMM:
+        return {name: Converted(value, (name,)) for name, value in inside.items()}
+    return layouts.layout(layout).converted(inside)
+
+
+def path(table: Table, prefix: str) -> str:
+    """Return the path of a table in its file and a prefix in it, joined by dots."""
+    return ".".join([*table.path, prefix.rstrip(".")]).strip(".")
+
+
+def _prefixes_of(own: Mapping[str, Tensor], names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield (prefix, "timm") for every prefix under which the encoder's first or last tensors stand."""
     anchors = [name for name in own if not is_derived(name)]
     prefixes = {
         name[: len(name) - len(anchor)]
@@ -64,7 +100,4 @@ def _places(names: Mapping[str, str], own: Mapping[str, Tensor]) -> Iterator[tup
         if name == anchor or name.endswith(f".{anchor}")
     }
     for prefix in sorted(prefixes, key=len):
-        yield prefix, "timm"
-    for layout in layouts.available():
-        for prefix in layouts.layout(layout).prefixes(names):
-            yield prefix, layout
+        yield prefix, TIMM

@@ -38,7 +38,7 @@ def load(trunk: nn.Module, source: str, name: str, part: str | None = None, miss
     own = trunk.state_dict()
     _check_patterns(missing, own, name)
     found = tables(source, origin, part)
-    classifiers = _classifiers(trunk)
+    classifiers = accounting.classifiers(trunk)
     possible = list(candidates(found, trunk, own))
     if not any(candidate.tensors for candidate in possible):
         names = [".".join([*table.path, key]) for table in found for key in table.tensors]
@@ -66,15 +66,7 @@ def _check_patterns(patterns: Sequence[str], own: Mapping[str, Tensor], name: st
             )
 
 
-def _classifiers(trunk: nn.Module) -> tuple[str, ...]:
-    """Return timm's names of the classification layers, which a trunk does not have."""
-    names = getattr(trunk, "pretrained_cfg", {}).get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _choose(
-    complete: list[tuple[Candidate, Account]], part: str | None, origin: str
-) -> tuple[Candidate, Account]:
+def _choose(complete: list[tuple[Candidate, Account]], part: str | None, origin: str) -> tuple[Candidate, Account]:
     """Return the only candidate, or the one that ``part`` names; DataError if none or several different ones remain."""
     if part is None and any(candidate.prefix == SSLX_PREFIX for candidate, _ in complete):
         part = SSLX_PREFIX

@@ -8,7 +8,6 @@ from typing import cast
 
 from torch import Tensor
 
-from sslx.console.words import shown
 from sslx.encoders.weights import dcp, files, kinds
 from sslx.errors import DataError, MissingInput
 from sslx.machine.files import expanded

@@ -12,7 +12,10 @@ def _downsample(match: re.Match[str]) -> str:
 
 SHIFTED = (r"^layers\.(\d+)\.downsample\.", _downsample)
 LAYOUT = Layout(
-    marks=(r"embeddings\.patch_embeddings\.projection\.weight", r"encoder\.layers\.0\.blocks\.0\.layernorm_before\.weight"),
+    marks=(
+        r"embeddings\.patch_embeddings\.projection\.weight",
+        r"encoder\.layers\.0\.blocks\.0\.layernorm_before\.weight",
+    ),
     renames=(
         (r"^encoder\.layers\.", "layers."),
         (r"^embeddings\.norm\.", "patch_embed.norm."),

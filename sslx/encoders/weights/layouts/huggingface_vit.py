@@ -20,6 +20,9 @@ ATTENTION = (  # as files have it, and as models of transformers 5 have it in me
     (r"\.output\.dense\.", ".mlp.fc2."),
 )
 LAYOUT = Layout(
-    marks=(r"embeddings\.patch_embeddings\.projection\.weight", r"(?:encoder\.layer|layers)\.0\.layernorm_before\.weight"),
+    marks=(
+        r"embeddings\.patch_embeddings\.projection\.weight",
+        r"(?:encoder\.layer|layers)\.0\.layernorm_before\.weight",
+    ),
     renames=(*NAMES, *ATTENTION),
 )
