@@ -13,7 +13,7 @@ class Config:
     stem: Literal["auto", "imagenet", "small", "narrow"] = "auto"
     """small: 3x3, stride 1, no max-pool.  narrow: like small, as wide as the first stage.  auto: small up to 64 px."""
     weights: str | None = None
-    """Initial weights: timm (downloads them), a run folder, or a .pt, .pth or .safetensors file.  Default: random."""
+    """Initial weights: timm (downloads them), a run, or a file or folder, as in sslx weights FILE.  Default: random."""
     weights_part: str | None = None
     """Encoder to take from a weights file that holds several: teacher, encoder_q, ..."""
     missing: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sslx.encoders import trunk
 from sslx.encoders.recipe import Recipe
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -120,9 +121,8 @@ def _vit(shapes: Shapes, settings: Settings) -> Recipe | None:
 
 def _first_model(*names: str) -> str:
     """Return the first name of a model that timm has."""
-    import timm  # inside the function: see encoders.build
-
-    return next(name for name in names if timm.is_model(name))
+    is_model = trunk.import_timm().is_model
+    return next(name for name in names if is_model(name))
 
 
 def _dinov3(shapes: Shapes, settings: Settings) -> Recipe | None:
@@ -190,7 +190,10 @@ def _clip_resnet(shapes: Shapes, settings: Settings) -> Recipe | None:
     layers = _counts(shapes, r"stages\.{}\.(\d+)\.conv1_1x1\.conv\.weight", range(4))
     if layers not in _CLIP_RESNETS or len(stem := shapes.get("stem.conv1.conv.weight", ())) != 4:
         return None
-    return Recipe(name=f"{_CLIP_RESNETS[layers]}_clip_gap", size=224, channels=stem[1])
+    name, width = f"{_CLIP_RESNETS[layers]}_clip_gap", shapes["stages.0.0.conv1_1x1.conv.weight"][0]
+    usual = {"resnet50x4": 80, "resnet50x16": 96, "resnet50x64": 128}.get(_CLIP_RESNETS[layers], 64)
+    arguments = {} if width == usual else {"width_factor": width / 64}
+    return Recipe(name=name, size=224, channels=stem[1], arguments=arguments)
 
 
 def _convnext(shapes: Shapes, settings: Settings) -> Recipe | None:

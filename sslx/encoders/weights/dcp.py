@@ -73,7 +73,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     try:
         with open(folder / _METADATA, "rb") as file:
             metadata: Any = _Unpickler(io.BytesIO(file.read(_MAX_BYTES))).load()
-        places = {(key.fqn, tuple(key.offset or ())): info for key, info in metadata.storage_data.items()}
+        places = {(key.fqn, getattr(key, "offset", None)): info for key, info in metadata.storage_data.items()}
         entries = cast(dict[str, Any], metadata.state_dict_metadata)
         return {
             name: _whole(folder, name, entry, places)
@@ -87,13 +87,16 @@ def read(folder: Path) -> dict[str, Tensor]:
         raise DataError(f"cannot load the distributed checkpoint {shown(folder)} safely: {text}") from error
 
 
-def _whole(folder: Path, name: str, entry: Any, places: dict[tuple[str, tuple[int, ...]], Any]) -> Tensor:
-    """Return a tensor put together from its parts, which may be in several files."""
+def _whole(folder: Path, name: str, entry: Any, places: dict[tuple[str, Any], Any]) -> Tensor:
+    """Return a tensor put together from its parts, which may be in several files.
+
+    places: where each part is, by the tensor's name and the part's offset, or None for a whole tensor.
+    """
     tensor: Tensor | None = None
     num_filled = 0
     for chunk in entry.chunks:
         offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
-        part = _part(folder, places[name, offsets])
+        part = _part(folder, places[name, chunk.offsets if (name, chunk.offsets) in places else None])
         if tuple(part.shape) != sizes:
             raise DataError(f"a part of {name} has the shape {tuple(part.shape)}, not {sizes}")
         if tensor is None:

@@ -1,20 +1,8 @@
-"""lightly's own ResNetGenerator as nn.Sequential: the modules by number."""
-
-import re
+"""lightly's own ResNetGenerator as a whole; in an nn.Sequential it lacks an activation, so that timm has no such model."""
 
 from sslx.encoders.weights.layouts.base import Layout
 
-
-def _stage(match: re.Match[str]) -> str:
-    return f"layer{int(match[1]) - 1}."
-
-
 LAYOUT = Layout(
-    marks=(r"0\.weight", r"1\.running_mean", r"2\.0\.conv1\.weight"),
-    renames=(
-        (r"^0\.", "conv1."),
-        (r"^1\.", "bn1."),
-        (r"^([2-5])\.", _stage),
-        (r"\.shortcut\.", ".downsample."),
-    ),
+    marks=(r"bn1\.running_mean", r"layer1\.0\.conv1\.weight", r"layer2\.0\.shortcut\.0\.weight"),
+    renames=((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc.")),
 )
