@@ -15,6 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from kit.random_models import randomized
 from sslx.encoders import rebuild, weights
 from sslx.encoders.weights import identify
 
@@ -223,20 +224,6 @@ def data2vec() -> nn.Module:
     return models.Data2VecVisionModel(config(use_relative_position_bias=True, **VIT, **MLP), add_pooling_layer=True)
 
 
-@torch.no_grad()
-def randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """The model, with no weight at its initial 0 or 1: an error in any tensor changes the features."""
-    for parameter in model.parameters():
-        scale = 0.5 * (parameter[0].numel() if parameter.ndim > 1 else 25) ** -0.5
-        parameter += scale * torch.randn(parameter.shape, generator=generator)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5, generator=generator)
-        if name.endswith("running_mean"):
-            buffer.normal_(0, 0.1, generator=generator)
-    return model.eval()
-
-
 def save(model: Any, folder: Path) -> Path:
     """As the owner does: by save_pretrained, or as a state dict."""
     if hasattr(model, "save_pretrained"):
@@ -254,6 +241,9 @@ def test_the_owners_model_is_identified_loaded_and_computes_the_same(
     case = CASES[name]
     owner = randomized(case.build(), generator)
     path = save(owner, tmp_path)
+    checkpoint = tmp_path / "epoch=1.ckpt"  # as Lightning saves a model of which the encoder is a part
+    part = {f"model.backbone.{key}": value for key, value in owner.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": part}, checkpoint)
     (found,) = identify.identified(str(path))
     assert (found.layout, found.misfit) == (case.layout, "")
     encoder = rebuild(found.recipe).eval()
@@ -267,3 +257,7 @@ def test_the_owners_model_is_identified_loaded_and_computes_the_same(
     computed = case.trunk(encoder.trunk, x)
     assert computed.shape == expected.shape
     assert (computed - expected).abs().max() < 1e-5 * expected.abs().max()
+    again = rebuild(found.recipe)
+    assert "under state_dict.model.backbone" in weights.load(again.trunk, str(checkpoint), found.recipe.name)
+    values = again.trunk.state_dict()
+    assert all(torch.equal(value, values[key]) for key, value in encoder.trunk.state_dict().items())

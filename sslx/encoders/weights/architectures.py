@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from sslx.encoders import trunk
@@ -16,21 +17,21 @@ _VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "
 _HEADS = {1280: 16, 1408: 16, 1664: 16}
 """Number of heads of the widths at which a head does not have 64 channels."""
 _DINOV3 = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 4096: "7b"}
-_RESNETS = {
+_RESNETS: dict[str, tuple[bool, tuple[int, ...]]] = {
     "resnet18": (False, (2, 2, 2, 2)),
     "resnet34": (False, (3, 4, 6, 3)),
     "resnet50": (True, (3, 4, 6, 3)),
     "resnet101": (True, (3, 4, 23, 3)),
     "resnet152": (True, (3, 8, 36, 3)),
 }
-_CLIP_RESNETS = {
+_CLIP_RESNETS: dict[tuple[int, ...], str] = {
     (3, 4, 6, 3): "resnet50",
     (3, 4, 23, 3): "resnet101",
     (4, 6, 10, 6): "resnet50x4",
     (6, 8, 18, 8): "resnet50x16",
     (3, 15, 36, 10): "resnet50x64",
 }
-_CONVNEXTS = {
+_CONVNEXTS: dict[tuple[int, tuple[int, ...]], str] = {
     (40, (2, 2, 6, 2)): "atto",
     (48, (2, 2, 6, 2)): "femto",
     (64, (2, 2, 6, 2)): "pico",
@@ -42,8 +43,12 @@ _CONVNEXTS = {
     (256, (3, 3, 27, 3)): "xlarge",
     (352, (3, 3, 27, 3)): "huge",
 }
-_SWINS = {(96, (2, 2, 6, 2)): "tiny", (96, (2, 2, 18, 2)): "small", (128, (2, 2, 18, 2)): "base",
-          (192, (2, 2, 18, 2)): "large"}  # fmt: skip
+_SWINS: dict[tuple[int, tuple[int, ...]], str] = {
+    (96, (2, 2, 6, 2)): "tiny",
+    (96, (2, 2, 18, 2)): "small",
+    (128, (2, 2, 18, 2)): "base",
+    (192, (2, 2, 18, 2)): "large",
+}
 _ATTENTION = (".attn.qkv.weight", ".attn.q_proj.weight")
 
 
@@ -53,10 +58,11 @@ def recipe(shapes: Shapes, settings: Settings) -> Recipe | None:
     The number of heads of a ViT cannot be seen in its tensors: it is that of the settings or of timm's model of this
     width.  The side of the images of a convolutional model is 224 pixels, or 32 with the stem for small images.
     """
-    architectures: tuple[Callable[[Shapes, Settings], Recipe | None], ...] = (
-        _vit, _dinov3, _beit, _resnet, _clip_resnet, _convnext, _swin,
-    )  # fmt: skip
-    return next((found for architecture in architectures if (found := architecture(shapes, settings))), None)
+    for architecture in (_vit, _dinov3, _beit, _resnet, _clip_resnet, _convnext, _swin):
+        with suppress(LookupError, ValueError):  # a file that has only some of the names, or shapes of something else
+            if found := architecture(shapes, settings):
+                return found
+    return None
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

@@ -1,6 +1,8 @@
 """Candidates: the tensors under each prefix of each table that may be an encoder, under timm's names."""
 
+import sys
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -48,6 +50,37 @@ def candidates(tables: list[Table], trunk: nn.Module, own: Mapping[str, Tensor])
             tensors = converted(table, prefix, layout)
             num_others = total - sum(name.startswith(prefix) for name in names)
             yield candidate(path(table, prefix), layout, tensors, trunk, own, num_others)
+
+
+def of_timms_converter(tables: list[Table], trunk: nn.Module, own: Mapping[str, Tensor]) -> Iterator[Candidate]:
+    """Yield what timm's own converter for this model makes of each table, with each common prefix of its names.
+
+    It knows the official files of many models, but not under which prefix they are in a checkpoint.
+    """
+    convert = getattr(sys.modules.get(type(trunk).__module__), "checkpoint_filter_fn", None)
+    if convert is None:
+        return
+    for table in tables:
+        tensors = {unwrapped(name): value for name, value in table.tensors.items()}
+        levels = enumerate(zip(*(name.split(".") for name in tensors), strict=False))
+        depth = next((level for level, parts in levels if len({*parts}) > 1), 0)
+        words = next(iter(tensors)).split(".")[:depth]
+        for start in range(depth + 1):
+            prefix = "".join(f"{word}." for word in words[:start])
+            with suppress(Exception):  # timm's converters expect only files that they know
+                values = convert({name[len(prefix) :]: value for name, value in tensors.items()}, trunk)
+                named = {name: Converted(value, ()) for name, value in values.items() if isinstance(value, Tensor)}
+                if _are_as_long(named, tensors):
+                    yield candidate(path(table, prefix), "of timm's converter", named, trunk, own)
+
+
+def _are_as_long(named: Mapping[str, Converted], tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether tensors were only renamed, reshaped, and joined or split in three.
+
+    timm's converters also resize them without a word, even patches of another side.
+    """
+    lengths = {length for value in tensors.values() for length in (value.numel(), 3 * value.numel())}
+    return all(len({one.value.numel(), 3 * one.value.numel()} & lengths) > 0 for one in named.values())
 
 
 def candidate(

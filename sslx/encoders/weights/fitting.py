@@ -61,7 +61,7 @@ def _first_convolutions(model: Any) -> tuple[str, ...]:
 
 def _resized_positions(tensor: Converted, model: Any, own: Tensor) -> Converted:
     """Interpolate position embeddings (1, P + N, dim) of a square grid of N patches, after P prefix tokens."""
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     new: tuple[int, int] = tuple(model.patch_embed.grid_size)
     num_prefix = own.shape[1] - new[0] * new[1]
@@ -75,7 +75,7 @@ def _resized_positions(tensor: Converted, model: Any, own: Tensor) -> Converted:
 
 def _resized_relative_positions(name: str, tensor: Converted, model: Any, own: Tensor) -> Converted:
     """Interpolate the table of relative positions, (positions, heads), of another window or grid."""
-    from timm.layers import resize_rel_pos_bias_table
+    from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 
     attention = model.get_submodule(name.rpartition(".")[0])
     old = math.isqrt(tensor.value.shape[0])
@@ -95,9 +95,12 @@ def _split_projections(tensors: Mapping[str, Converted], own: Mapping[str, Tenso
     split: dict[str, Converted] = {}
     for name, tensor in tensors.items():
         names = [name.replace(".qkv.", f".{projection}.") for projection in _SPLIT]
-        if name in own or ".qkv." not in name or names[0] not in own or tensor.value.shape[0] % 3:
+        of_bias = name.replace(".q_bias", ".q_proj.bias").replace(".v_bias", ".v_proj.bias")
+        if name not in own and of_bias in own:
+            split[of_bias] = tensor
+        elif name not in own and names[0] in own and names[0] != name and tensor.value.shape[0] % 3 == 0:
+            for part, value in zip(names, tensor.value.chunk(3), strict=True):
+                split[part] = Converted(value, tensor.sources, (*tensor.changes, "split"))
+        else:
             split[name] = tensor
-            continue
-        for part, value in zip(names, tensor.value.chunk(3), strict=True):
-            split[part] = Converted(value, tensor.sources, (*tensor.changes, "split"))
     return split

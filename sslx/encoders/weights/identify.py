@@ -1,6 +1,5 @@
 """Identifies the encoders in a file of weights: what they are, where they are, and the flags to use them."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,41 +74,51 @@ def identified(source: str) -> list[Identified]:
 
 def of_tables(found: list[Table], settings: architectures.Settings) -> list[Identified]:
     """Return the encoders that are recognized in tables, those that fit timm's model first."""
-    encoders = [encoder for table in found for encoder in _of_table(table, settings)]
-    whole = {encoder.part for encoder in encoders if not encoder.misfit}
-    encoders = [encoder for encoder in encoders if not encoder.misfit or encoder.part not in whole]
-    return sorted(encoders, key=lambda encoder: bool(encoder.misfit))
+    fitting: dict[str, Identified] = {}
+    others: dict[str, Identified] = {}
+    for encoder in (encoder for table in found for encoder in _of_table(table, settings)):
+        (others if encoder.misfit else fitting).setdefault(encoder.part, encoder)
+    return [*fitting.values(), *(encoder for part, encoder in others.items() if part not in fitting)]
 
 
 def flags(recipe: Recipe) -> list[str] | None:
     """Return the flags of ``sslx pretrain`` that build this encoder, or None if they cannot."""
+    arguments = recipe.arguments
     wanted = _signature(recipe)
-    patch: dict[str, Any] = {"patch": recipe.arguments.get("patch_size")}
+    simplest = Config(name=recipe.name, stem=recipe.stem)
+    of_patch = replace(simplest, patch=arguments.get("patch_size"))
     shape = {
-        "layers": _numbers(recipe.arguments, "layers", "depth"),
-        "channels": _numbers(recipe.arguments, "channels", "embed_dim"),
+        "layers": _numbers(arguments.get("layers", arguments.get("depth"))),
+        "channels": _numbers(arguments.get("channels", arguments.get("embed_dim"))),
     }
-    for options in ({}, patch, shape, {**patch, **shape}):
-        config = Config(name=recipe.name, stem=recipe.stem, **options)
+    sides = {name: side for name, side in arguments.items() if name == "img_size"}
+    for config in (simplest, of_patch, replace(simplest, **shape), replace(of_patch, **shape)):
         with suppress(ConfigError):
-            sides = {name: side for name, side in recipe.arguments.items() if name == "img_size"}
             if _signature(replace(recipe, arguments={**trunks.arguments(config), **sides})) == wanted:
-                words = ["--encoder.name", recipe.name]
-                words += (
-                    ["--encoder.stem", recipe.stem] if isinstance(recipe.stem, str) and "res" in recipe.name else []
-                )
-                for flag, value in options.items():
-                    numbers = value if isinstance(value, tuple) else (value,)
-                    words += [f"--encoder.{flag}", *map(str, numbers)] if numbers else []
-                words += ["--data.size", str(recipe.size)] if sides else []
-                return [*words, "--batch-norm", "group"] if recipe.norm == "group" else words
+                return [*_words(config), *_other_words(recipe)]
     return None
 
 
-def _numbers(arguments: Mapping[str, Any], of_stages: str, of_all: str) -> tuple[int, ...]:
-    return (
-        tuple(arguments[of_stages]) if of_stages in arguments else (arguments[of_all],) if of_all in arguments else ()
-    )
+def _numbers(value: Any) -> tuple[int, ...]:
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def _words(config: Config) -> list[str]:
+    words = ["--encoder.name", config.name]
+    if config.name.startswith(("resnet", "wide_resnet", "resnext")):  # whose stem depends on the images by default
+        words += ["--encoder.stem", config.stem]
+    for name, numbers in (
+        ("layers", config.layers),
+        ("channels", config.channels),
+        ("patch", _numbers(config.patch)),
+    ):
+        words += [f"--encoder.{name}", *map(str, numbers)] if numbers else []
+    return words
+
+
+def _other_words(recipe: Recipe) -> list[str]:
+    size = ["--data.size", str(recipe.size)] if "img_size" in recipe.arguments else []
+    return [*size, "--batch-norm", "group"] if recipe.norm == "group" else size
 
 
 def _signature(recipe: Recipe) -> tuple[object, ...]:

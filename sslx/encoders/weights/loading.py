@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sslx.console.words import shown
 from sslx.encoders.weights import accounting
 from sslx.encoders.weights.accounting import Account, is_derived
-from sslx.encoders.weights.candidates import Candidate, candidates
+from sslx.encoders.weights.candidates import Candidate, candidates, of_timms_converter
 from sslx.encoders.weights.kinds import listed
 from sslx.encoders.weights.tables import tables
 from sslx.errors import DataError
@@ -40,12 +40,13 @@ def load(trunk: nn.Module, source: str, name: str, part: str | None = None, miss
     found = tables(source, origin, part)
     classifiers = accounting.classifiers(trunk)
     possible = list(candidates(found, trunk, own))
-    if not any(candidate.tensors for candidate in possible):
+    accounts = [(one, accounting.account(one, own, classifiers, missing)) for one in possible]
+    if not (complete := _complete(accounts, own)):
+        others = of_timms_converter(found, trunk, own)
+        complete = _complete([(one, accounting.account(one, own, classifiers, missing)) for one in others], own)
+    if not any(one.tensors for one in possible) and not complete:
         names = [".".join([*table.path, key]) for table in found for key in table.tensors]
         raise DataError(f"{origin} has no tensor of {name}: it holds {len(names)} others ({listed(names)})")
-    accounts = [(candidate, accounting.account(candidate, own, classifiers, missing)) for candidate in possible]
-    complete = [(candidate, account) for candidate, account in accounts if account.num_misfits == 0]
-    complete = [(candidate, account) for candidate, account in complete if len(account.allowed) < len(own)]
     if not complete:
         candidate, account = min(accounts, key=lambda pair: pair[1].num_misfits)
         raise DataError(f"{origin} does not fit {name}: {accounting.description(candidate, account, own)}")
@@ -55,6 +56,11 @@ def load(trunk: nn.Module, source: str, name: str, part: str | None = None, miss
     _check_dtypes(values, own, origin)
     trunk.load_state_dict({**own, **values}, strict=True)
     return accounting.summary(chosen, account, own, origin)
+
+
+def _complete(accounts: list[tuple[Candidate, Account]], own: Mapping[str, Tensor]) -> list[tuple[Candidate, Account]]:
+    """Return the candidates that lack nothing but what is allowed, and have more than that."""
+    return [pair for pair in accounts if pair[1].num_misfits == 0 and len(pair[1].allowed) < len(own)]
 
 
 def _check_patterns(patterns: Sequence[str], own: Mapping[str, Tensor], name: str) -> None:

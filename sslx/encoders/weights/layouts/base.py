@@ -39,7 +39,12 @@ class Layout:
         """Return the prefixes, with their final dot, under which names have all marks; the shortest first."""
         names = list(names)
         found = [
-            {match[1] or "" for name in names if (match := re.fullmatch(rf"(.*\.)?{mark}", name))}
+            {
+                match[1] or ""
+                for name in names
+                for prefix in (r"(.*\.)?", r"(.*?\.)?")  # a mark may begin with an optional word
+                if (match := re.fullmatch(prefix + mark, name))
+            }
             for mark in self.marks
         ]
         return sorted(set[str].intersection(*found), key=len)

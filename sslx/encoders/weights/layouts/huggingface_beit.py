@@ -7,7 +7,7 @@ LAYOUT = Layout(
     marks=(r"embeddings\.patch_embeddings\.projection\.weight", r"(?:encoder\.layer|layers)\.0\.lambda_1"),
     renames=(
         *NAMES,
-        (r"\.attention\.(attention\.)?relative_position_bias\.", ".attn."),
+        (r"^(blocks\.\d+)(\.attention)*\.relative_position_bias\.", r"\1.attn."),
         (r"^(encoder\.)?relative_position_bias\.", "rel_pos_bias."),
         *ATTENTION,
         (r"\.lambda_([12])$", r".gamma_\1"),
