@@ -11,7 +11,7 @@ from sslx.config.parser import Positional
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Show what a file of weights holds, and which encoder fits it, with the flags to use it."""
+    """Show what a file of weights holds, and the flags to start from it."""
 
     file: Positional[Path]
     """A .pt, .pth or .safetensors file, the .index.json of a sharded one, a folder of save_pretrained, or a run."""

@@ -26,7 +26,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "swin" else ()) for name in MODELS]
+)
 def test_its_flags_build_the_encoder_of_the_file(
     name: str, tmp_path: Path, generator: torch.Generator, capsys: pytest.CaptureFixture[str]
 ):

@@ -9,7 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 import torchvision
@@ -199,13 +198,13 @@ CASES = {
     "torchvision ResNet": Case("timm", torchvision_resnet, without("fc"), features),
     "open_clip ViT": Case(
         "open_clip_vit",
-        lambda: open_clip.transformer.VisionTransformer(32, 8, 64, 2, 1, 4.0, output_dim=32),
+        lambda: import_module("open_clip.transformer").VisionTransformer(32, 8, 64, 2, 1, 4.0, output_dim=32),
         clip_vit,
         features,
     ),
     "open_clip ResNet": Case(
         "open_clip_resnet",
-        lambda: open_clip.modified_resnet.ModifiedResNet([3, 4, 6, 3], 32, 4, image_size=64, width=8),
+        lambda: import_module("open_clip.modified_resnet").ModifiedResNet([3, 4, 6, 3], 32, 4, 64, 8),
         clip_resnet,
         features,
     ),

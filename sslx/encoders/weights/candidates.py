@@ -70,17 +70,20 @@ def of_timms_converter(tables: list[Table], trunk: nn.Module, own: Mapping[str, 
             with suppress(Exception):  # timm's converters expect only files that they know
                 values = convert({name[len(prefix) :]: value for name, value in tensors.items()}, trunk)
                 named = {name: Converted(value, ()) for name, value in values.items() if isinstance(value, Tensor)}
-                if _are_as_long(named, tensors):
+                if _only_renames(named, tensors):
                     yield candidate(path(table, prefix), "of timm's converter", named, trunk, own)
 
 
-def _are_as_long(named: Mapping[str, Converted], tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether tensors were only renamed, reshaped, and joined or split in three.
+def _only_renames(named: Mapping[str, Converted], tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether tensors were only renamed, reshaped or split, and joined only for queries, keys and values.
 
     timm's converters also resize them without a word, even patches of another side.
     """
-    lengths = {length for value in tensors.values() for length in (value.numel(), 3 * value.numel())}
-    return all(len({one.value.numel(), 3 * one.value.numel()} & lengths) > 0 for one in named.values())
+    storages = {value.untyped_storage().data_ptr() for value in tensors.values()}
+    return all(
+        ".qkv." in name or one.value.untyped_storage().data_ptr() in storages or not one.value.any()
+        for name, one in named.items()
+    )
 
 
 def candidate(

@@ -17,7 +17,8 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts that torch's wrappers insert anywhere into the names of tensors."""
 _MAX_DEPTH, _MAX_TABLES = 8, 1000
 _EXPECTED = (
-    "expected 'timm' (timm's own weights), a run folder of sslx, or a .pt, .pth or .safetensors file on this machine"
+    "expected 'timm' (timm's own weights), a run folder of sslx, or a .pt, .pth or .safetensors file, or a folder of "
+    "save_pretrained or DCP, on this machine"
 )
 
 

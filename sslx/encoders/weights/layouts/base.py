@@ -39,15 +39,15 @@ class Layout:
         """Return the prefixes, with their final dot, under which names have all marks; the shortest first."""
         names = list(names)
         found = [
-            {
+            dict.fromkeys(
                 match[1] or ""
                 for name in names
                 for prefix in (r"(.*\.)?", r"(.*?\.)?")  # a mark may begin with an optional word
                 if (match := re.fullmatch(prefix + mark, name))
-            }
+            )
             for mark in self.marks
         ]
-        return sorted(set[str].intersection(*found), key=len)
+        return sorted((prefix for prefix in found[0] if all(prefix in others for others in found)), key=len)
 
     def converted(self, tensors: Mapping[str, Tensor]) -> dict[str, Converted]:
         """Return the tensors by timm's names; those that timm's model does not have keep or get another name."""
