@@ -25,9 +25,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin": ("swin_tiny_patch4_window7_224", {}),
 }
 
+LARGE = ("without a class token", "convnext", "swin")
+
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "swin" else ()) for name in MODELS]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in MODELS]
 )
 def test_its_flags_build_the_encoder_of_the_file(
     name: str, tmp_path: Path, generator: torch.Generator, capsys: pytest.CaptureFixture[str]

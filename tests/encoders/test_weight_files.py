@@ -18,6 +18,7 @@ from kit.errors import raises_one_line
 from kit.full_batch import RunOnRanks
 from kit.random_models import randomized
 from sslx.encoders import weights
+from sslx.encoders.weights import identify
 from sslx.errors import DataError
 
 SHAPE: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "num_classes": 0}
@@ -148,3 +149,28 @@ def test_a_damaged_distributed_checkpoint_is_one_line_and_runs_nothing(
     assert kind != "code" or "none of it was run" in str(error.value)
     assert not (tmp_path / "trace").exists()
     assert equal(before, trunk.state_dict())
+
+
+def test_what_only_the_config_beside_a_file_tells_is_checked(tmp_path: Path):
+    models, configs = (import_module(f"transformers.models.vit.{kind}_vit") for kind in ("modeling", "configuration"))
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 256, "image_size": 32, "patch_size": 8}
+    models.ViTModel(configs.ViTConfig(num_attention_heads=4, **shape)).save_pretrained(tmp_path)
+    options = {"depth": 1, "embed_dim": 64, "patch_size": 8, "img_size": 32, "num_classes": 0}
+    with raises_one_line(DataError, "its config.json has 4 heads, and the encoder 1"):
+        weights.load(timm.create_model("vit_base_patch16_224", num_heads=1, **options), str(tmp_path), "vit")
+    line = weights.load(timm.create_model("vit_base_patch16_224", num_heads=4, **options), str(tmp_path), "vit")
+    assert line.endswith("an epsilon of 1e-12, and the encoder 1e-06")
+    assert identify.recipe(str(tmp_path)).arguments["num_heads"] == 4
+
+
+def test_settings_of_lightning_and_hydra_beside_the_weights_are_passed_over(theirs: nn.Module, tmp_path: Path):
+    omegaconf = import_module("omegaconf")
+    cfg = omegaconf.OmegaConf.create({"optim": {"lr": 0.1, "betas": [0.9, 0.99]}, "name": "byol"})
+    content = {
+        "state_dict": {f"backbone.{name}": value for name, value in theirs.state_dict().items()},
+        "hyper_parameters": import_module("lightning_fabric.utilities.data").AttributeDict(lr=0.1, cfg=cfg),
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    trunk = resnet()
+    assert "under state_dict.backbone" in weights.load(trunk, str(tmp_path / "last.ckpt"), "resnet18")
+    assert equal(trunk.state_dict(), theirs.state_dict())

@@ -169,18 +169,22 @@ def _resnet(shapes: Shapes, settings: Settings) -> Recipe | None:
         return None
     layers = _counts(shapes, r"layer{}\.(\d+)\.conv1\.weight", range(1, 5))
     is_bottleneck = "layer1.0.conv3.weight" in shapes
-    widths = tuple(shapes.get(f"layer{i}.0.conv1.weight", (0,))[0] for i in range(1, 5))
+    width = shapes["layer1.0.conv1.weight"][0]
+    widths: list[int] = []
+    for stage in range(1, 5):
+        width = shapes.get(f"layer{stage}.0.conv1.weight", (width,))[0]  # a stage without layers may have any
+        widths.append(width)
     name = next(
         (name for name, kind in _RESNETS.items() if kind == (is_bottleneck, layers)),
         "resnet50" if is_bottleneck else "resnet18",
     )
     arguments: dict[str, Any] = {}
-    if is_bottleneck and widths == (128, 256, 512, 1024):
+    if is_bottleneck and widths == [128, 256, 512, 1024]:
         grouped = shapes["layer1.0.conv2.weight"][1]
         wide = {128: {50: "wide_resnet50_2", 101: "wide_resnet101_2"}, 4: {50: "resnext50_32x4d"}}
         name = wide.get(grouped, {}).get(int(name.removeprefix("resnet")), name)
-    elif widths != (64, 128, 256, 512):
-        arguments["channels"] = list(widths)
+    elif widths != [64, 128, 256, 512]:
+        arguments["channels"] = widths
     if layers != _RESNETS.get(name, (True, layers))[1]:
         arguments["layers"] = list(layers)
     kind = "imagenet" if stem[2] == 7 else "small" if stem[0] == 64 else "narrow"

@@ -6,8 +6,9 @@ No code in a file is run.
 import argparse
 import json
 import re
+from contextlib import suppress
 from pathlib import Path, PosixPath
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -16,6 +17,11 @@ from sslx.encoders.weights import dcp, kinds
 from sslx.errors import DataError
 from sslx.machine import files
 
+_OF_SETTINGS = re.compile(
+    r"omegaconf\..*|typing\.Any|builtins\.(dict|list|tuple|str|int|float|bool)|collections\.defaultdict|"
+    r"(pytorch_lightning|lightning|lightning_fabric)\..*\bAttributeDict"
+)
+"""Classes in which Lightning and Hydra store settings beside the weights."""
 _IN_FOLDERS = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -65,14 +71,35 @@ def read(path: Path) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # Training scripts store their settings as Namespace and Path.  torch gets an open file instead of a path,
-        # because it would choose the format by the path's suffix.
-        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]), open(path, "rb") as file:
+        # torch gets an open file instead of a path, because it would choose the format by the path's suffix.
+        with torch.serialization.safe_globals(_settings_classes(path)), open(path, "rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # pickle and safetensors raise exceptions of any type
         raise DataError(f"cannot load weights from {shown(path)} safely: {kinds.reason(error)}") from error
+
+
+class _Settings:
+    """Stands for an object that held a training script's settings: it takes what the file says and keeps nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> "_Settings":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+    def __setitem__(self, name: object, value: object) -> None: ...
+
+
+def _settings_classes(path: Path) -> list[Any]:
+    """Return the classes for what training scripts store beside the weights: plain ones, and stand-ins for others."""
+    classes: list[Any] = [argparse.Namespace, PosixPath]
+    with suppress(Exception):  # the file is damaged, or of a format without such a list: torch.load says what it is
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        classes += [(_Settings, name) for name in names if _OF_SETTINGS.fullmatch(name)]
+    return classes
 
 
 def _is_safetensors(head: bytes, num_bytes: int) -> bool:

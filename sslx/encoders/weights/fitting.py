@@ -32,7 +32,7 @@ def fitted(tensors: Mapping[str, Converted], trunk: nn.Module, own: Mapping[str,
 def _fitted(name: str, tensor: Converted, trunk: nn.Module, own: Tensor) -> Converted:
     """Return a tensor of another shape with the encoder's shape, or unchanged."""
     value, model = tensor.value, cast(Any, trunk)  # timm's models are not typed
-    if _without_ones(value) == _without_ones(own):
+    if value.ndim != own.ndim and _without_ones(value) == _without_ones(own):
         return Converted(value.reshape(own.shape), tensor.sources, (*tensor.changes, "reshaped"))
     if not value.is_floating_point():
         return tensor

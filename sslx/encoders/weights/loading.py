@@ -16,8 +16,9 @@ from sslx.console.words import shown
 from sslx.encoders.weights import accounting
 from sslx.encoders.weights.accounting import Account, is_derived
 from sslx.encoders.weights.candidates import Candidate, candidates, of_timms_converter
+from sslx.encoders.weights.files import config_beside
 from sslx.encoders.weights.kinds import listed
-from sslx.encoders.weights.tables import tables
+from sslx.encoders.weights.tables import located, tables
 from sslx.errors import DataError
 
 SSLX_PREFIX = "method.encoder.trunk"
@@ -54,8 +55,10 @@ def load(trunk: nn.Module, source: str, name: str, part: str | None = None, miss
     chosen, account = _choose([pair for pair in complete if len(pair[1].allowed) == fewest], part, origin)
     values = {key: tensor.value for key, tensor in chosen.tensors.items() if key not in account.allowed}
     _check_dtypes(values, own, origin)
+    settings = config_beside(located(source, origin))
+    _check_heads(trunk, settings, name, origin)
     trunk.load_state_dict({**own, **values}, strict=True)
-    return accounting.summary(chosen, account, own, origin)
+    return accounting.summary(chosen, account, own, origin) + _other_epsilon(trunk, settings)
 
 
 def _complete(accounts: list[tuple[Candidate, Account]], own: Mapping[str, Tensor]) -> list[tuple[Candidate, Account]]:
@@ -113,3 +116,23 @@ def _check_dtypes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], orig
             raise DataError(f"{origin}: {name} is quantized, sparse or without data: expected plain tensors")
         if value.is_complex() or value.is_floating_point() != own[name].is_floating_point():
             raise DataError(f"{origin}: {name} is {value.dtype}, expected {own[name].dtype} or another float")
+
+
+def _check_heads(trunk: nn.Module, settings: Mapping[str, object], name: str, origin: str) -> None:
+    """Raise DataError if the ``config.json`` beside the file has another number of heads, which no tensor shows."""
+    expected = settings.get("num_attention_heads")
+    numbers = {module.num_heads for module in trunk.modules() if hasattr(module, "num_heads")}
+    if isinstance(expected, int) and len(numbers) == 1 and numbers != {expected}:
+        raise DataError(
+            f"{origin} does not fit {name}: its config.json has {expected} heads, and the encoder {numbers.pop()}: use "
+            "the --encoder.name that it was trained with"
+        )
+
+
+def _other_epsilon(trunk: nn.Module, settings: Mapping[str, object]) -> str:
+    """Return what to add to the line if layer norms were trained with another epsilon, which changes features a bit."""
+    expected = settings.get("layer_norm_eps")
+    numbers = {module.eps for module in trunk.modules() if isinstance(module, nn.LayerNorm)}
+    if not isinstance(expected, float) or len(numbers) != 1 or numbers == {expected}:
+        return ""
+    return f"; its config.json has layer norms with an epsilon of {expected:g}, and the encoder {numbers.pop():g}"
