@@ -18,10 +18,10 @@ from sslx.errors import DataError
 from sslx.machine import files
 
 _OF_SETTINGS = re.compile(
-    r"omegaconf\..*|typing\.Any|builtins\.(dict|list|tuple|str|int|float|bool)|collections\.defaultdict|"
-    r"(pytorch_lightning|lightning|lightning_fabric)\..*\bAttributeDict"
+    r"omegaconf\..*|typing\.Any|builtins\.(dict|list|tuple|str|int|float|bool)|collections\.defaultdict"
 )
-"""Classes in which Lightning and Hydra store settings beside the weights."""
+"""Classes in which Hydra stores settings beside the weights."""
+_DICT_OF_LIGHTNING = re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\..*\bAttributeDict")
 _IN_FOLDERS = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -90,8 +90,6 @@ class _Settings:
 
     def __setstate__(self, state: object) -> None: ...
 
-    def __setitem__(self, name: object, value: object) -> None: ...
-
 
 def _settings_classes(path: Path) -> list[Any]:
     """Return the classes for what training scripts store beside the weights: plain ones, and stand-ins for others."""
@@ -99,6 +97,7 @@ def _settings_classes(path: Path) -> list[Any]:
     with suppress(Exception):  # the file is damaged, or of a format without such a list: torch.load says what it is
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         classes += [(_Settings, name) for name in names if _OF_SETTINGS.fullmatch(name)]
+        classes += [(dict, name) for name in names if _DICT_OF_LIGHTNING.fullmatch(name)]
     return classes
 
 
