@@ -23,6 +23,7 @@ COMMANDS = {
     "plot": ("sslx.commands.plot:main", "draw a run: loss, map of features, neighbors, views"),
     "report": ("sslx.commands.report:main", "write a page about runs: curves, scores, pictures, settings, cost"),
     "export": ("sslx.commands.export:main", "write a run's encoder so that another library loads it"),
+    "weights": ("sslx.commands.weights:main", "show what a file of weights holds, and which encoder fits"),
     "verify": ("sslx.commands.verify:main", "check that W processes train like one: sslx verify simclr"),
     "bench": ("sslx.commands.bench:main", "find what limits a recipe on this machine, and what would help"),
     "sweep": ("sslx.commands.sweep:main", "train several runs, one after the other: sslx sweep FILE RECIPE"),

@@ -13,9 +13,11 @@ class Config:
     stem: Literal["auto", "imagenet", "small", "narrow"] = "auto"
     """small: 3x3, stride 1, no max-pool.  narrow: like small, as wide as the first stage.  auto: small up to 64 px."""
     weights: str | None = None
-    """Initial weights: timm (downloads them), a run folder, or a .pt, .pth or .safetensors file.  Default: random."""
+    """Initial weights: timm (downloads them), a run, or a file or folder, as in sslx weights FILE.  Default: random."""
     weights_part: str | None = None
     """Encoder to take from a weights file that holds several: teacher, encoder_q, ..."""
+    missing: tuple[str, ...] = ()
+    """Names, or patterns such as 'norm.*', of the encoder's tensors that the file of --encoder.weights may lack."""
     layers: tuple[int, ...] = ()
     """Blocks per ResNet stage (e.g. 1 1 1 1; 0 drops a stage), or number of ViT blocks (e.g. 6)."""
     channels: tuple[int, ...] = ()

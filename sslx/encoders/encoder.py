@@ -125,7 +125,7 @@ def build(
             "(--encoder.stem imagenet keeps timm's)"
         )
     if config.weights is not None and config.weights != "timm":
-        say(weights.load(encoder.trunk, config.weights, config.name, config.weights_part))
+        say(weights.load(encoder.trunk, config.weights, config.name, config.weights_part, config.missing))
     return encoder
 
 

@@ -21,14 +21,14 @@ MAX_SMALL_STEM_SIZE = 64
 
 def check_name(name: str) -> None:
     """Raise ConfigError if timm has no model of this name."""
-    timm = _import_timm()
+    timm = import_timm()
     if not timm.is_model(name):
         similar_names = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(similar_names)}?" if similar_names else "see timm.list_models()"
         raise ConfigError(f"--encoder.name {name!r} is not a timm model: {hint}")
 
 
-def _import_timm() -> Any:
+def import_timm() -> Any:
     """Import timm without wandb, which timm imports if it can: that takes a tenth of the time in which a run starts."""
     hides_wandb = "wandb" not in sys.modules
     if hides_wandb:
