@@ -18,6 +18,8 @@ from kit import full_batch, tiny
 from kit.full_batch import RunOnRanks
 from sslx import cli, config, optim
 from sslx.cluster.allocation import load_submit
+from sslx.commands import export
+from sslx.config import parser
 from sslx.errors import UserError
 from sslx.methods.base import Embedded
 from sslx.train.step import train_step
@@ -79,6 +81,7 @@ def test_a_command_of_a_readme_parses(command: str):
     parsers = {"probe": config.load_probe, "plot": config.load_plot, "verify": config.load_verify}
     parsers |= {"embed": config.load_embed, "neighbors": config.load_neighbors, "look": config.parse}
     parsers |= dict.fromkeys(("pretrain", "bench", "submit", "sweep"), config.parse)
+    parsers |= {"export": lambda argv: parser.parse(export.Config, argv, "sslx export")}
     if name in parsers:
         parsers[name](argv)
     else:

@@ -37,6 +37,8 @@ def export(trained: Trained, target: str, folder: Path) -> float:
     module = TARGETS.module(target)
     if os.path.lexists(folder):
         raise ConfigError(f"{shown(folder)} exists: remove it, or name another folder by --output")
+    if shown(folder, 10_000) != str(folder):
+        raise ConfigError(f"{shown(folder)} is no name that other libraries open: name another folder by --output")
     trained = trained if trained.device.type == "cpu" else trained.to("cpu")  # where fp32 is not TF32
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -111,6 +111,7 @@ def test_bad_input_is_one_line(resnet: Path, tmp_path: Path, capsys: pytest.Capt
         ([resnet, "--to", "tim"], 64, "--to 'tim' is unknown: did you mean timm?"),
         ([resnet, "-o", tmp_path / "there"], 64, "exists: remove it, or name another folder by --output"),
         ([resnet, "-o", tmp_path / "file" / "x"], 74, "cannot write"),
+        ([resnet, "-o", tmp_path / "\udcff"], 64, "/\\xff is no name that other libraries open"),
     ):
         assert cli.main(["export", *map(str, argv)]) == code
         error = capsys.readouterr().err

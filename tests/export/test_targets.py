@@ -32,6 +32,7 @@ ENCODERS = {
     "resnext": (recipe("resnext50_32x4d", {}), 32),
     "wide": (recipe("wide_resnet50_2", SHALLOW), 32),
     "deep stem": (recipe("resnet18d", SHALLOW), 32),
+    "narrow wide": (recipe("wide_resnet50_2", NARROW), 32),
     "narrow": (recipe("resnet18", NARROW), 32),
     "narrow bottlenecks": (recipe("resnet50", NARROW), 32),
     "five channels": (recipe("resnet18", NARROW, channels=5), 32),
@@ -51,8 +52,6 @@ ENCODERS = {
     "mobilenet": (recipe("mobilenetv3_small_050", {}), 32),
 }
 FAST = [
-    ("timm", "resized vit"),
-    ("torchvision", "resnet18"),
     ("torchvision", "shallow"),
     ("torchvision", "resized vit"),
     ("torchvision", "layer scale"),
@@ -64,10 +63,12 @@ FAST = [
     ("hf", "registers"),
     ("hf", "convnext"),
     ("safetensors", "small stem"),
-    ("safetensors", "group norm"),
     ("safetensors", "resized vit"),
 ]
 SLOW = [
+    ("timm", "resized vit"),
+    ("torchvision", "resnet18"),
+    ("safetensors", "group norm"),
     ("timm", "registers"),
     ("torchvision", "bottlenecks"),
     ("torchvision", "resnext"),
@@ -101,7 +102,7 @@ REFUSED = [
     ("hf", "group norm", "transformers has no resnet18 with group norm", "safetensors or onnx, or pretrain with"),
     ("hf", "no class token", "without a class token", "timm, safetensors or onnx"),
     ("hf", "norm after mean", "with a norm after pooling", "timm, safetensors or onnx"),
-    ("hf", "wide", "with wide or grouped convolutions", "timm, torchvision, safetensors or onnx"),
+    ("hf", "narrow wide", "with wide or grouped convolutions", "timm, torchvision, safetensors or onnx"),
     ("hf", "convnextv2", "with stages.0.blocks.0.mlp.grn.weight", "timm, safetensors or onnx"),
     ("hf", "mobilenet", "for transformers, not mobilenetv3_small_050", "timm, safetensors or onnx"),
 ]
