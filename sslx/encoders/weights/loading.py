@@ -48,8 +48,8 @@ def load(trunk: nn.Module, source: str, name: str, part: str | None = None, miss
     if not any(one.tensors for one in possible) and not complete:
         names = [".".join([*table.path, key]) for table in found for key in table.tensors]
         raise DataError(
-            f"{origin} has no tensor of {name}: it holds {len(names)} others ({listed(names)}); sslx weights FILE shows "
-            "which encoder it fits"
+            f"{origin} has no tensor of {name}: it holds {len(names)} others ({listed(names)}); sslx weights FILE "
+            "shows which encoder it fits"
         )
     if not complete:
         candidate, account = min(accounts, key=lambda pair: pair[1].num_misfits)
