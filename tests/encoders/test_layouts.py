@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from kit.errors import raises_one_line
 from kit.random_models import randomized
 from sslx.encoders import rebuild, weights
-from sslx.encoders.weights import identify
+from sslx.encoders.weights import describe, identify
+from sslx.errors import DataError
 
 Features = Callable[[Any, Tensor], Tensor]
 
@@ -260,3 +263,40 @@ def test_the_owners_model_is_identified_loaded_and_computes_the_same(
     assert "under state_dict.model.backbone" in weights.load(again.trunk, str(checkpoint), found.recipe.name)
     values = again.trunk.state_dict()
     assert all(torch.equal(value, values[key]) for key, value in encoder.trunk.state_dict().items())
+
+
+def of_other_shapes(kind: str, generator: torch.Generator) -> Tensor:
+    shapes = {
+        "numbers": (),
+        "vectors": (3,),
+        "nothing": (0,),
+        "five dimensions": (1, 2, 1, 2, 1),
+    }
+    return torch.randn(shapes[kind], generator=generator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["numbers", "vectors", "nothing", "five dimensions"])
+def test_a_file_with_a_layouts_names_and_other_shapes_is_one_line(
+    kind: str, tmp_path: Path, generator: torch.Generator
+):
+    """For all layouts at once: a table with every library's names under a prefix of its own."""
+    tables = {
+        str(number): {key: of_other_shapes(kind, generator) for key in case.build().state_dict()}
+        for number, case in enumerate(CASES.values())
+    }
+    torch.save(tables, tmp_path / "file.pt")
+    for name in (
+        "vit_tiny_patch16_224",
+        "swinv2_tiny_window8_256",
+        "resnet18",
+        "convnext_atto",
+        "beit_base_patch16_224",
+    ):
+        with torch.device("meta"):
+            trunk = timm.create_model(name, num_classes=0)
+        with raises_one_line(DataError, "does not fit"):
+            weights.load(trunk, str(tmp_path / "file.pt"), name)
+    found = identify.identified(str(tmp_path / "file.pt"))
+    assert all(one.misfit for one in found)
+    assert all("\n" not in line for line in describe.lines(str(tmp_path / "file.pt")))

@@ -11,9 +11,11 @@ import timm
 import torch
 from torch import Tensor
 
+from kit.errors import raises_one_line
 from kit.random_models import randomized
 from sslx.encoders import weights
 from sslx.encoders.weights import identify, layouts
+from sslx.errors import DataError
 
 State = dict[str, Tensor]
 
@@ -132,6 +134,18 @@ def test_timms_own_converter_is_asked_where_no_layout_fits(tmp_path: Path, gener
     x = torch.randn(2, 3, 64, 64, generator=generator)
     with torch.no_grad():
         assert torch.equal(trunk(x), truth(x))
+
+
+def test_parts_of_other_shapes_are_refused_in_one_line(tmp_path: Path, generator: torch.Generator):
+    names = ("norm1.weight", "ls1.gamma", "attn.qkv.bias", "mlp.w12.weight")
+    official = {f"blocks.0.{name}": torch.randn((), generator=generator) for name in names}
+    official |= {name: torch.randn(3, generator=generator) for name in ("mask_token", "register_tokens", "pos_embed")}
+    official |= {"cls_token": torch.randn(4, generator=generator), "patch_embed.proj.weight": torch.randn(2, 2)}
+    torch.save(official, tmp_path / "file.pth")
+    trunk = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, **SMALL)
+    with raises_one_line(DataError, "does not fit", "27 missing", "8 of another shape"):
+        weights.load(trunk, str(tmp_path / "file.pth"), "vit_small_patch14_reg4_dinov2")
+    assert identify.identified(str(tmp_path / "file.pth")) == []
 
 
 def test_the_readme_lists_every_layout_with_its_test():

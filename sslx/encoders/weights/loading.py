@@ -47,7 +47,10 @@ def load(trunk: nn.Module, source: str, name: str, part: str | None = None, miss
         complete = _complete([(one, accounting.account(one, own, classifiers, missing)) for one in others], own)
     if not any(one.tensors for one in possible) and not complete:
         names = [".".join([*table.path, key]) for table in found for key in table.tensors]
-        raise DataError(f"{origin} has no tensor of {name}: it holds {len(names)} others ({listed(names)})")
+        raise DataError(
+            f"{origin} has no tensor of {name}: it holds {len(names)} others ({listed(names)}); sslx weights FILE "
+            "shows which encoder it fits"
+        )
     if not complete:
         candidate, account = min(accounts, key=lambda pair: pair[1].num_misfits)
         raise DataError(f"{origin} does not fit {name}: {accounting.description(candidate, account, own)}")

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Replacement = str | Callable[[re.Match[str]], str]
+_OTHER_SHAPES = (RuntimeError, IndexError, ValueError, TypeError)
+"""What torch raises for tensors of shapes that are not the layout's, which are then left as they are, and refused."""
 _PART = re.compile(r"\[(\d)\]")
 
 
@@ -51,10 +54,14 @@ class Layout:
 
     def converted(self, tensors: Mapping[str, Tensor]) -> dict[str, Converted]:
         """Return the tensors by timm's names; those that timm's model does not have keep or get another name."""
-        renamed = {self._renamed(name): name for name in tensors}
+        renamed: dict[str, str] = {}
+        for name in tensors:
+            new = self._renamed(name)
+            renamed[name if new in renamed else new] = name  # a second tensor of this name is not the encoder's
         values = joined({new: tensors[old] for new, old in renamed.items()})
         if self.reshape:
-            values = self.reshape(values)
+            with suppress(*_OTHER_SHAPES):
+                values = self.reshape(values)
         sources: dict[str, list[str]] = {}
         for new, old in renamed.items():
             whole = new if new in values else whole_name(new, values)
@@ -94,10 +101,11 @@ def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith("qkv.bias") and set(numbered) == {0, 2}:
             values[name.replace("qkv.bias", "q_bias")] = numbered[0]
             values[name.replace("qkv.bias", "v_bias")] = numbered[2]
-        elif len({value.shape[1:] for value in numbered.values()}) == 1:
-            values[name] = torch.cat([numbered[i] for i in sorted(numbered)])
-        else:  # no encoder has these
-            values |= {_PART.sub(f"[{i}]", f"{name}[0]"): value for i, value in numbered.items()}
+        else:
+            try:
+                values[name] = torch.cat([numbered[i] for i in sorted(numbered)])
+            except _OTHER_SHAPES:
+                values |= {f"{name}[{i}]": value for i, value in numbered.items()}  # which no encoder has
     return values
 
 
