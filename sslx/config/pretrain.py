@@ -120,9 +120,9 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """Measure an encoder's frozen features: kNN, linear probe, few labels, and scores that need no labels.
+    """Measure frozen features: kNN, linear, few labels, and scores without labels.
 
-    Raw pixels and the untrained encoder are measured for comparison, and further checkpoints beside them.
+    Raw pixels and the untrained encoder are measured for comparison.
     """
 
     checkpoints: Positional[tuple[Path, ...]]
@@ -141,7 +141,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         if self.checkpoints == ():
-            raise ConfigError("expected the folder of a run, got none: sslx probe runs/NAME")
+            raise ConfigError("expected the PATH of a run, got none: sslx probe runs/NAME")
 
 
 @dataclass(frozen=True, kw_only=True)

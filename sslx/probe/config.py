@@ -10,8 +10,7 @@ class Config:
     """The probes to run and their settings."""
 
     k: tuple[int, ...] = (5, 10, 20, 100, 200)
-    """Numbers of neighbors that may vote in the kNN probe, of which held-out training images choose one, at most the
-    mean size of a class.  An empty list disables the probe."""
+    """Numbers of neighbors in the kNN probe, of which held-out training images choose one.  Empty: no kNN probe."""
     temperature: float = 0.07
     """Temperature of the weights of kNN votes, exp(similarity / temperature)."""
     linear: bool = True
@@ -27,8 +26,7 @@ class Config:
     num_fraction_draws: int = 5
     """Number of random draws that a score with a fraction of the labels averages over."""
     seed: int = 0
-    """Seed of these draws, and of the training images that are held out to choose k, the regularization and the
-    learning rate."""
+    """Seed of these draws, and of the training images that are held out to choose the settings of probes."""
     label_free: bool = True
     """Measure scores that need no labels, where there are labels too."""
     num_views: int = 10

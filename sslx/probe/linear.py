@@ -35,11 +35,12 @@ def accuracy(
     label = train.label.to(device)
     held_out = held_out_mask(train.label, seed).to(device)
     fit_x, fit_label, held_out_x, held_out_label = x[~held_out], label[~held_out], x[held_out], label[held_out]
+    axes = principal_axes(fit_x)
     best_score, best_c, best_weight, num_worse = -1.0, GRID[0], torch.empty(0), 0
     weight: Tensor | None = None
     for i, c in enumerate(GRID):
         progress("linear", i, len(GRID) + 1)
-        weight = fit(fit_x, fit_label, num_classes, c, start=weight)
+        weight = fit(fit_x, fit_label, num_classes, c, start=weight, axes=axes)
         score = float((predict(held_out_x, weight) == held_out_label).double().mean())
         num_worse = num_worse + 1 if score < best_score else 0
         if score > best_score:
@@ -53,11 +54,29 @@ def accuracy(
     return float((predicted == test.label).double().mean()), best_c
 
 
-def fit(x: Tensor, label: Tensor, num_classes: int, c: float, *, start: Tensor | None = None) -> Tensor:
+Axes = tuple[Tensor, Tensor]
+
+
+def principal_axes(x: Tensor) -> Axes:
+    """Return eigenvalues (D,) and eigenvectors (D, D) of xᵀx / N for x (N, D), which may have leading dimensions."""
+    variance, axes = torch.linalg.eigh(x.mT @ x / x.shape[-2])
+    return variance.clamp_min(0), axes
+
+
+def fit(
+    x: Tensor,
+    label: Tensor,
+    num_classes: int,
+    c: float,
+    *,
+    start: Tensor | None = None,
+    axes: Axes | None = None,
+) -> Tensor:
     """Return the weights W that minimize mean cross-entropy + |W|² / (2·c·N); the bias is not regularized.
 
     x: (N, D), columns with a mean of about 0.  label: (N,) int64.  start: initial weights.  All may have leading
-    dimensions, for several independent problems of one size that are solved at once.
+    dimensions, for several independent problems of one size that are solved at once.  axes: ``principal_axes(x)``, if
+    the caller needs them for several fits.
     Returns (D + 1, num_classes), whose last row is the bias.  The result is that of scikit-learn's
     ``LogisticRegression(C=c)``, which a test checks.  For two classes scikit-learn has a single vector w instead of
     the w/2 and -w/2 here, which have half its |W|², so the penalty counts twice then.
@@ -68,23 +87,26 @@ def fit(x: Tensor, label: Tensor, num_classes: int, c: float, *, start: Tensor |
     """
     num_rows, dim = x.shape[-2:]
     decay = (2 if num_classes == 2 else 1) / (2 * c * num_rows)
-    variance, axes = torch.linalg.eigh(x.mT @ x / num_rows)
-    root = (variance.clamp_min(0) / num_classes + 2 * decay).sqrt()[..., None, :]
+    variance, directions = axes or principal_axes(x)
+    root = (variance / num_classes + 2 * decay).sqrt()[..., None, :]
     initial_v = x.new_zeros(*x.shape[:-2], dim + 1, num_classes)
     if start is not None:
-        initial_v = torch.cat([(axes * root).mT @ start[..., :-1, :], start[..., -1:, :]], -2)
+        initial_v = torch.cat([(directions * root).mT @ start[..., :-1, :], start[..., -1:, :]], -2)
     v = initial_v.requires_grad_()
     optimizer = torch.optim.LBFGS(
         [v], max_iter=1000, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
 
     def weight() -> Tensor:
-        return torch.cat([(axes / root) @ v[..., :-1, :], v[..., -1:, :]], -2)
+        return torch.cat([(directions / root) @ v[..., :-1, :], v[..., -1:, :]], -2)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         w, bias = weight().split([dim, 1], -2)
-        logits = torch.addmm(bias[0], x, w) if x.ndim == 2 else x @ w + bias
+        if x.ndim == 2:  # for a w stored by columns, torch computes the gradient as gᵀx and not as xᵀg: 12 times faster
+            logits = torch.addmm(bias[0], x, w.T.contiguous().T)
+        else:
+            logits = x @ w + bias
         entropy = F.cross_entropy(logits.flatten(0, -2), label.flatten(), reduction="sum") / num_rows
         value = entropy + decay * w.square().sum()
         value.backward()

@@ -100,7 +100,7 @@ def fit(
             batch = x[rows]
             error = (batch @ weight.flatten(1)).view(batch_size, len(lrs), num_classes).softmax(-1)
             error[torch.arange(batch_size, device=x.device), :, label[rows]] -= 1
-            gradient = (batch.T @ error.flatten(1) / batch_size).view_as(weight)
+            gradient = (error.flatten(1).T @ batch).T.reshape(weight.shape) / batch_size
             momentum.mul_(MOMENTUM).add_(gradient)
             share = (epoch * steps_per_epoch + step) / (num_epochs * steps_per_epoch)
             weight -= peak * (0.5 * (1 + math.cos(math.pi * share))) * momentum

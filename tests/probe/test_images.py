@@ -65,11 +65,12 @@ def test_probe_prints_tables_and_writes_them_and_keeps_features_for_the_next_pro
     with monkeypatch.context() as patch:
         patch.setattr(images, "loader", None)  # which would be called for features that are not kept
         patch.setattr(data, "in_order", None)
-        assert cli.main([*flags, "--probe.k", "3", "--probe.sgd", "--probe.no-linear", "--probe.fractions", "0.2"]) == 0
-    assert f"features: took 9 of 9 sets from {trained / 'features'}, computed none" in capsys.readouterr().out
+        other = "--no-baselines --probe.k 3 --probe.sgd --probe.no-linear --probe.shots --probe.fractions 0.2"
+        assert cli.main([*flags, *other.split()]) == 0
+    assert f"features: took 3 of 3 sets from {trained / 'features'}, computed none" in capsys.readouterr().out
     (score, *_) = json.loads((trained / "probe.json").read_text())["scores"]
     assert (score["k"], score["linear"], score["fractions"].keys()) == (3, None, {"0.2"})
-    assert score["sgd"] > 0.8
+    assert score["sgd"] > 0.4
     assert sorted((trained / "features").iterdir()) == kept
 
 
