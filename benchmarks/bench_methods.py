@@ -66,14 +66,8 @@ def part(session: Session, name: str, seed: int) -> None:
             steps = max(CALIBRATION_STEPS, round(options.seconds * speed / batch_size))
             peak = pretrain(training, options.root, recipe.stem, steps, seed)
     untrained = next(iter(session.recorded(seed=seed, encoder=encoder, images=options.images)), {}).get("untrained")
-<<<<<<< Updated upstream
     baselines = "--no-baselines" if untrained else "--baselines"
     scores = by_name(training.probe(baselines, "--probe.shots", "--probe.fractions"))
-=======
-    scores = by_name(
-        training.probe("--no-baselines" if untrained else "--baselines", "--probe.shots", "--probe.fractions")
-    )
->>>>>>> Stashed changes
     speed = training.samples_per_s()
     session.record(**key, seed=seed, recipe=recipe.stem, encoder=encoder, steps=steps, samples_per_s=speed,
                    view_px=EVAL_SIZE, train_s=steps * batch_size / speed, peak_rss_bytes=peak,

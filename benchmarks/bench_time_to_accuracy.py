@@ -115,18 +115,8 @@ def scores(root: Path, encoder: nn.Module) -> dict[str, float | None]:
         )
         for split in (train, test)
     ]
-<<<<<<< Updated upstream
     probes, num_classes = probe.Config(k=(200,), shots=(), fractions=()), len(train.facts.classes or ())
     score = probe.evaluate(probes, extracted[0], extracted[1], "encoder", num_classes)
-=======
-    score = probe.evaluate(
-        probe.Config(k=(200,), shots=(), fractions=()),
-        extracted[0],
-        extracted[1],
-        "encoder",
-        len(train.facts.classes or ()),
-    )
->>>>>>> Stashed changes
     return {"knn": score.knn, "linear": score.linear}
 
 
