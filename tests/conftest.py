@@ -28,12 +28,16 @@ MANY = (
     "test_ranks_of_three_machines_find_the_network_that_leads_to_the_others",
     "test_by_their_own_names_or_over_another_network_they_would_not_meet",
     "test_the_estimate_is_what_a_step_takes",
+    "test_encoders_of_the_usual_size",
+    "test_a_file_with_a_layouts_names_and_other_shapes_is_one_line",
 )
 """Slow tests of many cases, of which CI runs the last, as a rule the one with the most ranks."""
 SAMPLED = {
     "test_compiled_in_ddp_is_uncompiled": 8,
     "test_a_step_stays_on_the_gpu_and_the_host_never_waits": 4,
     "test_a_recipes_step_is_as_in_the_table": 4,
+    "test_the_librarys_model_computes_the_encoders_features": 8,
+    "test_its_flags_build_the_encoder_of_the_file": 8,
 }
 """Slow tests of which CI runs every such case."""
 FAULTS = sorted({test for row in faults.ROWS.values() for test in row})

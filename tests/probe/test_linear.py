@@ -72,7 +72,8 @@ def test_several_problems_are_solved_as_each_alone(generator: torch.Generator) -
 
 
 @pytest.mark.parametrize(
-    ("num", "dim", "num_classes"), [(3_000, 96, 10), pytest.param(50_000, 512, 10, marks=pytest.mark.slow)]
+    ("num", "dim", "num_classes"),
+    [(3_000, 96, 10), pytest.param(50_000, 512, 10, marks=[pytest.mark.slow, pytest.mark.soak])],
 )
 def test_accuracy_on_learnable_features_is_that_of_scikit_learn(
     num: int, dim: int, num_classes: int, generator: torch.Generator
