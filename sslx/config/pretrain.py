@@ -389,10 +389,7 @@ def loads(text: str) -> PretrainConfig:
     tree = schema.migrated(tree, "the saved config")
     try:
         args = flags.of(tree, Path("config.json"))
-        method, source = (
-            choices.method(choices.method_name(args)),
-            choices.source(choices.source_name(args)),
-        )
+        method, source = choices.method(choices.method_name(args)), choices.source(choices.source_name(args))
         default = _chosen(PretrainConfig(method=method, source=source), args)
         return _complete(parse_flags(PretrainConfig, args, "config.json", default, True))
     except (ValueError, TypeError, AttributeError, SystemExit) as error:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sslx import __version__
 from sslx.console.words import plural, shown
@@ -190,7 +190,9 @@ def duration(seconds: float) -> str:
 
 
 def _value(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(value, list):
+        value = ", ".join(map(str, cast("list[object]", value)))
+    text = "" if value is None else str(value)
     return html.escape(shown(text, 300))
 
 

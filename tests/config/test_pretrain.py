@@ -225,7 +225,7 @@ def test_a_root_alone_is_a_folder_of_images_to_probe_on_too():
 def test_probing_flags_replace_fields_of_the_runs_images():
     run = load(["--source.name", "folder", "--source.root", "/x", "--data.size", "48"])
     probe = config.load_probe(["runs/a", "--source.test-root", "/y", "--no-baselines"], run)
-    assert (probe.checkpoint, probe.baselines) == (Path("runs/a"), False)
+    assert (probe.checkpoints, probe.baselines) == ((Path("runs/a"),), False)
     assert probe.data == run.data
     assert isinstance(run.source, folder.Config)
     assert probe.source == dataclasses.replace(run.source, test_root=Path("/y"))

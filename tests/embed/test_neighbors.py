@@ -29,18 +29,18 @@ def found_on_a_rank(trained: Path, pixels: Any, k: int) -> list[neighbors.Near]:
     return neighbors.search(run, batches, run.embed(pixels[:3]), k, Bars(Console(), False))
 
 
-def test_they_are_the_largest_of_all_similarities_and_of_equals_the_first(ranks: RunOnRanks, trained: Path) -> None:
+def test_they_are_the_largest_of_all_similarities(ranks: RunOnRanks, trained: Path) -> None:
     pixels = np.random.default_rng().integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     pixels[30] = pixels[11] = pixels[1]
     unit = F.normalize(load(trained).embed(pixels).double(), dim=1)
     similarity = unit[:3] @ unit.T
-    expected, order = similarity.sort(dim=1, descending=True, stable=True)
+    expected = similarity.sort(dim=1, descending=True).values
     for found in (found_on_a_rank(trained, pixels, 6), *ranks(2, found_on_a_rank, trained, pixels, 6)):
         for query, near in enumerate(found):
             np.testing.assert_allclose(near.similarity, expected[query, :6], atol=1e-5)
             np.testing.assert_allclose(similarity[query, near.index], expected[query, :6], atol=1e-5)
-            assert near.index[:1] == order[query, :1].tolist()
-        assert found[1].index[:3] == [1, 11, 30]
+        # Equal images may differ in the last bit of their features, which depends on their places in the batch.
+        assert set(found[1].index[:3]) == {1, 11, 30}
     assert len(found_on_a_rank(trained, pixels, 99)[0].index) == 40
 
 
