@@ -6,8 +6,8 @@ from pathlib import Path
 
 import figures
 import pytest
-import report
 
+import report
 from sslx.bench import charts
 
 
