@@ -213,26 +213,15 @@ def _extent(window: int | None) -> str:
     return "as a whole" if window is None else f"in windows of {window} blocks"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sequential:
-    """One pass for evaluation.  Sample i goes to rank i mod W.  The last batch may be smaller; nothing is padded."""
-
-    num_samples: int
-    per_rank: int
-    rank: int = 0
-    world_size: int = 1
+class _OnePass:
+    """What passes over a source have in common: they end after ``num_batches``, and their place is a batch's number."""
 
     @property
     def num_batches(self) -> int:
-        num_samples = len(range(self.rank, self.num_samples, self.world_size))
-        return -(-num_samples // self.per_rank)
+        raise NotImplementedError
 
     def epoch(self, t: int) -> int:  # noqa: ARG002
         return 0
-
-    def batch(self, t: int) -> Indices:
-        samples = range(self.rank, self.num_samples, self.world_size)[t * self.per_rank : (t + 1) * self.per_rank]
-        return np.arange(samples.start, samples.stop, samples.step)
 
     def finished(self, t: int) -> bool:
         return t >= self.num_batches
@@ -245,7 +234,26 @@ class Sequential:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pieces:
+class Sequential(_OnePass):
+    """One pass for evaluation.  Sample i goes to rank i mod W.  The last batch may be smaller; nothing is padded."""
+
+    num_samples: int
+    per_rank: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def num_batches(self) -> int:
+        num_samples = len(range(self.rank, self.num_samples, self.world_size))
+        return -(-num_samples // self.per_rank)
+
+    def batch(self, t: int) -> Indices:
+        samples = range(self.rank, self.num_samples, self.world_size)[t * self.per_rank : (t + 1) * self.per_rank]
+        return np.arange(samples.start, samples.stop, samples.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces(_OnePass):
     """One pass over pieces of a source, in batches that depend on their piece alone.
 
     pieces: their numbers, ascending.  length: piece k has samples k * length up to (k + 1) * length or the last one.
@@ -267,22 +275,10 @@ class Pieces:
         num_in_last = -(-len(self.samples(self.pieces[-1])) // self.per_rank)
         return (len(self.pieces) - 1) * self._batches_per_piece + num_in_last
 
-    def epoch(self, t: int) -> int:  # noqa: ARG002
-        return 0
-
     def batch(self, t: int) -> Indices:
         number, within = divmod(t, self._batches_per_piece)
         samples = self.samples(self.pieces[number])[within * self.per_rank : (within + 1) * self.per_rank]
         return np.arange(samples.start, samples.stop)
-
-    def finished(self, t: int) -> bool:
-        return t >= self.num_batches
-
-    def state(self, t: int) -> dict[str, Any]:
-        return {"batch": t}
-
-    def seek(self, state: Mapping[str, Any]) -> int:
-        return state["batch"]
 
     @property
     def _batches_per_piece(self) -> int:

@@ -1,6 +1,7 @@
 """Access to the inside of timm's VisionTransformer: its patch grid, its tokens, and the parts that methods freeze.
 
-No other file depends on how timm's VisionTransformer works inside.
+Besides ``sslx/export/plain_vit.py``, which writes its parts under other names, no other file depends on how timm's
+VisionTransformer works inside.
 """
 
 import math
