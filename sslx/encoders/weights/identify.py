@@ -1,11 +1,13 @@
 """Identifies the encoders in a file of weights: what they are, where they are, and the flags to use them."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sslx.console.words import shown
 from sslx.encoders import trunk as trunks
@@ -128,9 +130,18 @@ def _signature(recipe: Recipe) -> tuple[object, ...]:
     return {name: value.shape for name, value in trunk.state_dict().items()}, heads
 
 
+class _RatesWithData(TorchFunctionMode):
+    """Leaves data to the rates of stochastic depth, which older versions of timm read back from a linspace."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **({"device": "cpu"} if func is torch.linspace else {}) | (kwargs or {}))
+
+
 def _without_data(recipe: Recipe) -> nn.Module:
     """Return a trunk whose tensors have shapes and no data.  Raises ConfigError if timm cannot build it."""
-    with torch.device("meta"):
+    with torch.device("meta"), _RatesWithData():
         trunk, recipe = trunks.create(recipe)
         return trunks.complete(trunk, recipe)
 
