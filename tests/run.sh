@@ -8,6 +8,7 @@
 #   --install-only           makes the environment and tests nothing
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE # each of a thousand processes would compile sslx and the tests again
 cores=$(env -u OMP_NUM_THREADS nproc) tier="not slow and not gpu and not slurm and not soak" plugin=() numerical="" venv=.venv isa=none only=""
 jobs=$((cores < 4 ? cores : 4))
 while [ $# -gt 0 ]; do

@@ -94,6 +94,7 @@ def test_commands_in_sentences_exist(path: Path):
     assert {name for name in named if name not in cli.COMMANDS} == set()
 
 
+@pytest.mark.slow
 def test_the_encoder_is_used_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     flags = "--source.name synthetic --source.num-samples 8 --data.size 72 --data.backend torchvision --data.threads 0"

@@ -107,6 +107,7 @@ def saved(run: Path, name: str) -> dict[str, Any]:
     return json.loads((run / name).read_text())
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_all_runs_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "lrs.toml").write_text('[grid]\n"optim.lr" = [0.1, 0.2]\n')
     assert cli.main(["pretrain", *TINY, "--name", "s-lr=0.1", "--optim.lr", "0.1"]) == 0  # as if it was stopped there

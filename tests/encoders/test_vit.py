@@ -175,6 +175,7 @@ def test_in_autocast_a_mask_token_does_not_widen_the_tokens(generator: torch.Gen
     assert token.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_tokens_compile_as_one_graph_and_wait_for_no_device(generator: torch.Generator, no_host_sync: Any):
     encoder = make("registers", 24)
     token = torch.zeros(16, dtype=torch.float64)

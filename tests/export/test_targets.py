@@ -194,7 +194,7 @@ def test_transformers_finds_every_tensor_and_no_other(tmp_path: Path, generator:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("two blocks", ["batch", 3, "height", "width"]),
+        pytest.param("two blocks", ["batch", 3, "height", "width"], marks=pytest.mark.slow),
         pytest.param("vit", ["batch", 3, 16, 16], marks=pytest.mark.slow),
     ],
 )

@@ -1,17 +1,33 @@
 """Each example of launch/examples runs as its first lines say, on a run and images made here."""
 
 import re
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from kit.python import python
 from sslx import cli, rng
 from sslx.trained import load
 
 EXAMPLES = Path(__file__).parents[2] / "launch" / "examples"
+Script = Callable[..., str]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
+    """``script(name, *argv)`` -> what ``python NAME ARGV ...`` prints: run as that is, in this process."""
+
+    def run(name: str, *argv: object) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +51,9 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(flags.split()[-1]) / "run"
 
 
-def test_embed(run: Path, images: Path, tmp_path: Path):
-    out = python(EXAMPLES / "embed.py", run, images, "vectors.npy", cwd=tmp_path).stdout
+def test_embed(run: Path, images: Path, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    out = script("embed.py", run, images, "vectors.npy")
     assert out == "12 images, 16 numbers each: vectors.npy\n"
     vectors, paths = np.load(tmp_path / "vectors.npy"), (tmp_path / "vectors.txt").read_text().splitlines()
     assert vectors.shape == (12, 16)
@@ -44,9 +61,9 @@ def test_embed(run: Path, images: Path, tmp_path: Path):
     np.testing.assert_allclose(vectors[5:6], load(run).embed([paths[5]]).numpy(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_fine_tune(run: Path, images: Path, own: bool):
-    lines = python(EXAMPLES / "fine_tune.py", run, *([images] if own else [])).stdout.splitlines()
+@pytest.mark.parametrize("own", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_fine_tune(run: Path, images: Path, own: bool, script: Script):
+    lines = script("fine_tune.py", run, *([images] if own else [])).splitlines()
     num_images = 2 if own else 359
     percent = [re.fullmatch(rf"epoch [123]: ([0-9.]+)% of {num_images} images", line) for line in lines]
     assert len(percent) == 3
@@ -56,8 +73,8 @@ def test_fine_tune(run: Path, images: Path, own: bool):
         assert float(percent[-1][1]) > 15
 
 
-def test_export(run: Path, tmp_path: Path):
-    lines = python(EXAMPLES / "export.py", run, tmp_path / "out", "safetensors", "timm").stdout.splitlines()
+def test_export(run: Path, tmp_path: Path, script: Script):
+    lines = script("export.py", run, tmp_path / "out", "safetensors", "timm").splitlines()
     assert lines[0] == f"safetensors: {tmp_path / 'out' / 'safetensors'}, features equal within 0e+00"
     assert lines[1].startswith("timm: timm has no resnet18 with a small stem, so it cannot load this encoder: use --to")
     assert {path.name for path in (tmp_path / "out").rglob("*")} == {"safetensors", "model.safetensors", "README.md"}

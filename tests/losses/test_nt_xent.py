@@ -143,7 +143,8 @@ def compiled(z1: Tensor, z2: Tensor, weight: Tensor) -> tuple[int, list[float], 
     return counter.frame_count, *found
 
 
-@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_a_compiled_step_holds_it_whole_and_compiles_once(
     ranks: RunOnRanks, generator: torch.Generator, world_size: int
 ) -> None:

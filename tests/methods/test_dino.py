@@ -278,6 +278,7 @@ def test_std_is_of_the_students_views(generator: torch.Generator):
     assert make().loss(Embedded(same, teacher)).metrics["logit_std"] < 1e-3
 
 
+@pytest.mark.slow
 def test_health_and_probes_look_at_the_teacher_and_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     flags = "--source.name digits --data.size 8 --data.threads 0 --method.name dino --batch-size 32 --steps 2 --name r"
     flags += " --encoder.layers 1 1 1 1 --encoder.channels 8 8 8 16 --method.output-dim 8 --method.hidden-dim 8"

@@ -104,6 +104,7 @@ def test_only_with_the_stop_gradient_projections_stay_apart(seed: int):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.slow
 def test_with_all_norms_it_is_their_rank_that_collapses(seed: int):
     """Then no projection can be constant, and what is left is one direction."""
     assert trained(seed, 4.0)[1] > 6

@@ -161,6 +161,7 @@ def test_plot_draws_two_pictures(trained: Path, capsys: pytest.CaptureFixture[st
     assert not (trained / "method.png").exists(), "SimCLR shows nothing of images"
 
 
+@pytest.mark.slow
 def test_plot_draws_what_the_method_shows_of_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = "mae_digits --steps 2 --batch-size 32 --data.size 16 --data.eval-size 24 --encoder.patch 4 --name run"
     flags += " --encoder.layers 2 --encoder.channels 16 --method.decoder-dim 16 --method.decoder-layers 1"

@@ -4,12 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from kit.processes import is_one_line
 from kit.runs import Run
 
 DAMAGED = [b"", b"\xff\0", b"[" * 100_000, b"{}", b"[]", None]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_whatever_its_small_files_hold(here: Run, tmp_path: Path) -> None:
     run = tmp_path / "r"
     assert here() == (0, "")

@@ -42,13 +42,18 @@ def worst(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "optimizer"),
-    [(2, "sgd"), pytest.param(2, "lars", marks=pytest.mark.slow), pytest.param(3, "sgd", marks=pytest.mark.slow)],
+    ("world_size", "optimizer", "num_steps"),
+    [
+        (2, "sgd", 5),
+        pytest.param(2, "sgd", 20, marks=pytest.mark.slow),
+        pytest.param(2, "lars", 20, marks=pytest.mark.slow),
+        pytest.param(3, "sgd", 20, marks=pytest.mark.slow),
+    ],
 )
-def test_equal_in_fp64_for_20_steps(ranks: RunOnRanks, world_size: int, optimizer: str) -> None:
+def test_equal_in_fp64_for_many_steps(ranks: RunOnRanks, world_size: int, optimizer: str, num_steps: int) -> None:
     flags = ["--optim.name", optimizer, "--data.backend", "dali", "--precision", "fp64"]
-    one = ranks(1, train, flags, 20)[0]
-    for found in ranks(world_size, train, flags, 20):
+    one = ranks(1, train, flags, num_steps)[0]
+    for found in ranks(world_size, train, flags, num_steps):
         assert max(abs(a - b) for a, b in zip(found[0], one[0], strict=True)) < 1e-10
         assert worst(found[1], one[1]) < 1e-10
         torch.testing.assert_close(found[2], one[2], rtol=1e-10, atol=1e-10)

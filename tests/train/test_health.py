@@ -44,6 +44,7 @@ def test_looks_are_left_out_of_the_throughput(here: Run, tmp_path: Path, monkeyp
         assert 16 / line["samples_per_s"] < line["time"] - before["time"] - 0.5
 
 
+@pytest.mark.slow
 def test_simsiam_does_not_collapse(here: Run, tmp_path: Path):
     assert here(*SIMSIAM, "--health.on-collapse", "stop") == (0, "")
     assert "collapse at" not in here.out

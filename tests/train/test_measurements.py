@@ -84,6 +84,7 @@ def test_a_probe_that_cannot_be_written_is_printed(rare: Path, capfd: pytest.Cap
     is_one_line(err, "probe.json")
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_test_split_is_drawn(here: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert here(*on(images(tmp_path / "images", cat=8, dog=8)))[0] == 0
     assert cli.main(["plot", str(tmp_path / "r")]) == 0

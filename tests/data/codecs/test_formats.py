@@ -201,6 +201,7 @@ def read_junk(root: Path) -> None:
     assert len(said) == 10, said
 
 
+@pytest.mark.slow
 def test_no_file_ends_the_process(tmp_path: Path, ranks: Callable[..., Any]) -> None:
     """Where a parser of DALI 2.4 refuses one image of a batch of 25 or more, it dies by SIGSEGV."""
     ranks(1, read_junk, tmp_path)
