@@ -30,11 +30,14 @@ MANY = (
     "test_the_estimate_is_what_a_step_takes",
     "test_encoders_of_the_usual_size",
     "test_a_file_with_a_layouts_names_and_other_shapes_is_one_line",
+    "test_multi_crop_methods_do_not_drift_in_bf16",
+    "test_compiled_in_ddp_is_uncompiled",
+    "test_equal_in_fp64_for_many_steps",
+    "test_ranks_wait_for_the_main_one_longer_than_a_collective_would",
 )
 """Slow tests of many cases, of which CI runs the last, as a rule the one with the most ranks."""
 SAMPLED = {
-    "test_compiled_in_ddp_is_uncompiled": 8,
-    "test_a_step_stays_on_the_gpu_and_the_host_never_waits": 4,
+    "test_a_step_stays_on_the_gpu_and_the_host_never_waits": 8,
     "test_a_recipes_step_is_as_in_the_table": 4,
     "test_the_librarys_model_computes_the_encoders_features": 4,
     "test_its_flags_build_the_encoder_of_the_file": 8,
