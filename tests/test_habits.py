@@ -1,5 +1,6 @@
 """What people expect of a repository: one version everywhere, a workflow that calls tiers that exist."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -38,3 +39,14 @@ def test_hooks_run_what_is_installed() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     local = [hook["entry"].split()[0] for repo in hooks if repo["repo"] == "local" for hook in repo["hooks"]]
     assert set(local) == {".venv/bin/ruff"}
+
+
+def test_what_is_left_to_the_night_exists() -> None:
+    tree = ast.parse((ROOT / "tests" / "conftest.py").read_text())
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    named = {str(value) for value in constants if re.fullmatch(r"test_\w+", str(value))}
+    defined = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 50
+    assert named <= defined
