@@ -15,7 +15,7 @@ from kit.processes import ended, until
 from kit.python import python
 
 PARTS = ["kernels", "nt_xent", "loader_32px", "byol_200_epochs", "scaling", "verify_nccl"]
-SOME_PARTS = ["nt_xent"]
+SOME_PARTS = ["nt_xent", "byol_200_epochs"]
 
 
 def part(name: str, code: str) -> gpu_suite.Part:
