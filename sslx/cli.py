@@ -20,6 +20,7 @@ COMMANDS = {
     "probe": ("sslx.commands.probe:main", "evaluate a run's features, with labels and without"),
     "embed": ("sslx.commands.embed:main", "write the features of images to a file: sslx embed RUN -o FILE"),
     "neighbors": ("sslx.commands.neighbors:main", "find the images nearest to yours: sslx neighbors RUN IMAGE"),
+    "seen": ("sslx.commands.seen:main", "show when and how an image took part in training"),
     "plot": ("sslx.commands.plot:main", "draw a run: loss, map of features, neighbors, views"),
     "report": ("sslx.commands.report:main", "write a page about runs: curves, scores, pictures, settings, cost"),
     "export": ("sslx.commands.export:main", "write a run's encoder so that another library loads it"),
