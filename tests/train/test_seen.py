@@ -1,4 +1,4 @@
-"""``sslx seen``: its claims about a run, some of whose images were unreadable or excluded, against the run's batches."""
+"""``sslx seen``: its claims about a run, some of whose images were unreadable or excluded, against its batches."""
 
 import json
 from collections import Counter
