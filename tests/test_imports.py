@@ -29,7 +29,7 @@ ARROW = (
     ("trained",),
     ("probe",),
     ("plot", "monitor", "export"),
-    ("report", "embed"),
+    ("report", "embed", "check"),
     ("cli",),  # names its commands by strings, so that `sslx --help` imports nothing
     ("train",),
     ("cluster", "bench"),
