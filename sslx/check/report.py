@@ -68,11 +68,14 @@ def _statistics(looks: Looks) -> list[str]:
     readable = looks.readable
     if not len(readable):
         return []
-    width, height = (findings.quantiles(side[readable]) for side in (looks.width, looks.height))
+    sizes = list[str]()
+    for name, side in (("width", looks.width), ("height", looks.height)):
+        smallest, median, largest = findings.quantiles(side[readable])
+        sizes.append(f"{name} {smallest:,} to {largest:,} pixels, median {median:,}")
     counted = ", ".join(f"{kind} {count:,}" for kind, count in findings.kinds(looks).items())
     numbers = (f"{' '.join(f'{value:.3f}' for value in values)}" for values in (looks.mean, looks.std))
     return [
-        f"width {width[0]:,} to {width[2]:,} pixels, median {width[1]:,}; height {height[0]:,} to {height[2]:,}, median {height[1]:,}",
+        "; ".join(sizes),
         counted,
         "mean {}, standard deviation {} of red, green, blue".format(*numbers),
         f"decodes {len(readable) / max(looks.seconds, 1e-9):,.0f} images/s on one core",
@@ -85,7 +88,8 @@ def _table(source: Source, found: list[Finding]) -> Table:
     for finding in found:
         reason = f" ({finding.reasons[0]})" if finding.reasons else ""
         example = Text(f"{source.where(finding.indices[0])}{reason}")
-        table.add_row(f"{len(finding.indices):,}", f"{finding.name}\n  {finding.advice}", example)
+        words = Text.assemble(f"{finding.name}\n", (finding.advice, "dim"))
+        table.add_row(f"{len(finding.indices):,}", words, example)
     return table
 
 

@@ -80,7 +80,7 @@ def test_each_fault_is_found_and_nothing_else(folder: Path, tmp_path: Path, caps
     assert found["classes"] == {"a": 22, "b": 12, "c": 1}
     assert (found["width"]["min"], found["height"]["max"]) == (12, 400)
     assert "images/s on one core" in out
-    assert all(len(line) <= 80 for line in out.splitlines() if str(folder) not in line), out
+    assert all(len(line) <= 80 for line in out.splitlines() if str(tmp_path) not in line), out
 
 
 def test_mean_and_deviation_are_those_of_all_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
