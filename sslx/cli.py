@@ -15,11 +15,13 @@ from sslx.machine import environment, interrupts, limits, proc
 
 COMMANDS = {
     "pretrain": ("sslx.commands.pretrain:main", "pretrain an encoder: sslx pretrain simclr_digits"),
+    "data": ("sslx.commands.data:main", "look at all images before a run: sslx data check FOLDER"),
     "look": ("sslx.commands.look:main", "draw the views that a recipe would train on: sslx look RECIPE"),
     "resume": ("sslx.commands.resume:main", "continue a run: sslx resume runs/simclr_digits"),
     "probe": ("sslx.commands.probe:main", "evaluate a run's features, with labels and without"),
     "embed": ("sslx.commands.embed:main", "write the features of images to a file: sslx embed RUN -o FILE"),
     "neighbors": ("sslx.commands.neighbors:main", "find the images nearest to yours: sslx neighbors RUN IMAGE"),
+    "seen": ("sslx.commands.seen:main", "show when and how an image took part in training"),
     "plot": ("sslx.commands.plot:main", "draw a run: loss, map of features, neighbors, views"),
     "report": ("sslx.commands.report:main", "write a page about runs: curves, scores, pictures, settings, cost"),
     "export": ("sslx.commands.export:main", "write a run's encoder so that another library loads it"),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sslx.errors import ConfigError
@@ -21,6 +22,8 @@ class Config:
     """Loader threads (DALI) or processes (torchvision) per rank.  Default: the machine's cores / its ranks."""
     max_bad: float = 0.01
     """Stop if more than this fraction of the images is unreadable; otherwise replace them and report how many."""
+    exclude: Path | None = None
+    """List of images, a path in each line, that a run never reads: others take their places, and nothing else moves."""
     range: Literal["auto"] | tuple[float, float] = "auto"
     """LOW HIGH: black and white of images with more than 8 bits, signed or float.  auto: measure on 256 images."""
     timeout_s: float = 300.0

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sslx.data import draws
+from sslx.data import draws, exclusion
 from sslx.data.batch import Batch
 from sslx.data.config import Config
 from sslx.data.draws import Draw, Draws
@@ -61,6 +61,7 @@ class Loader:
     draw: turns the random numbers of a batch, a function of ``seed``, into its ``draws``.  It is called in the
     loader's process, never in a worker's.
     text: the text that each sample needs.  Raises ConfigError if the source has none.
+    excluded: (K,) indices of images that are replaced like unreadable ones, but not counted among them.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Loader:
         draw: Draw = draws.nothing,
         text: TextSpec | None = None,
         max_bad: float = 0.01,
+        excluded: Indices | None = None,
         say: Callable[[str], None] = lambda _: None,
         wait_policy: WaitPolicy | None = None,
     ) -> None:
@@ -83,7 +85,9 @@ class Loader:
         self._texts = Texts(text, source.facts.captions, source.name, seed) if text else None
         self.delivered = 0
         self.say = say
-        self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line))
+        none = np.empty(0, dtype=np.int64)
+        excluded = none if excluded is None else excluded
+        self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line), excluded)
         self._stream: Iterator[Delivery] | None = None
         self._planner = Planner(
             order=order, specs=backend.specs, seed=seed, substitute=self._quarantine.substitute, along=self.along
@@ -279,7 +283,14 @@ def training(
         world_size=ranks.world_size,
         blocks=source.facts.blocks,
     )
-    return in_order(config, source, specs, order, seed=seed, draw=draw, text=text, ranks=ranks, dtype=dtype, say=say)
+    excluded = None
+    if config.exclude:
+        excluded, line = exclusion.excluded(config.exclude, source)
+        say(line)
+    return in_order(
+        config, source, specs, order,
+        seed=seed, draw=draw, text=text, excluded=excluded, ranks=ranks, dtype=dtype, say=say,
+    )  # fmt: skip
 
 
 def evaluation(
@@ -307,6 +318,7 @@ def in_order(
     seed: int,
     draw: Draw = draws.nothing,
     text: TextSpec | None = None,
+    excluded: Indices | None = None,
     ranks: Ranks,
     dtype: torch.dtype,
     say: Callable[[str], None] = lambda _: None,
@@ -324,6 +336,7 @@ def in_order(
         draw=draw,
         text=text,
         max_bad=config.max_bad,
+        excluded=excluded,
         say=say,
         wait_policy=wait_policy,
     )

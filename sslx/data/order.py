@@ -145,6 +145,19 @@ class Shuffled:
             self._windows[epoch] = _Windows(self.seed, epoch, self.blocks, self.window, self.num_samples)
         return self._windows[epoch].samples(positions)
 
+    def batch_of(self, sample: int, epoch: int) -> int | None:
+        """Return the number t of the batch of an epoch that a sample is in, on whichever rank.
+
+        None if the epoch leaves it out, as the last samples that do not fill a batch.
+        """
+        samples = np.array([sample])
+        if self.blocks is None:
+            found = rng.positions_in_permuted(self.seed, "sample order", epoch, size=self.num_samples, numbers=samples)
+        else:
+            found = _Windows(self.seed, epoch, self.blocks, self.window, self.num_samples).positions(samples)
+        within = int(found[0]) // self._micro_batch_size
+        return epoch * self.num_batches + within if within < self.num_batches else None
+
     def finished(self, t: int) -> bool:  # noqa: ARG002 (training never ends by itself)
         return False
 
@@ -196,6 +209,22 @@ class _Windows:
             )
         block = np.searchsorted(self._start, unshuffled, side="right") - 1
         return self._first[block] + unshuffled - self._start[block]
+
+    def positions(self, samples: Indices) -> Indices:
+        """Return the positions of these samples in the epoch: (N,)."""
+        filled = np.flatnonzero(np.diff(self._start, append=self._window_starts[-1]))  # a block may be empty
+        ascending = filled[np.argsort(self._first[filled])]
+        block = ascending[np.searchsorted(self._first[ascending], samples, side="right") - 1]
+        unshuffled = self._start[block] + samples - self._first[block]
+        windows = np.searchsorted(self._window_starts, unshuffled, side="right") - 1
+        positions = np.empty_like(samples)
+        for window in np.unique(windows).tolist():
+            in_window = windows == window
+            start, stop = self._window_starts[window : window + 2].tolist()
+            positions[in_window] = start + rng.positions_in_permuted(
+                self.seed, "window order", self.epoch, window, size=stop - start, numbers=unshuffled[in_window] - start
+            )
+        return positions
 
 
 def _check_blocks(blocks: Indices, window: int, num_samples: int) -> None:

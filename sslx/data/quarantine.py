@@ -1,4 +1,4 @@
-"""Unreadable images of a source and the readable stand-ins, which are a function of the unreadable sample alone."""
+"""Unreadable and excluded images of a source, and the stand-ins, which are a function of the replaced sample alone."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +12,7 @@ from sslx.data.sources import Source
 from sslx.errors import DataError, StorageError
 
 Indices = npt.NDArray[np.int64]
+_NONE: Indices = np.empty(0, dtype=np.int64)
 _CANDIDATES = 100
 """Images to try as one stand-in.  If none of them can be read, more than single damaged files is wrong."""
 
@@ -23,17 +24,27 @@ class Reader(Protocol):
 
 
 class Quarantine:
-    """The unreadable images found so far and their stand-ins.
+    """The unreadable images found so far, the excluded ones, and the stand-ins of both.
 
-    bad: their names by index.  substitute: maps samples to the images to read.  known_good: (1,) a sample of the batch
-    that was read last, or (0,) before the first batch.
+    excluded: (K,) indices of images that are never read.
+    bad: the names of unreadable images by index.  substitute: maps samples to the images to read.
+    known_good: (1,) a sample of the batch that was read last, or (0,) before the first batch.
     """
 
-    def __init__(self, source: Source, reader: Reader, max_bad: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        reader: Reader,
+        max_bad: float,
+        say: Callable[[str], None],
+        excluded: Indices = _NONE,
+    ) -> None:
         self.source, self.reader, self.max_bad, self.say = source, reader, max_bad, say
         self.bad: dict[int, str] = {}
-        self.known_good: Indices = np.empty(0, dtype=np.int64)
-        self._stand_in: dict[int, int] = {}
+        self.known_good = _NONE
+        self._excluded = frozenset(excluded.tolist())
+        # Whether these can be read is seen when they are: the first readable one is taken, whenever that is.
+        self._stand_in = {i: self._first_candidate(i) for i in sorted(self._excluded)}
         self.substitute = partial(_replace, self._stand_in)  # not a method: spawned workers must unpickle it
 
     def search(self, index: Indices) -> bool:
@@ -75,7 +86,7 @@ class Quarantine:
             )
         for number, line in enumerate(lines, num_before + 1):
             self.say(f"unreadable image {line}: replaced by another image ({number} so far)")
-        for i in self.bad:
+        for i in {**self._stand_in, **self.bad}:
             if self._stand_in.get(i, i) in self.bad:
                 self._stand_in[i] = self._choose(i)
 
@@ -86,19 +97,22 @@ class Quarantine:
             positions = np.arange(start, min(start + _CANDIDATES, size))
             yield from rng.permuted(0, "stand-in", i, size=size, positions=positions).tolist()
 
+    def _first_candidate(self, i: int) -> int:
+        return next(candidate for candidate in self._candidates(i) if candidate not in self._excluded)
+
     def _choose(self, i: int) -> int:
-        """Return an unreadable image's stand-in, the first readable image in its random order."""
+        """Return a replaced image's stand-in, the first readable image in its random order that is not excluded."""
         num_tried = 0
         for candidate in self._candidates(i):
-            if candidate in self.bad:
+            if candidate in self.bad or candidate in self._excluded:
                 continue
             if not self.reader.unreadable(np.array([candidate])):
                 return candidate
             num_tried += 1
             if num_tried == _CANDIDATES:
                 raise DataError(
-                    f"none of {num_tried} images tried in place of {self.bad[i]} can be read, the last one being "
-                    f"{self.source.where(candidate)}: "
+                    f"none of {num_tried} images tried in place of {self.source.where(i)} can be read, the last one "
+                    f"being {self.source.where(candidate)}: "
                     "check the images, the disk and the mount",
                     topic="unreadable images",
                 )

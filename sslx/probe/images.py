@@ -10,7 +10,7 @@ import torch
 from sslx import data, encoders
 from sslx.config import PlotConfig, PretrainConfig, ProbeConfig
 from sslx.console.bars import Bars
-from sslx.data import sources
+from sslx.data import exclusion, sources
 from sslx.data.facts import Facts
 from sslx.data.sources import Source, SourceConfig
 from sslx.data.views import ViewSpec
@@ -47,6 +47,10 @@ def splits(
     """
     test_root: Path | None = getattr(options.source, "test_root", None)  # of a source that has such
     train = sources.build(options.source, "train", options.data, say=say)
+    if options.data.exclude and was_trained_on(trained, options.source):
+        left_out, line = exclusion.excluded(options.data.exclude, train)
+        say(line)
+        train = train.take(np.setdiff1d(np.arange(len(train)), left_out))
     _describe(train, "training", say)
     try:
         test = sources.build(options.source, "test", options.data, say=say, training=train)

@@ -34,14 +34,17 @@ _CAN_CONTINUE = (cli.EXIT_CRASH, DeviceError.exit_code, StorageError.exit_code)
 """Exit codes of failures after which the same command may succeed."""
 
 
-def main(settings: PretrainConfig, argv: Sequence[str], stop: StopSignals | None = None) -> int:
+def main(
+    settings: PretrainConfig, argv: Sequence[str], stop: StopSignals | None = None, position: Position | None = None
+) -> int:
     """Join the ranks that torchrun or Slurm started, or start them with ``argv``.  Return the exit code.
 
     settings: those of argv.  stop: already entered, by a job that handles signals before it imports everything.
+    position: is kept up to date if the run is of this process.
     """
     limits.raise_file_limit()
     if distributed.launched_rank() is not None:
-        return run_rank(settings, stop)
+        return run_rank(settings, stop, position)
     gpus = torch.cuda.device_count() if settings.device != "cpu" else 0
     ranks = settings.ranks or max(1, gpus)
     divisor = ranks * settings.batches_per_step
@@ -51,15 +54,17 @@ def main(settings: PretrainConfig, argv: Sequence[str], stop: StopSignals | None
             f"{settings.batches_per_step}: use --batch-size {max(1, settings.batch_size // divisor) * divisor}"
         )
     if ranks == 1:
-        return run_rank(settings, stop)
+        return run_rank(settings, stop, position)
     if stop:
         stop.hand_over()
     return start(argv, ranks)
 
 
-def run_rank(settings: PretrainConfig, entered_stop: StopSignals | None = None) -> int:
+def run_rank(
+    settings: PretrainConfig, entered_stop: StopSignals | None = None, position: Position | None = None
+) -> int:
     """Train as one rank, write ``status.json`` and return the exit code."""
-    position = Position(terminal=Terminal(enabled=_rank() == 0))
+    position = position or Position(terminal=Terminal(enabled=_rank() == 0))
     with nullcontext(entered_stop) if entered_stop else StopSignals(give_up_s()) as stop:
         stop.on_stop = partial(_acknowledge, position, stop)
         stop.on_query = partial(_report, position)
@@ -90,11 +95,14 @@ def _train(settings: PretrainConfig, position: Position, stop: StopSignals) -> i
         code = _end(position, received)
         if received:  # rank 0 saves, and the launcher ends all ranks once one has left
             distributed.barrier()
+        elif position.goes_on:
+            distributed.wait_for_main()
         distributed.shutdown()
         return code
     except (BrokenPipeError, SystemExit):  # rich turns a BrokenPipeError into SystemExit
         return _fail(position, "nothing reads the output anymore (a closed pipe): redirect it to a file", 141)
     except Exception as error:
+        position.error = error
         if not isinstance(error, UserError) and lost_peer(error):
             time.sleep(1)  # let the rank that failed report first
             status = records.read_status(position.folder) if position.folder else None

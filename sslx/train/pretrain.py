@@ -49,6 +49,8 @@ class Position:
     late_ranks: what this rank and the others are doing.
     terminal: the display of rank 0; it is disabled on the other ranks.
     was_done: whether the run had all its steps before this start.
+    error: what ended the run, if an error did.
+    goes_on: whether the program goes on after the run, so that no rank may return before rank 0 has saved.
     """
 
     folder: Path | None = None
@@ -59,6 +61,8 @@ class Position:
     late_ranks: LateRanks = field(default_factory=LateRanks)
     terminal: Terminal = field(default_factory=lambda: Terminal(enabled=False))
     was_done: bool = False
+    error: Exception | None = None
+    goes_on: bool = False
 
     @property
     def owned(self) -> Path | None:

@@ -21,11 +21,15 @@ def suitable(paths: Sequence[str]) -> tuple[int, str]:
     sample = [paths[place * len(paths) // number] for place in range(number)]
     headers = [_header(path) for path in sample]
     paged = next((path for path, (_, pages) in zip(sample, headers, strict=True) if pages > 1), "")
-    shorter = [side for side, _ in headers if side]
+    return usual([side for side, _ in headers if side]), paged
+
+
+def usual(shorter: Sequence[int]) -> int:
+    """Return the largest usual side that four of five images have, given their shorter sides; of none, 224."""
     if not shorter:
-        return LARGEST, paged
+        return LARGEST
     common = float(np.quantile(shorter, 0.2, method="lower"))
-    return max((side for side in _SIDES if side <= common), default=_SIDES[0]), paged
+    return max((side for side in _SIDES if side <= common), default=_SIDES[0])
 
 
 def _header(path: str) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""What ``sslx data check`` finds in a source's images before a run."""

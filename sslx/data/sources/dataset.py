@@ -1,0 +1,139 @@
+"""A Dataset of your own: ``sslx.pretrain(dataset=...)`` in Python.
+
+Its items are pictures, tuples that start with a picture, such as (picture, label), or dicts with an "image" and perhaps
+a "label".  A picture is a path, a PIL image, an (H, W, 3) array of uint8, or a (3, H, W) tensor.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sslx.console.words import one_line, shown
+from sslx.data.facts import Facts
+from sslx.data.sources import sides
+from sslx.data.sources.base import Context, Encoded
+from sslx.data.sources.config import SourceConfig, Split
+from sslx.errors import ConfigError, DataError, MissingInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SourceConfig):
+    """The Dataset that a program gives."""
+
+    name: Literal["dataset"] = "dataset"
+
+    has_unlabeled: ClassVar[bool] = False
+
+    def build(self, split: Split, context: "Context") -> "Encoded":
+        del context
+        if split == "test":
+            raise MissingInput("a Dataset that a program gives has no test split")
+        if _given is None:
+            raise MissingInput(
+                "the images of this run came from a Python program: call sslx.pretrain(dataset=...) there, or name "
+                "other images by --source.name or --source.root"
+            )
+        return _source(_given)
+
+
+_given: Any = None
+"""The Dataset of ``use``: an object cannot be a value of an option."""
+
+
+def use(dataset: Any) -> None:
+    """Let this process build its source from a Dataset with ``__len__`` and ``__getitem__``; None: from none.
+
+    Raises ConfigError for another kind of object.
+    """
+    global _given
+    if dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise ConfigError(
+            f"expected a Dataset with __len__ and __getitem__, got {shown(type(dataset).__name__)}: training needs any "
+            "image at any time, which an iterable cannot give"
+        )
+    _given = dataset
+
+
+@dataclass(frozen=True, eq=False)
+class _Items:
+    """Reads the pictures of a Dataset as image files: those that it names by path, and BMP of all others."""
+
+    dataset: Any
+
+    def read(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
+        return [_bytes(self.dataset[row]) for row in rows.tolist()]
+
+    def where(self, row: int) -> str:
+        return f"item {row} of the {type(self.dataset).__name__}"
+
+
+def _source(dataset: Any) -> Encoded:
+    num, kind = len(dataset), type(dataset).__name__
+    if not num:
+        raise DataError(f"the {shown(kind)} is empty: expected a Dataset with images")
+    items, shorter = _Items(dataset), list[int]()
+    for row in np.unique(np.linspace(0, num - 1, num=64, dtype=np.int64)).tolist():
+        try:
+            shorter.append(min(_pixels(dataset[row]).shape[:2]))
+        except Exception as error:
+            if not row:  # most likely no item is a picture
+                raise DataError(f"{items.where(row)} is no picture: {one_line(error)}") from error
+    labels = _labels(dataset)
+    classes: Any = None
+    if labels is not None:
+        classes = getattr(dataset, "classes", ())
+        if len(classes) <= labels.max():
+            classes = range(int(labels.max()) + 1)
+    facts = Facts(
+        num_samples=num,
+        size=sides.usual(shorter),
+        labels=labels,
+        classes=None if classes is None else tuple(map(str, classes)),
+    )
+    unlabeled = "" if labels is not None else 'it has no "targets", a list with the number of each item\'s class'
+    return Encoded(name=f"a {shown(kind)}", facts=facts, reader=items, unlabeled=unlabeled)
+
+
+def _labels(dataset: Any) -> npt.NDArray[np.int64] | None:
+    """Return the classes that a Dataset lists, as torchvision's do: to ask its items would read all images."""
+    for name in ("targets", "labels", "_labels"):
+        try:
+            labels = np.asarray(getattr(dataset, name, None))
+        except Exception:  # a list of lists of different lengths, or a tensor of another device
+            continue
+        if labels.shape == (len(dataset),) and labels.dtype.kind in "iu" and labels.min() >= 0:
+            return labels.astype(np.int64)
+    return None
+
+
+def _picture(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return cast("Mapping[str, Any]", item).get("image")
+    return cast("Any", item)[0] if isinstance(item, tuple | list) and item else item
+
+
+def _pixels(item: Any) -> npt.NDArray[Any]:
+    from sslx.data import pictures  # here: it imports the sources
+
+    picture = _picture(item)
+    return np.asarray(picture) if isinstance(picture, Image.Image) else pictures.pixels(picture)
+
+
+def _bytes(item: Any) -> bytes:
+    picture, file = _picture(item), io.BytesIO()
+    if isinstance(picture, str | PathLike):
+        return Path(picture).read_bytes()
+    if isinstance(picture, Image.Image) and picture.mode.startswith(("I", "F")):
+        picture.save(file, "TIFF")  # more than 8 bits, whose range is measured as that of files
+        return file.getvalue()
+    from sslx.data import pictures
+
+    Image.fromarray(pictures.pixels(picture)).save(file, "BMP")
+    return file.getvalue()
