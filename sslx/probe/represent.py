@@ -2,24 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
 from sslx import __version__, data, distributed, encoders
 from sslx.config import ProbeConfig
 from sslx.console.bars import Bars
-from sslx.console.words import plural, shown
+from sslx.console.words import one_line, plural, shown
 from sslx.data.order import Sequential
 from sslx.data.sources import Context, Source
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
-from sslx.errors import NonFiniteError
+from sslx.errors import NonFiniteError, UserError
 from sslx.probe import cache, features, images
 from sslx.probe.features import Features
 from sslx.trained import Trained
 
-PRETRAINED, UNTRAINED, PIXELS = "pretrained encoder", "untrained encoder", "raw pixels"
+PRETRAINED, AVERAGED = "pretrained encoder", "average of the encoder"
+UNTRAINED, PIXELS = "untrained encoder", "raw pixels"
 _PIXEL_VIEWS = 2
 """Augmented views of raw pixels, for alignment.  They have no LiDAR, for which more would be needed."""
 
@@ -44,8 +45,9 @@ class Representations:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the representations, with baselines only if they are enabled."""
-        return (PIXELS, UNTRAINED, PRETRAINED) if self._options.baselines else (PRETRAINED,)
+        """The names of the representations: baselines if they are enabled, and a moving average if the run kept one."""
+        baselines = (PIXELS, UNTRAINED) if self._options.baselines else ()
+        return (*baselines, PRETRAINED, *((AVERAGED,) if self._average else ()))
 
     def identity(self, name: str) -> str:
         """Return a digest of all that scores of a representation depend on, apart from the images and the settings."""
@@ -80,6 +82,17 @@ class Representations:
             rest = f"computed {self._num_computed}" if self._num_computed else "computed none"
             lines.insert(0, f"features: took {self._num_kept} of {plural(total, 'set')} from {folder}, {rest}")
         return lines
+
+    @cached_property
+    def _average(self) -> Trained | None:
+        """The checkpoint with the moving average of its encoder in its place, or None if there is none."""
+        if self.trained.settings.average.momentum is None:
+            return None
+        try:
+            return self.trained.averaged()
+        except UserError as error:  # a checkpoint of which only the encoder was copied
+            self._problems[f"without the {AVERAGED}: {one_line(error)}"] = None
+            return None
 
     def _augmented_batches(self, source: Source, specs: Sequence[ViewSpec]) -> data.Loader:
         order = Sequential(
@@ -155,8 +168,8 @@ class Representations:
 
     def _encoder(self, name: str) -> encoders.Encoder:
         if name not in self._encoders:
-            trained = self.trained
-            self._encoders[name] = trained.encoder if name == PRETRAINED else trained.untrained_encoder()
+            trained = self._average if name == AVERAGED and self._average else self.trained
+            self._encoders[name] = trained.untrained_encoder() if name == UNTRAINED else trained.encoder
         return self._encoders[name]
 
 

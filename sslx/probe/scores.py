@@ -21,7 +21,7 @@ from sslx.machine import files
 from sslx.probe import Score, held_out, images, label_free, probes, tables
 from sslx.probe.features import Features
 from sslx.probe.images import Splits
-from sslx.probe.represent import PIXELS, PRETRAINED, UNTRAINED, Representations, augmented_views
+from sslx.probe.represent import AVERAGED, PIXELS, PRETRAINED, UNTRAINED, Representations, augmented_views
 from sslx.trained import Trained, load
 
 LABELS_NOTE = (
@@ -129,7 +129,7 @@ def _score(
     bars: Bars,
     known: dict[str, Row],
 ) -> list[Row]:
-    """Score the pretrained encoder and, with --baselines, raw pixels and the untrained encoder, on the same images.
+    """Score the encoder, its average if there is one, and the baselines if they are enabled, on the same images.
 
     known: the rows of representations that earlier checkpoints had as well, to which this adds.
     Returns the rows on rank 0 and an empty list on other ranks.
@@ -240,13 +240,13 @@ def _distinct(runs: Sequence[Trained], cards: Sequence[Sequence[Row]]) -> dict[s
     several_sizes = len({trained.view.size for trained in runs}) > 1
     for title, trained, card in zip(titles(runs), runs, cards, strict=True):
         pixels = f"{PIXELS}, {trained.view.size} px" if several_sizes else PIXELS
-        names = {PRETRAINED: title, UNTRAINED: f"{UNTRAINED} of {title}", PIXELS: pixels}
+        names = {PRETRAINED: title, AVERAGED: f"{title}, average", UNTRAINED: f"{UNTRAINED} of {title}", PIXELS: pixels}
         for row in card:
             if id(row) not in seen:
                 by_name[names[row.name]] = row
             seen.add(id(row))
-    order = (PIXELS, UNTRAINED, PRETRAINED)
-    return dict(sorted(by_name.items(), key=lambda item: order.index(item[1].name)))
+    order = {PIXELS: 0, UNTRAINED: 1}  # an average stays beside its encoder
+    return dict(sorted(by_name.items(), key=lambda item: order.get(item[1].name, 2)))
 
 
 def _accuracies(card: Sequence[Row]) -> tuple[dict[str, float], str]:
