@@ -15,7 +15,7 @@ from sslx.data.sources import Context, Source
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
 from sslx.errors import NonFiniteError, UserError
-from sslx.probe import cache, features, images
+from sslx.probe import cache, features, fine_tune, images
 from sslx.probe.features import Features
 from sslx.trained import Trained
 
@@ -49,11 +49,25 @@ class Representations:
         baselines = (PIXELS, UNTRAINED) if self._options.baselines else ()
         return (*baselines, PRETRAINED, *((AVERAGED,) if self._average else ()))
 
+    def encoder(self, name: str) -> encoders.Encoder:
+        """Return the encoder of a representation other than raw pixels."""
+        if name not in self._encoders:
+            trained = self._average if name == AVERAGED and self._average else self.trained
+            self._encoders[name] = trained.untrained_encoder() if name == UNTRAINED else trained.encoder
+        return self._encoders[name]
+
     def identity(self, name: str) -> str:
         """Return a digest of all that scores of a representation depend on, apart from the images and the settings."""
         return distributed.broadcast_object(
             self._key(name, "", [self.trained.view, *self._augmented]) if self._ranks.is_main else ""
         )
+
+    def task(self, train: Source, test: Source) -> fine_tune.Task:
+        """Return the images to fine-tune on and to test on, with the crops and flips of the augmented views."""
+        return fine_tune.Task(
+            train=train, test=test, view=self.trained.view, augmented=self._augmented[0], reading=self._options.data,
+            ranks=self._ranks,
+        )  # fmt: skip
 
     def plain(self, name: str, source: Source) -> Features | None:
         """Return the features of a source's images with the probes' view."""
@@ -134,7 +148,7 @@ class Representations:
         autocast = images.autocast(self._ranks.device)
         try:
             return features.extract(
-                self._encoder(name), batches,
+                self.encoder(name), batches,
                 autocast=autocast, num_samples=num_samples, num_views=num_views, progress=self._bars,
             )  # fmt: skip
         except NonFiniteError as error:
@@ -157,7 +171,7 @@ class Representations:
         if name == PIXELS:
             return f"pixels {self._side}"
         if name not in self._digests:
-            encoder = self._encoder(name)
+            encoder = self.encoder(name)
             facts = f"{encoder.recipe} {images.autocast(self._ranks.device)}"
             self._digests[name] = f"{cache.weights_digest(encoder)} {facts}"
         return self._digests[name]
@@ -165,12 +179,6 @@ class Representations:
     @property
     def _side(self) -> int:
         return min(features.PIXEL_SIDE, self.trained.size, self.trained.view.size)
-
-    def _encoder(self, name: str) -> encoders.Encoder:
-        if name not in self._encoders:
-            trained = self._average if name == AVERAGED and self._average else self.trained
-            self._encoders[name] = trained.untrained_encoder() if name == UNTRAINED else trained.encoder
-        return self._encoders[name]
 
 
 def augmented_views(trained: Trained, of: Trained) -> tuple[ViewSpec, ViewSpec]:

@@ -18,7 +18,7 @@ from sslx.data.sources import Source, SourceConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.machine import files
-from sslx.probe import Score, held_out, images, label_free, probes, tables
+from sslx.probe import Score, fine_tune, held_out, images, label_free, probes, tables
 from sslx.probe.features import Features
 from sslx.probe.images import Splits
 from sslx.probe.represent import AVERAGED, PIXELS, PRETRAINED, UNTRAINED, Representations, augmented_views
@@ -164,9 +164,27 @@ def _row(
             num_classes = len(splits.train.facts.classes or ())
             labeled = probe.evaluate(options.probe, train, test, name, num_classes, device=ranks.device, progress=bars)
         distributed.wait_for_main()
+        if name != PIXELS and options.probe.fine_tune:
+            fine_tuned = _fine_tuned(representations, name, options, splits, bars)
+            labeled = replace(labeled, fine_tuned=fine_tuned) if labeled else None
     if with_labels and (not options.probe.label_free or len(splits.test) < 2):
         return Row(name, labeled, None)
     return Row(name, labeled, _label_free(representations, name, splits.test, test, ranks))
+
+
+def _fine_tuned(
+    representations: Representations, name: str, options: ProbeConfig, splits: Splits, bars: Bars
+) -> dict[float, fine_tune.Score]:
+    """Return the scores of fine-tuning an encoder, by the fraction of the labels.  All ranks take part."""
+    encoder, settings = representations.encoder(name), options.probe
+    recipe, task = fine_tune.recipe_of(encoder, settings), representations.task(splits.train, splits.test)
+    return {
+        amount: fine_tune.accuracy(
+            encoder, task, amount, recipe,
+            num_draws=settings.num_fine_tune_draws, seed=settings.seed, progress=bars,
+        )
+        for amount in settings.fine_tune
+    }  # fmt: skip
 
 
 def _label_free(
@@ -214,6 +232,8 @@ def _show(
         say(f"{head}: {title}, {place}")
         for table in tables.fitting(names, probes.columns(labeled), console):
             console.print(table)
+        for line in fine_tune.legend([score for row in labeled for score in row.fine_tuned.values()]):
+            say(line)
         if source.score_note and len(labeled) > 1:
             console.print(source.score_note, highlight=False)
     free = [row.label_free for row in rows.values()]
