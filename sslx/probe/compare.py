@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from sslx.console.bars import say_to
 from sslx.console.words import shown
 from sslx.errors import ConfigError, DataError, MissingInput, StorageError
 from sslx.machine import files
+from sslx.probe import tables
+from sslx.probe.tables import Column
 
 MEASURES = {
     "rank": ("RankMe", "higher", "2210.02885"),
@@ -78,13 +78,16 @@ def main(folders: Sequence[Path], output: Path | None) -> int:
     say = say_to(console, True)
     for line in notes(comparison.runs):
         say(line)
-    console.print(_runs_table(comparison))
+    for table in tables.fitting(_names(comparison.runs), _columns(comparison), console, "run"):
+        console.print(table)
     say("In parentheses: the rank by each score.  mean rank: over all of them, by which the runs are sorted.")
     if comparison.agreement:
-        console.print(_agreement_table(comparison))
-        say(f"Spearman's rho of the ranking by a score and that by an accuracy, [{INTERVAL}].  1: they agree.")
+        for table in tables.fitting(*_agreement_columns(comparison), console, "score"):
+            console.print(table)
+        say(f"rho: Spearman's, of the rankings by a score and by an accuracy; 1 if they agree.  Interval: {INTERVAL}")
     else:
         say("No accuracies to compare the rankings with: sslx probe measures them on images with labels.")
+    say(f"Scores (arXiv): {', '.join(f'{name} {paper}' for name, _, paper in MEASURES.values())}")
     if output:
         try:
             files.replace(output, (json.dumps(as_json(comparison), indent=1) + "\n").encode())
@@ -231,54 +234,50 @@ def _goodness(key: str, value: float) -> float:
     return value if better == "higher" else -value if better == "lower" else -abs(value - 1)
 
 
+def _names(runs: Sequence[Run]) -> list[str]:
+    names = [run.folder.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+
+
 def _listed(folders: Sequence[Path]) -> str:
     return ", ".join(shown(folder) for folder in folders)
 
 
-def _runs_table(comparison: Comparison) -> Table:
-    """Return the table of runs, with the best value of each column in bold."""
-    runs, table = comparison.runs, Table()
-    names = [run.folder.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.folder) for run in runs]
-    measures = [key for key in MEASURES if key in comparison.ranks]
-    accuracies = [key for key in ACCURACIES if any(math.isfinite(run.accuracies[key]) for run in runs)]
-    table.add_column("run", overflow="fold")
-    for head in (
-        *(MEASURES[key][0] for key in measures),
-        "mean\nrank",
-        *(f"{ACCURACIES[key]}\n%" for key in accuracies),
-    ):
-        table.add_column(head, justify="right")
-    best = {key: max(run.accuracies[key] for run in runs if math.isfinite(run.accuracies[key])) for key in accuracies}
-    lowest = {key: float(np.nanmin(ranks)) for key, ranks in comparison.ranks.items() if np.isfinite(ranks).any()}
-    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        cells = list[Text]()
-        for key in (*measures, MEAN_RANK):
-            rank = float(comparison.ranks[key][i])
-            text = f"{rank:.1f}" if key == MEAN_RANK else f"{run.scores[key]:.2f} ({rank:g})"
-            style = "bold" if rank == lowest.get(key) else ""
-            cells.append(Text(text, style) if math.isfinite(rank) else Text(""))
-        for key in accuracies:
-            value = run.accuracies[key]
-            style = "bold" if value == best[key] else ""
-            cells.append(Text(f"{100 * value:.1f}", style) if math.isfinite(value) else Text(""))
-        table.add_row(Text(shown(name)), *cells)
-    return table
+def _columns(comparison: Comparison) -> list[list[Column]]:
+    """Return groups of columns with the scores and ranks of the runs, and with their accuracies in percent."""
+
+    def score(key: str) -> Column:
+        pairs = zip([run.scores[key] for run in comparison.runs], comparison.ranks[key], strict=True)
+        return MEASURES[key][0], [_cell(-rank, f"{value:.2f} ({rank:g})") for value, rank in pairs]
+
+    keys = [key for key in MEASURES if key in comparison.ranks]
+    accuracies = [
+        (
+            f"{name}\n%",
+            [_cell(value, f"{100 * value:.1f}") for value in (run.accuracies[key] for run in comparison.runs)],
+        )
+        for key, name in ACCURACIES.items()
+    ]
+    mean = ("mean\nrank", [_cell(-rank, f"{rank:.1f}") for rank in comparison.ranks[MEAN_RANK]])
+    return [[score(key)] for key in keys] + [[mean, *accuracies]]
 
 
-def _agreement_table(comparison: Comparison) -> Table:
-    """Return the table of Spearman's rho, one row for each score."""
-    table = Table()
-    accuracies = [key for key in ACCURACIES if any(key in found for found in comparison.agreement.values())]
-    for head in ("score", "better", *(f"rho with {ACCURACIES[key]}" for key in accuracies), "runs", "arXiv"):
-        table.add_column(head)
-    for key, found in comparison.agreement.items():
-        name, better, paper = MEASURES.get(key, ("mean rank", "lower", ""))
-        counts = sorted({each.num_runs for each in found.values()})
-        cells = [_words(found[accuracy]) if accuracy in found else "" for accuracy in accuracies]
-        table.add_row(name, better, *(Text(cell) for cell in cells), "/".join(map(str, counts)), paper)
-    return table
+def _cell(value: float, text: str) -> tuple[float | None, str]:
+    return (value, text) if math.isfinite(value) else (None, "")
+
+
+def _agreement_columns(comparison: Comparison) -> tuple[list[str], list[list[Column]]]:
+    """Return the names of the scores, and groups of columns with Spearman's rho of each."""
+    found = comparison.agreement
+    measures = [MEASURES.get(key, ("mean rank", "lower", "")) for key in found]
+    rho = [
+        [(f"rho with\n{name}", [(None, _words(row[key]) if key in row else "") for row in found.values()])]
+        for key, name in ACCURACIES.items()
+    ]
+    counts = [sorted({each.num_runs for each in row.values()}) for row in found.values()]
+    better = [("better", [(None, better) for _, better, _ in measures])]
+    num_runs = [("runs", [(None, "/".join(map(str, each))) for each in counts])]
+    return [name for name, _, _ in measures], [better, *rho, num_runs]
 
 
 def _words(found: Agreement) -> str:
