@@ -270,13 +270,13 @@ def _agreement_columns(comparison: Comparison) -> tuple[list[str], list[list[Col
     """Return the names of the scores, and groups of columns with Spearman's rho of each."""
     found = comparison.agreement
     measures = [MEASURES.get(key, ("mean rank", "lower", "")) for key in found]
-    rho = [
+    rho: list[list[Column]] = [
         [(f"rho with\n{name}", [(None, _words(row[key]) if key in row else "") for row in found.values()])]
         for key, name in ACCURACIES.items()
     ]
     counts = [sorted({each.num_runs for each in row.values()}) for row in found.values()]
-    better = [("better", [(None, better) for _, better, _ in measures])]
-    num_runs = [("runs", [(None, "/".join(map(str, each))) for each in counts])]
+    better: list[Column] = [("better", [(None, better) for _, better, _ in measures])]
+    num_runs: list[Column] = [("runs", [(None, "/".join(map(str, each))) for each in counts])]
     return [name for name, _, _ in measures], [better, *rho, num_runs]
 
 

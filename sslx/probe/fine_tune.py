@@ -26,8 +26,6 @@ from sslx.probe.config import Config
 from sslx.probe.features import Features, Progress, no_progress
 from sslx.probe.linear import held_out_mask
 
-MIN_STEPS = 200
-"""Minimum number of steps: 30 epochs of a dozen images would end before the encoder has moved."""
 MIN_BATCH_SIZE = 8
 """Smallest batch, if there are as many labeled images; batch norm needs several."""
 Rows = npt.NDArray[np.int64]
@@ -39,6 +37,7 @@ class Recipe:
 
     lrs: peak learning rates to choose from, of the last layers of the encoder and for a batch of 256.
     default_lr: the rate if too few labels leave nothing to choose it on.
+    min_steps: without a minimum, 30 epochs of a dozen images would end before the encoder has moved.
     head_scale: factor on the learning rate of the classifier.
     """
 
@@ -52,7 +51,7 @@ class Recipe:
     label_smoothing: float = 0.0
     warmup: float = 0.1
     num_epochs: int = 30
-    min_steps: int = MIN_STEPS
+    min_steps: int = 200
     batch_size: int = 256
 
     def words(self) -> str:
@@ -61,7 +60,7 @@ class Recipe:
             f"{'SGD' if self.optimizer == 'sgd' else 'AdamW'} as in {self.paper}",
             f"{self.num_epochs} epochs, at least {self.min_steps} steps",
             f"batch {self.batch_size} or a quarter of the labels",
-            f"learning rate {' or '.join(f'{lr:g}' for lr in self.lrs)} for a batch of 256",
+            f"learning rate for a batch of 256 {self._rates()}",
             f"{self.head_scale:g} times it for the classifier" if self.head_scale != 1 else "",
             f"layer decay {self.layer_decay:g}" if self.layer_decay != 1 else "",
             f"weight decay {self.weight_decay:g}",
@@ -70,6 +69,12 @@ class Recipe:
             "random crops and flips",
         ]
         return "; ".join(filter(None, parts))
+
+    def _rates(self) -> str:
+        if len(self.lrs) == 1:
+            return f"{self.lrs[0]:g}"
+        rates = ", ".join(f"{lr:g}" for lr in self.lrs[:-1])
+        return f"{rates} or {self.lrs[-1]:g}, as a tenth of the labeled images chooses"
 
     def fitted(self, num_labels: int, num_ranks: int) -> tuple[int, int]:
         """Return the global batch size and the number of steps for this number of labeled images.

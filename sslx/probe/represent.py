@@ -63,10 +63,11 @@ class Representations:
         )
 
     def task(self, train: Source, test: Source) -> fine_tune.Task:
-        """Return the images to fine-tune on and to test on, with the crops and flips of the augmented views."""
+        """Return the images to fine-tune on and to test on, both in the size of the probes' view."""
+        view, reading = self.trained.view, self._options.data
+        augmented = replace(self._augmented[0], size=view.size)
         return fine_tune.Task(
-            train=train, test=test, view=self.trained.view, augmented=self._augmented[0], reading=self._options.data,
-            ranks=self._ranks,
+            train=train, test=test, view=view, augmented=augmented, reading=reading, ranks=self._ranks
         )  # fmt: skip
 
     def plain(self, name: str, source: Source) -> Features | None:

@@ -41,7 +41,14 @@ class Row:
 
 
 def main(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) -> int:
-    """Run ``sslx probe CHECKPOINT...``: print tables of scores and write each run's to ``probe.json`` in its folder.
+    """Run ``sslx probe CHECKPOINT...`` as ``score`` does, leave the other ranks, and return the exit code."""
+    score(argv, paths, quiet=quiet)
+    distributed.shutdown()
+    return 0
+
+
+def score(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) -> None:
+    """Print tables of scores and write each run's to ``probe.json`` in its folder, together with all ranks.
 
     paths: the checkpoints that argv names.  quiet: do not print anything about wrong flags.
     All checkpoints are probed on the images of the first one's run, unless argv names others.
@@ -80,8 +87,6 @@ def main(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) -> 
         for trained, rows in zip(runs, cards, strict=True):
             _write(trained, _record(trained, options.source, splits, rows, runs[0]))
             say(f"wrote {shown(trained.folder / 'probe.json')}")
-    distributed.shutdown()
-    return 0
 
 
 def _with_view(trained: Trained, options: ProbeConfig, first: Trained) -> Trained:
