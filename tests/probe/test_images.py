@@ -103,6 +103,10 @@ def test_several_checkpoints_stand_side_by_side(
         assert first[kind][2] != second[kind][2]
         assert {**second[kind][3], "name": shared[2]} != second[kind][2], "other features"
     assert (first["step"], second["step"], second["augmented_as"]) == (11, 2, str(trained))
+    assert cli.main(["compare", str(trained), str(tmp_path / "other")]) == 0
+    out = capsys.readouterr().out
+    assert "mean rank" in out
+    assert "note: the runs differ" not in out
     assert cli.main(["probe", "--probe.k", "3"]) == 64
     is_one_line(capsys.readouterr().err, "sslx probe runs/NAME")
 
