@@ -12,7 +12,7 @@ from sslx.config.parser import Positional
 class Config:
     """Rank runs by the scores of ``sslx probe`` that need no labels.
 
-    If there are accuracies as well, show how well each ranking agrees with them: Spearman's rho and its interval.
+    Where there are accuracies, Spearman's rho shows how well each ranking agrees.
     """
 
     runs: Positional[tuple[Path, ...]]
