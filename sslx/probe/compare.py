@@ -86,7 +86,7 @@ def main(folders: Sequence[Path], output: Path | None) -> int:
             console.print(table)
         say(f"rho: Spearman's, of the rankings by a score and by an accuracy; 1 if they agree.  Interval: {INTERVAL}")
     else:
-        say("No accuracies to compare the rankings with: sslx probe measures them on images with labels.")
+        say("No rho with accuracies: it needs three or more runs that sslx probe has scored on images with labels.")
     say(f"Scores (arXiv): {', '.join(f'{name} {paper}' for name, _, paper in MEASURES.values())}")
     if output:
         try:

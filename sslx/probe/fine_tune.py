@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslx import data, optim, parallel
+from sslx.console.words import plural
 from sslx.data.augment import Augment
 from sslx.data.sources import Source
 from sslx.data.views import ViewSpec
@@ -37,7 +38,9 @@ class Recipe:
 
     lrs: peak learning rates to choose from, of the last layers of the encoder and for a batch of 256.
     default_lr: the rate if too few labels leave nothing to choose it on.
+    standardized: whether a batch norm without weights scales the features for the classifier.
     min_steps: without a minimum, 30 epochs of a dozen images would end before the encoder has moved.
+    lr_scaling: whether the learning rate goes with the batch size or with its root.
     head_scale: factor on the learning rate of the classifier.
     """
 
@@ -45,7 +48,9 @@ class Recipe:
     paper: str
     lrs: tuple[float, ...]
     default_lr: float
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
     head_scale: float = 1.0
+    standardized: bool = False
     layer_decay: float = 1.0
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -58,7 +63,7 @@ class Recipe:
         """Return the recipe in one line, for tables and for probe.json."""
         parts = [
             f"{'SGD' if self.optimizer == 'sgd' else 'AdamW'} as in {self.paper}",
-            f"{self.num_epochs} epochs, at least {self.min_steps} steps",
+            f"{plural(self.num_epochs, 'epoch')}, at least {self.min_steps} steps",
             f"batch {self.batch_size} or a quarter of the labels",
             f"learning rate for a batch of 256 {self._rates()}",
             f"{self.head_scale:g} times it for the classifier" if self.head_scale != 1 else "",
@@ -67,14 +72,24 @@ class Recipe:
             f"label smoothing {self.label_smoothing:g}" if self.label_smoothing else "",
             f"{100 * self.warmup:g} % warm-up, cosine",
             "random crops and flips",
+            "batch norm before the classifier" if self.standardized else "",
         ]
         return "; ".join(filter(None, parts))
 
     def _rates(self) -> str:
+        scaling = "in proportion to it" if self.lr_scaling == "linear" else "in proportion to its root"
         if len(self.lrs) == 1:
-            return f"{self.lrs[0]:g}"
+            return f"{self.lrs[0]:g}, {scaling}"
         rates = ", ".join(f"{lr:g}" for lr in self.lrs[:-1])
-        return f"{rates} or {self.lrs[-1]:g}, as a tenth of the labeled images chooses"
+        return f"{rates} or {self.lrs[-1]:g}, as a tenth of the labeled images chooses, {scaling}"
+
+    def optim(self, lr: float) -> optim.Config:
+        """Return the settings of the optimizer for a peak learning rate of a batch of 256."""
+        scaled = lr / 16 if self.lr_scaling == "sqrt" else lr  # which optim multiplies by the root of the batch size
+        return optim.Config(
+            name=self.optimizer, lr=scaled, lr_scaling=self.lr_scaling, weight_decay=self.weight_decay,
+            warmup=self.warmup,
+        )  # fmt: skip
 
     def fitted(self, num_labels: int, num_ranks: int) -> tuple[int, int]:
         """Return the global batch size and the number of steps for this number of labeled images.
@@ -129,18 +144,23 @@ class Task:
 
 
 class Classifier(nn.Module):
-    """An encoder and a linear layer that starts from zeros: (B, C, H, W) -> (B, num_classes)."""
+    """An encoder and a linear layer that starts from zeros: (B, C, H, W) -> (B, num_classes).
 
-    def __init__(self, encoder: Encoder, num_classes: int) -> None:
+    standardized: as in ``Recipe``.
+    """
+
+    def __init__(self, encoder: Encoder, num_classes: int, *, standardized: bool = False) -> None:
         super().__init__()
         parameter = next(encoder.parameters())
         self.encoder = encoder
+        norm = nn.BatchNorm1d(encoder.dim, affine=False, device=parameter.device, dtype=parameter.dtype)
+        self.norm = norm if standardized else nn.Identity()
         self.head = nn.Linear(encoder.dim, num_classes, device=parameter.device, dtype=parameter.dtype)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.encoder(x))
+        return self.head(self.norm(self.encoder(x)))
 
 
 def recipe_of(encoder: Encoder, config: Config) -> Recipe:
@@ -150,7 +170,10 @@ def recipe_of(encoder: Encoder, config: Config) -> Recipe:
     2002.05709, appendix B.5: 0.05 for a batch of 256), with 20 times that rate for the new classifier as in SwAV's
     code (arXiv 2006.09882: 0.01 and 0.2 for 10 % of the labels).
     Without (ViTs, ConvNeXts): AdamW as in MAE (arXiv 2111.06377, table 9): learning rate 1e-3 for a batch of 256,
-    weight decay 0.05, layer decay 0.75, label smoothing 0.1.
+    weight decay 0.05, layer decay 0.75, label smoothing 0.1.  The rate goes with the root of the batch size (arXiv
+    2205.10287), because MAE's linear rule would leave too little of it for the small batches of few labels.  A batch
+    norm without weights comes before the classifier, as in MAE's linear probe (appendix A.1), so that the rates suit
+    any encoder.
     Both: a linear warm-up over a tenth of the steps, then half a cosine; random resized crops and flips.
     Deviations: 30 epochs (SimCLR: 60 for 1 % and 30 for 10 % of ImageNet; MAE: 50 to 100) but at least 200 steps; no
     Nesterov momentum; no RandAugment, mixup, cutmix or drop path; three learning rates are tried.
@@ -162,7 +185,7 @@ def recipe_of(encoder: Encoder, config: Config) -> Recipe:
         lrs = (0.00025, 0.001, 0.004)
         recipe = Recipe(
             optimizer="adamw", paper="MAE", lrs=lrs, default_lr=lrs[1], layer_decay=_layer_decay(encoder),
-            weight_decay=0.05, label_smoothing=0.1,
+            lr_scaling="sqrt", standardized=True, weight_decay=0.05, label_smoothing=0.1,
         )  # fmt: skip
     if lrs := config.fine_tune_lrs:
         recipe = replace(recipe, lrs=lrs, default_lr=sorted(lrs)[(len(lrs) - 1) // 2])
@@ -237,11 +260,11 @@ def train(
     """
     ranks, source = task.ranks, task.train.take(rows)
     batch_size, num_steps = recipe.fitted(len(rows), ranks.world_size)
-    classifier = Classifier(deepcopy(encoder).requires_grad_(True), task.num_classes)
+    classifier = Classifier(deepcopy(encoder).requires_grad_(True), task.num_classes, standardized=recipe.standardized)
     if ranks.world_size > 1:
         norms.replace(classifier, "sync")
     model = parallel.wrap(classifier.train(), device=ranks.device)
-    config = optim.Config(name=recipe.optimizer, lr=lr, weight_decay=recipe.weight_decay, warmup=recipe.warmup)
+    config = recipe.optim(lr)
     optimizer = optim.of_groups(config, groups(classifier, recipe))
     schedule = optim.Schedule.of(config, batch_size)
     dtype, autocast = classifier.head.weight.dtype, devices.autocast(ranks.device)

@@ -74,7 +74,7 @@ def test_runs_without_a_score_have_no_rank_by_it(tmp_path: Path, capsys: pytest.
     assert cli.main(["compare", *map(str, folders)]) == 0
     out = capsys.readouterr().out
     assert "note: the runs differ in the number of dimensions" in out
-    assert "No accuracies to compare the rankings with" in out
+    assert "No rho with accuracies: it needs three or more runs" in out
 
 
 def test_the_interval_covers_the_true_rho_in_95_of_100_samples():

@@ -49,20 +49,18 @@ def layer(name: str, depth: int) -> int:
 def test_each_parameter_has_its_papers_learning_rate_and_decay(kind: str):
     classifier = fine_tune.Classifier(encoder(kind), 3)
     recipe = fine_tune.recipe_of(classifier.encoder, Config())
-    optimizer = optim.of_groups(optim.Config(name=recipe.optimizer), fine_tune.groups(classifier, recipe))
-    schedule = optim.Schedule(
-        peak_lr=0.3, warmup=0.1, weight_decay=recipe.weight_decay, weight_decay_end=recipe.weight_decay
-    )
-    schedule.apply(optimizer, 0.1)
+    config = recipe.optim(0.3)
+    optimizer = optim.of_groups(config, fine_tune.groups(classifier, recipe))
+    optim.Schedule.of(config, 64).apply(optimizer, 0.1)
     found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert len(found) == len(list(classifier.parameters()))
     for name, parameter in classifier.named_parameters():
         lr, decay = found[id(parameter)]
         in_trunk = name.removeprefix("encoder.trunk.")
         if kind == "resnet":
-            expected = 0.3 * (20 if name.startswith("head") else 1)
+            expected = 0.3 / 4 * (20 if name.startswith("head") else 1)
         else:
-            expected = 0.3 * (0.75 ** (3 - layer(in_trunk, 2)) if in_trunk != name else 1)
+            expected = 0.3 / 2 * (0.75 ** (3 - layer(in_trunk, 2)) if in_trunk != name else 1)
         assert lr == pytest.approx(expected, rel=1e-12), name
         assert decay == (0.05 if kind == "vit" and parameter.ndim > 1 else 0), name
 

@@ -138,7 +138,7 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
 def test_a_probe_at_another_size(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["probe", str(trained), "--no-baselines", "--probe.num-draws", "2"]
     records: list[dict[str, Any]] = []
-    tuned = "--probe.fine-tune 0.01 --probe.fine-tune-lrs 0.05 --probe.num-fine-tune-draws 2".split()
+    tuned = "--probe.fine-tune 0.01 --probe.fine-tune-lrs 0.05 --probe.num-fine-tune-draws 1".split()
     for size, more in (("12", []), ("16", tuned)):
         assert cli.main([*few, "--data.eval-size", size, *more]) == 0
         out = capsys.readouterr().out
@@ -150,7 +150,7 @@ def test_a_probe_at_another_size(trained: Path, capsys: pytest.CaptureFixture[st
     assert [list(record["scores"][0]["fine_tuned"]) for record in records] == [[], ["0.01"]]
     found = records[1]["scores"][0]["fine_tuned"]["0.01"]
     assert 0.1 < found["mean"] < 1
-    assert (found["lr"], found["num_draws"], found["batch_size"], found["num_steps"]) == (0.05, 2, 8, 200)
+    assert (found["lr"], found["num_draws"], found["batch_size"], found["num_steps"]) == (0.05, 1, 8, 200)
     assert cli.main([*few, "--data.size", "16"]) == 64
     assert "--data.eval-size" in capsys.readouterr().err
 
