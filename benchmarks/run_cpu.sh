@@ -33,6 +33,7 @@ if ((!quick)); then
   run parity --root "$photos" --size 224
   run accuracy simclr_cifar10_6min "${images[@]}" --limit-s 360 --linear-at-least 0.60
   run methods --root "$cifar"
+  run label_free
   run photos --root "$cifar/train" --each 200 --what "2,000 CIFAR-10 images" --narrow --epochs 15
   run photos --narrow --epochs 15
   run time_to_accuracy --root "$cifar"

@@ -19,6 +19,7 @@ COMMANDS = {
     "look": ("sslx.commands.look:main", "draw the views that a recipe would train on: sslx look RECIPE"),
     "resume": ("sslx.commands.resume:main", "continue a run: sslx resume runs/simclr_digits"),
     "probe": ("sslx.commands.probe:main", "evaluate a run's features, with labels and without"),
+    "compare": ("sslx.commands.compare:main", "rank probed runs without labels: sslx compare RUN RUN"),
     "embed": ("sslx.commands.embed:main", "write the features of images to a file: sslx embed RUN -o FILE"),
     "neighbors": ("sslx.commands.neighbors:main", "find the images nearest to yours: sslx neighbors RUN IMAGE"),
     "seen": ("sslx.commands.seen:main", "show when and how an image took part in training"),

@@ -18,7 +18,7 @@ from kit import full_batch, tiny
 from kit.full_batch import RunOnRanks
 from sslx import cli, config, optim
 from sslx.cluster.allocation import load_submit
-from sslx.commands import export
+from sslx.commands import compare, export
 from sslx.config import parser
 from sslx.errors import UserError
 from sslx.methods.base import Embedded
@@ -82,6 +82,7 @@ def test_a_command_of_a_readme_parses(command: str):
     parsers |= {"embed": config.load_embed, "neighbors": config.load_neighbors, "look": config.parse}
     parsers |= dict.fromkeys(("pretrain", "bench", "submit", "sweep"), config.parse)
     parsers |= {"export": lambda argv: parser.parse(export.Config, argv, "sslx export")}
+    parsers |= {"compare": lambda argv: parser.parse(compare.Config, argv, "sslx compare")}
     if name in parsers:
         parsers[name](argv)
     else:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sslx.optim.lars import LARS as LARS
     from sslx.optim.optimizers import build as build
     from sslx.optim.optimizers import load_state as load_state
+    from sslx.optim.optimizers import of_groups as of_groups
     from sslx.optim.schedule import Schedule as Schedule
     from sslx.optim.schedule import peak_lr as peak_lr
 else:  # at run time, these names are imported on first use
@@ -19,7 +20,7 @@ else:  # at run time, these names are imported on first use
         {
             "clipping": ("clip_by_norm", "global_norm"),
             "lars": ("LARS",),
-            "optimizers": ("build", "load_state"),
+            "optimizers": ("build", "load_state", "of_groups"),
             "schedule": ("Schedule", "peak_lr"),
         },
     )

@@ -1,5 +1,6 @@
 """Builds the optimizers LARS, SGD and AdamW by name, and restores their state."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,7 +26,12 @@ def build(config: Config, module: nn.Module, trunk: nn.Module | None = None) -> 
     ``Schedule.apply`` sets the optimizer's learning rate and weight decay.  If the module has a method
     ``late_parameters()``, it returns the parameters that are frozen at first (see ``methods.base`` and ``adamw``).
     """
-    groups = split(module, trunk, config.layer_decay)
+    late = getattr(module, "late_parameters", tuple)()
+    return of_groups(config, split(module, trunk, config.layer_decay), late)
+
+
+def of_groups(config: Config, groups: Groups, late: Iterable[Tensor] = ()) -> torch.optim.Optimizer:
+    """Build the optimizer for parameter groups that ``groups.split`` has made.  late: as for ``adamw``."""
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
     decay = config.weight_decay
@@ -35,7 +41,6 @@ def build(config: Config, module: nn.Module, trunk: nn.Module | None = None) -> 
         case "sgd":
             return _sgd(groups, config.lr, momentum=config.momentum, weight_decay=decay)
         case "adamw":
-            late = getattr(module, "late_parameters", tuple)()
             return adamw(groups, config.lr, betas=config.betas, weight_decay=decay, late=late)
 
 

@@ -25,8 +25,18 @@ class Config:
     """Number of random draws of labeled images that a score with few labels per class averages over."""
     num_fraction_draws: int = 5
     """Number of random draws that a score with a fraction of the labels averages over."""
+    fine_tune: tuple[float, ...] = ()
+    """Fractions of the labels on which to fine-tune all weights, such as 0.01 0.1 1.  Slow; by default none."""
+    fine_tune_epochs: int = 30
+    """Epochs of fine-tuning; it takes 200 steps if these are more."""
+    fine_tune_batch_size: int = 256
+    """Images per step of fine-tuning on all ranks together; at most a quarter of the labeled images."""
+    fine_tune_lrs: tuple[float, ...] = ()
+    """Peak learning rates to choose from, for a batch of 256.  Default: a paper's, a quarter and four times of it."""
+    num_fine_tune_draws: int = 3
+    """Number of random draws of labeled images that a score of fine-tuning on a fraction averages over."""
     seed: int = 0
-    """Seed of these draws, and of the training images that are held out to choose the settings of probes."""
+    """Seed of all draws, and of the training images that are held out to choose the settings of probes."""
     label_free: bool = True
     """Measure scores that need no labels, where there are labels too."""
     num_views: int = 10
@@ -47,9 +57,18 @@ class Config:
             raise ConfigError(
                 f"probe.fractions: expected distinct numbers between 0 and 1, such as 0.1, got {self.fractions}"
             )
+        if any(not 0 < part <= 1 for part in self.fine_tune) or len(set(self.fine_tune)) < len(self.fine_tune):
+            raise ConfigError(
+                f"probe.fine-tune: expected distinct numbers above 0 and at most 1, such as 0.1, got {self.fine_tune}"
+            )
+        if any(not 0 < lr < float("inf") for lr in self.fine_tune_lrs):
+            raise ConfigError(f"probe.fine-tune-lrs: expected positive numbers, such as 0.05, got {self.fine_tune_lrs}")
         for name, number, minimum in (
             ("num-draws", self.num_draws, 1),
             ("num-fraction-draws", self.num_fraction_draws, 1),
+            ("fine-tune-epochs", self.fine_tune_epochs, 1),
+            ("fine-tune-batch-size", self.fine_tune_batch_size, 2),
+            ("num-fine-tune-draws", self.num_fine_tune_draws, 1),
             ("seed", self.seed, 0),
             ("num-views", self.num_views, 2),
         ):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslx.console.words import plural, shown
 from sslx.errors import DataError
-from sslx.probe import knn, linear, low_shot, sgd
+from sslx.probe import fine_tune, knn, linear, low_shot, sgd
 from sslx.probe.config import Config
 from sslx.probe.features import Features, Progress, no_progress
 from sslx.probe.tables import Column, percent
@@ -30,10 +30,11 @@ def feasible_probes(config: Config, label: Tensor, classes: Sequence[str]) -> tu
         if shots > counts[rarest]:
             available = plural(counts[rarest], "training image")
             lines.append(f"no probe with {shots} labels per class: class {_name(rarest, classes)} has {available}")
-    for fraction in config.fractions:
-        if fraction * len(label) < len(counts):
-            part = f"{fraction * len(label):.2g} of {plural(len(label), 'label')}"
-            lines.append(f"no probe with {low_shot.words(fraction)}: {part} is less than one of each class")
+    for name, fractions in (("probe with", config.fractions), ("fine-tuning on", config.fine_tune)):
+        for fraction in fractions:
+            if fraction * len(label) < len(counts):
+                part = f"{fraction * len(label):.2g} of {plural(len(label), 'label')}"
+                lines.append(f"no {name} {low_shot.words(fraction)}: {part} is less than one of each class")
     has_pairs = max(counts.values()) > 1
     if (config.linear or config.sgd) and not has_pairs:
         lines.append("no linear probe: choosing its regularization needs 2 training images of a class")
@@ -47,6 +48,7 @@ def feasible_probes(config: Config, label: Tensor, classes: Sequence[str]) -> tu
         config,
         shots=tuple(shots for shots in config.shots if shots <= counts[rarest]),
         fractions=tuple(part for part in config.fractions if part * len(label) >= len(counts)),
+        fine_tune=tuple(part for part in config.fine_tune if part * len(label) >= len(counts)),
         linear=config.linear and has_pairs,
         sgd=config.sgd and has_pairs,
     ), lines
@@ -80,6 +82,7 @@ class Score:
     knn_held_out: accuracies on held-out training images, by the number of neighbors; empty if there was no choice.
     fractions: mean and standard deviation of the accuracy over the draws, by the fraction of the labels.
     sgd_lr, sgd_batch_size: the settings that the linear probe by SGD chose.
+    fine_tuned: scores of fine-tuning, by the fraction of the labels.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Score:
     sgd: float | None = None
     sgd_lr: float | None = None
     sgd_batch_size: int | None = None
+    fine_tuned: dict[float, fine_tune.Score] = field(default_factory=dict[float, fine_tune.Score])
 
 
 def evaluate(
@@ -147,9 +151,15 @@ def evaluate(
 
 
 def columns(scores: Sequence[Score]) -> list[list[Column]]:
-    """Return groups of columns with the scores in percent, one cell for each: with all labels, and with few."""
+    """Return groups of columns with the scores in percent, one cell for each: with all labels, few, or fine-tuned."""
     shots = sorted({shots for score in scores for shots in score.low_shot})
     fractions = sorted({fraction for score in scores for fraction in score.fractions})
+    fine_tuned = sorted({fraction for score in scores for fraction in score.fine_tuned})
+
+    def after_fine_tuning(score: Score, part: float) -> tuple[float | None, str]:
+        result = score.fine_tuned.get(part)
+        return percent(result.mean, result.std if result.num_draws > 1 else None) if result else percent(None)
+
     return [
         [
             ("kNN", [percent(s.knn) for s in scores]),
@@ -159,6 +169,13 @@ def columns(scores: Sequence[Score]) -> list[list[Column]]:
         [
             (f"{100 * part:g} % of\nlabels", [percent(*s.fractions.get(part, (None,))) for s in scores])
             for part in fractions
+        ],
+        [
+            (
+                f"fine-tuned on\n{f'{100 * part:g} % of' if part < 1 else 'all'} labels",
+                [after_fine_tuning(s, part) for s in scores],
+            )
+            for part in fine_tuned
         ],
         [(f"{plural(n, 'label')}\nper class", [percent(*s.low_shot.get(n, (None,))) for s in scores]) for n in shots],
     ]
@@ -174,6 +191,7 @@ def as_json(scores: Sequence[Score]) -> list[dict[str, Any]]:
         dataclasses.asdict(score)
         | {"low_shot": spreads(score.low_shot), "fractions": spreads(score.fractions)}
         | {"knn_held_out": {str(k): accuracy for k, accuracy in score.knn_held_out.items()}}
+        | {"fine_tuned": {str(part): dataclasses.asdict(found) for part, found in score.fine_tuned.items()}}
         for score in scores
     ]
 

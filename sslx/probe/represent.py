@@ -2,24 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
 from sslx import __version__, data, distributed, encoders
 from sslx.config import ProbeConfig
 from sslx.console.bars import Bars
-from sslx.console.words import plural, shown
+from sslx.console.words import one_line, plural, shown
 from sslx.data.order import Sequential
 from sslx.data.sources import Context, Source
 from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
-from sslx.errors import NonFiniteError
-from sslx.probe import cache, features, images
+from sslx.errors import NonFiniteError, UserError
+from sslx.probe import cache, features, fine_tune, images
 from sslx.probe.features import Features
 from sslx.trained import Trained
 
-PRETRAINED, UNTRAINED, PIXELS = "pretrained encoder", "untrained encoder", "raw pixels"
+PRETRAINED, AVERAGED = "pretrained encoder", "average of the encoder"
+UNTRAINED, PIXELS = "untrained encoder", "raw pixels"
 _PIXEL_VIEWS = 2
 """Augmented views of raw pixels, for alignment.  They have no LiDAR, for which more would be needed."""
 
@@ -44,14 +45,30 @@ class Representations:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the representations, with baselines only if they are enabled."""
-        return (PIXELS, UNTRAINED, PRETRAINED) if self._options.baselines else (PRETRAINED,)
+        """The names of the representations: baselines if they are enabled, and a moving average if the run kept one."""
+        baselines = (PIXELS, UNTRAINED) if self._options.baselines else ()
+        return (*baselines, PRETRAINED, *((AVERAGED,) if self._average else ()))
+
+    def encoder(self, name: str) -> encoders.Encoder:
+        """Return the encoder of a representation other than raw pixels."""
+        if name not in self._encoders:
+            trained = self._average if name == AVERAGED and self._average else self.trained
+            self._encoders[name] = trained.untrained_encoder() if name == UNTRAINED else trained.encoder
+        return self._encoders[name]
 
     def identity(self, name: str) -> str:
         """Return a digest of all that scores of a representation depend on, apart from the images and the settings."""
         return distributed.broadcast_object(
             self._key(name, "", [self.trained.view, *self._augmented]) if self._ranks.is_main else ""
         )
+
+    def task(self, train: Source, test: Source) -> fine_tune.Task:
+        """Return the images to fine-tune on and to test on, both in the size of the probes' view."""
+        view, reading = self.trained.view, self._options.data
+        augmented = replace(self._augmented[0], size=view.size)
+        return fine_tune.Task(
+            train=train, test=test, view=view, augmented=augmented, reading=reading, ranks=self._ranks
+        )  # fmt: skip
 
     def plain(self, name: str, source: Source) -> Features | None:
         """Return the features of a source's images with the probes' view."""
@@ -80,6 +97,17 @@ class Representations:
             rest = f"computed {self._num_computed}" if self._num_computed else "computed none"
             lines.insert(0, f"features: took {self._num_kept} of {plural(total, 'set')} from {folder}, {rest}")
         return lines
+
+    @cached_property
+    def _average(self) -> Trained | None:
+        """The checkpoint with the moving average of its encoder in its place, or None if there is none."""
+        if self.trained.settings.average.momentum is None:
+            return None
+        try:
+            return self.trained.averaged()
+        except UserError as error:  # a checkpoint of which only the encoder was copied
+            self._problems[f"without the {AVERAGED}: {one_line(error)}"] = None
+            return None
 
     def _augmented_batches(self, source: Source, specs: Sequence[ViewSpec]) -> data.Loader:
         order = Sequential(
@@ -121,7 +149,7 @@ class Representations:
         autocast = images.autocast(self._ranks.device)
         try:
             return features.extract(
-                self._encoder(name), batches,
+                self.encoder(name), batches,
                 autocast=autocast, num_samples=num_samples, num_views=num_views, progress=self._bars,
             )  # fmt: skip
         except NonFiniteError as error:
@@ -144,7 +172,7 @@ class Representations:
         if name == PIXELS:
             return f"pixels {self._side}"
         if name not in self._digests:
-            encoder = self._encoder(name)
+            encoder = self.encoder(name)
             facts = f"{encoder.recipe} {images.autocast(self._ranks.device)}"
             self._digests[name] = f"{cache.weights_digest(encoder)} {facts}"
         return self._digests[name]
@@ -152,12 +180,6 @@ class Representations:
     @property
     def _side(self) -> int:
         return min(features.PIXEL_SIDE, self.trained.size, self.trained.view.size)
-
-    def _encoder(self, name: str) -> encoders.Encoder:
-        if name not in self._encoders:
-            trained = self.trained
-            self._encoders[name] = trained.encoder if name == PRETRAINED else trained.untrained_encoder()
-        return self._encoders[name]
 
 
 def augmented_views(trained: Trained, of: Trained) -> tuple[ViewSpec, ViewSpec]:

@@ -18,10 +18,10 @@ from sslx.data.sources import Source, SourceConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.machine import files
-from sslx.probe import Score, held_out, images, label_free, probes, tables
+from sslx.probe import Score, fine_tune, held_out, images, label_free, probes, tables
 from sslx.probe.features import Features
 from sslx.probe.images import Splits
-from sslx.probe.represent import PIXELS, PRETRAINED, UNTRAINED, Representations, augmented_views
+from sslx.probe.represent import AVERAGED, PIXELS, PRETRAINED, UNTRAINED, Representations, augmented_views
 from sslx.trained import Trained, load
 
 LABELS_NOTE = (
@@ -41,7 +41,14 @@ class Row:
 
 
 def main(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) -> int:
-    """Run ``sslx probe CHECKPOINT...``: print tables of scores and write each run's to ``probe.json`` in its folder.
+    """Run ``sslx probe CHECKPOINT...`` as ``score`` does, leave the other ranks, and return the exit code."""
+    score(argv, paths, quiet=quiet)
+    distributed.shutdown()
+    return 0
+
+
+def score(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) -> None:
+    """Print tables of scores and write each run's to ``probe.json`` in its folder, together with all ranks.
 
     paths: the checkpoints that argv names.  quiet: do not print anything about wrong flags.
     All checkpoints are probed on the images of the first one's run, unless argv names others.
@@ -80,8 +87,6 @@ def main(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) -> 
         for trained, rows in zip(runs, cards, strict=True):
             _write(trained, _record(trained, options.source, splits, rows, runs[0]))
             say(f"wrote {shown(trained.folder / 'probe.json')}")
-    distributed.shutdown()
-    return 0
 
 
 def _with_view(trained: Trained, options: ProbeConfig, first: Trained) -> Trained:
@@ -129,7 +134,7 @@ def _score(
     bars: Bars,
     known: dict[str, Row],
 ) -> list[Row]:
-    """Score the pretrained encoder and, with --baselines, raw pixels and the untrained encoder, on the same images.
+    """Score the encoder, its average if there is one, and the baselines if they are enabled, on the same images.
 
     known: the rows of representations that earlier checkpoints had as well, to which this adds.
     Returns the rows on rank 0 and an empty list on other ranks.
@@ -164,9 +169,27 @@ def _row(
             num_classes = len(splits.train.facts.classes or ())
             labeled = probe.evaluate(options.probe, train, test, name, num_classes, device=ranks.device, progress=bars)
         distributed.wait_for_main()
+        if name != PIXELS and options.probe.fine_tune:
+            fine_tuned = _fine_tuned(representations, name, options, splits, bars)
+            labeled = replace(labeled, fine_tuned=fine_tuned) if labeled else None
     if with_labels and (not options.probe.label_free or len(splits.test) < 2):
         return Row(name, labeled, None)
     return Row(name, labeled, _label_free(representations, name, splits.test, test, ranks))
+
+
+def _fine_tuned(
+    representations: Representations, name: str, options: ProbeConfig, splits: Splits, bars: Bars
+) -> dict[float, fine_tune.Score]:
+    """Return the scores of fine-tuning an encoder, by the fraction of the labels.  All ranks take part."""
+    encoder, settings = representations.encoder(name), options.probe
+    recipe, task = fine_tune.recipe_of(encoder, settings), representations.task(splits.train, splits.test)
+    return {
+        amount: fine_tune.accuracy(
+            encoder, task, amount, recipe,
+            num_draws=settings.num_fine_tune_draws, seed=settings.seed, progress=bars,
+        )
+        for amount in settings.fine_tune
+    }  # fmt: skip
 
 
 def _label_free(
@@ -214,6 +237,8 @@ def _show(
         say(f"{head}: {title}, {place}")
         for table in tables.fitting(names, probes.columns(labeled), console):
             console.print(table)
+        for line in fine_tune.legend([score for row in labeled for score in row.fine_tuned.values()]):
+            say(line)
         if source.score_note and len(labeled) > 1:
             console.print(source.score_note, highlight=False)
     free = [row.label_free for row in rows.values()]
@@ -240,13 +265,13 @@ def _distinct(runs: Sequence[Trained], cards: Sequence[Sequence[Row]]) -> dict[s
     several_sizes = len({trained.view.size for trained in runs}) > 1
     for title, trained, card in zip(titles(runs), runs, cards, strict=True):
         pixels = f"{PIXELS}, {trained.view.size} px" if several_sizes else PIXELS
-        names = {PRETRAINED: title, UNTRAINED: f"{UNTRAINED} of {title}", PIXELS: pixels}
+        names = {PRETRAINED: title, AVERAGED: f"{title}, average", UNTRAINED: f"{UNTRAINED} of {title}", PIXELS: pixels}
         for row in card:
             if id(row) not in seen:
                 by_name[names[row.name]] = row
             seen.add(id(row))
-    order = (PIXELS, UNTRAINED, PRETRAINED)
-    return dict(sorted(by_name.items(), key=lambda item: order.index(item[1].name)))
+    order = {PIXELS: 0, UNTRAINED: 1}  # an average stays beside its encoder
+    return dict(sorted(by_name.items(), key=lambda item: order.get(item[1].name, 2)))
 
 
 def _accuracies(card: Sequence[Row]) -> tuple[dict[str, float], str]:

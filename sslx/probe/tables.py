@@ -21,26 +21,28 @@ def percent(value: float | None, std: float | None = None) -> tuple[float | None
     return float(text), text if std is None else f"{text} ± {100 * std:.1f}"
 
 
-def fitting(names: Sequence[str], groups: Sequence[Sequence[Column]], console: Console) -> Iterator[Table]:
+def fitting(
+    names: Sequence[str], groups: Sequence[Sequence[Column]], console: Console, kind: str = "representation"
+) -> Iterator[Table]:
     """Yield tables with all groups of columns, as many groups in each as fit the width of the console.
 
-    names: of the rows.  Columns without any text are left out.
+    names: of the rows.  kind: what a row is of.  Columns without any text are left out.
     """
     kept = [[column for column in group if any(text for _, text in column[1])] for group in groups]
     current: list[Column] = []
     for group in filter(None, kept):
-        if current and _width(table(names, [*current, *group]), console) > console.width:
-            yield table(names, current)
+        if current and _width(table(names, [*current, *group], kind), console) > console.width:
+            yield table(names, current, kind)
             current = []
         current += group
     if current:
-        yield table(names, current)
+        yield table(names, current, kind)
 
 
-def table(names: Sequence[str], columns: Sequence[Column]) -> Table:
+def table(names: Sequence[str], columns: Sequence[Column], kind: str = "representation") -> Table:
     """Return a table with one row for each name, and the best of each compared column in bold, unless it is alone."""
     result = Table()
-    result.add_column("representation", overflow="fold")
+    result.add_column(kind, overflow="fold")
     for head, _ in columns:
         result.add_column(head, justify="right", no_wrap="\n" not in head and " " not in head)
     best = [max((value for value, _ in cells if value is not None), default=None) for _, cells in columns]

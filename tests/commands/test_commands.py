@@ -38,7 +38,8 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_help_lists_and_wrong_flags_need_neither_torch_nor_numpy(tmp_path: Path):
     of_pretrain = ["--help", "simclr_digits --help-all", "--optim.lrr 1", "simclr_digit"]
     helps = [
-        f"{command} --help" for command in ("probe", "plot", "embed", "neighbors", "look", "verify", "resume", "sweep")
+        f"{command} --help"
+        for command in ("probe", "compare", "plot", "embed", "neighbors", "look", "verify", "resume", "sweep")
     ]
     commands = [*(f"pretrain {flags}" for flags in of_pretrain), *helps, "methods", "recipes", "jobs"]
     python("-c", LIGHT, *commands, cwd=tmp_path)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from conftest import RunOnRanks
 from kit.processes import is_one_line
 from sslx import cli, data
 from sslx.config import load_plot, load_probe
@@ -20,7 +21,7 @@ from sslx.data.views import eval_view
 from sslx.distributed import Ranks
 from sslx.errors import NonFiniteError
 from sslx.plot import pictures
-from sslx.probe import images, represent
+from sslx.probe import images, represent, scores
 from sslx.runs import checkpoint
 from sslx.trained import load
 
@@ -82,6 +83,7 @@ def test_several_checkpoints_stand_side_by_side(
 ) -> None:
     """With the same encoder before training as the first, and another method's augmentation."""
     flags = ["--steps", "2", "--name", "other", "--runs", str(tmp_path), "--method.name", "rotation"]
+    flags += ["--average.momentum", "0.9"]
     assert cli.main(["pretrain", *FLAGS, *flags]) == 0
     few = ["--probe.shots", "--probe.fractions", "--probe.no-linear", "--source.name", "digits"]
     capsys.readouterr()
@@ -89,15 +91,22 @@ def test_several_checkpoints_stand_side_by_side(
     out = capsys.readouterr().out
     assert "2 checkpoints: accuracy in %" in out
     rows = [line.split("│")[1].strip() for line in out.splitlines() if "│" in line]
-    names = ["raw pixels", "untrained encoder of run", "run", "other"]
-    assert rows[:4] == names, "baselines that both have are one row"
+    names = ["raw pixels", "untrained encoder of run", "run", "other", "other, average"]
+    assert rows[:5] == names, "baselines that both have are one row"
     assert rows == names * (len(rows) // 4)
     first, second = (json.loads((folder / "probe.json").read_text()) for folder in (trained, tmp_path / "other"))
+    shared = ["raw pixels", "untrained encoder", "pretrained encoder"]
     for kind in ("scores", "label_free"):
-        assert [row["name"] for row in second[kind]] == ["raw pixels", "untrained encoder", "pretrained encoder"]
+        assert [row["name"] for row in first[kind]] == shared
+        assert [row["name"] for row in second[kind]] == [*shared, "average of the encoder"]
         assert first[kind][:2] == second[kind][:2]
         assert first[kind][2] != second[kind][2]
+        assert {**second[kind][3], "name": shared[2]} != second[kind][2], "other features"
     assert (first["step"], second["step"], second["augmented_as"]) == (11, 2, str(trained))
+    assert cli.main(["compare", str(trained), str(tmp_path / "other")]) == 0
+    out = capsys.readouterr().out
+    assert "mean rank" in out
+    assert "note: the runs differ" not in out
     assert cli.main(["probe", "--probe.k", "3"]) == 64
     is_one_line(capsys.readouterr().err, "sslx probe runs/NAME")
 
@@ -129,14 +138,45 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
 def test_a_probe_at_another_size(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["probe", str(trained), "--no-baselines", "--probe.num-draws", "2"]
     records: list[dict[str, Any]] = []
-    for size in ("12", "16"):
-        assert cli.main([*few, "--data.eval-size", size]) == 0
-        assert f"{size} px" in capsys.readouterr().out
+    tuned = "--probe.fine-tune 0.01 --probe.fine-tune-lrs 0.05 --probe.num-fine-tune-draws 1".split()
+    for size, more in (("12", []), ("16", tuned)):
+        assert cli.main([*few, "--data.eval-size", size, *more]) == 0
+        out = capsys.readouterr().out
+        assert f"{size} px" in out
+        assert ("fine-tuned on" in out) == ("fine-tuned: SGD as in SimCLR" in out) == bool(more)
         records.append(json.loads((trained / "probe.json").read_text()))
     assert [record["view_px"] for record in records] == [12, 16]
     assert records[0]["scores"] != records[1]["scores"]
+    assert [list(record["scores"][0]["fine_tuned"]) for record in records] == [[], ["0.01"]]
+    found = records[1]["scores"][0]["fine_tuned"]["0.01"]
+    assert 0.1 < found["mean"] < 1
+    assert (found["lr"], found["num_draws"], found["batch_size"], found["num_steps"]) == (0.05, 1, 8, 200)
     assert cli.main([*few, "--data.size", "16"]) == 64
     assert "--data.eval-size" in capsys.readouterr().err
+
+
+def probe_on_a_rank(argv: list[str]) -> None:
+    scores.score(argv, [Path(argv[0])])
+
+
+def test_two_ranks_give_the_scores_of_one(ranks: RunOnRanks, trained: Path) -> None:
+    few = "--device cpu --no-baselines --probe.cache-gb 0 --probe.num-views 2 --probe.shots --probe.fractions 0.1"
+    argv = [str(trained), *few.split(), "--probe.num-fraction-draws", "2"]
+    records = list[dict[str, Any]]()
+    for world_size in (1, 2):
+        if world_size == 1:
+            probe_on_a_rank(argv)
+        else:
+            ranks(world_size, probe_on_a_rank, argv)
+        records.append(json.loads((trained / "probe.json").read_text()))
+        (trained / "probe.json").unlink()
+    alone, together = records
+    assert alone["scores"]
+    for kind in ("scores", "label_free"):
+        for one, two in zip(alone[kind], together[kind], strict=True):
+            assert one.keys() == two.keys()
+            for name, value in one.items():
+                assert two[name] == (pytest.approx(value, abs=1e-4) if isinstance(value, float) else value), name
 
 
 def test_untrained_encoder_is_the_one_that_training_started_from(trained: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from sslx.errors import ConfigError, DataError
-from sslx.probe import Config, Score, as_json, evaluate, knn, linear, low_shot, probes, sgd, tables
+from sslx.probe import Config, Score, as_json, evaluate, fine_tune, knn, linear, low_shot, probes, sgd, tables
 from sslx.probe.features import Features
 
 
@@ -83,7 +83,14 @@ def test_columns_go_to_as_few_tables_as_fit(width: int, num_tables: int) -> None
 
 def test_json_has_the_numbers() -> None:
     score = Score("ours", 8, 0.9, None, None, {5: (0.7, 0.02)}, 20, {10: 0.8, 20: 0.9}, {0.1: (0.6, 0.03)})
-    (found,) = json.loads(json.dumps(as_json([score])))
+    tuned = fine_tune.Score(0.8, 0.1, 0.05, 14, 3, 8, 200, "SGD")
+    (found,) = json.loads(json.dumps(as_json([replace(score, fine_tuned={0.01: tuned})])))
+    assert found.pop("fine_tuned") == {
+        "0.01": {
+            "mean": 0.8, "std": 0.1, "lr": 0.05, "num_labels": 14, "num_draws": 3, "batch_size": 8, "num_steps": 200,
+            "recipe": "SGD",
+        }
+    }  # fmt: skip
     assert found.pop("low_shot") == {"5": {"mean": 0.7, "std": 0.02}}
     assert found.pop("fractions") == {"0.1": {"mean": 0.6, "std": 0.03}}
     assert found.pop("knn_held_out") == {"10": 0.8, "20": 0.9}
@@ -94,12 +101,14 @@ def test_json_has_the_numbers() -> None:
 
 def test_what_the_labels_do_not_allow_is_left_out_and_said() -> None:
     label = torch.tensor([0] * 30 + [1] * 30 + [2])
-    config, lines = probes.feasible_probes(Config(sgd=True), label, ["cat", "dog", "[rare]"])
+    config, lines = probes.feasible_probes(Config(sgd=True, fine_tune=(0.02, 1.0)), label, ["cat", "dog", "[rare]"])
     assert (config.shots, config.fractions, config.linear, config.sgd) == ((1,), (0.1,), True, True)
+    assert config.fine_tune == (1.0,)
     assert lines == [
         "no probe with 5 labels per class: class [rare] has 1 training image",
         "no probe with 10 labels per class: class [rare] has 1 training image",
         "no probe with 1 % of labels: 0.61 of 61 labels is less than one of each class",
+        "no fine-tuning on 2 % of labels: 1.2 of 61 labels is less than one of each class",
         "kNN with at most 20 neighbors, not 100, 200: a class has 20 training images on average",
     ]
     config, lines = probes.feasible_probes(Config(shots=(1,), fractions=(), k=(5,)), torch.arange(3), ())
@@ -124,6 +133,8 @@ def test_classes_without_test_images_are_named() -> None:
     [
         {"k": (0,)}, {"k": (5, 5)}, {"temperature": 0.0}, {"shots": (0,)}, {"shots": (1, 1)}, {"fractions": (1.0,)},
         {"num_draws": 0}, {"num_fraction_draws": 0}, {"seed": -1}, {"num_views": 1}, {"cache_gb": -1.0},
+        {"fine_tune": (1.5,)}, {"fine_tune": (0.1, 0.1)}, {"fine_tune_lrs": (0.0,)}, {"fine_tune_epochs": 0},
+        {"fine_tune_batch_size": 1}, {"num_fine_tune_draws": 0},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(given: dict[str, Any]) -> None:
