@@ -77,8 +77,7 @@ def _draw_matrix(axes: "Axes", cells: npt.NDArray[np.float64]) -> None:
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
     colors = LinearSegmentedColormap.from_list("shares", ["#ffffff", PALETTE[0], PALETTE[9]])
-    colors.set_bad(GRAY)
-    axes.imshow(cells, cmap=colors, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    axes.imshow(cells, cmap=colors.with_extremes(bad=GRAY), norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_color(GRAY)
