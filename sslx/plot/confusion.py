@@ -30,7 +30,7 @@ def confusion_matrix(saved: Saved, path: Path, name: str) -> None:
     confusion, num_classes = saved.confusion, len(saved.classes)
     cells = shares(confusion, num_classes)
     has_names = num_classes <= MAX_NAMED_CLASSES
-    side = max(4.5, 0.36 * num_classes) if has_names else 6.0
+    side = max(6.0, 0.36 * num_classes * has_names)
     figure, axes = canvas(side, side)
     _draw_matrix(axes, cells)
     if has_names:

@@ -25,6 +25,7 @@ from sslx.distributed import Ranks
 from sslx.errors import StorageError, UserError
 from sslx.plot.embedding import Projection
 from sslx.probe import confusion, held_out, images, knn
+from sslx.probe.config import Config as ProbesConfig
 from sslx.probe.features import Features
 from sslx.probe.images import Splits
 from sslx.runs import trackers
@@ -192,9 +193,12 @@ def _features(scene: Scene, ranks: Ranks, console: Console) -> tuple[Features | 
 
 
 def _accuracy(scene: Scene, bank: Features | None, features: Features) -> float | None:
-    """Return the kNN accuracy in [0, 1] for the titles of the maps, or None if there is none."""
-    classes = scene.splits.train.facts.classes
-    return knn.accuracy(bank, features, len(classes)) if bank is not None and scene.has_classes and classes else None
+    """Return the kNN accuracy in [0, 1], as ``sslx probe`` measures it, for titles of maps; None without one."""
+    classes, settings = scene.splits.train.facts.classes, ProbesConfig()
+    if bank is None or not scene.has_classes or not classes:
+        return None
+    k, _ = knn.choose_k(bank, len(classes), settings.k, settings.temperature, seed=settings.seed)
+    return knn.accuracy(bank, features, len(classes), k, settings.temperature)
 
 
 def _map(scene: Scene, max_points: int, by: Projection, accuracy: float | None, features: Features, path: Path) -> bool:

@@ -95,7 +95,8 @@ def _scorecard(runs: Sequence[Facts]) -> str:
         parts += [f"<h3>{table.title}</h3>", _scores(table, runs)]
     columns = [column for table in tables for column in table.columns]
     rows = [[html.escape(text) for text in (column.name, column.explanation, column.paper)] for column in columns]
-    parts.append(_folded("What the scores are", _table(["score", "what it is", "paper"], rows)))
+    explanations = _table(["score", "what it is", "source"], rows)
+    parts.append(_folded("What the scores are", explanations, is_open=True))
     chosen = [(run.name, *line) for run in runs for line in scorecard.chosen(run.probe)]
     if chosen:
         lines = [[html.escape(shown(text, 500)) for text in (line if len(runs) > 1 else line[1:])] for line in chosen]
@@ -130,8 +131,8 @@ def _scores(table: scorecard.Table, runs: Sequence[Facts]) -> str:
     return _table(heads, rows, numbers=len(table.heads))
 
 
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{title}</summary>{content}</details>"
+def _folded(title: str, content: str, *, is_open: bool = False) -> str:
+    return f"<details{' open' if is_open else ''}><summary>{title}</summary>{content}</details>"
 
 
 def _pictures(run: Facts, *, named: bool) -> str:

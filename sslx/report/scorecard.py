@@ -148,12 +148,12 @@ def _fraction(text: str) -> str:
 
 LABELED = (
     Column("kNN", "a vote of the k nearest training images, weighted by similarity",
-           "arXiv 1805.01978; k chosen as in arXiv 2104.14294", _percent("knn", "kNN")),
-    Column("linear", "logistic regression on the frozen features by L-BFGS", "as scikit-learn's",
+           "arXiv 1805.01978, with k as in arXiv 2104.14294", _percent("knn", "kNN")),
+    Column("linear", "logistic regression on the frozen features by L-BFGS", "equals scikit-learn's",
            _percent("linear", "linear")),
     Column("SGD", "the same by SGD, 100 epochs with momentum and a cosine schedule",
            "arXiv 1911.05722, arXiv 2104.14294", _percent("sgd", "SGD")),
-    Column("fine-tuned", "the whole encoder, trained further on a fraction of the labels", "the recipe's, named below",
+    Column("fine-tuned", "the whole encoder, trained further on a fraction of the labels", "named below",
            _spreads("fine_tuned", lambda text: f"fine-tuned, {_fraction(text)}")),
     Column("% of labels", "logistic regression on a fraction of each class, mean ± standard deviation of random draws",
            "arXiv 2002.05709", _spreads("fractions", _fraction)),

@@ -42,9 +42,8 @@ def _needs_pictures(folder: Path) -> bool:
     step = records.newest_step(folder)
     if not step:
         return False
-    maps = [folder / name for name in ("tsne.png", "umap.png") if (folder / name).is_file()]
-    checkpoint = folder / "checkpoints" / f"step_{step}"
-    return not maps or max(path.stat().st_mtime for path in maps) < checkpoint.stat().st_mtime
+    picture, checkpoint = folder / "tsne.png", folder / "checkpoints" / f"step_{step}"
+    return not picture.is_file() or picture.stat().st_mtime < checkpoint.stat().st_mtime
 
 
 def _needs_confusion(folder: Path) -> bool:
