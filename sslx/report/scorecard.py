@@ -154,7 +154,7 @@ LABELED = (
     Column("SGD", "the same by SGD, 100 epochs with momentum and a cosine schedule",
            "arXiv 1911.05722, arXiv 2104.14294", _percent("sgd", "SGD")),
     Column("fine-tuned", "the whole encoder, trained further on a fraction of the labels", "named below",
-           _spreads("fine_tuned", lambda text: f"fine-tuned, {_fraction(text)}")),
+           _spreads("fine_tuned", lambda text: f"fine\u2011tuned, {_fraction(text)}")),
     Column("% of labels", "logistic regression on a fraction of each class, mean ± standard deviation of random draws",
            "arXiv 2002.05709", _spreads("fractions", _fraction)),
     Column("labels per class", "the same on a few images of each class", "arXiv 2204.07141",

@@ -108,7 +108,7 @@ class TensorBoard:
         self._writer = None
         reason = _first_line(error)
         if isinstance(error, ImportError):
-            reason = "it is not installed (pip install tensorboard)"
+            reason = "the package tensorboard is not installed (pip install tensorboard)"
         self._report(f"TensorBoard: {reason}: no event files are written; metrics.jsonl has all metrics")
 
 

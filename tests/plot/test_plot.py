@@ -132,6 +132,7 @@ def test_the_map_shows_the_images_of_the_rows_that_it_asks_for(tmp_path: Path) -
     assert max(asked) < len(x)
 
 
+@pytest.mark.slow
 def test_umap_is_drawn_where_it_is_installed(tmp_path: Path) -> None:
     pytest.importorskip("umap")
     assert plot.projections() == ("t-SNE", "UMAP")

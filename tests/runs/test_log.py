@@ -23,6 +23,7 @@ from rich.console import Console
 
 from kit import words
 from kit.processes import metrics as read
+from kit.processes import pretrain
 from sslx.console.display import Terminal
 from sslx.errors import ConfigError, StorageError
 from sslx.runs import log, trackers
@@ -163,7 +164,7 @@ def offline_runs(folder: Path) -> list[tuple[str, str, dict[str, Any], list[dict
                 of_run = record.run
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
-                history.append({(i.key or i.nested_key[0]): json.loads(i.value_json) for i in items})
+                history.append({(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in items})
         if of_run is not None:  # a killed run's file may hold nothing but its header
             config = {item.key: json.loads(item.value_json) for item in of_run.config.update}
             runs.append((of_run.run_id, of_run.project, config, history))
@@ -236,6 +237,31 @@ def test_wandb_without_a_server_goes_on_offline(tmp_path: Path) -> None:
     ((run_id, _, _, history),) = offline_runs(tmp_path)
     assert run_id == "0123456789ab"
     assert [line["_step"] for line in history] == [20, 40, 60, 80]
+
+
+@pytest.mark.slow
+def test_scores_and_pictures_go_to_the_wandb_run_of_the_training(tmp_path: Path) -> None:
+    code = "import sys; from sslx import cli; sys.exit(max(cli.main(line.split()) for line in sys.argv[1:]))"
+    run = tmp_path / "r"
+    train = " ".join(pretrain(tmp_path, "--log.wandb", "offline"))
+    commands = [train, f"probe {run}", f"plot {run}", f"probe {run} --wandb off"]
+    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, timeout=500)
+    assert (done.returncode, words.own(done.stderr)) == (0, "")
+    said = re.findall(r"^wandb: added (.*) to the run, offline; send it with `wandb sync (.*)`$", done.stdout, re.M)
+    assert [what.split(", ")[0] for what, _ in said] == ["scorecard", "pictures/loss"]
+    runs = offline_runs(run)
+    assert len(runs) == 3
+    assert {run_id for run_id, _, _, _ in runs} == {(run / "run_id").read_text()}
+    (scores,), (drawn,) = (history for _, _, _, history in runs[1:])
+    assert [(line["_step"], line["step"]) for line in (scores, drawn)] == [(3, 2)] * 2, "after the training's last"
+    record = json.loads((run / "probe.json").read_text())["label_free"]
+    assert scores["probe/rank"] == pytest.approx(record[-1]["rank"])
+    of_scores, of_pictures = (Path(path) / "files" for _, path in said)
+    content = json.loads((of_scores / scores["scorecard.path"]).read_text())
+    assert [row[0] for row in content["data"]] == [score["name"] for score in record]
+    assert {"rank", "LiDAR", "uniformity"} <= set(content["columns"])
+    for path in run.glob("*.png"):
+        assert (of_pictures / drawn[f"pictures/{path.stem}.path"]).read_bytes() == path.read_bytes()
 
 
 def test_event_files_hold_what_metrics_jsonl_holds_after_kills_and_restarts(tmp_path: Path) -> None:
