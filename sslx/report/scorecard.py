@@ -68,8 +68,9 @@ def chosen(probe: Mapping[str, Any]) -> list[tuple[str, str]]:
         if _is_number(score.get("sgd_lr")):
             words.append(f"SGD with learning rate {score['sgd_lr']:g} and batches of {score.get('sgd_batch_size')}")
         fine_tuned = score.get("fine_tuned")
-        recipes = [found.get("recipe") for found in fine_tuned.values()] if isinstance(fine_tuned, dict) else []
-        words += [f"fine-tuning by {recipe}" for recipe in dict.fromkeys(filter(None, recipes))]
+        found = list(fine_tuned.values()) if isinstance(fine_tuned, dict) else []
+        recipes = dict.fromkeys(str(one["recipe"]) for one in found if isinstance(one, dict) and "recipe" in one)
+        words += [f"fine-tuning by {recipe}" for recipe in recipes]
         if words:
             lines.append((str(score.get("name", "?")), "; ".join(words)))
     return lines

@@ -135,7 +135,7 @@ def add_results(config: Config, folder: Path, results: Results, report: Report) 
         return
     status = records.read_status(folder)
     if status is not None and status.state == "running":
-        report("wandb: the run is still training: its results are only in the run folder")
+        report("wandb: status.json says that the run is training: its results are only in the run folder")
         return
     try:
         run, problem = _wandb_run(config, folder, run_id(folder), None)

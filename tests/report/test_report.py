@@ -159,6 +159,15 @@ def test_damaged_scores_cost_nothing_else(runs: tuple[Path, Path], damage: bytes
     assert "Not measured yet" in Page(runs[0] / "report.html").text
 
 
+def test_scores_of_other_kinds_than_expected_cost_nothing_else(runs: tuple[Path, Path]) -> None:
+    odd = {"fine_tuned": {"1": 3, "x": {"mean": "?"}}, "low_shot": 5, "k": [1], "knn_held_out": {"5": "x"}, "knn": True}
+    good = {"name": "pretrained encoder", "linear": 0.625}
+    probe = {"scores": [7, odd, good, {"name": [], "fractions": {"most": {"mean": 0.5}}}], "label_free": "x"}
+    (runs[0] / "probe.json").write_text(json.dumps(probe))
+    report(*runs)
+    assert {"62.5", "50.0", "most of labels"} <= set(Page(runs[0] / "report.html").text.split("|"))
+
+
 def test_what_is_no_run_or_cannot_be_written_is_one_line(
     runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
