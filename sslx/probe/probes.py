@@ -151,7 +151,7 @@ def evaluate(
         by_sgd.accuracy if by_sgd else None,
         by_sgd.lr if by_sgd else None,
         by_sgd.batch_size if by_sgd else None,
-        confusion,
+        confusion=confusion,
     )
 
 
