@@ -41,7 +41,8 @@ ARROW = (
 ONLY_IMPORTERS = {
     "torch.distributed": ("sslx/distributed.py", "benchmarks/fake_step.py"),
     "nvidia.dali": ("sslx/data/backends/dali.py",),
-    "wandb": ("sslx/runs/log.py",),
+    "wandb": ("sslx/runs/trackers.py",),
+    "torch.utils.tensorboard": ("sslx/runs/trackers.py",),
     "tyro": ("sslx/config/parser.py",),
     "submitit": ("sslx/cluster/submit.py",),
     "sslx_kernels": ("sslx/losses/",),

@@ -29,7 +29,7 @@ from sslx.methods.config import AverageConfig, MethodConfig
 from sslx.monitor.config import HealthConfig, OnlineConfig
 from sslx.optim.config import Config as OptimConfig
 from sslx.probe.config import Config as ProbesConfig
-from sslx.runs.config import CheckpointConfig, LogConfig
+from sslx.runs.config import CheckpointConfig, LogConfig, ResultsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
+class ProbeConfig(ResultsConfig):
     """Measure frozen features: kNN, linear, few labels, and scores without labels.
 
     Raw pixels and the untrained encoder are measured for comparison.
@@ -145,7 +145,7 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlotConfig:
+class PlotConfig(ResultsConfig):
     """Draw a run's loss, a map of its features, neighbors and views, as PNG files."""
 
     checkpoint: Positional[Path]

@@ -19,7 +19,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "optimizer": ("optim.name", "optim.lr", "optim.weight_decay", "optim.warmup"),
     "augmentation": ("augment.min_scale", "augment.jitter", "augment.blur", "augment.flip"),
     "where and how": ("ranks", "device", "precision", "compile", "batch_norm", "num_grad_cache_chunks"),
-    "the run": ("name", "runs", "resume", "seed", "checkpoint.every", "log.every", "log.wandb"),
+    "the run": ("name", "runs", "resume", "seed", "checkpoint.every", "log.every", "log.wandb", "log.tensorboard"),
 }
 _INDENT = 30
 

@@ -3,9 +3,10 @@
 from sslx.plot.canvas import MARKERS as MARKERS
 from sslx.plot.canvas import OPACITY as OPACITY
 from sslx.plot.canvas import PALETTE as PALETTE
+from sslx.plot.confusion import confusion_matrix as confusion_matrix
 from sslx.plot.embedding import MAX_NAMED_CLASSES as MAX_NAMED_CLASSES
 from sslx.plot.embedding import feature_map as feature_map
-from sslx.plot.embedding import projection as projection
+from sslx.plot.embedding import projections as projections
 from sslx.plot.embedding import subsample as subsample
 from sslx.plot.loss import epoch_marks as epoch_marks
 from sslx.plot.loss import loss_curve as loss_curve

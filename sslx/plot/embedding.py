@@ -1,4 +1,4 @@
-"""A map of the features by t-SNE, or by UMAP if umap-learn is installed."""
+"""Maps of the features by t-SNE and, if umap-learn is installed, by UMAP."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,9 +32,9 @@ MAX_NAMED_CLASSES = 20
 _WIDTH, _MAX_HEIGHT, _MIN_HEIGHT = 8.0, 7.2, 3.6  # inches
 
 
-def projection() -> Projection:
-    """Return the best available projection: UMAP if umap-learn is installed (not the unrelated package ``umap``)."""
-    return "UMAP" if any(metadata.distributions(name="umap-learn")) else "t-SNE"
+def projections() -> tuple[Projection, ...]:
+    """Return the available projections: UMAP needs umap-learn (not the unrelated package ``umap``)."""
+    return ("t-SNE", "UMAP") if any(metadata.distributions(name="umap-learn")) else ("t-SNE",)
 
 
 def feature_map(

@@ -24,15 +24,18 @@ from sslx.data.views import ViewSpec
 from sslx.distributed import Ranks
 from sslx.errors import StorageError, UserError
 from sslx.plot.embedding import Projection
-from sslx.probe import held_out, images, knn
+from sslx.probe import confusion, held_out, images, knn
+from sslx.probe.config import Config as ProbesConfig
 from sslx.probe.features import Features
 from sslx.probe.images import Splits
+from sslx.runs import trackers
 from sslx.trained import Trained, load
 
 NUM_QUERIES, NUM_NEIGHBORS = 8, 6
 NUM_VIEWED, MIN_VIEWS = 6, 4
 """Number of images whose views are shown, and the minimum number of views of each, over several epochs if necessary."""
 NUM_METHOD_IMAGES = 8
+MAPS: dict[Projection, str] = {"t-SNE": "tsne.png", "UMAP": "umap.png"}
 _MAX_BANK = 50_000
 """Maximum number of training images for the kNN accuracy in the map's title.  ``sslx probe`` has no such limit."""
 _THUMBNAIL_PX, _NEIGHBOR_PX = 96, 160
@@ -61,6 +64,12 @@ class Scene:
         labels = self.splits.test.facts.labels
         return None if labels is None else torch.from_numpy(labels)
 
+    @property
+    def has_classes(self) -> bool:
+        """Return whether the images to draw have several classes, which training images teach to tell apart."""
+        labels = self.labels
+        return labels is not None and len(labels.unique()) > 1 and not images.unlearnable_reason(self.splits.all_train)
+
     def loader(self, source: Source, view: ViewSpec) -> data.Loader:
         """Return a loader of a whole source in batches of 64."""
         return images.loader(self.options.data, source, view, 64, Ranks(device=self.device), torch.float32)
@@ -75,8 +84,10 @@ class Scene:
 def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     """Run ``sslx plot CHECKPOINT``: write pictures into the run folder.
 
-    They are loss.png, tsne.png or umap.png, neighbors.png, views.png and, if the method has a picture, method.png.
-    A picture that cannot be drawn is left out with a line.  An error is raised if none can be drawn or written.
+    They are loss.png, tsne.png, umap.png where umap-learn is installed, confusion.png after ``sslx probe`` with labels,
+    neighbors.png, views.png and, if the method has a picture, method.png.  They also go to the run in wandb, if it or a
+    flag asks for that.  A picture that cannot be drawn is left out with a line.  An error is raised if none can be
+    drawn or written.
     path: the checkpoint that argv names.  quiet: do not print anything about wrong flags.
     """
     trained = load(path)
@@ -90,6 +101,9 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     album = Album(trained.folder)
     if ranks.is_main:
         album.attempt("loss.png", partial(_loss, trained))
+        album.attempt("confusion.png", partial(draw_confusion, trained.folder))
+        if "UMAP" not in plot.projections():
+            say("no map by UMAP, which needs a package: pip install umap-learn")
     try:
         splits = images.splits(trained, options, say, min_images=held_out.MIN_IMAGES_TO_SHOW)
         scene = Scene(trained, options, splits, ranks.device)
@@ -105,6 +119,10 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
         raise (*storage_problems, *album.problems)[0]
     for problem in album.problems:
         say(f"left out: {problem}")
+    if ranks.is_main and album.written:
+        drawn = {f"pictures/{path.stem}": path for path in album.written}
+        results = trackers.Results(step=trained.step, pictures=drawn)
+        trackers.add_results(options.log_of(trained.settings.log), trained.folder, results, say)
     return 0
 
 
@@ -136,15 +154,24 @@ def _draw(album: Album, scene: Scene, options: PlotConfig, ranks: Ranks, console
         album.problems.append(error)
     else:
         if ranks.is_main:
-            by = plot.projection()
-            with console.status(f"{by} ..."):
-                file = {"UMAP": "umap.png", "t-SNE": "tsne.png"}[by]
-                album.attempt(file, partial(_map, scene, options.num_points, by, bank, features))
-                album.attempt("neighbors.png", partial(_neighbors, scene, features.x))
+            accuracy = _accuracy(scene, bank, features)
+            for by in plot.projections():
+                with console.status(f"{by} ..."):
+                    draw = partial(_map, scene, options.num_points, by, accuracy, features)
+                    album.attempt(MAPS[by], draw)
+            album.attempt("neighbors.png", partial(_neighbors, scene, features.x))
     if ranks.is_main:
         with console.status("views ..."):
             album.attempt("views.png", partial(_views, scene))
             album.attempt("method.png", partial(_method, scene))
+
+
+def draw_confusion(folder: Path, path: Path) -> bool:
+    """Draw the confusion matrix that ``sslx probe`` counted; return False if it counted none."""
+    counted = folder / confusion.FILE
+    if counted.is_file():
+        plot.confusion_matrix(confusion.read(counted), path, folder.name)
+    return counted.is_file()
 
 
 def _loss(trained: Trained, path: Path) -> bool:
@@ -165,18 +192,25 @@ def _features(scene: Scene, ranks: Ranks, console: Console) -> tuple[Features | 
         return bank, images.extract(scene.trained, encoder, scene.options.data, test, ranks, bars)
 
 
-def _map(scene: Scene, max_points: int, by: Projection, bank: Features | None, features: Features, path: Path) -> bool:
-    """Draw the map of the features.  Without a legend of classes, it shows some of the images."""
-    splits, labels = scene.splits, scene.labels
-    num_classes = 0 if labels is None else len(labels.unique())
-    has_classes = num_classes > 1 and not images.unlearnable_reason(splits.all_train)
-    has_legend = has_classes and num_classes <= plot.MAX_NAMED_CLASSES
+def _accuracy(scene: Scene, bank: Features | None, features: Features) -> float | None:
+    """Return the kNN accuracy in [0, 1], as ``sslx probe`` measures it, for titles of maps; None without one."""
+    classes, settings = scene.splits.train.facts.classes, ProbesConfig()
+    if bank is None or not scene.has_classes or not classes:
+        return None
+    k, _ = knn.choose_k(bank, len(classes), settings.k, settings.temperature, seed=settings.seed)
+    return knn.accuracy(bank, features, len(classes), k, settings.temperature)
+
+
+def _map(scene: Scene, max_points: int, by: Projection, accuracy: float | None, features: Features, path: Path) -> bool:
+    """Draw a map of the features.  Without a legend of classes, it shows some of the images."""
+    splits, labels = scene.splits, scene.labels if scene.has_classes else None
+    has_legend = labels is not None and len(labels.unique()) <= plot.MAX_NAMED_CLASSES
     title = f"{scene.name}: features of {len(features.x):,} {splits.name} images"
-    if bank is not None and has_classes and splits.train.facts.classes:
-        title += f", kNN accuracy {100 * knn.accuracy(bank, features, len(splits.train.facts.classes)):.1f} %"
+    if accuracy is not None:
+        title += f", kNN accuracy {100 * accuracy:.1f} %"
     plot.feature_map(
         features.x,
-        labels if has_classes else None,
+        labels,
         splits.test.facts.classes,
         path,
         title,

@@ -45,14 +45,29 @@ def accuracies(
     progress: Progress = no_progress,
 ) -> dict[int, float]:
     """Return the accuracy, as ``accuracy`` defines it, for each of several k, from one search for neighbors."""
-    assert train.label is not None
     assert test.label is not None
+    predicted = predictions(train, test, num_classes, ks, temperature, device=device, progress=progress)
+    return {k: int((classes == test.label).sum()) / len(test.x) for k, classes in predicted.items()}
+
+
+def predictions(
+    train: Features,
+    test: Features,
+    num_classes: int,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    *,
+    device: torch.device | None = None,
+    progress: Progress = no_progress,
+) -> dict[int, Tensor]:
+    """Return the predicted classes (N,) of the test split, on the CPU, for each of several k."""
+    assert train.label is not None
     numbers = [num_neighbors(train.label, k) for k in ks]
     keys = F.normalize(train.x.to(device), dim=1)
     key_labels = train.label.to(device)
     rows_per_block = max(1, min(_BLOCK_BYTES // (4 * len(keys)), len(test.x)))
     block = keys.new_empty(rows_per_block, len(keys))  # reused: a new one each time costs a fifth of the search
-    num_correct = dict.fromkeys(ks, 0)
+    predicted = {k: torch.empty(len(test.x), dtype=torch.int64) for k in ks}
     for start in range(0, len(test.x), rows_per_block):
         stop = min(start + rows_per_block, len(test.x))
         queries = F.normalize(test.x[start:stop].to(device), dim=1)
@@ -62,9 +77,9 @@ def accuracies(
         for k, number in zip(ks, numbers, strict=True):
             votes = torch.zeros(stop - start, num_classes, dtype=torch.float64, device=device)
             votes.scatter_add_(1, voted[:, :number], weight[:, :number])
-            num_correct[k] += int((votes.argmax(1).cpu() == test.label[start:stop]).sum())
+            predicted[k][start:stop] = votes.argmax(1)
         progress("kNN", stop, len(test.x))
-    return {k: num / len(test.x) for k, num in num_correct.items()}
+    return predicted
 
 
 def choose_k(

@@ -29,8 +29,22 @@ def accuracy(
     whole training split is fitted with the chosen C.  The test split is used only for the final accuracy.
     Raises DataError if no class has two training samples.
     """
-    assert train.label is not None
     assert test.label is not None
+    predicted, c = predictions(train, test, num_classes, seed=seed, device=device, progress=progress)
+    return float((predicted == test.label).double().mean()), c
+
+
+def predictions(
+    train: Features,
+    test: Features,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    device: torch.device | None = None,
+    progress: Progress = no_progress,
+) -> tuple[Tensor, float]:
+    """Return the predicted classes (N,) of the test split, on the CPU, and C, which ``accuracy`` chooses."""
+    assert train.label is not None
     x, mean, std = standardize(train.x.to(device))
     label = train.label.to(device)
     held_out = held_out_mask(train.label, seed).to(device)
@@ -50,8 +64,7 @@ def accuracy(
     progress("linear", len(GRID), len(GRID) + 1)
     weight = fit(x, label, num_classes, best_c, start=best_weight)
     progress("linear", len(GRID) + 1, len(GRID) + 1)
-    predicted = predict((test.x.to(device) - mean) / std, weight).cpu()
-    return float((predicted == test.label).double().mean()), best_c
+    return predict((test.x.to(device) - mean) / std, weight).cpu(), best_c
 
 
 Axes = tuple[Tensor, Tensor]

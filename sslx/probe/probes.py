@@ -12,6 +12,7 @@ from sslx.console.words import plural, shown
 from sslx.errors import DataError
 from sslx.probe import fine_tune, knn, linear, low_shot, sgd
 from sslx.probe.config import Config
+from sslx.probe.confusion import Confusion
 from sslx.probe.features import Features, Progress, no_progress
 from sslx.probe.tables import Column, percent
 
@@ -83,6 +84,7 @@ class Score:
     fractions: mean and standard deviation of the accuracy over the draws, by the fraction of the labels.
     sgd_lr, sgd_batch_size: the settings that the linear probe by SGD chose.
     fine_tuned: scores of fine-tuning, by the fraction of the labels.
+    confusion: of the linear probe by L-BFGS or, without it, of the kNN probe; None without both.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Score:
     sgd_lr: float | None = None
     sgd_batch_size: int | None = None
     fine_tuned: dict[float, fine_tune.Score] = field(default_factory=dict[float, fine_tune.Score])
+    confusion: Confusion | None = field(default=None, compare=False, repr=False)
 
 
 def evaluate(
@@ -115,17 +118,22 @@ def evaluate(
     Each probe reads the test split once, after held-out training images have chosen its settings.
     """
     _check_labels(train, test, num_classes)
-    knn_accuracy = linear_accuracy = c = by_sgd = None
+    assert test.label is not None
+    knn_accuracy = linear_accuracy = c = by_sgd = confusion = None
     k, held_out = 0, dict[int, float]()
     if config.k:
         k, held_out = knn.choose_k(
             train, num_classes, config.k, config.temperature, seed=config.seed, device=device, progress=progress
         )
-        knn_accuracy = knn.accuracy(train, test, num_classes, k, config.temperature, device=device, progress=progress)
+        predicted = knn.predictions(
+            train, test, num_classes, (k,), config.temperature, device=device, progress=progress
+        )[k]
+        confusion = Confusion.of("kNN", test.label, predicted)
+        knn_accuracy = confusion.accuracy
     if config.linear:
-        linear_accuracy, c = linear.accuracy(
-            train, test, num_classes, seed=config.seed, device=device, progress=progress
-        )
+        predicted, c = linear.predictions(train, test, num_classes, seed=config.seed, device=device, progress=progress)
+        confusion = Confusion.of("linear", test.label, predicted)
+        linear_accuracy = confusion.accuracy
     if config.sgd:
         by_sgd = sgd.score(train, test, num_classes, seed=config.seed, device=device, progress=progress)
 
@@ -147,6 +155,7 @@ def evaluate(
         by_sgd.accuracy if by_sgd else None,
         by_sgd.lr if by_sgd else None,
         by_sgd.batch_size if by_sgd else None,
+        confusion=confusion,
     )
 
 
@@ -182,13 +191,16 @@ def columns(scores: Sequence[Score]) -> list[list[Column]]:
 
 
 def as_json(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Return the scores as values that JSON can hold, with low_shot like {"5": {"mean": 0.71, "std": 0.02}}."""
+    """Return the scores as values that JSON can hold, with low_shot like {"5": {"mean": 0.71, "std": 0.02}}.
+
+    The confusions are left out; they have their own file.
+    """
 
     def spreads(values: Mapping[Any, tuple[float, float]]) -> dict[str, dict[str, float]]:
         return {str(amount): {"mean": mean, "std": std} for amount, (mean, std) in values.items()}
 
     return [
-        dataclasses.asdict(score)
+        {name: value for name, value in dataclasses.asdict(score).items() if name != "confusion"}
         | {"low_shot": spreads(score.low_shot), "fractions": spreads(score.fractions)}
         | {"knn_held_out": {str(k): accuracy for k, accuracy in score.knn_held_out.items()}}
         | {"fine_tuned": {str(part): dataclasses.asdict(found) for part, found in score.fine_tuned.items()}}

@@ -18,7 +18,7 @@ from sslx.data.sources import Source, SourceConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.machine import files
-from sslx.probe import Score, fine_tune, held_out, images, label_free, probes, tables
+from sslx.probe import Score, fine_tune, held_out, images, label_free, probes, results, tables
 from sslx.probe.features import Features
 from sslx.probe.images import Splits
 from sslx.probe.represent import AVERAGED, PIXELS, PRETRAINED, UNTRAINED, Representations, augmented_views
@@ -87,6 +87,9 @@ def score(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) ->
         for trained, rows in zip(runs, cards, strict=True):
             _write(trained, _record(trained, options.source, splits, rows, runs[0]))
             say(f"wrote {shown(trained.folder / 'probe.json')}")
+            labeled = {row.name: row.labeled for row in rows if row.labeled}
+            results.write_confusion(trained, splits, labeled.get(PRETRAINED))
+            results.track(trained, options, labeled, {row.name: row.label_free for row in rows}, say)
 
 
 def _with_view(trained: Trained, options: ProbeConfig, first: Trained) -> Trained:

@@ -19,7 +19,7 @@ from sslx.runs import records
 PICTURES = {
     "tsne.png": "Map of the features (t-SNE)",
     "umap.png": "Map of the features (UMAP)",
-    "confusion.png": "Confusion matrix of the kNN classifier",
+    "confusion.png": "Confusion matrix",
     "neighbors.png": "Nearest neighbors",
     "views.png": "Views that the method was trained on",
     "method.png": "The method's own picture",
@@ -65,7 +65,10 @@ class Facts:
     @property
     def pictures(self) -> dict[str, Path]:
         """The titles and paths of the pictures in the run folder."""
-        return {title: self.folder / file for file, title in PICTURES.items() if (self.folder / file).is_file()}
+        files = {title: self.folder / file for file, title in PICTURES.items() if (self.folder / file).is_file()}
+        if not (self.folder / "confusion.json").is_file():  # the picture is that of an earlier probe
+            files.pop(PICTURES["confusion.png"], None)
+        return files
 
 
 def read(folder: Path) -> Facts:

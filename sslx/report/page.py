@@ -2,15 +2,14 @@
 
 import base64
 import html
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from sslx import __version__
 from sslx.console.words import plural, shown
-from sslx.report import curves
+from sslx.report import curves, scorecard
 from sslx.report.facts import Facts
 
 
@@ -64,9 +63,7 @@ def _subtitle(runs: Sequence[Facts]) -> str:
 def _tiles(run: Facts) -> list[tuple[str, str]]:
     """Return the names and values of a run's main figures."""
     tiles = list[tuple[str, str]]()
-    for score in run.probe.get("scores", []):
-        if score.get("name") == "pretrained encoder":
-            tiles += [(name, f"{text} %") for name, text in _accuracies(score)]
+    tiles += [(name, f"{text} %") for name, text in scorecard.accuracies(run.probe)]
     if "loss" in run.curves:
         tiles.append(("last loss", f"{run.curves['loss'][1][-1]:.4g}"))
     tiles += [("steps", f"{run.step:,}"), ("images seen", f"{run.num_samples:,}"), ("time", duration(run.seconds))]
@@ -74,12 +71,6 @@ def _tiles(run: Facts) -> list[tuple[str, str]]:
         values = sorted(run.curves["samples_per_s"][1].tolist())
         tiles.append(("images per second", f"{values[len(values) // 2]:,.0f}"))
     return tiles
-
-
-def _accuracies(score: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the names and values in % of the accuracies that stand at the top of the page."""
-    named = ("kNN accuracy", score.get("knn")), ("linear accuracy", score.get("linear"))
-    return [(name, f"{100 * value:.1f}") for name, value in named if isinstance(value, float)]
 
 
 def _curves(runs: Sequence[Facts]) -> str:
@@ -94,48 +85,54 @@ def _curves(runs: Sequence[Facts]) -> str:
 
 
 def _scorecard(runs: Sequence[Facts]) -> str:
-    """Return the table of the scores in each run's probe.json."""
-    rows = [(run, score) for run in runs for score in run.probe.get("scores") or run.probe.get("label_free") or []]
-    if not rows:
+    """Return the tables of the scores in each run's probe.json, and what the scores are."""
+    tables = scorecard.tables([run.probe for run in runs])
+    if not tables:
         commands = ", ".join(f"<code>sslx probe {html.escape(shown(run.folder))}</code>" for run in runs)
         return f'<h2>Scores</h2>\n<p class="soft">Not measured yet: {commands}</p>'
-    columns = dict.fromkeys(name for _, score in rows for name, _ in scores(score))
-    best = {name: max(dict(scores(score)).get(name, (-math.inf, ""))[0] for _, score in rows) for name in columns}
-    lines = list[list[str]]()
-    for run, score in rows:
-        cells = dict(scores(score))
-        line = [html.escape(shown(str(score.get("name", "?"))))]
-        line = [html.escape(shown(run.name)), *line] if len(runs) > 1 else line
-        for name in columns:
-            value, text = cells.get(name, (-math.inf, ""))
-            is_best = len(rows) > 1 and value == best[name] and name not in _LOWER_IS_BETTER
-            line.append(f"<b>{html.escape(text)}</b>" if is_best else html.escape(text))
-        lines.append(line)
-    splits = [
-        f"{p.get('num_images')} {p.get('split')} images of {p.get('source')}" for p in (r.probe for r in runs) if p
+    parts = ["<h2>Scores</h2>", f'<p class="soft">Frozen features of {html.escape(_probed(runs))}</p>']
+    for table in tables:
+        parts += [f"<h3>{table.title}</h3>", _scores(table, runs)]
+    columns = [column for table in tables for column in table.columns]
+    rows = [[html.escape(text) for text in (column.name, column.explanation, column.paper)] for column in columns]
+    explanations = _table(["score", "what it is", "source"], rows)
+    parts.append(_folded("What the scores are", explanations, is_open=True))
+    chosen = [(run.name, *line) for run in runs for line in scorecard.chosen(run.probe)]
+    if chosen:
+        lines = [[html.escape(shown(text, 500)) for text in (line if len(runs) > 1 else line[1:])] for line in chosen]
+        heads = [*(["run"] if len(runs) > 1 else []), "representation", "chosen on held-out training images"]
+        parts.append(_folded("Settings of the probes", _table(heads, lines)))
+    return "\n".join(parts)
+
+
+def _probed(runs: Sequence[Facts]) -> str:
+    """Return which images were probed, in words."""
+    probes = [run.probe for run in runs if run.probe]
+    words = [
+        f"{p.get('num_images')} {p.get('split')} images of {p.get('source')} at {p.get('view_px', '?')} px, "
+        f"step {p.get('step', '?')}"
+        for p in probes
     ]
-    note = "; ".join(dict.fromkeys(splits))
-    heads = [*(["run"] if len(runs) > 1 else []), "representation", *(html.escape(shown(name)) for name in columns)]
-    table = _table(heads, lines, numbers=len(columns))
-    return (
-        f'<h2>Scores</h2>\n<p class="soft">Frozen features, {html.escape(shown(note))}; in % where marked</p>\n{table}'
-    )
+    return shown("; ".join(dict.fromkeys(words)), 500)
 
 
-_LOWER_IS_BETTER = {"alignment", "uniformity"}
+def _scores(table: scorecard.Table, runs: Sequence[Facts]) -> str:
+    """Return a table of scores with the best of each column in bold."""
+    rows = list[list[str]]()
+    for number, name, cells in table.rows:
+        texts = [name] if len(runs) == 1 else [runs[number].name, name]
+        line = [html.escape(shown(text)) for text in texts]
+        for head in table.heads:
+            cell = cells.get(head, scorecard.Cell(""))
+            text = html.escape(cell.text)
+            line.append(f"<b>{text}</b>" if table.is_best(head, cell) else text)
+        rows.append(line)
+    heads = [*(["run"] if len(runs) > 1 else []), "representation", *(html.escape(shown(head)) for head in table.heads)]
+    return _table(heads, rows, numbers=len(table.heads))
 
 
-def scores(score: Mapping[str, Any]) -> Iterable[tuple[str, tuple[float, str]]]:
-    """Yield the columns of a row of probe.json: (name, (value, text)), accuracies in %."""
-    for name, value in score.items():
-        if name == "low_shot" and isinstance(value, dict):
-            for labels, found in value.items():
-                text = f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f}"
-                yield f"{labels} per class, %", (round(100 * found["mean"], 1), text)
-        elif name in ("knn", "linear") and isinstance(value, float):
-            yield f"{'kNN' if name == 'knn' else name}, %", (round(100 * value, 1), f"{100 * value:.1f}")
-        elif isinstance(value, float) and name != "C":
-            yield name.replace("_", " "), (value, f"{value:.3g}")
+def _folded(title: str, content: str, *, is_open: bool = False) -> str:
+    return f"<details{' open' if is_open else ''}><summary>{title}</summary>{content}</details>"
 
 
 def _pictures(run: Facts, *, named: bool) -> str:
@@ -161,7 +158,7 @@ def _settings(runs: Sequence[Facts]) -> str:
 
     if len(runs) > 1:
         parts += ["<h3>What differs</h3>", _table(heads, rows([n for n in differing if n not in ("name", "runs")]))]
-    parts.append(f"<details><summary>All {len(names)} options</summary>{_table(heads, rows(names))}</details>")
+    parts.append(_folded(f"All {len(names)} options", _table(heads, rows(names))))
     return "\n".join(parts)
 
 

@@ -24,7 +24,7 @@ def main(folders: Sequence[Path], output: Path | None, *, draw: bool) -> int:
     for folder in folders:
         facts.read(folder)  # raises an error before anything is drawn
     for folder in folders:
-        if draw and _needs_pictures(folder):
+        if draw:
             _draw(folder)
     path = output or folders[0] / "report.html"
     text = page([facts.read(folder) for folder in folders], time.strftime("%Y-%m-%d"))
@@ -42,15 +42,29 @@ def _needs_pictures(folder: Path) -> bool:
     step = records.newest_step(folder)
     if not step:
         return False
-    maps = [folder / name for name in ("tsne.png", "umap.png") if (folder / name).is_file()]
-    checkpoint = folder / "checkpoints" / f"step_{step}"
-    return not maps or max(path.stat().st_mtime for path in maps) < checkpoint.stat().st_mtime
+    picture, checkpoint = folder / "tsne.png", folder / "checkpoints" / f"step_{step}"
+    return not picture.is_file() or picture.stat().st_mtime < checkpoint.stat().st_mtime
+
+
+def _needs_confusion(folder: Path) -> bool:
+    """Return whether the picture of the confusions is missing or older than the probe that counted them."""
+    picture, counted = folder / "confusion.png", folder / "confusion.json"
+    return counted.is_file() and not (picture.is_file() and picture.stat().st_mtime >= counted.stat().st_mtime)
 
 
 def _draw(folder: Path) -> None:
+    """Draw what is missing or old, and say what cannot be drawn."""
+    needs_all = _needs_pictures(folder)
+    if not needs_all and not _needs_confusion(folder):
+        return
     from sslx.plot import pictures  # imports torch, which takes seconds
 
     try:
-        pictures.main([str(folder)], folder)
+        if needs_all:
+            pictures.main([str(folder)], folder)
+        else:
+            pictures.draw_confusion(folder, folder / "confusion.png")
     except UserError as error:
         sys.stdout.write(f"without new pictures of {shown(folder)}: {one_line(error)}\n")
+    except OSError as error:
+        sys.stdout.write(f"without new pictures of {shown(folder)}: {error.strerror}\n")

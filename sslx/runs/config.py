@@ -1,6 +1,6 @@
 """Settings for what a run writes: checkpoints and logs.  Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sslx.errors import ConfigError
@@ -36,7 +36,21 @@ class LogConfig:
     """Name of the project in Weights & Biases."""
     wandb_timeout_s: float = 15.0
     """Seconds to wait for the Weights & Biases server at the start and at the end."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard to the run folder, which needs the package tensorboard."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigError(f"log.every: expected at least 1 step, got {self.every}: use 1 to log every step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsConfig:
+    """Where commands that measure a run put their results, besides the run folder."""
+
+    wandb: Literal["auto", "off", "online", "offline"] = "auto"
+    """Also add the results to the run in Weights & Biases.  auto: if the run logged to it, in the same mode."""
+
+    def log_of(self, run: LogConfig) -> LogConfig:
+        """Return the settings with which results go to the trackers of a run that logged with ``run``."""
+        return run if self.wandb == "auto" else replace(run, wandb=self.wandb)

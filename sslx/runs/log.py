@@ -1,13 +1,10 @@
-"""Metrics and logging: metrics averaged on the device, then written to the display, metrics.jsonl and wandb.
+"""Metrics and logging: metrics averaged on the device, then written to the display, metrics.jsonl and trackers.
 
-``metrics.jsonl`` in the run folder is the complete record; the display and wandb show its contents.
+``metrics.jsonl`` in the run folder is the complete record; the display, wandb and TensorBoard show its contents.
 """
 
 import json
 import math
-import os
-import re
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,8 +21,7 @@ from sslx.errors import StorageError
 from sslx.machine import files
 from sslx.runs import records
 from sslx.runs.config import LogConfig as Config
-
-Report = Callable[[str], None]
+from sslx.runs.trackers import Report, TensorBoard, WandB
 
 
 class Meter:
@@ -112,74 +108,11 @@ def _is_up_to(line: bytes, step: int) -> bool:
     return metrics is not None and metrics["step"] <= step
 
 
-class WandB:
-    """A wandb run that remains one run across restarts, is complete after each, and never stops the training.
-
-    A kill loses what wandb had not yet written (offline, in blocks of 32 KiB), so a restart sends ``metrics.jsonl``
-    again.  wandb's own step is set too, so that wandb drops the steps that it already has.
-    """
-
-    def __init__(self, config: Config, folder: Path, run_id: str, run_config: dict[str, Any], report: Report) -> None:
-        self._run, self._report = None, report
-        # At exit, wandb's own error reporting waits half a minute for a silent server, whatever the timeouts are.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        try:
-            import wandb
-
-            timeout_s = config.wandb_timeout_s
-            timeouts: dict[str, Any] = {
-                "init_timeout": timeout_s,
-                "login_timeout": timeout_s,
-                "finish_timeout": timeout_s,
-            }
-            settings = wandb.Settings(silent=True, quiet=True, console="off", **timeouts)
-            wandb.setup(settings)
-            options: dict[str, Any] = {"project": config.project, "name": shown(folder.absolute().name), "id": run_id}
-            options |= {"resume": "allow", "dir": folder, "config": run_config, "settings": settings}
-            try:
-                self._run = wandb.init(**options, mode="offline" if config.wandb == "offline" else "online")
-            except Exception as error:
-                if config.wandb == "offline":
-                    raise
-                wandb.teardown()  # otherwise the id counts as in use
-                self._run = wandb.init(**options, mode="offline")
-                command = f"wandb sync {Path(self._run.dir).parent}"
-                report(f"wandb: {_first_line(error)}: logging offline; send the logs later with `{command}`")
-            self._run.define_metric("*", step_metric="step")
-            for metrics in records.read_metrics(folder / "metrics.jsonl"):
-                step, time_s = int(metrics.pop("step")), metrics.pop("time", math.nan)
-                self.log(step, metrics | ({"_timestamp": time_s} if math.isfinite(time_s) else {}))
-        except Exception as error:
-            self._give_up(error)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._run is not None:
-            try:
-                self._run.log({"step": step, **metrics}, step=step)
-            except Exception as error:
-                self._give_up(error)
-
-    def close(self, exit_code: int = 0) -> None:
-        if self._run is not None:
-            try:
-                self._run.finish(exit_code=exit_code)
-            except Exception as error:
-                self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        self._report(f"wandb: {_first_line(error)}: no longer logging to wandb; metrics.jsonl has all metrics")
-
-
-def _first_line(error: Exception) -> str:
-    return shown(str(error).partition("\n")[0]) or type(error).__name__
-
-
 class Log:
     """All log outputs of a run.  Only the main rank (``enabled``) logs; on the others, every call does nothing.
 
     folder: the run folder, which must exist.  start_step: the step to resume at, 0 for a new run.
-    run_id: from new_run_id() or, on a resume, from the checkpoint.  run_config: settings to show in wandb.
+    run_id: from trackers.run_id().  run_config: settings to show in wandb.
     Raise StorageError if metrics.jsonl cannot be opened.  A later write error is reported once and training continues.
     As a context manager, the log closes what it has opened, even after an exception, but not the terminal.
     """
@@ -197,7 +130,7 @@ class Log:
     ) -> None:
         self._terminal = terminal if enabled else Terminal(enabled=False)
         self._jsonl: JSONL | None = None
-        self._wandb: WandB | None = None
+        self._trackers = list[WandB | TensorBoard]()
         if not enabled:
             return
         path = folder / "metrics.jsonl"
@@ -208,7 +141,9 @@ class Log:
         terminal.begin(total_steps, start_step)
         if config.wandb != "off":
             with activity.doing("connecting to wandb"):
-                self._wandb = WandB(config, folder, run_id, run_config, self.message)
+                self._trackers.append(WandB(config, folder, run_id, run_config, self.message))
+        if config.tensorboard:
+            self._trackers.append(TensorBoard(folder, self.message))
 
     def advance(self, step: int) -> None:
         """Show that a step is done.  Called after each step, whether or not its metrics are fetched."""
@@ -216,7 +151,7 @@ class Log:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write numbers on the host, from ``Meter.fetch``, to every output."""
-        for sink in (self._terminal, self._jsonl, self._wandb):
+        for sink in (self._terminal, self._jsonl, *self._trackers):
             if sink is not None:
                 sink.log(step, metrics)
 
@@ -225,37 +160,19 @@ class Log:
         self._terminal.message(text)
 
     def close(self, exit_code: int = 0) -> None:
-        """Flush and close metrics.jsonl and wandb; a nonzero exit_code marks wandb's run as failed.
+        """Flush and close metrics.jsonl and the trackers; a nonzero exit_code marks wandb's run as failed.
 
         A second call has no effect.
         """
-        if self._wandb is not None:
-            with activity.doing("sending the rest to wandb"):
-                self._wandb.close(exit_code)
+        for tracker in self._trackers:
+            with activity.doing(f"sending the rest to {tracker.name}"):
+                tracker.close(exit_code)
         if self._jsonl is not None:
             self._jsonl.close()
-        self._jsonl = self._wandb = None
+        self._jsonl, self._trackers = None, []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(exit_code=0 if kind is None else 1)
-
-
-def new_run_id() -> str:
-    """Return twelve random hex digits.  They are not part of the experiment, so they do not come from ``rng``."""
-    return secrets.token_hex(6)
-
-
-def run_id(folder: Path) -> str:
-    """Return the run's id from its folder.  If it is damaged or missing, write a new one."""
-    path = folder / "run_id"
-    with suppress(OSError, ValueError):
-        text = files.read_text(path).strip()
-        if re.fullmatch(r"[0-9A-Za-z_-]{1,64}", text):
-            return text
-    new_id = new_run_id()
-    with suppress(OSError):
-        files.replace(path, new_id.encode())
-    return new_id

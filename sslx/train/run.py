@@ -21,7 +21,7 @@ from sslx.encoders import state_dicts
 from sslx.errors import ConfigError, DataError, UserError
 from sslx.machine import cores, files, hardware, versions
 from sslx.machine.code_version import code_version
-from sslx.runs import checkpoint, log, records, state
+from sslx.runs import checkpoint, records, state, trackers
 from sslx.runs import lock as locks
 from sslx.runs.lock import Lock
 from sslx.train import finite, resuming
@@ -103,9 +103,9 @@ def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[P
         folder.mkdir(parents=True, exist_ok=True)
         held.append(locks.acquire(folder))
         if not os.path.exists(saved):
-            id_file.write_text(log.new_run_id())
+            id_file.write_text(trackers.new_run_id())
             files.replace(saved, config.dump(settings).encode())
-            return None, held[0].token, log.run_id(folder), ()
+            return None, held[0].token, trackers.run_id(folder), ()
     except OSError as error:
         raise ConfigError(f"cannot write the run folder {shown(folder)}: {error.strerror}; set --runs") from error
     if note := resuming.check_resumable(settings, folder):
@@ -114,7 +114,7 @@ def _decide(settings: PretrainConfig, folder: Path, held: list[Lock]) -> tuple[P
     newest, problems = checkpoint.newest(folder, state.RESUME)
     notes = (*([note] if note else ()), *problems)
     if newest is None:
-        run_id = log.run_id(folder)  # keeps one wandb run, however often the run starts before its first save
+        run_id = trackers.run_id(folder)  # keeps one wandb run, however often the run starts before its first save
         return None, held[0].token, run_id, (*notes, f"{shown(folder)} has no checkpoint yet: starting at step 0")
     return newest, held[0].token, "", notes
 

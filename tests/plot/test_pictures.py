@@ -15,19 +15,20 @@ from rich.console import Console
 
 from kit.processes import TINY, is_one_line
 from kit.sources import paths_of
-from sslx import cli, data
+from sslx import cli, data, plot
 from sslx.config import PlotConfig, load_plot
 from sslx.console.bars import Bars
 from sslx.data.order import Sequential
 from sslx.data.sources import Source, digits, stl10
 from sslx.distributed import Ranks
 from sslx.plot import pictures
-from sslx.probe import features, geometry, held_out, images, scores
+from sslx.probe import confusion, features, geometry, held_out, images, scores
 from sslx.trained import Trained, load
 
 CPU = torch.device("cpu")
 READ = ["--source.name", "folder", "--data.backend", "torchvision", "--data.threads", "0"]
-PICTURES = ("loss.png", "tsne.png", "neighbors.png", "views.png")
+MAPS = [pictures.MAPS[projection] for projection in plot.projections()]
+PICTURES = ("loss.png", *MAPS, "neighbors.png", "views.png")
 Said = Callable[..., list[str]]
 
 
@@ -197,8 +198,15 @@ def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path
 
 
 def test_a_labeled_run_is_drawn_too(classes: Path, said: Said) -> None:
+    said("probe", classes, "--no-baselines", "--probe.no-label-free", "--probe.shots", "--probe.fractions")
+    (score,) = json.loads((classes / "probe.json").read_text())["scores"]
+    counted = confusion.read(classes / "confusion.json")
+    assert counted.confusion.classifier == "linear"
+    assert counted.confusion.accuracy == score["linear"]
+    assert (counted.classes, counted.confusion.num_images) == (("[owl]", "cat", "dog"), 12)
     lines = said("plot", classes)
-    assert lines[-1] == "wrote " + ", ".join(str(classes / name) for name in PICTURES)
+    assert lines[-1] == "wrote " + ", ".join(str(classes / n) for n in (PICTURES[0], "confusion.png", *PICTURES[1:]))
+    assert ("no map by UMAP, which needs a package: pip install umap-learn" in lines) == (len(MAPS) == 1)
 
 
 def test_an_unlabeled_test_folder_gives_way_to_held_out_labels(classes: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from sslx import plot
 from sslx.bench import charts
 from sslx.data.views import ViewSpec
 from sslx.errors import DataError, MissingInput
-from sslx.plot import canvas, embedding, thumbnails
+from sslx.plot import canvas, confusion, embedding, thumbnails
+from sslx.probe.confusion import Confusion
+from sslx.probe.confusion import read as read_confusion
 
 
 def clusters(classes: int, size: int = 120) -> tuple[Tensor, Tensor]:
@@ -129,9 +132,10 @@ def test_the_map_shows_the_images_of_the_rows_that_it_asks_for(tmp_path: Path) -
     assert max(asked) < len(x)
 
 
+@pytest.mark.slow
 def test_umap_is_drawn_where_it_is_installed(tmp_path: Path) -> None:
     pytest.importorskip("umap")
-    assert plot.projection() == "UMAP"
+    assert plot.projections() == ("t-SNE", "UMAP")
     for name in ("a.svg", "b.svg"):
         plot.feature_map(*clusters(3), None, tmp_path / name, "title", by="UMAP")
     assert any("UMAP of 120 images" in text for text in texts(tmp_path / "a.svg"))
@@ -143,6 +147,54 @@ def test_tsne_of_collapsed_features_is_drawn_and_of_too_few_samples_refused(tmp_
     assert num_pixels(read(tmp_path / "map.png"), plot.PALETTE[1]) > 100
     with pytest.raises(DataError, match="4 or more images"):
         plot.feature_map(torch.ones(3, 8), None, None, tmp_path / "map.png", "title")
+
+
+def test_a_confusion_matrix_counts_as_scikit_learn_does_and_lists_the_largest() -> None:
+    from sklearn.metrics import accuracy_score, confusion_matrix
+
+    generator = torch.Generator().manual_seed(random.randrange(2**32))
+    label, predicted = torch.randint(7, (2, 400), generator=generator)
+    label[label == 5] = 4  # a class without images
+    counted = Confusion.of("linear", label, predicted)
+    expected = confusion_matrix(label, predicted, labels=range(7))
+    assert counted.accuracy == accuracy_score(label, predicted)
+    found = confusion.shares(counted, 7)
+    assert np.isnan(found[5]).all()
+    rows = [0, 1, 2, 3, 4, 6]
+    np.testing.assert_allclose(found[rows], expected[rows] / expected[rows].sum(1, keepdims=True))
+    wrong = np.where(np.eye(7, dtype=bool), 0, expected)
+    listed = confusion.largest(counted, 5)
+    assert [n for _, _, n, _ in listed] == sorted(wrong.ravel().tolist(), reverse=True)[:5]
+    assert all(n == expected[a, b] and total == expected[a].sum() for a, b, n, total in listed)
+
+
+@pytest.mark.parametrize("classes", [3, 40, 1200])
+def test_a_picture_of_confusions_names_few_classes_and_lists_those_of_many(classes: int, tmp_path: Path) -> None:
+    label = torch.arange(2 * classes) % classes
+    predicted = torch.where(torch.arange(2 * classes) == 1, 0, label)
+    names = [f"${i} class" for i in range(classes)]
+    path = tmp_path / "confusion.json"
+    path.write_bytes(Confusion.of("kNN", label, predicted).to_json(names, step=7, source="pets", split="test"))
+    assert path.stat().st_size < 60 * classes
+    plot.confusion_matrix(read_confusion(path), tmp_path / "a.svg", "my run")
+    drawn = texts(tmp_path / "a.svg")
+    assert "my run: confusions of the kNN classifier" in drawn
+    accuracy = 100 * (1 - 1 / len(label))
+    assert any(f"{len(label):,} test images of pets, step 7, accuracy {accuracy:.1f} %" in text for text in drawn)
+    if classes == 3:
+        assert drawn.count("$2 class") == 2, "a row and a column"
+        assert [drawn.count(text) for text in ("100", "50")] == [2, 2]
+    else:
+        assert "$1 class taken for $0 class: 1 of 2" in drawn
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[]", '{"counts": [[0, 3, 1]], "classes": ["a"]}', '{"counts": [], "classes": []}']
+)
+def test_damaged_confusions_are_one_line(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "confusion.json").write_text(damage)
+    with pytest.raises(DataError, match=r"confusion\.json is damaged .*: run sslx probe again"):
+        read_confusion(tmp_path / "confusion.json")
 
 
 def test_subsample_keeps_the_shares_of_the_classes() -> None:

@@ -1,7 +1,9 @@
 """``sslx report``: one file without links to others, right figures, and text from outside that is never markup."""
 
 import base64
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from kit.processes import pretrain
 from sslx import cli
+from sslx.probe.confusion import Confusion
 from sslx.report import curves, facts
 from sslx.report.page import duration
 
@@ -65,9 +69,21 @@ def runs(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
     lines = [{"step": step, "time": 1e9 + step, HOSTILE: step * 1.5, "loss": 1.0 / step} for step in range(1, 99)]
     (b / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (b / "starts.jsonl").unlink()
-    scores = [{"name": name, "dim": 8, "knn": value, "linear": 0.5, "low_shot": {"1": {"mean": 0.25, "std": 0.01}}}
+    scores = [{"name": name, "dim": 8, "knn": value, "linear": 0.5, "low_shot": {"1": {"mean": 0.25, "std": 0.01}},
+               "k": 20, "knn_held_out": {"5": 0.625, "20": 0.6875}, "sgd": 0.375, "sgd_lr": 0.03, "sgd_batch_size": 256,
+               "fractions": {"0.01": {"mean": 0.3125, "std": 0.02}},
+               "fine_tuned": {"1.0": {"mean": 0.875, "std": 0, "recipe": "AdamW"}}}
               for name, value in ((HOSTILE, 0.125), ("pretrained encoder", 0.75))]  # fmt: skip
-    (b / "probe.json").write_text(json.dumps({"scores": scores, "split": HOSTILE, "num_images": 3, "source": "x"}))
+    free = [{"name": "average of the encoder", "rank": 12.34, "lidar": 5.67, "alpha": None, "std": 0.5,
+             "alignment": 0.9, "uniformity": -2.5, "retrieval": 0.4375}]  # fmt: skip
+    (b / "probe.json").write_text(
+        json.dumps({"scores": scores, "label_free": free, "split": HOSTILE, "num_images": 3, "source": "x"})
+    )
+    (b / "confusion.json").write_bytes(
+        Confusion.of("kNN", torch.tensor([0, 1]), torch.tensor([1, 1])).to_json(
+            [HOSTILE, "b"], step=2, source="x", split="test"
+        )
+    )
     Image.fromarray(np.random.default_rng().integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(b / "neighbors.png")
     return tmp_path / "a", b
 
@@ -87,8 +103,27 @@ def test_a_page_needs_no_other_file_and_shows_what_the_run_folder_says(runs: tup
     page = Page(b / "report.html")
     assert page.images()["Nearest neighbors"] == (b / "neighbors.png").read_bytes()
     assert "|75.0 %|kNN accuracy|" in page.text
-    assert "25.0 ± 1.0" in page.text
+    for text in ("25.0 ± 1.0", "37.5", "31.2 ± 2.0", "87.5 ± 0.0", "12.3", "5.7", "-2.50", "43.8", HOSTILE[:8]):
+        assert f"|{text}" in page.text
+    for paper in ("1805.01978", "1911.05722", "2002.05709", "2204.07141", "2210.02885", "2312.04000", "2005.10242"):
+        assert f"arXiv {paper}" in page.text
+    assert "arXiv 2202.05808" not in page.text, "nothing has an alpha"
+    assert "|k = 20 (held-out accuracy by k: 5: 62.5, 20: 68.8); SGD with learning rate 0.03" in page.text
+    assert "fine-tuning by AdamW" in page.text
     assert "|97 s|time|" in page.text
+
+
+def test_a_report_draws_the_confusions_of_the_newest_probe(runs: tuple[Path, Path]) -> None:
+    _, b = runs
+    shutil.copy(b / "neighbors.png", b / "tsne.png")
+    (b / "confusion.png").write_bytes(b"of an earlier probe")
+    os.utime(b / "confusion.png", (0, 0))
+    for _ in range(2):  # the second time, the picture is there
+        assert cli.main(["report", str(b)]) == 0
+        assert Image.open(io.BytesIO(Page(b / "report.html").images()["Confusion matrix"])).width > 500
+    (b / "confusion.json").unlink()
+    report(b)
+    assert "Confusion matrix" not in Page(b / "report.html").images(), "this probe had no labels"
 
 
 def test_text_from_outside_is_never_markup(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -122,6 +157,15 @@ def test_damaged_scores_cost_nothing_else(runs: tuple[Path, Path], damage: bytes
     (runs[0] / "probe.json").write_bytes(damage)
     report(runs[0])
     assert "Not measured yet" in Page(runs[0] / "report.html").text
+
+
+def test_scores_of_other_kinds_than_expected_cost_nothing_else(runs: tuple[Path, Path]) -> None:
+    odd = {"fine_tuned": {"1": 3, "x": {"mean": "?"}}, "low_shot": 5, "k": [1], "knn_held_out": {"5": "x"}, "knn": True}
+    good = {"name": "pretrained encoder", "linear": 0.625}
+    probe = {"scores": [7, odd, good, {"name": [], "fractions": {"most": {"mean": 0.5}}}], "label_free": "x"}
+    (runs[0] / "probe.json").write_text(json.dumps(probe))
+    report(*runs)
+    assert {"62.5", "50.0", "most of labels"} <= set(Page(runs[0] / "report.html").text.split("|"))
 
 
 def test_what_is_no_run_or_cannot_be_written_is_one_line(

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import resource
 import socket
@@ -22,9 +23,10 @@ from rich.console import Console
 
 from kit import words
 from kit.processes import metrics as read
+from kit.processes import pretrain
 from sslx.console.display import Terminal
 from sslx.errors import ConfigError, StorageError
-from sslx.runs import log
+from sslx.runs import log, trackers
 
 METRICS = {"epoch": 0.61, "loss": 5.1234, "lr": 0.24, "samples_per_s": 812.3, "data_wait": 0.03}
 
@@ -162,7 +164,7 @@ def offline_runs(folder: Path) -> list[tuple[str, str, dict[str, Any], list[dict
                 of_run = record.run
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
-                history.append({(i.key or i.nested_key[0]): json.loads(i.value_json) for i in items})
+                history.append({(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in items})
         if of_run is not None:  # a killed run's file may hold nothing but its header
             config = {item.key: json.loads(item.value_json) for item in of_run.config.update}
             runs.append((of_run.run_id, of_run.project, config, history))
@@ -237,9 +239,71 @@ def test_wandb_without_a_server_goes_on_offline(tmp_path: Path) -> None:
     assert [line["_step"] for line in history] == [20, 40, 60, 80]
 
 
+@pytest.mark.slow
+def test_scores_and_pictures_go_to_the_wandb_run_of_the_training(tmp_path: Path) -> None:
+    code = "import sys; from sslx import cli; sys.exit(max(cli.main(line.split()) for line in sys.argv[1:]))"
+    run = tmp_path / "r"
+    train = " ".join(pretrain(tmp_path, "--log.wandb", "offline"))
+    commands = [train, f"probe {run}", f"plot {run}", f"probe {run} --wandb off"]
+    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, timeout=500)
+    assert (done.returncode, words.own(done.stderr)) == (0, "")
+    said = re.findall(r"^wandb: added (.*) to the run, offline; send it with `wandb sync (.*)`$", done.stdout, re.M)
+    assert [what.split(", ")[0] for what, _ in said] == ["scorecard", "pictures/loss"]
+    runs = offline_runs(run)
+    assert len(runs) == 3
+    assert {run_id for run_id, _, _, _ in runs} == {(run / "run_id").read_text()}
+    (scores,), (drawn,) = (history for _, _, _, history in runs[1:])
+    assert [(line["_step"], line["step"]) for line in (scores, drawn)] == [(3, 2)] * 2, "after the training's last"
+    record = json.loads((run / "probe.json").read_text())["label_free"]
+    assert scores["probe/rank"] == pytest.approx(record[-1]["rank"])
+    of_scores, of_pictures = (Path(path) / "files" for _, path in said)
+    content = json.loads((of_scores / scores["scorecard.path"]).read_text())
+    assert [row[0] for row in content["data"]] == [score["name"] for score in record]
+    assert {"rank", "LiDAR", "uniformity"} <= set(content["columns"])
+    for path in run.glob("*.png"):
+        assert (of_pictures / drawn[f"pictures/{path.stem}.path"]).read_bytes() == path.read_bytes()
+
+
+def test_event_files_hold_what_metrics_jsonl_holds_after_kills_and_restarts(tmp_path: Path) -> None:
+    accumulator: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start in (0, 40, 60):  # each start repeats a step, as after a kill
+        one = open_log(tmp_path, start_step=start, tensorboard=start > 0)  # the first without TensorBoard
+        for step in range(start + 20, start + 61, 20):
+            one.log(step, {"loss": random.random(), **({"knn": float("nan")} if step % 40 else {})})
+        if start == 60:
+            one.close()  # the others are left as by a kill
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "knn"}
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2, "one file for each start"
+    for name in ("loss", "knn"):
+        shown = [(event.step, event.value, event.wall_time) for event in events.Scalars(name)]
+        lines = [(line["step"], line[name], line["time"]) for line in read(tmp_path) if name in line]
+        assert [step for step, _, _ in shown] == [step for step, _, _ in lines]
+        expected = [(math.nan if value is None else value, time_s) for _, value, time_s in lines]
+        for (_, value, time_s), (want, want_s) in zip(shown, expected, strict=True):
+            assert (value, time_s) == (pytest.approx(want, rel=1e-6, nan_ok=True), pytest.approx(want_s, abs=0.1))
+    assert [event.step for event in events.Scalars("loss")] == [20, 40, 60, 80, 100, 120]
+
+
+def test_a_tracker_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("wandb", "tensorboard", "torch.utils.tensorboard.writer"):
+        monkeypatch.setitem(sys.modules, module, None)  # as Python itself does for what cannot be imported
+    shown = io.StringIO()
+    with open_log(tmp_path, file=shown, wandb="offline", tensorboard=True) as one:
+        one.log(20, {"loss": 1.0})
+    lines = [line for line in shown.getvalue().splitlines() if "loss" not in line]
+    assert [line.partition(":")[0] for line in lines] == ["wandb", "TensorBoard"]
+    assert "pip install tensorboard" in lines[1]
+    results = trackers.Results(step=20, values={"probe/knn": 0.5})
+    trackers.add_results(log.Config(wandb="online"), tmp_path, results, lines.append)
+    assert len(lines) == 3
+    assert lines[2].startswith("wandb: import of wandb halted")
+    assert [line["loss"] for line in read(tmp_path)] == [1.0]
+
+
 def test_run_ids_and_config() -> None:
     state = torch.get_rng_state()
-    ids = {log.new_run_id() for _ in range(100)}
+    ids = {trackers.new_run_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(re.fullmatch(r"[0-9a-f]{12}", run_id) for run_id in ids)
     assert torch.equal(state, torch.get_rng_state())

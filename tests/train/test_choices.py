@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,10 @@ def test_compiled_ranks_train_as_eager_ones_do_and_resume_bit_for_bit(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_in_its_wandb_run(tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_in_its_wandb_run_and_event_files(tmp_path: Path) -> None:
+    accumulator: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     flags = ("--steps", "4", "--checkpoint.every", "2", "--log.wandb", "offline", "--log.project", "tests")
+    flags += ("--log.tensorboard",)
     whole = losses(tmp_path, "r", *flags)
     last, _ = checkpoint.newest(tmp_path / "r")
     assert last is not None
@@ -46,3 +49,6 @@ def test_a_resumed_run_goes_on_in_its_wandb_run(tmp_path: Path) -> None:
     logs = [path.name for path in (tmp_path / "r" / "wandb").glob("offline-run-*/*.wandb")]
     assert len(logs) == 2
     assert len(set(logs)) == 1, "both under one run id"
+    events = accumulator.EventAccumulator(str(tmp_path / "r" / "tensorboard")).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in enumerate(whole, 1)]
