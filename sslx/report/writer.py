@@ -1,4 +1,4 @@
-"""``sslx report``: draws what is missing, writes the page, and says where it is."""
+"""``sslx report``: measures and draws what is missing, writes the page, and says where it is."""
 
 import sys
 import time
@@ -13,17 +13,20 @@ from sslx.report.page import page
 from sslx.runs import records
 
 
-def main(folders: Sequence[Path], output: Path | None, *, draw: bool) -> int:
+def main(folders: Sequence[Path], output: Path | None, *, measure: bool, draw: bool) -> int:
     """Write the report of runs and return the exit code.
 
-    output: the file; by default ``report.html`` in the first run's folder.  draw: draw missing or old pictures first.
+    output: the file; by default ``report.html`` in the first run's folder.  measure, draw: probe and draw first the
+    runs whose scores or pictures are missing or older than their newest checkpoint.
     Raises MissingInput for a folder without a run, and StorageError if the file cannot be written.
     """
     if not folders:
         raise ConfigError("sslx report needs the folder of a run, as in: sslx report runs/simclr_digits")
     for folder in folders:
-        facts.read(folder)  # raises an error before anything is drawn
+        facts.read(folder)  # raises an error before anything is measured or drawn
     for folder in folders:
+        if measure and _is_older(folder / "probe.json", folder):
+            _measure(folder)
         if draw:
             _draw(folder)
     path = output or folders[0] / "report.html"
@@ -37,13 +40,23 @@ def main(folders: Sequence[Path], output: Path | None, *, draw: bool) -> int:
     return 0
 
 
-def _needs_pictures(folder: Path) -> bool:
-    """Return whether the run's map is missing or older than its newest checkpoint."""
+def _is_older(file: Path, folder: Path) -> bool:
+    """Return whether a file is missing or older than the newest checkpoint of its run, if that has one."""
     step = records.newest_step(folder)
     if not step:
         return False
-    picture, checkpoint = folder / "tsne.png", folder / "checkpoints" / f"step_{step}"
-    return not picture.is_file() or picture.stat().st_mtime < checkpoint.stat().st_mtime
+    checkpoint = folder / "checkpoints" / f"step_{step}"
+    return not file.is_file() or file.stat().st_mtime < checkpoint.stat().st_mtime
+
+
+def _measure(folder: Path) -> None:
+    """Probe a run as ``sslx probe`` does, and say why it cannot be probed."""
+    from sslx.probe import scores  # imports torch, which takes seconds
+
+    try:
+        scores.main([str(folder)], [folder])
+    except UserError as error:
+        sys.stdout.write(f"without new scores of {shown(folder)}: {one_line(error)}\n")
 
 
 def _needs_confusion(folder: Path) -> bool:
@@ -54,7 +67,7 @@ def _needs_confusion(folder: Path) -> bool:
 
 def _draw(folder: Path) -> None:
     """Draw what is missing or old, and say what cannot be drawn."""
-    needs_all = _needs_pictures(folder)
+    needs_all = _is_older(folder / "tsne.png", folder)
     if not needs_all and not _needs_confusion(folder):
         return
     from sslx.plot import pictures  # imports torch, which takes seconds

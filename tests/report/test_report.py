@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 
 def report(*argv: str | Path) -> None:
-    assert cli.main(["report", "--no-pictures", *map(str, argv)]) == 0
+    assert cli.main(["report", "--no-scores", "--no-pictures", *map(str, argv)]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +119,25 @@ def test_a_report_draws_the_confusions_of_the_newest_probe(runs: tuple[Path, Pat
     (b / "confusion.png").write_bytes(b"of an earlier probe")
     os.utime(b / "confusion.png", (0, 0))
     for _ in range(2):  # the second time, the picture is there
-        assert cli.main(["report", str(b)]) == 0
+        assert cli.main(["report", "--no-scores", str(b)]) == 0
         assert Image.open(io.BytesIO(Page(b / "report.html").images()["Confusion matrix"])).width > 500
     (b / "confusion.json").unlink()
     report(b)
     assert "Confusion matrix" not in Page(b / "report.html").images(), "this probe had no labels"
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_measured_and_drawn_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--source.name", "digits", "--data.backend", "resident", "--data.size", "16"]
+    assert cli.main(pretrain(tmp_path, *flags)) == 0
+    run = tmp_path / "r"
+    assert cli.main(["report", str(run)]) == 0
+    assert {"probe.json", "tsne.png", "report.html"} <= {path.name for path in run.iterdir()}
+    made = {path.name: path.stat().st_mtime_ns for path in run.iterdir() if path.name != "report.html"}
+    capsys.readouterr()
+    assert cli.main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("wrote ")
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir() if path.name in made} == made
 
 
 def test_text_from_outside_is_never_markup(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -175,7 +189,7 @@ def test_what_is_no_run_or_cannot_be_written_is_one_line(
         ([str(tmp_path)], "has no config.json: use a folder under runs/"),
         ([str(runs[0]), "-o", "/proc/report.html"], "cannot write /proc/report.html"),
     ):
-        assert cli.main(["report", "--no-pictures", *argv]) != 0
+        assert cli.main(["report", "--no-scores", "--no-pictures", *argv]) != 0
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert words in said
