@@ -50,6 +50,8 @@ def labeled(
     if several := [i for i, value in enumerate(singles) if isinstance(value, list)]:
         some = f"several labels of an image, such as {source.where(several[0])}, are not supported"
         return replace(source, unlabeled=some)
+    if odd := [i for i, value in enumerate(singles) if not isinstance(value, int | str)]:
+        raise _neither(singles[odd[0]], source.where(odd[0]))
     first = {value: i for i, value in reversed([*enumerate(singles)])}
     title = _titles(first, names, source)
     if known or not names:
@@ -82,8 +84,6 @@ def _single(value: Any) -> Any:
 def _titles(first: Mapping[Any, int], names: Sequence[str] | None, source: Source) -> dict[Any, str]:
     """Return the classes' names by their labels, sorted.  first: the first image that has each label."""
     for label, i in first.items():
-        if not isinstance(label, int | str):
-            raise _neither(label, source.where(i))
         if names and not (isinstance(label, int) and 0 <= label < len(names)):
             raise DataError(f"the label of {source.where(i)} is {label}, but there are names of {len(names)} classes")
     texts = [label for label in first if isinstance(label, str)]
@@ -118,7 +118,7 @@ def captioned(source: Kind, values: Sequence[Any]) -> Kind:
     if missing := [i for i, some in enumerate(texts) if not some]:
         if len(missing) == len(texts):
             return source
-        note = f"no captions, since {plural(len(missing), 'image')} have none, such as {source.where(missing[0])}"
+        note = f"no captions for all: {plural(len(missing), 'image')} without, the first one {source.where(missing[0])}"
         return replace(source, notes=(*source.notes, note))
     return replace(source, facts=replace(source.facts, captions=texts))
 

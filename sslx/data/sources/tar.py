@@ -69,7 +69,7 @@ class Members:
 
     def _read(self, row: int) -> bytes:
         number = int(self.file[row])
-        with_file = _opened(self.paths[number])
+        with_file = opened(self.paths[number])
         if shards.stamp_of(with_file.fileno()) != self.stamps[number]:
             raise Unreadable("its tar file has changed since it was indexed: start again, with the file as it was")
         size, offset = int(self.size[row]), int(self.offset[row])
@@ -82,7 +82,7 @@ class Members:
 
 
 @lru_cache(maxsize=128)
-def _opened(path: str) -> BinaryIO:
+def opened(path: str) -> BinaryIO:
     """Open a file for ``pread``.  Python closes it when it is neither kept here nor read from any more."""
     return open(path, "rb", buffering=0)
 

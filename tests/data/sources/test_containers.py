@@ -69,9 +69,7 @@ def test_a_restart_delivers_the_rest_of_the_epoch_once(
     first = train(source, "torchvision", specs)
     before = take(first, 5)  # of four batches an epoch
     state = first.state_dict()
-    rest = [
-        train(source, "torchvision", specs, rank=rank, world_size=world_size) for rank in range(world_size)
-    ]
+    rest = [train(source, "torchvision", specs, rank=rank, world_size=world_size) for rank in range(world_size)]
     for loader in rest:
         loader.load_state_dict(state)
     shares = [take(loader, 3) for loader in rest]
