@@ -17,7 +17,7 @@ from sslx.data.facts import Channels, Facts
 from sslx.data.sources import labels, sides
 from sslx.data.sources.base import Context, Pixels
 from sslx.data.sources.config import SourceConfig, Split
-from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.errors import ConfigError, DataError, MissingInput, UserError
 from sslx.machine import files
 
 _IMAGES = ("images", "image", "x", "data", "pixels", "imgs", "arr_0")
@@ -68,9 +68,9 @@ def _read(config: Config, split: Split, known: Sequence[str] | None) -> Pixels:
         image = _key(config.image, "--source.image", _IMAGES, arrays, path, split, is_other)
         pixels = _pixels(arrays[image](), config.layout, f"{image} of {shown(path)}")
         values = _labels(config, arrays, path, split, is_other)
-    except (OSError, ValueError, KeyError, EOFError, MemoryError) as error:
-        if isinstance(error, ConfigError | DataError | MissingInput):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # numpy, zipfile and h5py raise several kinds at damaged files
         raise DataError(f"the arrays of {shown(path)} cannot be read: {files.reason(error)}") from error
     num, height, width, channels = pixels.shape
     if not num:

@@ -120,7 +120,7 @@ def _image_column(table: Table, config: Config) -> str:
             "with --source.image"
         )
     kind = table.schema.field(image).type
-    of_bytes = {name: kind.field(name).type for name in [kind.field(i).name for i in range(kind.num_fields)]}
+    of_bytes = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
     if str(of_bytes.get("bytes", kind)) not in ("binary", "large_binary"):
         raise DataError(
             f"the column {image!r} of {place} is of type {shown(kind, 60)}: expected the bytes of image files, or a "
