@@ -25,9 +25,6 @@ _LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
 _SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 _PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 _MAX_CHANNELS = 16  # of a layout that is found by itself
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Callable[[], Array]]
-"""Functions that read the arrays of a file, by their keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +48,11 @@ class Config(SourceConfig):
             return context.call(
                 f"the arrays of images {shown(self.root or '')}", lambda _: _read(self, split, context.classes)
             )
+
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Callable[[], Array]]
+"""Functions that read the arrays of a file, by their keys."""
 
 
 def _read(config: Config, split: Split, known: Sequence[str] | None) -> Pixels:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -120,7 +121,8 @@ def _image_column(table: Table, config: Config) -> str:
             "with --source.image"
         )
     kind = table.schema.field(image).type
-    of_bytes = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+    is_struct = import_module("pyarrow.types").is_struct(kind)
+    of_bytes = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields if is_struct else 0)}
     if str(of_bytes.get("bytes", kind)) not in ("binary", "large_binary"):
         raise DataError(
             f"the column {image!r} of {place} is of type {shown(kind, 60)}: expected the bytes of image files, or a "
