@@ -40,7 +40,7 @@ def test_members_make_samples_by_their_names_up_to_the_first_dot(tmp_path: Path)
     text = {"label": "owl", "caption": ["an owl", "a bird"]}
     members = [("a.b/1.jpg", second), ("a.b/1.json", json.dumps(text).encode()), ("a.b/2.json", b'{"label": "cat"}')]
     members += [("a.b/2.PNG", first), ("a.b/2.left.png", third), ("a.b/._2.png", b"x"), ("readme.md", b"hi")]
-    members += [("3.txt", "keine Eule\n".encode()), ("a.b/4.json", b"{}")]
+    members += [("3.txt", b"keine Eule\n"), ("a.b/4.json", b"{}")]
     source = built(tar(tmp_path / "x.tar", members))
     assert read(source) == [second, first]
     assert source.facts.classes == ("cat", "owl")
