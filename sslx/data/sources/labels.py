@@ -1,6 +1,6 @@
 """Labels and captions of a table's rows or an archive's members, as numbers and names of classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from sslx.console.words import plural, shown
 from sslx.data.sources.base import Source
+from sslx.data.sources.located import Located
 from sslx.errors import DataError
 
 Kind = TypeVar("Kind", bound=Source)
@@ -43,7 +44,11 @@ def labeled(
     classes 0, 1, ..., if they are known; otherwise numbers are sorted as such and names as text.  Raises DataError for
     a label that is neither, such as 0.5.
     """
-    singles = [_single(value) for value in values]
+    try:
+        single = {value: _single(value) for value in set(values)}
+        singles = [single[value] for value in values]
+    except TypeError:  # lists, which are not hashable
+        singles = [_single(value) for value in values]
     if missing := [i for i, value in enumerate(singles) if value is None or (names and value == -1)]:
         some = f"{plural(len(missing), 'image')} without a label, the first one {source.where(missing[0])}"
         return replace(source, unlabeled=some if len(missing) < len(values) else "no labels")
@@ -52,7 +57,7 @@ def labeled(
         return replace(source, unlabeled=some)
     if odd := [i for i, value in enumerate(singles) if not isinstance(value, int | str)]:
         raise _neither(singles[odd[0]], source.where(odd[0]))
-    first = {value: i for i, value in reversed([*enumerate(singles)])}
+    first = dict(zip(reversed(singles), range(len(singles) - 1, -1, -1), strict=True))
     title = _titles(first, names, source)
     if known or not names:
         number = {name: i for i, name in enumerate(known or dict.fromkeys(title.values()))}
@@ -121,6 +126,17 @@ def captioned(source: Kind, values: Sequence[Any]) -> Kind:
         note = f"no captions for all: {plural(len(missing), 'image')} without, the first one {source.where(missing[0])}"
         return replace(source, notes=(*source.notes, note))
     return replace(source, facts=replace(source.facts, captions=texts))
+
+
+def first_labeled(found: Located, build: Callable[[Sequence[str]], Kind]) -> Kind:
+    """Return the first source with labels that ``build`` makes of these files, else the first one, with their notes."""
+    sources: list[Kind] = []
+    for paths in found.candidates:
+        sources.append(build(paths))
+        if sources[-1].facts.labels is not None:
+            break
+    source = sources[-1] if sources[-1].facts.labels is not None else sources[0]
+    return replace(source, notes=(*found.notes, *source.notes))
 
 
 def without_unknown(source: Kind, unknown: Sequence[str]) -> Kind:

@@ -39,5 +39,5 @@ class Packed:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> bytes | None:
-        length, end = int(self.lengths[index]), int(self.ends[index])
+        length, end = self.lengths.item(index), self.ends.item(index)
         return None if length < 0 else self.data[end - length : end]

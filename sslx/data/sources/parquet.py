@@ -60,48 +60,69 @@ class Config(SourceConfig):
 def _read(config: Config, split: Split, known: Sequence[str] | None) -> Encoded:
     suffixes = (".parquet", ".arrow")
     found = located.find("parquet", config.root, config.test_root, suffixes, split, config.splits)
-    source: Encoded | None = None
-    for paths in found.candidates:  # the first one with labels
-        candidate = _joined(config, paths, known)
-        source = source or candidate
-        if candidate.facts.labels is not None:
-            source = candidate
-            break
-    assert source is not None
-    return replace(source, notes=(*found.notes, *source.notes))
+    return labels.first_labeled(found, lambda paths: _joined(config, paths, known))
+
+
+class _Columns:
+    """What a split's tables hold besides images, read from one table after another: all may be too many to open.
+
+    lengths: the rows of each group of each table.  largest: the bytes of the largest group.
+    """
+
+    def __init__(self, config: Config, paths: Sequence[str]) -> None:
+        first = _opened(paths[0])
+        names, place = first.schema.names, f"the table {shown(first.path)}"
+        self.image = _image_column(first, config)
+        self.label = labels.column(names, labels.NAMES, config.label, "--source.label", place)
+        self.caption = labels.column(names, labels.CAPTIONS, config.caption, "--source.caption", place)
+        self.classes = _class_names(first, self.label)
+        self.lengths: list[list[int]] = []
+        self.labels: list[Any] = []
+        self.captions: list[Any] = []
+        self.largest = 0
+        for path in paths:
+            table = _opened(path)
+            self._check(table, first)
+            self.lengths.append(table.lengths)
+            self.labels += table.column(self.label) if self.label else []
+            self.captions += table.column(self.caption) if self.caption else []
+            self.largest = max(self.largest, table.group_bytes(self.image))
+
+    def _check(self, table: Table, first: Table) -> None:
+        """Raise DataError unless a table has the same columns as the first one."""
+        for name in filter(None, (self.image, self.label, self.caption)):
+            if name not in table.schema.names or table.schema.field(name).type != first.schema.field(name).type:
+                raise DataError(
+                    f"{shown(table.path)} has not the same column {name!r} as {shown(first.path)}: its columns are "
+                    f"{labels.listed(table.schema.names)}; give files of one kind with --source.root"
+                )
 
 
 def _joined(config: Config, paths: Sequence[str], known: Sequence[str] | None) -> Encoded:
     """Return the images of these tables as one source, in the order of their rows."""
-    tables = [_opened(path) for path in paths]
-    image = _image_column(tables[0], config)
-    for table in tables[1:]:
-        if (
-            table.schema.get_field_index(image) < 0
-            or table.schema.field(image).type != tables[0].schema.field(image).type
-        ):
-            raise DataError(
-                f"{shown(table.path)} has not the same column {image!r} as {shown(tables[0].path)}: its columns are "
-                f"{labels.listed(table.schema.names)}; give files of one kind with --source.root"
-            )
-    lengths = np.array([length for table in tables for length in table.lengths], dtype=np.int64)
+    columns = _Columns(config, paths)
+    counts = list(map(len, columns.lengths))
+    lengths = np.array([length for table in columns.lengths for length in table], dtype=np.int64)
     if not lengths.sum():
         raise MissingInput(f"no rows in the tables of {shown(config.root or '')}, such as {shown(paths[0])}")
-    counts = [len(table.lengths) for table in tables]
     first = np.cumsum(lengths) - lengths
-    max_bytes = int(config.cache_gb * 1e9)
     rows = Rows(
         paths=tuple(paths),
         stamps=tuple(map(row_groups.stamp_at, paths)),
-        table=np.repeat(np.arange(len(tables)), counts),
+        table=np.repeat(np.arange(len(paths)), counts),
         group=np.concatenate([np.arange(count) for count in counts]),
         first=first,
-        column=image,
-        max_bytes=max_bytes,
+        column=columns.image,
+        max_bytes=int(config.cache_gb * 1e9),
     )
     facts = Facts(num_samples=int(lengths.sum()), size=sides.LARGEST, blocks=first)
-    source = Encoded(name=shown(config.root or ""), facts=facts, reader=rows, notes=_sizes(tables, image, config))
-    return _described(config, sides.sized(source), tables, known)
+    name, notes = shown(config.root or ""), _sizes(columns.largest / 1e9, config)
+    source = sides.sized(Encoded(name=name, facts=facts, reader=rows, notes=notes))
+    if columns.caption:
+        source = labels.captioned(source, columns.captions)
+    if not columns.label:
+        return replace(source, unlabeled="no labels")
+    return labels.labeled(source, columns.labels, known, columns.classes)
 
 
 def _opened(path: str) -> Table:
@@ -131,9 +152,8 @@ def _image_column(table: Table, config: Config) -> str:
     return image
 
 
-def _sizes(tables: Sequence[Table], image: str, config: Config) -> tuple[str, ...]:
-    """Return a note about groups too large to be kept.  Raises ConfigError if not even one can be."""
-    largest = max(table.group_bytes(image) for table in tables) / 1e9
+def _sizes(largest: float, config: Config) -> tuple[str, ...]:
+    """Return a note about groups too large to be kept.  largest: gigabytes.  Raises ConfigError if not one can be."""
     again = "write the files again in smaller groups, such as row_group_size=100 of pyarrow"
     if largest > config.cache_gb:
         raise ConfigError(
@@ -146,27 +166,6 @@ def _sizes(tables: Sequence[Table], image: str, config: Config) -> tuple[str, ..
             f"--source.cache-gb {config.cache_gb:g} keeps too few: give more, or {again}",
         )
     return ()
-
-
-def _described(config: Config, source: Encoded, tables: Sequence[Table], known: Sequence[str] | None) -> Encoded:
-    """Return the source with the labels and captions that the tables have."""
-    names, place = tables[0].schema.names, f"the table {shown(tables[0].path)}"
-    label = labels.column(names, labels.NAMES, config.label, "--source.label", place)
-    caption = labels.column(names, labels.CAPTIONS, config.caption, "--source.caption", place)
-    if caption:
-        source = labels.captioned(source, _column(tables, caption))
-    if not label:
-        return replace(source, unlabeled="no labels")
-    return labels.labeled(source, _column(tables, label), known, _class_names(tables[0], label))
-
-
-def _column(tables: Sequence[Table], name: str) -> list[Any]:
-    if bad := next((table for table in tables if name not in table.schema.names), None):
-        raise DataError(
-            f"{shown(bad.path)} has no column {name!r}, as others have: its columns are "
-            f"{labels.listed(bad.schema.names)}"
-        )
-    return [value for table in tables for value in table.column(name)]
 
 
 def _class_names(table: Table, label: str) -> list[str] | None:

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx.data.codecs.headers import Unreadable
-from sslx.data.sources.shards import stamp_of
 
 Indices = npt.NDArray[np.int64]
 
@@ -130,22 +129,19 @@ class Rows:
     max_bytes: int = field(repr=False)
 
     def read(self, rows: Indices) -> list[bytes]:
-        return [self._read(row) for row in rows.tolist()]
+        groups = np.searchsorted(self.first, rows, side="right") - 1
+        for table in np.unique(self.table[groups]).tolist():
+            if stamp_at(self.paths[table]) != self.stamps[table]:
+                raise Unreadable("its file has changed since the start: start again, with the file as it was")
+        return [self._read(*pair) for pair in zip(rows.tolist(), groups.tolist(), strict=True)]
 
     def where(self, row: int) -> str:
-        group = self._group(row)
-        table = int(self.table[group])
+        table = int(self.table[np.searchsorted(self.first, row, side="right") - 1])
         start = self.first[np.searchsorted(self.table, table)]
         return f"{self.paths[table]}[{row - start}]"
 
-    def _group(self, row: int) -> int:
-        return int(np.searchsorted(self.first, row, side="right")) - 1
-
-    def _read(self, row: int) -> bytes:
-        number = self._group(row)
-        path, stamp = self.paths[self.table[number]], self.stamps[self.table[number]]
-        if stamp_at(path) != stamp:
-            raise Unreadable("its file has changed since the start: start again, with the file as it was")
+    def _read(self, row: int, number: int) -> bytes:
+        path = self.paths[self.table[number]]
         table = opened(path, os.getpid())
         images = _cache(os.getpid()).get(table, int(self.group[number]), self.column, self.max_bytes)
         value = images[row - int(self.first[number])].as_py()
@@ -166,8 +162,5 @@ def _file(path: str | None, table: str) -> bytes | None:
 
 def stamp_at(path: str) -> tuple[int, int]:
     """Return the size and the time of change of a file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        return stamp_of(descriptor)
-    finally:
-        os.close(descriptor)
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns

@@ -51,7 +51,8 @@ class Config(SourceConfig):
 class Members:
     """Reads image files out of tar files, at random and from any number of processes and threads.
 
-    paths, stamps: of the tar files.  file, offset, size: (N,) where the bytes of each image lie.  names: of the images.
+    paths, stamps: of the tar files.  file, offset, size: (N,) where the bytes of each image lie.  keys: the names of
+    all samples without extensions.  key: (N,) of each image its sample.  extensions: of each image, by ``extension``.
     """
 
     paths: tuple[str, ...]
@@ -59,13 +60,21 @@ class Members:
     file: Indices
     offset: Indices
     size: Indices
-    names: Packed
+    keys: Packed
+    key: Indices
+    extensions: tuple[str, ...]
+    extension: Indices
 
     def read(self, rows: Indices) -> list[bytes]:
         return [self._read(row) for row in rows.tolist()]
 
     def where(self, row: int) -> str:
-        return f"{self.paths[self.file[row]]}!{os.fsdecode(self.names[row] or b'')}"
+        name = f"{os.fsdecode(self.name(row))}.{self.extensions[self.extension[row]]}"
+        return f"{self.paths[self.file[row]]}!{name}"
+
+    def name(self, row: int) -> bytes:
+        """Return the name of an image in its tar file, without the extension."""
+        return self.keys[int(self.key[row])] or b""
 
     def _read(self, row: int) -> bytes:
         number = int(self.file[row])
@@ -89,16 +98,9 @@ def opened(path: str) -> BinaryIO:
 
 def _read(config: Config, split: Split, context: Context, say: Callable[[str], None]) -> Encoded:
     found = located.find("tar", config.root, config.test_root, (".tar",), split, config.splits)
-    source: Encoded | None = None
-    for paths in found.candidates:  # the first one with labels
-        indexes = shards.of_files(paths, say, context.timeout_s)
-        candidate = _joined(config, paths, indexes, context.classes)
-        source = source or candidate
-        if candidate.facts.labels is not None:
-            source = candidate
-            break
-    assert source is not None
-    return replace(source, notes=(*found.notes, *source.notes))
+    return labels.first_labeled(
+        found, lambda paths: _joined(config, paths, shards.of_files(paths, say, context.timeout_s), context.classes)
+    )
 
 
 def _joined(config: Config, paths: Sequence[str], indexes: Sequence[Index], known: Sequence[str] | None) -> Encoded:
@@ -112,27 +114,32 @@ def _joined(config: Config, paths: Sequence[str], indexes: Sequence[Index], know
     def column(name: str) -> Indices:
         return np.concatenate([getattr(index, name)[rows] for index, rows in zip(indexes, chosen, strict=True)])
 
-    names = Packed.of(
-        (index.keys[int(index.sample[row])] or b"") + b"." + os.fsencode(index.extensions[index.extension[row]])
-        for index, rows in zip(indexes, chosen, strict=True)
-        for row in rows.tolist()
-    )
     file = np.repeat(np.arange(len(paths)), counts)
-    stamps = tuple(index.stamp for index in indexes)
-    reader = Members(tuple(paths), stamps, file, column("offset"), column("size"), names)
+    num_keys = np.array([len(index.keys) for index in indexes], dtype=np.int64)
+    num_extensions = np.array([len(index.extensions) for index in indexes], dtype=np.int64)
+    reader = Members(
+        paths=tuple(paths),
+        stamps=tuple(index.stamp for index in indexes),
+        file=file,
+        offset=column("offset"),
+        size=column("size"),
+        keys=Packed.joined([index.keys for index in indexes]),
+        key=column("sample") + np.repeat(np.cumsum(num_keys) - num_keys, counts),
+        extensions=tuple(extension for index in indexes for extension in index.extensions),
+        extension=column("extension") + np.repeat(np.cumsum(num_extensions) - num_extensions, counts),
+    )
     facts = Facts(num_samples=len(file), size=sides.LARGEST, blocks=np.cumsum(counts) - counts)
     source = sides.sized(Encoded(name=shown(config.root or ""), facts=facts, reader=reader))
     if left_out := sum(len(index.keys) for index in indexes) - len(file):
         source = replace(source, notes=(*source.notes, f"left out: {plural(left_out, 'sample')} without an image"))
-    texts = {
-        name: [
-            index.texts[name][int(index.sample[row])]
-            for index, rows in zip(indexes, chosen, strict=True)
-            for row in rows
-        ]
-        for name in shards.TEXTS
-    }
+    texts = {name: _texts([index.texts[name] for index in indexes], reader.key) for name in shards.TEXTS}
     return _described(config, source, texts, known)
+
+
+def _texts(parts: Sequence[Packed], samples: Indices) -> list[bytes | None]:
+    """Return the texts of these samples; [] if no sample has one."""
+    packed = Packed.joined(parts)
+    return [packed[sample] for sample in samples.tolist()] if packed.data else []
 
 
 def _images(image: str, path: str, index: Index) -> Indices:
@@ -201,12 +208,9 @@ class _Fields:
         return table if isinstance(table, dict) else {}
 
 
-def _folders(source: Encoded) -> list[str | None]:
+def _folders(source: Encoded) -> list[bytes | None]:
     """Return the first folder in each image's name, if there are several, as the images' classes."""
-    assert isinstance(source.reader, Members)
-    names = source.reader.names
-    folders = [
-        os.fsdecode((names[i] or b"").partition(b"/")[0]) if b"/" in (names[i] or b"") else None
-        for i in range(len(names))
-    ]
-    return folders if len(set(folders)) > 1 else [None] * len(names)
+    reader = source.reader
+    assert isinstance(reader, Members)
+    folders = [name.partition(b"/")[0] if b"/" in (name := reader.name(row)) else None for row in range(len(source))]
+    return folders if len(set(folders)) > 1 else [None] * len(folders)

@@ -75,6 +75,13 @@ def test_the_table_is_there() -> None:
     assert len(COMMANDS) == 11
 
 
+def test_the_sources_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sources"]) == 0
+    table = capfd.readouterr().out
+    for name in ("list", "tar", "parquet", "arrays"):
+        assert re.search(rf"^{name} .*--source.root", table, re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[-1])
 def test_every_command_of_the_table_trains(
     command: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
