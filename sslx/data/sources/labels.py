@@ -128,11 +128,11 @@ def captioned(source: Kind, values: Sequence[Any]) -> Kind:
     return replace(source, facts=replace(source.facts, captions=texts))
 
 
-def first_labeled(found: Located, build: Callable[[Sequence[str]], Kind]) -> Kind:
-    """Return the first source with labels that ``build`` makes of these files, else the first one, with their notes."""
+def first_labeled(found: Located, build: Callable[[str, Sequence[str]], Kind]) -> Kind:
+    """Return the first source with labels that ``build`` makes of the name and files, else the first one."""
     sources: list[Kind] = []
     for paths in found.candidates:
-        sources.append(build(paths))
+        sources.append(build(found.name, paths))
         if sources[-1].facts.labels is not None:
             break
     source = sources[-1] if sources[-1].facts.labels is not None else sources[0]

@@ -21,8 +21,12 @@ _MAX_FILES = 1_000_000  # that a pattern may name
 
 @dataclass(frozen=True)
 class Located:
-    """The files of a split.  files: candidates, the best one first.  notes: lines that a user should know."""
+    """The files of a split.
 
+    name: what names them.  candidates: files, the best ones first.  notes: lines that a user should know.
+    """
+
+    name: str
     candidates: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
 
@@ -38,7 +42,7 @@ def find(
     if root is None:
         raise ConfigError(f"--source.name {name} needs --source.root, its {suffixes[0]} file, files or folder")
     if split == "test" and test_root is not None:
-        return Located((_named(test_root, "--source.test-root", suffixes),))
+        return Located(shown(test_root), (_named(test_root, "--source.test-root", suffixes),))
     files = _named(root, "--source.root", suffixes)
     kinds = _kinds(files) if splits == "auto" else {}
     of: dict[Kind, tuple[str, ...]] = {kind: tuple(f for f in files if kinds.get(f) == kind) for kind in KINDS}
@@ -52,12 +56,12 @@ def find(
                 f"no test images: none of the files of {shown(root)} is named test, val or the like beside others: "
                 "give them with --source.test-root"
             )
-        return Located(tuple(held_out))
+        return Located(shown(root), tuple(held_out))
     num_held_out = sum(map(len, held_out))
     note = (
         f"held out, not trained on: {plural(num_held_out, 'file')} such as {shown(held_out[0][0])}" if held_out else ""
     )
-    return Located((train,), (note,) if note else ())
+    return Located(shown(root), (train,), (note,) if note else ())
 
 
 def _named(root: Path, flag: str, suffixes: Sequence[str]) -> tuple[str, ...]:
@@ -88,17 +92,30 @@ def _named(root: Path, flag: str, suffixes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _below(folder: str, flag: str, suffixes: Sequence[str]) -> tuple[str, ...]:
+    """Return the files below a folder, sorted.  Links are followed, but no folder is read twice."""
     files: list[str] = []
+    seen = {os.path.realpath(folder)}
     for place, inner, names in os.walk(folder, followlinks=True):
-        inner[:] = sorted(name for name in inner if name[0] != ".")
+        inner[:] = [
+            name for name in inner if name[0] != "." and os.path.realpath(os.path.join(place, name)) not in seen
+        ]
+        seen |= {os.path.realpath(os.path.join(place, name)) for name in inner}
         files += [
             os.path.join(place, name)
             for name in names
-            if name.lower().endswith(tuple(suffixes)) and not name.startswith((".", "cache-"))  # of Hugging Face
+            if name.lower().endswith(tuple(suffixes)) and name[0] != "." and not _is_cached(name)
         ]
     if not files:
         raise MissingInput(f"no {' or '.join(suffixes)} files below {shown(folder)}: check {flag}")
+    first = {suffix: file for file in sorted(files, reverse=True) for suffix in suffixes if file.endswith(suffix)}
+    if len(first) > 1:
+        raise DataError(f"{flag} {shown(folder)} holds files of {' and '.join(first)}, perhaps the same: name one kind")
     return tuple(sorted(files))
+
+
+def _is_cached(name: str) -> bool:
+    """Return whether Hugging Face's datasets wrote this file for themselves."""
+    return name.startswith("cache-") and name.endswith(".arrow")
 
 
 def braced(pattern: str) -> list[str]:

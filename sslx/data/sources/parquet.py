@@ -60,7 +60,7 @@ class Config(SourceConfig):
 def _read(config: Config, split: Split, known: Sequence[str] | None) -> Encoded:
     suffixes = (".parquet", ".arrow")
     found = located.find("parquet", config.root, config.test_root, suffixes, split, config.splits)
-    return labels.first_labeled(found, lambda paths: _joined(config, paths, known))
+    return labels.first_labeled(found, lambda name, paths: _joined(config, name, paths, known))
 
 
 class _Columns:
@@ -71,7 +71,8 @@ class _Columns:
 
     def __init__(self, config: Config, paths: Sequence[str]) -> None:
         first = _opened(paths[0])
-        names, place = first.schema.names, f"the table {shown(first.path)}"
+        self.names: list[str] = first.schema.names
+        names, place = self.names, f"the table {shown(first.path)}"
         self.image = _image_column(first, config)
         self.label = labels.column(names, labels.NAMES, config.label, "--source.label", place)
         self.caption = labels.column(names, labels.CAPTIONS, config.caption, "--source.caption", place)
@@ -98,13 +99,13 @@ class _Columns:
                 )
 
 
-def _joined(config: Config, paths: Sequence[str], known: Sequence[str] | None) -> Encoded:
+def _joined(config: Config, name: str, paths: Sequence[str], known: Sequence[str] | None) -> Encoded:
     """Return the images of these tables as one source, in the order of their rows."""
     columns = _Columns(config, paths)
     counts = list(map(len, columns.lengths))
     lengths = np.array([length for table in columns.lengths for length in table], dtype=np.int64)
     if not lengths.sum():
-        raise MissingInput(f"no rows in the tables of {shown(config.root or '')}, such as {shown(paths[0])}")
+        raise MissingInput(f"no rows in the tables of {name}, such as {shown(paths[0])}")
     first = np.cumsum(lengths) - lengths
     rows = Rows(
         paths=tuple(paths),
@@ -116,12 +117,13 @@ def _joined(config: Config, paths: Sequence[str], known: Sequence[str] | None) -
         max_bytes=int(config.cache_gb * 1e9),
     )
     facts = Facts(num_samples=int(lengths.sum()), size=sides.LARGEST, blocks=first)
-    name, notes = shown(config.root or ""), _sizes(columns.largest / 1e9, config)
+    notes = _sizes(columns.largest / 1e9, name, config)
     source = sides.sized(Encoded(name=name, facts=facts, reader=rows, notes=notes))
     if columns.caption:
         source = labels.captioned(source, columns.captions)
     if not columns.label:
-        return replace(source, unlabeled="no labels")
+        others = labels.listed([other for other in columns.names if other not in (columns.image, columns.caption)])
+        return replace(source, unlabeled=f"no column of labels, which --source.label names; others: {others}")
     return labels.labeled(source, columns.labels, known, columns.classes)
 
 
@@ -152,12 +154,12 @@ def _image_column(table: Table, config: Config) -> str:
     return image
 
 
-def _sizes(largest: float, config: Config) -> tuple[str, ...]:
+def _sizes(largest: float, name: str, config: Config) -> tuple[str, ...]:
     """Return a note about groups too large to be kept.  largest: gigabytes.  Raises ConfigError if not one can be."""
     again = "write the files again in smaller groups, such as row_group_size=100 of pyarrow"
     if largest > config.cache_gb:
         raise ConfigError(
-            f"the tables of {shown(config.root or '')} have groups of up to {largest:.3g} GB, more than the "
+            f"the tables of {name} have groups of up to {largest:.3g} GB, more than the "
             f"{config.cache_gb:g} GB of --source.cache-gb: give more, or {again}"
         )
     if largest * _WINDOW > config.cache_gb:

@@ -46,12 +46,14 @@ Indices = npt.NDArray[np.int64]
 class Index:
     """What a tar file holds.
 
-    stamp: its size in bytes and its time of change in nanoseconds.  keys: the name of each sample without extension.
-    sample, extension, offset, size: (num_images,) int64, of each image file its sample, its number in ``extensions``,
-    and where its bytes lie.  texts: of each sample the contents of its members with an extension of TEXTS.
+    stamp: its size in bytes and its time of change in nanoseconds.  num_links: the members that are links, which are
+    not read.  keys: the name of each sample without extension.  sample, extension, offset, size: (num_images,) int64,
+    of each image file its sample, its number in ``extensions``, and where its bytes lie.  texts: of each sample the
+    contents of its members with an extension of TEXTS.
     """
 
     stamp: tuple[int, int]
+    num_links: int
     keys: Packed
     extensions: tuple[str, ...]
     sample: Indices
@@ -78,9 +80,13 @@ def make(path: str, begin: Callable[[], None] = lambda: None) -> Index:
         extensions: dict[str, int] = {}
         images: list[tuple[int, int, int, int]] = []
         texts: dict[str, dict[int, bytes]] = {extension: {} for extension in TEXTS}
+        num_links = 0
         for number, member in enumerate(_members(file, path)):
             if number % 1000 == 0:
                 begin()
+            num_links += member.islnk() or member.issym()
+            if not member.isreg() or member.issparse() or os.path.basename(member.name)[:1] == ".":
+                continue
             key, extension = _split(member.name)
             is_image = f".{extension}".endswith(EXTENSIONS)
             if not is_image and extension not in TEXTS:
@@ -93,7 +99,7 @@ def make(path: str, begin: Callable[[], None] = lambda: None) -> Index:
                 texts[extension][sample] = os.pread(file.fileno(), member.size, member.offset_data)
     columns = np.array(images, dtype=np.int64).reshape(-1, 4).T.copy()
     packed = {extension: Packed.of(map(found.get, range(len(samples)))) for extension, found in texts.items()}
-    return Index(stamp, Packed.of(samples), tuple(extensions), *columns, texts=packed)
+    return Index(stamp, num_links, Packed.of(samples), tuple(extensions), *columns, texts=packed)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -111,7 +117,7 @@ def _opened(path: str) -> BinaryIO:
 
 
 def _members(file: BinaryIO, path: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of a tar file.  The module tarfile ends in silence where it finds no header."""
+    """Yield the members of a tar file.  The module tarfile ends in silence where it finds no header."""
     last: tarfile.TarInfo | None = None
     try:
         with tarfile.open(fileobj=file, mode="r:") as opened:
@@ -119,8 +125,7 @@ def _members(file: BinaryIO, path: str) -> Iterator[tarfile.TarInfo]:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # else it keeps every member
                 last = member
-                if member.isreg() and not member.issparse() and os.path.basename(member.name)[:1] != ".":
-                    yield member
+                yield member
             end = tar.offset
     except (tarfile.TarError, OSError, ValueError) as error:  # ValueError: damaged numbers in extended headers
         if last is None:
@@ -153,7 +158,7 @@ def of_files(paths: Sequence[str], say: Callable[[str], None] = silent, timeout_
     what ``make`` raises.
     """
     indexes: dict[str, Index] = {}
-    next_message = time.monotonic() + _MESSAGE_EVERY_S
+    report = _now_and_then(lambda: say(f"indexing {plural(len(paths), 'tar file')}: {len(indexes):,} done"))
     start = distributed.rank() * len(paths) // distributed.world_size()
     to_make: list[str] = []
     for path in (*paths[start:], *paths[:start]):
@@ -166,16 +171,15 @@ def of_files(paths: Sequence[str], say: Callable[[str], None] = silent, timeout_
     to_make = list(dict.fromkeys(to_make))
     for path, index in zip(to_make, _all_made(to_make, say, timeout_s), strict=True):
         indexes[path] = index
-        if time.monotonic() > next_message:
-            next_message = time.monotonic() + _MESSAGE_EVERY_S
-            say(f"indexing {plural(len(paths), 'tar file')}: {len(indexes):,} done")
+        report()
     return [indexes[path] for path in paths]
 
 
 def _all_made(paths: Sequence[str], say: Callable[[str], None], timeout_s: float) -> Iterator[Index]:
     num_workers = min(len(paths), cores.allowed(), _MAX_WORKERS)
     if num_workers < 2:
-        yield from (_kept(path) or _made_and_kept(path) for path in paths)
+        for path in paths:
+            yield _kept(path) or _made_and_kept(path, _now_and_then(lambda path=path: say(f"indexing {shown(path)}")))
         return
     policy = WaitPolicy(timeout_s, say=say)
     pool = Pool(partial(_work, paths), num_workers, place_bytes=0, wait_policy=policy, name=lambda i: shown(paths[i]))
@@ -186,6 +190,19 @@ def _all_made(paths: Sequence[str], say: Callable[[str], None], timeout_s: float
             yield index
     finally:
         pool.close()
+
+
+def _now_and_then(act: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that acts when it is called, at most every three seconds."""
+    last = time.monotonic()
+
+    def call() -> None:
+        nonlocal last
+        if time.monotonic() > last + _MESSAGE_EVERY_S:
+            last = time.monotonic()
+            act()
+
+    return call
 
 
 def _work(paths: Sequence[str], number: int, place: Tensor, begin: Callable[[int], None]) -> Index | UserError:
@@ -233,7 +250,7 @@ def _kept(path: str) -> Index | None:
 
 def _arrays(index: Index) -> dict[str, npt.NDArray[Any]]:
     """Return an index as arrays to be kept in a file."""
-    arrays = {"head": np.array([_VERSION, *index.stamp])}
+    arrays = {"head": np.array([_VERSION, *index.stamp, index.num_links])}
     arrays |= {name: getattr(index, name) for name in ("sample", "extension", "offset", "size")}
     packed = {"keys": index.keys, **index.texts, "extensions": Packed.of(map(os.fsencode, index.extensions))}
     for name, texts in packed.items():
@@ -243,7 +260,7 @@ def _arrays(index: Index) -> dict[str, npt.NDArray[Any]]:
 
 def _index(arrays: Any) -> Index:
     """Return the index of ``_arrays``.  Raises ValueError for one of another version."""
-    version, *stamp = arrays["head"].tolist()
+    version, num_bytes, time_ns, num_links = arrays["head"].tolist()
     if version != _VERSION:
         raise ValueError(f"the index is of version {version}")
 
@@ -252,7 +269,8 @@ def _index(arrays: Any) -> Index:
 
     extensions = packed("extensions")
     return Index(
-        (stamp[0], stamp[1]),
+        (num_bytes, time_ns),
+        num_links,
         packed("keys"),
         tuple(os.fsdecode(extensions[i] or b"") for i in range(len(extensions))),
         *(arrays[name] for name in ("sample", "extension", "offset", "size")),

@@ -99,11 +99,16 @@ def opened(path: str) -> BinaryIO:
 def _read(config: Config, split: Split, context: Context, say: Callable[[str], None]) -> Encoded:
     found = located.find("tar", config.root, config.test_root, (".tar",), split, config.splits)
     return labels.first_labeled(
-        found, lambda paths: _joined(config, paths, shards.of_files(paths, say, context.timeout_s), context.classes)
+        found,
+        lambda name, paths: _joined(
+            config, name, paths, shards.of_files(paths, say, context.timeout_s), context.classes
+        ),
     )
 
 
-def _joined(config: Config, paths: Sequence[str], indexes: Sequence[Index], known: Sequence[str] | None) -> Encoded:
+def _joined(
+    config: Config, name: str, paths: Sequence[str], indexes: Sequence[Index], known: Sequence[str] | None
+) -> Encoded:
     """Return the images of tar files as one source, in the order in which they lie there."""
     chosen = [_images(config.image, path, index) for path, index in zip(paths, indexes, strict=True)]
     counts = np.array([len(rows) for rows in chosen], dtype=np.int64)
@@ -111,8 +116,8 @@ def _joined(config: Config, paths: Sequence[str], indexes: Sequence[Index], know
         others = "no member of a known kind" if not any(len(index.keys) for index in indexes) else "only texts"
         raise MissingInput(f"no images in {plural(len(paths), 'tar file')} such as {shown(paths[0])}: {others}")
 
-    def column(name: str) -> Indices:
-        return np.concatenate([getattr(index, name)[rows] for index, rows in zip(indexes, chosen, strict=True)])
+    def column(field: str) -> Indices:
+        return np.concatenate([getattr(index, field)[rows] for index, rows in zip(indexes, chosen, strict=True)])
 
     file = np.repeat(np.arange(len(paths)), counts)
     num_keys = np.array([len(index.keys) for index in indexes], dtype=np.int64)
@@ -129,10 +134,12 @@ def _joined(config: Config, paths: Sequence[str], indexes: Sequence[Index], know
         extension=column("extension") + np.repeat(np.cumsum(num_extensions) - num_extensions, counts),
     )
     facts = Facts(num_samples=len(file), size=sides.LARGEST, blocks=np.cumsum(counts) - counts)
-    source = sides.sized(Encoded(name=shown(config.root or ""), facts=facts, reader=reader))
+    source = sides.sized(Encoded(name=name, facts=facts, reader=reader))
     if left_out := sum(len(index.keys) for index in indexes) - len(file):
         source = replace(source, notes=(*source.notes, f"left out: {plural(left_out, 'sample')} without an image"))
-    texts = {name: _texts([index.texts[name] for index in indexes], reader.key) for name in shards.TEXTS}
+    if num_links := sum(index.num_links for index in indexes):
+        source = replace(source, notes=(*source.notes, f"left out: {plural(num_links, 'link')} to other members"))
+    texts = {kind: _texts([index.texts[kind] for index in indexes], reader.key) for kind in shards.TEXTS}
     return _described(config, source, texts, known)
 
 

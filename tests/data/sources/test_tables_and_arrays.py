@@ -64,7 +64,7 @@ def test_memory_for_groups_is_bounded_and_every_row_comes_all_the_same(tmp_path:
     file = containers.parquet(tmp_path / "x.parquet", {"img": content})
     group = sum(map(len, content)) / 8
     source = built(file, cache_gb=2.5 * group / 1e9)
-    assert source.describe().endswith("unlabeled: no labels")
+    assert source.describe().endswith("unlabeled: no column of labels, which --source.label names; others: none")
     assert any(note.startswith("slow, since batches take images from 16 groups") for note in source.notes)
     order = np.random.default_rng().permutation(40)
     assert read(source, order) == [content[i] for i in order]
@@ -108,6 +108,8 @@ def test_damaged_and_unequal_tables_are_named(tmp_path: Path) -> None:
     with raises_one_line(DataError, "the table", "a.parquet cannot be read"):
         built(file)
     (tmp_path / "c.arrow").write_bytes(b"x" * 100)
+    with raises_one_line(DataError, "holds files of .arrow and .parquet", "name one kind"):
+        built(tmp_path)
     with raises_one_line(DataError, "c.arrow cannot be read"):
         built(tmp_path / "c.arrow")
 

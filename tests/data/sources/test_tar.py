@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def test_folders_in_a_tar_file_are_classes_and_files_named_like_splits_are_held_
     assert read(built(tmp_path / "train-*.tar")) == images[:4]
     with raises_one_line(MissingInput, "1 of the 3 files", "train-002.tar"):
         built(tmp_path / "train-{000..002}.tar")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert len(built(tmp_path, splits="none")) == 6, "a link back up is not followed for ever"
+
+
+def test_links_in_a_tar_file_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(image())
+    os.link(tmp_path / "1.png", tmp_path / "2.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in ("1.png", "2.png"):
+            archive.add(tmp_path / name, name)
+    assert "left out: 1 link to other members" in built(tmp_path / "x.tar").notes
 
 
 def test_an_index_is_kept_and_made_again_when_its_file_has_changed(
