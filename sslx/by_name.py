@@ -1,11 +1,13 @@
-"""Find parts, such as methods and sources, by the name of their file or by the path of a user's own file."""
+"""Find parts, such as methods and sources, by the name of their file, or by a user's own file or class."""
 
 import ast
 import difflib
+import inspect
 import os
+import re
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from sslx.errors import ConfigError, MissingInput
 
 Options = TypeVar("Options")
+_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,14 @@ class Family(Generic[Options]):
     def module(self, name: str) -> ModuleType:
         """Import the module with this name, or the user's own file at this path.
 
-        Raises ConfigError for an unknown name, with a similar one, and for a file that cannot be imported, and
-        MissingInput for a file that does not exist.
+        For a user's own class, as in ``my_module:MyClass``, return a module with that class as its ``Config``.  Raises
+        ConfigError for an unknown name, with a similar one, and for what cannot be imported, and MissingInput for a
+        file or module that does not exist.
         """
+        if is_class(name):
+            module = ModuleType(name)
+            vars(module)["Config"] = _own_class(name, self.flag)
+            return module
         path = self.path(name)
         return _own_module(path, self.flag) if is_own(name) else import_module(f"{self.package}.{name}")
 
@@ -54,7 +62,9 @@ class Family(Generic[Options]):
         return _options(self, absolute(name))
 
     def summary(self, name: str) -> str:
-        """Return the first paragraph of the docstring of a part's file."""
+        """Return the first paragraph of the docstring of a part's file, or of a user's own class."""
+        if is_class(name):
+            return " ".join((inspect.getdoc(_own_class(name, self.flag)) or "").partition("\n\n")[0].split())
         text = self.path(name).read_text(encoding="utf-8")
         return " ".join((ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0].split())
 
@@ -70,7 +80,7 @@ class Family(Generic[Options]):
             hint = f"did you mean {close[0]}? " if close else ""
             raise ConfigError(
                 f"{self.flag} {name!r} is unknown: {hint}choose from {', '.join(self.available())}, or give the path "
-                "of a .py file"
+                "of a .py file or module:Class"
             )
         return _folder(self.package) / f"{name}.py"
 
@@ -80,14 +90,19 @@ def is_own(name: str) -> bool:
     return name.endswith(".py")
 
 
+def is_class(name: str) -> bool:
+    """Return whether this is a class in a user's own module, ``my_module:MyClass``, and not a name."""
+    return _CLASS.fullmatch(name) is not None
+
+
 def absolute(name: str) -> str:
     """Return the name, or the absolute path of a user's own file."""
     return os.path.abspath(os.path.expanduser(name)) if is_own(name) else name
 
 
 def label(name: str) -> str:
-    """Return a part's name, which for a user's own file is the file's name without .py."""
-    return Path(name).stem if is_own(name) else name
+    """Return a part's name, which for a user's own file is its name without .py, and for a class that of the class."""
+    return Path(name).stem if is_own(name) else name.rpartition(":")[2]
 
 
 def _folder(package: str) -> Path:
@@ -117,8 +132,30 @@ def _own_module(path: Path, flag: str) -> ModuleType:
         raise ConfigError(f"{flag} {path} cannot be imported: {reason}") from error
 
 
+def _own_class(name: str, flag: str) -> type[Any]:
+    """Import a user's class of options from a module that is installed, or is a file in the current folder."""
+    module_name, _, class_name = name.partition(":")
+    if os.getcwd() not in sys.path:  # also for worker processes
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(import_module(module_name), class_name, None)
+    except ModuleNotFoundError as error:
+        if error.name not in (module_name, module_name.partition(".")[0]):
+            raise ConfigError(f"{flag} {name} cannot be imported: {error}") from error
+        raise MissingInput(f"{flag} {name}: no module {module_name} is installed or in {os.getcwd()}") from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{flag} {name} cannot be imported: {reason}") from error
+    if not isinstance(found, type) or not is_dataclass(found):
+        what = "does not exist" if found is None else "is no dataclass of options, as the Config of a file is"
+        raise ConfigError(f"{flag} {name} cannot be used: {class_name} {what}")
+    return found
+
+
 @cache
 def _options(family: Family[Any], name: str) -> type[Any]:
+    if is_class(name):
+        return _own_class(name, family.flag)
     path = family.path(name)
     with suppress(Exception):
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))

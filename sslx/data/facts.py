@@ -8,6 +8,8 @@ if TYPE_CHECKING:  # so that the options of methods and sources need no numpy
     import numpy as np
     import numpy.typing as npt
 
+_MAX_BLOCKS_SAMPLED = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:
@@ -45,6 +47,21 @@ class Facts:
     def has_classes(self) -> bool:
         """Whether every image has a label and there are at least two classes."""
         return self.labels is not None and len(self.classes or ()) > 1
+
+    def sample(self, number: int) -> list[int]:
+        """Return the indices of up to ``number`` images, evenly spaced, from at most 16 blocks."""
+        size = self.num_samples
+        number = min(number, size)
+        if self.blocks is None or len(self.blocks) <= _MAX_BLOCKS_SAMPLED:
+            return [place * size // number for place in range(number)]
+        limits = [*self.blocks.tolist(), size]
+        parts = [place * len(self.blocks) // _MAX_BLOCKS_SAMPLED for place in range(_MAX_BLOCKS_SAMPLED)]
+        sample: list[int] = []
+        for block in parts:
+            first, length = limits[block], limits[block + 1] - limits[block]
+            count = min(length, number // _MAX_BLOCKS_SAMPLED)
+            sample += [first + place * length // count for place in range(count)]
+        return sample
 
     def take(self, index: "npt.NDArray[np.int64]") -> "Facts":
         """Return the facts about the images at these indices (K,), without blocks."""

@@ -27,7 +27,16 @@ from sslx.machine import proc
 from sslx.machine.code_version import source_digest
 from sslx.train import resuming
 
-MAY_DIFFER = ("runs", "ranks", "source.root", "source.test_root", "source.download", "data.threads")
+MAY_DIFFER = (
+    "runs",
+    "ranks",
+    "source.root",
+    "source.test_root",
+    "source.base",
+    "source.cache_gb",
+    "source.download",
+    "data.threads",
+)
 """Settings that may differ between ranks on several machines: paths, and properties of a machine."""
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 _FACTOR = 0x5851F42D4C957F2D

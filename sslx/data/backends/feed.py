@@ -45,7 +45,7 @@ class _InMemory:
     is_odd = False
 
     def __init__(self, source: Pixels, files: Indices) -> None:
-        self._pixels = source.pixels[files]
+        self._pixels = np.ascontiguousarray(source.pixels[files])  # mapped arrays may have another order in memory
 
     def inputs(self, branched: bool) -> list[Any]:
         assert not branched, "decoded images need no branch"

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from sslx.data.codecs import formats
 from sslx.data.codecs.formats import Levels, Range
 from sslx.data.codecs.headers import File, Unreadable
+from sslx.data.facts import Facts
 
-_MAX_FILES = 256  # evenly spaced in the list
+_MAX_FILES = 256  # evenly spaced
 _MAX_FILES_PER_KIND = 32
 
 
@@ -24,7 +25,8 @@ class Coded(Protocol):
 
     @property
     def levels(self) -> Levels | None: ...
-    def __len__(self) -> int: ...
+    @property
+    def facts(self) -> Facts: ...
     def files(self, index: npt.NDArray[np.int64]) -> Sequence[File]: ...
 
 
@@ -41,10 +43,9 @@ def _measured(source: Coded) -> Levels:
 def measure(source: Coded, say: Callable[[str], None] = lambda _: None) -> Levels:
     """Measure black and white of these images, and report ranges other than the data type's whole range."""
     extremes: dict[str, tuple[float, float, int]] = {}
-    number = min(_MAX_FILES, len(source))
-    for place in range(number):
+    for index in source.facts.sample(_MAX_FILES):
         try:
-            (file,) = source.files(np.array([place * len(source) // number]))
+            (file,) = source.files(np.array([index]))
             kind = formats.kind_of(file)
             if kind is None or extremes.get(kind, (0, 0, 0))[2] == _MAX_FILES_PER_KIND:
                 continue

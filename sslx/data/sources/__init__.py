@@ -10,7 +10,19 @@ from sslx.data.sources.config import Split as Split
 _FAMILY = Family[SourceConfig](
     "sslx.data.sources",
     "--source.name",
-    shared=("base", "config", "listing", "sides", "splits", "torchvision_sets"),
+    shared=(
+        "base",
+        "config",
+        "labels",
+        "listing",
+        "located",
+        "packed",
+        "row_groups",
+        "shards",
+        "sides",
+        "splits",
+        "torchvision_sets",
+    ),
     light=(
         "sslx.errors",
         "sslx.data.sources.config",

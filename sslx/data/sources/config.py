@@ -23,7 +23,7 @@ class SourceConfig:
     """
 
     name: str
-    """Source of the images: a name from 'sslx sources' or a .py file.  Default with --source.root FOLDER: folder."""
+    """Source: a name from 'sslx sources', a .py file or module:Class.  Default with --source.root FOLDER: folder."""
 
     is_own: ClassVar[bool] = True
     has_unlabeled: ClassVar[bool] = False

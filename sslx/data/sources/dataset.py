@@ -78,13 +78,11 @@ def _source(dataset: Any) -> Encoded:
     num, kind = len(dataset), type(dataset).__name__
     if not num:
         raise DataError(f"the {shown(kind)} is empty: expected a Dataset with images")
-    items, shorter = _Items(dataset), list[int]()
-    for row in np.unique(np.linspace(0, num - 1, num=64, dtype=np.int64)).tolist():
-        try:
-            shorter.append(min(_pixels(dataset[row]).shape[:2]))
-        except Exception as error:
-            if not row:  # most likely no item is a picture
-                raise DataError(f"{items.where(row)} is no picture: {one_line(error)}") from error
+    items = _Items(dataset)
+    try:
+        _bytes(dataset[0])
+    except Exception as error:  # of the Dataset's own code, too
+        raise DataError(f"{items.where(0)} is no picture: {one_line(error)}") from error
     labels = _labels(dataset)
     classes: Any = None
     if labels is not None:
@@ -93,12 +91,12 @@ def _source(dataset: Any) -> Encoded:
             classes = range(int(labels.max()) + 1)
     facts = Facts(
         num_samples=num,
-        size=sides.usual(shorter),
+        size=sides.LARGEST,
         labels=labels,
         classes=None if classes is None else tuple(map(str, classes)),
     )
     unlabeled = "" if labels is not None else 'it has no "targets", a list with the number of each item\'s class'
-    return Encoded(name=f"a {shown(kind)}", facts=facts, reader=items, unlabeled=unlabeled)
+    return sides.sized(Encoded(name=f"a {shown(kind)}", facts=facts, reader=items, unlabeled=unlabeled))
 
 
 def _labels(dataset: Any) -> npt.NDArray[np.int64] | None:
@@ -117,13 +115,6 @@ def _picture(item: Any) -> Any:
     if isinstance(item, Mapping):
         return cast("Mapping[str, Any]", item).get("image")
     return cast("Any", item)[0] if isinstance(item, tuple | list) and item else item
-
-
-def _pixels(item: Any) -> npt.NDArray[Any]:
-    from sslx.data import pictures  # here: it imports the sources
-
-    picture = _picture(item)
-    return np.asarray(picture) if isinstance(picture, Image.Image) else pictures.pixels(picture)
 
 
 def _bytes(item: Any) -> bytes:

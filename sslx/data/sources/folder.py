@@ -16,6 +16,7 @@ from sslx.data.facts import Facts
 from sslx.data.sources import sides, splits
 from sslx.data.sources.base import Context, Files
 from sslx.data.sources.config import SourceConfig, Split
+from sslx.data.sources.labels import and_more, without_unknown
 from sslx.data.sources.listing import EXTENSIONS, Listing, subfolders_and_image
 from sslx.data.sources.splits import Choice
 from sslx.errors import ConfigError, DataError, MissingInput
@@ -24,6 +25,12 @@ from sslx.machine.files import expanded
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 _TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")
+_READ_BY = {
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".jsonl"), "list"),
+    **dict.fromkeys((".parquet", ".arrow"), "parquet"),
+    **dict.fromkeys((".npy", ".npz", ".h5", ".hdf5"), "arrays"),
+}
+"""Suffixes of files that another source reads, and its name."""
 _DATA_SETS = {  # folders of torchvision's data sets, and the source that reads them
     "cifar-10-batches-py": "cifar10",
     "cifar-100-python": "cifar100",
@@ -107,7 +114,7 @@ def _listed(
         notes.append(deeper)
     side, paged = sides.suitable(paths)
     if paged:
-        notes.append(f"{shown(paged)} holds several pages or frames: only the first of each such file is read")
+        notes.append(sides.pages_note(shown(paged)))
     facts = Facts(num_samples=len(paths), size=side)
     source = Files(name=shown(root), facts=facts, paths=paths, root=listing.root, notes=tuple(notes))
     return _labeled(source, listing, classes)
@@ -135,7 +142,7 @@ def _labeled(source: Files, listing: Listing, classes: Sequence[str] | None) -> 
         notes=(*source.notes, *_class_notes(listing, names, len(tops))),
     )
     unknown = [shown(name) for name in names if known[name] < 0]
-    return _without_unknown(source, unknown) if unknown else source
+    return without_unknown(source, unknown) if unknown else source
 
 
 def _class_notes(listing: Listing, names: Sequence[str], num_images: int) -> list[str]:
@@ -144,7 +151,7 @@ def _class_notes(listing: Listing, names: Sequence[str], num_images: int) -> lis
     filled = set(names)
     filled |= {run.partition("/")[0] for run in listing.runs}
     if empty := sorted(f for f in listing.folders if f.count("/") == 1 and f[:-1] not in filled):
-        notes.append(f"not a class, since it holds no image: {shown(empty[0])}" + _and_more(len(empty) - 1))
+        notes.append(f"not a class, since it holds no image: {shown(empty[0])}" + and_more(len(empty) - 1))
     if 1 < len(names) == num_images:
         notes.append("each class has only one image: the probes will ignore the classes")
     if len(names) == 1 and any(f.count("/") == 2 for f in listing.folders):
@@ -153,27 +160,6 @@ def _class_notes(listing: Listing, names: Sequence[str], num_images: int) -> lis
             "have the folders in it as classes"
         )
     return notes
-
-
-def _and_more(count: int) -> str:
-    return f" and {count:,} more" if count > 0 else ""
-
-
-def _without_unknown(source: Files, unknown: Sequence[str]) -> Files:
-    """Return a test split without the images of classes that training lacks.  Raises DataError if none are left."""
-    facts = source.facts
-    assert facts.labels is not None
-    kept = np.flatnonzero(facts.labels >= 0)
-    unknown_classes = f"'{unknown[0]}'{_and_more(len(unknown) - 1)}"
-    if not len(kept):
-        raise DataError(
-            f"the test images below {source.name} share no class with the training images: the test classes are "
-            f"{unknown_classes}, the training classes {', '.join((facts.classes or ())[:5])}: check --source.test-root"
-        )
-    note = (
-        f"{len(source) - len(kept):,} test images are left out: the training images lack their class, {unknown_classes}"
-    )
-    return replace(source.take(kept), notes=(*source.notes, note))
 
 
 def _checked(path: Path, flag: str) -> Path:
@@ -199,8 +185,11 @@ def _checked(path: Path, flag: str) -> Path:
     what, advice = "a file", "give the folder of your images"
     if suffix in _ARCHIVES:
         what, advice = "an archive", "unpack it and give the folder of the images"
+        advice = f"--source.name tar reads it, or {advice}" if suffix == ".tar" else advice
+    elif suffix in _READ_BY:
+        what, advice = f"a {suffix} file", f"--source.name {_READ_BY[suffix]} reads it"
     elif suffix in _TABLES:
-        what, advice = "a table or list", "give the folder of the images themselves"
+        what, advice = "a table", "give the folder of the images themselves, or save it as .csv for --source.name list"
     elif suffix in EXTENSIONS:
         what, advice = "one image", "give the folder that holds your images"
     raise DataError(f"{flag} {shown(folder)} is {what}, not a folder: {advice}")
@@ -211,8 +200,14 @@ def _hint(root: Path, suffixes: set[str]) -> str:
     name = next((name for folder, name in _DATA_SETS.items() if (root / folder).is_dir()), "")
     if name:
         return f"it holds {name}, which --source.name {name} reads; "
+    if ".tar" in suffixes:
+        return "--source.name tar reads its .tar shards; "
+    if kind := next((suffix for suffix in (".parquet", ".arrow", ".npz", ".npy", ".h5") if suffix in suffixes), ""):
+        return f"--source.name {_READ_BY[kind]} reads its {kind} files; "
     if suffixes & set(_VIDEOS):
         return "videos are not read: write their frames as images first (ffmpeg -i VIDEO -r 1 FRAMES/%06d.jpg); "
     if suffixes & set(_ARCHIVES):
         return "archives are not read: unpack them first; "
-    return "tables are not read: give the folder of the images themselves; " if suffixes & set(_TABLES) else ""
+    if suffixes & set(_TABLES):
+        return "give the folder of the images themselves, or a list of their paths with --source.name list; "
+    return ""

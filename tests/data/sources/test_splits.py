@@ -247,7 +247,9 @@ def test_test_images_of_classes_that_training_lacks_are_left_out_and_told(make: 
     [
         ("images.zip", ("an archive", "unpack it")),
         ("images.tar.gz", ("an archive", "unpack it")),
-        ("list.csv", ("a table", "folder of the images")),
+        ("list.csv", ("a .csv file", "--source.name list reads it")),
+        ("images.tar", ("an archive", "--source.name tar reads it")),
+        ("list.xlsx", ("a table", "folder of the images")),
         ("a.jpeg", ("one image", "folder that holds")),
         ("noext", ("a file", "folder of your images")),
     ],
