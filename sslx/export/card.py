@@ -46,10 +46,18 @@ def text(trained: Trained, target: ModuleType, folder: Path) -> str:
     return "\n".join([*lines, *_scores(trained)]) + "\n"
 
 
-def facts(trained: Trained) -> dict[str, str]:
-    """Return the metadata of an exported file: sslx's version, and the encoder's recipe and view as JSON."""
-    recipe, view = asdict(trained.encoder.recipe), asdict(trained.view)
-    return {"sslx": __version__, "recipe": json.dumps(recipe), "view": json.dumps(view)}
+def facts(trained: Trained, target: ModuleType | None = None) -> dict[str, Any]:
+    """Return what ``sslx.load`` needs of an export: sslx's version, and the recipe and view of what was written.
+
+    target: a target that may write another architecture with the same features.
+    """
+    recipe = target.recipe(trained) if target and hasattr(target, "recipe") else trained.encoder.recipe
+    return {"sslx": __version__, "recipe": asdict(recipe), "view": asdict(trained.view)}
+
+
+def metadata(trained: Trained) -> dict[str, str]:
+    """Return the metadata of an exported file: ``facts``, each as JSON if it is no text."""
+    return {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts(trained).items()}
 
 
 def quoted(path: Path | str) -> str:

@@ -1,5 +1,6 @@
 """Export: a checkpoint's encoder is written in a target's format, loaded back by the target's library, and compared."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from sslx import by_name
 from sslx.console.words import one_line, shown
+from sslx.encoders.weights import preprocessing
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.export import card, limits
 from sslx.trained import Trained
@@ -46,6 +48,8 @@ def export(trained: Trained, target: str, folder: Path) -> float:
             written = Path(temporary) / folder.name
             written.mkdir()
             difference = _write(trained, module, by_name.label(target), written)
+            facts = json.dumps(card.facts(trained, module), indent=1)
+            (written / preprocessing.SSLX).write_text(f"{facts}\n", encoding="utf-8")
             text = card.text(trained, module, folder)
             (written / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(written, folder)

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sslx.encoders import Encoder
+from sslx.encoders import Encoder, Recipe
 from sslx.export import limits, plain_conv, plain_vit
 from sslx.export.card import quoted
 from sslx.export.limits import Rules, refusal
@@ -175,6 +175,12 @@ def _preprocessor(trained: Trained) -> dict[str, Any]:
         "image_mean": view.mean,
         "image_std": view.std,
     }
+
+
+def recipe(trained: Trained) -> Recipe:
+    """Return the recipe of what is written, which for a ViT is that of the plain one."""
+    encoder = trained.encoder
+    return plain_vit.recipe(encoder, plain_vit.convert(trained, LIBRARY)) if encoder.kind == "vit" else encoder.recipe
 
 
 def takes_other_sizes(encoder: Encoder) -> bool:

@@ -29,8 +29,9 @@ _IN_FOLDERS = (
     "pytorch_model.bin",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
+    "model.pth",
 )
-"""The files of a folder that save_pretrained, timm or open_clip wrote, the preferred ones first."""
+"""The files of a folder that save_pretrained, timm, open_clip or sslx wrote, the preferred ones first."""
 
 
 def in_folder(folder: Path) -> Path | None:
@@ -48,6 +49,17 @@ def config_beside(path: Path) -> dict[str, object]:
     except (OSError, ValueError, RecursionError):
         return {}
     return cast(dict[str, object], content) if isinstance(content, dict) else {}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Return the texts by name in the header of a safetensors file; {} for any other or damaged file."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except Exception:  # safetensors raises exceptions of any type; reading the tensors says what is wrong
+        return {}
 
 
 def read(path: Path) -> object:
