@@ -218,6 +218,17 @@ class Trained:
         """Whether this is a checkpoint of a run of sslx."""
         return self.config_text is not None
 
+    @property
+    def name(self) -> str:
+        """The name of the run, or of the file or folder of weights that sslx did not train."""
+        return self.settings.name if self.is_run else shown(self.folder.name)
+
+    def folder_for_results(self) -> Path:
+        """Return the run folder.  Raise ConfigError for weights that sslx did not train: nothing is written there."""
+        if not self.is_run:
+            raise ConfigError(f"{shown(self.folder)} is no run of sslx, so nothing is written there: name an --output")
+        return self.folder
+
     @cached_property
     def settings(self) -> "PretrainConfig":
         """The config of the run.  Nothing else here needs the command line's parser.

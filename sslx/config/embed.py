@@ -1,4 +1,4 @@
-"""The configuration of ``sslx embed`` and ``sslx neighbors``: a run's encoder and the images to apply it to."""
+"""The configuration of ``sslx embed`` and ``sslx neighbors``: an encoder and the images to apply it to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,9 +25,11 @@ class EmbedConfig:
     """
 
     checkpoint: Positional[Path]
-    """A run folder, or a checkpoint directory in it."""
+    """A run folder, a checkpoint directory in it, or weights of another library."""
     output: Annotated[Path, arg(aliases=["-o"])] = MISSING
     """File to write: .parquet; or .npy or .safetensors, with a .csv of paths and labels beside it."""
+    part: str | None = None
+    """Place of the encoder in a file of another library that holds several, such as teacher."""
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
     """Images to embed.  Default: the run's."""
     split: Split = "pretrain"
@@ -55,11 +57,13 @@ class NeighborsConfig:
     """
 
     checkpoint: Positional[Path]
-    """A run folder, or a checkpoint directory in it."""
+    """A run folder, a checkpoint directory in it, or weights of another library."""
     images: Positional[tuple[Path, ...]] = ()
     """Image files to find neighbors of."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """Picture to write, a .png or .svg.  Default: RUN/nearest.png."""
+    part: str | None = None
+    """Place of the encoder in a file of another library that holds several, such as teacher."""
     num_neighbors: int = 6
     """Number of neighbors of each image."""
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))

@@ -347,7 +347,8 @@ def _saved_source(args: Sequence[str]) -> str:
     """Return the name of the source of the run among the arguments, before its checkpoint is read, else folder."""
     for word in args:
         for folder in (Path(word), *Path(word).parents[:2]):  # a run, its checkpoints, one of them
-            if not word.startswith("--") and _is_readable(folder / "config.json"):
+            is_run = not word.startswith("--") and (folder / "checkpoints").is_dir()
+            if is_run and _is_readable(folder / "config.json"):
                 return flags.read(folder / "config.json").get("source", {}).get("name", choices.SOURCE)
     return "folder"
 

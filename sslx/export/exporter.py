@@ -17,7 +17,7 @@ from sslx.export import card, limits
 from sslx.trained import Trained
 
 TARGETS = by_name.Family[object](
-    "sslx.export", "--to", shared=("card", "exporter", "limits", "plain_conv", "plain_vit"), light=()
+    "sslx.export", "--to", shared=("card", "exporter", "limits", "plain_conv", "plain_vit", "preprocessing"), light=()
 )
 TOLERANCE = 1e-5
 """The largest difference between features of the encoder and of its export, relative to the largest feature.
@@ -59,8 +59,11 @@ def export(trained: Trained, target: str, folder: Path) -> float:
 
 
 def default_folder(trained: Trained, target: str) -> Path:
-    """Return the folder for an export of a run for which the user names none."""
-    return trained.folder / "export" / by_name.label(target)
+    """Return the folder for an export of a run for which the user names none.
+
+    Raises ConfigError for weights that sslx did not train.
+    """
+    return trained.folder_for_results() / "export" / by_name.label(target)
 
 
 def usage(trained: Trained, target: str, folder: Path) -> str:

@@ -132,7 +132,11 @@ def _constructor(trained: Trained) -> tuple[str, dict[str, Any], str]:
 def recipe(trained: Trained) -> Recipe:
     """Return the recipe of what is written, which for a ViT is that of the plain one."""
     encoder = trained.encoder
-    return plain_vit.recipe(encoder, plain_vit.convert(trained, "torchvision")) if encoder.kind == "vit" else encoder.recipe
+    return (
+        plain_vit.recipe(encoder, plain_vit.convert(trained, "torchvision"))
+        if encoder.kind == "vit"
+        else encoder.recipe
+    )
 
 
 def takes_other_sizes(encoder: Encoder) -> bool:

@@ -62,11 +62,12 @@ def read(path: Path, part: str | None = None) -> Foreign:
     if view is None:
         view, words = _view(file, recipe)
     else:
-        words = "as sslx export wrote"
+        words = "as sslx export wrote it down"
     with rng.OwnGenerator():
         encoder = rebuild(recipe, view.size)
     line = loading.load_tables(encoder.trunk, found, settings, recipe.name, origin, part, part_flag=_PART)
-    return Foreign(recipe=recipe, view=view, weights=encoder.state_dict(), notes=(line, f"images: {words}"))
+    notes = f"weights: {line.removeprefix(f'{origin}: ')}", f"preprocessing: {view.size} px, {words}"
+    return Foreign(recipe=recipe, view=view, weights=encoder.state_dict(), notes=notes)
 
 
 def _saved(file: Path, path: Path) -> tuple[Recipe | None, ViewSpec | None]:
@@ -93,6 +94,6 @@ def _view(file: Path, recipe: Recipe) -> tuple[ViewSpec, str]:
     """Return how images are prepared according to a file beside the weights, else the usual way, and words on it."""
     if found := preprocessing.view_beside(file):
         view, name = found
-        return view, f"{view.size} px, prepared as {name} says"
+        return view, f"as {name} says"
     view, words = preprocessing.default(recipe.size, recipe.name)
-    return view, f"{view.size} px, prepared with {words}, because no file beside the weights says how"
+    return view, f"with {words}, because no file beside the weights says how images are prepared"
