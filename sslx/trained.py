@@ -175,10 +175,12 @@ class Trained:
 
     def with_view_size(self, size: int) -> "Trained":
         """Return the same checkpoint, with images prepared as squares of ``size`` pixels."""
+        view = eval_view(size, self.view.mean, self.view.std)
         if isinstance(self.view, ResizedView):
-            resized = round(self.view.resized * size / self.view.size)
-            return replace(self, view=replace(self.view, size=size, resized=max(size, resized)))
-        return replace(self, view=eval_view(size, self.view.mean, self.view.std))
+            resized = max(size, round(self.view.resized * size / self.view.size))
+            view = replace(self.view, size=size, resized=resized)
+        before, now = (f"preprocessing: {side} px" for side in (self.view.size, size))
+        return replace(self, view=view, notes=tuple(note.replace(before, now) for note in self.notes))
 
     def averaged(self) -> "Trained":
         """Return the same checkpoint with the moving average of its encoder (``--average.momentum``) as the encoder.

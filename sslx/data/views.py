@@ -13,7 +13,7 @@ as its sigma needs (3 sigma each way, 99.7 % of the weight), at most the paper's
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -94,10 +94,8 @@ def from_json(settings: Mapping[str, Any]) -> ViewSpec:
 
     Raises TypeError or ValueError for anything else.
     """
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
-        for name, value in settings.items()
-    }
+    lists = {name: tuple(cast("list[Any]", value)) for name, value in settings.items() if isinstance(value, list)}
+    values: dict[str, Any] = {**settings, **lists}
     view = ResizedView(**values) if "resized" in values else ViewSpec(**values)
     numbers = (*view.mean, *view.std, view.center)
     if len(view.mean) != 3 or len(view.std) != 3 or not all(map(math.isfinite, numbers)) or min(view.std) <= 0:

@@ -151,7 +151,12 @@ CASES = {
         hugging_face("vit_mae", "ViTMAEForPreTraining", "ViTMAEConfig", **VIT, **MLP, **DECODER),
         mae_tokens,
     ),
-    "I-JEPA": Case("huggingface_vit", hugging_face("ijepa", "IJepaModel", "IJepaConfig", **VIT, **MLP), tokens, pool=mean_of_patches),
+    "I-JEPA": Case(
+        "huggingface_vit",
+        hugging_face("ijepa", "IJepaModel", "IJepaConfig", **VIT, **MLP),
+        tokens,
+        pool=mean_of_patches,
+    ),
     "BEiT": Case(
         "huggingface_beit",
         hugging_face("beit", "BeitModel", "BeitConfig", use_relative_position_bias=True, **VIT, **MLP),

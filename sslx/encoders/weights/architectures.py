@@ -128,7 +128,8 @@ def _vit(shapes: Shapes, settings: Settings) -> Recipe | None:
         size = "giant" if first[0] != last[1] else size if size != "tiny" else "small"
         name = f"vit_{size}_patch14_{'reg4_' if num_registers else ''}dinov2"
     elif "norm_pre.weight" in shapes:
-        name = _first_model(f"vit_{size}_patch{patch}_clip_224", "vit_base_patch16_clip_224")
+        kind = "clip_quickgelu_224" if settings.get("quick_gelu") else "clip_224"
+        name = _first_model(f"vit_{size}_patch{patch}_{kind}", f"vit_base_patch16_{kind}")
     elif not has_class:
         name = "vit_huge_patch14_gap_224"
     else:

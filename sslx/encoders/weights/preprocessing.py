@@ -38,7 +38,7 @@ def default(size: int, name: str) -> tuple[ViewSpec, str]:
 
     The mean and standard deviation are those of ImageNet, or OpenAI's for a model that is a tower of CLIP.
     """
-    if "_clip_" in name:
+    if "_clip" in name:
         return eval_view(size, _CLIP_MEAN, _CLIP_STD), "the mean and standard deviation of CLIP"
     return eval_view(size), "the mean and standard deviation of ImageNet"
 
