@@ -106,8 +106,11 @@ def clip_vit(model: Any, x: Tensor) -> Tensor:
 
 
 def clip_resnet(model: Any, x: Tensor) -> Tensor:
-    model.attnpool = nn.AdaptiveAvgPool2d(1)
-    return model(x).flatten(1)
+    """Pooled by attention, before the projection to the space of texts."""
+    width = model.attnpool.q_proj.out_features
+    model.attnpool.c_proj.weight.copy_(torch.eye(width))
+    model.attnpool.c_proj.bias.zero_()
+    return model(x)
 
 
 def torchvision_convnext() -> nn.Module:
@@ -160,6 +163,12 @@ CASES = {
     "BEiT": Case(
         "huggingface_beit",
         hugging_face("beit", "BeitModel", "BeitConfig", use_relative_position_bias=True, **VIT, **MLP),
+        pooled,
+        features,
+    ),
+    "BEiT with shared positions": Case(
+        "huggingface_beit",
+        hugging_face("beit", "BeitModel", "BeitConfig", use_shared_relative_position_bias=True, **VIT, **MLP),
         pooled,
         features,
     ),
@@ -222,7 +231,7 @@ CASES = {
     ),
     "open_clip ResNet": Case(
         "open_clip_resnet",
-        lambda: import_module("open_clip.modified_resnet").ModifiedResNet([3, 4, 6, 3], 32, 4, 64, 8),
+        lambda: import_module("open_clip.modified_resnet").ModifiedResNet([3, 4, 6, 3], 256, 4, 64, 8),
         clip_resnet,
         features,
     ),

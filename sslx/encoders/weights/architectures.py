@@ -222,8 +222,12 @@ def _clip_resnet(shapes: Shapes, settings: Settings) -> Recipe | None:
         return None
     name, width = f"{_CLIP_RESNETS[layers]}_clip_gap", shapes["stages.0.0.conv1_1x1.conv.weight"][0]
     usual = {"resnet50x4": 80, "resnet50x16": 96, "resnet50x64": 128}.get(_CLIP_RESNETS[layers], 64)
-    arguments = {} if width == usual else {"width_factor": width / 64}
-    return Recipe(name=name, size=224, channels=stem[1], arguments=arguments)
+    arguments: dict[str, Any] = {} if width == usual else {"width_factor": width / 64}
+    size = 224
+    if positions := shapes.get("head.pos_embed"):  # of the attention that pools the last feature map
+        name, size = name.removesuffix("_gap"), 32 * math.isqrt(positions[0] - 1)
+        arguments["img_size"] = size
+    return Recipe(name=name, size=size, channels=stem[1], arguments=arguments)
 
 
 def _convnext(shapes: Shapes, settings: Settings) -> Recipe | None:
