@@ -15,6 +15,7 @@ from sslx.data.views import ViewSpec
 from sslx.encoders.encoder import rebuild
 from sslx.encoders.recipe import Recipe
 from sslx.encoders.weights import files, identify, loading, preprocessing
+from sslx.encoders.weights.candidates import refusal
 from sslx.encoders.weights.tables import located, tables
 from sslx.errors import DataError
 from sslx.machine.files import read_text
@@ -58,6 +59,8 @@ def read(path: Path, part: str | None = None) -> Foreign:
     found, settings = tables(str(file), origin), files.config_beside(file)
     recipe, view = _saved(file, path)
     if recipe is None:
+        if reason := refusal(found):
+            raise DataError(f"{origin} holds {reason}")
         recipe = identify.chosen(identify.of_tables(found, settings), part, origin, _PART)
     if view is None:
         view, words = _view(file, recipe)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sslx.console.words import shown
 from sslx.encoders.weights import accounting
 from sslx.encoders.weights.accounting import Account, is_derived
-from sslx.encoders.weights.candidates import Candidate, candidates, of_timms_converter
+from sslx.encoders.weights.candidates import Candidate, candidates, of_timms_converter, refusal
 from sslx.encoders.weights.files import config_beside
 from sslx.encoders.weights.kinds import listed
 from sslx.encoders.weights.tables import Table, located, tables
@@ -63,6 +63,8 @@ def load_tables(
     if not (complete := _complete(accounts, own)):
         others = of_timms_converter(found, trunk, own)
         complete = _complete([(one, accounting.account(one, own, classifiers, missing)) for one in others], own)
+    if not complete and (reason := refusal(found)):
+        raise DataError(f"{origin} holds {reason}")
     if not any(one.tensors for one in possible) and not complete:
         names = [".".join([*table.path, key]) for table in found for key in table.tensors]
         raise DataError(
