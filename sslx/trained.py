@@ -29,6 +29,7 @@ from sslx import encoders, rng
 from sslx.console.progress import Progress, reporting
 from sslx.console.words import one_line, shown
 from sslx.data import pictures, views
+from sslx.data.augment import Augment
 from sslx.data.pictures import image_paths as image_paths
 from sslx.data.views import ResizedView, ViewSpec, eval_view
 from sslx.encoders import state_dicts
@@ -197,12 +198,17 @@ class Trained:
             )
         return replace(self, weights=weights, exported=prefix.rstrip("."))
 
+    @property
+    def seed(self) -> int:
+        """The seed of the run; 0 for weights that sslx did not train."""
+        return self.settings.seed if self.is_run else 0
+
     def untrained_encoder(self) -> encoders.Encoder:
         """Return the encoder as it was initialized at the start of the run, in evaluation mode.
 
         For weights that sslx did not train, it is initialized as in a run with seed 0.
         """
-        with rng.initial_weights(self.settings.seed if self.is_run else 0):
+        with rng.initial_weights(self.seed):
             return self._new_encoder().to(self.device).eval()
 
     def method(self) -> "Method":
@@ -249,7 +255,11 @@ class Trained:
 
     @property
     def views(self) -> tuple[ViewSpec, ...]:
-        """The augmented views that the method was trained on."""
+        """The augmented views that the method was trained on; for weights of other libraries, SimCLR's."""
+        if not self.is_run:
+            from sslx.methods import simclr
+
+            return simclr.Config().inputs(Augment(), self.size).views
         return self.settings.method.inputs(self.settings.augment, self.size).views
 
     def _new_encoder(self) -> encoders.Encoder:

@@ -1,4 +1,4 @@
-"""The configuration of ``sslx embed`` and ``sslx neighbors``: an encoder and the images to apply it to."""
+"""The configuration of ``sslx embed``, ``sslx neighbors`` and ``sslx plot``: an encoder and the images to apply it to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -83,6 +83,24 @@ class NeighborsConfig:
             raise ConfigError(f"--num-neighbors must be at least 1, not {self.num_neighbors}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlotConfig:
+    """Draw a run's loss, a map of its features, neighbors and views, as PNG files."""
+
+    checkpoint: Positional[Path]
+    """A run folder, or a checkpoint directory in it."""
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
+    """Images to draw.  Default: the run's."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """How images are read.  Default: as in the run."""
+    num_points: int = 2000
+    """Maximum number of images on the map, from the test split or, if there is none, from held-out training images."""
+    seed: int = 0
+    """Random seed of the map and of the choice of images."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute features on."""
+
+
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")
@@ -99,3 +117,8 @@ def load_neighbors(argv: Sequence[str], run: PretrainConfig | None = None, *, qu
     if not config.images:
         raise ConfigError("sslx neighbors needs images to find neighbors of: sslx neighbors RUN cat.jpg dog.jpg")
     return config
+
+
+def load_plot(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> PlotConfig:
+    """Return the config of ``sslx plot CHECKPOINT [--flags]``; ``run`` as for ``config.load_probe``."""
+    return of_images(PlotConfig, "sslx plot", argv, run, quiet)

@@ -141,7 +141,8 @@ def test_timms_own_converter_is_asked_where_no_layout_fits(tmp_path: Path, gener
 def test_checkpoints_of_frameworks_have_several_encoders(tmp_path: Path, generator: torch.Generator):
     """With the names that their code gives: solo-learn's of momentum methods, stable-pretraining's of a teacher."""
     student, teacher = (
-        randomized(timm.create_model("resnet18", num_classes=0, layers=[1, 1, 1, 1], channels=[8, 8, 8, 16]), generator) for _ in range(2)
+        randomized(timm.create_model("resnet18", num_classes=0, layers=[1, 1, 1, 1], channels=[8, 8, 8, 16]), generator)
+        for _ in range(2)
     )
     queue = {"classifier.weight": torch.randn(10, 512, generator=generator), "queue": torch.randn(2, 8, 16)}
     for parts, others in (
