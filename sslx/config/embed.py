@@ -1,4 +1,4 @@
-"""The configuration of ``sslx embed``, ``sslx neighbors`` and ``sslx plot``: an encoder and the images to apply it to."""
+"""The configuration of ``sslx embed``, ``neighbors`` and ``plot``: an encoder and the images to apply it to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

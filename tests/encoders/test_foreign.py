@@ -172,7 +172,7 @@ def test_one_of_two_encoders_is_chosen_by_its_part_and_images_are_prepared_as_us
     untrained = [one.untrained_encoder().state_dict()["trunk.layer4.0.conv1.weight"] for one in (small, trained)]
     assert torch.equal(untrained[0], untrained[1])
     assert not torch.equal(untrained[0], weight)
-    for only_of_a_run in (trained.averaged, trained.method, lambda: trained.settings, lambda: trained.views):
+    for only_of_a_run in (trained.averaged, trained.method, lambda: trained.settings):
         with raises_one_line(ConfigError, "dino.pth has no ", "because it is no run of sslx"):
             only_of_a_run()
 
@@ -239,3 +239,22 @@ def test_commands_take_weights_and_write_nothing_beside_them(
         assert cli.main(command) == 64
         assert "is no run of sslx, so nothing is written there: name an --output" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"images", "out", "dino.pth"}
+
+
+@pytest.mark.slow
+def test_the_scores_of_weights_go_only_where_the_user_says(
+    teacher_and_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["probe", str(teacher_and_student), "--part", "student", "--source.name", "digits"]
+    command += ["--data.eval-size", "32", "--probe.num-views", "2"]
+    assert cli.main(command) == 0
+    assert "scores without labels on 355 test images, 32 px" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"dino.pth"}
+    assert cli.main([*command, "--output", str(tmp_path / "scores")]) == 0
+    folder = tmp_path / "scores" / "dino.pth"
+    rows = {row["name"]: row for row in json.loads((folder / "probe.json").read_text())["scores"]}
+    assert list(rows) == ["raw pixels", "untrained encoder", "pretrained encoder"]
+    assert rows["pretrained encoder"]["linear"] > 0.12
+    assert list((folder / "features").iterdir())
+    assert cli.main([*command, str(teacher_and_student), "-o", str(tmp_path / "x")]) == 64
+    assert "no two of them by the same name" in capsys.readouterr().err

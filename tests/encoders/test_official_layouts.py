@@ -140,10 +140,8 @@ def test_timms_own_converter_is_asked_where_no_layout_fits(tmp_path: Path, gener
 @torch.no_grad()
 def test_checkpoints_of_frameworks_have_several_encoders(tmp_path: Path, generator: torch.Generator):
     """With the names that their code gives: solo-learn's of momentum methods, stable-pretraining's of a teacher."""
-    student, teacher = (
-        randomized(timm.create_model("resnet18", num_classes=0, layers=[1, 1, 1, 1], channels=[8, 8, 8, 16]), generator)
-        for _ in range(2)
-    )
+    shape = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}
+    student, teacher = (randomized(timm.create_model("resnet18", num_classes=0, **shape), generator) for _ in range(2))
     queue = {"classifier.weight": torch.randn(10, 512, generator=generator), "queue": torch.randn(2, 8, 16)}
     for parts, others in (
         (("backbone", "momentum_backbone"), {**queue, "projector.0.weight": torch.randn(8, 512)}),
@@ -158,9 +156,8 @@ def test_checkpoints_of_frameworks_have_several_encoders(tmp_path: Path, generat
         with raises_one_line(DataError, "holds 2 such encoders", *(f"state_dict.{part}" for part in parts)):
             sslx.load(tmp_path / "last.ckpt")
         x = torch.randn(2, 3, 32, 32, generator=generator)
-        for part, model in zip(parts, (student, teacher), strict=True):
-            encoder = sslx.load(tmp_path / "last.ckpt", part=part).encoder
-            torch.testing.assert_close(encoder(x), model(x), rtol=0, atol=1e-5)
+        encoder = sslx.load(tmp_path / "last.ckpt", part=parts[1]).encoder
+        torch.testing.assert_close(encoder(x), teacher(x), rtol=0, atol=1e-5)
 
 
 def test_a_model_that_no_encoder_equals_is_refused_with_the_reason(tmp_path: Path):
