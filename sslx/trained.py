@@ -6,6 +6,9 @@ Example::
 
     trained = sslx.load("runs/simclr_digits")
     vectors = trained.embed(["cat.jpg", "dog.jpg"])  # (2, trained.dim) float32
+
+    dinov2 = sslx.load("dinov2-small")  # a folder of transformers, timm or open_clip, or a file of weights
+    print(dinov2.notes)  # what was loaded, and how images are prepared
 """
 
 from collections.abc import Callable, Mapping
@@ -25,9 +28,10 @@ from torch import Tensor
 from sslx import encoders, rng
 from sslx.console.progress import Progress, reporting
 from sslx.console.words import one_line, shown
-from sslx.data import pictures
+from sslx.data import pictures, views
+from sslx.data.augment import Augment
 from sslx.data.pictures import image_paths as image_paths
-from sslx.data.views import ViewSpec, eval_view
+from sslx.data.views import ResizedView, ViewSpec, eval_view
 from sslx.encoders import state_dicts
 from sslx.encoders.modes import evaluation_mode
 from sslx.errors import ConfigError, DataError, MissingInput
@@ -56,11 +60,16 @@ class Options(TypedDict, total=False):
 class Trained:
     """A checkpoint of a run.  Whatever features do not need is read or imported when it is first used.
 
+    Or weights that sslx did not train: there is no run with settings, views and a method, the folder and the checkpoint
+    are the given path, and the step is 0.
+
     folder: the run folder.  checkpoint: the directory of the checkpoint.  step: the number of steps taken.
     size: the side of the training views in pixels.  view: the transform of an image for features.
     recipe: the encoder's architecture; None for a checkpoint of sslx 0.1, whose config describes it.
     exported: the name of the encoder in its method: "encoder", or "teacher.encoder" if the method exports that one.
     device: the device on which encoders are built.
+    config_text: the run's config; None for weights that sslx did not train.
+    notes: of weights that sslx did not train, a line that accounts for all tensors, and one on how images are prepared.
 
     No method changes the state of a global random generator.
     """
@@ -73,8 +82,9 @@ class Trained:
     recipe: encoders.Recipe | None
     exported: str
     device: torch.device
-    config_text: str = field(repr=False)
+    config_text: str | None = field(repr=False)
     weights: Mapping[str, Tensor] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def encoder(self) -> encoders.Encoder:
@@ -142,6 +152,8 @@ class Trained:
             vectors = trained.embed("photos")  # (N, dim), in the order of sslx.image_paths("photos")
             array = trained.embed(["cat.jpg", "dog.jpg"], as_numpy=True)  # (2, dim)
         """
+        if (num := self.encoder.recipe.channels) != 3:
+            raise ConfigError(f"expected an encoder of RGB images, {shown(self.folder)} has one for {num} channels")
         where = _device(device, self.device)
         encoder = self.encoder if where == self.device else deepcopy(self.encoder).to(where)
         autocast = devices.autocast(where, precision)
@@ -164,13 +176,19 @@ class Trained:
 
     def with_view_size(self, size: int) -> "Trained":
         """Return the same checkpoint, with images prepared as squares of ``size`` pixels."""
-        return replace(self, view=eval_view(size, self.view.mean, self.view.std))
+        view = eval_view(size, self.view.mean, self.view.std)
+        if isinstance(self.view, ResizedView):
+            resized = max(size, round(self.view.resized * size / self.view.size))
+            view = replace(self.view, size=size, resized=resized)
+        before, now = (f"preprocessing: {side} px" for side in (self.view.size, size))
+        return replace(self, view=view, notes=tuple(note.replace(before, now) for note in self.notes))
 
     def averaged(self) -> "Trained":
         """Return the same checkpoint with the moving average of its encoder (``--average.momentum``) as the encoder.
 
         Raises ConfigError if the run kept none.
         """
+        self._check_run("a moving average of the encoder")
         state: Mapping[str, Tensor] = checkpoint.load(self.checkpoint, needs=("method",))["method"]
         prefix = "encoder_average.encoder."
         weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -180,9 +198,17 @@ class Trained:
             )
         return replace(self, weights=weights, exported=prefix.rstrip("."))
 
+    @property
+    def seed(self) -> int:
+        """The seed of the run; 0 for weights that sslx did not train."""
+        return self.settings.seed if self.is_run else 0
+
     def untrained_encoder(self) -> encoders.Encoder:
-        """Return the encoder as it was initialized at the start of the run, in evaluation mode."""
-        with rng.initial_weights(self.settings.seed):
+        """Return the encoder as it was initialized at the start of the run, in evaluation mode.
+
+        For weights that sslx did not train, it is initialized as in a run with seed 0.
+        """
+        with rng.initial_weights(self.seed):
             return self._new_encoder().to(self.device).eval()
 
     def method(self) -> "Method":
@@ -195,16 +221,45 @@ class Trained:
         state_dicts.load(method, state, f"checkpoint in {self.folder}")
         return method.to(self.device).eval()
 
+    @property
+    def is_run(self) -> bool:
+        """Whether this is a checkpoint of a run of sslx."""
+        return self.config_text is not None
+
+    @property
+    def name(self) -> str:
+        """The name of the run, or of the file or folder of weights that sslx did not train."""
+        return self.settings.name if self.is_run else shown(self.folder.name)
+
+    def folder_for_results(self) -> Path:
+        """Return the run folder.  Raise ConfigError for weights that sslx did not train: nothing is written there."""
+        if not self.is_run:
+            raise ConfigError(f"{shown(self.folder)} is no run of sslx, so nothing is written there: name an --output")
+        return self.folder
+
     @cached_property
     def settings(self) -> "PretrainConfig":
-        """The config of the run.  Nothing else here needs the command line's parser."""
+        """The config of the run.  Nothing else here needs the command line's parser.
+
+        Raises ConfigError for weights that sslx did not train.
+        """
         from sslx import config
 
-        return config.loads(self.config_text)
+        return config.loads(self._check_run("settings"))
+
+    def _check_run(self, what: str) -> str:
+        """Return the text of the config; raise ConfigError, which names what only a run has, if there is none."""
+        if self.config_text is None:
+            raise ConfigError(f"{shown(self.folder)} has no {what}, because it is no run of sslx: use a run folder")
+        return self.config_text
 
     @property
     def views(self) -> tuple[ViewSpec, ...]:
-        """The augmented views that the method was trained on."""
+        """The augmented views that the method was trained on; for weights of other libraries, SimCLR's."""
+        if not self.is_run:
+            from sslx.methods import simclr
+
+            return simclr.Config().inputs(Augment(), self.size).views
         return self.settings.method.inputs(self.settings.augment, self.size).views
 
     def _new_encoder(self) -> encoders.Encoder:
@@ -220,13 +275,54 @@ class Trained:
         return encoders.build(trunk, self.size, self.view.size, norm=norm)
 
 
-def load(path: str | PathLike[str], device: torch.device | str = "cpu") -> Trained:
-    """Read a run folder (its newest good checkpoint), a checkpoint directory or a file in one.
+def load(path: str | PathLike[str], device: torch.device | str = "cpu", *, part: str | None = None) -> Trained:
+    """Read a run of sslx, an encoder that sslx exported, or weights of another library.
 
+    path: a run folder (its newest good checkpoint), a checkpoint directory or a file in one; a folder that
+      ``sslx export``, timm, open_clip or transformers wrote; or a file of torch or safetensors that ``sslx weights``
+      recognizes (sslx/encoders/weights/README.md lists the libraries).
     device: the device on which the encoder is built.  Only the encoder's weights and the facts about it are read.
-    Raises MissingInput if there is no checkpoint, and DataError if it is damaged.
+    part: the place of the encoder in a file of another library that holds several, such as "teacher".
+
+    Images are prepared as the files beside the weights say (``preprocessor_config.json`` of transformers,
+    ``config.json`` of timm, ``open_clip_config.json``), else with ImageNet's mean and standard deviation, or CLIP's for
+    its towers, at the model's own size.  ``Trained.notes`` says which, ``Trained.view`` is the result, and
+    ``Trained.with_view_size`` chooses another size.  No code in a file is run.
+
+    Raises MissingInput if there is nothing to read, and DataError if it is damaged, or holds no encoder that is
+    recognized, only a part of one, or several different ones.
+
+    Example::
+
+        trained = sslx.load("runs/photos")
+        vit = sslx.load("dino_vitsmall16.pth", part="teacher").with_view_size(256)
+        vectors = vit.embed("photos")
     """
     path = Path(path)
+    from sslx.encoders.weights import foreign  # here: encoders, which it builds, import the package that it is in
+
+    if foreign.is_foreign(path):
+        found = foreign.read(path, part)
+        return Trained(
+            folder=path,
+            checkpoint=path,
+            step=0,
+            size=found.view.size,
+            view=found.view,
+            recipe=found.recipe,
+            exported="encoder",
+            device=torch.device(device),
+            config_text=None,
+            weights=found.weights,
+            notes=found.notes,
+        )
+    if part is not None:
+        raise ConfigError(f"{shown(path)} is no file of another library, of which --part names an encoder")
+    return _of_run(path, device)
+
+
+def _of_run(path: Path, device: torch.device | str) -> Trained:
+    """Read a run folder, a checkpoint directory or a file in one."""
     try:
         directory = checkpoint.find(path, VIEW)
         state = checkpoint.load(directory, needs=VIEW)
@@ -259,9 +355,7 @@ def _device(choice: torch.device | str, own: torch.device) -> torch.device:
 
 def _view(state: Mapping[str, Any], path: Path) -> ViewSpec:
     try:
-        saved: dict[str, Any] = state["eval_view"]  # JSON turned tuples into lists
-        tuples: dict[str, Any] = {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
-        return ViewSpec(**saved | tuples)
+        return views.from_json(state["eval_view"])
     except (TypeError, ValueError) as error:
         raise DataError(f"checkpoint {path} was not written by sslx: its 'eval_view': {one_line(error)}") from error
 

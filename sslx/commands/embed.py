@@ -9,7 +9,7 @@ from sslx.machine import environment
 def main(argv: Sequence[str]) -> int:
     """Write the features of images to a file and return the exit code."""
     quiet = environment.launched_rank() not in (None, 0)
-    checkpoint = config.load_embed(argv, quiet=quiet).checkpoint
+    options = config.load_embed(argv, quiet=quiet)
     from sslx.embed import run  # imports torch, which takes seconds
 
-    return run.main(argv, checkpoint, quiet=quiet)
+    return run.main(argv, options.checkpoint, options.part, quiet=quiet)

@@ -13,14 +13,16 @@ from sslx.config.parser import Positional, arg
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Write a run's encoder for another library, which then has to load it."""
+    """Write an encoder for another library, which then has to load it."""
 
     checkpoint: Positional[Path]
-    """A run folder, a checkpoint directory or a file in one."""
+    """A run folder, a checkpoint directory in it, or weights of another library."""
     to: str = "timm"
     """timm, torchvision, hf (Hugging Face's transformers), safetensors, onnx, or the path of your own .py file."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """The folder to write.  Default: RUN/export/TARGET."""
+    part: str | None = None
+    """Place of the encoder in a file of another library that holds several, such as teacher."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     from sslx.export import exporter
 
     exporter.TARGETS.path(config.to)  # raises an error before the checkpoint is read
-    trained = sslx.load(config.checkpoint)
+    trained = sslx.load(config.checkpoint, part=config.part)
+    sys.stdout.write("".join(f"{line}\n" for line in trained.notes))
     folder = config.output or exporter.default_folder(trained, config.to)
     difference = exporter.export(trained, config.to, folder)
     sys.stdout.write(

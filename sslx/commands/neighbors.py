@@ -9,7 +9,7 @@ from sslx.machine import environment
 def main(argv: Sequence[str]) -> int:
     """Print and draw the images nearest to given ones and return the exit code."""
     quiet = environment.launched_rank() not in (None, 0)
-    checkpoint = config.load_neighbors(argv, quiet=quiet).checkpoint
+    options = config.load_neighbors(argv, quiet=quiet)
     from sslx.embed import neighbors  # imports torch, which takes seconds
 
-    return neighbors.main(argv, checkpoint, quiet=quiet)
+    return neighbors.main(argv, options.checkpoint, options.part, quiet=quiet)

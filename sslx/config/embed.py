@@ -1,4 +1,4 @@
-"""The configuration of ``sslx embed`` and ``sslx neighbors``: a run's encoder and the images to apply it to."""
+"""The configuration of ``sslx embed``, ``neighbors`` and ``plot``: an encoder and the images to apply it to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from sslx.config.pretrain import PretrainConfig, of_images
 from sslx.data.config import Config as DataConfig
 from sslx.data.sources.config import SourceConfig, Split
 from sslx.errors import ConfigError
+from sslx.runs.config import ResultsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,11 @@ class EmbedConfig:
     """
 
     checkpoint: Positional[Path]
-    """A run folder, or a checkpoint directory in it."""
+    """A run folder, a checkpoint directory in it, or weights of another library."""
     output: Annotated[Path, arg(aliases=["-o"])] = MISSING
     """File to write: .parquet; or .npy or .safetensors, with a .csv of paths and labels beside it."""
+    part: str | None = None
+    """Place of the encoder in a file of another library that holds several, such as teacher."""
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
     """Images to embed.  Default: the run's."""
     split: Split = "pretrain"
@@ -55,11 +58,13 @@ class NeighborsConfig:
     """
 
     checkpoint: Positional[Path]
-    """A run folder, or a checkpoint directory in it."""
+    """A run folder, a checkpoint directory in it, or weights of another library."""
     images: Positional[tuple[Path, ...]] = ()
     """Image files to find neighbors of."""
     output: Annotated[Path | None, arg(aliases=["-o"])] = None
     """Picture to write, a .png or .svg.  Default: RUN/nearest.png."""
+    part: str | None = None
+    """Place of the encoder in a file of another library that holds several, such as teacher."""
     num_neighbors: int = 6
     """Number of neighbors of each image."""
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
@@ -79,6 +84,24 @@ class NeighborsConfig:
             raise ConfigError(f"--num-neighbors must be at least 1, not {self.num_neighbors}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlotConfig(ResultsConfig):
+    """Draw a run's loss, a map of its features, neighbors and views, as PNG files."""
+
+    checkpoint: Positional[Path]
+    """A run folder, or a checkpoint directory in it."""
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
+    """Images to draw.  Default: the run's."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """How images are read.  Default: as in the run."""
+    num_points: int = 2000
+    """Maximum number of images on the map, from the test split or, if there is none, from held-out training images."""
+    seed: int = 0
+    """Random seed of the map and of the choice of images."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute features on."""
+
+
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")
@@ -95,3 +118,8 @@ def load_neighbors(argv: Sequence[str], run: PretrainConfig | None = None, *, qu
     if not config.images:
         raise ConfigError("sslx neighbors needs images to find neighbors of: sslx neighbors RUN cat.jpg dog.jpg")
     return config
+
+
+def load_plot(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> PlotConfig:
+    """Return the config of ``sslx plot CHECKPOINT [--flags]``; ``run`` as for ``config.load_probe``."""
+    return of_images(PlotConfig, "sslx plot", argv, run, quiet)

@@ -10,12 +10,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from sslx import __version__, by_name
 from sslx.config import choices, flags, presets, schema
 from sslx.config.flags import recipes as recipes
-from sslx.config.parser import MISSING, Positional, Suppress, parse_flags, print_help, separated
+from sslx.config.parser import MISSING, Positional, Suppress, arg, parse_flags, print_help, separated
 from sslx.console.words import shown
 from sslx.data import sources
 from sslx.data.augment import Augment
@@ -126,7 +126,11 @@ class ProbeConfig(ResultsConfig):
     """
 
     checkpoints: Positional[tuple[Path, ...]]
-    """Run folders, or checkpoint directories in them; several are compared."""
+    """Run folders, checkpoint directories in them, or weights of other libraries; several are compared."""
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """Folder for scores and features of weights that sslx did not train.  Default: they are only printed."""
+    part: str | None = None
+    """Place of the encoder in a file of another library that holds several, such as teacher."""
     source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
     """Images to probe on.  Default: the first run's."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -142,24 +146,6 @@ class ProbeConfig(ResultsConfig):
     def __post_init__(self) -> None:
         if self.checkpoints == ():
             raise ConfigError("expected the PATH of a run, got none: sslx probe runs/NAME")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlotConfig(ResultsConfig):
-    """Draw a run's loss, a map of its features, neighbors and views, as PNG files."""
-
-    checkpoint: Positional[Path]
-    """A run folder, or a checkpoint directory in it."""
-    source: SourceConfig = field(default_factory=lambda: SourceConfig(name=choices.SOURCE))
-    """Images to draw.  Default: the run's."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """How images are read.  Default: as in the run."""
-    num_points: int = 2000
-    """Maximum number of images on the map, from the test split or, if there is none, from held-out training images."""
-    seed: int = 0
-    """Random seed of the map and of the choice of images."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute features on."""
 
 
 OfImages = TypeVar("OfImages", bound=Any)
@@ -315,11 +301,6 @@ def load_probe(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet:
     return of_images(ProbeConfig, "sslx probe", argv, run, quiet)
 
 
-def load_plot(argv: Sequence[str], run: PretrainConfig | None = None, *, quiet: bool = False) -> PlotConfig:
-    """Return the config of ``sslx plot CHECKPOINT [--flags]``; ``run`` as for ``load_probe``."""
-    return of_images(PlotConfig, "sslx plot", argv, run, quiet)
-
-
 def of_images(
     kind: type[OfImages], prog: str, argv: Sequence[str], run: PretrainConfig | None, quiet: bool
 ) -> OfImages:
@@ -347,7 +328,8 @@ def _saved_source(args: Sequence[str]) -> str:
     """Return the name of the source of the run among the arguments, before its checkpoint is read, else folder."""
     for word in args:
         for folder in (Path(word), *Path(word).parents[:2]):  # a run, its checkpoints, one of them
-            if not word.startswith("--") and _is_readable(folder / "config.json"):
+            is_run = not word.startswith("--") and (folder / "checkpoints").is_dir()
+            if is_run and _is_readable(folder / "config.json"):
                 return flags.read(folder / "config.json").get("source", {}).get("name", choices.SOURCE)
     return "folder"
 

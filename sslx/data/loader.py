@@ -20,7 +20,7 @@ from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
 from sslx.data.text import Texts, TextSpec
 from sslx.data.transfer import Arrays, Delivery
-from sslx.data.views import ViewSpec
+from sslx.data.views import ResizedView, ViewSpec
 from sslx.data.waiting import Caller, StopWaiting, WaitPolicy
 from sslx.data.workers import Deadly
 from sslx.distributed import Ranks
@@ -230,8 +230,14 @@ def _backend(
             f"expected RGB images of 8 bits, {source.name} has {channels.num} channels, up to {channels.full_scale:g}"
             f"{'' if channels.is_rgb else ', which are not RGB'}: no backend reads such yet"
         )
+    is_resized = any(isinstance(spec, ResizedView) for spec in specs)
     if name == "auto":
-        name = "dali" if has_dali() else "torchvision"
+        name = "dali" if has_dali() and not is_resized else "torchvision"
+    if is_resized and name in ("dali", "resident"):
+        raise ConfigError(
+            f"--data.backend {name} does not prepare images as the library of these weights does: take "
+            "--data.backend torchvision"
+        )
     if name == "synthetic":
         from sslx.data.backends.synthetic import Synthetic
 

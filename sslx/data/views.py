@@ -11,8 +11,9 @@ as its sigma needs (3 sigma each way, 99.7 % of the weight), at most the paper's
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,10 @@ from sslx.data.text import TextSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_SIDE = 1 << 15
+"""Of a view, in pixels."""
+FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""The names of PIL's filters, by its numbers."""
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0  # of the blur, in pixels
 _NUM_BOXES = 10  # candidate crop boxes, of which the first one that fits the image is taken, as in torchvision
 _NUM_DRAWS = 2 * _NUM_BOXES + 12  # random numbers per view of a sample
@@ -45,6 +50,29 @@ class ViewSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResizedView(ViewSpec):
+    """The evaluation view of other libraries: PIL resizes the image, and then its center is cut out.
+
+    resized: the shorter side in pixels after resizing, before the center of ``size`` pixels is cut out.
+    keeps_ratio: False if the whole image becomes a square of ``resized`` pixels, whatever its shape.
+    interpolation: the filter, one of ``FILTERS``.
+    rounds_down: whether the place of the center is rounded down, as in transformers, or to the nearest pixel, of two
+      equally near ones to the even one, as in torchvision.
+    """
+
+    resized: int
+    keeps_ratio: bool = True
+    interpolation: str = "bilinear"
+    rounds_down: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resized < self.size or self.augment is not None or self.center != 1:
+            raise ValueError(f"expected an evaluation view that is resized to {self.size} pixels or more, got {self}")
+        if self.interpolation not in FILTERS.values():
+            raise ValueError(f"expected a filter among {', '.join(FILTERS.values())}, got {self.interpolation}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What a method needs of each sample: views, in the order of ``Batch.views``, and a text for ``Batch.text``."""
 
@@ -59,6 +87,23 @@ def eval_view(
 ) -> ViewSpec:
     """Return the probes' view of both splits: the whole shorter side up to 64 px, the usual central 224/256 above."""
     return ViewSpec(size=size, center=1.0 if size <= 64 else 0.875, mean=mean, std=std)
+
+
+def from_json(settings: Mapping[str, Any]) -> ViewSpec:
+    """Return the evaluation view that ``dataclasses.asdict`` and JSON made this of.
+
+    Raises TypeError or ValueError for anything else.
+    """
+    lists = {name: tuple(cast("list[Any]", value)) for name, value in settings.items() if isinstance(value, list)}
+    values: dict[str, Any] = {**settings, **lists}
+    view = ResizedView(**values) if "resized" in values else ViewSpec(**values)
+    numbers = (*view.mean, *view.std, view.center)
+    if len(view.mean) != 3 or len(view.std) != 3 or not all(map(math.isfinite, numbers)) or min(view.std) <= 0:
+        raise ValueError(f"expected a mean and a standard deviation of three channels, got {view.mean} and {view.std}")
+    sides: list[Any] = [view.size, view.resized if isinstance(view, ResizedView) else view.size]
+    if not all(isinstance(side, int) and 0 < side < MAX_SIDE for side in sides) or not 0 < view.center <= 1:
+        raise ValueError(f"expected a side in pixels and a fraction of it, got {view.size} and {view.center}")
+    return view
 
 
 @dataclass(frozen=True)

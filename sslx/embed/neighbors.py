@@ -38,20 +38,20 @@ class Near:
     similarity: list[float]
 
 
-def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
+def main(argv: Sequence[str], path: Path, part: str | None = None, *, quiet: bool = False) -> int:
     """Run ``sslx neighbors CHECKPOINT IMAGE...``: print the neighbors, draw them, and return the exit code.
 
-    path: the checkpoint that argv names.  quiet: do not print anything about wrong flags.
+    path, part: the checkpoint that argv names, and the part of a file.  quiet: do not print anything about wrong flags.
     """
-    trained = load(path)
-    options = config.load_neighbors(argv, trained.settings, quiet=quiet)
-    output = options.output or trained.folder / "nearest.png"
+    trained = load(path, part=part)
+    options = config.load_neighbors(argv, trained.settings if trained.is_run else None, quiet=quiet)
+    output = options.output or trained.folder_for_results() / "nearest.png"
     if output.suffix not in (".png", ".svg"):
         raise ConfigError(f"--output {shown(output)} must end in .png or .svg")
     for image in options.images:
         if not image.exists():
             raise MissingInput(f"image {shown(image)} does not exist")
-    if options.data.eval_size not in (None, trained.settings.data.eval_size):
+    if options.data.eval_size not in (None, trained.view.size):
         trained = trained.with_view_size(options.data.eval_size)
     ranks = distributed.init(options.device)
     trained = trained.to(ranks.device)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     say = say_to(console, ranks.is_main)
     queries = trained.embed(options.images, device=ranks.device, progress=False)
     source = sources.build(options.source, options.split, options.data, say=say)
-    for line in (source.describe(), *source.notes):
+    for line in (*trained.notes, source.describe(), *source.notes):
         say(line)
     batches = data.evaluation(
         options.data, source, trained.view, batch_size=options.batch_size, ranks=ranks, dtype=torch.float32, say=say
@@ -175,6 +175,6 @@ def _draw(trained: Trained, options: NeighborsConfig, source: Source, found: Seq
     plot.neighbor_sheet(
         rows,
         output,
-        f"{trained.settings.name}: nearest neighbors by features",
+        f"{trained.name}: nearest neighbors by features",
         f"{some} (framed), and the nearest of {len(source):,} images with the cosine similarity",
     )

@@ -55,15 +55,15 @@ class Job:
         return devices.autocast(self.ranks.device, self.options.precision)
 
 
-def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
+def main(argv: Sequence[str], path: Path, part: str | None = None, *, quiet: bool = False) -> int:
     """Run ``sslx embed CHECKPOINT -o FILE`` and return the exit code.
 
-    path: the checkpoint that argv names.  quiet: do not print anything about wrong flags.
+    path, part: the checkpoint that argv names, and the part of a file.  quiet: do not print anything about wrong flags.
     """
-    trained = load(path)
-    options = config.load_embed(argv, trained.settings, quiet=quiet)
+    trained = load(path, part=part)
+    options = config.load_embed(argv, trained.settings if trained.is_run else None, quiet=quiet)
     tables.check(options.output)
-    if options.data.eval_size not in (None, trained.settings.data.eval_size):
+    if options.data.eval_size not in (None, trained.view.size):
         trained = trained.with_view_size(options.data.eval_size)
     ranks = distributed.init(options.device)
     write(trained.to(ranks.device), options, ranks)
@@ -79,7 +79,7 @@ def write(trained: Trained, options: EmbedConfig, ranks: Ranks) -> None:
     console = Console()
     say = say_to(console, ranks.is_main)
     source = sources.build(options.source, options.split, options.data, say=say)
-    for line in (source.describe(), *source.notes):
+    for line in (*trained.notes, source.describe(), *source.notes):
         say(line)
     parts = Parts(parts_of_a_file.folder_of(options.output), len(source))
     job = Job(trained, options, source, ranks, parts, say)

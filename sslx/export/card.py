@@ -13,6 +13,7 @@ from sslx import __version__, by_name, config
 from sslx.config import PretrainConfig, flags
 from sslx.console.words import one_line, plural, shown
 from sslx.errors import UserError
+from sslx.export.preprocessing import as_python, in_words
 from sslx.machine import files
 from sslx.runs import records
 from sslx.runs.records import Start
@@ -29,27 +30,38 @@ _MAX_BYTES = 1 << 20
 def text(trained: Trained, target: ModuleType, folder: Path) -> str:
     """Return the README of an export.  folder: where the export will be."""
     recipe = trained.encoder.recipe
-    preprocessing = getattr(target, "preprocessing", _preprocessing)(trained, folder)
+    origin = f"pretrained without labels by sslx {__version__}"
+    if not trained.is_run:
+        origin = f"that sslx {__version__} did not train, but read from {shown(trained.folder.name)}"
+    prepared = target.preprocessing(trained, folder) if hasattr(target, "preprocessing") else as_python(trained.view)
     lines = [
         f"# {shown(trained.folder.name)}",
         "",
-        f"An encoder pretrained without labels by sslx {__version__}: {recipe.name}, {trained.dim} features.",
+        f"An encoder {origin}: {recipe.name}, {trained.dim} features.",
         "",
         *_code(target.usage(trained, folder), "python"),
         "",
         "`images` is a batch of prepared images (B, C, H, W) in float32. This prepares an `image` that PIL has opened:",
         "",
-        *_code(preprocessing, "python"),
+        *_code(prepared, "python"),
         "",
         *_training(trained),
     ]
     return "\n".join([*lines, *_scores(trained)]) + "\n"
 
 
-def facts(trained: Trained) -> dict[str, str]:
-    """Return the metadata of an exported file: sslx's version, and the encoder's recipe and view as JSON."""
-    recipe, view = asdict(trained.encoder.recipe), asdict(trained.view)
-    return {"sslx": __version__, "recipe": json.dumps(recipe), "view": json.dumps(view)}
+def facts(trained: Trained, target: ModuleType | None = None) -> dict[str, Any]:
+    """Return what ``sslx.load`` needs of an export: sslx's version, and the recipe and view of what was written.
+
+    target: a target that may write another architecture with the same features.
+    """
+    recipe = target.recipe(trained) if target and hasattr(target, "recipe") else trained.encoder.recipe
+    return {"sslx": __version__, "recipe": asdict(recipe), "view": asdict(trained.view)}
+
+
+def metadata(trained: Trained) -> dict[str, str]:
+    """Return the metadata of an exported file: ``facts``, each as JSON if it is no text."""
+    return {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts(trained).items()}
 
 
 def quoted(path: Path | str) -> str:
@@ -86,26 +98,17 @@ def _code(code: str, language: str) -> list[str]:
     return [f"```{language}", code, "```"]
 
 
-def _preprocessing(trained: Trained, _: Path) -> str:
-    """Return the Python code that makes the same pixels of an image as ``Trained.transform``."""
-    view = trained.view
-    return f"""from torchvision.transforms.v2 import functional
-pixels = functional.pil_to_tensor(image.convert("RGB"))
-height, width = pixels.shape[-2:]
-side = int({view.center} * min(height, width) + 0.5)  # of the central square
-box = ((height - side) // 2, (width - side) // 2, side, side)
-pixels = functional.resized_crop(pixels, *box, [{view.size}, {view.size}], antialias=True)
-images = functional.normalize(pixels / 255, {list(view.mean)}, {list(view.std)})[None]"""
-
-
 def _training(trained: Trained) -> list[str]:
-    """Return the lines about the run."""
+    """Return the lines about the run, or on what was read from another library's files."""
+    if not trained.is_run:
+        rows = [note.partition(": ")[::2] for note in trained.notes]
+        rows.append(("images", in_words(trained.view)))
+        return ["| | |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in rows), ""]
     try:
         settings = trained.settings
     except UserError as error:  # of another version of sslx, whose encoders can be exported all the same
         return [f"How it was trained cannot be read: {one_line(error)}", ""]
-    view, recipe, starts = trained.view, trained.encoder.recipe, records.read_starts(trained.folder)
-    square = f"the central {view.center:.0%} of the shorter side, resized to {view.size} px"
+    recipe, starts = trained.encoder.recipe, records.read_starts(trained.folder)
     num_parameters = sum(parameter.numel() for parameter in trained.encoder.parameters())
     arguments = "".join(f", {name} {value}" for name, value in recipe.arguments.items() if name != "img_size")
     rows = {
@@ -114,7 +117,7 @@ def _training(trained: Trained) -> list[str]:
         "images": f"{by_name.label(settings.source.name)}, {trained.size} px",
         "steps": f"{trained.step:,} of batch size {settings.batch_size:,}",
         "trained on": _hardware(trained.folder, starts),
-        "preprocessing": f"{square}, mean {view.mean}, std {view.std}",
+        "preprocessing": in_words(trained.view),
     }
     table = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
     typed = list(dict.fromkeys(start.command for start in starts))
@@ -144,6 +147,8 @@ def _hardware(run: Path, starts: list[Start]) -> str:
 
 def _scores(trained: Trained) -> list[str]:
     """Return the table of the scores that ``sslx probe`` wrote to the run folder, or no lines."""
+    if not trained.is_run:
+        return []
     path = trained.folder / "probe.json"
     try:
         record = files.parse_json(files.read_bytes(path, _MAX_BYTES))

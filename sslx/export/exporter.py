@@ -1,5 +1,6 @@
 """Export: a checkpoint's encoder is written in a target's format, loaded back by the target's library, and compared."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -10,12 +11,13 @@ from torch import nn
 
 from sslx import by_name
 from sslx.console.words import one_line, shown
+from sslx.encoders.weights import preprocessing
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.export import card, limits
 from sslx.trained import Trained
 
 TARGETS = by_name.Family[object](
-    "sslx.export", "--to", shared=("card", "exporter", "limits", "plain_conv", "plain_vit"), light=()
+    "sslx.export", "--to", shared=("card", "exporter", "limits", "plain_conv", "plain_vit", "preprocessing"), light=()
 )
 TOLERANCE = 1e-5
 """The largest difference between features of the encoder and of its export, relative to the largest feature.
@@ -46,6 +48,8 @@ def export(trained: Trained, target: str, folder: Path) -> float:
             written = Path(temporary) / folder.name
             written.mkdir()
             difference = _write(trained, module, by_name.label(target), written)
+            facts = json.dumps(card.facts(trained, module), indent=1)
+            (written / preprocessing.SSLX).write_text(f"{facts}\n", encoding="utf-8")
             text = card.text(trained, module, folder)
             (written / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(written, folder)
@@ -55,8 +59,11 @@ def export(trained: Trained, target: str, folder: Path) -> float:
 
 
 def default_folder(trained: Trained, target: str) -> Path:
-    """Return the folder for an export of a run for which the user names none."""
-    return trained.folder / "export" / by_name.label(target)
+    """Return the folder for an export of a run for which the user names none.
+
+    Raises ConfigError for weights that sslx did not train.
+    """
+    return trained.folder_for_results() / "export" / by_name.label(target)
 
 
 def usage(trained: Trained, target: str, folder: Path) -> str:

@@ -4,7 +4,6 @@ The tensors have the names of the checkpoints on Hugging Face's hub, which every
 """
 
 import json
-import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -14,11 +13,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sslx.encoders import Encoder
+from sslx.encoders import Encoder, Recipe
 from sslx.export import limits, plain_conv, plain_vit
 from sslx.export.card import quoted
 from sslx.export.limits import Rules, refusal
 from sslx.export.plain_vit import PlainViT
+from sslx.export.preprocessing import of_hugging_face
 from sslx.trained import Trained
 
 LIBRARY = "transformers"
@@ -81,7 +81,7 @@ def write(trained: Trained, folder: Path) -> None:
         raise limits.unknown(LIBRARY, encoder)
     config["num_channels"] = encoder.recipe.channels
     _write_json(folder / "config.json", config)
-    _write_json(folder / "preprocessor_config.json", _preprocessor(trained))
+    _write_json(folder / "preprocessor_config.json", of_hugging_face(trained.view))
     (folder / "model.safetensors").write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
@@ -157,24 +157,10 @@ def _convnext(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, limits.renamed(tensors, _CONVNEXT, LIBRARY, encoder)
 
 
-def _preprocessor(trained: Trained) -> dict[str, Any]:
-    """Return the settings of the one processor that cuts out the central square before it resizes, as sslx does."""
-    view = trained.view
-    side = view.size / view.center
-    if view.size / side < view.center:  # by a rounding error, which would cut off a row of pixels
-        side = math.nextafter(side, 0)
-    return {
-        "image_processor_type": "PerceiverImageProcessor",
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
-        "do_resize": True,
-        "size": {"height": view.size, "width": view.size},
-        "resample": 2,  # bilinear
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": view.mean,
-        "image_std": view.std,
-    }
+def recipe(trained: Trained) -> Recipe:
+    """Return the recipe of what is written, which for a ViT is that of the plain one."""
+    encoder = trained.encoder
+    return plain_vit.recipe(encoder, plain_vit.convert(trained, LIBRARY)) if encoder.kind == "vit" else encoder.recipe
 
 
 def takes_other_sizes(encoder: Encoder) -> bool:

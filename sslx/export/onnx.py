@@ -12,7 +12,7 @@ from sslx.console.words import one_line
 from sslx.encoders import Encoder
 from sslx.errors import ConfigError
 from sslx.export import limits
-from sslx.export.card import facts, quoted
+from sslx.export.card import metadata, quoted
 from sslx.machine import onednn
 from sslx.trained import Trained
 
@@ -52,7 +52,7 @@ def write(trained: Trained, folder: Path) -> None:
             f"{encoder.recipe.name} cannot be written as ONNX, which may not have all of its operators "
             f"({type(error).__name__}: {reason}): use --to safetensors"
         ) from error
-    program.model.metadata_props.update(facts(trained))
+    program.model.metadata_props.update(metadata(trained))
     program.save(folder / FILE)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslx.encoders import Encoder
+from sslx.encoders import Encoder, Recipe
 from sslx.export import limits
 from sslx.trained import Trained
 
@@ -70,6 +70,23 @@ def convert(trained: Trained, library: str) -> PlainViT:
         pools_patches=pools_patches(encoder),
         tensors=tensors,
     )
+
+
+def recipe(encoder: Encoder, vit: PlainViT) -> Recipe:
+    """Return the recipe of a plain ViT, whatever the encoder's own has beside."""
+    arguments: dict[str, Any] = {
+        "img_size": vit.size,
+        "patch_size": vit.patch,
+        "depth": vit.depth,
+        "embed_dim": vit.width,
+        "num_heads": vit.num_heads,
+        "mlp_ratio": (vit.mlp_width + 0.5) / vit.width,  # timm rounds the product down
+    }
+    if vit.pools_patches:
+        arguments |= {"global_pool": "avg", "fc_norm": False}
+    if vit.num_registers:  # a model with registers has layer scales, too
+        arguments |= {"reg_tokens": vit.num_registers, "no_embed_class": True, "init_values": 1.0}
+    return Recipe(name="vit_base_patch16_224", size=vit.size, arguments=arguments, channels=encoder.recipe.channels)
 
 
 def pools_patches(encoder: Encoder) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 
 from sslx import encoders
 from sslx.encoders import Recipe
-from sslx.export.card import facts, quoted
+from sslx.export.card import metadata, quoted
 from sslx.trained import Trained
 
 FILE = "model.safetensors"
@@ -18,7 +18,7 @@ FILE = "model.safetensors"
 def write(trained: Trained, folder: Path) -> None:
     """Write ``model.safetensors``, whose metadata has the recipe and the view as JSON."""
     tensors = {name: value.clone().contiguous() for name, value in trained.encoder.trunk.state_dict().items()}
-    (folder / FILE).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt", **facts(trained)}))
+    (folder / FILE).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt", **metadata(trained)}))
 
 
 def takes_other_sizes(_: encoders.Encoder) -> bool:

@@ -8,6 +8,7 @@ from torch import nn
 from sslx.encoders import Encoder
 from sslx.export import limits
 from sslx.export.card import quoted
+from sslx.export.preprocessing import of_timm
 from sslx.trained import Trained
 
 
@@ -28,11 +29,7 @@ def write(trained: Trained, folder: Path) -> None:
         "model_args": {**recipe.arguments, "in_chans": recipe.channels},
         "pretrained_cfg": {
             "input_size": [recipe.channels, view.size, view.size],
-            "mean": view.mean,
-            "std": view.std,
-            "crop_pct": view.center,
-            "crop_mode": "center",
-            "interpolation": "bilinear",
+            **of_timm(view),
         },
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

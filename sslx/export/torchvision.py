@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslx.encoders import Encoder
+from sslx.encoders import Encoder, Recipe
 from sslx.export import limits, plain_conv, plain_vit
 from sslx.export.card import quoted
 from sslx.export.limits import Rules, refusal
@@ -127,6 +127,16 @@ def _constructor(trained: Trained) -> tuple[str, dict[str, Any], str]:
     width = 64 * inner.out_channels // (shape.widths[0] // 4 * inner.groups)
     groups = {} if (inner.groups, width) == (1, 64) else {"groups": inner.groups, "width_per_group": width}
     return "ResNet", {"block": "Bottleneck", "layers": shape.depths, **groups}, "fc"
+
+
+def recipe(trained: Trained) -> Recipe:
+    """Return the recipe of what is written, which for a ViT is that of the plain one."""
+    encoder = trained.encoder
+    return (
+        plain_vit.recipe(encoder, plain_vit.convert(trained, "torchvision"))
+        if encoder.kind == "vit"
+        else encoder.recipe
+    )
 
 
 def takes_other_sizes(encoder: Encoder) -> bool:

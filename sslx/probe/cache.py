@@ -95,7 +95,7 @@ class Cache:
             )
         facts = {"key": key, "digest": digest(tensors), "of": what}
         try:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             files.replace(self._path(key), safetensors.torch.save(tensors, {_FACTS: json.dumps(facts)}))
             self._shrink(self._path(key))
         except OSError as error:

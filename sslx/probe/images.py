@@ -93,7 +93,7 @@ def _held_out(
 
 def was_trained_on(trained: Trained, source: SourceConfig) -> bool:
     """Return whether the training images of this source are those that the encoder was trained on."""
-    return source.place == trained.settings.source.place
+    return trained.is_run and source.place == trained.settings.source.place
 
 
 def unlearnable_reason(source: Source) -> str:

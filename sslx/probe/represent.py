@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
 
@@ -28,16 +29,23 @@ _PIXEL_VIEWS = 2
 class Representations:
     """The representations of one checkpoint.
 
+    folder: where features are kept; None if they are not.
     augmented: the views that scores without labels augment images by, two of one size.
     All ranks must call its methods together.  Features are returned on rank 0 at least.
     """
 
     def __init__(
-        self, trained: Trained, augmented: Sequence[ViewSpec], options: ProbeConfig, ranks: Ranks, bars: Bars
+        self,
+        trained: Trained,
+        folder: Path | None,
+        augmented: Sequence[ViewSpec],
+        options: ProbeConfig,
+        ranks: Ranks,
+        bars: Bars,
     ) -> None:
         self.trained, self._options, self._ranks, self._bars = trained, options, ranks, bars
         self._augmented = augmented
-        self._cache = cache.Cache(trained.folder / cache.FOLDER, options.probe.cache_gb)
+        self._cache = cache.Cache((folder or Path()) / cache.FOLDER, options.probe.cache_gb if folder else 0)
         self._encoders = dict[str, encoders.Encoder]()
         self._digests = dict[str, str]()
         self._num_kept = self._num_computed = 0
@@ -92,7 +100,7 @@ class Representations:
         """Return lines that say how many features came from the run folder, and why some will not stay there."""
         lines = list(self._problems)
         if self._num_kept:
-            folder = shown(self.trained.folder / cache.FOLDER)
+            folder = shown(self._cache.folder)
             total = self._num_kept + self._num_computed
             rest = f"computed {self._num_computed}" if self._num_computed else "computed none"
             lines.insert(0, f"features: took {self._num_kept} of {plural(total, 'set')} from {folder}, {rest}")
@@ -116,7 +124,7 @@ class Representations:
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
         )
-        seed = self.trained.settings.seed
+        seed = self.trained.seed
         return data.in_order(
             self._options.data, source, specs, order, seed=seed, ranks=self._ranks, dtype=torch.float32
         )
@@ -156,7 +164,7 @@ class Representations:
             raise NonFiniteError(f"{name} of {shown(self.trained.folder)}: {error}") from error
 
     def _key(self, name: str, images: str, specs: Sequence[ViewSpec]) -> str:
-        reading, settings = self._options.data, self.trained.settings
+        reading = self._options.data
         return cache.key(
             version=__version__,
             representation=self._digest(name),
@@ -164,7 +172,7 @@ class Representations:
             range=str(reading.range),
             is_synthetic=reading.backend == "synthetic",
             views=[str(spec) for spec in specs],
-            seed=settings.seed if any(spec.augment for spec in specs) else None,
+            seed=self.trained.seed if any(spec.augment for spec in specs) else None,
         )
 
     def _digest(self, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from sslx.config import ProbeConfig
 from sslx.console.words import shown
@@ -14,9 +15,9 @@ from sslx.runs import trackers
 from sslx.trained import Trained
 
 
-def write_confusion(trained: Trained, splits: Splits, score: probes.Score | None) -> None:
-    """Write ``confusion.json`` of a score; without a classifier, remove that of an earlier probe."""
-    path = trained.folder / confusion.FILE
+def write_confusion(trained: Trained, folder: Path, splits: Splits, score: probes.Score | None) -> None:
+    """Write ``confusion.json`` of a score to a folder; without a classifier, remove that of an earlier probe."""
+    path = folder / confusion.FILE
     try:
         if score and score.confusion:
             facts = {"step": trained.step, "source": splits.test.name, "split": splits.name}

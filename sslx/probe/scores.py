@@ -14,6 +14,7 @@ from sslx.config import ProbeConfig
 from sslx.config.presets import FEW_EPOCHS, FEW_STEPS
 from sslx.console.bars import Bars, say_to
 from sslx.console.words import plural, shown
+from sslx.data.config import Config as DataConfig
 from sslx.data.sources import Source, SourceConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
@@ -40,21 +41,22 @@ class Row:
     label_free: label_free.Score | None
 
 
-def main(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) -> int:
+def main(argv: Sequence[str], paths: Sequence[Path], part: str | None = None, *, quiet: bool = False) -> int:
     """Run ``sslx probe CHECKPOINT...`` as ``score`` does, leave the other ranks, and return the exit code."""
-    score(argv, paths, quiet=quiet)
+    score(argv, paths, part, quiet=quiet)
     distributed.shutdown()
     return 0
 
 
-def score(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) -> None:
+def score(argv: Sequence[str], paths: Sequence[Path], part: str | None = None, *, quiet: bool = False) -> None:
     """Print tables of scores and write each run's to ``probe.json`` in its folder, together with all ranks.
 
-    paths: the checkpoints that argv names.  quiet: do not print anything about wrong flags.
+    paths, part: the checkpoints that argv names, and the part of a file.  quiet: print nothing about wrong flags.
     All checkpoints are probed on the images of the first one's run, unless argv names others.
     """
-    runs = [load(path) for path in paths]
-    options = config.load_probe(argv, runs[0].settings, quiet=quiet)
+    runs = [load(path, part=part) for path in paths]
+    options = config.load_probe(argv, runs[0].settings if runs[0].is_run else None, quiet=quiet)
+    folders = _folders(runs, options.output)
     runs = [_with_view(trained, options, runs[0]) for trained in runs]
     ranks = distributed.init(options.device)
     runs = [trained.to(ranks.device) for trained in runs]
@@ -62,8 +64,10 @@ def score(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) ->
     say = say_to(console, ranks.is_main)
     splits = images.splits(runs[0], options, say)
     for trained, title in zip(runs, titles(runs), strict=True):
-        if name := trained.settings.method.exported_name:
-            of = f" of {title}" if len(runs) > 1 else ""
+        of = f" of {title}" if len(runs) > 1 else ""
+        for note in trained.notes:
+            say(f"{title}: {note}" if of else note)
+        if trained.is_run and (name := trained.settings.method.exported_name):
             say(f"the pretrained encoder{of} is {name}")
     unlearnable_reason = images.unlearnable_reason(splits.all_train)
     if not unlearnable_reason and splits.test.facts.labels is None:
@@ -74,8 +78,8 @@ def score(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) ->
         options = _feasible(options, splits, say)
     cards, bars = list[list[Row]](), Bars(console, ranks.is_main)
     known = dict[str, Row]()
-    for trained in runs:
-        representations = Representations(trained, augmented_views(trained, runs[0]), options, ranks, bars)
+    for trained, folder in zip(runs, folders, strict=True):
+        representations = Representations(trained, folder, augmented_views(trained, runs[0]), options, ranks, bars)
         with bars.display:
             cards.append(_score(representations, options, splits, not unlearnable_reason, ranks, bars, known))
         for line in representations.report():
@@ -84,17 +88,20 @@ def score(argv: Sequence[str], paths: Sequence[Path], *, quiet: bool = False) ->
         _show(runs, splits, options.source, cards, console, say)
         if unlearnable_reason:
             say(LABELS_NOTE)
-        for trained, rows in zip(runs, cards, strict=True):
-            _write(trained, _record(trained, options.source, splits, rows, runs[0]))
-            say(f"wrote {shown(trained.folder / 'probe.json')}")
+        for trained, folder, rows in zip(runs, folders, cards, strict=True):
+            if folder is None:
+                continue
+            _write(folder, _record(trained, options.source, splits, rows, runs[0]))
+            say(f"wrote {shown(folder / 'probe.json')}")
             labeled = {row.name: row.labeled for row in rows if row.labeled}
-            results.write_confusion(trained, splits, labeled.get(PRETRAINED))
-            results.track(trained, options, labeled, {row.name: row.label_free for row in rows}, say)
+            results.write_confusion(trained, folder, splits, labeled.get(PRETRAINED))
+            if trained.is_run:
+                results.track(trained, options, labeled, {row.name: row.label_free for row in rows}, say)
 
 
 def _with_view(trained: Trained, options: ProbeConfig, first: Trained) -> Trained:
     """Return the checkpoint with the view that the flags ask for.  first: the checkpoint whose settings they change."""
-    settings, run_settings = options.data, first.settings.data
+    settings, run_settings = options.data, first.settings.data if first.is_run else DataConfig()
     if settings.size != run_settings.size:
         raise ConfigError(
             f"--data.size {settings.size} sets the size of training views: use --data.eval-size for probes"
@@ -106,7 +113,7 @@ def _with_view(trained: Trained, options: ProbeConfig, first: Trained) -> Traine
 
 def titles(runs: Sequence[Trained]) -> list[str]:
     """Return a name for each checkpoint: its run's, with the step or the folder where that is needed to tell them."""
-    names = [trained.settings.name or trained.folder.name for trained in runs]
+    names = [trained.name or trained.folder.name for trained in runs]
     folders = [trained.folder for trained in runs]
     if len(set(names)) < len(set(folders)):
         names = [str(folder) for folder in folders]
@@ -233,7 +240,9 @@ def _show(
     names = list(rows)
     sizes = sorted({trained.view.size for trained in runs})
     place = f"{' and '.join(map(str, sizes))} px"
-    head = f"{titles(runs)[0]}, step {runs[0].step:,}" if len(runs) == 1 else plural(len(runs), "checkpoint")
+    head = plural(len(runs), "checkpoint")
+    if len(runs) == 1:
+        head = f"{titles(runs)[0]}, step {runs[0].step:,}" if runs[0].is_run else titles(runs)[0]
     labeled = [row.labeled for row in rows.values() if row.labeled]
     if labeled:
         title = f"accuracy in % on {len(splits.test):,} {splits.name} images of {splits.test.name}"
@@ -302,7 +311,7 @@ def _warn_few_steps(
     of: words that say which run it is, if there are several.
     """
     pretrained, pixels = scores.get(PRETRAINED), scores.get(PIXELS)
-    if pretrained is None or pixels is None or pretrained >= pixels:
+    if not trained.is_run or pretrained is None or pixels is None or pretrained >= pixels:
         return False
     duration, num_epochs = plural(trained.step, "step"), float("inf")
     if images.was_trained_on(trained, source):
@@ -336,9 +345,23 @@ def _record(
     return record
 
 
-def _write(trained: Trained, record: dict[str, Any]) -> None:
-    path = trained.folder / "probe.json"
+def _folders(runs: Sequence[Trained], output: Path | None) -> list[Path | None]:
+    """Return where the scores of each checkpoint go: its run folder, or one in ``output`` for other weights.
+
+    Raises ConfigError if ``output`` has no use, or the same one for two checkpoints.
+    """
+    names = [trained.name for trained in runs if not trained.is_run]
+    if output is not None and (not names or len({*names}) < len(names)):
+        reason = "no two of them by the same name" if names else "runs have folders of their own"
+        raise ConfigError(f"--output {shown(output)} is for weights that sslx did not train: {reason}")
+    own = [trained.folder if trained.is_run else None for trained in runs]
+    return [folder or (output / trained.name if output else None) for folder, trained in zip(own, runs, strict=True)]
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    path = folder / "probe.json"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         files.replace(path, (json.dumps(record, indent=1) + "\n").encode())
     except OSError as error:
         raise StorageError(

@@ -13,8 +13,10 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
+import sslx
 from kit.errors import raises_one_line
 from kit.random_models import randomized
 from sslx.encoders import rebuild, weights
@@ -26,14 +28,17 @@ Features = Callable[[Any, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """layout: the file that reads it.  build: the owner's model.  owner, trunk: what is compared.  size: in pixels."""
+    """layout: the file that reads it.  build: the owner's model.  owner, trunk: what is compared.
+
+    pool: the owner's features of whole images, of what ``owner`` gives.
+    """
 
     layout: str
     build: Callable[[], nn.Module]
     owner: Features
     trunk: Features = lambda trunk, x: trunk.forward_features(x)
-    size: int = 32
     left: str = ""
+    pool: Callable[[Tensor], Tensor] = lambda found: found if found.ndim == 2 else found[:, 0]
 
 
 def hugging_face(module: str, name: str, config: str, **options: Any) -> Callable[[], nn.Module]:
@@ -71,6 +76,10 @@ def mae_tokens(model: Any, x: Tensor) -> Tensor:
     return model.vit(x, noise=noise).last_hidden_state
 
 
+def mean_of_patches(found: Tensor) -> Tensor:
+    return found.mean(1)
+
+
 def torchvision_vit(model: Any, x: Tensor) -> Tensor:
     x = model._process_input(x)
     return model.encoder(torch.cat([model.class_token.expand(len(x), -1, -1), x], 1))
@@ -97,8 +106,11 @@ def clip_vit(model: Any, x: Tensor) -> Tensor:
 
 
 def clip_resnet(model: Any, x: Tensor) -> Tensor:
-    model.attnpool = nn.AdaptiveAvgPool2d(1)
-    return model(x).flatten(1)
+    """Pooled by attention, before the projection to the space of texts."""
+    width = model.attnpool.q_proj.out_features
+    model.attnpool.c_proj.weight.copy_(torch.eye(width))
+    model.attnpool.c_proj.bias.zero_()
+    return model(x)
 
 
 def torchvision_convnext() -> nn.Module:
@@ -142,10 +154,21 @@ CASES = {
         hugging_face("vit_mae", "ViTMAEForPreTraining", "ViTMAEConfig", **VIT, **MLP, **DECODER),
         mae_tokens,
     ),
-    "I-JEPA": Case("huggingface_vit", hugging_face("ijepa", "IJepaModel", "IJepaConfig", **VIT, **MLP), tokens),
+    "I-JEPA": Case(
+        "huggingface_vit",
+        hugging_face("ijepa", "IJepaModel", "IJepaConfig", **VIT, **MLP),
+        tokens,
+        pool=mean_of_patches,
+    ),
     "BEiT": Case(
         "huggingface_beit",
         hugging_face("beit", "BeitModel", "BeitConfig", use_relative_position_bias=True, **VIT, **MLP),
+        pooled,
+        features,
+    ),
+    "BEiT with shared positions": Case(
+        "huggingface_beit",
+        hugging_face("beit", "BeitModel", "BeitConfig", use_shared_relative_position_bias=True, **VIT, **MLP),
         pooled,
         features,
     ),
@@ -171,6 +194,7 @@ CASES = {
         hugging_face("dinov3_vit", "DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=4, intermediate_size=256,
                      **VIT),
         tokens,
+        pool=lambda found: found[:, 5:].mean(1),
     ),
     "ConvNeXt": Case(
         "huggingface_convnext", hugging_face("convnext", "ConvNextModel", "ConvNextConfig", **STAGES), pooled, features
@@ -207,7 +231,7 @@ CASES = {
     ),
     "open_clip ResNet": Case(
         "open_clip_resnet",
-        lambda: import_module("open_clip.modified_resnet").ModifiedResNet([3, 4, 6, 3], 32, 4, 64, 8),
+        lambda: import_module("open_clip.modified_resnet").ModifiedResNet([3, 4, 6, 3], 256, 4, 64, 8),
         clip_resnet,
         features,
     ),
@@ -233,6 +257,22 @@ def save(model: Any, folder: Path) -> Path:
         return folder
     torch.save(model.state_dict(), folder / "model.pt")
     return folder / "model.pt"
+
+
+def photos(generator: torch.Generator) -> list[Image.Image]:
+    """Wide and tall ones, of which some halves of pixels are left over around the center."""
+    sides = (40, 51), (57, 40), (64, 64)
+    pixels = [torch.randint(256, (*side, 3), generator=generator, dtype=torch.uint8).numpy() for side in sides]
+    return [Image.fromarray(array) for array in pixels]
+
+
+def write_processor(folder: Path, size: int) -> Callable[[Image.Image], Tensor]:
+    """Write settings of transformers' most common image processor beside the weights; return the processor."""
+    processor: Any = import_module("transformers.models.bit.image_processing_pil_bit").BitImageProcessorPil(
+        size={"shortest_edge": size + 5}, crop_size={"height": size, "width": size}, image_std=[0.2, 0.25, 0.3]
+    )
+    processor.save_pretrained(folder)
+    return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -263,6 +303,13 @@ def test_the_owners_model_is_identified_loaded_and_computes_the_same(
     assert "under state_dict.model.backbone" in weights.load(again.trunk, str(checkpoint), found.recipe.name)
     values = again.trunk.state_dict()
     assert all(torch.equal(value, values[key]) for key, value in encoder.trunk.state_dict().items())
+    prepare = write_processor(tmp_path, size)
+    trained, images = sslx.load(path), photos(generator)
+    expected = case.pool(case.owner(owner, torch.stack([prepare(image) for image in images])))
+    vectors = trained.embed(images, threads=1)
+    assert (vectors - expected).abs().max() < 1e-5 * expected.abs().max(), trained.notes
+    assert f"{num} of {num} tensors" in trained.notes[0]
+    assert trained.notes[1] == f"preprocessing: {size} px, as preprocessor_config.json says"
 
 
 def of_other_shapes(kind: str, generator: torch.Generator) -> Tensor:

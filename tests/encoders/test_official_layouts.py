@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import sslx
 from kit.errors import raises_one_line
 from kit.random_models import randomized
 from sslx.encoders import weights
-from sslx.encoders.weights import identify, layouts
+from sslx.encoders.weights import describe, identify, layouts
 from sslx.errors import DataError
 
 State = dict[str, Tensor]
@@ -134,6 +135,44 @@ def test_timms_own_converter_is_asked_where_no_layout_fits(tmp_path: Path, gener
     x = torch.randn(2, 3, 64, 64, generator=generator)
     with torch.no_grad():
         assert torch.equal(trunk(x), truth(x))
+
+
+@torch.no_grad()
+def test_checkpoints_of_frameworks_have_several_encoders(tmp_path: Path, generator: torch.Generator):
+    """With the names that their code gives: solo-learn's of momentum methods, stable-pretraining's of a teacher."""
+    shape = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}
+    student, teacher = (randomized(timm.create_model("resnet18", num_classes=0, **shape), generator) for _ in range(2))
+    queue = {"classifier.weight": torch.randn(10, 512, generator=generator), "queue": torch.randn(2, 8, 16)}
+    for parts, others in (
+        (("backbone", "momentum_backbone"), {**queue, "projector.0.weight": torch.randn(8, 512)}),
+        (("backbone.student", "backbone.teacher"), {"backbone.ema_coefficient": torch.tensor(0.99)}),
+    ):
+        state = {
+            f"{part}.{name}": value
+            for part, model in zip(parts, (student, teacher), strict=True)
+            for name, value in model.state_dict().items()
+        }
+        torch.save({"epoch": 3, "state_dict": {**state, **others}, "hyper_parameters": {}}, tmp_path / "last.ckpt")
+        with raises_one_line(DataError, "holds 2 such encoders", *(f"state_dict.{part}" for part in parts)):
+            sslx.load(tmp_path / "last.ckpt")
+        x = torch.randn(2, 3, 32, 32, generator=generator)
+        encoder = sslx.load(tmp_path / "last.ckpt", part=parts[1]).encoder
+        torch.testing.assert_close(encoder(x), teacher(x), rtol=0, atol=1e-5)
+
+
+def test_a_model_that_no_encoder_equals_is_refused_with_the_reason(tmp_path: Path):
+    """lightly's "lightly_sequential", as its documentation builds it."""
+    from lightly.models import ResNetGenerator
+
+    backbone = nn.Sequential(*list(ResNetGenerator("resnet-18", width=0.125).children())[:-1], nn.AdaptiveAvgPool2d(1))
+    torch.save({f"backbone.{name}": value for name, value in backbone.state_dict().items()}, tmp_path / "model.pt")
+    for load in (
+        lambda path: sslx.load(path),
+        lambda path: weights.load(timm.create_model("resnet18"), str(path), "resnet18"),
+    ):
+        with raises_one_line(DataError, "lightly's ResNetGenerator in an nn.Sequential", "is not supported"):
+            load(tmp_path / "model.pt")
+    assert "is not supported" in describe.lines(str(tmp_path / "model.pt"))[-1]
 
 
 def test_parts_of_other_shapes_are_refused_in_one_line(tmp_path: Path, generator: torch.Generator):

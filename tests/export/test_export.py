@@ -47,7 +47,7 @@ def test_timm_computes_the_encoders_features_and_prepares_images_as_the_probes(
     assert f"| trained on | 1 rank on {start.device}, " in card
     assert f"torch {start.versions['torch']}" in card
     assert f"```bash\n{start.command}\n```" in card
-    assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin", "README.md", "sslx.json"}
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     trained = sslx.load(run)
     view = trained.view

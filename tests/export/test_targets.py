@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
+import sslx
 from kit import exports
 from kit.exports import CONVNEXT, NARROW, VIT, recipe
 from sslx import config
+from sslx.data.views import ResizedView, ViewSpec
 from sslx.encoders import Encoder, Recipe
+from sslx.encoders.weights import preprocessing
 from sslx.errors import ConfigError, DataError
 from sslx.export import exporter
+from sslx.export import preprocessing as export_preprocessing
 from sslx.trained import Trained
 
 SHALLOW = {"layers": [1, 1, 1, 1]}
@@ -134,6 +138,11 @@ def check(target: str, trained: Trained, folder: Path, generator: torch.Generato
             largest = expected.abs().max().item()
             assert largest > 0
             torch.testing.assert_close(features_by(load, images), expected, rtol=0, atol=tolerance * largest)
+            if target != "onnx" and size == trained.view.size:
+                again = sslx.load(folder)
+                assert again.view == trained.view
+                with torch.no_grad():
+                    torch.testing.assert_close(again.encoder(images), expected, rtol=0, atol=tolerance * largest)
 
 
 @pytest.mark.parametrize(("target", "name"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
@@ -164,11 +173,36 @@ def test_what_a_library_does_not_have_is_refused_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+MEAN_STD: dict[str, Any] = {"mean": exports.MEAN, "std": exports.STD}
+VIEWS = {
+    "of sslx": ViewSpec(size=16, center=0.875, **MEAN_STD),
+    "resized": ResizedView(size=16, resized=19, interpolation="bicubic", rounds_down=True, **MEAN_STD),
+    "whole": ResizedView(size=16, resized=16, keeps_ratio=False, rounds_down=True, **MEAN_STD),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_how_images_are_prepared_is_read_back(view: str, tmp_path: Path) -> None:
+    """From what other libraries read, not from sslx.json.  timm has no views of sslx, and another rounding."""
+    text = json.dumps(export_preprocessing.of_hugging_face(VIEWS[view]))
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    assert preprocessing.view_beside(tmp_path) == (VIEWS[view], "preprocessor_config.json")
+    if view == "of sslx":
+        return
+    (tmp_path / "preprocessor_config.json").unlink()
+    for size in range(16, 400, 7):
+        resized = replace(VIEWS[view], size=size, resized=size + size // 7, rounds_down=False)
+        config = {"input_size": [3, size, size], **export_preprocessing.of_timm(resized)}
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": config}))
+        assert preprocessing.view_beside(tmp_path) == (resized, "config.json")
+
+
+@pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("target", ["torchvision", "hf"])
 def test_the_code_of_the_card_prepares_images_as_the_probes_do(
-    target: str, tmp_path: Path, generator: torch.Generator
+    target: str, view: str, tmp_path: Path, generator: torch.Generator
 ) -> None:
-    trained = exports.trained(recipe("vit_tiny_patch16_224", VIT), 16, generator)
+    trained = replace(exports.trained(recipe("vit_tiny_patch16_224", VIT), 16, generator), view=VIEWS[view])
     exporter.export(trained, target, tmp_path / "out")
     _, prepare = exports.code(tmp_path / "out")
     for height, width in ((48, 61), (200, 40), (104, 104)):
@@ -176,8 +210,9 @@ def test_the_code_of_the_card_prepares_images_as_the_probes_do(
         names: dict[str, Any] = {"image": Image.fromarray(pixels.numpy())}
         exec(prepare, names)
         expected = trained.transform(pixels.numpy())
-        # Before version 5, transformers resized by PIL, which rounds in between.
-        level = 1.01 / 255 / min(exports.STD) if transformers.__version__ < "5" and target == "hf" else 1e-6
+        # Torch's resizing differs from PIL's by a level.  Before version 5, transformers resized by PIL.
+        by_pil = transformers.__version__ < "5"
+        level = 1.01 / 255 / min(exports.STD) if target == "hf" and by_pil == (view == "of sslx") else 1e-6
         torch.testing.assert_close(names["images"], expected[None], rtol=0, atol=level)
 
 
@@ -203,7 +238,7 @@ def test_an_onnx_file_takes_any_batch_and_says_how_images_are_prepared(
 ) -> None:
     trained = exports.trained(*ENCODERS[name], generator)
     check("onnx", trained, tmp_path / "out", generator)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "model.onnx"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "model.onnx", "sslx.json"}
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [(each.name, each.shape) for each in session.get_inputs()] == [("images", shape)]
     assert [(each.name, each.shape) for each in session.get_outputs()] == [("features", ["batch", 16])]

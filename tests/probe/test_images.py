@@ -117,7 +117,7 @@ def test_features_that_are_not_finite_are_refused_by_name(trained: Path) -> None
     bars, ranks = Bars(Console(quiet=True), False), Ranks(device=torch.device("cpu"))
     with torch.no_grad():
         next(run.encoder.parameters())[0] = torch.nan
-    of = represent.Representations(run, run.views, options, ranks, bars)
+    of = represent.Representations(run, run.folder, run.views, options, ranks, bars)
     with pytest.raises(NonFiniteError, match=f"pretrained encoder of {trained}: expected finite features"):
         of.plain(represent.PRETRAINED, sources.build(run.settings.source, "test"))
 

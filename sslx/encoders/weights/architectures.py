@@ -11,7 +11,7 @@ from sslx.encoders.recipe import Recipe
 
 Shapes = Mapping[str, tuple[int, ...]]
 Settings = Mapping[str, Any]
-"""The content of a ``config.json`` of Hugging Face; empty without one."""
+"""The content of a ``config.json`` of Hugging Face or timm; empty without one."""
 _VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge",
          (1408, 40): "giant", (1536, 40): "giant", (1664, 48): "gigantic"}  # fmt: skip
 _HEADS = {1280: 16, 1408: 16, 1664: 16}
@@ -58,11 +58,30 @@ def recipe(shapes: Shapes, settings: Settings) -> Recipe | None:
     The number of heads of a ViT cannot be seen in its tensors: it is that of the settings or of timm's model of this
     width.  The side of the images of a convolutional model is 224 pixels, or 32 with the stem for small images.
     """
-    for architecture in (_vit, _dinov3, _beit, _resnet, _clip_resnet, _convnext, _swin):
-        with suppress(LookupError, ValueError):  # a file that has only some of the names, or shapes of something else
+    for architecture in (_configured, _vit, _dinov3, _beit, _resnet, _clip_resnet, _convnext, _swin):
+        with suppress(
+            LookupError, ValueError, TypeError, AttributeError
+        ):  # a file that has only some of the names, or shapes of something else
             if found := architecture(shapes, settings):
                 return found
     return None
+
+
+def is_of_timm(settings: Settings) -> bool:
+    """Return whether the settings are those of timm, which name its model."""
+    name = settings.get("architecture")
+    return isinstance(name, str) and trunk.import_timm().is_model(name)
+
+
+def _configured(shapes: Shapes, settings: Settings) -> Recipe | None:
+    """Return the recipe of the model that timm's settings name, which may be any of its models."""
+    if not is_of_timm(settings) or not shapes:
+        return None
+    channels, side, _ = settings.get("pretrained_cfg", settings)["input_size"]
+    arguments = {"img_size": side, **settings.get("model_args", {})}
+    channels = arguments.pop("in_chans", channels)
+    arguments.pop("num_classes", None)
+    return Recipe(name=settings["architecture"], size=side, channels=channels, arguments=arguments)
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -109,7 +128,8 @@ def _vit(shapes: Shapes, settings: Settings) -> Recipe | None:
         size = "giant" if first[0] != last[1] else size if size != "tiny" else "small"
         name = f"vit_{size}_patch14_{'reg4_' if num_registers else ''}dinov2"
     elif "norm_pre.weight" in shapes:
-        name = _first_model(f"vit_{size}_patch{patch}_clip_224", "vit_base_patch16_clip_224")
+        kind = "clip_quickgelu_224" if settings.get("quick_gelu") else "clip_224"
+        name = _first_model(f"vit_{size}_patch{patch}_{kind}", f"vit_base_patch16_{kind}")
     elif not has_class:
         name = "vit_huge_patch14_gap_224"
     else:
@@ -202,8 +222,12 @@ def _clip_resnet(shapes: Shapes, settings: Settings) -> Recipe | None:
         return None
     name, width = f"{_CLIP_RESNETS[layers]}_clip_gap", shapes["stages.0.0.conv1_1x1.conv.weight"][0]
     usual = {"resnet50x4": 80, "resnet50x16": 96, "resnet50x64": 128}.get(_CLIP_RESNETS[layers], 64)
-    arguments = {} if width == usual else {"width_factor": width / 64}
-    return Recipe(name=name, size=224, channels=stem[1], arguments=arguments)
+    arguments: dict[str, Any] = {} if width == usual else {"width_factor": width / 64}
+    size = 224
+    if positions := shapes.get("head.pos_embed"):  # of the attention that pools the last feature map
+        name, size = name.removesuffix("_gap"), 32 * math.isqrt(positions[0] - 1)
+        arguments["img_size"] = size
+    return Recipe(name=name, size=size, channels=stem[1], arguments=arguments)
 
 
 def _convnext(shapes: Shapes, settings: Settings) -> Recipe | None:

@@ -112,6 +112,12 @@ def places(names: Collection[str]) -> Iterator[tuple[str, str]]:
             yield prefix, layout
 
 
+def refusal(tables: list[Table]) -> str:
+    """Return what a file holds that no encoder of timm equals, and why, or an empty string."""
+    names = [unwrapped(name) for table in tables for name in table.tensors]
+    return next((layouts.layout(layout).refusal for _, layout in places(names) if layouts.layout(layout).refusal), "")
+
+
 def converted(table: Table, prefix: str, layout: str) -> dict[str, Converted]:
     """Return the tensors under a prefix of a table by timm's names."""
     names = {unwrapped(name): name for name in table.tensors}

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from sslx.console.words import plural, shown
 from sslx.encoders.weights import identify, layouts
+from sslx.encoders.weights.candidates import refusal
 from sslx.encoders.weights.files import config_beside
 from sslx.encoders.weights.identify import Identified
 from sslx.encoders.weights.tables import Table, located, tables, unwrapped
@@ -22,6 +23,8 @@ def lines(source: str) -> list[str]:
     found = tables(source, shown(source))
     encoders = identify.of_tables(found, config_beside(path))
     text = [line for table in found for line in _of_table(table)]
+    if reason := refusal(found):
+        return [*text, f"it holds {reason}"]
     if not encoders:
         return [
             *text,

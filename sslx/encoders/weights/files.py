@@ -29,8 +29,9 @@ _IN_FOLDERS = (
     "pytorch_model.bin",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
+    "model.pth",
 )
-"""The files of a folder that save_pretrained, timm or open_clip wrote, the preferred ones first."""
+"""The files of a folder that save_pretrained, timm, open_clip or sslx wrote, the preferred ones first."""
 
 
 def in_folder(folder: Path) -> Path | None:
@@ -41,13 +42,41 @@ def in_folder(folder: Path) -> Path | None:
 
 
 def config_beside(path: Path) -> dict[str, object]:
-    """Return the content of the ``config.json`` beside a file of weights or in a folder; {} if there is none."""
-    path = (path if path.is_dir() else path.parent) / "config.json"
+    """Return the content of the ``config.json`` beside a file of weights or in a folder; {} if there is none.
+
+    What ``open_clip_config.json`` says of a ViT is added: ``num_attention_heads`` and ``quick_gelu``.
+    """
+    folder = path if path.is_dir() else path.parent
+    model = _json(folder / "open_clip_config.json").get("model_cfg")
+    return {**_json(folder / "config.json"), **(_of_open_clip(model) if isinstance(model, dict) else {})}
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(files.read_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
-    return cast(dict[str, object], content) if isinstance(content, dict) else {}
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+
+
+def _of_open_clip(model: dict[str, Any]) -> dict[str, object]:
+    with suppress(LookupError, TypeError, AttributeError, ZeroDivisionError):
+        vision: dict[str, Any] = model["vision_cfg"]
+        if isinstance(vision["layers"], int):
+            num_heads = vision["width"] // vision.get("head_width", 64)
+            return {"num_attention_heads": num_heads, "quick_gelu": bool(model.get("quick_gelu"))}
+    return {}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Return the texts by name in the header of a safetensors file; {} for any other or damaged file."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except Exception:  # safetensors raises exceptions of any type; reading the tensors says what is wrong
+        return {}
 
 
 def read(path: Path) -> object:

@@ -54,14 +54,26 @@ def recipe(source: str, part: str | None = None) -> Recipe:
     holds several.  Raises MissingInput if there is no such file, and DataError if it holds no encoder that is
     recognized, or several different ones.
     """
-    origin = shown(source)
-    found = [one for one in identified(source) if not one.misfit and _is_in(one.part, part)]
-    if not found:
-        where = f" under {shown(part)}" if part else ""
-        raise DataError(f"{origin} holds no encoder that is recognized{where}: run sslx weights on it")
-    if any(one.recipe != found[0].recipe for one in found):
-        raise DataError(f"{origin} holds different encoders, under {listed([one.part for one in found], 6)}: name one")
-    return found[0].recipe
+    return chosen(identified(source), part, shown(source))
+
+
+def chosen(found: list[Identified], part: str | None, origin: str, part_flag: str = "--encoder.weights-part") -> Recipe:
+    """Return the recipe of the only encoder among those in a file, or of the one in the part with this name.
+
+    origin, part_flag: how messages name the file and the choice of a part.  Raises DataError as ``recipe`` does.
+    """
+    where = f" under {shown(part)}" if part else ""
+    inside = [one for one in found if _is_in(one.part, part)]
+    fitting = [one for one in inside if not one.misfit]
+    if not fitting:
+        nearly = f"; nearly {inside[0].recipe.name}: {inside[0].misfit}" if inside else ""
+        raise DataError(
+            f"{origin} holds no encoder that is recognized{where}: sslx weights FILE shows what it holds{nearly}"
+        )
+    if any(one.recipe != fitting[0].recipe for one in fitting):
+        parts = listed([one.part for one in fitting], 6)
+        raise DataError(f"{origin} holds different encoders, under {parts}: choose one with {part_flag}")
+    return fitting[0].recipe
 
 
 def identified(source: str) -> list[Identified]:
@@ -154,6 +166,8 @@ def _of_table(table: Table, settings: architectures.Settings) -> list[Identified
     names = [unwrapped(name) for name in table.tensors]
     timm_marks = (layouts.Layout(marks=marks) for marks in _TIMM_MARKS)
     of_timm = {(prefix, TIMM): None for layout in timm_marks for prefix in layout.prefixes(names)}
+    if architectures.is_of_timm(settings):
+        of_timm[("", TIMM)] = None
     found: list[Identified] = []
     for prefix, layout in (*of_timm, *places(names)):
         tensors = converted(table, prefix, layout)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from sslx.console.words import shown
 from sslx.encoders.weights import accounting
 from sslx.encoders.weights.accounting import Account, is_derived
-from sslx.encoders.weights.candidates import Candidate, candidates, of_timms_converter
+from sslx.encoders.weights.candidates import Candidate, candidates, of_timms_converter, refusal
 from sslx.encoders.weights.files import config_beside
 from sslx.encoders.weights.kinds import listed
-from sslx.encoders.weights.tables import located, tables
+from sslx.encoders.weights.tables import Table, located, tables
 from sslx.errors import DataError
 
 SSLX_PREFIX = "method.encoder.trunk"
@@ -36,15 +36,35 @@ def load(trunk: nn.Module, source: str, name: str, part: str | None = None, miss
     a part of it, several of them, or numbers that are not floats.  The trunk is then unchanged.
     """
     origin = f"--encoder.weights {shown(source)}"
+    _check_patterns(missing, trunk.state_dict(), name)
+    settings = config_beside(located(source, origin))
+    return load_tables(trunk, tables(source, origin, part), settings, name, origin, part, missing)
+
+
+def load_tables(
+    trunk: nn.Module,
+    found: list[Table],
+    settings: Mapping[str, object],
+    name: str,
+    origin: str,
+    part: str | None = None,
+    missing: Sequence[str] = (),
+    part_flag: str = "--encoder.weights-part",
+) -> str:
+    """Do the work of ``load`` for the tables of a file.
+
+    settings: the content of the ``config.json`` beside the file.  origin: how messages name the file.
+    part_flag: how they name the choice of a part.
+    """
     own = trunk.state_dict()
-    _check_patterns(missing, own, name)
-    found = tables(source, origin, part)
     classifiers = accounting.classifiers(trunk)
     possible = list(candidates(found, trunk, own))
     accounts = [(one, accounting.account(one, own, classifiers, missing)) for one in possible]
     if not (complete := _complete(accounts, own)):
         others = of_timms_converter(found, trunk, own)
         complete = _complete([(one, accounting.account(one, own, classifiers, missing)) for one in others], own)
+    if not complete and (reason := refusal(found)):
+        raise DataError(f"{origin} holds {reason}")
     if not any(one.tensors for one in possible) and not complete:
         names = [".".join([*table.path, key]) for table in found for key in table.tensors]
         raise DataError(
@@ -55,10 +75,9 @@ def load(trunk: nn.Module, source: str, name: str, part: str | None = None, miss
         candidate, account = min(accounts, key=lambda pair: pair[1].num_misfits)
         raise DataError(f"{origin} does not fit {name}: {accounting.description(candidate, account, own)}")
     fewest = min(len(account.allowed) for _, account in complete)
-    chosen, account = _choose([pair for pair in complete if len(pair[1].allowed) == fewest], part, origin)
+    chosen, account = _choose([pair for pair in complete if len(pair[1].allowed) == fewest], part, origin, part_flag)
     values = {key: tensor.value for key, tensor in chosen.tensors.items() if key not in account.allowed}
     _check_dtypes(values, own, origin)
-    settings = config_beside(located(source, origin))
     _check_heads(trunk, settings, name, origin)
     trunk.load_state_dict({**own, **values}, strict=True)
     return accounting.summary(chosen, account, own, origin) + _other_epsilon(trunk, settings)
@@ -78,7 +97,9 @@ def _check_patterns(patterns: Sequence[str], own: Mapping[str, Tensor], name: st
             )
 
 
-def _choose(complete: list[tuple[Candidate, Account]], part: str | None, origin: str) -> tuple[Candidate, Account]:
+def _choose(
+    complete: list[tuple[Candidate, Account]], part: str | None, origin: str, part_flag: str
+) -> tuple[Candidate, Account]:
     """Return the only candidate, or the one that ``part`` names; DataError if none or several different ones remain."""
     if part is None and any(candidate.prefix == SSLX_PREFIX for candidate, _ in complete):
         part = SSLX_PREFIX
@@ -87,15 +108,11 @@ def _choose(complete: list[tuple[Candidate, Account]], part: str | None, origin:
         named = [pair for pair in complete if _contains(pair[0].prefix.split("."), words)]
         if not named:
             prefixes = listed([candidate.prefix or "no prefix" for candidate, _ in complete])
-            raise DataError(
-                f"{origin} holds the encoder under {prefixes}, not under --encoder.weights-part {shown(part)}"
-            )
+            raise DataError(f"{origin} holds the encoder under {prefixes}, not under {part_flag} {shown(part)}")
         complete = named
     if not all(_equal(complete[0][0], other) for other, _ in complete[1:]):
         prefixes = listed([candidate.prefix or "no prefix" for candidate, _ in complete], 6)
-        raise DataError(
-            f"{origin} holds {len(complete)} such encoders, under {prefixes}: choose one with --encoder.weights-part"
-        )
+        raise DataError(f"{origin} holds {len(complete)} such encoders, under {prefixes}: choose one with {part_flag}")
     return complete[0]
 
 

@@ -32,11 +32,13 @@ class Layout:
       timm's name.  Tensors that timm has as one are renamed to parts, such as ``attn.qkv[0].weight``, ``[1]``, ``[2]``,
       which are then joined along the first dimension.
     reshape: changes values, by timm's names; it may add and remove tensors.
+    refusal: what such a model is, and why no encoder of timm computes the same; empty for all others.
     """
 
     marks: tuple[str, ...]
     renames: tuple[tuple[str, Replacement], ...] = ()
     reshape: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    refusal: str = ""
 
     def prefixes(self, names: Iterable[str]) -> list[str]:
         """Return the prefixes, with their final dot, under which names have all marks; the shortest first."""

@@ -8,7 +8,7 @@ LAYOUT = Layout(
     renames=(
         *NAMES,
         (r"^(blocks\.\d+)(\.attention)*\.relative_position_bias\.", r"\1.attn."),
-        (r"^(encoder\.)?relative_position_bias\.", "rel_pos_bias."),
+        (r"^((encoder\.)?relative|shared)_position_bias\.", "rel_pos_bias."),
         *ATTENTION,
         (r"\.lambda_([12])$", r".gamma_\1"),
         (r"^pooler\.layernorm\.", "fc_norm."),

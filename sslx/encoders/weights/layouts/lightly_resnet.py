@@ -1,4 +1,4 @@
-"""lightly's own ResNetGenerator as a whole (in an nn.Sequential it lacks an activation, as no model of timm does)."""
+"""lightly's own ResNetGenerator as a whole."""
 
 from sslx.encoders.weights.layouts.base import Layout
 

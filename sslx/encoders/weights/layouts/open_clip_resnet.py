@@ -1,4 +1,4 @@
-"""open_clip and OpenAI CLIP: the modified ResNet of the visual tower, timm's resnet50_clip_gap and its like."""
+"""open_clip and OpenAI CLIP: the modified ResNet of the visual tower, timm's resnet50_clip and its like."""
 
 import re
 
