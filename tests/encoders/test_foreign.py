@@ -256,5 +256,5 @@ def test_the_scores_of_weights_go_only_where_the_user_says(
     assert list(rows) == ["raw pixels", "untrained encoder", "pretrained encoder"]
     assert rows["pretrained encoder"]["linear"] > 0.12
     assert list((folder / "features").iterdir())
-    assert cli.main([*command, str(teacher_and_student), "-o", str(tmp_path / "x")]) == 64
+    assert cli.main([*command[:2], *command[1:], "--output", str(tmp_path / "x")]) == 64
     assert "no two of them by the same name" in capsys.readouterr().err
