@@ -38,6 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_probe_prints_tables_and_writes_them_and_keeps_features_for_the_next_probe(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ def test_the_evaluation_view_is_the_checkpoints_and_the_same_for_both_splits(tra
     assert options.checkpoints == (trained,)
 
 
+@pytest.mark.slow
 def test_a_probe_at_another_size(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["probe", str(trained), "--no-baselines", "--probe.num-draws", "2"]
     records: list[dict[str, Any]] = []
@@ -166,6 +168,7 @@ def numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, int | float) else []
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_scores_of_one(ranks: RunOnRanks, trained: Path) -> None:
     few = "--device cpu --no-baselines --probe.cache-gb 0 --probe.num-views 2 --probe.shots --probe.fractions 0.1"
     argv = [str(trained), *few.split(), "--probe.num-fraction-draws", "2"]
