@@ -109,7 +109,7 @@ class Representations:
     @cached_property
     def _average(self) -> Trained | None:
         """The checkpoint with the moving average of its encoder in its place, or None if there is none."""
-        if self.trained.settings.average.momentum is None:
+        if not self.trained.is_run or self.trained.settings.average.momentum is None:
             return None
         try:
             return self.trained.averaged()

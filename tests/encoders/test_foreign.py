@@ -246,7 +246,7 @@ def test_the_scores_of_weights_go_only_where_the_user_says(
     teacher_and_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     command = ["probe", str(teacher_and_student), "--part", "student", "--source.name", "digits"]
-    command += ["--data.eval-size", "32", "--probe.num-views", "2"]
+    command += ["--data.eval-size", "32", "--probe.num-views", "2", "--probe.shots", "--probe.fractions"]
     assert cli.main(command) == 0
     assert "scores without labels on 355 test images, 32 px" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"dino.pth"}
