@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from sslx import data
 from sslx.bench import measure
 from sslx.data import sources
-from sslx.data.sources import folder
+from sslx.data.sources import SourceConfig, folder
 from sslx.data.views import IMAGENET_MEAN, IMAGENET_STD, Augment, ViewSpec
 from sslx.distributed import Ranks
 from sslx.machine import cores
@@ -142,10 +142,16 @@ def peers(
 
 def dali(root: Path, size: int, augment: Augment, batch_size: int, threads: int) -> Iterator[Any]:
     """The loader of sslx."""
-    settings = data.Config(size=size, backend="dali", threads=threads)
+    return of_source(folder.Config(root=root), "dali", size, augment, batch_size, threads)
+
+
+def of_source(
+    config: SourceConfig, backend: Any, size: int, augment: Augment, batch_size: int, threads: int
+) -> Iterator[Any]:
+    """The loader of sslx with two views of each image of a source."""
     return data.training(
-        settings,
-        sources.build(folder.Config(root=root), "pretrain"),
+        data.Config(size=size, backend=backend, threads=threads),
+        sources.build(config, "pretrain"),
         [ViewSpec(size=size, augment=augment)] * 2,
         batch_size=batch_size,
         seed=0,

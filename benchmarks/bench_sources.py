@@ -11,22 +11,19 @@ import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import images
 import torch
-from bench_loader import CIFAR, timed
+from bench_loader import CIFAR, of_source, timed
 from harness import Session, benchmark, option
 
-from sslx import data
 from sslx.bench import measure
-from sslx.data import sources
 from sslx.data.sources import SourceConfig, folder, parquet, tar
-from sslx.data.views import Augment, ViewSpec
-from sslx.distributed import Ranks
+from sslx.data.views import Augment
 from sslx.machine import cores
 
 PER_SHARD, PER_GROUP = 1000, 100
@@ -59,19 +56,6 @@ def written(paths: Sequence[str], place: Path) -> dict[str, SourceConfig]:
     }
 
 
-def loader(config: SourceConfig, backend: Any, size: int, augment: Augment, batch_size: int) -> Iterator[Any]:
-    """The loader of sslx with two views of each image of a source."""
-    return data.training(
-        data.Config(size=size, backend=backend, threads=cores.allowed()),
-        sources.build(config, "pretrain"),
-        [ViewSpec(size=size, augment=augment)] * 2,
-        batch_size=batch_size,
-        seed=0,
-        ranks=Ranks(device=torch.device("cpu")),
-        dtype=torch.float32,
-    )
-
-
 @benchmark(
     option("--root", type=Path, required=True, help="folder of images"),
     option("--size", type=int, default=224, help="side of the views, in pixels"),
@@ -90,7 +74,9 @@ def run(session: Session) -> None:
         configs |= written(images.paths(options.root), Path(place))
         arms = {
             name: timed(
-                lambda config=config: loader(config, options.backend, options.size, augment, batch_size),
+                lambda config=config: of_source(
+                    config, options.backend, options.size, augment, batch_size, cores.allowed()
+                ),
                 batch_size,
                 options.seconds,
             )

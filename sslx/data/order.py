@@ -315,7 +315,7 @@ class Pieces(_OnePass):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repeated:
+class Repeated(_OnePass):
     """The same samples once per epoch for ``num_epochs`` epochs, to see each one's augmentations."""
 
     index: Indices
@@ -337,9 +337,3 @@ class Repeated:
 
     def finished(self, t: int) -> bool:
         return t >= self.num_epochs
-
-    def state(self, t: int) -> dict[str, Any]:
-        return {"batch": t}
-
-    def seek(self, state: Mapping[str, Any]) -> int:
-        return state["batch"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sslx.console import activity
 from sslx.console.words import shown
 from sslx.data.facts import Channels, Facts
-from sslx.data.sources import labels, sides
+from sslx.data.sources import labels, located, sides
 from sslx.data.sources.base import Context, Pixels
 from sslx.data.sources.config import SourceConfig, Split
 from sslx.errors import ConfigError, DataError, MissingInput, UserError
@@ -56,15 +56,8 @@ Arrays = Mapping[str, Callable[[], Array]]
 
 
 def _read(config: Config, split: Split, known: Sequence[str] | None) -> Pixels:
-    if config.root is None:
-        raise ConfigError(f"--source.name arrays needs --source.root, a {', '.join(_SUFFIXES)} file")
-    is_other = split == "test" and config.test_root is not None
-    flag, place = ("--source.test-root", config.test_root) if is_other else ("--source.root", config.root)
-    assert place is not None
-    path = files.expanded(place)
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        raise MissingInput(f"{flag} {shown(path)} {kind}: give a {', '.join(_SUFFIXES)} file")
+    what = "a file of arrays"
+    path, is_other = located.one_file("arrays", config.root, config.test_root, split, what, _SUFFIXES)
     try:
         arrays = _arrays(path)
         image = _key(config.image, "--source.image", _IMAGES, arrays, path, split, is_other)

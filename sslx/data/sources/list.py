@@ -13,11 +13,11 @@ from typing import Any, Literal, TextIO
 from sslx.console import activity
 from sslx.console.words import one_line, plural, shown
 from sslx.data.facts import Facts
-from sslx.data.sources import labels, sides
+from sslx.data.sources import labels, located, sides
 from sslx.data.sources.base import Context, Files
 from sslx.data.sources.config import SourceConfig, Split
 from sslx.data.sources.splits import Kind, kind_of
-from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.errors import DataError, MissingInput
 from sslx.machine import files
 
 _PATHS = ("path", "file_name", "filename", "file", "filepath", "image_path", "image")
@@ -65,15 +65,8 @@ class _Rows:
 
 
 def _read(config: Config, split: Split, known: Sequence[str] | None) -> Files:
-    if config.root is None:
-        raise ConfigError("--source.name list needs --source.root FILE, the list of your images")
-    is_other = split == "test" and config.test_root is not None
-    flag, place = ("--source.test-root", config.test_root) if is_other else ("--source.root", config.root)
-    assert place is not None
-    file = files.expanded(place)
-    if not file.is_file():
-        kind = "is a folder, not a list" if file.is_dir() else "does not exist"
-        raise MissingInput(f"{flag} {shown(file)} {kind}: give the list of your images, a {', '.join(_SUFFIXES)} file")
+    what = "a list of images"
+    file, is_other = located.one_file("list", config.root, config.test_root, split, what, _SUFFIXES)
     rows = _Rows()
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:

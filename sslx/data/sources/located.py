@@ -31,6 +31,25 @@ class Located:
     notes: tuple[str, ...] = ()
 
 
+def one_file(
+    name: str, root: Path | None, test_root: Path | None, split: Split, what: str, suffixes: Sequence[str]
+) -> tuple[Path, bool]:
+    """Return the single file with the images of a split, and whether it is one that holds only the test split.
+
+    what: the file in words.  Raises ConfigError without a root, and MissingInput if there is no such file.
+    """
+    endings = ", ".join(suffixes)
+    if root is None:
+        raise ConfigError(f"--source.name {name} needs --source.root FILE, {what} ({endings})")
+    is_other = split == "test" and test_root is not None
+    flag, place = ("--source.test-root", test_root) if is_other and test_root else ("--source.root", root)
+    file = expanded(place)
+    if not file.is_file():
+        kind = f"is a folder, not {what}" if file.is_dir() else "does not exist"
+        raise MissingInput(f"{flag} {shown(file)} {kind}: give {what} ({endings})")
+    return file, is_other
+
+
 def find(
     name: str, root: Path | None, test_root: Path | None, suffixes: Sequence[str], split: Split, splits: Choice
 ) -> Located:
