@@ -30,13 +30,17 @@ CHARTS = (
     Chart("Learning rate", "lr"),
     Chart("Images per second", "samples_per_s"),
     Chart("Wait for data", "data_wait", "share of a step's time, of the slowest rank", is_share=True),
+    Chart("Slowest rank", "slowest_rank_s", "its own seconds per step, waits for data included"),
+    Chart("Other ranks", "other_ranks_s", "median of their own seconds per step"),
+    Chart("Unreadable images", "unreadable_images", "found so far"),
+    Chart("Skipped steps", "skipped_steps", "whose loss or gradient was not finite"),
     Chart("Gradient norm", "grad_norm", "before clipping"),
     Chart("Feature rank", "feature_rank", "RankMe, arXiv 2210.02885; higher is better"),
     Chart("Feature standard deviation", "feature_std", "0 is collapse"),
     Chart("Alignment", "feature_alignment", "distance of two views' features, arXiv 2005.10242; lower is better"),
     Chart("Uniformity", "feature_uniformity", "of features on the sphere, arXiv 2005.10242; lower is better"),
 )
-_SHOWN = {chart.metric for chart in CHARTS} | {"epoch"}
+_SHOWN = {chart.metric for chart in CHARTS} | {"epoch", "slowest_rank"}
 
 
 def charts(runs: Sequence[Facts]) -> list[Chart]:

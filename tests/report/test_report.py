@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -149,6 +150,16 @@ def test_text_from_outside_is_never_markup(runs: tuple[Path, Path], tmp_path: Pa
     assert "\x1b" not in page.text
     assert "What differs|" in page.text
     assert {"optim.lr", "What differs"} <= set(page.text.split("|"))
+
+
+def test_only_a_methods_own_metrics_are_called_its_own(trained: Path) -> None:
+    of_the_loop = "loss lr epoch samples_per_s data_wait grad_norm slowest_rank slowest_rank_s other_ranks_s "
+    of_the_loop += "unreadable_images skipped_steps knn feature_rank feature_std feature_alignment feature_uniformity"
+    two = np.arange(2.0), np.arange(2.0)
+    run = replace(facts.read(trained), curves=dict.fromkeys((*of_the_loop.split(), "std"), two))
+    charts = curves.charts([run])
+    assert [chart.title for chart in charts if "method" in chart.title] == ["Std (of the method)"]
+    assert {chart.metric for chart in charts} == {*of_the_loop.split(), "std"} - {"epoch", "slowest_rank"}
 
 
 def test_curves_are_those_of_all_runs_without_what_is_not_finite(runs: tuple[Path, Path]) -> None:
