@@ -40,9 +40,10 @@ else
     echo "installing the oldest supported packages into $venv (about 6.5 GB the first time)"
     python=$(command -v python3.11 || command -v python3.12 || command -v python3) # numpy 1.26 has no wheels for 3.13
     [ -x $venv/bin/python ] || "$python" -m venv $venv
-    # not compiled: of 17,000 files the tests import a few thousand, and Python keeps those
-    $venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint tests/oldest.txt \
-      --editable ".[test]"
+    pip=($venv/bin/python -m pip install --quiet --disable-pip-version-check)
+    what=(--constraint tests/oldest.txt --editable ".[test]")
+    { "${pip[@]}" uv && $venv/bin/uv pip install --quiet --python $venv/bin/python "${what[@]}"; } ||
+      "${pip[@]}" --no-compile "${what[@]}"
     echo "$digest" >$venv/.sslx
   fi
 fi
