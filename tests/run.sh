@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --install-only) only=1 ;;
     --slow) tier="slow and not gpu and not slurm and not soak" ;;
-    --slurm) tier="slurm" jobs=0 ;;
+    --slurm) tier="slurm and not soak" jobs=0 ;;
     --gpu) tier="gpu" jobs=0 ;;
     --faults)
       tier="not gpu and not slurm" plugin=(-p faults)
@@ -48,13 +48,13 @@ else
   fi
 fi
 [ -n "$only" ] && exit 0
-[ "$tier" = slurm ] && bash slurm/local_cluster.sh install
+[[ "$tier" = slurm* ]] && bash slurm/local_cluster.sh install
 if [ "$isa" != none ]; then
   variables=$($venv/bin/python tests/kit/instruction_sets.py "$isa")
   while IFS= read -r variable; do export "${variable?}"; done <<<"$variables"
 fi
 if ((jobs)); then # processes of one thread: more would wait for each other
-  set -- -n $jobs --dist worksteal "$@"
+  set -- -n 3 --dist worksteal "$@"
   export OMP_NUM_THREADS=1
 fi
 exec $venv/bin/python -m pytest ${plugin[@]+"${plugin[@]}"} -m "$tier$numerical" "$@"

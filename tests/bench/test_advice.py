@@ -28,6 +28,7 @@ def ranks() -> Ranks:
     return init("cpu")
 
 
+@pytest.mark.soak
 def test_the_arms_run_and_leave_the_weights_alone(ranks: Ranks) -> None:
     workload = advice.Workload(config.load(TINY), ranks, window_s=0.05)
     before = [p.clone() for p in workload.parts.method.parameters()]

@@ -55,6 +55,7 @@ def test_a_part_that_hangs_ends_with_all_its_processes(selected: list[gpu_suite.
     until(lambda: ended(int(number.read_text())), "end of the part's child", 5)
 
 
+@pytest.mark.soak
 def test_a_part_that_saves_continues_at_the_next_call(selected: list[gpu_suite.Part], tmp_path: Path) -> None:
     """It hears SIGTERM before its time is over, and says by its exit code that there is more to do."""
     saves = (

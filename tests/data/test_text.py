@@ -157,6 +157,7 @@ class Method(base.Method):
 '''
 
 
+@pytest.mark.soak
 def test_a_method_of_ones_own_trains_on_pairs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "noise_with_texts.py").write_text(SOURCE)
     (tmp_path / "pairs_method.py").write_text(METHOD)

@@ -55,6 +55,7 @@ def expected(source: Source) -> Expected:
 # whole loaders
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_worker_that_is_killed_or_stopped_is_named_and_replaced(
     source: Source, expected: Expected, number: signal.Signals

@@ -141,6 +141,7 @@ def test_a_run_that_failed_continues_with_the_parts_that_are_missing(
     assert (tmp_path / "file.npy.unreadable.txt").read_text() == (tmp_path / "whole.npy.unreadable.txt").read_text()
 
 
+@pytest.mark.soak
 def test_parts_of_other_features_are_refused(
     trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -267,6 +267,7 @@ class Bessel(nn.Module):
         return torch.special.bessel_j0(x.mean((2, 3)))
 
 
+@pytest.mark.soak
 def test_an_operator_that_onnx_does_not_have_is_one_line(tmp_path: Path, generator: torch.Generator) -> None:
     trained = exports.trained(*ENCODERS["two blocks"], generator)
     vars(trained)["encoder"] = Encoder(Bessel(), 3, recipe("bessel", {}))  # in place of the cached one

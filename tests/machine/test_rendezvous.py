@@ -109,6 +109,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.soak
 def test_something_else_that_listens_is_no_rank_0(port: int):
     """By a process of its own: torch goes on to ask in a thread, and complains of it half a minute later."""
     with socket.create_server(("127.0.0.1", port)):

@@ -146,6 +146,7 @@ def test_plot_draws_an_unlabeled_run(flat: Path, said: Said) -> None:
     assert json.loads((flat / "probe.json").read_text())["split"] == "test"
 
 
+@pytest.mark.soak
 def test_the_views_are_those_of_the_first_batch_and_of_the_next_epoch(flat: Path, classes: Path) -> None:
     for run, num_views, num_epochs in ((flat, 2, 2), (classes, 6, 1)):
         of = scene(run)
@@ -197,6 +198,7 @@ def test_the_held_out_part_is_stratified_and_no_probe_trains_on_it(classes: Path
     assert (record["split"], record["num_images"], len(record["scores"])) == ("held-out training", 12, 3)
 
 
+@pytest.mark.soak
 def test_a_labeled_run_is_drawn_too(classes: Path, said: Said) -> None:
     said("probe", classes, "--no-baselines", "--probe.no-label-free", "--probe.shots", "--probe.fractions")
     (score,) = json.loads((classes / "probe.json").read_text())["scores"]
@@ -261,6 +263,7 @@ def test_hardly_any_images_are_a_line_and_no_traceback(
         assert [line for line in lines if line.startswith("left out: ")]
 
 
+@pytest.mark.soak
 def test_a_map_of_classes_of_one_image_is_the_unlabeled_ones(flat: Path, tmp_path: Path, said: Said) -> None:
     """Their colors would tell nothing: it shows the images in their place."""
     plain, classes = write_images(tmp_path / "plain", 6), tmp_path / "classes"

@@ -56,6 +56,7 @@ def test_tsne_shows_each_class_in_its_colour_with_a_legend(tmp_path: Path) -> No
     assert num_pixels(pixels, plot.PALETTE[4], plot.OPACITY) == 0
 
 
+@pytest.mark.soak
 def test_tsne_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         plot.feature_map(*clusters(3), None, tmp_path / name, "title", max_points=60, seed=seed)
@@ -70,6 +71,7 @@ def test_tsne_without_labels_has_one_colour(tmp_path: Path) -> None:
     assert num_pixels(pixels, plot.PALETTE[1], plot.OPACITY) == 0
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("classes", [15, pytest.param(30, marks=pytest.mark.slow)])
 def test_tsne_of_many_classes_has_many_colours(classes: int, tmp_path: Path) -> None:
     plot.feature_map(*clusters(classes), None, tmp_path / "map.png", "title")
@@ -118,6 +120,7 @@ def test_thumbnails_cover_the_map_and_lie_over_no_other(num: int) -> None:
         assert (((places[rows] - middle) * quarter) > 0).all(1).sum() >= 4, "some in every quarter"
 
 
+@pytest.mark.soak
 def test_the_map_shows_the_images_of_the_rows_that_it_asks_for(tmp_path: Path) -> None:
     x, asked = clusters(3)[0], list[int]()
 

@@ -79,6 +79,7 @@ def test_probe_prints_tables_and_writes_them_and_keeps_features_for_the_next_pro
     assert sorted((trained / "features").iterdir()) == kept
 
 
+@pytest.mark.soak
 def test_several_checkpoints_stand_side_by_side(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +201,7 @@ def test_untrained_encoder_is_the_one_that_training_started_from(trained: Path, 
     assert not any(map(torch.equal, start.parameters(), end.parameters()))
 
 
+@pytest.mark.soak
 def test_plot_draws_two_pictures(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plot", str(trained), "--num-points", "200"]) == 0
     assert "tsne.png" in capsys.readouterr().out

@@ -125,6 +125,7 @@ def test_chosen_c_is_the_best_on_the_held_out_tenth() -> None:
     assert scores[c] >= max(scores.values()) - 1.5 / held.sum()
 
 
+@pytest.mark.soak
 def test_choice_of_c_never_sees_the_test_split(scored: tuple[float, float]) -> None:
     other = Features(TEST.x.flip(0) * 7 - 3, (TEST_LABEL + 1) % 10, TEST.index)
     accuracy, again = linear.accuracy(TRAIN, other, 10)

@@ -147,6 +147,7 @@ def test_of_several_successors_of_a_killed_owner_exactly_one_wins(tmp_path: Path
             race(processes, folder)
 
 
+@pytest.mark.soak
 def test_nobody_shares_a_folder_while_owners_are_killed_at_random(tmp_path: Path, record_property: Record) -> None:
     folder, inside, said = tmp_path / "run", tmp_path / "inside", tmp_path / "said"
     folder.mkdir()

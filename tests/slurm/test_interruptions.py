@@ -109,6 +109,7 @@ def is_pending(pid: int, number: signal.Signals) -> bool:
     return bool((int(lines["ShdPnd"], 16) | int(lines["SigPnd"], 16)) >> (number - 1) & 1)
 
 
+@pytest.mark.soak
 def test_cancelling_saves_and_is_not_requeued(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = submitted(tmp_path, "--steps", "100000", "--checkpoint.every", "0")
     run.until_step(5)
@@ -123,6 +124,7 @@ def test_cancelling_saves_and_is_not_requeued(tmp_path: Path, capfd: pytest.Capt
     assert "Restarts=0" in slurm("scontrol", "show", "job", run.job.id, "-o")
 
 
+@pytest.mark.soak
 def test_s7_torchrun_without_submitit_is_preempted_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Weights
 ) -> None:
@@ -146,6 +148,7 @@ def test_s7_torchrun_without_submitit_is_preempted_too(
     assert len({path.name.split("-")[-1] for path in (run.folder / "wandb").glob("offline-run-*")}) == 1
 
 
+@pytest.mark.soak
 def test_s8_one_run_of_an_array_is_requeued_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep.toml"
     sweep.write_text("[grid]\nseed = [0, 1, 2]\n")
@@ -179,6 +182,7 @@ def test_s8_one_run_of_an_array_is_requeued_alone(tmp_path: Path, capfd: pytest.
     assert capfd.readouterr().out.count("done") == 3
 
 
+@pytest.mark.soak
 def test_a_job_that_gets_nowhere_ends_after_three_starts(tmp_path: Path) -> None:
     run = submitted(tmp_path, allocation=[*ALLOCATION, "--python", "/bin/false"])
     until(lambda: not run.state, "the end", 300)

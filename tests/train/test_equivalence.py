@@ -67,6 +67,7 @@ def test_equal_in_fp32_on_the_first_step(ranks: RunOnRanks) -> None:
     assert worst(two[1], one[1]) < 1e-5
 
 
+@pytest.mark.soak
 def test_local_batch_norm_is_not_equivalent(ranks: RunOnRanks) -> None:
     """The gate can fail: without sync BN, two ranks do not train as one does."""
     flags = "--optim.name sgd --precision fp64 --batch-norm local".split()

@@ -234,6 +234,7 @@ def test_a_run_stops_before_it_saves_what_is_not_finite(
     record_property("figure", f"{kind} of step {step}, keep {keep}: exit code 76, 0 bad checkpoints, {left} left")
 
 
+@pytest.mark.soak
 def test_a_run_skips_a_few_steps_where_asked_to(here: Run, tmp_path: Path, whole: Path) -> None:
     """And moves no schedule: the steps after them have the learning rate and the weight decay of a run without."""
     with fault(range(7, 9)):
@@ -258,6 +259,7 @@ def is_a_run_without_a_fault(run: Path, whole: Path) -> None:
     assert logs[0] == logs[1]
 
 
+@pytest.mark.soak
 def test_a_restart_in_the_middle_of_a_weight_decay_schedule_changes_nothing(
     here: Run, tmp_path: Path, whole: Path
 ) -> None:
@@ -329,6 +331,7 @@ def test_two_ranks_stop_together(
     record_property("figure", f"{kind} on rank {rank}, step 8: both ranks stop there, 0 bad checkpoints, step 4 left")
 
 
+@pytest.mark.soak
 def test_two_ranks_skip_together(ranks: RunOnRanks, tmp_path: Path) -> None:
     flags = ["--on-nonfinite", "skip"]
     assert ranks(2, run, str(tmp_path), 1, "gradient", "9", flags) == [("", 12)] * 2

@@ -33,6 +33,7 @@ def test_a_run_that_is_looked_at_ends_in_the_same_weights(here: Run, tmp_path: P
     assert not any(line.keys() & NAMES for line in off)
 
 
+@pytest.mark.soak
 def test_looks_are_left_out_of_the_throughput(here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def slow(*_: object, **__: object) -> dict[str, float]:
         time.sleep(1)
@@ -51,6 +52,7 @@ def test_simsiam_does_not_collapse(here: Run, tmp_path: Path):
     assert metrics(tmp_path / "r")[-1].keys() >= NAMES
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_simsiam_without_stop_gradient_collapses_and_is_told(seed: str, here: Run):
     assert here(*SIMSIAM, "--method.no-stop-gradient", "--seed", seed) == (0, "")
@@ -74,6 +76,7 @@ def test_a_collapse_stops_the_run_where_asked_for(here: Run, tmp_path: Path):
     assert code == 0  # how to look may differ when resumed
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_run_whose_weights_are_useless_is_told_so_at_its_end(optimizer: str, here: Run, tmp_path: Path):
     """At a learning rate at which nothing is infinite, and before the first look that would be due."""

@@ -60,6 +60,7 @@ def test_an_online_probe_that_fails_ends_no_run(here: Run, tmp_path: Path) -> No
     assert checkpoint.load(tmp_path / "r")["step"] == 3
 
 
+@pytest.mark.soak
 def test_a_rare_class_ends_no_probe(rare: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["probe", str(rare), "--probe.num-draws", "2", "--no-baselines"]) == 0
     out = capfd.readouterr().out

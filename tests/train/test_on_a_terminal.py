@@ -84,6 +84,7 @@ def test_a_display_is_killed_without_a_trace(tmp_path: Path):
     assert terminal.lines[-1] == "", "a prompt gets a line of its own"
 
 
+@pytest.mark.soak
 def test_a_finished_run_says_what_comes_next_and_a_second_start_that_it_is_finished(here: Run, tmp_path: Path):
     assert here()[0] == 0
     run = tmp_path / "r"

@@ -62,6 +62,7 @@ def options(folder: Path, **others: Any) -> dict[str, Any]:
     return {**tree, **others}
 
 
+@pytest.mark.soak
 def test_it_does_what_the_command_does(tmp_path: Path) -> None:
     assert cli.main(tiny(tmp_path / "command")) == 0
     settings = config.load(tiny(tmp_path / "config")[1:])

@@ -86,6 +86,7 @@ def test_resumed_on_another_world_size_sees_the_samples_that_were_left(ranks: Ru
         torch.testing.assert_close(b[name], a[name], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.soak
 def test_another_seed_is_another_run(ranks: RunOnRanks, tmp_path: Path) -> None:
     """The comparison can fail."""
     for name, seed in (("a", "0"), ("b", "1")):
