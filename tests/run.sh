@@ -54,7 +54,7 @@ if [ "$isa" != none ]; then
   while IFS= read -r variable; do export "${variable?}"; done <<<"$variables"
 fi
 if ((jobs)); then # processes of one thread: more would wait for each other
-  set -- -n 3 --dist worksteal "$@"
+  set -- -n $jobs --dist worksteal "$@"
   export OMP_NUM_THREADS=1
 fi
 exec $venv/bin/python -m pytest ${plugin[@]+"${plugin[@]}"} -m "$tier$numerical" "$@"

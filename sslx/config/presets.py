@@ -45,6 +45,13 @@ class Choice:
     values: dict[str, Any]
 
 
+SMALLER_VIEWS = Choice("no GPU: smaller views, a fifth of the work", {"data.size": SIDE_ON_CPU})
+SMALLER_ENCODER = Choice(
+    "no GPU and small images: the narrow ResNet of simclr_cifar10_6min, a twentieth of the work",
+    {"encoder.layers": [0, 1, 1, 1], "encoder.channels": [16, 32, 64, 256], "encoder.stem": "narrow"},
+)
+
+
 @cache
 def _tables(method: str) -> dict[str, dict[str, Any]]:
     path = Path(__file__).parents[1] / "recipes" / "defaults" / f"{method}.toml"
@@ -75,7 +82,11 @@ def names(method: str, source: SourceConfig) -> set[str]:
     """Return the dotted names of all options that may be chosen for a method and a source."""
     tables = [table for key, table in _tables(method).items() if key in _SITUATIONS]
     inside = {name for table in tables for name, _ in flags.leaves(table)} - {"why"}
-    return inside | {*ON_CPU, "data.size", "optim.warmup", "encoder.patch", *source.suited}
+    return (
+        inside
+        | {*ON_CPU, *SMALLER_ENCODER.values, "encoder.name", "data.size", "optim.warmup", "encoder.patch"}
+        | {*source.suited}
+    )
 
 
 def choices(
@@ -106,9 +117,6 @@ def choices(
     if source.suited:
         found.append(Choice(source.suited_why, source.suited))
     return found
-
-
-SMALLER_VIEWS = Choice("no GPU: smaller views, a fifth of the work", {"data.size": SIDE_ON_CPU})
 
 
 def smaller_batch(num_images: int) -> Choice:

@@ -281,6 +281,10 @@ def settle(config: PretrainConfig, side: int, num_images: int | None = None) -> 
     if not gpu and side > presets.SIDE_ON_CPU and "data.size" in config.unset:
         found, side = [presets.SMALLER_VIEWS], presets.SIDE_ON_CPU
     found += presets.choices(*situation, gpu=gpu, side=side)
+    plain = config.encoder.name == "resnet18" and config.encoder.weights is None
+    chosen = {"encoder.name", *presets.SMALLER_ENCODER.values} - {*config.unset}
+    if not gpu and side <= presets.SMALL_SIDE and plain and not chosen:
+        found.append(presets.SMALLER_ENCODER)
     if num_images is not None and 2 <= num_images < config.batch_size and "batch_size" in config.unset:
         found.append(presets.smaller_batch(num_images))
     settled = presets.applied(dataclasses.replace(config, unset=()), presets.merged(found), config.unset)

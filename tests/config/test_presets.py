@@ -50,6 +50,26 @@ def test_another_method_than_the_recipes_brings_its_own():
     assert config.load(["simclr_digits", "--method.name", "simclr"]) == recipe
 
 
+@pytest.mark.parametrize(
+    ("given", "side", "is_smaller"),
+    [
+        ([], 32, True),
+        ([], 96, False),
+        (["--device", "cuda"], 32, False),
+        (["--encoder.name", "resnet18"], 32, False),
+        (["--encoder.stem", "small"], 32, False),
+        (["--encoder.weights", "timm"], 32, False),
+        (["--method.name", "mae"], 32, False),
+    ],
+)
+def test_small_images_without_a_gpu_get_a_small_encoder_if_the_user_chose_none(
+    given: list[str], side: int, is_smaller: bool
+):
+    settings, reasons = config.settle(config.load([*PHOTOS, "--device", "cpu", *given]), side)
+    assert (settings.encoder.channels == (16, 32, 64, 256)) == is_smaller
+    assert ("--encoder.channels 16 32 64 256 --encoder.stem narrow" in " ".join(reasons)) == is_smaller
+
+
 def test_a_method_that_needs_a_vit_brings_one():
     settings = config.load(["--method.name", "mae", *PHOTOS])
     assert settings.encoder.name == "vit_small_patch16_224"
