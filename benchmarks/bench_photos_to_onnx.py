@@ -1,6 +1,6 @@
 """Time the README's three commands: from a folder of photos to an encoder, its report and its ONNX file.
 
-    python benchmarks/run.py photos_to_onnx --root CIFAR10      (under 20 minutes)
+    python benchmarks/run.py photos_to_onnx --root CIFAR10      (about ten minutes)
 
 Digits are trained on by the recipe ``simclr_digits``, and 2,000 images of CIFAR10, 200 of each class, as a folder of
 one's own, with no settings but its place.

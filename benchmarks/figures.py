@@ -254,6 +254,12 @@ def startup() -> Figures:
     return {"one_s": f"{one['median']:.1f}", "two_s": f"{two['median']:.1f}", "n": str(one["n"])}
 
 
+def photos_to_onnx() -> Figures:
+    by_images = {record["images"]: record for record in newest("photos_to_onnx", "images")}
+    minutes = {name: f"{record['total_s'] / 60:.1f}" for name, record in by_images.items()}
+    return minutes | {"machine": by_images["photos"]["cpu"]}
+
+
 def harness() -> Figures:
     record = newest("harness")[0]
     return {
@@ -296,5 +302,5 @@ def score(recipe: str) -> str:
 TOPICS: dict[str, Callable[[], Figures]] = {
     function.__name__: function
     for function in (accuracy, quickstart, methods, photos, time_to_accuracy, step, peers, loader, nt_xent,
-                     nt_xent_small, parity, counts, startup, harness, slurm)
+                     nt_xent_small, parity, counts, startup, photos_to_onnx, harness, slurm)
 }  # fmt: skip

@@ -137,6 +137,8 @@ class ProbeConfig(ResultsConfig):
     """How images are read.  Default: as in the run."""
     baselines: bool = True
     """Measure raw pixels and the untrained encoder as well, for comparison."""
+    transfer: tuple[str, ...] = ()
+    """Further labeled images to score the same encoder on: folders, names of sources, or NAME=FOLDER."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute features on."""
     batch_size: int = 256

@@ -1,8 +1,8 @@
 """``sslx probe``: a scorecard of frozen features, of one checkpoint or of several side by side."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +11,24 @@ from rich.console import Console
 
 from sslx import config, distributed, probe
 from sslx.config import ProbeConfig
-from sslx.config.presets import FEW_EPOCHS, FEW_STEPS
 from sslx.console.bars import Bars, say_to
-from sslx.console.words import plural, shown
+from sslx.console.words import shown
 from sslx.data.config import Config as DataConfig
 from sslx.data.sources import Source, SourceConfig
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, StorageError
 from sslx.machine import files
-from sslx.probe import Score, fine_tune, held_out, images, label_free, probes, results, tables
+from sslx.probe import fine_tune, held_out, images, label_free, probes, results, scorecard, transfer
 from sslx.probe.features import Features
 from sslx.probe.images import Splits
-from sslx.probe.represent import AVERAGED, PIXELS, PRETRAINED, UNTRAINED, Representations, augmented_views
+from sslx.probe.represent import PIXELS, PRETRAINED, Representations, augmented_views
+from sslx.probe.scorecard import Row, Say
 from sslx.trained import Trained, load
 
 LABELS_NOTE = (
     "With labels, sslx probe reports kNN, linear and few-label accuracy: use --source.root FOLDER with one subfolder "
     "per class, and --source.test-root FOLDER with a test split of the same classes."
 )
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Row:
-    """The scores of one representation: with labels, or None without them; and those that need none."""
-
-    name: str
-    labeled: Score | None
-    label_free: label_free.Score | None
 
 
 def main(argv: Sequence[str], paths: Sequence[Path], part: str | None = None, *, quiet: bool = False) -> int:
@@ -63,7 +53,7 @@ def score(argv: Sequence[str], paths: Sequence[Path], part: str | None = None, *
     console = Console()
     say = say_to(console, ranks.is_main)
     splits = images.splits(runs[0], options, say)
-    for trained, title in zip(runs, titles(runs), strict=True):
+    for trained, title in zip(runs, scorecard.titles(runs), strict=True):
         of = f" of {title}" if len(runs) > 1 else ""
         for note in trained.notes:
             say(f"{title}: {note}" if of else note)
@@ -76,22 +66,32 @@ def score(argv: Sequence[str], paths: Sequence[Path], part: str | None = None, *
         say(f"scores without labels: {unlearnable_reason}")
     else:
         options = _feasible(options, splits, say)
+    further = [
+        replace(task, options=_feasible(task.options, task.splits, say))
+        for task in transfer.tasks(runs[0], options, say)
+    ]
     cards, bars = list[list[Row]](), Bars(console, ranks.is_main)
-    known = dict[str, Row]()
+    known, known_further = dict[str, Row](), [dict[str, Row]() for _ in further]
+    further_cards = [list[list[Row]]() for _ in further]
     for trained, folder in zip(runs, folders, strict=True):
         representations = Representations(trained, folder, augmented_views(trained, runs[0]), options, ranks, bars)
         with bars.display:
             cards.append(_score(representations, options, splits, not unlearnable_reason, ranks, bars, known))
+            for task, of_runs, found in zip(further, further_cards, known_further, strict=True):
+                of_runs.append(_score(representations, task.options, task.splits, True, ranks, bars, found))
         for line in representations.report():
             say(line)
     if ranks.is_main:
-        _show(runs, splits, options.source, cards, console, say)
+        scorecard.show(runs, splits, options.source, cards, console, say)
         if unlearnable_reason:
             say(LABELS_NOTE)
-        for trained, folder, rows in zip(runs, folders, cards, strict=True):
+        for task, of_runs in zip(further, further_cards, strict=True):
+            scorecard.show_labeled(runs, task.splits, task.options.source, of_runs, console, say)
+        for number, (trained, folder, rows) in enumerate(zip(runs, folders, cards, strict=True)):
             if folder is None:
                 continue
-            _write(folder, _record(trained, options.source, splits, rows, runs[0]))
+            record = _record(trained, options.source, splits, rows, runs[0])
+            _write(folder, record | {"transfer": _transferred(further, [of_runs[number] for of_runs in further_cards])})
             say(f"wrote {shown(folder / 'probe.json')}")
             labeled = {row.name: row.labeled for row in rows if row.labeled}
             results.write_confusion(trained, folder, splits, labeled.get(PRETRAINED))
@@ -109,17 +109,6 @@ def _with_view(trained: Trained, options: ProbeConfig, first: Trained) -> Traine
     if settings.eval_size != run_settings.eval_size and settings.eval_size is not None:
         return trained.with_view_size(settings.eval_size)
     return trained
-
-
-def titles(runs: Sequence[Trained]) -> list[str]:
-    """Return a name for each checkpoint: its run's, with the step or the folder where that is needed to tell them."""
-    names = [trained.name or trained.folder.name for trained in runs]
-    folders = [trained.folder for trained in runs]
-    if len(set(names)) < len(set(folders)):
-        names = [str(folder) for folder in folders]
-    if len(set(folders)) < len(runs):
-        names = [f"{name}, step {trained.step:,}" for name, trained in zip(names, runs, strict=True)]
-    return [shown(name) for name in names]
 
 
 def _feasible(options: ProbeConfig, splits: Splits, say: Say) -> ProbeConfig:
@@ -227,105 +216,6 @@ def _label_free(
     return label_free.score(name, plain, views.x.view(len(plain), -1, plain.shape[1]), with_ranks=name != PIXELS)
 
 
-def _show(
-    runs: Sequence[Trained],
-    splits: Splits,
-    source: SourceConfig,
-    cards: Sequence[Sequence[Row]],
-    console: Console,
-    say: Say,
-) -> None:
-    """Print the tables of all rows, each once, and what they mean."""
-    rows = _distinct(runs, cards)
-    names = list(rows)
-    sizes = sorted({trained.view.size for trained in runs})
-    place = f"{' and '.join(map(str, sizes))} px"
-    head = plural(len(runs), "checkpoint")
-    if len(runs) == 1:
-        head = f"{titles(runs)[0]}, step {runs[0].step:,}" if runs[0].is_run else titles(runs)[0]
-    labeled = [row.labeled for row in rows.values() if row.labeled]
-    if labeled:
-        title = f"accuracy in % on {len(splits.test):,} {splits.name} images of {splits.test.name}"
-        say(f"{head}: {title}, {place}")
-        for table in tables.fitting(names, probes.columns(labeled), console):
-            console.print(table)
-        for line in fine_tune.legend([score for row in labeled for score in row.fine_tuned.values()]):
-            say(line)
-        if source.score_note and len(labeled) > 1:
-            console.print(source.score_note, highlight=False)
-    free = [row.label_free for row in rows.values()]
-    if any(free):
-        num_images = max(score.num_images for score in free if score)
-        some = f"{num_images:,} of {len(splits.test):,}" if num_images < len(splits.test) else f"{num_images:,}"
-        kind = "" if num_images < len(splits.test) else f"{splits.name} "
-        say(f"{head}: scores without labels on {some} {kind}images, {place}")
-        for table in tables.fitting(names, label_free.columns(free), console):
-            console.print(table)
-        for line in label_free.legend(num_images):
-            say(line)
-    for title, trained, card in zip(titles(runs), runs, cards, strict=True):
-        scores, kind = _accuracies(card)
-        of = f" of {title}" if len(runs) > 1 else ""
-        _warn_few_steps(trained, splits, source, scores, kind, say, of)
-
-
-def _distinct(runs: Sequence[Trained], cards: Sequence[Sequence[Row]]) -> dict[str, Row]:
-    """Return all rows by their names in the table; a baseline that several checkpoints share is one row."""
-    if len(runs) == 1:
-        return {row.name: row for row in cards[0]}
-    by_name, seen = dict[str, Row](), set[int]()
-    several_sizes = len({trained.view.size for trained in runs}) > 1
-    for title, trained, card in zip(titles(runs), runs, cards, strict=True):
-        pixels = f"{PIXELS}, {trained.view.size} px" if several_sizes else PIXELS
-        names = {PRETRAINED: title, AVERAGED: f"{title}, average", UNTRAINED: f"{UNTRAINED} of {title}", PIXELS: pixels}
-        for row in card:
-            if id(row) not in seen:
-                by_name[names[row.name]] = row
-            seen.add(id(row))
-    order = {PIXELS: 0, UNTRAINED: 1}  # an average stays beside its encoder
-    return dict(sorted(by_name.items(), key=lambda item: order.get(item[1].name, 2)))
-
-
-def _accuracies(card: Sequence[Row]) -> tuple[dict[str, float], str]:
-    """Return one accuracy in [0, 1] for each representation, by name, and its kind in words."""
-    labeled = {row.name: row.labeled for row in card if row.labeled}
-    linear = {name: score.linear for name, score in labeled.items() if score.linear is not None}
-    knn = {name: score.knn for name, score in labeled.items() if score.knn is not None}
-    if labeled:
-        return (linear, "linear") if linear else (knn, "kNN")
-    return {row.name: row.label_free.retrieval for row in card if row.label_free}, "retrieval"
-
-
-def _warn_few_steps(
-    trained: Trained,
-    splits: Splits,
-    source: SourceConfig,
-    scores: dict[str, float],
-    kind: str,
-    say: Say,
-    of: str = "",
-) -> bool:
-    """Say that the run was short if its encoder is worse than raw pixels; return whether this was said.
-
-    scores: accuracies in [0, 1], by the names of the representations.  kind: of the accuracy, in words.
-    of: words that say which run it is, if there are several.
-    """
-    pretrained, pixels = scores.get(PRETRAINED), scores.get(PIXELS)
-    if not trained.is_run or pretrained is None or pixels is None or pretrained >= pixels:
-        return False
-    duration, num_epochs = plural(trained.step, "step"), float("inf")
-    if images.was_trained_on(trained, source):
-        num_epochs = trained.step / max(1, len(splits.all_train) // trained.settings.batch_size)
-        duration += f" ({num_epochs:.1f} epochs)"
-    if trained.step >= FEW_STEPS and num_epochs >= FEW_EPOCHS:
-        return False
-    say(
-        f"The pretrained encoder{of} is worse than raw pixels here ({kind}: {100 * pretrained:.1f} % against "
-        f"{100 * pixels:.1f} %): it was trained for only {duration}; train longer with --epochs."
-    )
-    return True
-
-
 def _record(
     trained: Trained, source: SourceConfig, splits: Splits, rows: Sequence[Row], augmented_as: Trained
 ) -> dict[str, Any]:
@@ -343,6 +233,19 @@ def _record(
     if free:
         record |= {"label_free": label_free.as_json(free), "augmented_as": str(augmented_as.folder)}
     return record
+
+
+def _transferred(tasks: Sequence[transfer.Task], cards: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
+    """Return what ``probe.json`` says of a checkpoint on further images, of which ``cards`` has the rows."""
+    return [
+        {
+            "images": task.splits.test.name,
+            "split": task.splits.name,
+            "num_images": len(task.splits.test),
+            "scores": probe.as_json([row.labeled for row in rows if row.labeled]),
+        }
+        for task, rows in zip(tasks, cards, strict=True)
+    ]
 
 
 def _folders(runs: Sequence[Trained], output: Path | None) -> list[Path | None]:

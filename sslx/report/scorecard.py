@@ -46,11 +46,19 @@ class Table:
 
 
 def tables(probes: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Return the tables of the contents of the runs' ``probe.json``: with labels, and without."""
+    """Return the tables of the contents of the runs' ``probe.json``: with labels, without, and on further images."""
     found = [
         _table("With labels, accuracy in %", LABELED, [_entries(probe, "scores") for probe in probes]),
         _table("Without labels", LABEL_FREE, [_entries(probe, "label_free") for probe in probes]),
     ]
+    names = dict.fromkeys(str(task.get("images")) for probe in probes for task in _entries(probe, "transfer"))
+    for name in names:  # one table for each source of images
+        scores = [
+            [score for task in _entries(probe, "transfer") if str(task.get("images")) == name
+             for score in _entries(task, "scores")]
+            for probe in probes
+        ]  # fmt: skip
+        found.append(_table(f"Transfer to {name}, accuracy in %", LABELED, scores))
     return [table for table in found if table.heads]
 
 

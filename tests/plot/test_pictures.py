@@ -22,7 +22,7 @@ from sslx.data.order import Sequential
 from sslx.data.sources import Source, digits, stl10
 from sslx.distributed import Ranks
 from sslx.plot import pictures
-from sslx.probe import confusion, features, geometry, held_out, images, scores
+from sslx.probe import confusion, features, geometry, held_out, images, scorecard
 from sslx.trained import Trained, load
 
 CPU = torch.device("cpu")
@@ -231,11 +231,11 @@ def test_a_short_run_is_told_that_it_was_short(classes: Path) -> None:
     source = trained.settings.source
     splits, lines = images.splits(trained, options_of(trained), lambda _: None), list[str]()
     worse = {"raw pixels": 0.5, "pretrained encoder": 0.25}
-    assert scores._warn_few_steps(trained, splits, source, worse, "kNN", lines.append)
+    assert scorecard.warn_few_steps(trained, splits, source, worse, "kNN", lines.append)
     assert "kNN: 25.0 % against 50.0 %): it was trained for only 2 steps (0.7 epochs)" in lines[0]
-    assert not scores._warn_few_steps(trained, splits, source, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
+    assert not scorecard.warn_few_steps(trained, splits, source, {**worse, "raw pixels": 0.2}, "kNN", lines.append)
     long = replace(trained, step=600)
-    assert not scores._warn_few_steps(long, splits, source, worse, "kNN", lines.append)
+    assert not scorecard.warn_few_steps(long, splits, source, worse, "kNN", lines.append)
 
 
 @pytest.mark.parametrize(

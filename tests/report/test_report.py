@@ -188,9 +188,11 @@ def test_scores_of_other_kinds_than_expected_cost_nothing_else(runs: tuple[Path,
     odd = {"fine_tuned": {"1": 3, "x": {"mean": "?"}}, "low_shot": 5, "k": [1], "knn_held_out": {"5": "x"}, "knn": True}
     good = {"name": "pretrained encoder", "linear": 0.625}
     probe = {"scores": [7, odd, good, {"name": [], "fractions": {"most": {"mean": 0.5}}}], "label_free": "x"}
+    probe["transfer"] = [4, {"images": "pets", "scores": [{"name": "pretrained encoder", "knn": 0.8125}]}]
     (runs[0] / "probe.json").write_text(json.dumps(probe))
     report(*runs)
-    assert {"62.5", "50.0", "most of labels"} <= set(Page(runs[0] / "report.html").text.split("|"))
+    words = set(Page(runs[0] / "report.html").text.split("|"))
+    assert {"62.5", "50.0", "most of labels", "81.2", "Transfer to pets, accuracy in %"} <= words
 
 
 def test_what_is_no_run_or_cannot_be_written_is_one_line(
