@@ -33,6 +33,7 @@ SPECS = (  # as multi-crop has them
     ViewSpec(size=24, augment=Augment(blur=0.5)),
     ViewSpec(size=24, augment=Augment(solarize=0.3, interpolation="bicubic")),
     ViewSpec(size=16, augment=Augment(min_scale=0.05, max_scale=0.4)),
+    ViewSpec(size=16, augment=Augment(vertical_flip=0.5, right_angles=0.5, rotate=0.5, gain=0.5, noise=0.5)),
 )
 BATCH = 6
 
