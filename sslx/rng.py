@@ -53,7 +53,7 @@ def philox4x32(counter: Sequence[Words], key: tuple[int, int]) -> tuple[Words, W
 
 
 def words_on_device(keys: Tensor, num: int) -> Tensor:
-    """Return random 32-bit words on the device of ``keys``: (N, num, 4) int64 < 2^32, the same on any device.
+    """Return random words on the device of ``keys``, the same on any device: (N, num, 4) int32, of 32 random bits each.
 
     keys: (N, 2) int64 words < 2^32, of which each row of the result is a function.  They are ``philox4x32`` of the
     counters (0 to num - 1, 0, first word, second word) with the key (0, 0).
@@ -71,8 +71,8 @@ def words_on_device(keys: Tensor, num: int) -> Tensor:
             word.bitwise_xor_(key).bitwise_and_(0xFFFFFFFF)
         c1, c3 = product_2, product_0
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
-    words = torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), dim=2)
-    return words.bitwise_and_(0xFFFFFFFF)
+    pairs = torch.stack([c1.bitwise_left_shift_(32).bitwise_or_(c0), c3.bitwise_left_shift_(32).bitwise_or_(c2)], dim=2)
+    return pairs.view(torch.int32)
 
 
 def _key(seed: int, name: str) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def read(source: Source, index: int) -> Tensor:
 
 
 def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor:
-    """Make one view of one image: (3, H, W) uint8 -> (3, size, size) uint8, not normalized.
+    """Make one view of one image: (3, H, W) uint8 -> (3, size, size) uint8, without gain, noise and normalization.
 
     The evaluation view may also be made of several images of one size at once: (N, 3, H, W) -> (N, 3, size, size).
     drawn: the parameters of a batch, None for the evaluation view.  row: the sample's row in them.

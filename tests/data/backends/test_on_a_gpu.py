@@ -206,6 +206,7 @@ def test_dalis_crops_come_without_brightness_and_contrast_on_a_gpu_alone() -> No
     both = SPECS[0]
     assert dali.fed_parameters(both, gpu=True) == []
     assert dali.fed_parameters(both, gpu=False) == ["brightness", "contrast"]
+    assert dali.fed_parameters(SPECS[3], gpu=False) == [], "both follow the rotation"
 
 
 def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
