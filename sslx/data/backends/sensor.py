@@ -7,6 +7,7 @@ in any batch.  Nothing is sent to a GPU but the keys.  A core of a CPU needs 10 
 long as for ``torch.randn``, whose noise would depend on the device and on the batch.
 """
 
+import math
 from collections.abc import Mapping
 from functools import cache
 
@@ -20,7 +21,6 @@ from sslx.data.backends.selection import changed, selected
 from sslx.data.transfer import Arrays
 from sslx.data.views import Draw, ViewSpec
 
-_WHITE = 255.0
 _NUM_QUANTILES = 1 << 16
 
 
@@ -39,37 +39,41 @@ class Sensor:
             arrays["gain"] = drawn.gain
         if drawn is not None and drawn.noise is not None and drawn.noise_key is not None:
             rows = np.flatnonzero(drawn.noise)
-            arrays |= {"noisy": rows, "noise": drawn.noise[rows] * _WHITE, "noise_key": drawn.noise_key[rows]}
+            arrays |= {"noisy": rows, "noise": drawn.noise[rows], "noise_key": drawn.noise_key[rows]}
         return arrays
 
-    def __call__(self, drawn: Draw | None, views: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
-        """Return views (N, S, S, C) of a whole batch with gain and noise, float32 in [0, 255], or as they were."""
+    def __call__(
+        self, drawn: Draw | None, views: Tensor, sent: Mapping[str, Tensor], *, full_scale: float = 255.0
+    ) -> Tensor:
+        """Return views (N, S, S, C) of a whole batch with gain and noise, as float32, or as they were."""
         if drawn is None or not self.is_used:
             return views
         views = views.to(torch.float32, copy=True)
-        for part in row_sums.parts(views, views[0].numel()):
-            self.change(views[part], drawn, part, sent)
+        for part in row_sums.parts(views, math.prod(views.shape[1:])):
+            self.change(views[part], drawn, part, sent, full_scale=full_scale)
         return views
 
-    def change(self, pixels: Tensor, drawn: Draw, part: slice, sent: Mapping[str, Tensor]) -> None:
-        """Apply gain and noise in place to a part of the batch: (N, S, S, C) float32 in [0, 255], contiguous.
+    def change(
+        self, pixels: Tensor, drawn: Draw, part: slice, sent: Mapping[str, Tensor], *, full_scale: float = 255.0
+    ) -> None:
+        """Apply gain and noise in place to a part of the batch: (N, S, S, C) float32 from 0 to full scale, contiguous.
 
         sent: ``parameters`` of the batch on the device.
         """
         if drawn.gain is not None:
-            pixels.mul_(sent["gain"][part, None, None]).clamp_(0, _WHITE)
+            pixels.mul_(sent["gain"][part, None, None]).clamp_(0, full_scale)
         if drawn.noise is not None and drawn.noise[part].any():
             chosen, rows = selected(drawn.noise, part)
-            deviation, keys = sent["noise"][rows, None, None, None], sent["noise_key"][rows]
+            deviation, keys = sent["noise"][rows, None, None, None] * full_scale, sent["noise_key"][rows]
             changed(
                 pixels, part, chosen, sent["noisy"][rows],
-                lambda views: views.add_(self._normal(keys, views).mul_(deviation)).clamp_(0, _WHITE),
+                lambda views: views.add_(self._normal(keys, views).mul_(deviation)).clamp_(0, full_scale),
             )  # fmt: skip
 
     def _normal(self, keys: Tensor, views: Tensor) -> Tensor:
         """Return standard normal numbers of the shape of ``views``, each row a function of its key."""
         assert self._quantiles is not None
-        num_values = views[0].numel()
+        num_values = math.prod(views.shape[1:])
         halves = rng.words_on_device(keys, -(-num_values // 8)).view(torch.uint16)
         index = halves.int().flatten(1)[:, :num_values]
         return self._quantiles.index_select(0, index.flatten()).view_as(views)

@@ -24,10 +24,10 @@ def spec_of(size: int, channels: int, augment: Augment = AUGMENT) -> ViewSpec:
     return ViewSpec(size=size, augment=augment, mean=(0.5,) * channels, std=(0.2,) * channels)  # pyright: ignore[reportArgumentType]
 
 
-def applied(spec: ViewSpec, drawn: Draw, pixels: npt.NDArray[Any]) -> Tensor:
+def applied(spec: ViewSpec, drawn: Draw, pixels: npt.NDArray[Any], full_scale: float = 255.0) -> Tensor:
     sensor = Sensor(spec, CPU)
     (sent,) = send([sensor.parameters(drawn)], CPU)
-    return sensor(drawn, torch.from_numpy(pixels), sent)
+    return sensor(drawn, torch.from_numpy(pixels), sent, full_scale=full_scale)
 
 
 def normal_numbers(key: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.float64]:
@@ -58,6 +58,8 @@ def test_a_gain_per_channel_then_the_noise_of_the_samples_key(channels: int, dty
         noise = normal_numbers(drawn.noise_key[row], want.size).reshape(want.shape)
         want = (want + 255 * drawn.noise[row] * noise).clip(0, 255)
         np.testing.assert_allclose(got[row], want, atol=255 * drawn.noise[row] * 3e-4 + 1e-4)
+    fractions = applied(spec, drawn, (pixels / 255).astype(np.float32), 1.0).numpy()
+    np.testing.assert_allclose(255 * fractions, got, atol=1e-3)
 
 
 def test_no_sample_depends_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
