@@ -218,7 +218,10 @@ def _parameters(spec: ViewSpec, u: npt.NDArray[np.float64], further: dict[str, n
         "window": 2 * np.minimum(np.ceil(3 * sigma), widest) + 1,
         "solarize": rest[11] < a.solarize,
     }
-    return Draw(**{name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()}, **further)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()
+    }
+    return Draw(**arrays, **further)
 
 
 def boxes(spec: ViewSpec, drawn: Draw | None, height: npt.ArrayLike, width: npt.ArrayLike) -> npt.NDArray[np.int64]:
