@@ -31,6 +31,11 @@ OPERATIONS = {
     "blur": replace(PLAIN, blur=1),
     "solarize": replace(PLAIN, solarize=1),
     "all but hue": replace(Augment(), hue=0, solarize=0.2),
+    "vertical flip": replace(PLAIN, vertical_flip=1),
+    "right angles": replace(PLAIN, right_angles=1),
+    "rotation": replace(PLAIN, rotate=1),
+    "gain": replace(PLAIN, gain=1),
+    "noise": replace(PLAIN, noise=1),
     "hue, 0.1 turns": replace(JITTER, hue=0.1),
     "hue, 0.2 turns": replace(JITTER, hue=0.2),
 }

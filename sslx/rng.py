@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Counter = int | npt.NDArray[np.integer]
@@ -49,6 +50,29 @@ def philox4x32(counter: Sequence[Words], key: tuple[int, int]) -> tuple[Words, W
         c0, c1, c2, c3 = high_2 ^ (c1 ^ np.uint64(k0)), low_2, high_0 ^ (c3 ^ np.uint64(k1)), low_0
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
     return c0, c1, c2, c3
+
+
+def words_on_device(keys: Tensor, num: int) -> Tensor:
+    """Return random words on the device of ``keys``, the same on any device: (N, num, 4) int32, of 32 random bits each.
+
+    keys: (N, 2) int64 words < 2^32, of which each row of the result is a function.  They are ``philox4x32`` of the
+    counters (0 to num - 1, 0, first word, second word) with the key (0, 0).
+    """
+    multipliers = [int(multiplier) for multiplier in _MULTIPLIERS]
+    c0 = torch.arange(num, device=keys.device)[None]
+    c1 = torch.zeros((1, 1), dtype=torch.int64, device=keys.device)
+    c2, c3 = keys[:, :1], keys[:, 1:]
+    k0, k1 = 0, 0
+    for _ in range(10):
+        # Products wrap around at 64 bits.  What is left of their upper halves is removed where it would do harm.
+        product_0, product_2 = c0 * multipliers[0], c2 * multipliers[1]
+        c0, c2 = (product_2 >> 32) ^ c1, (product_0 >> 32) ^ c3
+        for word, key in ((c0, k0), (c2, k1)):
+            word.bitwise_xor_(key).bitwise_and_(0xFFFFFFFF)
+        c1, c3 = product_2, product_0
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    pairs = torch.stack([c1.bitwise_left_shift_(32).bitwise_or_(c0), c3.bitwise_left_shift_(32).bitwise_or_(c2)], dim=2)
+    return pairs.view(torch.int32)
 
 
 def _key(seed: int, name: str) -> tuple[int, int]:

@@ -71,6 +71,18 @@ def test_words_are_those_of_plain_integers(num_rows: int, num_views: int, num: i
         assert drawn[row, column].tolist() == expected[:num]
 
 
+@pytest.mark.parametrize(("num_rows", "num"), [(1, 1), (1, 300), (5, 37)])
+def test_words_on_a_device_are_those_of_plain_integers(num_rows: int, num: int) -> None:
+    """Of extreme keys, too, for which a sign or an upper half could be left over."""
+    keys = np.random.default_rng().integers(2**32, size=(num_rows, 2))
+    keys[-1] = 2**32 - 1
+    drawn = rng.words_on_device(torch.from_numpy(keys), num).numpy().view(np.uint32)
+    assert drawn.shape == (num_rows, num, 4)
+    for row, block in np.ndindex(num_rows, num):
+        expected = philox_in_plain_integers((block, 0, *keys[row].tolist()), (0, 0))
+        assert drawn[row, block].tolist() == expected
+
+
 def test_more_rows_than_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     index = np.random.default_rng().integers(2**32, size=1000)
     view = np.arange(3)[:, None]

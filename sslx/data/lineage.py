@@ -10,6 +10,8 @@ from sslx.data import views
 from sslx.data.order import Shuffled
 from sslx.data.views import ViewSpec
 
+_OF_THE_BOX = ("area", "ratio", "place")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Appearance:
@@ -18,7 +20,7 @@ class Appearance:
     step: the optimizer step, counted from 1.  epoch: counted from 0.  view: its number in ``Batch.views``.
     sample: the sample whose place the image took, which is its own unless that one was unreadable or excluded.
     box: (top, left, bottom, right) in pixels of the upright image.  draws: the parameters of the other operations by
-    their names in ``sslx.data.views.Draw``; empty for a view without augmentation.
+    their names in ``sslx.data.views.Draw``, lists where a sample has several; empty for a view without augmentation.
     """
 
     step: int
@@ -26,7 +28,7 @@ class Appearance:
     view: int
     sample: int
     box: tuple[int, int, int, int]
-    draws: Mapping[str, float]
+    draws: Mapping[str, float | list[float]]
 
     def as_json(self) -> dict[str, Any]:
         """Return values that JSON can hold."""
@@ -62,7 +64,7 @@ class Training:
         for view, drawn in enumerate(views.draws(self.specs, self.seed, epoch, np.array([sample]))):
             top, left, bottom, right = views.boxes(self.specs[view], drawn, [height], [width])[0].tolist()
             others = {} if drawn is None else {
-                name: float(values[0]) for name, values in vars(drawn).items() if values.ndim == 1
+                name: values[0].tolist() for name, values in drawn.arrays().items() if name not in _OF_THE_BOX
             }  # fmt: skip
             yield Appearance(
                 step=t // self.order.accumulate + 1,

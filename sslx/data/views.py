@@ -8,6 +8,12 @@ The operations and their order are SimCLR's (arXiv 2002.05709, appendix A): rand
 jitter, grayscale, blur, then BYOL's solarize (2006.07733, appendix B), then normalization.  One deviation: the four
 parts of the jitter run in the fixed order brightness, contrast, saturation, hue.  The blur's window is as wide
 as its sigma needs (3 sigma each way, 99.7 % of the weight), at most the paper's tenth of the view.
+
+The operations for any number of channels (``any_channels``) have these places, for which no paper gives an order.  The
+geometry stays together and comes first, as the crop does in SimCLR: crop, horizontal flip, vertical flip, rotation by a
+right angle, rotation by any angle.  The gain per channel comes after all operations that mix channels or compare them
+with a threshold (grayscale, solarize), which it would change otherwise.  Noise is last before normalization, so that
+no rotation or blur smooths it.
 """
 
 import math
@@ -19,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx import rng
+from sslx.data import any_channels
 from sslx.data.augment import Augment as Augment
 from sslx.data.text import TextSpec
 
@@ -113,6 +120,11 @@ class Draw:
     area, ratio: (N, 10) candidate boxes, as fractions of the area and as width/height.  place: (N, 2) position of the
     box in [0, 1), (y, x).  flip, gray, blur, solarize: (N,) 0 or 1.  brightness, contrast, saturation: (N,) factors; 1
     changes nothing.  hue: (N,) turns of the color circle.  sigma, window: (N,) pixels; windows are odd.
+
+    What ``any_channels`` draws is None where the recipe never uses the operation.  vertical_flip: (N,) 0 or 1.
+    quarter_turns: (N,) 0 to 3, counterclockwise.  angle: (N,) degrees counterclockwise.  gain: (N, C) factors.
+    noise: (N,) standard deviations as fractions of full scale.  noise_key: (N, 2) int64, two words < 2^32 of which the
+    noise of every pixel is a function.
     """
 
     area: FloatArray
@@ -128,6 +140,20 @@ class Draw:
     sigma: FloatArray
     window: FloatArray
     solarize: FloatArray
+    vertical_flip: FloatArray | None = None
+    quarter_turns: FloatArray | None = None
+    angle: FloatArray | None = None
+    gain: FloatArray | None = None
+    noise: FloatArray | None = None
+    noise_key: npt.NDArray[np.int64] | None = None
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays of all operations that the recipe uses, by name."""
+        return {name: array for name, array in vars(self).items() if array is not None}
+
+    def row(self, number: int) -> "Draw":
+        """Return the parameters of one sample, as a batch of one."""
+        return Draw(**{name: array[number : number + 1] for name, array in self.arrays().items()})
 
 
 def widest_window(spec: ViewSpec) -> int:
@@ -137,7 +163,8 @@ def widest_window(spec: ViewSpec) -> int:
 
 def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], view: int) -> Draw:
     """Return the parameters of view number ``view`` of these samples in this epoch."""
-    return _parameters(spec, rng.uniform_columns(seed, "view", epoch, index, view, num=_NUM_DRAWS))
+    u = rng.uniform_columns(seed, "view", epoch, index, view, num=_NUM_DRAWS)
+    return _parameters(spec, u, any_channels.draw(_augment(spec), len(spec.mean), seed, epoch, index, view))
 
 
 def draws(specs: Sequence[ViewSpec], seed: int, epoch: int, index: npt.NDArray[np.int64]) -> list[Draw | None]:
@@ -152,14 +179,20 @@ def draws(specs: Sequence[ViewSpec], seed: int, epoch: int, index: npt.NDArray[n
     u = rng.uniform_columns(seed, "view", epoch, index, np.array(random_views)[:, None], num=_NUM_DRAWS)
     u = u.reshape(_NUM_DRAWS, len(random_views), len(index))
     for row, view in enumerate(random_views):
-        drawn[view] = _parameters(specs[view], u[:, row])
+        spec = specs[view]
+        further = any_channels.draw(_augment(spec), len(spec.mean), seed, epoch, index, view)
+        drawn[view] = _parameters(spec, u[:, row], further)
     return drawn
 
 
-def _parameters(spec: ViewSpec, u: npt.NDArray[np.float64]) -> Draw:
-    """Turn (_NUM_DRAWS, N) random numbers into the parameters of a view."""
-    a = spec.augment
-    assert a is not None, "the evaluation view draws nothing"
+def _augment(spec: ViewSpec) -> Augment:
+    assert spec.augment is not None, "the evaluation view draws nothing"
+    return spec.augment
+
+
+def _parameters(spec: ViewSpec, u: npt.NDArray[np.float64], further: dict[str, npt.NDArray[Any]]) -> Draw:
+    """Turn (_NUM_DRAWS, N) random numbers into the parameters of a view.  further: those of ``any_channels``."""
+    a = _augment(spec)
     area, ratio, rest = u[:_NUM_BOXES], u[_NUM_BOXES : 2 * _NUM_BOXES], u[2 * _NUM_BOXES :]
     jitter = rest[3] < a.jitter
 
@@ -185,7 +218,10 @@ def _parameters(spec: ViewSpec, u: npt.NDArray[np.float64]) -> Draw:
         "window": 2 * np.minimum(np.ceil(3 * sigma), widest) + 1,
         "solarize": rest[11] < a.solarize,
     }
-    return Draw(**{name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()})
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()
+    }
+    return Draw(**arrays, **further)
 
 
 def boxes(spec: ViewSpec, drawn: Draw | None, height: npt.ArrayLike, width: npt.ArrayLike) -> npt.NDArray[np.int64]:

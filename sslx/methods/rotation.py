@@ -7,16 +7,21 @@ nothing.  The paper's augmentation (crop and flip, nothing photometric) belongs 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
 from sslx.encoders import Encoder
+from sslx.errors import ConfigError
 from sslx.methods import base
 from sslx.methods.config import MethodConfig
+
+if TYPE_CHECKING:
+    from sslx.data.views import Inputs
 
 NUM_ROTATIONS = 4
 
@@ -27,6 +32,15 @@ class Config(MethodConfig):
 
     num_views: ClassVar = 1
     name: Literal["rotation"] = "rotation"
+
+    def inputs(self, augment: Augment, size: int) -> "Inputs":
+        """Return the recipe's view.  Raises ConfigError if its augmentation turns images by what is to be predicted."""
+        if augment.right_angles or augment.vertical_flip or (augment.rotate and augment.max_angle > 45):
+            raise ConfigError(
+                "rotation predicts by how many right angles an image was turned, which needs upright images: set "
+                "augment.right_angles and augment.vertical_flip to 0, and augment.max_angle to at most 45"
+            )
+        return super().inputs(augment, size)
 
     def build(self, encoder: "Encoder") -> "Method":
         return Method(self, encoder)

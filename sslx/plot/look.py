@@ -23,7 +23,8 @@ from sslx.machine import devices, files
 from sslx.plot.pictures import MIN_VIEWS, rows_of_views
 
 _OFF = {"min_scale": 1.0, "max_scale": 1.0, "max_ratio": 1.0, "flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": 0.0,
-        "solarize": 0.0}  # fmt: skip
+        "solarize": 0.0, "vertical_flip": 0.0, "right_angles": 0.0, "rotate": 0.0, "gain": 0.0,
+        "noise": 0.0}  # fmt: skip
 """The augmentation that only takes the central square."""
 
 
@@ -126,10 +127,15 @@ def _operations(spec: ViewSpec, a: Augment) -> list[tuple[str, str, float, Augme
     found = [
         ("crop", f"{a.min_scale:.3g} to {a.max_scale:.3g} of the area, {spec.size} px", 1.0, crop),
         ("flip", "", a.flip, {"flip": 1.0}),
+        ("vertical flip", "", a.vertical_flip, {"vertical_flip": 1.0}),
+        ("right angles", "90, 180 or 270 degrees", a.right_angles, {"right_angles": 1.0}),
+        ("rotation", f"up to {a.max_angle:g} degrees", a.rotate, {"rotate": 1.0}),
         ("color jitter", jitter, a.jitter if jitter else 0.0, {"jitter": 1.0}),
         ("gray", "", a.gray, {"gray": 1.0}),
         ("blur", f"sigma {MIN_SIGMA:g} to {MAX_SIGMA:g} px", a.blur, {"blur": 1.0}),
         ("solarize", "inverts values of 128 and more", a.solarize, {"solarize": 1.0}),
+        ("gain", f"of each channel, strength {a.gain_strength:g}", a.gain, {"gain": 1.0}),
+        ("noise", f"standard deviation up to {a.max_noise:g} of full scale", a.noise, {"noise": 1.0}),
     ]
     return [(name, detail, p, replace(off, **changes)) for name, detail, p, changes in found if p]
 

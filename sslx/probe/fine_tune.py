@@ -318,8 +318,9 @@ def _layer_decay(encoder: Encoder) -> float:
 
 
 def _crops_and_flips(view: ViewSpec) -> ViewSpec:
-    """Return the view without the changes of color and sharpness that pretraining adds to crops and flips."""
-    return replace(view, augment=replace(view.augment or Augment(), jitter=0.0, gray=0.0, blur=0.0, solarize=0.0))
+    """Return the view with its crops, flips and rotations, without pretraining's other changes of its pixels."""
+    off = {"jitter": 0.0, "gray": 0.0, "blur": 0.0, "solarize": 0.0, "gain": 0.0, "noise": 0.0}
+    return replace(view, augment=replace(view.augment or Augment(), **off))
 
 
 def _held_out(label: Tensor, seed: int) -> npt.NDArray[np.bool_] | None:

@@ -143,17 +143,38 @@ def _summary(trained: Trained, found: Sequence[Appearance]) -> str:
 
 
 def _table(found: Sequence[Appearance]) -> Table:
-    """Return the first appearances; whose place the image took is only shown if it was not always its own."""
+    """Return the first appearances.
+
+    Whose place the image took is only shown if it was not always its own, and rotations if the recipe has them.
+    """
     replaced = len({one.sample for one in found}) > 1
-    headers = ["step", "epoch", "view", "top", "left", "bottom", "right", "flipped", "in place of"]
-    table = Table(*headers[: None if replaced else -1], box=None, pad_edge=False, header_style="bold")
+    turned = any(one.draws.keys() & {"quarter_turns", "angle"} for one in found)
+    headers = ["step", "epoch", "view", "top", "left", "bottom", "right", "flipped"]
+    headers += ["rotated"] * turned + ["in place of"] * replaced
+    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
     for column in table.columns[:7]:
         column.justify = "right"
     for one in found[:_MAX_SHOWN]:
         numbers = (f"{number:,}" for number in (one.step, one.epoch, one.view, *one.box))
+        rotation = [_rotation(one)] if turned else []
         place = [f"image {one.sample}"] if replaced else []
-        table.add_row(*numbers, "yes" if one.draws.get("flip") else "no", *place)
+        table.add_row(*numbers, _flip(one), *rotation, *place)
     return table
+
+
+def _flip(one: Appearance) -> str:
+    if one.draws.get("vertical_flip"):
+        return "both ways" if one.draws.get("flip") else "vertically"
+    return "yes" if one.draws.get("flip") else "no"
+
+
+def _rotation(one: Appearance) -> str:
+    """Return the angle counterclockwise, above -180 and at most 180 degrees."""
+    quarters, angle = (one.draws.get(name, 0.0) for name in ("quarter_turns", "angle"))
+    assert isinstance(quarters, float)
+    assert isinstance(angle, float)
+    degrees = 180 - (180 - 90 * quarters - angle) % 360
+    return f"{degrees:.1f}°" if degrees else "no"
 
 
 def _say(line: str) -> None:

@@ -152,6 +152,7 @@ def test_a_wrong_key_in_a_recipe_is_explained_with_the_recipes_name(tmp_path: Pa
         ("--checkpoint.keep 0", "checkpoint.keep"),
         ("--log.every 0", "log.every"),
         ("--augment.flip 2", "flip"),
+        ("--augment.max-angle 200", "augment.max_angle must be above 0 and at most 180 degrees, not 200.0"),
     ],
 )
 def test_what_a_config_refuses_is_a_config_error_of_one_line(flags: str, words: str, capfd: pytest.CaptureFixture[str]):

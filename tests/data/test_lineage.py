@@ -1,4 +1,4 @@
-"""What lineage claims of an image is what loaders deliver: which batch, which crop of it, and flipped or not."""
+"""What lineage claims of an image is what loaders deliver: which batch, which crop, flipped and rotated or not."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from sslx.data.sources import Files
 from sslx.data.views import Augment, ViewSpec
 from sslx.errors import ConfigError, MissingInput
 
-CROPPED = Augment(jitter=0, gray=0, blur=0)
+CROPPED = Augment(jitter=0, gray=0, blur=0, vertical_flip=0.5, right_angles=0.5)
 SPECS = tuple(ViewSpec(size=size, augment=CROPPED, **AS_STORED) for size in (20, 12))
 STEPS = 84  # of two micro-batches of 3 of 40 samples: 14 epochs, each of which leaves 4 samples out
 
@@ -47,6 +47,8 @@ def test_a_thousand_claims_are_what_the_loader_delivered(blocks: npt.NDArray[np.
             side = SPECS[claim.view].size
             expected = F.resize(crop, [side, side], antialias=True).float()
             expected = expected.flip(-1) if claim.draws["flip"] else expected
+            expected = expected.flip(-2) if claim.draws["vertical_flip"] else expected
+            expected = expected.rot90([0.0, 1.0, 2.0, 3.0].index(claim.draws["quarter_turns"]), (-2, -1))
             assert (batch.views[claim.view][row] - expected).abs().max() < 2, claim
             num_claims += 1
     assert num_claims == 2 * 6 * STEPS > 1000

@@ -28,7 +28,7 @@ def test_a_draw_is_a_function_of_seed_epoch_sample_and_view() -> None:
     spec = ViewSpec(size=96, augment=Augment(solarize=0.2))
     all_rows = views.draw(spec, 7, 3, np.arange(100), 1)
     some = np.array([41, 3, 99, 3])
-    for name, rows in vars(views.draw(spec, 7, 3, some, 1)).items():
+    for name, rows in views.draw(spec, 7, 3, some, 1).arrays().items():
         np.testing.assert_array_equal(rows, vars(all_rows)[name][some], err_msg=name)
     for other in ((8, 3, 1), (7, 4, 1), (7, 3, 0)):
         seed, epoch, view = other
@@ -104,7 +104,7 @@ def test_the_draws_of_a_batch_are_those_of_its_samples_one_by_one(number: int) -
 def test_no_version_draws_other_views(number: int, drawn_digest: str, boxes_digest: str) -> None:
     """Digests recorded at commit f84354d: a resumed run must see the crops and colors that it would have seen."""
     batch = views.draws(SPECS, 5, 9, np.arange(number) * 14_000_029)
-    assert digest(*(array for one in batch if one is not None for array in vars(one).values())) == drawn_digest
+    assert digest(*(array for one in batch if one is not None for array in one.arrays().values())) == drawn_digest
     height, width = (np.array(sides)[np.arange(number) % 4] for sides in ((32, 375, 1, 17), (32, 500, 400, 333)))
     boxes = [views.boxes(spec, one, height, width) for spec, one in zip(SPECS, batch, strict=True)]
     assert digest(*boxes) == boxes_digest
@@ -120,7 +120,9 @@ def digest(*arrays: npt.NDArray[Any]) -> str:
 
 def test_views_that_draw_nothing_need_no_random_numbers() -> None:
     assert views.draws([eval_view(32)] * 2, 5, 9, np.arange(3)) == [None, None]
-    for array in vars(views.draws([ViewSpec(size=32, augment=Augment())], 5, 9, np.arange(0))[0]).values():
+    (empty,) = views.draws([ViewSpec(size=32, augment=Augment())], 5, 9, np.arange(0))
+    assert empty is not None
+    for array in empty.arrays().values():
         assert len(array) == 0
 
 

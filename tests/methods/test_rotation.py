@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from kit import tiny
+from kit.errors import raises_one_line
+from sslx.data.augment import Augment
 from sslx.data.batch import Batch
+from sslx.errors import ConfigError
 from sslx.methods import rotation
 from sslx.methods.base import Embedded
 
@@ -31,6 +34,13 @@ def test_each_image_goes_through_in_all_four_rotations_in_one_batch(
             turned = np.stack([np.rot90(channel, k) for channel in images[b].numpy()])
             assert np.array_equal(seen[3 * k + b].numpy(), turned)
             torch.testing.assert_close(logits[k][b], method.head(torch.from_numpy(turned.copy()).flatten()))
+
+
+@pytest.mark.parametrize("turning", [{"right_angles": 0.1}, {"vertical_flip": 0.5}, {"rotate": 1, "max_angle": 90}])
+def test_views_that_are_turned_already_are_refused(turning: dict[str, float]):
+    with raises_one_line(ConfigError, "which needs upright images"):
+        rotation.Config().inputs(Augment(**turning), 32)  # pyright: ignore[reportArgumentType]
+    assert rotation.Config().inputs(Augment(rotate=1, max_angle=15), 32).views[0].augment is not None
 
 
 def test_the_loss_is_the_mean_negative_log_probability_of_the_rotation(generator: torch.Generator):

@@ -1,6 +1,7 @@
 """``sslx seen``: its claims about a run, some of whose images were unreadable or excluded, against its batches."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def test_what_is_seen_is_what_was_read(
     monkeypatch.setattr(Loader, "__next__", noted)
     flags = f"--source.name folder --source.root {images} --data.backend torchvision --data.threads 0 --steps 7"
     flags += f" --batch-size 8 --num-micro-batches 2 --data.exclude {tmp_path / 'list'} --data.max-bad 0.1"
+    flags += " --augment.vertical-flip 1 --augment.right-angles 1 --augment.gain 1 --augment.noise 1"
     assert here(*flags.split(), "--health.every", "0")[0] == 0
     assert len(read) == 14
     run = tmp_path / "r"
@@ -55,9 +57,15 @@ def test_what_is_seen_is_what_was_read(
     out = capfd.readouterr().out
     assert f"{names[stand_in]}: " in out
     assert "in place of" in out
+    assert "vertically" in out
+    assert set(re.findall(r"\S+(?=°)", out)) <= {"90.0", "180.0", "-90.0"}
+    assert "°" in out
     written = json.loads((tmp_path / "seen.json").read_text())
     assert {one["sample"] for one in written} & unread
     assert written[0].keys() == {"step", "epoch", "view", "sample", "box", "draws"}
+    draws = written[0]["draws"]
+    assert draws["quarter_turns"] in (1, 2, 3)
+    assert (len(draws["gain"]), len(draws["noise_key"]), draws["noise"] > 0) == (3, 2, True)
     assert cli.main(["seen", str(run), str(images / "a" / "02.png")]) == 0
     assert "in none of the 7 steps" in capfd.readouterr().out
 

@@ -1,4 +1,5 @@
-"""The color operations, blur, solarize and normalization that torch applies after DALI's graph, on the views' device.
+"""Rotations, color operations, blur, solarize, gain, noise and normalization: what torch applies after DALI's graph, on
+the views' device.
 
 Saturation, hue and grayscale are linear in RGB, so together they are one 3x3 matrix per sample: one pass instead of
 three.  torchvision shifts hue in HSV, which is not linear; here the shift is a rotation about the gray axis of RGB,
@@ -11,7 +12,7 @@ Unlike torchvision, this does not clip after each operation: saturation followed
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor
 
 from sslx.data import views
-from sslx.data.backends import row_sums
+from sslx.data.backends import row_sums, turns
+from sslx.data.backends.selection import changed, selected
+from sslx.data.backends.sensor import Sensor
 from sslx.data.transfer import Arrays, send
 from sslx.data.views import Draw, ViewSpec
 
@@ -38,13 +41,14 @@ def matrix(drawn: Draw) -> npt.NDArray[np.float64]:
 
 
 class Finish:
-    """Color operations, blur, solarize and normalization of one view, with constants on the device.
+    """All operations of one view that come after its crop and flips, with constants on the device.
 
-    jitter: begin with brightness and contrast, if nothing has applied them before.
+    jitter: apply brightness and contrast before the color operations, if nothing has applied them before.
     """
 
     def __init__(self, spec: ViewSpec, device: torch.device, *, jitter: bool = False) -> None:
-        self.spec, self.jitter = spec, jitter
+        self.spec, self.jitter = spec, jitter or turns.delays_jitter(spec)
+        self._sensor = Sensor(spec, device)
         self._scale = _constant(np.tile(1 / (255 * np.array(spec.std)), spec.size), device)
         self._shift = _constant(np.tile(-np.array(spec.mean) / np.array(spec.std), spec.size), device)
 
@@ -59,7 +63,7 @@ class Finish:
             arrays |= {"blurred": rows, "taps": _taps(drawn.sigma[rows], drawn.window[rows], self._reach)}
         if len(rows := np.flatnonzero(drawn.solarize)):
             arrays["solarized"] = rows
-        return arrays
+        return arrays | turns.parameters(drawn) | self._sensor.parameters(drawn)
 
     def __call__(self, drawn: Draw | None, image: Tensor, sent: Mapping[str, Tensor] | None = None) -> Tensor:
         """Turn (N, size, size, 3) uint8 or float32 into (N, 3, size, size) float32, channels_last, normalized.
@@ -76,6 +80,7 @@ class Finish:
                 out[part] = image[part]
             else:
                 out[part] = self._augmented(drawn, part, image[part], sent).permute(0, 2, 3, 1)
+                self._sensor.change(out[part], drawn, part, sent)
             rows = out[part].view(-1, height, width * 3)
             torch.addcmul(self._shift, rows, self._scale, out=rows)
         return out.permute(0, 3, 1, 2)
@@ -87,18 +92,18 @@ class Finish:
 
     def _augmented(self, drawn: Draw, part: slice, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
         """Turn (N, H, W, 3) into (N, 3, H, W) float32 in [0, 255].  part: the samples' rows in ``drawn``, ``sent``."""
-        pixels = image.permute(0, 3, 1, 2).float().contiguous()
+        pixels = turns.turned(image.permute(0, 3, 1, 2).float().contiguous(), drawn, part, sent)
         if self.jitter:
             jitter(pixels, drawn, part, sent)
         pixels = row_sums.mixed(pixels, sent["mix"][part]).clamp_(0, 255)
         if drawn.blur[part].any():
-            chosen, chosen_rows = _chosen(drawn.blur, part)
+            chosen, chosen_rows = selected(drawn.blur, part)
             widest = int(drawn.window[part][chosen].max()) // 2
             taps = sent["taps"][chosen_rows, self._reach - widest : self._reach + widest + 1]
-            pixels = _changed(pixels, part, chosen, sent["blurred"][chosen_rows], lambda images: _blurred(images, taps))
+            pixels = changed(pixels, part, chosen, sent["blurred"][chosen_rows], lambda images: _blurred(images, taps))
         if drawn.solarize[part].any():
-            chosen, chosen_rows = _chosen(drawn.solarize, part)
-            pixels = _changed(pixels, part, chosen, sent["solarized"][chosen_rows], _solarized)
+            chosen, chosen_rows = selected(drawn.solarize, part)
+            pixels = changed(pixels, part, chosen, sent["solarized"][chosen_rows], _solarized)
         return pixels
 
 
@@ -131,22 +136,6 @@ def _gray(pixels: Tensor) -> Tensor:
     luma = red * _LUMA[0, 0] + green * _LUMA[0, 1] + blue * _LUMA[0, 2]
     sums = luma.mul_(2.0**16).round_().sum((1, 2), dtype=torch.float64)
     return (sums / (2.0**16 * luma[0].numel())).float()[:, None, None, None]
-
-
-def _chosen(flag: npt.NDArray[np.float32], part: slice) -> tuple[npt.NDArray[np.int64], slice]:
-    """Return a part's flagged samples, counted from its start, and their slice among all flagged samples."""
-    num_before, chosen = int(np.count_nonzero(flag[: part.start])), np.flatnonzero(flag[part])
-    return chosen, slice(num_before, num_before + len(chosen))
-
-
-def _changed(
-    pixels: Tensor, part: slice, chosen: npt.NDArray[np.int64], rows: Tensor, change: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Apply ``change`` to the chosen samples of (N, 3, H, W).  rows: their rows in the batch, on the device."""
-    if len(chosen) == len(pixels):  # common on CPUs, where large views are processed one at a time
-        return change(pixels)
-    rows = rows - part.start if part.start else rows
-    return pixels.index_copy_(0, rows, change(pixels.index_select(0, rows)))
 
 
 def _solarized(pixels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sslx.data import views
 from sslx.data.ahead import ahead
+from sslx.data.backends import turns
 from sslx.data.backends.dali_files import DaliFiles
 from sslx.data.codecs.headers import Unreadable
 from sslx.data.planner import Planner, Work
@@ -34,7 +35,7 @@ _ONE = np.ones(1, dtype=np.float32)
 def fed_parameters(spec: ViewSpec, gpu: bool) -> list[str]:
     """Return the names of one view's drawn parameters that are fed to the graph, in order."""
     augment = spec.augment
-    if gpu or augment is None or augment.jitter == 0:
+    if gpu or augment is None or augment.jitter == 0 or turns.delays_jitter(spec):
         return []
     return [name for name in ("brightness", "contrast") if getattr(augment, name) > 0]
 
@@ -175,7 +176,8 @@ def crop_boxes(
     for spec, drawn in zip(specs, uncropped.popleft(), strict=True):
         box = views.boxes(spec, drawn, height, width).astype(np.float32)
         if drawn is not None:
-            flipped = drawn.flip > 0
+            upside_down, flipped = turns.reversed_axes(drawn)
             box[flipped] = box[flipped][:, [0, 3, 2, 1]]
+            box[upside_down] = box[upside_down][:, [2, 1, 0, 3]]
         corners += [list(box[:, :2]), list(box[:, 2:])]
     return *corners, [_ONE] * len(shapes)

@@ -23,7 +23,7 @@ from sslx import distributed
 from sslx.console import activity
 from sslx.data import views
 from sslx.data.ahead import ahead
-from sslx.data.backends import row_sums
+from sslx.data.backends import row_sums, turns
 from sslx.data.backends.color import Finish, jitter, jitter_parameters
 from sslx.data.backends.torchvision import read
 from sslx.data.codecs.headers import Unreadable
@@ -216,7 +216,7 @@ def _memory_bytes(device: torch.device) -> int:
 
 
 class Crop:
-    """Box, resize, flip, brightness and contrast of one view of images in memory."""
+    """Box, resize, flips, brightness and contrast of one view of images in memory."""
 
     def __init__(self, spec: ViewSpec) -> None:
         self.spec = spec
@@ -229,7 +229,7 @@ class Crop:
         lines[:2] = box.T.reshape(2, 2, -1)
         if drawn is None:
             return {"lines": lines}
-        lines[2, 1] = drawn.flip > 0
+        lines[2] = turns.reversed_axes(drawn)
         return {"lines": lines, **jitter_parameters(drawn)}
 
     def __call__(
@@ -260,7 +260,7 @@ class Crop:
         index, weight = filters(sent["lines"][..., part], longest, self.spec.size, self._cubic)
         pixels = row_sums.filtered(images.mT, index[1], weight[1]).clamp_(0, 255)  # the cubic overshoots
         torch.clamp(row_sums.filtered(pixels.mT, index[0], weight[0]), 0, 255, out=out)
-        if drawn is not None:
+        if drawn is not None and not turns.delays_jitter(self.spec):
             jitter(out, drawn, part, sent)
 
 

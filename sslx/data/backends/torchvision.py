@@ -4,6 +4,7 @@ Torchvision's functional operations apply the parameters of ``views.draw`` to on
 make whole batches (``workers``).  Hue is shifted in HSV, as in torchvision.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count, takewhile
@@ -18,6 +19,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from sslx.data import views
 from sslx.data.backends.color import Finish
+from sslx.data.backends.sensor import Sensor
 from sslx.data.codecs import formats, levels
 from sslx.data.codecs.formats import Levels
 from sslx.data.codecs.headers import File, Unreadable
@@ -60,7 +62,7 @@ def read(source: Source, index: int) -> Tensor:
 
 
 def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor:
-    """Make one view of one image: (3, H, W) uint8 -> (3, size, size) uint8, not normalized.
+    """Make one view of one image: (3, H, W) uint8 -> (3, size, size) uint8, without gain, noise and normalization.
 
     The evaluation view may also be made of several images of one size at once: (N, 3, H, W) -> (N, 3, size, size).
     drawn: the parameters of a batch, None for the evaluation view.  row: the sample's row in them.
@@ -72,10 +74,13 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
     if drawn is None or augment is None:
         box = views.boxes(spec, None, [height], [width])[0]
         return _crop(spec, image, box, InterpolationMode.BILINEAR)
-    sample = Draw(**{name: value[row : row + 1] for name, value in vars(drawn).items()})
+    sample = drawn.row(row)
     box = views.boxes(spec, sample, [height], [width])[0]
     bicubic = augment.interpolation == "bicubic"
     image = _crop(spec, image, box, InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR)
+    is_flipped = bool(sample.flip[0])
+    if augment.vertical_flip or augment.right_angles or augment.rotate:
+        image, is_flipped = _turned(image, sample), False
     if (brightness := float(sample.brightness[0])) != 1:
         image = functional.adjust_brightness(image, brightness)
     if (contrast := float(sample.contrast[0])) != 1:
@@ -91,7 +96,24 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
         image = functional.gaussian_blur(image, [window, window], [sigma, sigma])
     if sample.solarize[0]:
         image = functional.solarize(image, 128)
-    return functional.horizontal_flip(image) if sample.flip[0] else image
+    return functional.horizontal_flip(image) if is_flipped else image
+
+
+def _turned(image: Tensor, sample: Draw) -> Tensor:
+    """Flip and rotate a square view (3, S, S) of one sample; the corners show it mirrored at its border."""
+    if sample.flip[0]:
+        image = functional.horizontal_flip(image)
+    if sample.vertical_flip is not None and sample.vertical_flip[0]:
+        image = functional.vertical_flip(image)
+    if sample.quarter_turns is not None and (quarters := int(sample.quarter_turns[0])):
+        image = torch.rot90(image, quarters, (1, 2))
+    if sample.angle is not None and (angle := float(sample.angle[0])):
+        side = image.shape[-1]
+        reach = math.ceil((math.sqrt(2) - 1) / 2 * side) + 1  # from the border to a turned corner
+        image = functional.pad(image, [reach], padding_mode="reflect")
+        image = functional.rotate(image, angle, InterpolationMode.BILINEAR)
+        image = functional.center_crop(image, [side])
+    return image
 
 
 def prepared(spec: ViewSpec, image: Tensor) -> Tensor:
@@ -161,6 +183,7 @@ class TorchVision:
         self._scale = [torch.tensor([255 * s for s in spec.std]) for spec in self.specs]
         self._shift = [torch.tensor([255 * m for m in spec.mean]) for spec in self.specs]
         self._normalizers = [Finish(spec, device) for spec in self.specs]
+        self._sensors = [Sensor(spec, device) for spec in self.specs]
 
     def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
         """Yield batches start, start + 1, ..., with one (B, 3, H, W) float32 channels_last tensor per view.
@@ -192,14 +215,19 @@ class TorchVision:
         work = planner(t)
         assert work is not None
         views = _views(self.specs, len(work.index), place)
-        sent, extras = send([{str(number): view for number, view in enumerate(views)}, work.along], self.device)
+        draws = work.draws if any(sensor.is_used for sensor in self._sensors) else [None] * len(views)
+        parameters = [sensor.parameters(drawn) for sensor, drawn in zip(self._sensors, draws, strict=True)]
+        groups = [{str(number): view for number, view in enumerate(views)}, work.along, *parameters]
+        sent, extras, *sent_per_view = send(groups, self.device)
+        inputs = zip(self._sensors, draws, sent.values(), sent_per_view, strict=True)
+        seen = [sensor(drawn, view, parameters) for sensor, drawn, view, parameters in inputs]
         if self.device.type == "cuda":
-            normalized = [finish(None, view) for finish, view in zip(self._normalizers, sent.values(), strict=True)]
+            normalized = [finish(None, view) for finish, view in zip(self._normalizers, seen, strict=True)]
             extras = {name: tensor.clone() for name, tensor in extras.items()}  # a view would keep all pixels in memory
         else:
             normalized = [
                 ((view.float() - m) / s).permute(0, 3, 1, 2)
-                for view, m, s in zip(sent.values(), self._shift, self._scale, strict=True)
+                for view, m, s in zip(seen, self._shift, self._scale, strict=True)
             ]
         return Delivery(work.index, tuple(normalized), extras)
 

@@ -33,6 +33,7 @@ SPECS = (  # as multi-crop has them
     ViewSpec(size=24, augment=Augment(blur=0.5)),
     ViewSpec(size=24, augment=Augment(solarize=0.3, interpolation="bicubic")),
     ViewSpec(size=16, augment=Augment(min_scale=0.05, max_scale=0.4)),
+    ViewSpec(size=16, augment=Augment(vertical_flip=0.5, right_angles=0.5, rotate=0.5, gain=0.5, noise=0.5)),
 )
 BATCH = 6
 
@@ -205,6 +206,7 @@ def test_dalis_crops_come_without_brightness_and_contrast_on_a_gpu_alone() -> No
     both = SPECS[0]
     assert dali.fed_parameters(both, gpu=True) == []
     assert dali.fed_parameters(both, gpu=False) == ["brightness", "contrast"]
+    assert dali.fed_parameters(SPECS[3], gpu=False) == [], "both follow the rotation"
 
 
 def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
