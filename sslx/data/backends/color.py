@@ -12,6 +12,7 @@ Unlike torchvision, this does not clip after each operation: saturation followed
 
 import math
 from collections.abc import Callable, Mapping
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,8 @@ def matrix(drawn: Draw) -> npt.NDArray[np.float64]:
 class Finish:
     """Color operations, blur, solarize and normalization of one view, with constants on the device.
 
-    jitter: begin with brightness and contrast, if nothing has applied them before.
+    Images that are not RGB have no color operations.  jitter: begin with brightness and contrast, if nothing has
+    applied them before.
     """
 
     def __init__(self, spec: ViewSpec, device: torch.device, *, jitter: bool = False) -> None:
@@ -52,7 +54,9 @@ class Finish:
         """Return the arrays that a call needs on its device, from the parameters drawn for a batch of N samples."""
         if drawn is None:
             return {}
-        arrays: Arrays = {"mix": matrix(drawn).astype(np.float32)}
+        arrays: Arrays = {}
+        if self.spec.channels.is_rgb:
+            arrays["mix"] = matrix(drawn).astype(np.float32)
         if self.jitter:
             arrays |= jitter_parameters(drawn)
         if len(rows := np.flatnonzero(drawn.blur)):
@@ -62,21 +66,21 @@ class Finish:
         return arrays
 
     def __call__(self, drawn: Draw | None, image: Tensor, sent: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Turn (N, size, size, 3) uint8 or float32 into (N, 3, size, size) float32, channels_last, normalized.
+        """Turn (N, size, size, C) uint8 or float32 into (N, C, size, size) float32, channels_last, normalized.
 
         drawn: the samples' parameters, None for the evaluation view.  sent: ``parameters(drawn)`` on the image's
         device; by default they are sent now.  Each sample's view is the same to the last bit in any batch.
         """
         if sent is None:
             (sent,) = send([self.parameters(drawn)], image.device)
-        number, height, width, _ = image.shape
-        out = torch.empty((number, height, width, 3), device=image.device)
-        for part in row_sums.parts(image, height * width * 3):
+        number, height, width, channels = image.shape
+        out = torch.empty((number, height, width, channels), device=image.device)
+        for part in row_sums.parts(image, height * width * channels):
             if drawn is None:
                 out[part] = image[part]
             else:
                 out[part] = self._augmented(drawn, part, image[part], sent).permute(0, 2, 3, 1)
-            rows = out[part].view(-1, height, width * 3)
+            rows = out[part].view(-1, height, width * channels)
             torch.addcmul(self._shift, rows, self._scale, out=rows)
         return out.permute(0, 3, 1, 2)
 
@@ -86,11 +90,11 @@ class Finish:
         return views.widest_window(self.spec) // 2
 
     def _augmented(self, drawn: Draw, part: slice, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
-        """Turn (N, H, W, 3) into (N, 3, H, W) float32 in [0, 255].  part: the samples' rows in ``drawn``, ``sent``."""
+        """Turn (N, H, W, C) into (N, C, H, W) float32 in [0, 255].  part: the samples' rows in ``drawn``, ``sent``."""
         pixels = image.permute(0, 3, 1, 2).float().contiguous()
         if self.jitter:
-            jitter(pixels, drawn, part, sent)
-        pixels = row_sums.mixed(pixels, sent["mix"][part]).clamp_(0, 255)
+            jitter(pixels, drawn, part, sent, is_rgb=self.spec.channels.is_rgb)
+        pixels = (row_sums.mixed(pixels, sent["mix"][part]) if "mix" in sent else pixels).clamp(0, 255)
         if drawn.blur[part].any():
             chosen, chosen_rows = _chosen(drawn.blur, part)
             widest = int(drawn.window[part][chosen].max()) // 2
@@ -108,27 +112,30 @@ def jitter_parameters(drawn: Draw) -> Arrays:
     return {name: values for name, values in factors.items() if (values != 1).any()}
 
 
-def jitter(pixels: Tensor, drawn: Draw, part: slice, sent: Mapping[str, Tensor]) -> None:
-    """Apply brightness, then contrast, in place: (N, 3, H, W) float32 in [0, 255].
+def jitter(pixels: Tensor, drawn: Draw, part: slice, sent: Mapping[str, Tensor], *, is_rgb: bool = True) -> None:
+    """Apply brightness, then contrast, in place: (N, C, H, W) float32 in [0, 255].
 
-    Samples without jitter stay the same to the last bit beside jittered ones: they are multiplied by 1 and 0 is added.
+    Brightness multiplies all channels by one factor.  Contrast moves them away from the mean of the image, or toward
+    it: of its luma if it is RGB, else of all channels.  Samples without jitter stay the same to the last bit beside
+    jittered ones: they are multiplied by 1 and 0 is added.
     """
     if (drawn.brightness[part] != 1).any():
         pixels.mul_(sent["brightness"][part, None, None, None]).clamp_(0, 255)
     if (drawn.contrast[part] != 1).any():
         contrast = sent["contrast"][part, None, None, None]
-        gray = _gray(pixels) * (1 - contrast)
+        gray = _gray(pixels, is_rgb) * (1 - contrast)
         pixels.mul_(contrast).add_(gray).clamp_(0, 255)
 
 
-def _gray(pixels: Tensor) -> Tensor:
-    """Return the mean luma of each image: (N, 3, H, W) in [0, 255] -> (N, 1, 1, 1).
+def _gray(pixels: Tensor, is_rgb: bool) -> Tensor:
+    """Return the mean luma of each image, or of one that is not RGB its mean: (N, C, H, W) in [0, 255] -> (N, 1, 1, 1).
 
     Lumas are rounded to 2^-16, so that fp64 adds them exactly: the order of the sum, which on a GPU depends on the
     batch, makes no difference.
     """
-    red, green, blue = pixels.unbind(1)
-    luma = red * _LUMA[0, 0] + green * _LUMA[0, 1] + blue * _LUMA[0, 2]
+    num = pixels.shape[1]
+    weights = _LUMA[0] if is_rgb else np.full(num, 1 / num)
+    luma = reduce(torch.add, [plane * weight for plane, weight in zip(pixels.unbind(1), weights, strict=True)])
     sums = luma.mul_(2.0**16).round_().sum((1, 2), dtype=torch.float64)
     return (sums / (2.0**16 * luma[0].numel())).float()[:, None, None, None]
 
@@ -142,7 +149,7 @@ def _chosen(flag: npt.NDArray[np.float32], part: slice) -> tuple[npt.NDArray[np.
 def _changed(
     pixels: Tensor, part: slice, chosen: npt.NDArray[np.int64], rows: Tensor, change: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Apply ``change`` to the chosen samples of (N, 3, H, W).  rows: their rows in the batch, on the device."""
+    """Apply ``change`` to the chosen samples of (N, C, H, W).  rows: their rows in the batch, on the device."""
     if len(chosen) == len(pixels):  # common on CPUs, where large views are processed one at a time
         return change(pixels)
     rows = rows - part.start if part.start else rows
@@ -165,7 +172,7 @@ def _taps(sigma: npt.NDArray[np.float32], window: npt.NDArray[np.float32], reach
 
 
 def _blurred(planes: Tensor, taps: Tensor) -> Tensor:
-    """Blur (N, 3, H, W) down and across by each sample's taps (N, T), mirrored at the borders."""
+    """Blur (N, C, H, W) down and across by each sample's taps (N, T), mirrored at the borders."""
     for _ in range(2):
         planes = row_sums.filtered(planes, _mirrored(planes, taps.shape[1] // 2), taps[:, None]).mT
     return planes
