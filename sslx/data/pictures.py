@@ -170,7 +170,7 @@ def normalized(views: Tensor, view: ViewSpec, device: torch.device) -> Tensor:
     if device.type == "cuda":
         views = views.pin_memory()
     shift, scale = (torch.tensor([white * x for x in values], device=device) for values in (view.mean, view.std))
-    return views.to(device, non_blocking=True).float().sub(shift).div_(scale).permute(0, 3, 1, 2)
+    return views.to(device, non_blocking=True).to(torch.float32, copy=True).sub_(shift).div_(scale).permute(0, 3, 1, 2)
 
 
 def _read(source: Source, indices: Sequence[int]) -> Iterator[Tensor]:

@@ -1,7 +1,6 @@
 """The Encoder class, and functions that build one from settings or from a recipe."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ from sslx.encoders import vit, weights
 from sslx.encoders.config import Config
 from sslx.encoders.recipe import Norm, Recipe
 from sslx.encoders.vit import Tokens
-from sslx.errors import ConfigError, DataError
+from sslx.errors import ConfigError
 from sslx.machine import onednn
 
 
@@ -110,8 +109,7 @@ def build(
     """Build an encoder for views of ``size`` pixels that also accepts ``other_sizes``, such as local crops' or probes'.
 
     A ViT interpolates its position embeddings for the other sizes.
-    norm: replaces timm's batch norms before weights are loaded.  channels: number of channels of the images.  Weights
-    for RGB are adapted to another number as timm does: repeated or summed, and scaled.
+    norm: replaces timm's batch norms before weights are loaded.  channels: number of channels of the images.
     say: called with a line about the weights that were loaded from a file.
     Initial weights are drawn from torch's global generator.  Raises a one-line ConfigError, MissingInput or DataError.
     """
@@ -123,36 +121,15 @@ def build(
     recipe = trunks.with_stem(recipe, config, trunk)
     encoder = _encoder(trunk, recipe, other_sizes)
     if config.weights == "timm" and channels != 3:
-        say(f"--encoder.weights timm: its weights for RGB, adapted to {plural(channels, 'channel')} by timm")
+        say(f"--encoder.weights timm: the first layer was adapted by timm from 3 to {plural(channels, 'channel')}")
     if config.weights == "timm" and recipe.stem != "imagenet":
         say(
             f"--encoder.weights timm: loaded all but conv1, which is new in a {recipe.stem} stem "
             "(--encoder.stem imagenet keeps timm's)"
         )
     if config.weights is not None and config.weights != "timm":
-        say(_loaded(encoder, config))
+        say(weights.load(encoder.trunk, config.weights, config.name, config.weights_part, config.missing))
     return encoder
-
-
-def _loaded(encoder: Encoder, config: Config) -> str:
-    """Load weights from a file, also those of an encoder of RGB images into one of others; return a line about them."""
-    assert config.weights is not None
-    arguments = config.weights, config.name, config.weights_part, config.missing
-    try:
-        return weights.load(encoder.trunk, *arguments)
-    except DataError:
-        if encoder.recipe.channels == 3:
-            raise
-        of_rgb, _ = trunks.create(replace(encoder.recipe, channels=3))
-        of_rgb = trunks.complete(of_rgb, replace(encoder.recipe, channels=3))
-        try:
-            line = weights.load(of_rgb, *arguments)
-        except DataError:
-            line = ""
-        if not line:  # the error names what the encoder itself lacks
-            raise
-    adapted = trunks.adapt_input(of_rgb, encoder.trunk, encoder.recipe.channels)
-    return f"{line}; {adapted}, for RGB, was adapted to {plural(encoder.recipe.channels, 'channel')} as timm does"
 
 
 @activity.doing("building the encoder")

@@ -166,24 +166,6 @@ def _replace_stem(resnet: Any, channels: int) -> None:
     resnet.maxpool = nn.Identity()
 
 
-def adapt_input(of_rgb: nn.Module, trunk: nn.Module, channels: int) -> str:
-    """Copy the weights of a trunk for RGB images to the same trunk for others, the first layer's as timm adapts them.
-
-    Returns the name of that layer's weight.  Raises ConfigError for a first layer that timm does not adapt.
-    """
-    from timm.models import adapt_input_conv  # inside the function: see encoders.build
-
-    state, own = dict(of_rgb.state_dict()), trunk.state_dict()
-    differing = [name for name, value in state.items() if value.shape != own[name].shape]
-    try:
-        for name in differing:
-            state[name] = adapt_input_conv(channels, state[name])
-        trunk.load_state_dict(state, strict=True)
-    except (NotImplementedError, RuntimeError) as error:
-        raise ConfigError(f"the first layer cannot be adapted to {channels} channels: {_first_line(error)}") from error
-    return ", ".join(differing)
-
-
 def dim(trunk: nn.Module, size: int, channels: int, name: str) -> int:
     """Return the length of an image's feature vector, from a forward pass on the CPU.
 

@@ -94,7 +94,8 @@ class Finish:
         pixels = image.permute(0, 3, 1, 2).float().contiguous()
         if self.jitter:
             jitter(pixels, drawn, part, sent, is_rgb=self.spec.channels.is_rgb)
-        pixels = (row_sums.mixed(pixels, sent["mix"][part]) if "mix" in sent else pixels).clamp(0, 255)
+        if "mix" in sent:
+            pixels = row_sums.mixed(pixels, sent["mix"][part]).clamp_(0, 255)
         if drawn.blur[part].any():
             chosen, chosen_rows = _chosen(drawn.blur, part)
             widest = int(drawn.window[part][chosen].max()) // 2
@@ -135,7 +136,7 @@ def _gray(pixels: Tensor, is_rgb: bool) -> Tensor:
     """
     num = pixels.shape[1]
     weights = _LUMA[0] if is_rgb else np.full(num, 1 / num)
-    luma = reduce(torch.add, [plane * weight for plane, weight in zip(pixels.unbind(1), weights, strict=True)])
+    luma = reduce(torch.add, (plane * weight for plane, weight in zip(pixels.unbind(1), weights, strict=True)))
     sums = luma.mul_(2.0**16).round_().sum((1, 2), dtype=torch.float64)
     return (sums / (2.0**16 * luma[0].numel())).float()[:, None, None, None]
 
