@@ -67,7 +67,7 @@ def _measured(source: Source) -> list[Measured]:
             image = statistics.pixels(source, index)
         except Unreadable:
             return None
-        return image.shape[:2], statistics.moments(image, source.facts.channels)
+        return (image.shape[0], image.shape[1]), statistics.moments(image, source.facts.channels)
 
     with reporting(True, "images") as progress, ThreadPoolExecutor(cores.allowed(), "stats") as pool:
         for start in range(0, len(source), _CHUNK):  # bounded, so that an error or Ctrl-C ends it soon

@@ -78,8 +78,9 @@ def reading(channels: Channels) -> Reading:
     """Return the settings by which files are read as images with these channels."""
     if channels.is_plain:
         return Reading()
-    range = "auto" if channels.dtype == "uint8" else (channels.black, channels.full_scale)
-    return Reading(channels=channels.num, range=range)
+    if channels.dtype == "uint8":
+        return Reading(channels=channels.num)
+    return Reading(channels=channels.num, range=(channels.black, channels.full_scale))
 
 
 def pictures_of(images: "Images", channels: Channels = RGB) -> Pictures:

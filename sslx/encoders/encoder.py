@@ -120,7 +120,7 @@ def build(
     trunk, recipe = trunks.create(trunks.with_sizes(recipe, other_sizes), pretrained=config.weights == "timm")
     recipe = trunks.with_stem(recipe, config, trunk)
     encoder = _encoder(trunk, recipe, other_sizes)
-    if config.weights == "timm" and channels != 3:
+    if config.weights == "timm" and channels != 3 and recipe.stem == "imagenet":
         say(f"--encoder.weights timm: the first layer was adapted by timm from 3 to {plural(channels, 'channel')}")
     if config.weights == "timm" and recipe.stem != "imagenet":
         say(

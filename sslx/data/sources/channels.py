@@ -73,13 +73,13 @@ def _measured_range(source: Pixels, say: Say) -> Range:
 
 def _of_files(source: Coded, reading: Reading, training: Source | None, say: Say) -> Source:
     """Return image files with the range of their values and, if that is not RGB of 8 bits, with their channels."""
-    channels, levels, range = source.facts.channels, source.levels, reading.range
+    channels, levels, chosen = source.facts.channels, source.levels, reading.range
     if isinstance(training, Coded):
         channels, levels = training.facts.channels, levels or training.levels
-    elif levels is None and range == "auto" and channels.full_scale != Channels.full_scale:
-        range = channels.black, channels.full_scale
-    if range != "auto":
-        levels = Levels(chosen=range)
+    elif levels is None and chosen == "auto" and channels.full_scale != Channels.full_scale:
+        chosen = channels.black, channels.full_scale
+    if chosen != "auto":
+        levels = Levels(chosen=chosen)
     levels = levels or black_and_white.measure(source, say)
     if isinstance(training, Coded) or (channels.is_plain and reading.channels is None):
         return _with(source, channels, levels=levels)
