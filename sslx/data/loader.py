@@ -267,6 +267,11 @@ def _check_channels(source: Source, specs: Sequence[ViewSpec]) -> None:
     """Raise ConfigError if the views are for images of other channels than the source's."""
     own = source.facts.channels
     for spec in specs:
+        if isinstance(spec, ResizedView) and spec.interpolation == "lanczos" and not own.is_plain:
+            raise ConfigError(
+                f"these weights take images that are resized by PIL's lanczos filter, which takes RGB of 8 bits, and "
+                f"{source.name} has {own.in_words}: use other weights"
+            )
         if (spec.channels.num, spec.channels.is_rgb) != (own.num, own.is_rgb):
             number = "" if own.num == spec.channels.num else f" (--data.channels {spec.channels.num}, if they can be)"
             raise ConfigError(

@@ -138,7 +138,8 @@ def _resized(spec: ResizedView, images: Tensor) -> Tensor:
         short = min(height, width)
         sides = [int(spec.resized * side / short) for side in (height, width)]
     if images.is_floating_point():
-        interpolation = InterpolationMode[spec.interpolation.upper()]
+        name = spec.interpolation.upper().replace("NEAREST", "NEAREST_EXACT")  # which is PIL's
+        interpolation = InterpolationMode[name]
         pixels = functional.resize(images, sides, interpolation, antialias=True).clamp_(0, 1)
     else:
         filter = Image.Resampling[spec.interpolation.upper()]
