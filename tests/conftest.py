@@ -87,6 +87,7 @@ NIGHTLY = (
     "test_by_their_own_names_or_over_another_network_they_would_not_meet",
     "test_the_estimate_is_what_a_step_takes",
     "test_two_ranks_look_together",
+    "test_the_pictures_of_a_run_on_five_channels",
 )
 """Slow tests that CI leaves to the night, because what they show for long others show in short."""
 FAULTS = sorted({test for row in faults.ROWS.values() for test in row})

@@ -15,7 +15,8 @@ from kit.checkpoints import equal
 from kit.errors import raises_one_line
 from kit.full_batch import RunOnRanks
 from kit.runs import Run
-from sslx import cli, config, encoders, rng, trained
+from sslx import cli, encoders, rng, trained
+from sslx.config import load
 from sslx.data import statistics
 from sslx.data.facts import Channels
 from sslx.data.sources import arrays, build
@@ -116,18 +117,17 @@ def steps(flags: list[str]) -> verify.State:
     torch.set_num_threads(1)
     torch._C._set_mkldnn_enabled(False)
     here = Ranks(device=torch.device("cpu"), rank=distributed.rank(), world_size=distributed.world_size())
-    settings = config.load(flags)
+    settings = load(flags)
     return verify.train(replace(settings, method=verify.narrow(settings.method)), here, 2)
 
 
 def test_commands_after_a_run_take_such_images(here: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = images(tmp_path, 5)
-    flags = flags_of(file, 5, "resident")
+    flags = [*flags_of(file, 5, "resident"), "--encoder.stem", "imagenet"]
     assert here(*flags)[0] == 0
     run = str(tmp_path / "r")
     for argv in (
         ["probe", run, "--device", "cpu", "--probe.shots", "1", "--no-baselines"],
-        ["plot", run, "--device", "cpu"],
         ["look", *flags, "-o", str(tmp_path / "look.png"), "--device", "cpu"],
         ["export", run, "--to", "timm", "-o", str(tmp_path / "timm")],
         ["export", run, "--to", "safetensors", "-o", str(tmp_path / "safetensors")],
@@ -135,7 +135,6 @@ def test_commands_after_a_run_take_such_images(here: Run, tmp_path: Path, capfd:
         capfd.readouterr()
         assert cli.main(argv) == 0, capfd.readouterr().err
     assert (tmp_path / "look.png").stat().st_size > 1000
-    assert (tmp_path / "r" / "views.png").stat().st_size > 1000
     pixels = list(stored(file)[:6])
     before, after = sslx.load(run), sslx.load(tmp_path / "timm")
     torch.testing.assert_close(after.embed(pixels), before.embed(pixels), rtol=1e-4, atol=1e-5)
@@ -146,6 +145,14 @@ def test_commands_after_a_run_take_such_images(here: Run, tmp_path: Path, capfd:
     torch.testing.assert_close(space["images"], before.transform(pixels[2])[None], rtol=1e-5, atol=1e-5)
     with raises_one_line(ConfigError, "5 channels of 16 bits", "--to timm"):
         exporter.export(before, "hf", tmp_path / "hf")
+
+
+@pytest.mark.slow
+def test_the_pictures_of_a_run_on_five_channels(here: Run, tmp_path: Path) -> None:
+    assert here(*flags_of(images(tmp_path, 5), 5, "resident"))[0] == 0
+    assert cli.main(["plot", str(tmp_path / "r"), "--device", "cpu"]) == 0
+    for name in ("views", "neighbors", "tsne"):
+        assert (tmp_path / "r" / f"{name}.png").stat().st_size > 1000
 
 
 def test_color_operations_are_refused_before_an_encoder_is_built(here: Run, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from sslx.data.backends import row_sums
 from sslx.data.transfer import Arrays, send
 from sslx.data.views import Draw, ViewSpec
 
-_LUMA = np.outer(np.ones(3), (0.299, 0.587, 0.114))  # ITU-R BT.601, as in PIL, torchvision and DALI
+LUMA = np.array([0.299, 0.587, 0.114])
+"""The weights of red, green and blue in gray: ITU-R BT.601, as in PIL, torchvision and DALI."""
+_LUMA = np.outer(np.ones(3), LUMA)
 _MEAN = np.full((3, 3), 1 / 3)
 _CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # with the gray axis
 
@@ -135,7 +137,7 @@ def _gray(pixels: Tensor, is_rgb: bool) -> Tensor:
     batch, makes no difference.
     """
     num = pixels.shape[1]
-    weights = _LUMA[0] if is_rgb else np.full(num, 1 / num)
+    weights = LUMA if is_rgb else np.full(num, 1 / num)
     luma = reduce(torch.add, (plane * weight for plane, weight in zip(pixels.unbind(1), weights, strict=True)))
     sums = luma.mul_(2.0**16).round_().sum((1, 2), dtype=torch.float64)
     return (sums / (2.0**16 * luma[0].numel())).float()[:, None, None, None]

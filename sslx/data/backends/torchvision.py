@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from sslx.data import views
 from sslx.data.backends import depth
-from sslx.data.backends.color import Finish
+from sslx.data.backends.color import LUMA, Finish
 from sslx.data.codecs import formats, levels
 from sslx.data.codecs.formats import Levels
 from sslx.data.codecs.headers import File, Unreadable
@@ -80,7 +80,7 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
     bicubic = augment.interpolation == "bicubic"
     image = _crop(spec, image, box, InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR)
     if (brightness := float(sample.brightness[0])) != 1:
-        image = _brightness(spec, image, brightness)
+        image = _brightness(image, brightness)
     if (contrast := float(sample.contrast[0])) != 1:
         image = _contrast(spec, image, contrast)
     if (saturation := float(sample.saturation[0])) != 1:
@@ -97,16 +97,21 @@ def apply(spec: ViewSpec, image: Tensor, drawn: Draw | None, row: int) -> Tensor
     return functional.horizontal_flip(image) if sample.flip[0] else image
 
 
-def _brightness(spec: ViewSpec, image: Tensor, factor: float) -> Tensor:
+def _brightness(image: Tensor, factor: float) -> Tensor:
     """Multiply all channels by a factor, as torchvision does for RGB and gray only."""
-    return functional.adjust_brightness(image, factor) if spec.channels.is_rgb else (image * factor).clamp_(0, 1)
+    return (image * factor).clamp_(0, 1) if image.is_floating_point() else functional.adjust_brightness(image, factor)
 
 
 def _contrast(spec: ViewSpec, image: Tensor, factor: float) -> Tensor:
-    """Blend an image with its mean gray or, if it is not RGB, with the mean of all its channels."""
-    if spec.channels.is_rgb:
+    """Blend an image with its mean gray or, if it is not RGB, with the mean of all its channels.
+
+    Torchvision takes RGB and gray only, with a luma whose weights are rounded to four digits.
+    """
+    if not image.is_floating_point():
         return functional.adjust_contrast(image, factor)
-    return (image * factor + image.mean() * (1 - factor)).clamp_(0, 1)
+    means = image.mean((1, 2), dtype=torch.float64)
+    gray = float(means @ torch.from_numpy(LUMA)) if spec.channels.is_rgb else float(means.mean())
+    return (image * factor + gray * (1 - factor)).clamp_(0, 1)
 
 
 def prepared(spec: ViewSpec, image: Tensor) -> Tensor:

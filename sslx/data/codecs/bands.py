@@ -23,7 +23,7 @@ def fitted(array: Array, black: float, white: float, *, is_white_first: bool, ch
     array, dtype = _numbered(array, channels), np.dtype(channels.dtype)
     is_own = (black, white) == (channels.black, channels.full_scale) and not is_white_first
     if is_own and np.can_cast(array.dtype, dtype):
-        return np.ascontiguousarray(array, dtype=dtype)
+        return np.require(array, dtype, ["C", "W"])  # writable, as torch wants it
     scaled = (array.astype(np.float64) - black) / (white - black)
     if is_white_first:
         scaled = 1 - scaled
