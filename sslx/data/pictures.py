@@ -217,7 +217,7 @@ def pixels(picture: "Picture", channels: Channels = RGB) -> npt.NDArray[Any]:
     if isinstance(picture, Tensor):
         return _of_tensor(picture)
     if isinstance(picture, np.ndarray):
-        array = cast("npt.NDArray[Any]", picture)
+        array = picture
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
             raise ValueError(f"expected an (H, W, 3) array of uint8, got {array.shape} of {array.dtype}")
         return np.array(array) if any(stride < 0 for stride in array.strides) or not array.flags.writeable else array

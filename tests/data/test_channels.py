@@ -89,7 +89,7 @@ def expected(spec: ViewSpec, image: npt.NDArray[Any], drawn: views.Draw | None, 
 def test_views_are_those_of_plain_code_in_fp64_to_the_last_of_16_bits(channels: Channels, backend: str) -> None:
     source, spec = in_memory(channels), spec_of(channels)
     loader = training_loader(source, backend, [spec, replace(spec, size=32)])
-    for batch in take(loader, 3):
+    for batch in take(loader, 2):
         index = batch.index.numpy()
         for number, view in enumerate(batch.views):
             of = replace(spec, size=view.shape[-1])
