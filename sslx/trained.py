@@ -41,6 +41,7 @@ from sslx.runs.state import VIEW
 
 if TYPE_CHECKING:  # only for types: encoders and features need none of these
     from sslx.config import PretrainConfig
+    from sslx.data import Config as DataConfig
     from sslx.data.pictures import Images, Picture
     from sslx.methods.base import Method
 
@@ -101,7 +102,7 @@ class Trained:
 
     @cached_property
     def transform(self) -> "Callable[[Picture], Tensor]":
-        """The transform of ``embed``: a path, a PIL image, (H, W, 3) uint8 or another picture -> (3, S, S) float32.
+        """The transform of ``embed``: a path, a PIL image, (H, W, 3) uint8 or another picture -> (C, S, S) float32.
 
         It can be pickled for the workers of a ``torch.utils.data.DataLoader``.
         """
@@ -130,7 +131,8 @@ class Trained:
         images: a folder, of which every image file below it is taken in the order of ``sslx.image_paths``; a source of
           sslx; or an iterable or a torch Dataset of pictures, which may differ in size.  A picture is a path, a PIL
           image, an (H, W, 3) array of uint8, a (3, H, W) tensor of uint8 or of floats from 0 to 1, or a tuple that
-          starts with one of these, such as (picture, label).  A single picture gives (1, dim).
+          starts with one of these, such as (picture, label).  A single picture gives (1, dim).  An encoder of other
+          channels takes arrays (H, W, C) of the type of its images (``view.channels``) or uint8, and tensors (C, H, W).
         as_numpy: return an array instead of a tensor.
         tokens: return the tokens of a ViT's patches instead, (N, num_patches, dim).
         batch_size: the number of images that are computed at once.
@@ -152,12 +154,14 @@ class Trained:
             vectors = trained.embed("photos")  # (N, dim), in the order of sslx.image_paths("photos")
             array = trained.embed(["cat.jpg", "dog.jpg"], as_numpy=True)  # (2, dim)
         """
-        if (num := self.encoder.recipe.channels) != 3:
-            raise ConfigError(f"expected an encoder of RGB images, {shown(self.folder)} has one for {num} channels")
+        if (num := self.encoder.recipe.channels) != self.view.channels.num:
+            raise ConfigError(
+                f"{shown(self.folder)} has an encoder for {num} channels, and nothing says how such images are prepared"
+            )
         where = _device(device, self.device)
         encoder = self.encoder if where == self.device else deepcopy(self.encoder).to(where)
         autocast = devices.autocast(where, precision)
-        found, outputs, num_done = pictures.pictures_of(images), list[Tensor](), 0
+        found, outputs, num_done = pictures.pictures_of(images, self.view.channels), list[Tensor](), 0
         views = pictures.batches(found, self.view, batch_size, threads or cores.allowed())
         with reporting(progress, "images") as report, closing(views), evaluation_mode(encoder):
             for batch in views:
@@ -176,7 +180,7 @@ class Trained:
 
     def with_view_size(self, size: int) -> "Trained":
         """Return the same checkpoint, with images prepared as squares of ``size`` pixels."""
-        view = eval_view(size, self.view.mean, self.view.std)
+        view = eval_view(size, self.view.mean, self.view.std, self.view.channels)
         if isinstance(self.view, ResizedView):
             resized = max(size, round(self.view.resized * size / self.view.size))
             view = replace(self.view, size=size, resized=resized)
@@ -259,8 +263,17 @@ class Trained:
         if not self.is_run:
             from sslx.methods import simclr
 
-            return simclr.Config().inputs(Augment(), self.size).views
-        return self.settings.method.inputs(self.settings.augment, self.size).views
+            if self.view.channels.is_plain:
+                return simclr.Config().inputs(Augment(), self.size).views
+            augment = Augment() if self.view.channels.is_rgb else Augment(saturation=0.0, hue=0.0, gray=0.0)
+            return views.for_images(simclr.Config().inputs(augment, self.size).views, self.view)
+        return views.for_images(self.settings.method.inputs(self.settings.augment, self.size).views, self.view)
+
+    def reading(self, settings: "DataConfig") -> "DataConfig":
+        """Return settings for reading images with the channels and the range of the run, where they name none."""
+        of_run = pictures.reading(self.view.channels)
+        channels = of_run.channels if settings.channels is None else settings.channels
+        return replace(settings, channels=channels, range=of_run.range if settings.range == "auto" else settings.range)
 
     def _new_encoder(self) -> encoders.Encoder:
         """Return the encoder for the views of training and probes, with weights from torch's global generator.

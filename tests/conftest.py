@@ -175,6 +175,7 @@ NIGHTLY = (
     "test_resumed_on_another_world_size_sees_the_samples_that_were_left",
     "test_training_with_all_streams_closed_ends_as_done",
     "test_a_launcher_that_is_told_to_end_at_any_moment_ends_in_good_order",
+    "test_the_pictures_of_a_run_on_five_channels",
 )
 """Slow tests that CI leaves to the night, because what they show for long others show in short."""
 FAULTS = sorted({test for row in faults.ROWS.values() for test in row})

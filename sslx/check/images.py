@@ -8,14 +8,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from sslx.check import similar
+from sslx.data import statistics
 from sslx.data.codecs import formats, headers
 from sslx.data.codecs.headers import Unreadable
+from sslx.data.facts import Channels
 from sslx.data.sources import Source
 from sslx.data.sources.base import Coded, Pixels
 
@@ -31,7 +34,7 @@ class Looks:
     RGB" or "PNG 16-bit gray", "" if unreadable.  named: (N,) the kind of file that its name promises, or "".
     digest: (N, 2) of the file's bytes.  hashes: (N, 4), thumbnails: (N, 8, 8) and contrast: (N,), as
     ``similar.look``.
-    mean, std: (3,) of the pixels of all images, each with the same weight, from 0 to 1.
+    mean, std: (C,) of the pixels of all images, each with the same weight, from 0 to 1.
     seconds: that reading and decoding took, added over the threads.
     """
 
@@ -74,13 +77,14 @@ _ENDINGS = {
 
 def look(source: Source, num_threads: int, progress: Progress) -> Looks:
     """Read and decode every image of a source."""
-    num = len(source)
+    num, channels = len(source), source.facts.channels
     looks = Looks(
         {}, np.zeros(num, np.int64), np.zeros(num, np.int64), np.zeros(num, "U24"), np.zeros(num, "U9"),
         np.zeros((num, 2), np.uint64), np.zeros((num, similar.NUM_WORDS), np.uint64),
-        np.zeros((num, similar.THUMBNAIL, similar.THUMBNAIL), np.uint8), np.zeros(num), np.zeros(3), np.zeros(3), 0.0,
+        np.zeros((num, similar.THUMBNAIL, similar.THUMBNAIL), np.uint8), np.zeros(num), np.zeros(channels.num),
+        np.zeros(channels.num), 0.0,
     )  # fmt: skip
-    moments, seconds = np.zeros((2, 3)), 0.0
+    moments, seconds = np.zeros((2, channels.num)), 0.0
     with ThreadPoolExecutor(num_threads, "check") as pool:
         for start in range(0, num, 16 * _CHUNK):  # bounded, so that an error or Ctrl-C ends it soon
             starts = range(start, min(start + 16 * _CHUNK, num), _CHUNK)
@@ -97,9 +101,7 @@ def look(source: Source, num_threads: int, progress: Progress) -> Looks:
                     looks.contrast[index] = one.contrast
                     moments += one.moments
                 progress(min(first + _CHUNK, num), num)
-    num_readable = max(1, num - len(looks.unreadable))
-    looks.mean[:] = moments[0] / num_readable
-    looks.std[:] = np.sqrt(np.maximum(moments[1] / num_readable - looks.mean**2, 0))
+    looks.mean[:], looks.std[:] = statistics.mean_and_std(moments, num - len(looks.unreadable))
     return replace(looks, seconds=seconds)
 
 
@@ -115,21 +117,30 @@ def _chunk(source: Source, start: int) -> tuple[list[_Look | str], float]:
 
 
 def _look(source: Source, index: int) -> _Look:
+    channels = source.facts.channels
     if isinstance(source, Pixels):
-        pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(source.pixels[index])
+        pixels = np.ascontiguousarray(source.read(index))
         kind, data = "pixels in memory", pixels.tobytes()
     else:
         assert isinstance(source, Coded)
         file = source.files(np.array([index]))[0]
         data = _bytes(file)
-        pixels, kind = formats.read(data, source.levels), _kind(data)
-    hashed, thumbnail, contrast = similar.look(pixels)
-    scaled = pixels.reshape(-1, 3).astype(np.float32) / 255
-    moments = np.stack([scaled.mean(0, dtype=np.float64), np.square(scaled).mean(0, dtype=np.float64)])
+        pixels, kind = formats.read(data, source.levels, channels), _kind(data)
+    hashed, thumbnail, contrast = similar.look(_as_seen(pixels, channels))
+    moments = statistics.moments(pixels, channels)
     height, width = pixels.shape[:2]
     return _Look(
         width, height, kind, hashlib.blake2b(data, digest_size=16).digest(), hashed, thumbnail, contrast, moments
     )
+
+
+def _as_seen(pixels: npt.NDArray[Any], channels: Channels) -> npt.NDArray[np.uint8]:
+    """Return an image (H, W, C) as (H, W, 3) of 8 bits, with its first channels, to compare looks."""
+    if channels.is_plain:
+        return pixels
+    seen = pixels[..., :3] if channels.num >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+    scaled = (seen.astype(np.float32) - channels.black) * (255 / (channels.full_scale - channels.black))
+    return scaled.round().clip(0, 255).astype(np.uint8)
 
 
 def _bytes(file: str | bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +25,38 @@ from sslx.machine import cores, files
 
 def main(config: CheckConfig) -> int:
     """Look at the images, print what was found, write the files that the config names, and return the exit code."""
-    source = sources.build(config.source, "pretrain", config.data, say=_say)
-    _say(source.describe())
+    source = sources.build(config.source, "pretrain", config.data, say=say)
+    say(source.describe())
     for line in source.notes:
-        _say(line)
+        say(line)
     test = _test_split(config, source)
     looks = _look(source, "images")
     looks_of_test = None if test is None else (test, _look(test, "test images"))
     found = findings.of_images(source, looks, looks_of_test)
     for line in _statistics(looks):
-        _say(line)
+        say(line)
     excluded = sorted({index for finding in found for index in finding.excluded})
     if found:
         Console().print(_table(source, found))
     else:
-        _say("nothing was found to be wrong")
+        say("nothing was found to be wrong")
     if config.output:
-        _write(config.output, json.dumps(_as_json(source, looks, found), indent=1) + "\n")
+        write(config.output, json.dumps(_as_json(source, looks, found), indent=1) + "\n")
     if config.list:
-        _write(config.list, "".join(f"{source.path(index)}\n" for index in excluded))
-        _say(f"to train without them: sslx pretrain ... --data.exclude {shown(config.list)}")
+        write(config.list, "".join(f"{source.path(index)}\n" for index in excluded))
+        say(f"to train without them: sslx pretrain ... --data.exclude {shown(config.list)}")
     elif excluded:
         are = "is" if len(excluded) == 1 else "are"
-        _say(f"{plural(len(excluded), 'image')} {are} better left out: --list FILE writes their paths")
+        say(f"{plural(len(excluded), 'image')} {are} better left out: --list FILE writes their paths")
     return 0
 
 
 def _test_split(config: CheckConfig, source: Source) -> Source | None:
     try:
-        test = sources.build(config.source, "test", config.data, say=_say, training=source)
+        test = sources.build(config.source, "test", config.data, say=say, training=source)
     except (MissingInput, DataError):
         return None
-    _say(f"test split: {test.describe()}")
+    say(f"test split: {test.describe()}")
     return test
 
 
@@ -68,18 +69,23 @@ def _statistics(looks: Looks) -> list[str]:
     readable = looks.readable
     if not len(readable):
         return []
-    sizes = list[str]()
-    for name, side in (("width", looks.width), ("height", looks.height)):
-        smallest, median, largest = findings.quantiles(side[readable])
-        sizes.append(f"{name} {smallest:,} to {largest:,} pixels, median {median:,}")
+    sides = {"width": looks.width, "height": looks.height}
+    quantiles = {name: findings.quantiles(values[readable]) for name, values in sides.items()}
     counted = ", ".join(f"{kind} {count:,}" for kind, count in findings.kinds(looks).items())
     numbers = (f"{' '.join(f'{value:.3f}' for value in values)}" for values in (looks.mean, looks.std))
+    of = "red, green, blue" if len(looks.mean) == 3 else "the channels"
     return [
-        "; ".join(sizes),
+        sizes(quantiles),
         counted,
-        "mean {}, standard deviation {} of red, green, blue".format(*numbers),
+        "mean {}, standard deviation {} of {}".format(*numbers, of),
         f"decodes {len(readable) / max(looks.seconds, 1e-9):,.0f} images/s on one core",
     ]
+
+
+def sizes(quantiles: Mapping[str, tuple[int, int, int]]) -> str:
+    """Return a line on the smallest, the median and the largest of some sides in pixels, by their names."""
+    words = "{} {:,} to {:,} pixels, median {:,}"
+    return "; ".join(words.format(name, low, high, median) for name, (low, median, high) in quantiles.items())
 
 
 def _table(source: Source, found: list[Finding]) -> Table:
@@ -95,7 +101,7 @@ def _table(source: Source, found: list[Finding]) -> Table:
 
 def _as_json(source: Source, looks: Looks, found: list[Finding]) -> dict[str, Any]:
     readable = looks.readable
-    sizes = {
+    sides = {
         name: dict(zip(("min", "median", "max"), findings.quantiles(values[readable]), strict=True))
         for name, values in (("width", looks.width), ("height", looks.height))
         if len(readable)
@@ -104,7 +110,7 @@ def _as_json(source: Source, looks: Looks, found: list[Finding]) -> dict[str, An
         "source": source.name,
         "num_images": len(source),
         "kinds": findings.kinds(looks),
-        **sizes,
+        **sides,
         "mean": looks.mean.tolist(),
         "std": looks.std.tolist(),
         "images_per_s_and_core": len(readable) / looks.seconds if looks.seconds else None,
@@ -130,13 +136,15 @@ def _as_json(source: Source, looks: Looks, found: list[Finding]) -> dict[str, An
     }
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a file and say so; raise StorageError, in one line, if that is impossible."""
     try:
         files.replace(path, text.encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise StorageError(f"cannot write {shown(path)}: {error.strerror}: name another file") from error
-    _say(f"wrote {shown(path)}")
+    say(f"wrote {shown(path)}")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line."""
     sys.stdout.write(f"{line}\n")

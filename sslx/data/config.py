@@ -26,6 +26,12 @@ class Config:
     """List of images, a path in each line, that a run never reads: others take their places, and nothing else moves."""
     range: Literal["auto"] | tuple[float, float] = "auto"
     """LOW HIGH: black and white of images with more than 8 bits, signed or float.  auto: measure on 256 images."""
+    channels: int | None = None
+    """Number of channels, 1 for gray, read with all bits.  Default: as the source says, or RGB of 8 bits for files."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel, of values from 0 to 1.  Default: ImageNet's for RGB, else measured on 256 images."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of each channel.  sslx data stats measures both on all images."""
     timeout_s: float = 300.0
     """Give up waiting for data after this many seconds without progress by any worker, disk or mount."""
 
@@ -37,6 +43,14 @@ class Config:
             raise ConfigError(f"--data.max-bad must be a fraction in [0, 1], not {self.max_bad}")
         if self.threads is not None and self.threads < 0:
             raise ConfigError(f"--data.threads must be 0 or more, not {self.threads}")
+        if self.channels is not None and self.channels < 1:
+            raise ConfigError(f"--data.channels must be at least 1, not {self.channels}")
+        if len(self.mean) != len(self.std):
+            raise ConfigError(
+                f"--data.mean and --data.std need a number for each channel, got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std, default=1) <= 0:
+            raise ConfigError("--data.mean and --data.std must be finite numbers, the standard deviations above 0")
         if not self.timeout_s > 0:
             raise ConfigError(f"--data.timeout-s must be above 0 seconds, not {self.timeout_s:g}")
         if self.range != "auto" and not (all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]):

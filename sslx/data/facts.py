@@ -1,27 +1,68 @@
 """Facts: the properties of a source's images that methods, probes and checks may use."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:  # so that the options of methods and sources need no numpy
     import numpy as np
     import numpy.typing as npt
 
+Depth = Literal["uint8", "uint16", "float32"]
 _MAX_BLOCKS_SAMPLED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:
-    """The channels of a source's images.
+    """The channels of a source's images, and what their values mean.
 
-    num: the number of channels.  full_scale: the value of white.  is_rgb: whether they are red, green and blue, so that
-    color operations make sense.
+    num: the number of channels.
+    full_scale: the value of white.  If pixels other than uint8 leave it at 255, black and white are measured.
+    is_rgb: whether the channels are red, green and blue, so that saturation, hue and gray have a meaning.
+    black: the value of black.  Values outside black and white count as these.
+    dtype: the type of the pixels.  Nothing rounds them to fewer levels until they are normalized.
     """
 
     num: int = 3
     full_scale: float = 255.0
     is_rgb: bool = True
+    black: float = 0.0
+    dtype: Depth = "uint8"
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or (self.is_rgb and self.num != 3):
+            raise ValueError(
+                f"expected one or more channels, and three if they are RGB, got {self.num} with is_rgb={self.is_rgb}"
+            )
+        if self.dtype not in get_args(Depth) or not -math.inf < self.black < self.full_scale < math.inf:
+            raise ValueError(
+                f"expected channels of a type among {', '.join(get_args(Depth))} with black below white, got "
+                f"{self.dtype}, from {self.black:g} to {self.full_scale:g}"
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the images are RGB of 8 bits, which every backend reads."""
+        return self == RGB
+
+    @property
+    def states_range(self) -> bool:
+        """Whether black and white are known, without measuring them."""
+        return self.dtype == "uint8" or self.full_scale != Channels.full_scale
+
+    @property
+    def in_words(self) -> str:
+        """The channels in a few words, such as "5 channels of 16 bits, from 0 to 4095"."""
+        number = "RGB" if self.is_rgb else f"{self.num} channel{'s' * (self.num > 1)}"
+        if self.dtype == "uint8":
+            return f"{number} of 8 bits"
+        depth = "of 16 bits" if self.dtype == "uint16" else "of floating-point numbers"
+        return f"{number} {depth}, from {self.black:g} to {self.full_scale:g}"
+
+
+RGB = Channels()
+"""RGB of 8 bits, which every backend reads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +80,7 @@ class Facts:
     size: int
     labels: "npt.NDArray[np.int64] | None" = None
     classes: tuple[str, ...] | None = None
-    channels: Channels = Channels()
+    channels: Channels = RGB
     captions: Sequence[Sequence[str]] | None = None
     blocks: "npt.NDArray[np.int64] | None" = None
 

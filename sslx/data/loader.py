@@ -13,7 +13,6 @@ from sslx.data import draws, exclusion
 from sslx.data.batch import Batch
 from sslx.data.config import Config
 from sslx.data.draws import Draw, Draws
-from sslx.data.facts import Channels
 from sslx.data.order import VERSION, Order, Sequential, Shuffled
 from sslx.data.planner import Planner
 from sslx.data.quarantine import Quarantine
@@ -224,15 +223,17 @@ def _backend(
 
     Raises ConfigError for images that no backend can read, and if DALI is needed but not installed.
     """
-    channels, device, name = source.facts.channels, ranks.device, config.backend
-    if channels != Channels():
-        raise ConfigError(
-            f"expected RGB images of 8 bits, {source.name} has {channels.num} channels, up to {channels.full_scale:g}"
-            f"{'' if channels.is_rgb else ', which are not RGB'}: no backend reads such yet"
-        )
+    device, name = ranks.device, config.backend
+    _check_channels(source, specs)
     is_resized = any(isinstance(spec, ResizedView) for spec in specs)
+    is_plain = source.facts.channels.is_plain
     if name == "auto":
-        name = "dali" if has_dali() and not is_resized else "torchvision"
+        name = "dali" if has_dali() and is_plain and not is_resized else "torchvision"
+    if name == "dali" and not is_plain:
+        raise ConfigError(
+            f"--data.backend dali reads RGB of 8 bits, and {source.name} has {source.facts.channels.in_words}: take "
+            "--data.backend torchvision or resident"
+        )
     if is_resized and name in ("dali", "resident"):
         raise ConfigError(
             f"--data.backend {name} does not prepare images as the library of these weights does: take "
@@ -260,6 +261,23 @@ def _backend(
 
     threads = max(1, threads)
     return Dali(source, specs, max_per_rank=per_rank, device=device, num_threads=threads, wait_policy=wait_policy)
+
+
+def _check_channels(source: Source, specs: Sequence[ViewSpec]) -> None:
+    """Raise ConfigError if the views are for images of other channels than the source's."""
+    own = source.facts.channels
+    for spec in specs:
+        if isinstance(spec, ResizedView) and spec.interpolation == "lanczos" and not own.is_plain:
+            raise ConfigError(
+                f"these weights take images that are resized by PIL's lanczos filter, which takes RGB of 8 bits, and "
+                f"{source.name} has {own.in_words}: use other weights"
+            )
+        if (spec.channels.num, spec.channels.is_rgb) != (own.num, own.is_rgb):
+            number = "" if own.num == spec.channels.num else f" (--data.channels {spec.channels.num}, if they can be)"
+            raise ConfigError(
+                f"expected images with {spec.channels.in_words}, for which the views and the encoder are, but "
+                f"{source.name} has {own.in_words}: take such images{number}"
+            )
 
 
 def training(

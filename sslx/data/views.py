@@ -18,7 +18,7 @@ no rotation or blur smooths it.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +27,9 @@ import numpy.typing as npt
 from sslx import rng
 from sslx.data import any_channels
 from sslx.data.augment import Augment as Augment
+from sslx.data.facts import RGB, Channels
 from sslx.data.text import TextSpec
+from sslx.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -46,14 +48,16 @@ class ViewSpec:
     """One view of size x size pixels, augmented by ``augment`` or, with ``augment=None``, the image's center.
 
     center: side of the central square, as a fraction of the image's shorter side (evaluation only).
-    mean, std: per RGB channel, for the normalization, in units of full scale (0..1).
+    mean, std: per channel, for the normalization, of values from 0 (black) to 1 (white).
+    channels: those of the images that the view is for.
     """
 
     size: int
     augment: Augment | None = None
     center: float = 1.0
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    channels: Channels = RGB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +93,37 @@ class Inputs:
 
 def eval_view(
     size: int,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    channels: Channels = RGB,
 ) -> ViewSpec:
     """Return the probes' view of both splits: the whole shorter side up to 64 px, the usual central 224/256 above."""
-    return ViewSpec(size=size, center=1.0 if size <= 64 else 0.875, mean=mean, std=std)
+    return ViewSpec(size=size, center=1.0 if size <= 64 else 0.875, mean=mean, std=std, channels=channels)
+
+
+def for_images(specs: Sequence[ViewSpec], like: ViewSpec) -> tuple[ViewSpec, ...]:
+    """Return the views for images with the channels, mean and standard deviation of the view ``like``.
+
+    Those for RGB of 8 bits that are normalized as usual are returned as they are.  Raises ConfigError, which names the
+    flags to set, if an augmentation has no meaning for these channels.
+    """
+    channels = like.channels
+    if channels.is_plain and (like.mean, like.std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return tuple(specs)
+    if not channels.is_rgb:
+        used = {name: None for spec in specs if spec.augment for name in _color_operations(spec.augment)}
+        if used:
+            flags = " ".join(f"--augment.{name} 0" for name in used)
+            raise ConfigError(
+                f"{', '.join(used)} of an augmentation need RGB images, and these have {channels.in_words}: add {flags}"
+            )
+    return tuple(replace(spec, mean=like.mean, std=like.std, channels=channels) for spec in specs)
+
+
+def _color_operations(augment: Augment) -> list[str]:
+    """Return the names of the operations of an augmentation that only have a meaning for RGB."""
+    names = [name for name in ("saturation", "hue") if augment.jitter and getattr(augment, name)]
+    return [*names, *(["gray"] if augment.gray else [])]
 
 
 def from_json(settings: Mapping[str, Any]) -> ViewSpec:
@@ -103,10 +133,14 @@ def from_json(settings: Mapping[str, Any]) -> ViewSpec:
     """
     lists = {name: tuple(cast("list[Any]", value)) for name, value in settings.items() if isinstance(value, list)}
     values: dict[str, Any] = {**settings, **lists}
+    if "channels" in values:
+        values["channels"] = Channels(**values["channels"])
     view = ResizedView(**values) if "resized" in values else ViewSpec(**values)
-    numbers = (*view.mean, *view.std, view.center)
-    if len(view.mean) != 3 or len(view.std) != 3 or not all(map(math.isfinite, numbers)) or min(view.std) <= 0:
-        raise ValueError(f"expected a mean and a standard deviation of three channels, got {view.mean} and {view.std}")
+    numbers, num = (*view.mean, *view.std, view.center), view.channels.num
+    if {len(view.mean), len(view.std)} != {num} or not all(map(math.isfinite, numbers)) or min(view.std) <= 0:
+        raise ValueError(
+            f"expected a mean and a standard deviation of each of {num} channels, got {view.mean} and {view.std}"
+        )
     sides: list[Any] = [view.size, view.resized if isinstance(view, ResizedView) else view.size]
     if not all(isinstance(side, int) and 0 < side < MAX_SIDE for side in sides) or not 0 < view.center <= 1:
         raise ValueError(f"expected a side in pixels and a fraction of it, got {view.size} and {view.center}")

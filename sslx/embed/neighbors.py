@@ -53,6 +53,7 @@ def main(argv: Sequence[str], path: Path, part: str | None = None, *, quiet: boo
             raise MissingInput(f"image {shown(image)} does not exist")
     if options.data.eval_size not in (None, trained.view.size):
         trained = trained.with_view_size(options.data.eval_size)
+    options = replace(options, data=trained.reading(options.data))
     ranks = distributed.init(options.device)
     trained = trained.to(ranks.device)
     console = Console()
@@ -158,16 +159,18 @@ def _draw(trained: Trained, options: NeighborsConfig, source: Source, found: Seq
 
     def pixels(of: pictures.Pictures) -> npt.NDArray[np.float32]:
         batches = list(pictures.batches(of, view, 16, cores.allowed()))
+        if batches[0].dtype != torch.uint8:
+            return plot.rgb(pictures.normalized(torch.cat(batches), view, torch.device("cpu")), view)
         return torch.cat(batches).numpy().astype(np.float32) / np.float32(255)
 
-    given = pixels(pictures.pictures_of(images))
+    given = pixels(pictures.pictures_of(images, view.channels))
     rows: list[tuple[npt.NDArray[np.float32], list[str]]] = []
     for image, own, near in zip(images, given, found, strict=True):
         lines = [image.name]
         for index, similarity in zip(near.index, near.similarity, strict=True):
             name = _class(source, index) or os.path.basename(source.path(index))
             lines.append(f"{similarity:.2f} {shown(name, 12)}")
-        neighbors = pixels(pictures.pictures_of(source.take(np.array(near.index))))
+        neighbors = pixels(pictures.pictures_of(source.take(np.array(near.index)), view.channels))
         rows.append((np.concatenate([own[None], neighbors]), lines))
     some = plural(len(images), "given image")
     if len(images) < len(options.images):
@@ -176,5 +179,6 @@ def _draw(trained: Trained, options: NeighborsConfig, source: Source, found: Seq
         rows,
         output,
         f"{trained.name}: nearest neighbors by features",
-        f"{some} (framed), and the nearest of {len(source):,} images with the cosine similarity",
+        f"{some} (framed), and the nearest of {len(source):,} images with the cosine similarity"
+        f"{plot.drawn_channels(view)}",
     )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,6 +65,7 @@ def main(argv: Sequence[str], path: Path, part: str | None = None, *, quiet: boo
     tables.check(options.output)
     if options.data.eval_size not in (None, trained.view.size):
         trained = trained.with_view_size(options.data.eval_size)
+    options = replace(options, data=trained.reading(options.data))
     ranks = distributed.init(options.device)
     write(trained.to(ranks.device), options, ranks)
     distributed.shutdown()

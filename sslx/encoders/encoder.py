@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslx.console import activity
+from sslx.console.words import plural
 from sslx.encoders import trunk as trunks
 from sslx.encoders import vit, weights
 from sslx.encoders.config import Config
@@ -119,6 +120,8 @@ def build(
     trunk, recipe = trunks.create(trunks.with_sizes(recipe, other_sizes), pretrained=config.weights == "timm")
     recipe = trunks.with_stem(recipe, config, trunk)
     encoder = _encoder(trunk, recipe, other_sizes)
+    if config.weights == "timm" and channels != 3 and recipe.stem == "imagenet":
+        say(f"--encoder.weights timm: the first layer was adapted by timm from 3 to {plural(channels, 'channel')}")
     if config.weights == "timm" and recipe.stem != "imagenet":
         say(
             f"--encoder.weights timm: loaded all but conv1, which is new in a {recipe.stem} stem "

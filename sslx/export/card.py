@@ -13,7 +13,7 @@ from sslx import __version__, by_name, config
 from sslx.config import PretrainConfig, flags
 from sslx.console.words import one_line, plural, shown
 from sslx.errors import UserError
-from sslx.export.preprocessing import as_python, in_words
+from sslx.export.preprocessing import as_python, given, in_words
 from sslx.machine import files
 from sslx.runs import records
 from sslx.runs.records import Start
@@ -41,7 +41,7 @@ def text(trained: Trained, target: ModuleType, folder: Path) -> str:
         "",
         *_code(target.usage(trained, folder), "python"),
         "",
-        "`images` is a batch of prepared images (B, C, H, W) in float32. This prepares an `image` that PIL has opened:",
+        f"`images` is a batch of prepared images (B, C, H, W) in float32. This prepares {given(trained.view)}:",
         "",
         *_code(prepared, "python"),
         "",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sslx.encoders import Encoder, Recipe
+from sslx.errors import ConfigError
 from sslx.export import limits, plain_conv, plain_vit
 from sslx.export.card import quoted
 from sslx.export.limits import Rules, refusal
@@ -70,7 +71,12 @@ def write(trained: Trained, folder: Path) -> None:
     Raises ConfigError for an encoder that is not one of transformers', or without transformers.
     """
     limits.require("hf", LIBRARY)
-    encoder = trained.encoder
+    encoder, channels = trained.encoder, trained.view.channels
+    if not channels.is_plain:
+        raise ConfigError(
+            f"{LIBRARY} prepares images as RGB of 8 bits, and this encoder takes {channels.in_words}: use --to timm, "
+            "safetensors or onnx"
+        )
     if encoder.kind == "vit":
         config, tensors = _vit(trained, plain_vit.convert(trained, LIBRARY))
     elif plain_conv.is_resnet(encoder):

@@ -44,7 +44,10 @@ def of_hugging_face(view: ViewSpec) -> dict[str, Any]:
 
 
 def as_python(view: ViewSpec) -> str:
-    """Return the Python code that makes the same pixels of an ``image`` of PIL as ``Trained.transform``."""
+    """Return the Python code that makes the same pixels as ``Trained.transform``.
+
+    It takes an ``image`` of PIL or, for other images than RGB of 8 bits, an ``array`` of NumPy.
+    """
     mean, std = list(view.mean), list(view.std)
     last = f"images = functional.normalize(pixels / 255, {mean}, {std})[None]"
     if isinstance(view, ResizedView):
@@ -56,18 +59,39 @@ pixels = functional.pil_to_tensor(image)
 top, left = ({rounded}((side - {view.size}) / 2) for side in pixels.shape[-2:])
 pixels = functional.crop(pixels, top, left, {view.size}, {view.size})
 {last}"""
+    if not view.channels.is_plain:
+        channels = view.channels
+        return f"""import torch
+from torchvision.transforms.v2 import functional
+pixels = torch.from_numpy(array.astype("float32")).permute(2, 0, 1)
+pixels = ((pixels - {channels.black:g}) / {channels.full_scale - channels.black:g}).clamp(0, 1)
+{_square(view)}
+images = functional.normalize(pixels.clamp(0, 1), {mean}, {std})[None]"""
     return f"""from torchvision.transforms.v2 import functional
 pixels = functional.pil_to_tensor(image.convert("RGB"))
-height, width = pixels.shape[-2:]
+{_square(view)}
+{last}"""
+
+
+def given(view: ViewSpec) -> str:
+    """Return what the code of ``as_python`` takes, in words."""
+    if view.channels.is_plain:
+        return "an `image` that PIL has opened"
+    return f"an `array` of NumPy, (H, W, {view.channels.num}) of {view.channels.dtype}"
+
+
+def _square(view: ViewSpec) -> str:
+    return f"""height, width = pixels.shape[-2:]
 side = int({view.center} * min(height, width) + 0.5)  # of the central square
 box = ((height - side) // 2, (width - side) // 2, side, side)
-pixels = functional.resized_crop(pixels, *box, [{view.size}, {view.size}], antialias=True)
-{last}"""
+pixels = functional.resized_crop(pixels, *box, [{view.size}, {view.size}], antialias=True)"""
 
 
 def in_words(view: ViewSpec) -> str:
     """Return how the view is made, in a few words."""
     after = f"mean {view.mean}, std {view.std}"
+    if not view.channels.is_plain:
+        after = f"{view.channels.in_words}, {after}"
     if isinstance(view, ResizedView):
         side = "the shorter side" if view.keeps_ratio else "both sides"
         return f"{side} resized to {view.resized} px ({view.interpolation}), the central {view.size} px, {after}"

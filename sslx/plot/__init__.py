@@ -11,6 +11,7 @@ from sslx.plot.embedding import subsample as subsample
 from sslx.plot.loss import epoch_marks as epoch_marks
 from sslx.plot.loss import loss_curve as loss_curve
 from sslx.plot.sheets import Row as Row
+from sslx.plot.sheets import drawn_channels as drawn_channels
 from sslx.plot.sheets import images as images
 from sslx.plot.sheets import neighbor_sheet as neighbor_sheet
 from sslx.plot.sheets import neighbors as neighbors

@@ -12,11 +12,11 @@ from sslx import by_name, data, plot
 from sslx.config import PretrainConfig, settle
 from sslx.console.bars import say_to
 from sslx.console.words import plural, shown
-from sslx.data import sources
+from sslx.data import sources, statistics
 from sslx.data.augment import Augment
 from sslx.data.order import Repeated, Shuffled
 from sslx.data.sources import Source
-from sslx.data.views import MAX_SIGMA, MIN_SIGMA, ViewSpec, eval_view
+from sslx.data.views import MAX_SIGMA, MIN_SIGMA, ViewSpec, for_images
 from sslx.distributed import Ranks
 from sslx.errors import StorageError
 from sslx.machine import devices, files
@@ -58,8 +58,8 @@ def main(config: PretrainConfig, output: Path, num_images: int) -> int:
 def draw(config: PretrainConfig, source: Source, path: Path, num_images: int, say: Callable[[str], None]) -> None:
     """Draw the first training images: their views by the loader that a run of one rank has, and each operation."""
     size = config.data.size or source.facts.size
-    views = config.method.inputs(config.augment, size).views
-    plain = eval_view(config.data.eval_size or size)
+    plain = statistics.evaluation_view(config.data, source, say)
+    views = for_images(config.method.inputs(config.augment, size).views, plain)
     steps = operations(views)
     # The views come first, because the random numbers of a view depend on its number.
     specs = [*views, *(step.spec for step in steps), plain]
@@ -73,11 +73,12 @@ def draw(config: PretrainConfig, source: Source, path: Path, num_images: int, sa
         plot.Row(step.name, step.detail, plot.rgb(images, step.spec))
         for step, images in zip(steps, epochs[0][len(views) :], strict=False)
     ]
+    first = f"the first {plural(index, 'image')} of {shown(source.name)}"
     plot.sections(
         [("What the encoder sees", seen), ("Each augmentation alone, always applied", alone)],
         path,
         f"{config.name}: views of {by_name.label(config.method.name)}",
-        f"the first {plural(index, 'image')} of {shown(source.name)} that a run with seed {config.seed} would train on",
+        f"{first} that a run with seed {config.seed} would train on{plot.drawn_channels(plain)}",
     )
 
 

@@ -92,6 +92,7 @@ def main(argv: Sequence[str], path: Path, *, quiet: bool = False) -> int:
     """
     trained = load(path)
     options = config.load_plot(argv, trained.settings, quiet=quiet)
+    options = replace(options, data=trained.reading(options.data))
     ranks = distributed.init(options.device)
     console = Console()
     say = say_to(console, ranks.is_main)
@@ -246,7 +247,7 @@ def _neighbors(scene: Scene, x: Tensor, path: Path) -> bool:
         path,
         f"{scene.name}: nearest neighbors by features",
         f"{len(queries)} of {len(x):,} {scene.splits.name} images (framed), and their nearest neighbors with the "
-        "cosine similarity",
+        f"cosine similarity{plot.drawn_channels(scene.trained.view)}",
     )
     return True
 
@@ -292,7 +293,8 @@ def _views(scene: Scene, path: Path) -> bool:
         trained.view,
         path,
         f"{scene.name}: training views of {by_name.label(trained.settings.method.name)}",
-        f"{plural(len(index), 'training image')} and, below each, its {num_views} per epoch",
+        f"{plural(len(index), 'training image')} and, below each, its {num_views} per epoch"
+        f"{plot.drawn_channels(trained.view)}",
     )
     return True
 
@@ -328,5 +330,5 @@ def _method(scene: Scene, path: Path) -> bool:
     rows = method.picture(replace(batch, draws=tuple(torch.from_numpy(array).to(scene.device) for array in draws)))
     if rows:
         title = f"{settings.name}: {by_name.label(settings.method.name)} on {scene.splits.name} images"
-        plot.images(rows, view, path, title, f"step {trained.step:,}, {trained.size} px")
+        plot.images(rows, view, path, title, f"step {trained.step:,}, {trained.size} px{plot.drawn_channels(view)}")
     return bool(rows)

@@ -19,18 +19,38 @@ from sslx.plot.canvas import GRAY, INK, SOFT, canvas, save, titles
 from sslx.probe.knn import nearest
 
 Pixels = npt.NDArray[np.float32]
+_SHOWN = 2.5
+"""Standard deviations to each side of the mean that black and white are in pictures of images that are not RGB."""
 
 
 def rgb(images: Tensor, view: ViewSpec) -> Pixels:
-    """Convert images (B, 3, H, W), normalized by the view's mean and std, to (B, H, W, 3), clipped to [0, 1]."""
+    """Convert images (B, C, H, W), normalized by the view's mean and std, to (B, H, W, 3), clipped to [0, 1].
+
+    Of images that are not RGB, the first three channels become red, green and blue, or the first one gray; each shows
+    the values that are within 2.5 standard deviations of its mean.
+    """
+    if not view.channels.is_rgb:
+        chosen = images[:, :3] if view.channels.num >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+        return (chosen.float().cpu() / (2 * _SHOWN) + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (view.mean, view.std))
     return (images.float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def drawn_channels(view: ViewSpec) -> str:
+    """Return the end of a caption that says how images that are not RGB are drawn, or ""."""
+    num = view.channels.num
+    if view.channels.is_rgb:
+        return ""
+    drawn = "shown in gray" if num == 1 else "of which the first is shown in gray"
+    if num >= 3:
+        drawn = "of which 1 to 3 are shown as red, green and blue"
+    return f"; {num} channel{'s' * (num > 1)}, {drawn}, each scaled by its standard deviation"
 
 
 def images(rows: Sequence[tuple[str, Tensor]], view: ViewSpec, path: Path, title: str, subtitle: str) -> None:
     """Write a PNG of named rows of images, with the same B samples in the columns of every row.
 
-    rows: names and images (B, 3, H, W), normalized by the view's mean and std.  Values outside [0, 1] are clipped.
+    rows: names and images (B, C, H, W), normalized by the view's mean and std.  Values outside [0, 1] are clipped.
     All rows have the same scale, so images with fewer pixels are smaller.  Pixels are enlarged without interpolation.
     """
     gap, num_columns = 0.06, len(rows[0][1])  # lengths are in units of the largest image
@@ -99,10 +119,11 @@ def sections(parts: Sequence[tuple[str, Sequence[Row]]], path: Path, title: str,
 
 
 def side_by_side(views: Sequence[Tensor], view: ViewSpec, width: int) -> Tensor:
-    """Join views (B, 3, S, S), normalized by the view's mean and std, to (B, 3, S, width) with white between them."""
+    """Join views (B, C, S, S), normalized by the view's mean and std, to (B, C, S, width) with white between them."""
     num_samples, channels, side, _ = views[0].shape
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (view.mean, view.std))
-    sheet = ((1 - mean) / std).expand(num_samples, channels, side, width).clone()
+    white = (1 - mean) / std if view.channels.is_rgb else torch.full((channels, 1, 1), _SHOWN)
+    sheet = white.expand(num_samples, channels, side, width).clone()
     for i, samples in enumerate(views):
         left = i * width // len(views)
         sheet[..., left : left + side] = samples.float().cpu()

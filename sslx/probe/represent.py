@@ -198,7 +198,8 @@ def augmented_views(trained: Trained, of: Trained) -> tuple[ViewSpec, ViewSpec]:
     """
     first = of.views[0]
     second = next((view for view in of.views[1:] if view.size == first.size), first)
-    own = {"size": trained.views[0].size, "mean": trained.view.mean, "std": trained.view.std}
+    view = trained.view
+    own = {"size": trained.views[0].size, "mean": view.mean, "std": view.std, "channels": view.channels}
     return replace(first, **own), replace(second, **own)
 
 

@@ -48,6 +48,7 @@ def score(argv: Sequence[str], paths: Sequence[Path], part: str | None = None, *
     options = config.load_probe(argv, runs[0].settings if runs[0].is_run else None, quiet=quiet)
     folders = _folders(runs, options.output)
     runs = [_with_view(trained, options, runs[0]) for trained in runs]
+    options = replace(options, data=runs[0].reading(options.data))
     ranks = distributed.init(options.device)
     runs = [trained.to(ranks.device) for trained in runs]
     console = Console()

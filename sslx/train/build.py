@@ -53,7 +53,7 @@ def build(config: PretrainConfig, ranks: Ranks, say: Callable[[str], None], *, i
     """
     dtype, autocast = _arithmetic(config, ranks.device)
     config, source = _settled(config, ranks.world_size, say)
-    plan = Plan.of(config, source, dtype, autocast)
+    plan = Plan.of(config, source, dtype, autocast, say)
     encoder = _encoder(config, plan, say, initial_weights=initial_weights)
     method = methods.build(config.method, encoder, config.average.momentum)
     _warn_of_memory(method, config, plan, ranks, say)
@@ -83,7 +83,8 @@ def _encoder(config: PretrainConfig, plan: Plan, say: Callable[[str], None], *, 
     """Return the encoder with its initial weights; raise DataError if they are not finite."""
     trunk = config.encoder if initial_weights else replace(config.encoder, weights=None)
     rng.seed_torch(config.seed)
-    encoder = encoders.build(trunk, plan.size, *plan.view_sizes, norm=config.norm, say=say)
+    channels = plan.eval_view.channels.num
+    encoder = encoders.build(trunk, plan.size, *plan.view_sizes, norm=config.norm, channels=channels, say=say)
     if bad := state.not_finite(encoder.state_dict()):
         raise DataError(
             f"--encoder.weights {config.encoder.weights} contains values that are not finite in "

@@ -4,6 +4,7 @@ The config keeps the user's settings.  The plan holds the values derived from th
 step, logged with the run, and never written back to the config.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from sslx import by_name, optim
 from sslx.config import PretrainConfig
 from sslx.console.words import plural
+from sslx.data import statistics
 from sslx.data.sources import Source
 from sslx.data.text import TextSpec
-from sslx.data.views import ViewSpec, eval_view
+from sslx.data.views import ViewSpec, for_images
 from sslx.distributed import Ranks
 
 
@@ -40,16 +42,27 @@ class Plan:
     total_steps: int
 
     @classmethod
-    def of(cls, config: PretrainConfig, source: Source, dtype: torch.dtype, autocast: torch.dtype | None) -> "Plan":
-        """Return the plan for a config whose defaults are settled, and for the images of a source."""
+    def of(
+        cls,
+        config: PretrainConfig,
+        source: Source,
+        dtype: torch.dtype,
+        autocast: torch.dtype | None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> "Plan":
+        """Return the plan for a config whose defaults are settled, and for the images of a source.
+
+        say: takes a line about numbers that were measured on the images.
+        """
         size = config.data.size or source.facts.size
         inputs = config.method.inputs(config.augment, size)
+        plain = statistics.evaluation_view(config.data, source, say)
         steps_per_epoch = len(source) // config.batch_size
         return cls(
             size=size,
-            views=inputs.views,
+            views=for_images(inputs.views, plain),
             text=inputs.text,
-            eval_view=eval_view(config.data.eval_size or size),
+            eval_view=plain,
             dtype=dtype,
             autocast=autocast,
             schedule=optim.Schedule.of(config.optim, config.batch_size),
@@ -91,6 +104,9 @@ class Plan:
         return {
             "size": self.size,
             "view_sizes": list(self.view_sizes),
+            "channels": self.eval_view.channels.in_words,
+            "mean": list(self.eval_view.mean),
+            "std": list(self.eval_view.std),
             "precision": str(self.input_dtype).removeprefix("torch."),
             "peak_lr": self.schedule.peak_lr,
             "num_images": self.num_images,

@@ -16,14 +16,12 @@ from rich.table import Table
 from sslx import data
 from sslx.console.progress import reporting
 from sslx.console.words import plural, shown
-from sslx.data import exclusion, sources
-from sslx.data.codecs import formats
+from sslx.data import exclusion, sources, statistics
 from sslx.data.codecs.headers import Unreadable
 from sslx.data.lineage import Appearance, Training
 from sslx.data.order import Sequential, Shuffled
 from sslx.data.quarantine import Quarantine
 from sslx.data.sources import Source
-from sslx.data.sources.base import Coded, Pixels
 from sslx.distributed import Ranks
 from sslx.errors import DataError
 from sslx.machine import files
@@ -123,12 +121,8 @@ def _stand_ins(trained: Trained, source: Source, say: Callable[[str], None]) -> 
 
 def _size(source: Source, index: int) -> tuple[int, int]:
     """Return the height and width of an image as it is cropped."""
-    if isinstance(source, Pixels):
-        height, width = source.pixels[index].shape[:2]
-        return height, width
-    assert isinstance(source, Coded)
     try:
-        height, width = formats.read(source.files(np.array([index]))[0], source.levels).shape[:2]
+        height, width = statistics.pixels(source, index).shape[:2]
     except Unreadable as error:
         raise DataError(f"{source.where(index)} cannot be read: {error}") from error
     return height, width

@@ -128,7 +128,7 @@ def test_near_copies_are_those_of_all_pairs() -> None:
 
 
 def test_another_word_is_one_line() -> None:
-    with raises_one_line(ConfigError, "sslx data has the command check, not chekc"):
+    with raises_one_line(ConfigError, "sslx data has the commands check and stats, not chekc"):
         from sslx.commands import data
 
         data.main(["chekc"])

@@ -13,6 +13,7 @@ Unlike torchvision, this does not clip after each operation: saturation followed
 
 import math
 from collections.abc import Mapping
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,9 @@ from sslx.data.backends.sensor import Sensor
 from sslx.data.transfer import Arrays, send
 from sslx.data.views import Draw, ViewSpec
 
-_LUMA = np.outer(np.ones(3), (0.299, 0.587, 0.114))  # ITU-R BT.601, as in PIL, torchvision and DALI
+LUMA = np.array([0.299, 0.587, 0.114])
+"""The weights of red, green and blue in gray: ITU-R BT.601, as in PIL, torchvision and DALI."""
+_LUMA = np.outer(np.ones(3), LUMA)
 _MEAN = np.full((3, 3), 1 / 3)
 _CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # with the gray axis
 
@@ -43,7 +46,8 @@ def matrix(drawn: Draw) -> npt.NDArray[np.float64]:
 class Finish:
     """All operations of one view that come after its crop and flips, with constants on the device.
 
-    jitter: apply brightness and contrast before the color operations, if nothing has applied them before.
+    Images that are not RGB have no color operations.  jitter: apply brightness and contrast before the color
+    operations, if nothing has applied them before.
     """
 
     def __init__(self, spec: ViewSpec, device: torch.device, *, jitter: bool = False) -> None:
@@ -56,7 +60,9 @@ class Finish:
         """Return the arrays that a call needs on its device, from the parameters drawn for a batch of N samples."""
         if drawn is None:
             return {}
-        arrays: Arrays = {"mix": matrix(drawn).astype(np.float32)}
+        arrays: Arrays = {}
+        if self.spec.channels.is_rgb:
+            arrays["mix"] = matrix(drawn).astype(np.float32)
         if self.jitter:
             arrays |= jitter_parameters(drawn)
         if len(rows := np.flatnonzero(drawn.blur)):
@@ -66,22 +72,22 @@ class Finish:
         return arrays | turns.parameters(drawn) | self._sensor.parameters(drawn)
 
     def __call__(self, drawn: Draw | None, image: Tensor, sent: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Turn (N, size, size, 3) uint8 or float32 into (N, 3, size, size) float32, channels_last, normalized.
+        """Turn (N, size, size, C) uint8 or float32 into (N, C, size, size) float32, channels_last, normalized.
 
         drawn: the samples' parameters, None for the evaluation view.  sent: ``parameters(drawn)`` on the image's
         device; by default they are sent now.  Each sample's view is the same to the last bit in any batch.
         """
         if sent is None:
             (sent,) = send([self.parameters(drawn)], image.device)
-        number, height, width, _ = image.shape
-        out = torch.empty((number, height, width, 3), device=image.device)
-        for part in row_sums.parts(image, height * width * 3):
+        number, height, width, channels = image.shape
+        out = torch.empty((number, height, width, channels), device=image.device)
+        for part in row_sums.parts(image, height * width * channels):
             if drawn is None:
                 out[part] = image[part]
             else:
                 out[part] = self._augmented(drawn, part, image[part], sent).permute(0, 2, 3, 1)
                 self._sensor.change(out[part], drawn, part, sent)
-            rows = out[part].view(-1, height, width * 3)
+            rows = out[part].view(-1, height, width * channels)
             torch.addcmul(self._shift, rows, self._scale, out=rows)
         return out.permute(0, 3, 1, 2)
 
@@ -91,11 +97,12 @@ class Finish:
         return views.widest_window(self.spec) // 2
 
     def _augmented(self, drawn: Draw, part: slice, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
-        """Turn (N, H, W, 3) into (N, 3, H, W) float32 in [0, 255].  part: the samples' rows in ``drawn``, ``sent``."""
+        """Turn (N, H, W, C) into (N, C, H, W) float32 in [0, 255].  part: the samples' rows in ``drawn``, ``sent``."""
         pixels = turns.turned(image.permute(0, 3, 1, 2).float().contiguous(), drawn, part, sent)
         if self.jitter:
-            jitter(pixels, drawn, part, sent)
-        pixels = row_sums.mixed(pixels, sent["mix"][part]).clamp_(0, 255)
+            jitter(pixels, drawn, part, sent, is_rgb=self.spec.channels.is_rgb)
+        if "mix" in sent:
+            pixels = row_sums.mixed(pixels, sent["mix"][part]).clamp_(0, 255)
         if drawn.blur[part].any():
             chosen, chosen_rows = selected(drawn.blur, part)
             widest = int(drawn.window[part][chosen].max()) // 2
@@ -113,27 +120,30 @@ def jitter_parameters(drawn: Draw) -> Arrays:
     return {name: values for name, values in factors.items() if (values != 1).any()}
 
 
-def jitter(pixels: Tensor, drawn: Draw, part: slice, sent: Mapping[str, Tensor]) -> None:
-    """Apply brightness, then contrast, in place: (N, 3, H, W) float32 in [0, 255].
+def jitter(pixels: Tensor, drawn: Draw, part: slice, sent: Mapping[str, Tensor], *, is_rgb: bool = True) -> None:
+    """Apply brightness, then contrast, in place: (N, C, H, W) float32 in [0, 255].
 
-    Samples without jitter stay the same to the last bit beside jittered ones: they are multiplied by 1 and 0 is added.
+    Brightness multiplies all channels by one factor.  Contrast moves them away from the mean of the image, or toward
+    it: of its luma if it is RGB, else of all channels.  Samples without jitter stay the same to the last bit beside
+    jittered ones: they are multiplied by 1 and 0 is added.
     """
     if (drawn.brightness[part] != 1).any():
         pixels.mul_(sent["brightness"][part, None, None, None]).clamp_(0, 255)
     if (drawn.contrast[part] != 1).any():
         contrast = sent["contrast"][part, None, None, None]
-        gray = _gray(pixels) * (1 - contrast)
+        gray = _gray(pixels, is_rgb) * (1 - contrast)
         pixels.mul_(contrast).add_(gray).clamp_(0, 255)
 
 
-def _gray(pixels: Tensor) -> Tensor:
-    """Return the mean luma of each image: (N, 3, H, W) in [0, 255] -> (N, 1, 1, 1).
+def _gray(pixels: Tensor, is_rgb: bool) -> Tensor:
+    """Return the mean luma of each image, or of one that is not RGB its mean: (N, C, H, W) in [0, 255] -> (N, 1, 1, 1).
 
     Lumas are rounded to 2^-16, so that fp64 adds them exactly: the order of the sum, which on a GPU depends on the
     batch, makes no difference.
     """
-    red, green, blue = pixels.unbind(1)
-    luma = red * _LUMA[0, 0] + green * _LUMA[0, 1] + blue * _LUMA[0, 2]
+    num = pixels.shape[1]
+    weights = LUMA if is_rgb else np.full(num, 1 / num)
+    luma = reduce(torch.add, (plane * weight for plane, weight in zip(pixels.unbind(1), weights, strict=True)))
     sums = luma.mul_(2.0**16).round_().sum((1, 2), dtype=torch.float64)
     return (sums / (2.0**16 * luma[0].numel())).float()[:, None, None, None]
 
@@ -154,7 +164,7 @@ def _taps(sigma: npt.NDArray[np.float32], window: npt.NDArray[np.float32], reach
 
 
 def _blurred(planes: Tensor, taps: Tensor) -> Tensor:
-    """Blur (N, 3, H, W) down and across by each sample's taps (N, T), mirrored at the borders."""
+    """Blur (N, C, H, W) down and across by each sample's taps (N, T), mirrored at the borders."""
     for _ in range(2):
         planes = row_sums.filtered(planes, _mirrored(planes, taps.shape[1] // 2), taps[:, None]).mT
     return planes

@@ -1,4 +1,4 @@
-"""The backend for data sets that fit into memory: decoded once, kept as uint8 on the device, cropped there in batches.
+"""The backend for data sets that fit into memory: decoded once, kept so on the device, cropped there in batches.
 
 Training reads and decodes nothing, so that a GPU needs neither loader threads nor a decoder.  A crop and its
 antialiased resize are linear in the pixels, vertically and horizontally: sums of rows with each sample's own filters,
@@ -23,7 +23,7 @@ from sslx import distributed
 from sslx.console import activity
 from sslx.data import views
 from sslx.data.ahead import ahead
-from sslx.data.backends import row_sums, turns
+from sslx.data.backends import depth, row_sums, turns
 from sslx.data.backends.color import Finish, jitter, jitter_parameters
 from sslx.data.backends.torchvision import read
 from sslx.data.codecs.headers import Unreadable
@@ -36,7 +36,7 @@ from sslx.data.workers import Deadly, Pool, answer_alone, unseen
 from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
-Image = npt.NDArray[np.uint8]
+Image = npt.NDArray[Any]
 _MESSAGE_EVERY_S = 3.0
 _MAX_MEMORY_FRACTION = 0.5
 _CHUNK = 32  # number of images in a worker's result
@@ -77,7 +77,7 @@ class Resident:
         self._pixels: Tensor | None = None
 
     def stream(self, planner: Planner, start: int) -> Iterator[Delivery]:
-        """Yield batches start, start + 1, ..., with one (B, 3, H, W) float32 channels_last tensor per view.
+        """Yield batches start, start + 1, ..., with one (B, C, H, W) float32 channels_last tensor per view.
 
         Raises RuntimeError if a file of the batch could not be decoded, which ends the stream.
         """
@@ -105,7 +105,7 @@ class Resident:
     def _make(self, pixels: Tensor, batch: "Prepared") -> Delivery:
         """Make a batch from the images in memory."""
         chosen, extras, *sent_per_view = batch.staged.send()
-        images = pixels[chosen["files"]].float()
+        images = depth.chosen(pixels, chosen["files"], self.source.facts.channels)
         views = [
             finish(drawn, crop(drawn, images, parameters, sent), sent)
             for drawn, (crop, finish), parameters, sent in zip(
@@ -120,7 +120,10 @@ class Resident:
         return {int(i): self._reasons[int(i)] for i in index if int(i) in self._reasons}
 
     def _images(self) -> Tensor:
-        """Return all images, decoded at the first call: (N, 3, H, W) uint8 on the device, padded right and below."""
+        """Return all images, decoded at the first call: (N, C, H, W) on the device, padded right and below.
+
+        They have the type of the source's pixels, so that 16 bits stay 16 bits.
+        """
         if self._pixels is None:
             decoded: list[Tensor | None] = []
             while not decoded:
@@ -129,8 +132,9 @@ class Resident:
                         decoded = self._decode()
                 except Deadly as error:
                     self._deadly[error.index] = str(error)
-            shape = (len(decoded), 3, *self._sides.max(axis=0).tolist())
-            padded = torch.zeros(shape, dtype=torch.uint8)
+            channels = self.source.facts.channels
+            shape = (len(decoded), channels.num, *self._sides.max(axis=0).tolist())
+            padded = torch.zeros(shape, dtype=getattr(torch, channels.dtype))
             for i, image in enumerate(decoded):
                 if image is not None:
                     padded[i, :, : image.shape[1], : image.shape[2]] = image
@@ -160,6 +164,8 @@ class Resident:
         # The host holds every image twice while they are put together.
         host_bytes = _memory_bytes(torch.device("cpu")) / 2 / distributed.local_world_size()
         max_bytes = _MAX_MEMORY_FRACTION * min(_memory_bytes(self.device), host_bytes)
+        channels = self.source.facts.channels
+        bytes_per_pixel = channels.num * np.dtype(channels.dtype).itemsize
         decoded: list[Tensor | None] = []
         largest, last_message = np.zeros(2, dtype=np.int64), time.monotonic()
         for chunk in self._chunks():
@@ -173,7 +179,7 @@ class Resident:
                 self._sides[i] = image.shape[1:]
                 largest = np.maximum(largest, self._sides[i])
                 decoded.append(torch.from_numpy(image))
-            num_bytes = 3 * count * int(largest.prod())
+            num_bytes = bytes_per_pixel * count * int(largest.prod())
             if num_bytes > max_bytes:
                 raise ConfigError(
                     f"{count:,} images of up to {'x'.join(map(str, largest))} px would take "
@@ -192,7 +198,7 @@ def _read_chunk(
     place: Tensor | None = None,
     begin: Callable[[int], None] = unseen,
 ) -> list[Image | str]:
-    """Return ``_CHUNK`` images from ``number * _CHUNK`` on: (3, H, W) uint8 each, or why an image cannot be read.
+    """Return ``_CHUNK`` images from ``number * _CHUNK`` on: (C, H, W) each, or why an image cannot be read.
 
     deadly: images that must not be read, and why.  place is not used, because the images' sizes are not known ahead;
     they go through a pipe.
@@ -239,7 +245,7 @@ class Crop:
         parameters: Mapping[str, npt.NDArray[Any]],
         sent: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Crop and resize images: (N, 3, H, W) float32 in [0, 255] -> (N, size, size, 3).
+        """Crop and resize images: (N, C, H, W) float32 in [0, 255] -> (N, size, size, C).
 
         drawn: the samples' parameters, None for the evaluation view.  sent: ``parameters`` on the images' device; by
         default they are sent now.  Each sample's crop is the same to the last bit in any batch.
@@ -248,7 +254,7 @@ class Crop:
             (sent,) = send([parameters], images.device)
         start, stop, _ = parameters["lines"]
         length = (stop - start).max(axis=0)
-        out = images.new_empty((len(images), 3, self.spec.size, self.spec.size))
+        out = images.new_empty((*images.shape[:2], self.spec.size, self.spec.size))
         for part in row_sums.parts(images, images[0].numel()):
             self._crop(drawn, part, images[part], float(length[part].max()), sent, out[part])
         return out.permute(0, 2, 3, 1)
@@ -256,12 +262,12 @@ class Crop:
     def _crop(
         self, drawn: Draw | None, part: slice, images: Tensor, longest: float, sent: Mapping[str, Tensor], out: Tensor
     ) -> None:
-        """Write a part of the batch to ``out``, (N, 3, size, size).  part: its rows in ``drawn`` and ``sent``."""
+        """Write a part of the batch to ``out``, (N, C, size, size).  part: its rows in ``drawn`` and ``sent``."""
         index, weight = filters(sent["lines"][..., part], longest, self.spec.size, self._cubic)
         pixels = row_sums.filtered(images.mT, index[1], weight[1]).clamp_(0, 255)  # the cubic overshoots
         torch.clamp(row_sums.filtered(pixels.mT, index[0], weight[0]), 0, 255, out=out)
         if drawn is not None and not turns.delays_jitter(self.spec):
-            jitter(out, drawn, part, sent)
+            jitter(out, drawn, part, sent, is_rgb=self.spec.channels.is_rgb)
 
 
 def filters(lines: Tensor, longest: float, size: int, cubic: bool) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class Synthetic:
         self.views: list[Tensor] = []
         self.specs, self.device = tuple(specs), device
         for number, spec in enumerate(specs):
-            shape = (spec.size, spec.size, 3)
+            shape = (spec.size, spec.size, spec.channels.num)
             index = np.arange(max_per_rank)
             values = rng.uniform(seed, "synthetic batch", index, number, num=int(np.prod(shape)))
             pixels = torch.from_numpy(values.reshape(-1, *shape).astype(np.float32)).to(device)

@@ -1,4 +1,7 @@
-"""Decode image files to RGB uint8, with the same pixels for all backends, or refuse them with a reason.
+"""Decode image files, with the same pixels for all backends, or refuse them with a reason.
+
+``values`` returns what a file holds, and ``read`` the pixels of a source: RGB of 8 bits, or another number of channels
+and more bits where the source has such (``Channels``).
 
 The backends torchvision and resident use ``read`` for all files, and DALI for files that it would decode differently
 or not at all (``headers.is_plain``).  These formats are supported:
@@ -15,6 +18,7 @@ One alpha channel or transparency is dropped, gray is repeated, and EXIF's orien
 black and white of more than 8 bits, of signed values and of floats.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -35,8 +39,9 @@ from PIL import (
 )
 
 from sslx.console.words import one_line
-from sslx.data.codecs import headers
+from sslx.data.codecs import bands, headers
 from sslx.data.codecs.headers import File, Unreadable
+from sslx.data.facts import RGB, Channels
 
 Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]
@@ -51,7 +56,9 @@ _PLUGINS: dict[str, Any] = {  # because Image.open would try dozens of formats
 }
 _ORIENTATION = 0x112
 _BASE_BANDS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation -> bands without alpha
+_NPY = b"\x93NUMPY"
 _FULL_16_BITS = (0.0, 65535.0)
+_8_BITS = (0.0, 255.0)
 _CONVERTED = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged EXIF and many pixels
@@ -100,13 +107,21 @@ class Values:
     white_first: bool = False
 
 
-def read(file: File, levels: Levels | None = None) -> Pixels:
-    """Return the (H, W, 3) uint8 RGB pixels of an image file.  Raises Unreadable with the reason."""
+def read(file: File, levels: Levels | None = None, channels: Channels = RGB) -> npt.NDArray[Any]:
+    """Return the pixels of an image file: (H, W, C), of the number, type and range of ``channels``.
+
+    By default, that is RGB of 8 bits, for which values of more bits are rounded.  Of other channels, no value is
+    rounded to fewer levels (``bands.fitted``).  Raises Unreadable with the reason.
+    """
     image = values(file)
+    if not channels.is_plain:
+        black, white = _range(image, levels or Levels())
+        return bands.fitted(image.array, black, white, is_white_first=image.white_first, channels=channels)
+    if image.array.ndim == 3 and (num := image.array.shape[2]) not in (1, 3):
+        raise Unreadable(f"{num} channels; --data.channels {num} trains on such images")
     if image.kind is None:
-        return image.array
-    low, high = float(image.array.min()), float(image.array.max())
-    black, white = image.stated or (levels or Levels()).of(image.kind, low, high)
+        return _as_rgb(image.array)
+    black, white = _range(image, levels or Levels())
     exact = image.array.dtype.kind == "f" or image.array.dtype.itemsize <= 2
     scaled = image.array.astype(np.float32 if exact else np.float64)
     scaled -= black
@@ -114,7 +129,20 @@ def read(file: File, levels: Levels | None = None) -> Pixels:
     gray = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
     if image.white_first:
         gray = 255 - gray
-    return gray if gray.ndim == 3 else np.repeat(gray[..., None], 3, axis=-1)
+    return _as_rgb(gray)
+
+
+def _as_rgb(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the values of an image (H, W) or (H, W, C) as (H, W, 3), of which three channels are left as they are."""
+    array = array if array.ndim == 3 else array[..., None]
+    return array if array.shape[2] == 3 else np.repeat(array, 3, axis=-1)
+
+
+def _range(image: Values, levels: Levels) -> Range:
+    """Return black and white of an image.  Raises Unreadable if they are unknown."""
+    if image.kind is None:
+        return _8_BITS
+    return image.stated or levels.of(image.kind, float(image.array.min()), float(image.array.max()))
 
 
 def of_pil(image: Image.Image) -> Pixels:
@@ -124,6 +152,8 @@ def of_pil(image: Image.Image) -> Pixels:
 
 def values(file: File) -> Values:
     """Return the values in an image file.  Raises Unreadable with the reason."""
+    if isinstance(file, bytes) and file.startswith(_NPY):
+        return _of_npy(file)
     descriptor = headers.opened(file)
     with open(descriptor, "rb") as opened:
         container = headers.container(opened.read(64))
@@ -141,6 +171,8 @@ def values(file: File) -> Values:
 
 def kind_of(file: File) -> str | None:
     """Return, from the header alone, the kind of values whose range ``Levels`` must give, or None for other files."""
+    if isinstance(file, bytes) and file.startswith(_NPY):
+        return _of_npy(file).kind
     descriptor = headers.opened(file)
     try:
         head = os.pread(descriptor, 64, 0)
@@ -150,6 +182,18 @@ def kind_of(file: File) -> str | None:
         return _tiff_kind(headers.tiff_tags(descriptor)) if container == "TIFF" else None
     finally:
         os.close(descriptor)
+
+
+def _of_npy(data: bytes) -> Values:
+    """Return the array in the bytes of an NPY file, as a Dataset's arrays come.  Raises Unreadable."""
+    try:
+        array: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise Unreadable(f"an NPY that cannot be read: {one_line(error)}") from error
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise Unreadable("some of its values are not finite numbers")
+    kinds = {"uint8": None, "uint16": "16-bit"}
+    return Values(array, kinds.get(array.dtype.name, "float"))
 
 
 def _decoded(file: BinaryIO, container: str) -> Values:

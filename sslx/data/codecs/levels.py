@@ -56,15 +56,18 @@ def measure(source: Coded, say: Callable[[str], None] = lambda _: None) -> Level
             continue
         low, high, count = extremes.get(kind, (np.inf, -np.inf, 0))
         extremes[kind] = min(low, float(image.array.min())), max(high, float(image.array.max())), count + 1
-    ranges = {kind: _range(kind, low, high) for kind, (low, high, _) in extremes.items()}
-    for kind, (low, high, _) in extremes.items():
-        black, white = ranges[kind]
-        if (kind, white) != ("16-bit", 65535):
-            say(
-                f"{kind} images use {low:g} to {high:g}: {black:g} is taken as black, {white:g} as white "
-                "(--data.range LOW HIGH for others)"
-            )
-    return Levels(measured=ranges)
+    return Levels(measured={kind: chosen(kind, low, high, say) for kind, (low, high, _) in extremes.items()})
+
+
+def chosen(kind: str, low: float, high: float, say: Callable[[str], None]) -> Range:
+    """Return black and white of images with values from low to high, and report all but the data type's whole range."""
+    black, white = _range(kind, low, high)
+    if (kind, white) != ("16-bit", 65535):
+        say(
+            f"{kind} images use {low:g} to {high:g}: {black:g} is taken as black, {white:g} as white "
+            "(--data.range LOW HIGH for others)"
+        )
+    return black, white
 
 
 def _range(kind: str, low: float, high: float) -> Range:

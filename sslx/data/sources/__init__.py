@@ -12,6 +12,7 @@ _FAMILY = Family[SourceConfig](
     "--source.name",
     shared=(
         "base",
+        "channels",
         "config",
         "labels",
         "listing",

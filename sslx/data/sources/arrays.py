@@ -1,4 +1,4 @@
-"""Arrays of images: NPY, NPZ and HDF5 files of 8-bit pixels, gray or in color, mapped into memory where possible."""
+"""Arrays of images: NPY, NPZ and HDF5 files with any number of channels, mapped into memory where possible."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from sslx.console import activity
 from sslx.console.words import shown
 from sslx.data.facts import Channels, Facts
 from sslx.data.sources import labels, located, sides
-from sslx.data.sources.base import Context, Pixels
+from sslx.data.sources.base import Context, Pixels, gray_as_rgb
 from sslx.data.sources.config import SourceConfig, Split
 from sslx.errors import ConfigError, DataError, MissingInput, UserError
 from sslx.machine import files
@@ -24,6 +24,7 @@ _IMAGES = ("images", "image", "x", "data", "pixels", "imgs", "arr_0")
 _LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
 _SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 _PARTS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
+_TYPES = ("uint8", "uint16", "float32")
 _MAX_CHANNELS = 16  # of a layout that is found by itself
 
 
@@ -67,11 +68,13 @@ def _read(config: Config, split: Split, known: Sequence[str] | None) -> Pixels:
         raise
     except Exception as error:  # numpy, zipfile and h5py raise several kinds at damaged files
         raise DataError(f"the arrays of {shown(path)} cannot be read: {files.reason(error)}") from error
-    num, height, width, channels = pixels.shape
+    num, height, width, num_channels = pixels.shape
     if not num:
         raise MissingInput(f"the array {image} of {shown(path)} is empty: it holds no images")
     side = sides.nearest(min(height, width))
-    facts = Facts(num_samples=num, size=side, channels=Channels(num=channels, is_rgb=channels == 3))
+    dtype: Any = str(pixels.dtype)
+    channels = Channels(num=num_channels, is_rgb=num_channels == 3, dtype=dtype)
+    facts = Facts(num_samples=num, size=side, channels=channels)
     source = Pixels(name=shown(config.root), facts=facts, pixels=pixels, unlabeled="no labels")
     if values is None:
         return source
@@ -105,7 +108,7 @@ def _of_hdf5(path: Path) -> Arrays:
 
 def _of_dataset(path: Path, dataset: Any) -> Array:
     """Return an array of an HDF5 file, mapped into memory if it lies there in one piece as it is."""
-    offset = dataset.id.get_offset() if dataset.chunks is None and dataset.dtype == np.uint8 else None
+    offset = dataset.id.get_offset() if dataset.chunks is None and str(dataset.dtype) in _TYPES else None
     if offset is None:
         return dataset.asstr()[()] if dataset.dtype.kind == "O" else dataset[()]
     return np.memmap(path, dataset.dtype, "c", offset, dataset.shape)
@@ -131,9 +134,13 @@ def _key(chosen: str, flag: str, usual: Sequence[str], arrays: Arrays, path: Pat
 
 
 def _pixels(array: Array, layout: str, name: str) -> Array:
-    """Return the images as (N, H, W, C) uint8, without copying what is mapped into memory."""
-    if array.dtype != np.uint8:
-        raise DataError(f"the array {name} is of type {array.dtype}: expected uint8 pixels, from 0 to 255")
+    """Return the images as (N, H, W, C), without copying what is mapped into memory."""
+    if array.dtype.name not in _TYPES:
+        raise DataError(
+            f"the array {name} is of type {array.dtype}: expected uint8 pixels from 0 to 255, uint16 or float32"
+        )
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if layout == "auto":
         layout = _layout(array, name)
     if array.ndim != len(layout):
@@ -142,10 +149,7 @@ def _pixels(array: Array, layout: str, name: str) -> Array:
         array = np.moveaxis(array, 1, 3)
     if layout == "nhw":
         array = array[..., None]
-    if array.shape[-1] != 1:
-        return array
-    repeated = (*array.shape[:-1], 3)  # gray becomes three equal channels, in the same memory
-    return np.lib.stride_tricks.as_strided(array, repeated, (*array.strides[:-1], 0))
+    return gray_as_rgb(array[..., 0]) if array.shape[-1] == 1 else array
 
 
 def _layout(array: Array, name: str) -> str:

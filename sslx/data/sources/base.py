@@ -16,7 +16,6 @@ import numpy.typing as npt
 from sslx.console import activity
 from sslx.console.words import one_line, plural, shown
 from sslx.data import identity
-from sslx.data.codecs import levels as black_and_white
 from sslx.data.codecs.formats import Levels
 from sslx.data.codecs.headers import File, Unreadable
 from sslx.data.config import Config as Reading
@@ -100,7 +99,8 @@ class Source(ABC):
 class Pixels(Source):
     """Decoded images in memory.
 
-    pixels: (N, H, W, C) uint8, or, if sizes differ, an object array of N arrays (H, W, C).
+    pixels: (N, H, W, C) of the number and type in ``facts.channels``, or, if sizes differ, an object array of N arrays
+    (H, W, C).
     is_exact: whether every machine makes the same pixels.  Sines, for example, may round differently on another CPU.
     """
 
@@ -108,12 +108,27 @@ class Pixels(Source):
     is_exact: bool = True
 
     def __post_init__(self) -> None:
-        first = self.pixels[0] if len(self.pixels) else np.empty((1, 1, self.facts.channels.num), dtype=np.uint8)
-        if len(self.pixels) != len(self) or first.ndim != 3 or first.shape[-1] != self.facts.channels.num:
+        channels = self.facts.channels
+        first = self.pixels[0] if len(self.pixels) else np.empty((1, 1, channels.num), dtype=channels.dtype)
+        is_announced = len(self.pixels) == len(self) and first.ndim == 3 and first.shape[-1] == channels.num
+        if not is_announced or first.dtype != channels.dtype:
             raise ValueError(
-                f"the facts of source {self.name} announce {len(self):,} images of {self.facts.channels.num} channels, "
-                f"but its pixels are {len(self.pixels):,} arrays of shape {first.shape}: expected (H, W, C) each"
+                f"the facts of source {self.name} announce {len(self):,} images of {channels.num} channels of type "
+                f"{channels.dtype}, but its pixels are {len(self.pixels):,} arrays of shape {first.shape} of type "
+                f"{first.dtype}: expected (H, W, C) each"
             )
+
+    def read(self, index: int) -> npt.NDArray[Any]:
+        """Return an image (H, W, C).  Raises Unreadable for floats that are not finite."""
+        image: npt.NDArray[Any] = self.pixels[index]
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise Unreadable("some of its values are not finite numbers")
+        return image
+
+    @property
+    def is_gray(self) -> bool:
+        """Whether the channels are the same place in memory, as ``gray_as_rgb`` makes them."""
+        return self.pixels.dtype != object and self.pixels.strides[-1] == 0
 
     def where(self, index: int) -> str:
         return f"image {index} of {self.name}"
@@ -126,6 +141,11 @@ class Pixels(Source):
         images = identity.spread(len(self)) if self.is_exact else []
         parts = [self.name.encode(), *(np.ascontiguousarray(self.pixels[i]).tobytes() for i in images)]
         return {"digest": identity.digest(self.facts, parts)}
+
+
+def gray_as_rgb(gray: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return gray images (N, H, W) as (N, H, W, 3), three equal channels in the same memory."""
+    return np.lib.stride_tricks.as_strided(gray, (*gray.shape, 3), (*gray.strides, 0))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -226,21 +246,19 @@ def build(
     """Return the images of a split of a source.
 
     reading: the settings for reading images.  say: takes lines about the progress of listing files and about the
-    images' measured range.  training: for a test split, the training split, whose classes and levels it takes over; a
-    folder's test images of other classes are left out.  Raises MissingInput, DataError or ConfigError, each in one
-    line, and StorageError for a disk that does not answer.
+    images' measured range.  training: for a test split, the training split, whose classes, channels and range it takes
+    over; a folder's test images of other classes are left out.  Raises MissingInput, DataError or ConfigError, each in
+    one line, and StorageError for a disk that does not answer.
     """
+    from sslx.data.sources import channels  # here: it needs the kinds of sources of this module
+
     reading = reading or Reading()
     context = Context(classes=training.facts.classes if training else None, say=say, timeout_s=reading.timeout_s)
     source = config.build(split, context)
-    if not isinstance(source, Coded) or source.levels:
+    if isinstance(source, Pixels) and source.facts.channels.dtype == "uint8" and reading.channels is None:
         return source
-    levels = training.levels if isinstance(training, Coded) else None
-    if reading.range != "auto":
-        levels = Levels(chosen=reading.range)
-    if levels is None:
-        with activity.doing("measuring the range of the images"):
-            levels = context.call(
-                f"the range of the images of {source.name}", lambda say_line: black_and_white.measure(source, say_line)
-            )
-    return replace(source, levels=levels)
+    with activity.doing("measuring the range of the images"):
+        return context.call(
+            f"the range of the images of {source.name}",
+            lambda say_line: channels.settled(source, reading, training, say_line),
+        )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx.data.facts import Facts
-from sslx.data.sources.base import Context, Pixels
+from sslx.data.sources.base import Context, Pixels, gray_as_rgb
 from sslx.data.sources.config import SourceConfig, Split
 
 
@@ -41,7 +41,7 @@ class Config(SourceConfig):
             place_in_class[members] = np.arange(members.sum())
         chosen = (place_in_class % 5 == 4) == (split == "test")
         gray = np.rint(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        pixels = np.repeat(gray[..., None], 3, axis=-1)
+        pixels = gray_as_rgb(gray)
         names = tuple(str(digit) for digit in range(10))
         facts = Facts(num_samples=len(pixels), size=32, labels=labels[chosen].astype(np.int64), classes=names)
         return Pixels(name="digits", facts=facts, pixels=pixels)

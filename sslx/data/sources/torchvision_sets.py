@@ -37,14 +37,14 @@ class TorchvisionConfig(SourceConfig):
         del context
         import numpy as np  # imported late, because options must not import numpy
 
-        from sslx.data.sources.base import Pixels
+        from sslx.data.sources.base import Pixels, gray_as_rgb
 
         root = expanded(self.root or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "sslx"))
         with activity.doing(f"{'downloading' if self.download else 'reading'} {self.name}"):
             dataset = self._open(root, split)
         pixels = np.asarray(dataset.data)
         if pixels.ndim == 3:  # gray
-            pixels = np.repeat(pixels[..., None], 3, axis=-1)
+            pixels = gray_as_rgb(pixels)
         labels = np.asarray(dataset.targets, dtype=np.int64)
         if (labels < 0).any():
             facts = Facts(num_samples=len(pixels), size=self.size)

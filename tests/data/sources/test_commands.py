@@ -60,6 +60,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
     np.save(root / "images.npy", pixels)
     np.save(root / "labels.npy", np.array(labels))
+    random = np.random.default_rng()
+    np.save(root / "bands.npy", random.integers(0, 60_000, (12, 5, 16, 20), dtype=np.uint16))
+    (root / "scans").mkdir()
+    for number in range(12):
+        scan = random.integers(0, 4096, (16, 20), dtype=np.uint16)
+        Image.fromarray(scan).save(root / "scans" / f"{number}.png")
     np.savez(root / "images.npz", images=pixels, labels=np.array(labels))
     if find_spec("h5py"):
         import h5py  # pyright: ignore[reportMissingImports]
@@ -72,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_table_is_there() -> None:
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 13
 
 
 def test_the_sources_are_listed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from sslx.data import Loader
 from sslx.data.facts import Channels, Facts
 from sslx.data.sources import Encoded, Files, Pixels, Source
 from sslx.data.views import Augment, ViewSpec
-from sslx.errors import ConfigError, DataError
+from sslx.errors import DataError
 
 SPECS = (ViewSpec(size=24, augment=Augment()), ViewSpec(size=16, augment=Augment(max_scale=0.4)))
 
@@ -108,25 +108,12 @@ def test_blocks_are_read_together() -> None:
     assert len(np.unique(np.concatenate(first) // 5)) <= 3 * 16, "windows of 16 blocks, one after another"
 
 
-@every_backend
-@pytest.mark.parametrize(
-    ("channels", "words"),
-    [
-        (Channels(num=5, is_rgb=False), "5 channels, up to 255, which are not RGB"),
-        (Channels(num=1, is_rgb=False), "1 channels, up to 255, which are not RGB"),
-        (Channels(full_scale=65535), "3 channels, up to 65535"),
-    ],
-)
-def test_channels_that_no_backend_reads_yet_are_refused(backend: Backend, channels: Channels, words: str) -> None:
-    pixels = np.zeros((8, 9, 9, channels.num), dtype=np.uint8)
-    source = Pixels(name="bands", facts=Facts(num_samples=8, size=8, channels=channels), pixels=pixels)
-    with pytest.raises(ConfigError, match=f"expected RGB images of 8 bits, bands has {words}: no backend"):
-        train(source, backend)
-
-
 def test_facts_that_do_not_fit_the_pixels_are_refused() -> None:
     pixels = np.zeros((8, 9, 9, 4), dtype=np.uint8)
-    with pytest.raises(ValueError, match=r"8 images of 3 channels, but its pixels are 8 arrays of shape \(9, 9, 4\)"):
+    with pytest.raises(ValueError, match=r"8 images of 3 channels .* its pixels are 8 arrays of shape \(9, 9, 4\)"):
         in_memory(pixels)
-    with pytest.raises(ValueError, match="9 images of 4 channels, but its pixels are 8"):
-        Pixels(name="x", facts=Facts(num_samples=9, size=8, channels=Channels(num=4)), pixels=pixels)
+    four = Channels(num=4, is_rgb=False)
+    with pytest.raises(ValueError, match="9 images of 4 channels of type uint8, but its pixels are 8"):
+        Pixels(name="x", facts=Facts(num_samples=9, size=8, channels=four), pixels=pixels)
+    with pytest.raises(ValueError, match=r"of type uint8, but its pixels are 8 arrays .* of type uint16"):
+        Pixels(name="x", facts=Facts(num_samples=8, size=8, channels=four), pixels=pixels.astype(np.uint16))
