@@ -26,6 +26,8 @@ class Config:
     """List of images, a path in each line, that a run never reads: others take their places, and nothing else moves."""
     range: Literal["auto"] | tuple[float, float] = "auto"
     """LOW HIGH: black and white of images with more than 8 bits, signed or float.  auto: measure on 256 images."""
+    page: int = 0
+    """Page of each TIFF, or frame of each DICOM file, that is read, counted from 0.  Other files have one image."""
     timeout_s: float = 300.0
     """Give up waiting for data after this many seconds without progress by any worker, disk or mount."""
 
@@ -37,6 +39,8 @@ class Config:
             raise ConfigError(f"--data.max-bad must be a fraction in [0, 1], not {self.max_bad}")
         if self.threads is not None and self.threads < 0:
             raise ConfigError(f"--data.threads must be 0 or more, not {self.threads}")
+        if self.page < 0:
+            raise ConfigError(f"--data.page must be 0 for the first page, 1 for the second, ..., not {self.page}")
         if not self.timeout_s > 0:
             raise ConfigError(f"--data.timeout-s must be above 0 seconds, not {self.timeout_s:g}")
         if self.range != "auto" and not (all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]):

@@ -237,10 +237,11 @@ def build(
         return source
     levels = training.levels if isinstance(training, Coded) else None
     if reading.range != "auto":
-        levels = Levels(chosen=reading.range)
+        levels = Levels(chosen=reading.range, page=reading.page)
     if levels is None:
         with activity.doing("measuring the range of the images"):
             levels = context.call(
-                f"the range of the images of {source.name}", lambda say_line: black_and_white.measure(source, say_line)
+                f"the range of the images of {source.name}",
+                lambda say_line: black_and_white.measure(source, say_line, reading.page),
             )
     return replace(source, levels=levels)
