@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from sslx.console.words import shown
 from sslx.data.codecs.headers import Unreadable, check_size
 from sslx.data.codecs.values import Values, finite, library
 
@@ -60,9 +61,9 @@ def _header(file: BinaryIO, frame: int) -> Any:
     file.seek(0)
     header = pydicom.dcmread(file, stop_before_pixels=True)
     if not (header.get("Rows") and header.get("Columns") and header.get("PhotometricInterpretation")):
-        raise Unreadable(f"a DICOM file without an image ({header.get('Modality') or 'of no modality'})")
+        raise Unreadable(f"a DICOM file without an image ({shown(header.get('Modality') or 'of no modality')})")
     if header.PhotometricInterpretation not in _PHOTOMETRIC:
-        raise Unreadable(f"a DICOM file with the colors {header.PhotometricInterpretation}, which sslx does not read")
+        raise Unreadable(f"a DICOM file of {shown(header.PhotometricInterpretation)}, which sslx does not read")
     pixel_bytes = int(header.get("SamplesPerPixel") or 1) * -(-int(header.get("BitsAllocated") or 64) // 8)
     check_size(int(header.Columns), int(header.Rows), pixel_bytes)
     num_frames = int(header.get("NumberOfFrames") or 1)
@@ -99,7 +100,7 @@ def _kind(header: Any) -> tuple[str | None, tuple[float, float] | None]:
     is_color = int(header.get("SamplesPerPixel") or 1) > 1
     if not is_signed and (is_color or (bits <= 8 and not _is_rescaled(header))):
         return _of_bits(bits, int(header.BitsAllocated))
-    return f"DICOM {header.get('Modality') or 'without a modality'}", None
+    return f"DICOM {shown(header.get('Modality') or 'of no modality')}", None
 
 
 def _of_bits(bits: int, allocated: int = 8) -> tuple[str | None, tuple[float, float] | None]:

@@ -47,7 +47,7 @@ _NOT_READ = (
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself: run git lfs pull"),
     (rb"(?i)\s*(<!doctype html|<html|<head)", "an HTML page"),
     (rb"(?i)\s*<(\?xml|svg)", "an XML or SVG file"),
-    (rb"[\x02\x08]\0[\0-\x20]\0|\0[\x02\x08]\0[\0-\x20]", "a DICOM data set without the header of a DICOM file"),
+    (rb"[\2\x08]\0.\0([A-Z]{2}|..\0\0)|\0[\2\x08]\0.[A-Z]{2}", "a DICOM data set without the header of a DICOM file"),
     (rb"\0{64}", "nothing but zeros"),
 )
 _READ = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "JPEG 2000", "AVIF", "HEIF", "DICOM")
