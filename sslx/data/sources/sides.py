@@ -45,7 +45,10 @@ def sized(source: Sized) -> Sized:
 
 def pages_note(name: str) -> str:
     """Return the line about files with several pages or frames.  name: the first one."""
-    return f"{name} holds several pages or frames: only one of each such file is read, the first or --data.page"
+    return (
+        f"{name} holds several pages or frames: only the first of each such file is read (--data.page takes another "
+        "one of TIFF and DICOM files)"
+    )
 
 
 def _common(headers: Sequence[tuple[int, int]]) -> int:
