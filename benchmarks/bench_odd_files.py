@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,7 @@ def _view(backend: str, path: Path, good: Path) -> Report | tuple[int, int, Arra
     said: list[str] = []
     source = Files(name="odd", facts=Facts(num_samples=2, size=side), paths=[str(path), str(good)])
     loader = data.evaluation(
-        data.Config(backend=backend, threads=int(backend == "dali"), max_bad=1.0),  # pyright: ignore[reportArgumentType]
+        data.Config(backend=cast(Any, backend), threads=int(backend == "dali"), max_bad=1.0),
         source,
         spec,
         batch_size=2,

@@ -195,7 +195,6 @@ def phones(rng: np.random.Generator) -> Kinds:
         kinds |= {
             "plain.heic": (heif(image), rgb),
             "10_bits.heic": (heif(ten), narrow),
-            "wrong_size.heic": (sized(heif(image), 16_000, 15_000), "HEIF"),
             "cut.heic": (heif(image)[:-300], "HEIF"),
         }
     return kinds

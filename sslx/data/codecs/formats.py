@@ -105,7 +105,7 @@ def read(file: File, levels: Levels | None = None) -> Pixels:
 
 
 def _as_rgb(pixels: Pixels) -> Pixels:
-    """Return (H, W) or (H, W, 3) as (H, W, 3), in memory of its own order."""
+    """Return (H, W) or (H, W, 3) pixels as contiguous (H, W, 3)."""
     if pixels.ndim == 3:
         return np.ascontiguousarray(pixels)
     rgb = np.empty((*pixels.shape, 3), dtype=np.uint8)
