@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 Array = npt.NDArray[Any]
 _ALPHA = (1, 2)
-Image.MAX_IMAGE_PIXELS = None  # what is too large is decided before a file is read here
+_MAX_PIXELS = 178_956_970  # as in sslx
 warnings.simplefilter("ignore")
 
 
@@ -43,6 +43,8 @@ def read(path: Path) -> Array:
 
 def _by_pillow(content: bytes) -> Array:
     with Image.open(io.BytesIO(content)) as opened:
+        if opened.width * opened.height > _MAX_PIXELS:
+            raise ValueError("too many pixels")
         opened.load()
         try:
             image = ImageOps.exif_transpose(opened)
@@ -63,6 +65,8 @@ def _deep(content: bytes) -> Array | None:
         at = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc1"))
         if at < 0 or content[at + 4] <= 8:
             return None
+        if b"\xff\xd9" not in content[-100:]:
+            raise ValueError("truncated")
         array = codecs.jpeg8_decode(content)
     elif b"\xff\x4f\xff\x51" in content[:4096]:
         at = content.index(b"\xff\x4f\xff\x51")
@@ -85,19 +89,19 @@ def _tiff(content: bytes) -> Array:
     with tifffile.TiffFile(io.BytesIO(content)) as opened:
         page = opened.pages[0]
         bits, photometric = np.max(page.bitspersample), int(page.photometric)
-        if (
-            bits <= 8 and page.sampleformat == 1 and (page.samplesperpixel < 4 or photometric in (5, 6))
-        ) or photometric == 3:
+        alpha = sum(int(extra) in _ALPHA for extra in page.extrasamples)
+        is_usual = page.samplesperpixel - alpha in (1, 3) or photometric in (3, 5, 6)
+        if photometric == 3 or (bits <= 8 and page.sampleformat == 1 and is_usual):
             return _by_pillow(content)
+        if page.imagewidth * page.imagelength > _MAX_PIXELS:
+            raise ValueError("too many pixels")
         array, axes = page.asarray(maxworkers=1), page.axes
         if axes == "SYX":
             array = np.moveaxis(array, 0, -1)
         if photometric == 5:
             light = 65535 - array.astype(np.float64)
             return np.rint(light[..., :3] * light[..., 3:] / 65535).astype(np.uint16)
-        kept = page.samplesperpixel - sum(int(extra) in _ALPHA for extra in page.extrasamples)
-        if photometric == 2 and page.samplesperpixel == 4:
-            kept = 3
+        kept = 3 if photometric == 2 and page.samplesperpixel == 4 else page.samplesperpixel - alpha
         array = array[..., :kept] if array.ndim == 3 else array
         if photometric == 0:
             array = array.max() - array
@@ -122,8 +126,6 @@ def _dicom(content: bytes) -> Array:
     photometric = dataset.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
         return processing.apply_color_lut(array, dataset)
-    if photometric.startswith("YBR_FULL") and not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        return array if array.ndim < 3 else processing.convert_color_space(array, photometric, "RGB")
     if array.ndim == 2:
         array = processing.apply_modality_lut(array, dataset)
         return -array if photometric == "MONOCHROME1" else array

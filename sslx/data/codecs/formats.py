@@ -275,7 +275,7 @@ def _of_inks(inks: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
 
 
 def _rawmode(image: Any) -> str:
-    args = image.tile[0][3] if image.tile else ""  # by number, because the field name args is new in Pillow 11
+    args = image.tile[0].args if image.tile else ""
     if args and not isinstance(args, str):
         args = args[0]
     return str(args or "")
@@ -287,7 +287,7 @@ def _decode_as(image: Any, rawmode: str) -> npt.NDArray[np.uint8]:
     def with_rawmode(args: Any) -> Any:
         return rawmode if isinstance(args, str) else (rawmode, *args[1:])
 
-    image.tile = [(*tile[:3], with_rawmode(tile[3])) for tile in image.tile]
+    image.tile = [tile._replace(args=with_rawmode(tile.args)) for tile in image.tile]
     image.load()
     return np.asarray(image)
 

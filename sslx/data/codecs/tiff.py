@@ -60,6 +60,7 @@ def tags(descriptor: int, page: int = 0) -> Tags:
     try:
         order, big, start = _directory_of(descriptor, page)
         found |= _directory(descriptor, order, big, start)
+        found["big_endian"] = (int(order == ">"),)
         if not (found.get("width") and found.get("height") and all(found[name] for name in found if name != "extra")):
             raise Unreadable("a TIFF without a size")
     except (struct.error, OverflowError) as error:
@@ -87,6 +88,8 @@ def kind(page: Tags) -> str | None:
 def check(page: Tags) -> None:
     """Raise Unreadable for unsupported TIFFs, which Pillow would refuse without a reason or read wrongly."""
     photometric, bits, samples, extra = (page[name] for name in ("photometric", "bits", "samples", "extra"))
+    if photometric[0] == -1:
+        raise Unreadable("a TIFF that does not say whether it is gray or has colors")
     if photometric[0] not in _BASE_BANDS:
         raise Unreadable(
             f"a TIFF with photometric interpretation {photometric[0]}; sslx reads gray, RGB, palette, CMYK"
@@ -110,14 +113,18 @@ def check(page: Tags) -> None:
 
 def by_tifffile(page: Tags) -> bool:
     """Return whether Pillow would not read all values of a page, but tifffile does."""
-    bits, samples, floats = page["bits"][0], page["samples"][0], page["sample_format"][0] == 3
+    bits, samples = page["bits"][0], page["samples"][0]
+    floats, signed = page["sample_format"][0] == 3, page["sample_format"][0] == 2
     num_extra = samples - _BASE_BANDS[page["photometric"][0]]
     if num_extra > 1 or (num_extra == 1 and page["extra"] not in ((1,), (2,))):
         return not _may_be_alpha(page) or (find_spec("tifffile") is not None and find_spec("imagecodecs") is not None)
     if bits not in _BY_PILLOW or (floats and bits != 32):
         return True
-    if samples > 1 and (floats or page["sample_format"][0] == 2 or bits > 16):
+    if samples > 1 and (floats or signed or bits > 16):
         return True
+    if page["big_endian"] == (1,) and bits in (16, 32):  # Pillow 13 swaps what libtiff has swapped
+        if (page["compression"] != (1,) and (floats or signed)) or (bits == 32 and not floats and not signed):
+            return True
     return bits > 8 and (samples == 2 or page["planar"] == (2,))
 
 
