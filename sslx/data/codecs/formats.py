@@ -96,8 +96,8 @@ def read(file: File, levels: Levels | None = None) -> Pixels:
         return _as_rgb(255 - array if image.white_first else array)
     low, high = float(array.min()), float(array.max())
     black, white = image.stated or levels.of(image.kind, low, high)
-    exact = array.dtype.kind == "f" or array.dtype.itemsize <= 2
-    scaled = array.astype(np.float32 if exact else np.float64)
+    is_narrow = array.dtype.kind == "f" or array.dtype in (np.uint8, np.int8, np.uint16)
+    scaled = array.astype(np.float32 if is_narrow else np.float64)
     scaled -= black
     scaled *= 255 / (white - black)
     pixels = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
@@ -234,9 +234,12 @@ def _by_pillow(file: BinaryIO, container: str, page_tags: tiff.Tags, page: int) 
         image.load()
         widened = kind is None and image.mode == "I" and ";16" in rawmode  # Pillow 10's gray PNG of 16 bits
         if image.mode.startswith("I;16") or kind or widened:
-            array = np.asarray(image).astype(np.uint16) if widened else np.asarray(image)
+            array = np.asarray(image)
+            array = array.astype(np.uint16 if widened else array.dtype.newbyteorder("="))
             if kind == "signed 8-bit":
                 array = array.view(np.int8)
+            elif kind == "signed 16-bit":
+                array = array.astype(np.int16)
             elif kind == "32-bit":
                 array = array.view(np.uint32)
             stated: Range | None = None
