@@ -37,5 +37,6 @@ def _primary(file: BinaryIO) -> Any:
     file.seek(0)
     opened = pillow_heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)
     image = opened[opened.primary_index]
-    check_size(*image.size, 2 * 4)
+    width, height = image.size
+    check_size(width, height, 2 * 4)
     return image

@@ -28,7 +28,7 @@ class _Header:
     @property
     def kind(self) -> str | None:
         """The kind of values whose range is unknown, or None for uint8 and bool."""
-        if self.dtype in (np.uint8, np.bool_):
+        if self.dtype.name in ("uint8", "bool"):
             return None
         return _KINDS[self.dtype.kind].format(8 * self.dtype.itemsize)
 
