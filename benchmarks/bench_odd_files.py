@@ -74,6 +74,15 @@ def _view(backend: str, path: Path, good: Path) -> Report | tuple[int, int, Arra
     return height, width, picture
 
 
+def _bands(_: str, path: Path, __: Path) -> Report | tuple[int, int, Array]:
+    """Return height, width and the central square of the values of a file of any number of bands, as sslx holds it."""
+    try:
+        values = formats.values(str(path)).array
+    except headers.Unreadable as error:
+        return {"refused": str(error)}
+    return _center(values)
+
+
 def _reference(_: str, path: Path, __: Path) -> Report | tuple[int, int, Array]:
     """Return height, width and the central square of the values of a file, or why no reader reads it."""
     import odd_reference
@@ -84,6 +93,11 @@ def _reference(_: str, path: Path, __: Path) -> Report | tuple[int, int, Array]:
         return {"refused": f"{type(error).__name__}: {str(error)[:200]}"}
     if values.ndim not in (2, 3):
         return {"refused": f"{values.ndim} dimensions"}
+    return _center(values)
+
+
+def _center(values: Array) -> tuple[int, int, Array]:
+    """Return height, width and the central square of (H, W) or (H, W, C)."""
     height, width = values.shape[:2]
     top, left, bottom, right = views.boxes(ViewSpec(size=min(height, width)), None, [height], [width])[0].tolist()
     return height, width, np.ascontiguousarray(values[top:bottom, left:right])
@@ -94,7 +108,7 @@ def _arm(kind: str, paths: Sequence[Path], good: Path, place: Path, first: int) 
     torch.set_num_threads(1)
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 2)  # libraries tell a terminal about damaged files
-    read = _reference if kind == "reference" else _view
+    read = {"reference": _reference, "values": _bands}.get(kind, _view)
     for number in range(first, len(paths)):
         try:
             outcome = read(kind, paths[number], good)
@@ -169,7 +183,13 @@ def _verdict(reports: dict[str, Report], pictures: Callable[[str], Array], backe
         return "backends disagree", " | ".join(sorted(reasons))
     if "refused" in own[0]:
         refused_by_all = "refused" in reports["reference"] or "died" in reports["reference"]
-        return "named as unreadable" if refused_by_all else "named as not supported", own[0]["refused"]
+        if refused_by_all or " bands; " not in own[0]["refused"]:
+            return "named as unreadable" if refused_by_all else "named as not supported", own[0]["refused"]
+        values, expected = pictures("values"), pictures("reference")
+        is_same = values.shape == expected.shape and np.array_equal(
+            values, expected, equal_nan=values.dtype.kind == "f"
+        )
+        return "bands equal to the reference" if is_same else "differs from the reference", own[0]["refused"]
     first, *others = (pictures(backend) for backend in backends)
     for other in others:
         if first.shape != other.shape or np.abs(first - other).max() > _ROUNDING:
@@ -204,7 +224,7 @@ def run(session: Session) -> bool:
     origins = [name for name, group in groups.items() for _ in group]
     backends, started = ("torchvision", "dali"), time.monotonic()
     reports: dict[str, list[Report]] = {}
-    for kind in (*backends, "reference"):
+    for kind in (*backends, "values", "reference"):
         print(f"{kind} reads {len(paths):,} files")
         reports[kind] = _outcomes(kind, paths, good, place / kind)
     verdicts, reasons = Counter[str](), Counter[str]()

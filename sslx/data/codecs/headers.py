@@ -200,7 +200,7 @@ def _more(descriptor: int, head: bytes, size: int) -> bytes:
 
 
 def _plain_png(descriptor: int, head: bytes, size: int) -> bool:
-    """Return whether a PNG has 8 bits, is upright, and consists of valid chunks to the end of the file."""
+    """Return whether a PNG has 8 bits, is upright and not animated, and consists of valid chunks to its end."""
     length, name, width, height, bits, color = struct.unpack_from(">I4sIIBB", head, 8)
     check_size(width, height)
     if (length, name, bits) != (13, b"IHDR", 8) or color not in (0, 2, 3, 4, 6) or not width or not height:
@@ -209,7 +209,7 @@ def _plain_png(descriptor: int, head: bytes, size: int) -> bool:
     while name != b"IEND":
         start = head[at : at + 32] if at + 32 <= len(head) else os.pread(descriptor, 32, at)
         length, name = struct.unpack_from(">I4s", start)
-        if name == b"eXIf" or start.startswith((b"Raw profile type", b"XML:com.adobe.xmp"), 8):
+        if name in (b"eXIf", b"acTL") or start.startswith((b"Raw profile type", b"XML:com.adobe.xmp"), 8):
             return False
         pixels |= name == b"IDAT"
         at += 12 + length
