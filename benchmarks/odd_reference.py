@@ -74,7 +74,8 @@ def _deep(content: bytes) -> Array | None:
             return None
         array = codecs.jpeg2k_decode(content)
     elif content[4:8] == b"ftyp":
-        array = codecs.avif_decode(content, index=0)
+        array = codecs.avif_decode(content)
+        array = array[0] if array.ndim == 4 else array
         if array.dtype == np.uint8:
             return None
     else:

@@ -229,6 +229,16 @@ def tiffs(rng: np.random.Generator) -> Kinds:
     return kinds
 
 
+def bmp_of_16_bits(rgb: Array) -> bytes:
+    """A BMP with 5, 6 and 5 bits of red, green and blue, which takes an even width."""
+    height, width, _ = rgb.shape
+    red, green, blue = (rgb[::-1].astype(np.uint16) >> (3, 2, 3)).transpose(2, 0, 1)
+    pixels = (red << 11 | green << 5 | blue).astype("<u2").tobytes()
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    return b"BM" + struct.pack("<IHHI", 66 + len(pixels), 0, 0, 66) + head + masks + pixels
+
+
 def others(rng: np.random.Generator) -> Kinds:
     rgb = rng.integers(0, 256, (SIDE, LENGTH, 3)).astype(np.uint8)
     image = Image.fromarray(rgb)
@@ -242,6 +252,7 @@ def others(rng: np.random.Generator) -> Kinds:
         "rgb.bmp": (encoded(image, "BMP"), rgb),
         "gray.bmp": (encoded(rgb[..., 0], "BMP"), grays(rgb[..., 0])),
         "palette.bmp": (encoded(image.quantize(16), "BMP"), np.asarray(image.quantize(16).convert("RGB"))),
+        "16_bits.bmp": (bmp_of_16_bits(rgb), (rgb >> (3, 2, 3)) * (255 / np.array([31, 63, 31]))),
         "jpeg2000.jpg": (encoded(image, "JPEG2000", irreversible=False), rgb),
         "png.jpg": (encoded(image, "PNG"), rgb),
         "film.jpg": (b"\0\0\0\x20ftypisom" + rng.bytes(400), "a video"),

@@ -69,13 +69,15 @@ def jpeg_2000(file: BinaryIO) -> Values | None:
     return Values(np.ascontiguousarray(array), *((None, None) if bits == 8 else (f"{bits}-bit", (0.0, 2.0**bits - 1))))
 
 
-def avif(file: BinaryIO) -> npt.NDArray[np.uint16] | None:
+def avif(file: BinaryIO, num_frames: int) -> npt.NDArray[np.uint16] | None:
     """Return the colors of an AVIF of 10 or 12 bits, not yet upright, and None for one of 8 bits."""
     bits = avif_bits(file)
     if bits == 8:
         return None
+    if num_frames > 1:  # imagecodecs 2026.3 ends the process by SIGSEGV when it is to decode one of several frames
+        raise Unreadable(f"an AVIF of {num_frames} frames of {bits} bits; sslx reads several frames of 8 bits only")
     codecs = library("imagecodecs", f"an AVIF of {bits} bits", "imagecodecs")
-    array = np.asarray(codecs.avif_decode(_content(file), index=0))
+    array = np.asarray(codecs.avif_decode(_content(file)))
     return array[..., :3] if array.ndim == 3 and array.shape[2] == 4 else array
 
 

@@ -220,16 +220,17 @@ def _by_pillow(file: BinaryIO, container: str, page_tags: tiff.Tags, page: int) 
     """Return the values in an open file that Pillow reads."""
     with _opened(file, container, page) as image:
         headers.check_size(*image.size)
-        if container == "AVIF" and (colors := deep.avif(file)) is not None:
+        if container == "AVIF" and (colors := deep.avif(file, image.n_frames)) is not None:
             bits = deep.avif_bits(file)
             return Values(_upright(colors, image), f"{bits}-bit", (0.0, 2.0**bits - 1))
         kind = tiff.kind(page_tags) if page_tags else None
         rawmode = _rawmode(image)
         if container == "PNG" and rawmode == "LA;16B":
             return Values(_gray_of_gray_alpha(image), "16-bit")
-        if ";16" in rawmode and image.mode in ("RGB", "RGBA"):
+        has_16_bits = rawmode[-4:-1] == ";16"  # and not 16 in all, as a BMP's BGR;16
+        if has_16_bits and image.mode in ("RGB", "RGBA"):
             return Values(_sixteen_bits(image, file, container, page)[..., :3], "16-bit")
-        if ";16" in rawmode and image.mode == "CMYK":
+        if has_16_bits and image.mode == "CMYK":
             return Values(_of_inks(_sixteen_bits(image, file, container, page)), "16-bit", _FULL_16_BITS)
         image.load()
         widened = kind is None and image.mode == "I" and ";16" in rawmode  # Pillow 10's gray PNG of 16 bits

@@ -94,6 +94,7 @@ def check(page: Tags) -> None:
         raise Unreadable(
             f"a TIFF with photometric interpretation {photometric[0]}; sslx reads gray, RGB, palette, CMYK"
         )
+    bits = bits[: samples[0]]  # some writers name more
     if samples[0] < _BASE_BANDS[photometric[0]] or len(set(bits)) > 1 or len(set(page["sample_format"])) > 1:
         raise Unreadable(f"a TIFF with {samples[0]} bands of {' and '.join(map(str, sorted(set(bits))))} bits")
     if page["sample_format"][0] in (5, 6):
