@@ -83,7 +83,9 @@ def test_the_table_has_every_format() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=folder)
-def test_every_command_of_the_table_trains(command: str, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_command_of_the_table_of_formats_trains(
+    command: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     name = folder(command)
     if not NEEDS.get(name, True):
         pytest.skip("no library is installed that reads these files")
