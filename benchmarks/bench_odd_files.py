@@ -158,18 +158,26 @@ def _differs(picture: Array, values: Array) -> str:
         values = values * np.uint8(255)
     if values.shape[2] != 3:
         return f"a picture of {values.shape[2]} bands"
-    expected = values.astype(np.float64)
-    if values.dtype != np.uint8:  # black and white are not stated, so whatever is linear will do
-        x, y = expected.ravel(), picture.ravel().astype(np.float64)
-        if x.max() > x.min():
-            slope, offset = np.polyfit(x, y, 1)
-            if slope <= 0 and y.max() > y.min():
-                return "it falls where the values rise"
-            expected = expected * slope + offset
-        else:
-            expected = np.full_like(expected, y[0])
-    difference = np.abs(picture - expected).max()
+    if values.dtype == np.uint8:
+        difference = np.abs(picture - values.astype(np.float64)).max()
+    else:
+        difference = _from_a_line(values.astype(np.float64), picture.astype(np.float64))
     return "" if difference <= _ROUNDING else f"by up to {difference:.1f} of 255"
+
+
+def _from_a_line(values: Array, picture: Array) -> float:
+    """Return the largest distance of a picture from a rising linear function of the values.
+
+    Black and white are not stated by such files, so the function is whichever is nearest: fitted, or from a full scale.
+    """
+    low, span = values.min(), values.max() - values.min()
+    if not span > 0:
+        return float(picture.max() - picture.min())
+    places = (values - low) / span
+    slope, offset = np.polyfit(places.ravel(), picture.ravel(), 1)
+    lines = [picture - (slope * places + offset)] if slope > 0 else []
+    lines += [picture - values * (255 / (2.0**bits - 1)) for bits in range(8, 33)]
+    return min(float(np.abs(line).max()) for line in lines)
 
 
 def _verdict(reports: dict[str, Report], pictures: Callable[[str], Array], backends: Sequence[str]) -> tuple[str, str]:
