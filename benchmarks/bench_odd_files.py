@@ -145,6 +145,7 @@ def _outcomes(kind: str, paths: Sequence[Path], good: Path, place: Path) -> list
         if first < len(paths):
             (place / f"{first}.json").write_text(json.dumps({"died": process.exitcode}))
             print(f"  {kind} died at {paths[first].name}: exit code {process.exitcode}")
+            first += 1
     return [json.loads((place / f"{number}.json").read_text()) for number in range(len(paths))]
 
 
