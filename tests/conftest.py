@@ -41,6 +41,7 @@ SAMPLED = {
     "test_every_method_says_what_it_is_and_has_values_for_every_situation": 5,
     "test_the_owners_model_is_identified_loaded_and_computes_the_same": 5,
     "test_a_batch_script_runs_none_of_its_values": 4,
+    "test_every_command_of_the_table_of_formats_trains": 3,
     "test_nothing_waits_for_the_device": 3,
     "test_the_gradient_of_all_micro_batches_is_clipped_before_the_update": 3,
     "test_permuted_is_as_random_as_numpys_permutation": 3,

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_version_is_the_same_everywhere() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == sslx.__version__
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == sslx.__version__
-    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    newest = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
     assert newest == sslx.__version__
 
 

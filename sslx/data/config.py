@@ -32,6 +32,8 @@ class Config:
     """Mean of each channel, of values from 0 to 1.  Default: ImageNet's for RGB, else measured on 256 images."""
     std: tuple[float, ...] = ()
     """Standard deviation of each channel.  sslx data stats measures both on all images."""
+    page: int = 0
+    """Page of each TIFF, or frame of each DICOM file, that is read, counted from 0.  Other files have one image."""
     timeout_s: float = 300.0
     """Give up waiting for data after this many seconds without progress by any worker, disk or mount."""
 
@@ -51,6 +53,8 @@ class Config:
             )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std, default=1) <= 0:
             raise ConfigError("--data.mean and --data.std must be finite numbers, the standard deviations above 0")
+        if self.page < 0:
+            raise ConfigError(f"--data.page must be 0 for the first page, 1 for the second, ..., not {self.page}")
         if not self.timeout_s > 0:
             raise ConfigError(f"--data.timeout-s must be above 0 seconds, not {self.timeout_s:g}")
         if self.range != "auto" and not (all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]):

@@ -2,11 +2,10 @@
 
 All backends begin here, so that they agree on which files are images.  Only a few kilobytes are read.  DALI gets only
 files that look complete and whose kind it decodes to the same pixels as ``formats.read`` (``is_plain``).  That function
-reads all other files with Pillow and numpy, or reports why it does not.  TIFFs are never plain, because libraries
+reads all other files with other libraries, or reports why it does not.  TIFFs are never plain, because libraries
 decode damaged TIFFs differently.
 """
 
-import math
 import os
 import re
 import stat
@@ -16,6 +15,10 @@ from sslx.machine import files
 
 MAX_PIXELS = 178_956_970
 """Largest image that sslx reads, 0.5 GiB as RGB.  This is Pillow's limit; it is the same for all backends."""
+MAX_BYTES = 12 * MAX_PIXELS
+"""Most bytes of an image's values, 2 GiB: the largest image with three bands of 32 bits."""
+START_BYTES = 132
+"""Bytes at the beginning of a file by which ``container`` knows it."""
 
 _HEAD_BYTES = 4096  # all of a small file, and the header of most files
 _MAX_HEAD_BYTES = 1 << 20  # only a few cameras write longer JPEG headers
@@ -31,11 +34,11 @@ _MAGIC = (
     (b"MM\0+", "TIFF"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"\x93NUMPY", "NPY"),
 )
 _NOT_READ = (
-    (rb"GIF8", "a GIF"),
-    (rb"....ftypavi[fs]", "an AVIF"),
-    (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIF"),
     (rb"....ftyp", "a video"),
     (rb"%PDF|%!PS", "a PDF or PostScript file"),
     (rb"8BPS", "a Photoshop file"),
@@ -44,25 +47,13 @@ _NOT_READ = (
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself: run git lfs pull"),
     (rb"(?i)\s*(<!doctype html|<html|<head)", "an HTML page"),
     (rb"(?i)\s*<(\?xml|svg)", "an XML or SVG file"),
+    (rb"[\2\x08]\0.\0([A-Z]{2}|..\0\0)|\0[\2\x08]\0.[A-Z]{2}", "a DICOM data set without the header of a DICOM file"),
     (rb"\0{64}", "nothing but zeros"),
 )
-_TAGS = {
-    256: "width",
-    257: "height",
-    258: "bits",
-    259: "compression",
-    262: "photometric",
-    277: "samples",
-    278: "rows",
-    284: "planar",
-    322: "tile_width",
-    323: "tile_height",
-    338: "extra",
-    339: "sample_format",
-    530: "subsampling",
-}
-_PART_COUNTS = {273: "num_strips", 324: "num_tiles"}
-_INTEGER_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # struct codes of TIFF's integer types
+_READ = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "JPEG 2000", "AVIF", "HEIF", "DICOM")
+_IMAGE_BRANDS = (
+    b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1",
+)  # fmt: skip
 _TURNED = re.compile(
     rb"tiff:Orientation(?:=[\"']|>)[02-9]"
 )  # an XMP orientation, which Pillow applies and DALI does not
@@ -111,22 +102,39 @@ def _opened(path: str) -> int:
 
 
 def container(head: bytes) -> str:
-    """Return the container that begins with these bytes.  Raises Unreadable, naming other kinds of files."""
+    """Return the container that begins with these START_BYTES bytes.  Raises Unreadable, naming other kinds."""
+    if head[128:132] == b"DICM":  # first, because the bytes before may be a TIFF's
+        return "DICOM"
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
+    if head[4:8] == b"ftyp" and (kind := _of_brands(head)):
+        return kind
     if not head:
         raise Unreadable("an empty file")
     other = next((name for magic, name in _NOT_READ if re.match(magic, head, re.DOTALL)), "not an image")
-    raise Unreadable(f"{other}; sslx reads JPEG, PNG, WebP, BMP, TIFF and JPEG 2000")
+    raise Unreadable(f"{other}; sslx reads {', '.join(_READ)} and NPY")
 
 
-def check_size(width: int, height: int) -> None:
-    """Raise Unreadable if an image has more pixels than sslx reads."""
+def _of_brands(head: bytes) -> str:
+    """Return AVIF or HEIF if the brands of an ISO media file, which is no video, say so; "" otherwise."""
+    if head[8:12] not in _IMAGE_BRANDS:
+        return ""
+    length = int.from_bytes(head[:4])
+    brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(length, len(head)), 4))}
+    return "AVIF" if brands & {b"avif", b"avis"} else "HEIF"
+
+
+def check_size(width: int, height: int, pixel_bytes: int = 3) -> None:
+    """Raise Unreadable if an image has more pixels, or more bytes of values, than sslx reads."""
     if width * height > MAX_PIXELS:
         raise Unreadable(f"{width:,} x {height:,} pixels; sslx reads at most {MAX_PIXELS:,}")
+    if width * height * pixel_bytes > MAX_BYTES:
+        raise Unreadable(
+            f"{width:,} x {height:,} pixels of {pixel_bytes:,} bytes; sslx reads at most {MAX_BYTES:,} bytes"
+        )
 
 
 def is_plain(file: File) -> bool:
@@ -192,7 +200,7 @@ def _more(descriptor: int, head: bytes, size: int) -> bytes:
 
 
 def _plain_png(descriptor: int, head: bytes, size: int) -> bool:
-    """Return whether a PNG has 8 bits, is upright, and consists of valid chunks to the end of the file."""
+    """Return whether a PNG has 8 bits, is upright and not animated, and consists of valid chunks to its end."""
     length, name, width, height, bits, color = struct.unpack_from(">I4sIIBB", head, 8)
     check_size(width, height)
     if (length, name, bits) != (13, b"IHDR", 8) or color not in (0, 2, 3, 4, 6) or not width or not height:
@@ -201,7 +209,7 @@ def _plain_png(descriptor: int, head: bytes, size: int) -> bool:
     while name != b"IEND":
         start = head[at : at + 32] if at + 32 <= len(head) else os.pread(descriptor, 32, at)
         length, name = struct.unpack_from(">I4s", start)
-        if name == b"eXIf" or start.startswith((b"Raw profile type", b"XML:com.adobe.xmp"), 8):
+        if name in (b"eXIf", b"acTL") or start.startswith((b"Raw profile type", b"XML:com.adobe.xmp"), 8):
             return False
         pixels |= name == b"IDAT"
         at += 12 + length
@@ -225,71 +233,3 @@ def _plain_bmp(_: int, head: bytes, size: int) -> bool:
 
 
 _PLAIN = {"JPEG": _plain_jpeg, "PNG": _plain_png, "WebP": _plain_webp, "BMP": _plain_bmp}
-
-
-def tiff_tags(descriptor: int) -> dict[str, tuple[int, ...]]:
-    """Return the integers of a TIFF's first page for ``_TAGS``, with TIFF's defaults, and its number of parts.
-
-    Raises Unreadable for too many pixels, too few parts, a truncated directory, and for other files.
-    """
-    tags: dict[str, tuple[int, ...]] = {
-        "bits": (1,),
-        "compression": (1,),
-        "photometric": (-1,),
-        "samples": (1,),
-        "planar": (1,),
-        "extra": (),
-        "subsampling": (2, 2),
-    }
-    try:
-        tags |= _directory(descriptor)
-        if not (tags.get("width") and tags.get("height") and all(tags[name] for name in tags if name != "extra")):
-            raise Unreadable("a TIFF without a size")
-    except struct.error as error:
-        raise Unreadable("a TIFF that ends in its directory") from error
-    check_size(tags["width"][0], tags["height"][0])
-    _check_parts(tags)
-    return {"sample_format": (1,)} | tags
-
-
-def _check_parts(tags: dict[str, tuple[int, ...]]) -> None:
-    """Raise Unreadable if there are too few strips or tiles for the size: Pillow would leave the rest black."""
-    width, height = tags["width"][0], tags["height"][0]
-    kind = "tiles" if "num_tiles" in tags else "strips"
-    if kind == "tiles":
-        wide, high = tags.get("tile_width", (width,))[0], tags.get("tile_height", (height,))[0]
-    else:
-        wide, high = width, tags.get("rows", (height,))[0]
-    planes = tags["samples"][0] if tags["planar"] == (2,) else 1
-    expected = math.ceil(width / max(1, wide)) * math.ceil(height / max(1, high)) * planes
-    num_parts = tags.get(f"num_{kind}", (0,))[0]
-    if num_parts < expected:
-        raise Unreadable(f"a TIFF with {num_parts:,} {kind}; its {width:,} x {height:,} pixels take {expected:,}")
-
-
-def _directory(descriptor: int) -> dict[str, tuple[int, ...]]:
-    head = os.pread(descriptor, 16, 0)
-    order = "<" if head[:2] == b"II" else ">"
-    big = head[2:4] in (b"+\0", b"\0+")
-    (start,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", head, 8 if big else 4)
-    width, count_kind = (20, "Q") if big else (12, "H")
-    offset = struct.calcsize(count_kind)
-    (count,) = struct.unpack(f"{order}{count_kind}", os.pread(descriptor, offset, start))
-    if count > 4096:
-        raise Unreadable("a TIFF whose directory is damaged")
-    entries = os.pread(descriptor, count * width, start + offset)
-    tags: dict[str, tuple[int, ...]] = {}
-    for at in range(0, count * width, width):
-        tag, kind = struct.unpack_from(f"{order}HH", entries, at)
-        (number,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", entries, at + 4)
-        if tag in _TAGS and kind in _INTEGER_CODES and number <= 64:
-            pattern = f"{order}{number}{_INTEGER_CODES[kind]}"
-            value_at, room = (12, 8) if big else (8, 4)
-            place = entries[at + value_at : at + value_at + room]
-            if struct.calcsize(pattern) > room:
-                (far,) = struct.unpack(f"{order}Q" if big else f"{order}I", place)
-                place = os.pread(descriptor, struct.calcsize(pattern), far)
-            tags[_TAGS[tag]] = struct.unpack_from(pattern, place)
-        elif tag in _PART_COUNTS:
-            tags[_PART_COUNTS[tag]] = (number,)
-    return tags

@@ -40,23 +40,27 @@ def _measured(source: Coded) -> Levels:
     return measure(source)
 
 
-def measure(source: Coded, say: Callable[[str], None] = lambda _: None) -> Levels:
-    """Measure black and white of these images, and report ranges other than the data type's whole range."""
+def measure(source: Coded, say: Callable[[str], None] = lambda _: None, page: int = 0) -> Levels:
+    """Measure black and white of these images, and report ranges other than the data type's whole range.
+
+    page: of a TIFF, or frame of a DICOM file, which is measured and read.
+    """
     extremes: dict[str, tuple[float, float, int]] = {}
     for index in source.facts.sample(_MAX_FILES):
         try:
             (file,) = source.files(np.array([index]))
-            kind = formats.kind_of(file)
+            kind = formats.kind_of(file, page)
             if kind is None or extremes.get(kind, (0, 0, 0))[2] == _MAX_FILES_PER_KIND:
                 continue
-            image = formats.values(file)
+            image = formats.values(file, page)
         except Unreadable:
             continue
         if image.stated is not None:
             continue
         low, high, count = extremes.get(kind, (np.inf, -np.inf, 0))
         extremes[kind] = min(low, float(image.array.min())), max(high, float(image.array.max())), count + 1
-    return Levels(measured={kind: chosen(kind, low, high, say) for kind, (low, high, _) in extremes.items()})
+    ranges = {kind: chosen(kind, low, high, say) for kind, (low, high, _) in extremes.items()}
+    return Levels(measured=ranges, page=page)
 
 
 def chosen(kind: str, low: float, high: float, say: Callable[[str], None]) -> Range:
@@ -74,6 +78,7 @@ def _range(kind: str, low: float, high: float) -> Range:
     """Return black and white of values from low to high: a usual range that they fill by more than half, or theirs."""
     usual = (1, 255, 65535) if kind == "float" else tuple(2**bits - 1 for bits in range(8, 33))
     for white in usual:
-        if 0 <= low and high <= white and (high > white / 2 or (kind != "float" and white == 255)):
+        is_narrow = white == 255 and kind.endswith("-bit")  # few gray levels of a kind of file that has more
+        if 0 <= low and high <= white and (high > white / 2 or is_narrow):
             return 0.0, float(white)
     return (low, high) if high > low else (low, low + 1)

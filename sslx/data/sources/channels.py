@@ -79,13 +79,13 @@ def _of_files(source: Coded, reading: Reading, training: Source | None, say: Say
     elif levels is None and chosen == "auto" and channels.full_scale != Channels.full_scale:
         chosen = channels.black, channels.full_scale
     if chosen != "auto":
-        levels = Levels(chosen=chosen)
-    levels = levels or black_and_white.measure(source, say)
+        levels = Levels(chosen=chosen, page=reading.page)
+    levels = levels or black_and_white.measure(source, say, reading.page)
     if isinstance(training, Coded) or (channels.is_plain and reading.channels is None):
         return _with(source, channels, levels=levels)
     if reading.channels not in (None, channels.num):
         channels = replace(channels, num=reading.channels, is_rgb=reading.channels == 3)
-    seen = list(_looks(source))
+    seen = list(_looks(source, reading.page))
     _check_numbers(source, seen, channels.num, reading.max_bad)
     return _with(source, _deep(source, channels, seen, levels), levels=levels)
 
@@ -101,10 +101,10 @@ class _Look:
     stated: Range | None
 
 
-def _looks(source: Coded) -> Iterator[_Look]:
+def _looks(source: Coded, page: int) -> Iterator[_Look]:
     for index in source.facts.sample(_MAX_DECODED):
         try:
-            image = formats.values(source.files(np.array([index]))[0])
+            image = formats.values(source.files(np.array([index]))[0], page)
         except Unreadable:  # reported when it is read
             continue
         num = image.array.shape[2] if image.array.ndim == 3 else 1

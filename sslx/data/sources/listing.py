@@ -13,8 +13,11 @@ from pathlib import Path
 
 from sslx.console.words import shown
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw")
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic",
+    ".heif", ".dcm",
+)  # fmt: skip
+_OTHER_IMAGES = (".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw")
 _SYSTEM = ("@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found")
 _RUN_FILES = {"config.json", "run_id", "status.json"}
 """A run folder of sslx holds config.json and at least one of the others."""

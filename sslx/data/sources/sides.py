@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from sslx.data.codecs import formats
 from sslx.data.codecs.headers import File, Unreadable
 from sslx.data.sources.base import Coded
 
@@ -44,7 +45,10 @@ def sized(source: Sized) -> Sized:
 
 def pages_note(name: str) -> str:
     """Return the line about files with several pages or frames.  name: the first one."""
-    return f"{name} holds several pages or frames: only the first of each such file is read"
+    return (
+        f"{name} holds several pages or frames: only the first of each such file is read (--data.page takes another "
+        "one of TIFF and DICOM files)"
+    )
 
 
 def _common(headers: Sequence[tuple[int, int]]) -> int:
@@ -72,5 +76,10 @@ def _header(file: File) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             return min(image.size), getattr(image, "n_frames", 1)
-    except Exception:  # Pillow raises anything on damaged files, which are reported when they are read
+    except Exception:  # Pillow raises anything on files that it does not know and on damaged ones
+        pass
+    try:
+        height, width, pages = formats.size(file)
+        return min(height, width), pages
+    except Unreadable:  # reported when it is read
         return 0, 1

@@ -177,7 +177,7 @@ def test_a_stray_image_that_turns_labels_off_is_told(make: Make) -> None:
 
 
 def test_files_that_are_not_taken_are_told_with_the_reason(make: Make) -> None:
-    root = make("cat/1.png", "cat/2.jfif", "cat/3.JPE", "cat/a.gif", "dog/b.gif", "dog/c.heic", "dog/d", "dog/._e.png")
+    root = make("cat/1.png", "cat/2.jfif", "cat/3.JPE", "cat/a.svg", "dog/b.svg", "dog/c.jxl", "dog/d", "dog/._e.png")
     make("@eaDir/1.png", "cat/@eaDir/2.png", "__MACOSX/3.png", ".thumbs/4.png")
     (root / "none").mkdir()
     os.mkfifo(root / "cat" / "pipe.png")
@@ -185,8 +185,8 @@ def test_files_that_are_not_taken_are_told_with_the_reason(make: Make) -> None:
     assert relative(source, root) == ["cat/1.png", "cat/2.jfif", "cat/3.JPE"]
     told = next(note for note in source.notes if note.startswith("not taken: ")).removeprefix("not taken: ").split("; ")
     assert told == [
-        ".gif: 2 (such as cat/a.gif)",
-        ".heic: 1 (dog/c.heic)",
+        ".svg: 2 (such as cat/a.svg)",
+        ".jxl: 1 (dog/c.jxl)",
         "folders of other programs: 3 (such as @eaDir)",
         "hidden: 2 (such as .thumbs)",
         "not regular files: 1 (cat/pipe.png)",
@@ -216,7 +216,7 @@ def test_run_folders_of_sslx_are_no_images(make: Make, marker: str) -> None:
 
 
 def test_names_of_any_bytes_are_read_and_shown_in_one_line(make: Make) -> None:
-    root = make(os.fsdecode(b"caf\xe9/1.png"), "new\nline/2.png", "[red]x/3.png", "x/\u202eodd.gif")
+    root = make(os.fsdecode(b"caf\xe9/1.png"), "new\nline/2.png", "[red]x/3.png", "x/\u202eodd.svg")
     source = trained_on(root)
     assert source.facts.classes == ("[red]x", r"caf\xe9", r"new\nline")
     np.testing.assert_array_equal(source.facts.labels, [0, 1, 2])
