@@ -7,7 +7,8 @@ class shift the order, the crops and the labels of all others.  Paths are relati
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sslx.data.facts import Facts
 
 _NUM_COMPARED = 64  # evenly spaced images, to notice other contents under the same names without reading all files
 _READ_BYTES = 2**16
+_NUM_AT_ONCE = 2**14  # paths in memory at a time
 _MAX_FILES = 2**23  # largest number of files with a 4-byte checksum per path
 
 
@@ -33,22 +35,34 @@ def digest(facts: Facts, parts: Iterable[bytes]) -> str:
     return checksum.hexdigest()
 
 
-def of_paths(facts: Facts, paths: Sequence[str], root: str) -> dict[str, Any]:
+def of_paths(facts: Facts, below_roots: Iterable[bytes], path: Callable[[int], str]) -> dict[str, Any]:
     """Return the identity of files.
+
+    below_roots: the path of each file below the data root.  path: returns the whole path of file i.
 
     digest: digest of all paths below the root and all labels.  paths: (N,) int32, a checksum of each path, missing
     above 8 million files.  contents: (K,) int64, checksums of the size and first bytes of K evenly spaced files, 0 for
     a file that cannot be read.
     """
-    relative = [os.fsencode(path[len(root) :]) for path in paths]
+    num = facts.num_samples
+    checksums = np.empty(num if num <= _MAX_FILES else 0, dtype=np.uint32)
     identity: dict[str, Any] = {
-        "digest": digest(facts, [b"\0".join(relative)]),
-        "contents": contents(len(paths), lambda i: paths[i]),
+        "digest": digest(facts, _joined(iter(below_roots), checksums)),
+        "contents": contents(num, path),
     }
-    if len(paths) <= _MAX_FILES:
-        checksums = np.fromiter(map(zlib.crc32, relative), dtype=np.uint32, count=len(relative))
+    if num <= _MAX_FILES:
         identity["paths"] = torch.from_numpy(checksums.view(np.int32))
     return identity
+
+
+def _joined(paths: Iterator[bytes], checksums: npt.NDArray[np.uint32]) -> Iterator[bytes]:
+    """Yield the parts of all paths joined by null bytes, and fill in a checksum of each, if there is room for them."""
+    start = 0
+    while part := list(islice(paths, _NUM_AT_ONCE)):
+        yield b"\0" * (start > 0) + b"\0".join(part)
+        if len(checksums):
+            checksums[start : start + len(part)] = list(map(zlib.crc32, part))
+        start += len(part)
 
 
 def paths_differ(

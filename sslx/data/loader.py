@@ -21,7 +21,7 @@ from sslx.data.sources import Source
 from sslx.data.text import Texts, TextSpec
 from sslx.data.transfer import Arrays, Delivery
 from sslx.data.views import ResizedView, ViewSpec
-from sslx.data.waiting import Caller, StopWaiting, WaitPolicy
+from sslx.data.waiting import Caller, StopWaiting, WaitPolicy, report_to
 from sslx.data.workers import Deadly
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, UserError
@@ -88,6 +88,8 @@ class Loader:
         none = np.empty(0, dtype=np.int64)
         excluded = none if excluded is None else excluded
         self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line), excluded)
+        policy = self._wait_policy  # and not the loader, which would be kept in memory
+        report_to(lambda line: policy.say(line))
         self._stream: Iterator[Delivery] | None = None
         self._planner = Planner(
             order=order, specs=backend.specs, seed=seed, substitute=self._quarantine.substitute, along=self.along
@@ -120,12 +122,12 @@ class Loader:
 
     def along(self, t: int) -> Arrays:
         """Return batch t's labels, texts and draws, which the backend sends along with the inputs of its views."""
-        index, epoch, arrays = self.order.batch(t), self.order.epoch(t), Arrays()
+        index, passes, arrays = self.order.batch(t), self.order.passes(t), Arrays()
         if self.source.facts.labels is not None:
             arrays["label"] = self.source.facts.labels[self._quarantine.substitute(index)]
         if self._texts:
-            arrays["text"] = self._texts.tokens(epoch, index, self._quarantine.substitute(index))
-        method_draws = self._draw(Draws(seed=self.seed, epoch=epoch, batch=t, index=index))
+            arrays["text"] = self._texts.tokens(passes, index, self._quarantine.substitute(index))
+        method_draws = self._draw(Draws(seed=self.seed, epoch=passes, batch=t, index=index))
         return arrays | {f"{_DRAW}{number}": array for number, array in enumerate(method_draws)}
 
     def _delivery(self) -> Delivery:
@@ -250,7 +252,9 @@ def _backend(
     if name == "torchvision":
         from sslx.data.backends.torchvision import TorchVision
 
-        return TorchVision(source, specs, device=device, num_threads=threads, wait_policy=wait_policy)
+        return TorchVision(
+            source, specs, device=device, num_threads=threads, wait_policy=wait_policy, prefetch=config.prefetch
+        )
     if not has_dali():
         raise ConfigError(
             "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
@@ -259,7 +263,10 @@ def _backend(
     from sslx.data.backends.dali import Dali
 
     threads = max(1, threads)
-    return Dali(source, specs, max_per_rank=per_rank, device=device, num_threads=threads, wait_policy=wait_policy)
+    return Dali(
+        source, specs, max_per_rank=per_rank, device=device, num_threads=threads, wait_policy=wait_policy,
+        prefetch=config.prefetch,
+    )  # fmt: skip
 
 
 def training(
@@ -288,6 +295,7 @@ def training(
         rank=ranks.rank,
         world_size=ranks.world_size,
         blocks=source.facts.blocks,
+        shares=source.facts.shares,
     )
     excluded = None
     if config.exclude:

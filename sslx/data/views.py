@@ -140,7 +140,7 @@ def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], vi
     return _parameters(spec, rng.uniform_columns(seed, "view", epoch, index, view, num=_NUM_DRAWS))
 
 
-def draws(specs: Sequence[ViewSpec], seed: int, epoch: int, index: npt.NDArray[np.int64]) -> list[Draw | None]:
+def draws(specs: Sequence[ViewSpec], seed: int, epoch: rng.Counter, index: npt.NDArray[np.int64]) -> list[Draw | None]:
     """Return the parameters of every view of these samples, with None for evaluation views.
 
     The random numbers of all views are made together, which for a small batch takes little longer than for one view.

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sslx.console import activity
 from sslx.console.words import one_line, plural, shown
-from sslx.data import identity
+from sslx.data import identity, retries
 from sslx.data.codecs import levels as black_and_white
 from sslx.data.codecs.formats import Levels
 from sslx.data.codecs.headers import File, Unreadable
@@ -23,7 +23,9 @@ from sslx.data.config import Config as Reading
 from sslx.data.facts import Facts
 from sslx.data.sources.config import SourceConfig, Split
 from sslx.data.sources.listing import silent
+from sslx.data.sources.paths import Paths
 from sslx.data.waiting import Caller, WaitPolicy
+from sslx.errors import UserError
 
 Indices = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -66,6 +68,11 @@ class Source(ABC):
 
     def __len__(self) -> int:
         return self.facts.num_samples
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders, each with a slash at its end, that the images' paths may be given relative to."""
+        return ()
 
     @abstractmethod
     def where(self, index: int) -> str:
@@ -144,10 +151,24 @@ class Coded(Source):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Files(Coded):
-    """Image files by their paths.  root: the beginning of all paths."""
+    """Image files by their paths, which are kept packed.  root: the beginning of all paths, if they come as a list."""
 
     paths: Sequence[str] = field(repr=False)
     root: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.paths, Paths):
+            object.__setattr__(self, "paths", Paths.of(self.paths, self.root))
+
+    @property
+    def packed(self) -> Paths:
+        """The paths."""
+        assert isinstance(self.paths, Paths)
+        return self.paths
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        return self.packed.roots
 
     def where(self, index: int) -> str:
         return shown(self.paths[index])
@@ -156,23 +177,31 @@ class Files(Coded):
         return self.paths[index]
 
     def take(self, index: Indices) -> Self:
-        return replace(self, facts=self.facts.take(index), paths=self.files(index))
+        return replace(self, facts=self.facts.take(index), paths=self.packed.take(index))
 
     def files(self, index: Indices) -> Sequence[str]:
         return [self.paths[int(i)] for i in index]
 
     def identity(self) -> dict[str, Any]:
-        return identity.of_paths(self.facts, self.paths, self.root)
+        return identity.of_paths(self.facts, self.packed.below_roots(), self.path)
 
     def difference(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-        return identity.paths_differ(before, now, len(self), lambda i: shown(self.paths[i][len(self.root) :]))
+        return identity.paths_differ(before, now, len(self), self._short)
+
+    def _short(self, index: int) -> str:
+        """Return a name for messages: without the root, if there is only one."""
+        path = self.paths[index]
+        return shown(path[len(self.roots[0]) :] if len(self.roots) == 1 else path)
 
 
 class Reader(Protocol):
     """Reads the image files of an ``Encoded`` source.  It must be picklable, since worker processes get a copy."""
 
     def read(self, rows: Indices) -> Sequence[bytes]:
-        """Return the bytes of the image files in these rows.  Any exception marks an image as unreadable."""
+        """Return the bytes of the image files in these rows.
+
+        Errors of the storage are waited out (``retries.may_pass``).  Any other exception marks an image as unreadable.
+        """
         ...
 
     def where(self, row: int) -> str:
@@ -184,11 +213,13 @@ class Reader(Protocol):
 class Encoded(Coded):
     """Image files whose bytes come from a reader, for example of an archive, a table or a database.
 
-    rows: (N,) the images' rows in the reader, or None if row i is image i.
+    rows: (N,) the images' rows in the reader, or None if row i is image i.  timeout_s: how long a read that the storage
+    refuses for the moment is tried again (``retries``).
     """
 
     reader: Reader = field(repr=False)
     rows: Indices | None = field(default=None, repr=False)
+    timeout_s: float = field(default=300.0, repr=False)
 
     def where(self, index: int) -> str:
         return shown(self.reader.where(index if self.rows is None else int(self.rows[index])))
@@ -197,12 +228,17 @@ class Encoded(Coded):
         return replace(self, facts=self.facts.take(index), rows=index if self.rows is None else self.rows[index])
 
     def files(self, index: Indices) -> Sequence[bytes]:
+        rows = index if self.rows is None else self.rows[index]
         try:
-            return self.reader.read(index if self.rows is None else self.rows[index])
-        except (Unreadable, MemoryError):
+            return retries.until_read(lambda: self.reader.read(rows), lambda: self._place(index), self.timeout_s)
+        except (Unreadable, MemoryError, UserError):
             raise
         except Exception as error:  # from any library that a reader uses
             raise Unreadable(f"{type(error).__name__}: {one_line(error)}") from error
+
+    def _place(self, index: Indices) -> str:
+        """Return the name of the first of these images for messages."""
+        return self.where(int(index[0]))
 
     def identity(self) -> dict[str, Any]:
         """Return a digest of the number of images and their labels, and (K,) int64 checksums of K images' contents."""
@@ -233,6 +269,8 @@ def build(
     reading = reading or Reading()
     context = Context(classes=training.facts.classes if training else None, say=say, timeout_s=reading.timeout_s)
     source = config.build(split, context)
+    if isinstance(source, Encoded):
+        source = replace(source, timeout_s=reading.timeout_s)
     if not isinstance(source, Coded) or source.levels:
         return source
     levels = training.levels if isinstance(training, Coded) else None
