@@ -52,6 +52,11 @@ def may_pass(error: BaseException) -> bool:
     return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__)
 
 
+def is_of_storage(error: BaseException) -> bool:
+    """Return whether what makes an image unreadable may pass, because it is an error of its disk or mount."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _PASSING
+
+
 def _status_of_response(error: BaseException) -> object:
     return getattr(getattr(error, "response", None), "status_code", None)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from sslx.data import views
+from sslx.data import retries, views
 from sslx.data.backends.color import Finish
 from sslx.data.codecs import formats, levels
 from sslx.data.codecs.formats import Levels
@@ -46,7 +46,9 @@ def images(source: Source, index: Indices, begin: Callable[[int], None] = unseen
     begin(int(index[0]))  # before a reader reads the bytes of all images
     for i, file in zip(index.tolist(), source.files(index), strict=True):
         begin(i)
-        yield decode(file, levels.of(source))
+        yield retries.until_read(
+            partial(decode, file, levels.of(source)), partial(source.where, i), source.timeout_s, retries.is_of_storage
+        )
 
 
 def decode(file: File, black_and_white: Levels) -> Tensor:

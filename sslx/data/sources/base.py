@@ -140,9 +140,11 @@ class Coded(Source):
     """Image files to decode, given as paths or bytes.
 
     levels: black and white of files that do not state them.  If None, they are measured when the first image is read.
+    timeout_s: how long a read that the storage refuses for the moment is tried again (``retries``).
     """
 
     levels: Levels | None = field(default=None, repr=False)
+    timeout_s: float = field(default=300.0, repr=False)
 
     @abstractmethod
     def files(self, index: Indices) -> Sequence[File]:
@@ -213,13 +215,11 @@ class Reader(Protocol):
 class Encoded(Coded):
     """Image files whose bytes come from a reader, for example of an archive, a table or a database.
 
-    rows: (N,) the images' rows in the reader, or None if row i is image i.  timeout_s: how long a read that the storage
-    refuses for the moment is tried again (``retries``).
+    rows: (N,) the images' rows in the reader, or None if row i is image i.
     """
 
     reader: Reader = field(repr=False)
     rows: Indices | None = field(default=None, repr=False)
-    timeout_s: float = field(default=300.0, repr=False)
 
     def where(self, index: int) -> str:
         return shown(self.reader.where(index if self.rows is None else int(self.rows[index])))
@@ -269,9 +269,10 @@ def build(
     reading = reading or Reading()
     context = Context(classes=training.facts.classes if training else None, say=say, timeout_s=reading.timeout_s)
     source = config.build(split, context)
-    if isinstance(source, Encoded):
-        source = replace(source, timeout_s=reading.timeout_s)
-    if not isinstance(source, Coded) or source.levels:
+    if not isinstance(source, Coded):
+        return source
+    source = replace(source, timeout_s=reading.timeout_s)
+    if source.levels:
         return source
     levels = training.levels if isinstance(training, Coded) else None
     if reading.range != "auto":
