@@ -254,6 +254,16 @@ def startup() -> Figures:
     return {"one_s": f"{one['median']:.1f}", "two_s": f"{two['median']:.1f}", "n": str(one["n"])}
 
 
+def many_files() -> Figures:
+    record = newest("many_files", kind="folders")[0]
+    many = record["starts"][str(record["files"][1])]
+    return {
+        "first_s": f"{many['first_s']:.1f}",
+        "second_s": f"{many['second_s']:.1f}",
+        "mb": f"{record['mb_per_million']:.0f}",
+    }
+
+
 def harness() -> Figures:
     record = newest("harness")[0]
     return {
@@ -296,5 +306,5 @@ def score(recipe: str) -> str:
 TOPICS: dict[str, Callable[[], Figures]] = {
     function.__name__: function
     for function in (accuracy, quickstart, methods, photos, time_to_accuracy, step, peers, loader, nt_xent,
-                     nt_xent_small, parity, counts, startup, harness, slurm)
+                     nt_xent_small, parity, counts, startup, many_files, harness, slurm)
 }  # fmt: skip
