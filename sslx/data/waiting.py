@@ -4,7 +4,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -32,6 +33,17 @@ def report_to(report: Callable[[str], None], on_sign: Callable[[], None] | None 
     """Let ``report`` take the lines of reads anywhere in this process, and ``on_sign`` note that they make progress."""
     global _report, _on_sign
     _report, _on_sign = report, on_sign
+
+
+@contextmanager
+def reporting_to(report: Callable[[str], None]) -> Generator[None]:
+    """Let ``report`` take the lines of reads until the end of the context."""
+    before = _report
+    report_to(report, _on_sign)
+    try:
+        yield
+    finally:
+        report_to(before, _on_sign)
 
 
 def report(line: str) -> None:

@@ -24,7 +24,7 @@ from sslx.data.facts import Facts
 from sslx.data.sources.config import SourceConfig, Split
 from sslx.data.sources.listing import silent
 from sslx.data.sources.paths import Paths
-from sslx.data.waiting import Caller, WaitPolicy
+from sslx.data.waiting import Caller, WaitPolicy, reporting_to
 from sslx.errors import UserError
 
 Indices = npt.NDArray[np.int64]
@@ -50,7 +50,7 @@ class Context:
         Raises StorageError after ``timeout_s`` without an answer of the disk or a line.  what: what the error names as
         waited for.
         """
-        with Caller(WaitPolicy(self.timeout_s, say=self.say), lambda: what) as call:
+        with Caller(WaitPolicy(self.timeout_s, say=self.say), lambda: what) as call, reporting_to(self.say):
             return call(partial(function, call.alive(self.say)))
 
 

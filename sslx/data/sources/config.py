@@ -48,6 +48,6 @@ class SourceConfig:
         return self.name, *(str(path) if is_address(path) else os.path.realpath(expanded(path)) for path in paths)
 
 
-def is_address(path: Path) -> bool:
+def is_address(place: str | Path) -> bool:
     """Return whether this is an address such as s3://bucket/folder, of which a Path keeps a single slash."""
-    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)) is not None
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(place)) is not None

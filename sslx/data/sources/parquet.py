@@ -14,10 +14,9 @@ from sslx.console import activity
 from sslx.console.words import shown
 from sslx.data import retries
 from sslx.data.facts import Facts
-from sslx.data.sources import labels, located, row_groups, sides
+from sslx.data.sources import labels, located, remote, row_groups, sides
 from sslx.data.sources.base import Context, Encoded
-from sslx.data.sources.config import SourceConfig, Split
-from sslx.data.sources.remote import is_address
+from sslx.data.sources.config import SourceConfig, Split, is_address
 from sslx.data.sources.row_groups import Rows, Table
 from sslx.errors import ConfigError, DataError, MissingInput, UserError
 from sslx.machine import files
@@ -109,7 +108,7 @@ def _joined(config: Config, name: str, paths: Sequence[str], context: Context) -
     first = np.cumsum(lengths) - lengths
     rows = Rows(
         paths=tuple(paths),
-        stamps=tuple(map(row_groups.stamp_at, paths)),
+        stamps=tuple(_stamps(paths, context.timeout_s)),
         table=np.repeat(np.arange(len(paths)), counts),
         group=np.concatenate([np.arange(count) for count in counts]),
         first=first,
@@ -125,6 +124,12 @@ def _joined(config: Config, name: str, paths: Sequence[str], context: Context) -
         others = labels.listed([other for other in columns.names if other not in (columns.image, columns.caption)])
         return replace(source, unlabeled=f"no column of labels, which --source.label names; others: {others}")
     return labels.labeled(source, columns.labels, context.classes, columns.classes)
+
+
+def _stamps(paths: Sequence[str], timeout_s: float) -> list[tuple[int, int]]:
+    if is_address(paths[0]):
+        return remote.stamps_of(paths, "--source.root", timeout_s)
+    return list(map(row_groups.stamp_at, paths))
 
 
 def _opened(path: str, timeout_s: float) -> Table:

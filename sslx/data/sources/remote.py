@@ -33,11 +33,6 @@ def address_of(path: Path) -> str:
     return f"{scheme}:///{rest.lstrip('/')}" if scheme in ("file", "local") else f"{scheme}://{rest.lstrip('/')}"
 
 
-def is_address(place: str) -> bool:
-    """Return whether this is an address and not a path."""
-    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place) is not None
-
-
 def _opened(address: str) -> tuple[Any, str]:
     """Return the file system of an address, and the path there.
 
@@ -48,7 +43,7 @@ def _opened(address: str) -> tuple[Any, str]:
         fsspec: Any = import_module("fsspec.core")
         return fsspec.url_to_fs(address, **_options(scheme))
     except ImportError as error:
-        raise ConfigError(f"{shown(address)} cannot be read yet: {one_line(error) or 'pip install fsspec'}") from error
+        raise ConfigError(f"{shown(address)} needs a package that is not installed: {one_line(error)}") from error
     except ValueError as error:
         raise ConfigError(
             f"{shown(address)} has an unknown scheme, {shown(scheme)}: expected one that fsspec reads, such as s3, gs, "
@@ -102,22 +97,22 @@ def stamps_of(addresses: Sequence[str], flag: str, timeout_s: float) -> list[Sta
 
 
 def _stamp(address: str, timeout_s: float) -> Stamp | None:
-    system, path = _opened(address)
     try:
-        about: dict[str, Any] = _asked(partial(system.info, path), address, timeout_s)
+        return _asked(partial(current_stamp, address), address, timeout_s)
     except FileNotFoundError:
         return None
+
+
+def current_stamp(address: str) -> Stamp:
+    """Return the stamp of a file, asking once.  Raises FileNotFoundError, the errors of its library, and DataError."""
+    waiting.sign_of_life()
+    system, path = _opened(address)
+    about: dict[str, Any] = system.info(path)
     if not isinstance(size := about.get("size"), int):
         raise DataError(f"the server does not say how large {shown(address)} is, so a cut copy would go unnoticed")
     changes = [about[name] for name in _CHANGES if about.get(name)] or [about.get("created")]
     text = repr([value.isoformat() if isinstance(value, datetime) else value for value in changes])
     return size, int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def stamp_of(address: str, timeout_s: float = 300.0) -> Stamp | None:
-    """Return the stamp of one file, or None if it does not exist."""
-    waiting.sign_of_life()
-    return _stamp(address, timeout_s)
 
 
 def copy(address: str, place: str) -> None:

@@ -1,6 +1,5 @@
 """Tables of images in Parquet and Arrow files, read by groups of rows, of which each process keeps some."""
 
-import errno
 import os
 import threading
 from collections import OrderedDict
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from sslx.data.codecs.headers import Unreadable
 from sslx.data.sources import remote
+from sslx.data.sources.config import is_address
 
 Indices = npt.NDArray[np.int64]
 
@@ -78,7 +78,7 @@ class Table:
             self.lengths = [len(chunk) for chunk in chunks]
         else:
             parquet: Any = import_module("pyarrow.parquet")
-            self._file = parquet.ParquetFile(remote.open_file(path) if remote.is_address(path) else path)
+            self._file = parquet.ParquetFile(remote.open_file(path) if is_address(path) else path)
             metadata = self._file.metadata
             self.schema = self._file.schema_arrow
             self.lengths = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -164,7 +164,7 @@ def _file(path: str | None, table: str) -> bytes | None:
 
 def stamp_at(path: str) -> tuple[int, int]:
     """Return the size and the time of change of a file.  Each process asks only once for a file at an address."""
-    if remote.is_address(path):
+    if is_address(path):
         return _remote_stamp(path, os.getpid())
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
@@ -173,7 +173,4 @@ def stamp_at(path: str) -> tuple[int, int]:
 @cache
 def _remote_stamp(address: str, process: int) -> tuple[int, int]:
     assert process == os.getpid()
-    stamp = remote.stamp_of(address)
-    if stamp is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address)
-    return stamp
+    return remote.current_stamp(address)

@@ -72,7 +72,6 @@ class ShardCache:
                 if place.exists():
                     return
                 try:
-                    self._make_room(size, part, address)
                     retries.until_read(
                         lambda: self._fetch(address, stamp, part), lambda: shown(address), self.timeout_s
                     )
@@ -93,11 +92,9 @@ class ShardCache:
 
     def _fetch(self, address: str, stamp: Stamp, part: Path) -> None:
         """Copy a file.  Raises the errors of its storage, ConnectionError for a copy that is cut, and Unreadable."""
-        now = remote.stamp_of(address, self.timeout_s)
-        if now is None:
-            raise FileNotFoundError(address)
-        if now != stamp:
+        if remote.current_stamp(address) != stamp:
             raise Unreadable("its file has changed since it was indexed: start again, with the file as it was")
+        self._make_room(stamp[0], part, address)
         remote.copy(address, str(part))
         if (size := part.stat().st_size) != stamp[0]:
             raise ConnectionError(f"the copy has {size:,} bytes of {stamp[0]:,}")

@@ -24,9 +24,9 @@ from torch import Tensor
 from sslx import distributed
 from sslx.console.words import plural, shown
 from sslx.data.codecs.headers import Unreadable
+from sslx.data.sources.config import is_address
 from sslx.data.sources.listing import EXTENSIONS, silent
 from sslx.data.sources.packed import Packed
-from sslx.data.sources.remote import is_address
 from sslx.data.sources.shard_cache import ShardCache
 from sslx.data.waiting import WaitPolicy
 from sslx.data.workers import Pool, answer_alone

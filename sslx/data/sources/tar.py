@@ -16,9 +16,8 @@ from sslx.data.codecs.headers import Unreadable
 from sslx.data.facts import Facts
 from sslx.data.sources import labels, located, remote, shards, sides
 from sslx.data.sources.base import Context, Encoded, Indices
-from sslx.data.sources.config import SourceConfig, Split
+from sslx.data.sources.config import SourceConfig, Split, is_address
 from sslx.data.sources.packed import Packed
-from sslx.data.sources.remote import is_address
 from sslx.data.sources.shard_cache import ShardCache
 from sslx.data.sources.shards import Index
 from sslx.errors import ConfigError, DataError, MissingInput
