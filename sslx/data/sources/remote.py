@@ -55,7 +55,10 @@ def _options(scheme: str) -> dict[str, Any]:
     """Return what a library must be told: aiohttp would give up on a file that takes more than five minutes."""
     if scheme not in ("http", "https"):
         return {}
-    limits: Any = import_module("aiohttp").ClientTimeout
+    try:
+        limits: Any = import_module("aiohttp").ClientTimeout
+    except ImportError as error:
+        raise ImportError("pip install 'sslx[remote]', which brings aiohttp") from error
     return {"client_kwargs": {"timeout": limits(total=None, sock_connect=30, sock_read=60)}}
 
 

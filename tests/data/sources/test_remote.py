@@ -202,9 +202,11 @@ def test_processes_copy_once_and_a_killed_one_leaves_nothing_in_the_way(
 
 
 def test_a_shard_that_changes_or_goes_is_named_for_each_image(shards: Path, server: Server) -> None:
-    """The cache holds one shard, the last one that was indexed."""
+    """The cache holds one shard, the one that was read last."""
     server.etag = "one"
     source = built(f"{server.address}/train-{{000..003}}.tar", cache_gb=3e-5)
+    assert isinstance(source, Encoded)
+    source.files(np.array([0]))
     server.etag = "two"
     (shards / "train-002.tar").unlink()
     lines: list[str] = []
