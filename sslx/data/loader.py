@@ -1,5 +1,6 @@
 """Loaders: read, decode and augment the images of a source into Batches, restartable at any batch and world size."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -29,6 +30,8 @@ from sslx.machine import cores, device_errors, limits
 
 Indices = npt.NDArray[np.int64]
 _DRAW = "draw "
+_MAX_FAILURES = 5
+"""Failures of a backend at one batch, all of whose files can be read, that end the run."""
 
 
 class Backend(Protocol):
@@ -132,7 +135,7 @@ class Loader:
 
     def _delivery(self) -> Delivery:
         """Return the next batch, from a new stream if the last one ended at unreadable images."""
-        has_failed = False
+        num_failures = 0
         while True:
             if self._stream is None:
                 self._stream = self.backend.stream(self._planner, self.delivered)
@@ -152,10 +155,12 @@ class Loader:
                     raise ConfigError(f"the loader: {words}") from error
                 if self._quarantine.search(self.order.batch(self.delivered)):
                     continue
-                if has_failed:  # again, although the search may have changed how the backend reads some files
+                num_failures += 1  # the search may have changed how the backend reads some files
+                if num_failures == _MAX_FAILURES:
                     reason = " ".join(str(error).split())
                     raise DataError(f"the loader failed on readable files: {reason}") from error
-                has_failed = True
+                if num_failures > 1:  # perhaps the storage fails now and then, at another file each time
+                    time.sleep(0.05 * 2**num_failures)
 
     def listen(self, stop: Callable[[float], bool], say: Callable[[str], None]) -> None:
         """Send messages to ``say``, and raise StopWaiting in a wait for data once ``stop(seconds waited)`` is true."""
