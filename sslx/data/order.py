@@ -199,7 +199,7 @@ class Shuffled:
         """Return the seed, the epoch, and ``position``, the epoch's samples before batch t on all ranks together."""
         epoch, within = divmod(t, self.num_batches)
         position = within * self._micro_batch_size
-        state = {"order": VERSION, "seed": self.seed, "epoch": epoch, "position": position}
+        state: dict[str, Any] = {"order": VERSION, "seed": self.seed, "epoch": epoch, "position": position}
         if self.shares:
             state["weights"] = [share.weight for share in self.shares]
         return state if self.blocks is None else {**state, "window": self.window}

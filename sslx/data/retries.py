@@ -38,9 +38,9 @@ _last_said_s = -_SAY_EVERY_S
 
 def may_pass(error: BaseException) -> bool:
     """Return whether the same read may succeed later: the storage is at fault, not the file that was asked for."""
-    for status in (*(getattr(error, name, None) for name in ("status", "code")), _status_of_response(error)):
-        if isinstance(status, int) and 400 <= status < 600:
-            return status >= 500 or status in _BUSY
+    status = _status(error)
+    if isinstance(status, int) and 400 <= status < 600:
+        return status >= 500 or status in _BUSY
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
@@ -57,8 +57,12 @@ def is_of_storage(error: BaseException) -> bool:
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in _PASSING
 
 
-def _status_of_response(error: BaseException) -> object:
-    return getattr(getattr(error, "response", None), "status_code", None)
+def _status(error: BaseException) -> object:
+    """Return the code of HTTP that an error has, under the names that libraries give it."""
+    for owner, name in ((error, "status"), (getattr(error, "response", None), "status_code"), (error, "code")):
+        if (status := getattr(owner, name, None)) is not None:
+            return status
+    return None
 
 
 def until_read(

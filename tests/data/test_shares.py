@@ -32,14 +32,14 @@ def share_of(samples: np.ndarray) -> np.ndarray:
 def test_an_epoch_is_whole_passes_and_a_fraction_of_each_share() -> None:
     seed = int(np.random.default_rng().integers(1000))
     seen: list[tuple[int, int]] = []
-    for epoch in range(12):
+    for epoch in range(6):
         order = Weighted(seed, epoch, SHARES)
         assert order.num_samples == sum(PER_EPOCH)
         positions = np.random.default_rng().permutation(60)
         samples, passes = order.samples(positions)
         np.testing.assert_array_equal(np.bincount(share_of(samples)), PER_EPOCH)
         inverse = {position: (s, p) for position, s, p in zip(positions, samples, passes, strict=True)}
-        for sample in range(60):
+        for sample in np.random.default_rng().permutation(60)[:12].tolist():
             where, numbers = order.positions(sample)
             found = {(position, number) for position, number in zip(where.tolist(), numbers.tolist(), strict=True)}
             assert found == {(int(k), int(p)) for k, (s, p) in inverse.items() if s == sample}
@@ -52,7 +52,7 @@ def test_an_epoch_is_whole_passes_and_a_fraction_of_each_share() -> None:
     times = Counter(sample for sample, _ in seen)
     for sample in range(60):
         share = int(share_of(np.array(sample)))
-        assert abs(times[sample] - 12 * PER_EPOCH[share] / SHARES[share].num_samples) < 1
+        assert abs(times[sample] - 6 * PER_EPOCH[share] / SHARES[share].num_samples) < 1
     again = Weighted(seed, 3, SHARES).samples(np.arange(60))[0]
     assert (again != Weighted(seed, 4, SHARES).samples(np.arange(60))[0]).mean() > 0.5
     one, other = Weighted(seed, 7, SHARES).samples(np.array([11])), Weighted(seed, 7, SHARES).samples(np.arange(60))
@@ -105,8 +105,8 @@ def weighted_source() -> Pixels:
 
 def test_claims_of_lineage_are_what_the_loader_delivered() -> None:
     source = weighted_source()
-    batches = take(training_loader(source, "torchvision", SPECS, batch_size=12, threads=0, seed=4), 15)
-    training = Training(order=order(), num_steps=15, specs=SPECS, seed=4)
+    batches = take(training_loader(source, "torchvision", SPECS, batch_size=12, threads=0, seed=4), 10)
+    training = Training(order=order(), num_steps=10, specs=SPECS, seed=4)
     num_claims, crops = 0, set[tuple[int, ...]]()
     for index in range(60):
         height, width = source.pixels[index].shape[:2]
@@ -122,7 +122,7 @@ def test_claims_of_lineage_are_what_the_loader_delivered() -> None:
             boxes.append(claim.box)
             num_claims += 1
         crops |= {(index, *box) for box in boxes}
-    assert num_claims == 15 * 12
+    assert num_claims == 10 * 12
     assert len(crops) > 0.9 * num_claims, "each pass draws other crops, also within an epoch"
 
 

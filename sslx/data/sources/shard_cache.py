@@ -47,7 +47,7 @@ class ShardCache:
             try:
                 descriptor = os.open(place, os.O_RDONLY)
                 break
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 self._copy(address, stamp, place)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -33,8 +33,8 @@ def listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(listing_cache, "_SETTLED_NS", 0)
     folders, scandir = list[str](), os.scandir
 
-    def seen(path: str) -> object:
-        folders.append(os.fspath(path))
+    def seen(path: str | int) -> object:
+        folders.append(str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", seen)
@@ -43,7 +43,9 @@ def listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 def expected(root: Path) -> list[str]:
     """What a listing finds, found in another way."""
-    return sorted(os.path.join(place, name) for place, _, names in os.walk(root) for name in names if ".png" in name)
+    paths = [os.path.join(root, name) for name in os.listdir(root)]
+    below = [path for folder in paths if os.path.isdir(folder) for path in expected(Path(folder))]
+    return sorted(below + [path for path in paths if path.endswith(".png")])
 
 
 def settle() -> None:
@@ -75,12 +77,10 @@ def test_every_change_of_names_is_noticed(make: Make, listed: list[str], change:
     root = make(*NAMES)
     settle()
     assert list(Listing(root).paths()) == expected(root)
-    first = Listing(root)
-    assert list(first.paths()) == expected(root)
-    num_listed = len(listed)
+    assert len(listed) == 6
     kept = Listing(root)
     assert list(kept.paths()) == expected(root)
-    assert len(listed) == num_listed + 5, "by os.walk alone"
+    assert len(listed) == 6
     assert kept.skipped == {".txt": [1, "a/notes.txt"]}
     assert sorted(kept.folders) == ["", "a/", "b c/", "b/", "b/deep/", "\udcff/"]
     settle()
@@ -97,7 +97,7 @@ def test_a_second_start_lists_no_folder_and_is_the_first_one(make: Make, listed:
     assert listed
     listed.clear()
     again = build(folder(root, splits="folders"), "pretrain")
-    assert [place for place in listed if place.endswith(("a/", "b/", "deep/"))] == []
+    assert [place for place in listed if place.startswith((f"{root}/a/", f"{root}/b/"))] == []
     assert relative(again, root) == relative(first, root) == ["a/1.png", "a/2.png", "b/3.png", "b/deep/4.png"]
     assert (again.notes, again.facts.classes, again.identity()["digest"]) == (
         first.notes,
@@ -147,7 +147,7 @@ def test_a_damaged_listing_is_made_again(make: Make, listed: list[str], tmp_path
     assert list(Listing(root).paths()) == expected(root)
     listed.clear()
     assert list(Listing(root).paths()) == expected(root)
-    assert len(listed) == 5 + 1, "that of os.walk: it is whole again"
+    assert listed == [], "it is whole again"
 
 
 def test_few_listings_are_kept_and_nowhere_to_keep_them_is_no_error(
@@ -196,7 +196,8 @@ def _listed_together(root: str) -> tuple[int, str]:
     return len(paths), paths[len(paths) - 1]
 
 
-def test_that_the_files_of_a_list_exist_is_noted_until_a_folder_changes(make: Make, listed: list[str]) -> None:
+@pytest.mark.usefixtures("listed")
+def test_that_the_files_of_a_list_exist_is_noted_until_a_folder_changes(make: Make) -> None:
     root = make("a/1.png", "b/2.png", "b/3.png")
     file = root / "list.txt"
     file.write_text("a/1.png\nb/2.png\nb/3.png\n")
@@ -204,7 +205,7 @@ def test_that_the_files_of_a_list_exist_is_noted_until_a_folder_changes(make: Ma
     listdir, asked = os.listdir, list[str]()
 
     def seen(path: str) -> list[str]:
-        asked.append(path)
+        asked.extend([path] if str(path).startswith(str(root)) else [])
         return listdir(path)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -219,19 +220,18 @@ def test_that_the_files_of_a_list_exist_is_noted_until_a_folder_changes(make: Ma
             build(lists.Config(root=file), "pretrain")
         file.write_text("a/1.png\nb/3.png\n")
         assert len(build(lists.Config(root=file), "pretrain")) == 2
-    assert listed
 
 
 def test_paths_take_little_more_than_their_bytes() -> None:
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    paths = Paths.of((f"/data/images/n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(20_000)), "/data/images/")
+    paths = Paths.of((f"/data/images/n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(5_000)), "/data/images/")
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert used / 20_000 < 45, "29 to 33 bytes of a name, and 12"
-    i = int(np.random.default_rng().integers(20_000))
+    assert used / 5_000 < 45, "29 to 33 bytes of a name, and 12"
+    i = int(np.random.default_rng().integers(5_000))
     assert paths[i] == f"/data/images/n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG"
-    assert paths[i - 20_000] == paths[i]
+    assert paths[i - 5_000] == paths[i]
     assert list(paths.take(np.array([i, 3, i]))) == [paths[i], paths[3], paths[i]]
     assert paths[5:7] == [paths[5], paths[6]]
     joined = Paths.joined([paths.take(np.arange(3)), Paths.of(["/b/\udcff.png"], "/b/")])
