@@ -88,12 +88,20 @@ class _Handler(SimpleHTTPRequestHandler):
         pass
 
 
+class _Quiet(ThreadingHTTPServer):
+    """A server that does not print the errors of connections that a killed client has left."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
 @contextmanager
 def serving(folder: Path, **behavior: Any) -> Generator[Server]:
     """Serve a folder at ``Server.address`` while it is entered.  behavior: fields of ``Server``."""
     state = Server(**behavior)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, state, directory=str(folder)))
-    server.daemon_threads = True
+    server = _Quiet(("127.0.0.1", 0), partial(_Handler, state, directory=str(folder)))
     state.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

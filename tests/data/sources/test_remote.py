@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ from kit.loaders import assert_same, take, training_loader
 from sslx.data import retries
 from sslx.data.config import Config as Reading
 from sslx.data.sources import Encoded, Source, build, config, remote
+from sslx.data.sources.listing import silent
 from sslx.data.sources.shard_cache import ShardCache
 from sslx.data.sources.tar import Config, Members
 from sslx.data.views import Augment, ViewSpec
@@ -57,8 +58,8 @@ def server(shards: Path) -> Generator[Server]:
         yield state
 
 
-def built(root: str | Path, timeout_s: float = 20.0, **options: Any) -> Source:
-    return build(Config(root=Path(root), **options), "pretrain", Reading(timeout_s=timeout_s))
+def built(root: str | Path, timeout_s: float = 20.0, say: Callable[[str], None] = silent, **options: Any) -> Source:
+    return build(Config(root=Path(root), **options), "pretrain", Reading(timeout_s=timeout_s), say=say)
 
 
 def read(source: Source) -> list[bytes]:
@@ -97,7 +98,7 @@ def test_a_server_that_fails_every_third_time_changes_no_batch(
     server.fail, server.cut = lambda number: number % 3 == 0, 3
     largest = max(path.stat().st_size for path in shards.glob("*.tar"))
     lines: list[str] = []
-    source = built(f"{server.address}/train-{{000..003}}.tar", cache_gb=2.5 * largest / 1e9)
+    source = built(f"{server.address}/train-{{000..003}}.tar", say=lines.append, cache_gb=2.5 * largest / 1e9)
     loader = training_loader(source, backend, SPECS, threads=threads, say=lines.append)
     batches = take(loader, 5)
     assert not loader.bad
@@ -107,7 +108,7 @@ def test_a_server_that_fails_every_third_time_changes_no_batch(
     assert sum(path.stat().st_size for path in copies(tmp_path)) <= 2.5 * largest
     assert any("slow, since batches take images from up to 32 tar files" in note for note in source.notes)
     waited = [line for line in lines if "cannot be read for now" in line]
-    assert 1 <= len(waited) <= 1 + threads
+    assert 1 <= len(waited) <= 5, "once in half a minute in each process that reads"
     assert all(server.address in line and "503" in line for line in waited), lines
 
 
