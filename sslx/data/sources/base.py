@@ -159,7 +159,7 @@ class Files(Coded):
     root: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.paths, Paths):
+        if not isinstance(self.paths, Paths) or (self.root and self.paths.roots != (self.root,)):
             object.__setattr__(self, "paths", Paths.of(self.paths, self.root))
 
     @property

@@ -109,7 +109,7 @@ def test_a_server_that_fails_every_third_time_changes_no_batch(
     assert any("slow, since batches take images from up to 32 tar files" in note for note in source.notes)
     waited = [line for line in lines if "cannot be read for now" in line]
     assert 1 <= len(waited) <= 5, "once in half a minute in each process that reads"
-    assert all(server.address in line and "503" in line for line in waited), lines
+    assert all(server.address in line for line in waited), lines
 
 
 @pytest.mark.parametrize("backend", ["torchvision", "dali"])
