@@ -8,7 +8,6 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from sslx.data.facts import Facts
 
 _NUM_COMPARED = 64  # evenly spaced images, to notice other contents under the same names without reading all files
 _READ_BYTES = 2**16
-_NUM_AT_ONCE = 2**14  # paths in memory at a time
 _MAX_FILES = 2**23  # largest number of files with a 4-byte checksum per path
 
 
@@ -35,10 +33,10 @@ def digest(facts: Facts, parts: Iterable[bytes]) -> str:
     return checksum.hexdigest()
 
 
-def of_paths(facts: Facts, below_roots: Iterable[bytes], path: Callable[[int], str]) -> dict[str, Any]:
+def of_paths(facts: Facts, below_roots: Iterable[list[bytes]], path: Callable[[int], str]) -> dict[str, Any]:
     """Return the identity of files.
 
-    below_roots: the path of each file below the data root.  path: returns the whole path of file i.
+    below_roots: the paths of all files below the data root, some at a time.  path: returns the whole path of file i.
 
     digest: digest of all paths below the root and all labels.  paths: (N,) int32, a checksum of each path, missing
     above 8 million files.  contents: (K,) int64, checksums of the size and first bytes of K evenly spaced files, 0 for
@@ -47,7 +45,7 @@ def of_paths(facts: Facts, below_roots: Iterable[bytes], path: Callable[[int], s
     num = facts.num_samples
     checksums = np.empty(num if num <= _MAX_FILES else 0, dtype=np.uint32)
     identity: dict[str, Any] = {
-        "digest": digest(facts, _joined(iter(below_roots), checksums)),
+        "digest": digest(facts, _joined(below_roots, checksums)),
         "contents": contents(num, path),
     }
     if num <= _MAX_FILES:
@@ -55,10 +53,10 @@ def of_paths(facts: Facts, below_roots: Iterable[bytes], path: Callable[[int], s
     return identity
 
 
-def _joined(paths: Iterator[bytes], checksums: npt.NDArray[np.uint32]) -> Iterator[bytes]:
+def _joined(parts: Iterable[list[bytes]], checksums: npt.NDArray[np.uint32]) -> Iterator[bytes]:
     """Yield the parts of all paths joined by null bytes, and fill in a checksum of each, if there is room for them."""
     start = 0
-    while part := list(islice(paths, _NUM_AT_ONCE)):
+    for part in parts:
         yield b"\0" * (start > 0) + b"\0".join(part)
         if len(checksums):
             checksums[start : start + len(part)] = list(map(zlib.crc32, part))

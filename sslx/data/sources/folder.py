@@ -202,20 +202,25 @@ def _listed(
 
 def _labeled(source: Files, listing: Listing, classes: Sequence[str] | None) -> Files:
     """Return the source with its class folders as labels, if all images lie in such folders."""
-    seen: dict[str, int] = {}
-    tops = np.fromiter(
-        (seen.setdefault(_top(name), len(seen)) for name in source.packed.below_roots()), np.int64, len(source)
-    )
-    if loose := int((tops == seen.get("", -1)).sum()):
-        first = shown(source.paths[int((tops == seen[""]).argmax())][len(listing.root) :])
+    seen: dict[bytes, int] = {}  # the first folder of a path, or b"" for images directly in the root
+    tops = np.empty(len(source), dtype=np.int64)
+    start = 0
+    for part in source.packed.below_roots():
+        halves = [name.partition(b"/") for name in part]
+        numbers = [seen.setdefault(folder if slash else b"", len(seen)) for folder, slash, _ in halves]
+        tops[start : start + len(part)] = numbers
+        start += len(part)
+    if loose := int((tops == seen.get(b"", -1)).sum()):
+        first = shown(source.paths[int((tops == seen[b""]).argmax())][len(listing.root) :])
         beside = f"{loose:,} images such as {first} lie" if loose > 1 else f"{first} lies"
         why = "no class folders" if loose == len(tops) else f"{beside} beside the folders"
         return replace(source, unlabeled=why)
-    names = sorted(seen)
+    folders = list(map(os.fsdecode, seen))
+    names = sorted(folders)
     printable = {name: shown(name, limit=len(name) * 10) for name in names}
     number = {name: i for i, name in enumerate(classes or printable.values())}
     known = {name: number.get(printable[name], -1) for name in names}
-    labels = np.array([known[top] for top in seen], dtype=np.int64)[tops]
+    labels = np.array([known[folder] for folder in folders], dtype=np.int64)[tops]
     source = replace(
         source,
         facts=replace(source.facts, labels=labels, classes=tuple(number)),
@@ -223,12 +228,6 @@ def _labeled(source: Files, listing: Listing, classes: Sequence[str] | None) -> 
     )
     unknown = [shown(name) for name in names if known[name] < 0]
     return without_unknown(source, unknown) if unknown else source
-
-
-def _top(path: bytes) -> str:
-    """Return the first folder of a path below the root, or "" if it has none."""
-    folder, slash, _ = path.partition(b"/")
-    return os.fsdecode(folder) if slash else ""
 
 
 def _class_notes(listing: Listing, names: Sequence[str], num_images: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-_NUM_AT_ONCE = 1 << 14  # texts whose places are Python's numbers at a time
+_NUM_AT_ONCE = 1 << 14  # texts that are Python's objects at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +48,16 @@ class Packed:
         return None if length < 0 else self.data[end - length : end]
 
     def __iter__(self) -> Iterator[bytes | None]:
+        for part in self.parts():
+            yield from part
+
+    def parts(self) -> Iterator[list[bytes | None]]:
+        """Yield all texts in order, some thousands at a time, which is faster than one by one."""
+        data = self.data
         for first in range(0, len(self), _NUM_AT_ONCE):
             part = slice(first, first + _NUM_AT_ONCE)
-            for length, end in zip(self.lengths[part].tolist(), self.ends[part].tolist(), strict=True):
-                yield None if length < 0 else self.data[end - length : end]
+            pairs = zip(self.lengths[part].tolist(), self.ends[part].tolist(), strict=True)
+            yield [None if length < 0 else data[end - length : end] for length, end in pairs]
 
     def take(self, index: npt.NDArray[np.int64]) -> "Packed":
         """Return the texts at these indices (K,)."""

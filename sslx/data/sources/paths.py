@@ -57,14 +57,17 @@ class Paths(Sequence[str]):
         for root, name in zip(self.root_of, self.names, strict=True):
             yield self.roots[root] + os.fsdecode(name or b"")
 
-    def below_roots(self) -> Iterator[bytes]:
-        """Yield each path without its root.  If there are several roots, the root's number comes first."""
-        if self.root_of is None:
-            yield from (name or b"" for name in self.names)
-            return
+    def below_roots(self) -> Iterator[list[bytes]]:
+        """Yield the paths without their roots, some thousands at a time.  Of several roots, the number comes first."""
         numbers = [b"%d/" % number for number in range(len(self.roots))]
-        for root, name in zip(self.root_of, self.names, strict=True):
-            yield numbers[root] + (name or b"")
+        first = 0
+        for part in self.names.parts():
+            names = [name or b"" for name in part]
+            if self.root_of is not None:
+                roots = self.root_of[first : first + len(names)].tolist()
+                names = [numbers[root] + name for root, name in zip(roots, names, strict=True)]
+            first += len(names)
+            yield names
 
     def take(self, index: Indices) -> Self:
         """Return the paths at these indices (K,)."""

@@ -236,7 +236,10 @@ def test_paths_take_little_more_than_their_bytes() -> None:
     assert paths[5:7] == [paths[5], paths[6]]
     joined = Paths.joined([paths.take(np.arange(3)), Paths.of(["/b/\udcff.png"], "/b/")])
     assert list(joined) == [*paths[:3], "/b/\udcff.png"] == [joined[i] for i in range(4)]
-    assert list(joined.below_roots())[-2:] == [b"0/" + os.fsencode(paths[2])[13:], b"1/\xff.png"]
+    assert [name for part in joined.below_roots() for name in part][-2:] == [
+        b"0/" + os.fsencode(paths[2])[13:],
+        b"1/\xff.png",
+    ]
     assert list(Packed.of([b"a", None, b""])) == [b"a", None, b""]
     with pytest.raises(IndexError):
         joined[4]
