@@ -42,8 +42,8 @@ start, start_cpu = time.perf_counter(), time.process_time()
 source = build(config, "pretrain")
 digest = source.identity()["digest"]
 seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-print(json.dumps({"s": seconds, "cpu_s": cpu_seconds, "mb": megabytes("VmRSS") - before, "peak_mb": megabytes("VmHWM") - before,
-                  "images": len(source), "digest": digest}))
+sizes = {"mb": megabytes("VmRSS") - before, "peak_mb": megabytes("VmHWM") - before}
+print(json.dumps({"s": seconds, "cpu_s": cpu_seconds, **sizes, "images": len(source), "digest": digest}))
 """
 
 

@@ -1,4 +1,4 @@
-"""The paths of many files, in less than half the memory of a list of strings."""
+"""The paths of many files, in about half the memory of a list of strings."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
