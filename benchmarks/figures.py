@@ -260,6 +260,16 @@ def photos_to_onnx() -> Figures:
     return minutes | {"machine": by_images["photos"]["cpu"]}
 
 
+def many_files() -> Figures:
+    record = newest("many_files", kind="folders")[0]
+    many = record["starts"][str(record["files"][1])]
+    return {
+        "first_s": f"{many['first_s']:.1f}",
+        "second_s": f"{many['second_s']:.1f}",
+        "mb": f"{record['mb_per_million']:.0f}",
+    }
+
+
 def harness() -> Figures:
     record = newest("harness")[0]
     return {
@@ -302,5 +312,5 @@ def score(recipe: str) -> str:
 TOPICS: dict[str, Callable[[], Figures]] = {
     function.__name__: function
     for function in (accuracy, quickstart, methods, photos, time_to_accuracy, step, peers, loader, nt_xent,
-                     nt_xent_small, parity, counts, startup, photos_to_onnx, harness, slurm)
+                     nt_xent_small, parity, counts, startup, photos_to_onnx, many_files, harness, slurm)
 }  # fmt: skip

@@ -20,6 +20,8 @@ class Config:
     """auto: DALI if installed.  resident: decode once, keep in memory.  synthetic: repeat one random batch."""
     threads: int | None = None
     """Loader threads (DALI) or processes (torchvision) per rank.  Default: the machine's cores / its ranks."""
+    prefetch: int | None = None
+    """Batches per rank to prepare ahead of time, at most.  Default: 2 (DALI, 3 on a GPU), or 2 per process."""
     max_bad: float = 0.01
     """Stop if more than this fraction of the images is unreadable; otherwise replace them and report how many."""
     exclude: Path | None = None
@@ -55,6 +57,8 @@ class Config:
             raise ConfigError("--data.mean and --data.std must be finite numbers, the standard deviations above 0")
         if self.page < 0:
             raise ConfigError(f"--data.page must be 0 for the first page, 1 for the second, ..., not {self.page}")
+        if self.prefetch is not None and not 1 <= self.prefetch <= 1000:
+            raise ConfigError(f"--data.prefetch must be from 1 to 1000 batches, not {self.prefetch}")
         if not self.timeout_s > 0:
             raise ConfigError(f"--data.timeout-s must be above 0 seconds, not {self.timeout_s:g}")
         if self.range != "auto" and not (all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]):

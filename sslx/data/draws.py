@@ -16,12 +16,13 @@ _LARGEST = np.float32(1 - 2.0**-24)  # the largest of 2^32 numbers would round t
 class Draws:
     """The random numbers of a batch, as pure functions of these fields.
 
-    seed: the run's seed.  epoch: the batch's epoch.  batch: the batch's number since the start of training, the same on
+    seed: the run's seed.  epoch: the batch's epoch, or, if samples may come more than once in an epoch, the number of
+    each one's pass (B,).  batch: the batch's number since the start of training, the same on
     all ranks.  index: (B,) int64, the places of this rank's samples in their source.
     """
 
     seed: int
-    epoch: int
+    epoch: int | npt.NDArray[np.int64]
     batch: int
     index: npt.NDArray[np.int64]
 

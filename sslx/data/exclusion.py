@@ -25,13 +25,13 @@ def excluded(file: Path, source: Source) -> tuple[Indices, str]:
     except OSError as error:
         raise MissingInput(f"--data.exclude {shown(file)} cannot be read: {error.strerror}") from error
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
-    places = {_real(source.path(i)): i for i in range(len(source))}
-    roots = ("", str(file.parent), getattr(source, "root", ""))
+    roots = ("", str(file.parent), *source.roots)
+    spellings = {line: [*(_real(os.path.join(root, line)) for root in roots), line] for line in lines}
+    wanted = {spelling for of_line in spellings.values() for spelling in of_line}
+    places = {name: i for i in range(len(source)) if (name := _real(source.path(i))) in wanted}
     found, unknown = set[int](), list[str]()
     for line in lines:
-        index = next((places[name] for root in roots if (name := _real(os.path.join(root, line))) in places), None)
-        if index is None:
-            index = places.get(line)
+        index = next((places[spelling] for spelling in spellings[line] if spelling in places), None)
         if index is None:
             unknown.append(line)
         else:

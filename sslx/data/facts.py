@@ -65,6 +65,22 @@ RGB = Channels()
 """RGB of 8 bits, which every backend reads."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Consecutive samples of a source that are seen more or less often than others.
+
+    num_samples: their number, at least 1.  weight: how often each is seen in an epoch, on average.
+    """
+
+    num_samples: int
+    weight: float
+
+    @property
+    def num_per_epoch(self) -> int:
+        """The number of samples drawn from the share in each epoch, at least 1."""
+        return max(1, int(self.num_samples * self.weight + 0.5))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Facts:
     """The facts about a source.
@@ -74,6 +90,7 @@ class Facts:
     captions: the captions of each image, one or more, or None without captions.
     blocks: (num_blocks,) int64, ascending from 0, the first sample of each block that is best read as a whole (a tar
     file, a row group of a Parquet file); None if all samples can be read equally fast.
+    shares: the shares that the samples consist of, in order, if not all are seen once in an epoch.
     """
 
     num_samples: int
@@ -83,6 +100,12 @@ class Facts:
     channels: Channels = RGB
     captions: Sequence[Sequence[str]] | None = None
     blocks: "npt.NDArray[np.int64] | None" = None
+    shares: tuple[Share, ...] | None = None
+
+    @property
+    def num_per_epoch(self) -> int:
+        """The number of samples in an epoch."""
+        return sum(share.num_per_epoch for share in self.shares) if self.shares else self.num_samples
 
     @property
     def has_classes(self) -> bool:
@@ -105,7 +128,7 @@ class Facts:
         return sample
 
     def take(self, index: "npt.NDArray[np.int64]") -> "Facts":
-        """Return the facts about the images at these indices (K,), without blocks."""
+        """Return the facts about the images at these indices (K,), without blocks and shares."""
         labels = None if self.labels is None else self.labels[index]
         captions = None if self.captions is None else [self.captions[i] for i in index.tolist()]
-        return replace(self, num_samples=len(index), labels=labels, captions=captions, blocks=None)
+        return replace(self, num_samples=len(index), labels=labels, captions=captions, blocks=None, shares=None)

@@ -7,7 +7,7 @@ class shift the order, the crops and the labels of all others.  Paths are relati
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,22 +33,34 @@ def digest(facts: Facts, parts: Iterable[bytes]) -> str:
     return checksum.hexdigest()
 
 
-def of_paths(facts: Facts, paths: Sequence[str], root: str) -> dict[str, Any]:
+def of_paths(facts: Facts, below_roots: Iterable[list[bytes]], path: Callable[[int], str]) -> dict[str, Any]:
     """Return the identity of files.
+
+    below_roots: the paths of all files below the data root, some at a time.  path: returns the whole path of file i.
 
     digest: digest of all paths below the root and all labels.  paths: (N,) int32, a checksum of each path, missing
     above 8 million files.  contents: (K,) int64, checksums of the size and first bytes of K evenly spaced files, 0 for
     a file that cannot be read.
     """
-    relative = [os.fsencode(path[len(root) :]) for path in paths]
+    num = facts.num_samples
+    checksums = np.empty(num if num <= _MAX_FILES else 0, dtype=np.uint32)
     identity: dict[str, Any] = {
-        "digest": digest(facts, [b"\0".join(relative)]),
-        "contents": contents(len(paths), lambda i: paths[i]),
+        "digest": digest(facts, _joined(below_roots, checksums)),
+        "contents": contents(num, path),
     }
-    if len(paths) <= _MAX_FILES:
-        checksums = np.fromiter(map(zlib.crc32, relative), dtype=np.uint32, count=len(relative))
+    if num <= _MAX_FILES:
         identity["paths"] = torch.from_numpy(checksums.view(np.int32))
     return identity
+
+
+def _joined(parts: Iterable[list[bytes]], checksums: npt.NDArray[np.uint32]) -> Iterator[bytes]:
+    """Yield the parts of all paths joined by null bytes, and fill in a checksum of each, if there is room for them."""
+    start = 0
+    for part in parts:
+        yield b"\0" * (start > 0) + b"\0".join(part)
+        if len(checksums):
+            checksums[start : start + len(part)] = list(map(zlib.crc32, part))
+        start += len(part)
 
 
 def paths_differ(

@@ -56,12 +56,14 @@ class Training:
         num_batches = self.num_steps * self.order.accumulate
         num_epochs = -(-num_batches // self.order.num_batches)
         for epoch in range(num_epochs):
-            placed = [(self.order.batch_of(sample, epoch), sample) for sample in samples]
-            for t, sample in sorted((t, sample) for t, sample in placed if t is not None and t < num_batches):
-                yield from self._of_batch(t, epoch, sample, height, width)
+            placed = [(t, sample, number) for sample in samples for t, number in self.order.batches_of(sample, epoch)]
+            for t, sample, number in sorted(placed):
+                if t < num_batches:
+                    yield from self._of_batch(t, epoch, number, sample, height, width)
 
-    def _of_batch(self, t: int, epoch: int, sample: int, height: int, width: int) -> Iterator[Appearance]:
-        for view, drawn in enumerate(views.draws(self.specs, self.seed, epoch, np.array([sample]))):
+    def _of_batch(self, t: int, epoch: int, number: int, sample: int, height: int, width: int) -> Iterator[Appearance]:
+        """Yield the views of a sample.  number: that of the pass over the samples, on which its draws depend."""
+        for view, drawn in enumerate(views.draws(self.specs, self.seed, number, np.array([sample]))):
             top, left, bottom, right = views.boxes(self.specs[view], drawn, [height], [width])[0].tolist()
             others = {} if drawn is None else {
                 name: values[0].tolist() for name, values in drawn.arrays().items() if name not in _OF_THE_BOX

@@ -1,5 +1,6 @@
 """Loaders: read, decode and augment the images of a source into Batches, restartable at any batch and world size."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from sslx.data.sources import Source
 from sslx.data.text import Texts, TextSpec
 from sslx.data.transfer import Arrays, Delivery
 from sslx.data.views import ResizedView, ViewSpec
-from sslx.data.waiting import Caller, StopWaiting, WaitPolicy
+from sslx.data.waiting import Caller, StopWaiting, WaitPolicy, report_to
 from sslx.data.workers import Deadly
 from sslx.distributed import Ranks
 from sslx.errors import ConfigError, DataError, UserError
@@ -28,6 +29,8 @@ from sslx.machine import cores, device_errors, limits
 
 Indices = npt.NDArray[np.int64]
 _DRAW = "draw "
+_MAX_FAILURES = 5
+"""Failures of a backend at one batch, all of whose files can be read, that end the run."""
 
 
 class Backend(Protocol):
@@ -87,6 +90,8 @@ class Loader:
         none = np.empty(0, dtype=np.int64)
         excluded = none if excluded is None else excluded
         self._quarantine = Quarantine(source, backend, max_bad, lambda line: self.say(line), excluded)
+        policy = self._wait_policy  # and not the loader, which would be kept in memory
+        report_to(lambda line: policy.say(line))
         self._stream: Iterator[Delivery] | None = None
         self._planner = Planner(
             order=order, specs=backend.specs, seed=seed, substitute=self._quarantine.substitute, along=self.along
@@ -119,17 +124,17 @@ class Loader:
 
     def along(self, t: int) -> Arrays:
         """Return batch t's labels, texts and draws, which the backend sends along with the inputs of its views."""
-        index, epoch, arrays = self.order.batch(t), self.order.epoch(t), Arrays()
+        index, passes, arrays = self.order.batch(t), self.order.passes(t), Arrays()
         if self.source.facts.labels is not None:
             arrays["label"] = self.source.facts.labels[self._quarantine.substitute(index)]
         if self._texts:
-            arrays["text"] = self._texts.tokens(epoch, index, self._quarantine.substitute(index))
-        method_draws = self._draw(Draws(seed=self.seed, epoch=epoch, batch=t, index=index))
+            arrays["text"] = self._texts.tokens(passes, index, self._quarantine.substitute(index))
+        method_draws = self._draw(Draws(seed=self.seed, epoch=passes, batch=t, index=index))
         return arrays | {f"{_DRAW}{number}": array for number, array in enumerate(method_draws)}
 
     def _delivery(self) -> Delivery:
         """Return the next batch, from a new stream if the last one ended at unreadable images."""
-        has_failed = False
+        num_failures = 0
         while True:
             if self._stream is None:
                 self._stream = self.backend.stream(self._planner, self.delivered)
@@ -149,10 +154,12 @@ class Loader:
                     raise ConfigError(f"the loader: {words}") from error
                 if self._quarantine.search(self.order.batch(self.delivered)):
                     continue
-                if has_failed:  # again, although the search may have changed how the backend reads some files
+                num_failures += 1  # the search may have changed how the backend reads some files
+                if num_failures == _MAX_FAILURES:
                     reason = " ".join(str(error).split())
                     raise DataError(f"the loader failed on readable files: {reason}") from error
-                has_failed = True
+                if num_failures > 1:  # perhaps the storage fails now and then, at another file each time
+                    time.sleep(0.05 * 2**num_failures)
 
     def listen(self, stop: Callable[[float], bool], say: Callable[[str], None]) -> None:
         """Send messages to ``say``, and raise StopWaiting in a wait for data once ``stop(seconds waited)`` is true."""
@@ -251,7 +258,9 @@ def _backend(
     if name == "torchvision":
         from sslx.data.backends.torchvision import TorchVision
 
-        return TorchVision(source, specs, device=device, num_threads=threads, wait_policy=wait_policy)
+        return TorchVision(
+            source, specs, device=device, num_threads=threads, wait_policy=wait_policy, prefetch=config.prefetch
+        )
     if not has_dali():
         raise ConfigError(
             "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
@@ -260,7 +269,10 @@ def _backend(
     from sslx.data.backends.dali import Dali
 
     threads = max(1, threads)
-    return Dali(source, specs, max_per_rank=per_rank, device=device, num_threads=threads, wait_policy=wait_policy)
+    return Dali(
+        source, specs, max_per_rank=per_rank, device=device, num_threads=threads, wait_policy=wait_policy,
+        prefetch=config.prefetch,
+    )  # fmt: skip
 
 
 def _check_channels(source: Source, specs: Sequence[ViewSpec]) -> None:
@@ -306,6 +318,7 @@ def training(
         rank=ranks.rank,
         world_size=ranks.world_size,
         blocks=source.facts.blocks,
+        shares=source.facts.shares,
     )
     excluded = None
     if config.exclude:

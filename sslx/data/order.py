@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from sslx import rng
 from sslx.console.words import plural
+from sslx.data.facts import Share
+from sslx.data.shares import Weighted
 from sslx.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
@@ -37,7 +39,14 @@ class Order(Protocol):
         ...
 
     def epoch(self, t: int) -> int:
-        """Return the epoch of batch t, on which its samples' augmentations depend."""
+        """Return the epoch of batch t."""
+        ...
+
+    def passes(self, t: int) -> int | Indices:
+        """Return what tells apart the times that a sample of batch t is seen, on which its augmentations depend.
+
+        It is the epoch, or, if a sample may come several times in an epoch, the number of each one's pass: (per_rank,).
+        """
         ...
 
     def batch(self, t: int) -> Indices:
@@ -57,7 +66,7 @@ class Order(Protocol):
         ...
 
 
-def _no_batches() -> deque[tuple[int, Indices]]:
+def _no_batches() -> "deque[tuple[int, Indices, int | Indices]]":
     return deque(maxlen=_NUM_RECENT)
 
 
@@ -74,8 +83,8 @@ class Shuffled:
     each block that is best read as a whole (a tar file, a row group of a Parquet file), ascending from 0; None if all
     samples can be read equally fast.  window: the number of blocks that are mixed.  Each epoch permutes the blocks and
     then the samples inside each window of this many blocks, so that a batch no larger than a window touches the blocks
-    of at most two windows.  Raises ConfigError for a batch that cannot be divided or filled, and ValueError for
-    impossible blocks or windows.
+    of at most two windows.  shares: the samples' shares, if they are not all seen once in an epoch (``shares``).
+    Raises ConfigError for a batch that cannot be divided or filled, and ValueError for impossible blocks or windows.
     """
 
     num_samples: int
@@ -86,35 +95,44 @@ class Shuffled:
     world_size: int = 1
     blocks: Indices | None = None
     window: int = 16
-    _recent: deque[tuple[int, Indices]] = field(default_factory=_no_batches, repr=False)
+    shares: tuple[Share, ...] | None = None
+    _recent: deque[tuple[int, Indices, int | Indices]] = field(default_factory=_no_batches, repr=False)
     _windows: "dict[int, _Windows]" = field(default_factory=dict[int, "_Windows"], repr=False)
 
     def __post_init__(self) -> None:
         if self.blocks is not None:
             _check_blocks(self.blocks, self.window, self.num_samples)
+        if self.shares and (self.blocks is not None or sum(s.num_samples for s in self.shares) != self.num_samples):
+            raise ValueError("shares must add up to all samples, which must not lie in blocks")
         share = self.accumulate * self.world_size
         if self.batch_size % share:
             raise ConfigError(
                 f"batch size {self.batch_size} must be divisible by ranks x accumulation steps = "
                 f"{self.world_size} x {self.accumulate}: take --batch-size {max(1, self.batch_size // share) * share}"
             )
-        if self.num_samples < self.batch_size:
+        if self.num_per_epoch < self.batch_size:
             # A batch needs two images per rank and micro-batch, so that they can be told apart.
-            max_batch_size, min_batch_size = self.num_samples // share * share, 2 * share
+            max_batch_size, min_batch_size = self.num_per_epoch // share * share, 2 * share
+            of_what = "an epoch" if self.shares else "the source"
             if max_batch_size < min_batch_size:
                 raise ConfigError(
-                    f"the source has {plural(self.num_samples, 'image')}, too few to train on: "
+                    f"{of_what} has {plural(self.num_per_epoch, 'image')}, too few to train on: "
                     f"a batch of this run needs {min_batch_size} or more (check --source.root)"
                 )
             raise ConfigError(
-                f"batch size {self.batch_size} is more than the {self.num_samples} images of the source: "
+                f"batch size {self.batch_size} is more than the {self.num_per_epoch} images of {of_what}: "
                 f"take --batch-size {max_batch_size} or less"
             )
 
     @property
+    def num_per_epoch(self) -> int:
+        """The number of samples in an epoch, of which the last ones may not fill a batch."""
+        return sum(share.num_per_epoch for share in self.shares) if self.shares else self.num_samples
+
+    @property
     def num_batches(self) -> int:
         """The number of micro-batches per epoch."""
-        return self.num_samples // self.batch_size * self.accumulate
+        return self.num_per_epoch // self.batch_size * self.accumulate
 
     @property
     def per_rank(self) -> int:
@@ -126,14 +144,25 @@ class Shuffled:
 
     def batch(self, t: int) -> Indices:
         """Return this rank's sample indices of batch t: (per_rank,)."""
-        for number, samples in tuple(self._recent):
+        return self._drawn(t)[0]
+
+    def passes(self, t: int) -> int | Indices:
+        return self._drawn(t)[1] if self.shares else self.epoch(t)
+
+    def _drawn(self, t: int) -> tuple[Indices, int | Indices]:
+        """Return the samples of batch t and their passes."""
+        for number, samples, passes in tuple(self._recent):
             if number == t:
-                return samples
+                return samples, passes
         epoch, within = divmod(t, self.num_batches)
         start = (within * self.world_size + self.rank) * self.per_rank
-        samples = self._samples(epoch, np.arange(start, start + self.per_rank))
-        self._recent.append((t, samples))
-        return samples
+        positions = np.arange(start, start + self.per_rank)
+        if self.shares:
+            samples, passes = Weighted(self.seed, epoch, self.shares).samples(positions)
+        else:
+            samples, passes = self._samples(epoch, positions), epoch
+        self._recent.append((t, samples, passes))
+        return samples, passes
 
     def _samples(self, epoch: int, positions: Indices) -> Indices:
         """Return the samples at these positions of an epoch: (N,)."""
@@ -145,18 +174,23 @@ class Shuffled:
             self._windows[epoch] = _Windows(self.seed, epoch, self.blocks, self.window, self.num_samples)
         return self._windows[epoch].samples(positions)
 
-    def batch_of(self, sample: int, epoch: int) -> int | None:
-        """Return the number t of the batch of an epoch that a sample is in, on whichever rank.
+    def batches_of(self, sample: int, epoch: int) -> list[tuple[int, int]]:
+        """Return the numbers of the batches of an epoch that a sample is in, on whichever rank, each with its pass.
 
-        None if the epoch leaves it out, as the last samples that do not fill a batch.
+        An epoch leaves out the last samples that do not fill a batch.
         """
-        samples = np.array([sample])
-        if self.blocks is None:
-            found = rng.positions_in_permuted(self.seed, "sample order", epoch, size=self.num_samples, numbers=samples)
+        samples, passes = np.array([sample]), np.array([epoch])
+        if self.shares:
+            positions, passes = Weighted(self.seed, epoch, self.shares).positions(sample)
+        elif self.blocks is None:
+            positions = rng.positions_in_permuted(
+                self.seed, "sample order", epoch, size=self.num_samples, numbers=samples
+            )
         else:
-            found = _Windows(self.seed, epoch, self.blocks, self.window, self.num_samples).positions(samples)
-        within = int(found[0]) // self._micro_batch_size
-        return epoch * self.num_batches + within if within < self.num_batches else None
+            positions = _Windows(self.seed, epoch, self.blocks, self.window, self.num_samples).positions(samples)
+        within = (positions // self._micro_batch_size).tolist()
+        placed = sorted(zip(within, passes.tolist(), strict=True))
+        return [(epoch * self.num_batches + t, number) for t, number in placed if t < self.num_batches]
 
     def finished(self, t: int) -> bool:  # noqa: ARG002 (training never ends by itself)
         return False
@@ -165,7 +199,9 @@ class Shuffled:
         """Return the seed, the epoch, and ``position``, the epoch's samples before batch t on all ranks together."""
         epoch, within = divmod(t, self.num_batches)
         position = within * self._micro_batch_size
-        state = {"order": VERSION, "seed": self.seed, "epoch": epoch, "position": position}
+        state: dict[str, Any] = {"order": VERSION, "seed": self.seed, "epoch": epoch, "position": position}
+        if self.shares:
+            state["weights"] = [share.weight for share in self.shares]
         return state if self.blocks is None else {**state, "window": self.window}
 
     def seek(self, state: Mapping[str, Any]) -> int:
@@ -177,6 +213,12 @@ class Shuffled:
                 f"the checkpoint's samples were shuffled {_extent(window_before)}, and this run's are "
                 f"{_extent(window_now)}: "
                 "take the checkpoint's window"
+            )
+        weights_before, weights_now = state.get("weights"), [share.weight for share in self.shares or ()] or None
+        if weights_before != weights_now:
+            raise ConfigError(
+                f"the checkpoint's folders had the weights {weights_before or 'of 1'}, and this run's have "
+                f"{weights_now or 'weights of 1'}: take the checkpoint's --source.weights"
             )
         return state["epoch"] * self.num_batches + state["position"] // self._micro_batch_size
 
@@ -251,6 +293,9 @@ class _OnePass:
 
     def epoch(self, t: int) -> int:  # noqa: ARG002
         return 0
+
+    def passes(self, t: int) -> int:
+        return self.epoch(t)
 
     def finished(self, t: int) -> bool:
         return t >= self.num_batches

@@ -42,7 +42,7 @@ class Work:
     def draws(self) -> list[Draw | None]:
         """The parameters of each view; None for evaluation views."""
         planner = self.planner
-        return views.draws(planner.specs, planner.seed, planner.order.epoch(self.t), self.index)
+        return views.draws(planner.specs, planner.seed, planner.order.passes(self.t), self.index)
 
     @property
     def along(self) -> Arrays:

@@ -39,11 +39,12 @@ class Texts:
         self._captions, self._seed, self._length = captions, seed, spec.length
         self._tokenizer = tokenizers.build(spec.tokenizer)
 
-    def tokens(self, epoch: int, index: Indices, files: Indices) -> npt.NDArray[np.int64]:
+    def tokens(self, epoch: int | Indices, index: Indices, files: Indices) -> npt.NDArray[np.int64]:
         """Return the tokens of a batch, (B, length).
 
-        index: the samples (B,), by which captions are drawn.  files: the samples (B,) whose captions they get, which
-        differ where an image is unreadable and another one takes its place.
+        epoch: the epoch, or the pass of each sample (B,).  index: the samples (B,), by which captions are drawn.
+        files: the samples (B,) whose captions they get, which differ where an image is unreadable and another one takes
+        its place.
         """
         tokens = np.full((len(index), self._length), self._tokenizer.pad, dtype=np.int64)
         numbers = rng.uniform(self._seed, "caption", epoch, index, num=1)[:, 0]

@@ -201,7 +201,7 @@ def draw(spec: ViewSpec, seed: int, epoch: int, index: npt.NDArray[np.int64], vi
     return _parameters(spec, u, any_channels.draw(_augment(spec), len(spec.mean), seed, epoch, index, view))
 
 
-def draws(specs: Sequence[ViewSpec], seed: int, epoch: int, index: npt.NDArray[np.int64]) -> list[Draw | None]:
+def draws(specs: Sequence[ViewSpec], seed: int, epoch: rng.Counter, index: npt.NDArray[np.int64]) -> list[Draw | None]:
     """Return the parameters of every view of these samples, with None for evaluation views.
 
     The random numbers of all views are made together, which for a small batch takes little longer than for one view.

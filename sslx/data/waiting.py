@@ -4,7 +4,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,6 +18,45 @@ SLICE_S = 0.5
 WARN_S = 30.0
 
 _calling: set[int] = set()  # identifiers of the threads that are in a call
+_num_signs = 0  # of life, from reads that take long
+
+
+def no_word(_: str) -> None:
+    """Discard a message about waiting."""
+
+
+_report: Callable[[str], None] = no_word
+_on_sign: Callable[[], None] | None = None
+
+
+def report_to(report: Callable[[str], None], on_sign: Callable[[], None] | None = None) -> None:
+    """Let ``report`` take the lines of reads anywhere in this process, and ``on_sign`` note that they make progress."""
+    global _report, _on_sign
+    _report, _on_sign = report, on_sign
+
+
+@contextmanager
+def reporting_to(report: Callable[[str], None]) -> Generator[None]:
+    """Let ``report`` take the lines of reads until the end of the context."""
+    before = _report
+    report_to(report, _on_sign)
+    try:
+        yield
+    finally:
+        report_to(before, _on_sign)
+
+
+def report(line: str) -> None:
+    """Say something about a read, from whichever thread or worker process makes it."""
+    _report(line)
+
+
+def sign_of_life() -> None:
+    """Note that a read that takes long makes progress, which restarts the time of those who wait for it."""
+    global _num_signs
+    _num_signs += 1
+    if _on_sign is not None:
+        _on_sign()
 
 
 def is_stuck(after_s: float) -> bool:
@@ -34,10 +74,6 @@ class StopWaiting(Exception):
 def no_stop(_: float) -> bool:
     """Return False, for loaders that no signal stops."""
     return False
-
-
-def no_word(_: str) -> None:
-    """Discard a message about waiting."""
 
 
 @dataclass
@@ -110,13 +146,14 @@ class Caller:
     def __call__(self, function: Callable[[], T]) -> T:
         """Return the function's result or raise its exception.  Raises StopWaiting, and StorageError at the limit."""
         self._calls.put(function)
-        watch = Watch(self._wait_policy, self._describe)
+        watch, num_signs = Watch(self._wait_policy, self._describe), _num_signs
         while True:
             try:
                 result, error = self._results.get(timeout=SLICE_S).pop()
             except queue.Empty:
-                if self._is_alive.is_set():
+                if self._is_alive.is_set() or num_signs != _num_signs:
                     self._is_alive.clear()
+                    num_signs = _num_signs
                     watch.progress()
                 if watch.slept(SLICE_S):
                     raise late(self._wait_policy, self._describe()) from None

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from sslx import distributed
-from sslx.data.waiting import SLICE_S, WaitPolicy, Watch, late
-from sslx.errors import ConfigError
+from sslx.data.waiting import SLICE_S, WaitPolicy, Watch, late, report_to
+from sslx.errors import ConfigError, UserError
 from sslx.machine import files, proc
 from sslx.machine.interrupts import STOPPING
 
 T = TypeVar("T")
 AHEAD = 2
-"""Number of results that each worker makes ahead of time."""
+"""Number of results that each worker makes ahead of time, unless a pool is told otherwise."""
 MAX_LOSSES = 3
 """Number of workers lost at one result that ends the run."""
 _STOPPED_S = 5.0  # time after which a worker stopped by a signal is replaced
@@ -56,26 +56,26 @@ class WorkerError(Exception):
 
 
 class Memory:
-    """Memory shared by this process and a worker: a header, then AHEAD places of ``place_bytes`` each.
+    """Memory shared by this process and a worker: a header, then ``ahead`` places of ``place_bytes`` each.
 
     It is an anonymous file (memfd), limited only by the machine's memory and allocated when it is first written to.
     """
 
-    def __init__(self, place_bytes: int) -> None:
-        self.place_bytes = -(-place_bytes // 64) * 64
+    def __init__(self, place_bytes: int, ahead: int = AHEAD) -> None:
+        self.place_bytes, self.ahead = -(-place_bytes // 64) * 64, ahead
         self._fd = files.in_memory()
-        os.ftruncate(self._fd, 64 + AHEAD * self.place_bytes)
+        os.ftruncate(self._fd, 64 + ahead * self.place_bytes)
         self._map()
 
     def _map(self) -> None:
-        self._bytes = mmap.mmap(self._fd, 64 + AHEAD * self.place_bytes)
+        self._bytes = mmap.mmap(self._fd, 64 + self.ahead * self.place_bytes)
         self._all = torch.frombuffer(self._bytes, dtype=torch.uint8)
 
-    def __getstate__(self) -> tuple[Any, int]:  # for spawned workers; forked ones inherit it
-        return reduction.DupFd(self._fd), self.place_bytes
+    def __getstate__(self) -> tuple[Any, int, int]:  # for spawned workers; forked ones inherit it
+        return reduction.DupFd(self._fd), self.place_bytes, self.ahead
 
-    def __setstate__(self, state: tuple[Any, int]) -> None:
-        self._fd, self.place_bytes = state[0].detach(), state[1]
+    def __setstate__(self, state: tuple[Any, int, int]) -> None:
+        self._fd, self.place_bytes, self.ahead = state[0].detach(), *state[1:]
         self._map()
 
     def __del__(self) -> None:
@@ -115,8 +115,8 @@ def answer_alone(_: int, answer: T, place: Tensor) -> T:
 class _Worker:
     """A process, its pipe, its memory, and the requests that it has not answered yet."""
 
-    def __init__(self, work: Work, place_bytes: int) -> None:
-        self.work, self.memory = work, Memory(place_bytes)
+    def __init__(self, work: Work, place_bytes: int, ahead: int) -> None:
+        self.work, self.memory = work, Memory(place_bytes, ahead)
         self.requests: deque[tuple[int, int]] = deque()
         self.losses = 0
         self.last_crash = -1
@@ -185,29 +185,36 @@ class Pool:
     """``num_workers`` processes that make numbered results, delivered in order.  Close the pool after use.
 
     work: pickled if processes are spawned.  place_bytes: the maximum size of a result, apart from its answer.
-    name: returns the name of sample ``index`` for messages.
+    name: returns the name of sample ``index`` for messages.  ahead: the number of results that each worker makes ahead.
     """
 
     def __init__(
-        self, work: Work, num_workers: int, *, place_bytes: int, wait_policy: WaitPolicy, name: Callable[[int], str]
+        self,
+        work: Work,
+        num_workers: int,
+        *,
+        place_bytes: int,
+        wait_policy: WaitPolicy,
+        name: Callable[[int], str],
+        ahead: int = AHEAD,
     ) -> None:
-        self._wait_policy, self._name = wait_policy, name
+        self._wait_policy, self._name, self._ahead = wait_policy, name, ahead
         self._workers: list[_Worker] = []
         # Runs before multiprocessing's own cleanup, which would wait forever for idle workers.
         self.close = util.Finalize(self, _kill, (self._workers,), exitpriority=10)
         for _ in range(num_workers):
-            worker = _Worker(work, place_bytes)
+            worker = _Worker(work, place_bytes, ahead)
             worker.start([other.pipe for other in self._workers])
             self._workers.append(worker)
 
     def results(self, numbers: Iterable[int], take: Callable[[int, Any, Tensor], T]) -> Iterator[T]:
         """Yield ``take(number, answer, place)`` for each number in order.  Afterwards the place is overwritten.
 
-        Raises the RuntimeError or MemoryError that ``work`` raised, Deadly, StopWaiting, StorageError at the limit of
-        wait_policy, and ConfigError if workers are killed repeatedly.
+        Raises the RuntimeError, MemoryError or UserError that ``work`` raised, Deadly, StopWaiting, StorageError at
+        the limit of wait_policy, and ConfigError if workers are killed repeatedly.
         """
         remaining = iter(numbers)
-        for turn, number in enumerate(islice(remaining, AHEAD * len(self._workers))):
+        for turn, number in enumerate(islice(remaining, self._ahead * len(self._workers))):
             self._workers[turn % len(self._workers)].ask(number, turn // len(self._workers))
         turn = 0
         while (worker := self._workers[turn % len(self._workers)]).requests:
@@ -223,7 +230,7 @@ class Pool:
     def _receive(self, worker: _Worker) -> Any:
         watch = Watch(self._wait_policy, lambda: self._describe(worker))
         begun = worker.memory.begun()
-        while (answer := worker.answer()) is None:
+        while (answer := self._heard(worker)) is None:
             if worker.ended:
                 self._replace(worker, self._death(worker))
                 watch.progress()
@@ -243,6 +250,12 @@ class Pool:
             elif watch.waited_s >= _STOPPED_S and proc.state(worker.process.pid or 0) == "T":
                 self._replace(worker, f"was stopped by a signal {self._at(worker)}")
                 watch.progress()
+        return answer
+
+    def _heard(self, worker: _Worker) -> Any:
+        """Return a worker's next answer, or None, and pass on the lines that it says before."""
+        while (answer := worker.answer()) is not None and answer[0] == "line":
+            self._wait_policy.say(answer[1])
         return answer
 
     def _replace(self, worker: _Worker, event: str, *, hung: bool = False) -> None:
@@ -295,6 +308,8 @@ def _checked(answer: tuple[str, Any]) -> Any:
     kind, value = answer
     if kind == "result":
         return value
+    if kind == "user":
+        raise value
     raise {"runtime": RuntimeError, "memory": MemoryError}.get(kind, WorkerError)(value)
 
 
@@ -315,6 +330,7 @@ def _serve(
     torch.set_num_threads(1)
     for other in others:  # inherited pipe ends would hide the parent's death from earlier workers
         other.close()
+    report_to(lambda line: _send(pipe.fileno(), ("line", line)), on_sign=lambda: memory.begin(memory.begun()[1]))
     while True:
         try:
             number, place = _REQUEST.unpack(pipe.recv_bytes())
@@ -326,12 +342,19 @@ def _serve(
             answer = ("memory", str(error))
         except RuntimeError as error:
             answer = ("runtime", str(error))
+        except UserError as error:
+            answer = ("user", error)
         except Exception:
             answer = ("bug", traceback.format_exc())
-        message = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
-        with suppress(BrokenPipeError):
-            _write(pipe.fileno(), _LENGTH.pack(len(message)))
-            _write(pipe.fileno(), message)
+        _send(pipe.fileno(), answer)
+
+
+def _send(fd: int, answer: tuple[str, Any]) -> None:
+    """Send an answer, or a line to be said before it."""
+    message = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+    with suppress(BrokenPipeError):
+        _write(fd, _LENGTH.pack(len(message)))
+        _write(fd, message)
 
 
 def _write(fd: int, message: bytes) -> None:

@@ -117,6 +117,14 @@ def replace(path: Path, data: bytes) -> None:
         temp.unlink(missing_ok=True)
 
 
+def cache(name: str) -> Path:
+    """Return the folder of a kind of files that can be made again: ``name`` in sslx's part of the user's cache.
+
+    Raise ConfigError as ``expanded`` does.  The folder may not exist yet.
+    """
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sslx" / name
+
+
 def in_memory() -> int:
     """Return a descriptor of an empty file without a name, in memory where the system has such, else on a disk."""
     if hasattr(os, "memfd_create"):

@@ -127,7 +127,7 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
     source = sources.build(config.source, "pretrain", config.data, say=say)
     for line in (source.describe(), *source.notes):  # before the checks, which may refuse the source
         say(line)
-    config, reasons = settle(config, config.data.size or source.facts.size, len(source))
+    config, reasons = settle(config, config.data.size or source.facts.size, source.facts.num_per_epoch)
     side = source.facts.size
     if config.source.is_own and config.data.size is None and side < sides.LARGEST:
         reasons.append(f"views of {side} px, because most images are no larger (--data.size {side})")
@@ -140,6 +140,7 @@ def _settled(config: PretrainConfig, world_size: int, say: Callable[[str], None]
         accumulate=config.batches_per_step,
         seed=config.seed,
         world_size=world_size,
+        shares=source.facts.shares,
     )
     return config, source
 

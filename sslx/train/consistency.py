@@ -33,9 +33,11 @@ MAY_DIFFER = (
     "source.root",
     "source.test_root",
     "source.base",
+    "source.cache",
     "source.cache_gb",
     "source.download",
     "data.threads",
+    "data.prefetch",
 )
 """Settings that may differ between ranks on several machines: paths, and properties of a machine."""
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")

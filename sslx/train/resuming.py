@@ -13,8 +13,9 @@ from sslx.machine import files
 
 # Settings in which a resumed run may differ: where and how it runs, not what it computes.
 MAY_DIFFER = ("runs", "name", "resume", "ranks", "device", "compile", "deterministic", "source.root",
-              "source.test_root", "source.splits", "source.download", "data.threads", "data.backend", "data.max_bad",
-              "on_nonfinite", "skip_steps", "online", "health", "checkpoint", "log")  # fmt: skip
+              "source.test_root", "source.splits", "source.download", "source.cache", "source.cache_gb", "data.threads",
+              "data.prefetch", "data.backend", "data.max_bad", "on_nonfinite", "skip_steps", "online", "health",
+              "checkpoint", "log")  # fmt: skip
 
 
 def differences(settings: PretrainConfig, saved: PretrainConfig, ignore: Sequence[str] = ()) -> list[str]:

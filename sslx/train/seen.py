@@ -60,8 +60,7 @@ def find(source: Source, image: str) -> int:
     if image.isdecimal() and int(image) < len(source):
         return int(image)
     names = [source.path(i) for i in range(len(source))]
-    wanted, root = os.path.abspath(image), getattr(source, "root", "")
-    for spelling in (image, wanted, os.path.join(root, image)):
+    for spelling in (image, os.path.abspath(image), *(os.path.join(root, image) for root in source.roots)):
         with suppress(ValueError):
             return names.index(spelling)
     with suppress(OSError):
@@ -93,6 +92,7 @@ def appearances(
         accumulate=settings.batches_per_step,
         seed=settings.seed,
         blocks=source.facts.blocks,
+        shares=source.facts.shares,
     )
     training = Training(order=order, num_steps=trained.step, specs=trained.views, seed=settings.seed)
     stand_ins = _stand_ins(trained, source, say)

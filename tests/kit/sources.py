@@ -34,8 +34,8 @@ def by_path(paths: Sequence[str | Path], labels: npt.NDArray[np.int64] | None = 
     return Files(name="files", facts=facts, paths=[str(path) for path in paths])
 
 
-def folder(root: Path, **options: Any) -> Folder:
-    """The config of a folder of images."""
+def folder(root: Path | tuple[Path, ...], **options: Any) -> Folder:
+    """The config of a folder of images, or of several."""
     return Folder(root=root, **options)
 
 

@@ -68,7 +68,8 @@ PREFETCHED = {"cpu": 2, "cuda": 3}
 class Dali:
     """Batches of views, made by DALI.
 
-    specs: one per view.  device: the views' device.  num_threads: size of this rank's DALI thread pool.
+    specs: one per view.  device: the views' device.  num_threads: size of this rank's DALI thread pool.  prefetch: the
+    number of batches that DALI makes ahead of time, by default that of PREFETCHED.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class Dali:
         device: torch.device,
         num_threads: int,
         wait_policy: WaitPolicy | None = None,
+        prefetch: int | None = None,
     ) -> None:
         self.source, self.specs = source, tuple(specs)
         self.max_per_rank, self.device, self.num_threads = max_per_rank, device, num_threads
+        self.prefetch = prefetch
         self.wait_policy = wait_policy or WaitPolicy()
         self.branched = False
         self.gpu = device.type == "cuda"
@@ -235,7 +238,7 @@ class Dali:
             "batch_size": self.max_per_rank,
             "num_threads": self.num_threads,
             "device_id": (self.device.index or 0) if self.gpu else None,
-            "prefetch_queue_depth": PREFETCHED[self.device.type],
+            "prefetch_queue_depth": self.prefetch or PREFETCHED[self.device.type],
             "seed": 0,  # the graph draws no random numbers
         }
         kind: Kind = "bytes"

@@ -1,17 +1,22 @@
 """Decide which files DALI reads itself, which ``formats`` reads for it, and which are unreadable."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from sslx.data import retries
 from sslx.data.codecs import formats, headers, levels
 from sslx.data.codecs.headers import File, Unreadable
 from sslx.data.sources.base import Coded
 
 Indices = npt.NDArray[np.int64]
 Image = npt.NDArray[np.uint8]
+T = TypeVar("T")
 _PART = 32  # number of images that a thread fetches at once
 _ODD, _PLAIN, _UNKNOWN = 0, 1, 2  # states of a file
 _SLOW_S = 0.0005  # time for a file's header above which the file is not cached, or on a network
@@ -32,7 +37,8 @@ class DaliFiles:
         if len(unknown):
             started = time.perf_counter()
             contents = self.source.files(unknown)
-            self._states[unknown] = list((self._workers.map if self._is_slow else map)(headers.is_plain, contents))
+            pairs = zip(unknown.tolist(), contents, strict=True)
+            self._states[unknown] = list((self._workers.map if self._is_slow else map)(self._is_plain, pairs))
             self._is_slow |= time.perf_counter() - started > _SLOW_S * (len(unknown) + 16)
         return self._states[files] == _PLAIN
 
@@ -68,7 +74,7 @@ class DaliFiles:
         reasons: dict[int, str] = {}
         for i in index.tolist():  # read headers again, because files may have changed
             try:
-                self._states[i] = headers.is_plain(self._file(i))
+                self._states[i] = self._is_plain((i, self._file(i)))
             except Unreadable as error:
                 reasons[i] = self._reason(i) or str(error)
         plain = self._states[index] == _PLAIN
@@ -85,8 +91,16 @@ class DaliFiles:
     def _file(self, i: int) -> File:
         return self.source.files(np.array([i]))[0]
 
+    def _is_plain(self, numbered: tuple[int, File]) -> bool:
+        i, file = numbered
+        return self._until_read(i, partial(headers.is_plain, file))
+
     def _read(self, i: int) -> Image:
-        return formats.read(self._file(i), levels.of(self.source))
+        return self._until_read(i, partial(formats.read, self._file(i), levels.of(self.source)))
+
+    def _until_read(self, i: int, read: Callable[[], T]) -> T:
+        source = self.source
+        return retries.until_read(read, partial(source.where, i), source.timeout_s, retries.is_of_storage)
 
     def _reason(self, i: int) -> str:
         """Return why ``formats`` cannot read an image, or "" if it can."""

@@ -21,6 +21,7 @@ from sslx.data.planner import Planner, Work
 from sslx.data.sources import Files, Pixels
 from sslx.data.transfer import Staged
 from sslx.data.views import Draw, ViewSpec
+from sslx.errors import UserError
 
 if TYPE_CHECKING:
     from sslx.data.backends.dali import Dali
@@ -126,13 +127,13 @@ class Feed:
         self.dali, self.planner, self.start = dali, planner, start
         self.ahead: deque[Prepared] = deque()
         self.uncropped: deque[list[Draw | None]] = deque()
-        self.error: Unreadable | None = None
+        self.error: Unreadable | UserError | None = None
         self._batches = ahead(self._prepared, start, dali.device)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         waiting = deque[tuple[Prepared, _InMemory | _ByPath | _ByBytes]]()
         while True:
-            for batch in islice(self._batches, _NUM_AHEAD + 1 - len(waiting)):
+            for batch in islice(self._batches, min(_NUM_AHEAD, self.dali.prefetch or _NUM_AHEAD) + 1 - len(waiting)):
                 waiting.append((batch, self._images(batch.work.files)))
             if not waiting:
                 return
@@ -142,7 +143,7 @@ class Feed:
                     self.dali.branched = True
                     return
                 inputs = images.inputs(self.dali.branched)
-            except Unreadable as error:
+            except (Unreadable, UserError) as error:
                 self.error = error
                 return
             self.ahead.append(batch)

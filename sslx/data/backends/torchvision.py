@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from sslx.data import views
+from sslx.data import retries, views
 from sslx.data.backends import depth
 from sslx.data.backends.color import LUMA, Finish
 from sslx.data.backends.sensor import Sensor
@@ -30,7 +30,7 @@ from sslx.data.sources.base import Coded, Pixels, Source
 from sslx.data.transfer import Delivery, send
 from sslx.data.views import Draw, ResizedView, ViewSpec
 from sslx.data.waiting import WaitPolicy
-from sslx.data.workers import Deadly, Pool, answer_alone, unseen
+from sslx.data.workers import AHEAD, Deadly, Pool, answer_alone, unseen
 
 Indices = npt.NDArray[np.int64]
 
@@ -50,7 +50,12 @@ def images(source: Source, index: Indices, begin: Callable[[int], None] = unseen
     begin(int(index[0]))  # before a reader reads the bytes of all images
     for i, file in zip(index.tolist(), source.files(index), strict=True):
         begin(i)
-        yield decode(file, levels.of(source), source.facts.channels)
+        yield retries.until_read(
+            partial(decode, file, levels.of(source), source.facts.channels),
+            partial(source.where, i),
+            source.timeout_s,
+            retries.is_of_storage,
+        )
 
 
 def decode(file: File, black_and_white: Levels, channels: Channels) -> Tensor:
@@ -207,7 +212,10 @@ def _views(specs: Sequence[ViewSpec], channels: Channels, num_samples: int, plac
 
 
 class TorchVision:
-    """Batches of views, made by torchvision in ``num_threads`` worker processes, or in this process if it is 0."""
+    """Batches of views, made by torchvision in ``num_threads`` worker processes, or in this process if it is 0.
+
+    prefetch: the maximum number of batches that are made ahead of time, which may leave some of the processes out.
+    """
 
     def __init__(
         self,
@@ -217,9 +225,12 @@ class TorchVision:
         device: torch.device,
         num_threads: int,
         wait_policy: WaitPolicy | None = None,
+        prefetch: int | None = None,
     ) -> None:
         self.source, self.specs = source, tuple(specs)
-        self.device, self.num_threads, self.wait_policy = device, num_threads, wait_policy or WaitPolicy()
+        self.device, self.wait_policy = device, wait_policy or WaitPolicy()
+        self.num_threads = num_threads if prefetch is None else min(num_threads, prefetch)
+        self._ahead = AHEAD if prefetch is None or num_threads == 0 else prefetch // self.num_threads
         self._channels = source.facts.channels
         self._scale = [torch.tensor([255 * s for s in spec.std]) for spec in self.specs]
         self._shift = [torch.tensor([255 * m for m in spec.mean]) for spec in self.specs]
@@ -244,7 +255,12 @@ class TorchVision:
                 yield self._finish(planner, t, None, place)
             return
         pool = Pool(
-            work, self.num_threads, place_bytes=place_bytes, wait_policy=self.wait_policy, name=self.source.where
+            work,
+            self.num_threads,
+            place_bytes=place_bytes,
+            wait_policy=self.wait_policy,
+            name=self.source.where,
+            ahead=self._ahead,
         )
         try:
             yield from pool.results(numbers, partial(self._finish, planner))

@@ -15,14 +15,16 @@ import numpy.typing as npt
 
 from sslx.console import activity
 from sslx.console.words import one_line, plural, shown
-from sslx.data import identity
+from sslx.data import identity, retries
 from sslx.data.codecs.formats import Levels
 from sslx.data.codecs.headers import File, Unreadable
 from sslx.data.config import Config as Reading
 from sslx.data.facts import Facts
 from sslx.data.sources.config import SourceConfig, Split
 from sslx.data.sources.listing import silent
-from sslx.data.waiting import Caller, WaitPolicy
+from sslx.data.sources.paths import Paths
+from sslx.data.waiting import Caller, WaitPolicy, reporting_to
+from sslx.errors import UserError
 
 Indices = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -47,7 +49,7 @@ class Context:
         Raises StorageError after ``timeout_s`` without an answer of the disk or a line.  what: what the error names as
         waited for.
         """
-        with Caller(WaitPolicy(self.timeout_s, say=self.say), lambda: what) as call:
+        with Caller(WaitPolicy(self.timeout_s, say=self.say), lambda: what) as call, reporting_to(self.say):
             return call(partial(function, call.alive(self.say)))
 
 
@@ -65,6 +67,11 @@ class Source(ABC):
 
     def __len__(self) -> int:
         return self.facts.num_samples
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders, each with a slash at its end, that the images' paths may be given relative to."""
+        return ()
 
     @abstractmethod
     def where(self, index: int) -> str:
@@ -153,9 +160,11 @@ class Coded(Source):
     """Image files to decode, given as paths or bytes.
 
     levels: black and white of files that do not state them.  If None, they are measured when the first image is read.
+    timeout_s: how long a read that the storage refuses for the moment is tried again (``retries``).
     """
 
     levels: Levels | None = field(default=None, repr=False)
+    timeout_s: float = field(default=300.0, repr=False)
 
     @abstractmethod
     def files(self, index: Indices) -> Sequence[File]:
@@ -164,10 +173,24 @@ class Coded(Source):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Files(Coded):
-    """Image files by their paths.  root: the beginning of all paths."""
+    """Image files by their paths, which are kept packed.  root: the beginning of all paths, if they come as a list."""
 
     paths: Sequence[str] = field(repr=False)
     root: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.paths, Paths) or (self.root and self.paths.roots != (self.root,)):
+            object.__setattr__(self, "paths", Paths.of(self.paths, self.root))
+
+    @property
+    def packed(self) -> Paths:
+        """The paths."""
+        assert isinstance(self.paths, Paths)
+        return self.paths
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        return self.packed.roots
 
     def where(self, index: int) -> str:
         return shown(self.paths[index])
@@ -176,23 +199,31 @@ class Files(Coded):
         return self.paths[index]
 
     def take(self, index: Indices) -> Self:
-        return replace(self, facts=self.facts.take(index), paths=self.files(index))
+        return replace(self, facts=self.facts.take(index), paths=self.packed.take(index))
 
     def files(self, index: Indices) -> Sequence[str]:
         return [self.paths[int(i)] for i in index]
 
     def identity(self) -> dict[str, Any]:
-        return identity.of_paths(self.facts, self.paths, self.root)
+        return identity.of_paths(self.facts, self.packed.below_roots(), self.path)
 
     def difference(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-        return identity.paths_differ(before, now, len(self), lambda i: shown(self.paths[i][len(self.root) :]))
+        return identity.paths_differ(before, now, len(self), self._short)
+
+    def _short(self, index: int) -> str:
+        """Return a name for messages: without the root, if there is only one."""
+        path = self.paths[index]
+        return shown(path[len(self.roots[0]) :] if len(self.roots) == 1 else path)
 
 
 class Reader(Protocol):
     """Reads the image files of an ``Encoded`` source.  It must be picklable, since worker processes get a copy."""
 
     def read(self, rows: Indices) -> Sequence[bytes]:
-        """Return the bytes of the image files in these rows.  Any exception marks an image as unreadable."""
+        """Return the bytes of the image files in these rows.
+
+        Errors of the storage are waited out (``retries.may_pass``).  Any other exception marks an image as unreadable.
+        """
         ...
 
     def where(self, row: int) -> str:
@@ -217,12 +248,17 @@ class Encoded(Coded):
         return replace(self, facts=self.facts.take(index), rows=index if self.rows is None else self.rows[index])
 
     def files(self, index: Indices) -> Sequence[bytes]:
+        rows = index if self.rows is None else self.rows[index]
         try:
-            return self.reader.read(index if self.rows is None else self.rows[index])
-        except (Unreadable, MemoryError):
+            return retries.until_read(lambda: self.reader.read(rows), lambda: self._place(index), self.timeout_s)
+        except (Unreadable, MemoryError, UserError):
             raise
         except Exception as error:  # from any library that a reader uses
             raise Unreadable(f"{type(error).__name__}: {one_line(error)}") from error
+
+    def _place(self, index: Indices) -> str:
+        """Return the name of the first of these images for messages."""
+        return self.where(int(index[0]))
 
     def identity(self) -> dict[str, Any]:
         """Return a digest of the number of images and their labels, and (K,) int64 checksums of K images' contents."""
@@ -255,6 +291,8 @@ def build(
     reading = reading or Reading()
     context = Context(classes=training.facts.classes if training else None, say=say, timeout_s=reading.timeout_s)
     source = config.build(split, context)
+    if isinstance(source, Coded):
+        source = replace(source, timeout_s=reading.timeout_s)
     if isinstance(source, Pixels) and source.facts.channels.dtype == "uint8" and reading.channels is None:
         return source
     with activity.doing("measuring the range of the images"):

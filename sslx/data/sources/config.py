@@ -1,6 +1,7 @@
 """The options that all sources share.  This module imports neither numpy nor torch, so that flags and help are fast."""
 
 import os
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -41,5 +42,12 @@ class SourceConfig:
     @property
     def place(self) -> tuple[str, ...]:
         """The location of the training images: configs with the same place name the same images."""
-        paths = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "test_root"}
-        return self.name, *(os.path.realpath(expanded(path)) for path in paths.values() if isinstance(path, Path))
+        values = [getattr(self, field.name) for field in fields(self) if field.name != "test_root"]
+        several = [value if isinstance(value, tuple) else (value,) for value in values]
+        paths = [path for some in several for path in some if isinstance(path, Path)]
+        return self.name, *(str(path) if is_address(path) else os.path.realpath(expanded(path)) for path in paths)
+
+
+def is_address(place: str | Path) -> bool:
+    """Return whether this is an address such as s3://bucket/folder, of which a Path keeps a single slash."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(place)) is not None

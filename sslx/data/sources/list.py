@@ -1,11 +1,13 @@
 """A list of image files, as CSV, TSV, JSON lines or text, with their labels, captions and splits."""
 
 import csv
+import hashlib
 import json
 import os
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -13,9 +15,11 @@ from typing import Any, Literal, TextIO
 from sslx.console import activity
 from sslx.console.words import one_line, plural, shown
 from sslx.data.facts import Facts
-from sslx.data.sources import labels, located, sides
+from sslx.data.sources import labels, listing_cache, located, sides
 from sslx.data.sources.base import Context, Files
 from sslx.data.sources.config import SourceConfig, Split
+from sslx.data.sources.listing import Stamp, stamp_of
+from sslx.data.sources.paths import Paths
 from sslx.data.sources.splits import Kind, kind_of
 from sslx.errors import DataError, MissingInput
 from sslx.machine import files
@@ -192,9 +196,9 @@ def _files(config: Config, file: Path, rows: _Rows, kept: Sequence[int]) -> File
     """Return the image files of these rows.  Raises MissingInput if some do not exist."""
     base = os.path.join(files.expanded(config.base) if config.base else file.parent, "")
     paths = [os.path.join(base, os.path.expanduser(rows.paths[i].strip())) for i in kept]
-    exists = _existence()
-    missing = [place for place, path in enumerate(paths) if not exists(path)]
-    if missing:
+    root = base if all(path.startswith(base) for path in paths) else ""
+    packed = Paths.of(paths, root)
+    if missing := _missing(file, packed, paths):
         raise MissingInput(
             f"{len(missing):,} of the {plural(len(paths), 'image')} of the list {shown(file)} do not exist, the first "
             f"one {shown(paths[missing[0]])} (line {rows.lines[kept[missing[0]]]:,}): correct the paths, or give the "
@@ -204,22 +208,33 @@ def _files(config: Config, file: Path, rows: _Rows, kept: Sequence[int]) -> File
     notes = [sides.pages_note(shown(paged))] if paged else []
     if twice := len(paths) - len(set(paths)):
         notes.append(f"listed more than once: {plural(twice, 'image')}")
-    root = base if all(path.startswith(base) for path in paths) else ""
     facts = Facts(num_samples=len(paths), size=side)
-    return Files(name=shown(file), facts=facts, paths=paths, root=root, notes=tuple(notes))
+    return Files(name=shown(file), facts=facts, paths=packed, notes=tuple(notes))
 
 
-def _existence() -> Callable[[str], bool]:
-    """Return a function that says whether a file exists, listing each folder once rather than asking for each file."""
+def _missing(file: Path, packed: Paths, paths: Sequence[str]) -> list[int]:
+    """Return the numbers of the paths that do not exist, listing each folder once rather than asking for each file.
+
+    That all files of a long list exist is noted, and holds until one of their folders changes.
+    """
+    digest = hashlib.blake2b(packed.names.data + packed.names.lengths.tobytes(), digest_size=16).hexdigest()
+    options = [*packed.roots, digest]
+    if listing_cache.load("list", str(file), options):
+        return []
+    began_ns = time.time_ns()
     names: dict[str, frozenset[str]] = {}
-
-    def exists(path: str) -> bool:
+    stamps: dict[str, Stamp | None] = {}
+    missing: list[int] = []
+    for place, path in enumerate(paths):
         folder, name = os.path.split(path)
         if folder not in names:
+            stamps[folder] = stamp_of(folder)
             try:
                 names[folder] = frozenset(os.listdir(folder))
             except OSError:
                 names[folder] = frozenset()
-        return name in names[folder]
-
-    return exists
+        if name not in names[folder]:
+            missing.append(place)
+    if not missing and len(paths) >= listing_cache.MIN_ENTRIES:
+        listing_cache.keep("list", str(file), options, stamps, began_ns)
+    return missing

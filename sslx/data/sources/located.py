@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from sslx.console.words import plural, shown
-from sslx.data.sources.config import Split
+from sslx.data.sources import remote
+from sslx.data.sources.config import Split, is_address
 from sslx.data.sources.splits import KINDS, Kind, kind_of, kinds_of
 from sslx.errors import ConfigError, DataError, MissingInput
 from sslx.machine.files import expanded
@@ -51,9 +52,15 @@ def one_file(
 
 
 def find(
-    name: str, root: Path | None, test_root: Path | None, suffixes: Sequence[str], split: Split, splits: Choice
+    name: str,
+    root: Path | None,
+    test_root: Path | None,
+    suffixes: Sequence[str],
+    split: Split,
+    splits: Choice,
+    timeout_s: float = 300.0,
 ) -> Located:
-    """Return the files of a split.
+    """Return the files of a split.  timeout_s: how long the storage of an address may refuse to answer.
 
     Files whose name or folder is that of a split are held out, and serve as the test split, if files to train on are
     left.  splits: ``none`` holds none out.  Raises ConfigError, MissingInput and DataError in one line.
@@ -61,8 +68,8 @@ def find(
     if root is None:
         raise ConfigError(f"--source.name {name} needs --source.root, its {suffixes[0]} file, files or folder")
     if split == "test" and test_root is not None:
-        return Located(shown(test_root), (_named(test_root, "--source.test-root", suffixes),))
-    files = _named(root, "--source.root", suffixes)
+        return Located(_name(test_root), (_named(test_root, "--source.test-root", suffixes, timeout_s),))
+    files = _named(root, "--source.root", suffixes, timeout_s)
     kinds = _kinds(files) if splits == "auto" else {}
     of: dict[Kind, tuple[str, ...]] = {kind: tuple(f for f in files if kinds.get(f) == kind) for kind in KINDS}
     held_out = [of[kind] for kind in ("test", "val") if of[kind]]
@@ -72,23 +79,26 @@ def find(
     if split == "test":
         if not held_out:
             raise MissingInput(
-                f"no test images: none of the files of {shown(root)} is named test, val or the like beside others: "
+                f"no test images: none of the files of {_name(root)} is named test, val or the like beside others: "
                 "give them with --source.test-root"
             )
-        return Located(shown(root), tuple(held_out))
+        return Located(_name(root), tuple(held_out))
     num_held_out = sum(map(len, held_out))
     note = (
         f"held out, not trained on: {plural(num_held_out, 'file')} such as {shown(held_out[0][0])}" if held_out else ""
     )
-    return Located(shown(root), (train,), (note,) if note else ())
+    return Located(_name(root), (train,), (note,) if note else ())
 
 
-def _named(root: Path, flag: str, suffixes: Sequence[str]) -> tuple[str, ...]:
-    """Return the files that a path or pattern names."""
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(root)):
-        raise MissingInput(
-            f"{flag} {shown(root)} is an address, which is not read: download the files, give their folder"
-        )
+def _name(root: Path) -> str:
+    return shown(remote.address_of(root) if is_address(root) else root)
+
+
+def _named(root: Path, flag: str, suffixes: Sequence[str], timeout_s: float) -> tuple[str, ...]:
+    """Return the files that a path, an address or a pattern names."""
+    if is_address(root):
+        address = remote.address_of(root)
+        return tuple(remote.named(address, braced(address), flag, suffixes, timeout_s))
     path = str(expanded(root))
     if os.path.isdir(path):
         return _below(path, flag, suffixes)

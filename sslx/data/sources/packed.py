@@ -1,11 +1,14 @@
 """Many short texts in one block of memory: a Python string takes 50 bytes besides its characters."""
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+
+_NUM_AT_ONCE = 1 << 14  # texts that are Python's objects at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +21,12 @@ class Packed:
 
     @classmethod
     def of(cls, texts: Iterable[bytes | None]) -> Self:
-        """Pack these texts."""
-        texts = list(texts)
-        lengths = np.array([-1 if text is None else len(text) for text in texts], dtype=np.int32)
-        return cls(b"".join(text for text in texts if text), lengths)
+        """Pack these texts, one after another, so that they need not be in memory at once."""
+        data, lengths = bytearray(), array("i")
+        for text in texts:
+            lengths.append(-1 if text is None else len(text))
+            data += text or b""
+        return cls(bytes(data), np.array(lengths, dtype=np.int32))
 
     @classmethod
     def joined(cls, parts: Sequence["Packed"]) -> Self:
@@ -41,3 +46,19 @@ class Packed:
     def __getitem__(self, index: int) -> bytes | None:
         length, end = self.lengths.item(index), self.ends.item(index)
         return None if length < 0 else self.data[end - length : end]
+
+    def __iter__(self) -> Iterator[bytes | None]:
+        for part in self.parts():
+            yield from part
+
+    def parts(self) -> Iterator[list[bytes | None]]:
+        """Yield all texts in order, some thousands at a time, which is faster than one by one."""
+        data = self.data
+        for first in range(0, len(self), _NUM_AT_ONCE):
+            part = slice(first, first + _NUM_AT_ONCE)
+            pairs = zip(self.lengths[part].tolist(), self.ends[part].tolist(), strict=True)
+            yield [None if length < 0 else data[end - length : end] for length, end in pairs]
+
+    def take(self, index: npt.NDArray[np.int64]) -> "Packed":
+        """Return the texts at these indices (K,)."""
+        return Packed.of(self[i] for i in index.tolist())

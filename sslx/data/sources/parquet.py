@@ -12,12 +12,13 @@ import numpy as np
 
 from sslx.console import activity
 from sslx.console.words import shown
+from sslx.data import retries
 from sslx.data.facts import Facts
-from sslx.data.sources import labels, located, row_groups, sides
+from sslx.data.sources import labels, located, remote, row_groups, sides
 from sslx.data.sources.base import Context, Encoded
-from sslx.data.sources.config import SourceConfig, Split
+from sslx.data.sources.config import SourceConfig, Split, is_address
 from sslx.data.sources.row_groups import Rows, Table
-from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.errors import ConfigError, DataError, MissingInput, UserError
 from sslx.machine import files
 
 _IMAGES = ("image", "img", "images", "jpg", "png", "bytes", "image_bytes", "content")
@@ -30,7 +31,7 @@ class Config(SourceConfig):
 
     name: Literal["parquet"] = "parquet"
     root: Path | None = None
-    """Parquet or Arrow file, folder of them, or a quoted pattern of their paths, such as 'train-*.parquet'."""
+    """Parquet or Arrow file, folder of them, or quoted pattern such as 'train-*.parquet', Parquet also at s3://, ..."""
     test_root: Path | None = None
     """Files with the test images.  Default: those below the root whose name or folder is test, val or similar."""
     splits: Literal["auto", "none"] = "auto"
@@ -52,15 +53,13 @@ class Config(SourceConfig):
         if find_spec("pyarrow") is None:
             raise ConfigError("--source.name parquet needs pyarrow: pip install 'sslx[parquet]'")
         with activity.doing("reading the tables of images"):
-            return context.call(
-                f"the tables of images {shown(self.root or '')}", lambda _: _read(self, split, context.classes)
-            )
+            return context.call(f"the tables of images {shown(self.root or '')}", lambda _: _read(self, split, context))
 
 
-def _read(config: Config, split: Split, known: Sequence[str] | None) -> Encoded:
+def _read(config: Config, split: Split, context: Context) -> Encoded:
     suffixes = (".parquet", ".arrow")
-    found = located.find("parquet", config.root, config.test_root, suffixes, split, config.splits)
-    return labels.first_labeled(found, lambda name, paths: _joined(config, name, paths, known))
+    found = located.find("parquet", config.root, config.test_root, suffixes, split, config.splits, context.timeout_s)
+    return labels.first_labeled(found, lambda name, paths: _joined(config, name, paths, context))
 
 
 class _Columns:
@@ -69,8 +68,8 @@ class _Columns:
     lengths: the rows of each group of each table.  largest: the bytes of the largest group.
     """
 
-    def __init__(self, config: Config, paths: Sequence[str]) -> None:
-        first = _opened(paths[0])
+    def __init__(self, config: Config, paths: Sequence[str], timeout_s: float) -> None:
+        first = _opened(paths[0], timeout_s)
         self.names: list[str] = first.schema.names
         names, place = self.names, f"the table {shown(first.path)}"
         self.image = _image_column(first, config)
@@ -82,11 +81,11 @@ class _Columns:
         self.captions: list[Any] = []
         self.largest = 0
         for path in paths:
-            table = _opened(path)
+            table = _opened(path, timeout_s)
             self._check(table, first)
             self.lengths.append(table.lengths)
-            self.labels += table.column(self.label) if self.label else []
-            self.captions += table.column(self.caption) if self.caption else []
+            self.labels += _column(table, self.label, timeout_s)
+            self.captions += _column(table, self.caption, timeout_s)
             self.largest = max(self.largest, table.group_bytes(self.image))
 
     def _check(self, table: Table, first: Table) -> None:
@@ -99,9 +98,9 @@ class _Columns:
                 )
 
 
-def _joined(config: Config, name: str, paths: Sequence[str], known: Sequence[str] | None) -> Encoded:
+def _joined(config: Config, name: str, paths: Sequence[str], context: Context) -> Encoded:
     """Return the images of these tables as one source, in the order of their rows."""
-    columns = _Columns(config, paths)
+    columns = _Columns(config, paths, context.timeout_s)
     counts = list(map(len, columns.lengths))
     lengths = np.array([length for table in columns.lengths for length in table], dtype=np.int64)
     if not lengths.sum():
@@ -109,7 +108,7 @@ def _joined(config: Config, name: str, paths: Sequence[str], known: Sequence[str
     first = np.cumsum(lengths) - lengths
     rows = Rows(
         paths=tuple(paths),
-        stamps=tuple(map(row_groups.stamp_at, paths)),
+        stamps=tuple(_stamps(paths, context.timeout_s)),
         table=np.repeat(np.arange(len(paths)), counts),
         group=np.concatenate([np.arange(count) for count in counts]),
         first=first,
@@ -124,14 +123,33 @@ def _joined(config: Config, name: str, paths: Sequence[str], known: Sequence[str
     if not columns.label:
         others = labels.listed([other for other in columns.names if other not in (columns.image, columns.caption)])
         return replace(source, unlabeled=f"no column of labels, which --source.label names; others: {others}")
-    return labels.labeled(source, columns.labels, known, columns.classes)
+    return labels.labeled(source, columns.labels, context.classes, columns.classes)
 
 
-def _opened(path: str) -> Table:
+def _stamps(paths: Sequence[str], timeout_s: float) -> list[tuple[int, int]]:
+    if is_address(paths[0]):
+        return remote.stamps_of(paths, "--source.root", timeout_s)
+    return list(map(row_groups.stamp_at, paths))
+
+
+def _opened(path: str, timeout_s: float) -> Table:
+    if is_address(path) and path.endswith(".arrow"):
+        raise ConfigError(f"{shown(path)} cannot be read at its address: download it, or write it as Parquet")
     try:
-        return Table(path)
+        return retries.until_read(lambda: Table(path), lambda: shown(path), timeout_s)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingInput(f"the table {shown(path)} does not exist: check --source.root") from error
     except Exception as error:  # pyarrow raises several kinds, at damaged files also of other libraries
         raise DataError(f"the table {shown(path)} cannot be read: {files.reason(error)}") from error
+
+
+def _column(table: Table, name: str, timeout_s: float) -> list[Any]:
+    """Return all values of a small column; [] without a name."""
+    if not name:
+        return []
+    return retries.until_read(lambda: table.column(name), lambda: f"the table {shown(table.path)}", timeout_s)
 
 
 def _image_column(table: Table, config: Config) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sslx.data.codecs.headers import Unreadable
+from sslx.data.sources import remote
+from sslx.data.sources.config import is_address
 
 Indices = npt.NDArray[np.int64]
 
@@ -76,7 +78,7 @@ class Table:
             self.lengths = [len(chunk) for chunk in chunks]
         else:
             parquet: Any = import_module("pyarrow.parquet")
-            self._file = parquet.ParquetFile(path)
+            self._file = parquet.ParquetFile(remote.open_file(path) if is_address(path) else path)
             metadata = self._file.metadata
             self.schema = self._file.schema_arrow
             self.lengths = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -161,6 +163,14 @@ def _file(path: str | None, table: str) -> bytes | None:
 
 
 def stamp_at(path: str) -> tuple[int, int]:
-    """Return the size and the time of change of a file."""
+    """Return the size and the time of change of a file.  Each process asks only once for a file at an address."""
+    if is_address(path):
+        return _remote_stamp(path, os.getpid())
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
+
+
+@cache
+def _remote_stamp(address: str, process: int) -> tuple[int, int]:
+    assert process == os.getpid()
+    return remote.current_stamp(address)

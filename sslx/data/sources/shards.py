@@ -2,7 +2,7 @@
 
 Members whose names are equal up to the first dot of the last part are one sample, as in WebDataset.  An index is made
 once, kept beside its tar file or, where that folder cannot be written, below ~/.cache/sslx, and made again when the tar
-file's size or time of change differs.
+file's size or time of change differs.  Tar files at addresses are read from local copies (``shard_cache``).
 """
 
 import hashlib
@@ -10,8 +10,8 @@ import io
 import os
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,11 @@ from torch import Tensor
 
 from sslx import distributed
 from sslx.console.words import plural, shown
+from sslx.data.codecs.headers import Unreadable
+from sslx.data.sources.config import is_address
 from sslx.data.sources.listing import EXTENSIONS, silent
 from sslx.data.sources.packed import Packed
+from sslx.data.sources.shard_cache import ShardCache
 from sslx.data.waiting import WaitPolicy
 from sslx.data.workers import Pool, answer_alone
 from sslx.errors import DataError, MissingInput, UserError
@@ -69,13 +72,37 @@ def stamp_of(descriptor: int) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def make(path: str, begin: Callable[[], None] = lambda: None) -> Index:
+@dataclass(frozen=True)
+class Remote:
+    """Where tar files at addresses are read.  stamps: of each address."""
+
+    cache: ShardCache
+    stamps: Mapping[str, tuple[int, int]]
+
+
+@contextmanager
+def _reading(path: str, remote: Remote | None) -> Generator[tuple[BinaryIO, tuple[int, int]]]:
+    """Give an open tar file and its stamp."""
+    if remote is None:
+        with _opened(path) as file:
+            yield file, stamp_of(file.fileno())
+        return
+    try:
+        with (
+            remote.cache.opened(path, remote.stamps[path]) as descriptor,
+            open(descriptor, "rb", closefd=False) as file,
+        ):
+            yield file, remote.stamps[path]
+    except Unreadable as error:
+        raise MissingInput(f"the shard {shown(path)} cannot be read: {error}") from error
+
+
+def make(path: str, begin: Callable[[], None] = lambda: None, remote: Remote | None = None) -> Index:
     """Read through a tar file.  begin: called now and then, as a sign of progress.
 
     Raises DataError for one that is no tar file, is compressed, was cut, or has a member with a wrong size.
     """
-    with _opened(path) as file:
-        stamp = stamp_of(file.fileno())
+    with _reading(path, remote) as (file, stamp):
         samples: dict[bytes, int] = {}
         extensions: dict[str, int] = {}
         images: list[tuple[int, int, int, int]] = []
@@ -151,11 +178,16 @@ def _no_tar(file: BinaryIO, path: str, error: Exception) -> str:
     return f"the shard {shown(path)} is not a tar file: {files.reason(error)}" if head else f"{shown(path)} is empty"
 
 
-def of_files(paths: Sequence[str], say: Callable[[str], None] = silent, timeout_s: float = 300.0) -> list[Index]:
+def of_files(
+    paths: Sequence[str],
+    say: Callable[[str], None] = silent,
+    timeout_s: float = 300.0,
+    remote: Remote | None = None,
+) -> list[Index]:
     """Return the indexes of these tar files; those that are missing or stale are made by several processes and kept.
 
-    Ranks that start together begin at different files, and take over what another one has made meanwhile.  Raises
-    what ``make`` raises.
+    Ranks that start together begin at different files, and take over what another one has made meanwhile.
+    remote: if the paths are addresses.  Raises what ``make`` raises.
     """
     indexes: dict[str, Index] = {}
     report = _now_and_then(lambda: say(f"indexing {plural(len(paths), 'tar file')}: {len(indexes):,} done"))
@@ -164,25 +196,30 @@ def of_files(paths: Sequence[str], say: Callable[[str], None] = silent, timeout_
     for path in (*paths[start:], *paths[:start]):
         if path in indexes:
             continue
-        if index := _kept(path):
+        if index := _kept(path, remote):
             indexes[path] = index
         else:
             to_make.append(path)
     to_make = list(dict.fromkeys(to_make))
-    for path, index in zip(to_make, _all_made(to_make, say, timeout_s), strict=True):
+    for path, index in zip(to_make, _all_made(to_make, say, timeout_s, remote), strict=True):
         indexes[path] = index
         report()
     return [indexes[path] for path in paths]
 
 
-def _all_made(paths: Sequence[str], say: Callable[[str], None], timeout_s: float) -> Iterator[Index]:
+def _all_made(
+    paths: Sequence[str], say: Callable[[str], None], timeout_s: float, remote: Remote | None
+) -> Iterator[Index]:
     num_workers = min(len(paths), cores.allowed(), _MAX_WORKERS)
     if num_workers < 2:
         for path in paths:
-            yield _kept(path) or _made_and_kept(path, _now_and_then(lambda path=path: say(f"indexing {shown(path)}")))
+            report = _now_and_then(lambda path=path: say(f"indexing {shown(path)}"))
+            yield _kept(path, remote) or _made_and_kept(path, report, remote)
         return
     policy = WaitPolicy(timeout_s, say=say)
-    pool = Pool(partial(_work, paths), num_workers, place_bytes=0, wait_policy=policy, name=lambda i: shown(paths[i]))
+    pool = Pool(
+        partial(_work, paths, remote), num_workers, place_bytes=0, wait_policy=policy, name=lambda i: shown(paths[i])
+    )
     try:
         for index in pool.results(range(len(paths)), answer_alone):
             if isinstance(index, UserError):
@@ -205,17 +242,19 @@ def _now_and_then(act: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
-def _work(paths: Sequence[str], number: int, place: Tensor, begin: Callable[[int], None]) -> Index | UserError:
+def _work(
+    paths: Sequence[str], remote: Remote | None, number: int, place: Tensor, begin: Callable[[int], None]
+) -> Index | UserError:
     """Return the index of a tar file, or why there is none, as work for a pool."""
     del place
     try:
-        return _kept(paths[number]) or _made_and_kept(paths[number], partial(begin, number))
+        return _kept(paths[number], remote) or _made_and_kept(paths[number], partial(begin, number), remote)
     except UserError as error:
         return error
 
 
-def _made_and_kept(path: str, begin: Callable[[], None] = lambda: None) -> Index:
-    index = make(path, begin)
+def _made_and_kept(path: str, begin: Callable[[], None], remote: Remote | None) -> Index:
+    index = make(path, begin, remote)
     buffer = io.BytesIO()
     arrays: dict[str, Any] = _arrays(index)
     np.savez_compressed(buffer, **arrays)
@@ -227,18 +266,21 @@ def _made_and_kept(path: str, begin: Callable[[], None] = lambda: None) -> Index
     return index
 
 
-def _places(path: str) -> tuple[Path, Path]:
-    """Return where an index may be: beside its tar file, and in a folder of the user."""
-    real = os.path.realpath(path)
+def _places(path: str) -> list[Path]:
+    """Return where an index may be: beside its tar file, unless that is at an address, and in a folder of the user."""
+    is_remote = is_address(path)
+    real = path if is_remote else os.path.realpath(path)
     name = hashlib.blake2b(os.fsencode(real), digest_size=16).hexdigest()
-    cache = files.expanded(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "sslx" / "indexes"
-    return Path(real + SUFFIX), cache / (name + SUFFIX)
+    return [*([] if is_remote else [Path(real + SUFFIX)]), files.cache("indexes") / (name + SUFFIX)]
 
 
-def _kept(path: str) -> Index | None:
+def _kept(path: str, remote: Remote | None) -> Index | None:
     """Return the index that was kept of a tar file, or None if there is none of the file as it is now."""
-    with _opened(path) as file:
-        stamp = stamp_of(file.fileno())
+    if remote:
+        stamp = remote.stamps[path]
+    else:
+        with _opened(path) as file:
+            stamp = stamp_of(file.fileno())
     for place in _places(path):
         with suppress(Exception):  # one of another version, damaged, or not there
             with np.load(place, allow_pickle=False) as arrays:

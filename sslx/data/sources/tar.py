@@ -14,12 +14,16 @@ from sslx.console import activity
 from sslx.console.words import one_line, plural, shown
 from sslx.data.codecs.headers import Unreadable
 from sslx.data.facts import Facts
-from sslx.data.sources import labels, located, shards, sides
+from sslx.data.sources import labels, located, remote, shards, sides
 from sslx.data.sources.base import Context, Encoded, Indices
-from sslx.data.sources.config import SourceConfig, Split
+from sslx.data.sources.config import SourceConfig, Split, is_address
 from sslx.data.sources.packed import Packed
+from sslx.data.sources.shard_cache import ShardCache
 from sslx.data.sources.shards import Index
 from sslx.errors import ConfigError, DataError, MissingInput
+from sslx.machine import files
+
+_WINDOW = 16  # tar files from which the order takes a batch, or two of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class Config(SourceConfig):
 
     name: Literal["tar"] = "tar"
     root: Path | None = None
-    """Tar file, folder of tar files, or a quoted pattern of their paths, such as 'train-{000..099}.tar'."""
+    """Tar file, folder of tar files, or quoted pattern such as 'train-{000..099}.tar', also at s3://, http://, ..."""
     test_root: Path | None = None
     """Tar files with the test images.  Default: those below the root whose name or folder is test, val or similar."""
     splits: Literal["auto", "none"] = "auto"
@@ -39,6 +43,14 @@ class Config(SourceConfig):
     """Key of the labels in .json members.  Default: .cls members, else the key label or a similar one, else folders."""
     caption: str = ""
     """Key of the captions in .json members.  Default: .txt members, else the key caption or a similar one."""
+    cache_gb: float = 50.0
+    """Disk in gigabytes for copies of tar files at addresses; those read longest ago give way to others."""
+    cache: Path | None = None
+    """Folder of these copies, best on a local disk.  Default: ~/.cache/sslx/shards."""
+
+    def __post_init__(self) -> None:
+        if not self.cache_gb > 0:
+            raise ConfigError(f"--source.cache-gb must be above 0, not {self.cache_gb:g}")
 
     def build(self, split: Split, context: "Context") -> "Encoded":
         with activity.doing("indexing the tar files"):
@@ -53,6 +65,7 @@ class Members:
 
     paths, stamps: of the tar files.  file, offset, size: (N,) where the bytes of each image lie.  keys: the names of
     all samples without extensions.  key: (N,) of each image its sample.  extensions: of each image, by ``extension``.
+    cache: where tar files at addresses are read.
     """
 
     paths: tuple[str, ...]
@@ -64,6 +77,7 @@ class Members:
     key: Indices
     extensions: tuple[str, ...]
     extension: Indices
+    cache: ShardCache | None = None
 
     def read(self, rows: Indices) -> list[bytes]:
         return [self._read(row) for row in rows.tolist()]
@@ -78,12 +92,18 @@ class Members:
 
     def _read(self, row: int) -> bytes:
         number = int(self.file[row])
+        if self.cache is not None:
+            with self.cache.opened(self.paths[number], self.stamps[number]) as descriptor:
+                return self._bytes(descriptor, row)
         with_file = opened(self.paths[number])
         if shards.stamp_of(with_file.fileno()) != self.stamps[number]:
             raise Unreadable("its tar file has changed since it was indexed: start again, with the file as it was")
+        return self._bytes(with_file.fileno(), row)
+
+    def _bytes(self, descriptor: int, row: int) -> bytes:
         size, offset = int(self.size[row]), int(self.offset[row])
-        data = os.pread(with_file.fileno(), size, offset)
-        while len(data) < size and (more := os.pread(with_file.fileno(), size - len(data), offset + len(data))):
+        data = os.pread(descriptor, size, offset)
+        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
             data += more  # a read of more than 2 GB, or one that a signal interrupted
         if len(data) < size:
             raise Unreadable(f"{len(data):,} bytes of {size:,}, at which its tar file ends")
@@ -97,17 +117,31 @@ def opened(path: str) -> BinaryIO:
 
 
 def _read(config: Config, split: Split, context: Context, say: Callable[[str], None]) -> Encoded:
-    found = located.find("tar", config.root, config.test_root, (".tar",), split, config.splits)
-    return labels.first_labeled(
-        found,
-        lambda name, paths: _joined(
-            config, name, paths, shards.of_files(paths, say, context.timeout_s), context.classes
-        ),
-    )
+    timeout_s = context.timeout_s
+    found = located.find("tar", config.root, config.test_root, (".tar",), split, config.splits, timeout_s)
+
+    def joined(name: str, paths: Sequence[str]) -> Encoded:
+        store = _store(config, paths, timeout_s) if is_address(paths[0]) else None
+        indexes = shards.of_files(paths, say, timeout_s, store)
+        return _joined(config, name, paths, indexes, context.classes, store)
+
+    return labels.first_labeled(found, joined)
+
+
+def _store(config: Config, paths: Sequence[str], timeout_s: float) -> shards.Remote:
+    """Return where tar files at addresses are read.  Raises MissingInput if some do not exist."""
+    folder = files.expanded(config.cache) if config.cache else files.cache("shards")
+    stamps = dict(zip(paths, remote.stamps_of(paths, "--source.root", timeout_s), strict=True))
+    return shards.Remote(ShardCache(folder, int(config.cache_gb * 1e9), timeout_s), stamps)
 
 
 def _joined(
-    config: Config, name: str, paths: Sequence[str], indexes: Sequence[Index], known: Sequence[str] | None
+    config: Config,
+    name: str,
+    paths: Sequence[str],
+    indexes: Sequence[Index],
+    known: Sequence[str] | None,
+    store: shards.Remote | None,
 ) -> Encoded:
     """Return the images of tar files as one source, in the order in which they lie there."""
     chosen = [_images(config.image, path, index) for path, index in zip(paths, indexes, strict=True)]
@@ -132,6 +166,7 @@ def _joined(
         key=column("sample") + np.repeat(np.cumsum(num_keys) - num_keys, counts),
         extensions=tuple(extension for index in indexes for extension in index.extensions),
         extension=column("extension") + np.repeat(np.cumsum(num_extensions) - num_extensions, counts),
+        cache=store.cache if store else None,
     )
     facts = Facts(num_samples=len(file), size=sides.LARGEST, blocks=np.cumsum(counts) - counts)
     source = sides.sized(Encoded(name=name, facts=facts, reader=reader))
@@ -139,8 +174,22 @@ def _joined(
         source = replace(source, notes=(*source.notes, f"left out: {plural(left_out, 'sample')} without an image"))
     if num_links := sum(index.num_links for index in indexes):
         source = replace(source, notes=(*source.notes, f"left out: {plural(num_links, 'link')} to other members"))
+    if store and (line := _too_little(config, list(store.stamps.values()))):
+        source = replace(source, notes=(*source.notes, line))
     texts = {kind: _texts([index.texts[kind] for index in indexes], reader.key) for kind in shards.TEXTS}
     return _described(config, source, texts, known)
+
+
+def _too_little(config: Config, stamps: Sequence[tuple[int, int]]) -> str:
+    """Return a line if copies are removed before they have been read to their end; "" otherwise."""
+    sizes = sorted((size for size, _ in stamps), reverse=True)
+    needed = sum(sizes[: 2 * _WINDOW]) / 1e9
+    if needed <= config.cache_gb:
+        return ""
+    return (
+        f"slow, since batches take images from up to {2 * _WINDOW} tar files, {needed:.3g} GB, and each is copied "
+        f"several times an epoch: give more than --source.cache-gb {config.cache_gb:g}"
+    )
 
 
 def _texts(parts: Sequence[Packed], samples: Indices) -> list[bytes | None]:

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from kit import containers
+from kit.http_server import serving
 from kit.sources import noise
 from sslx import cli
 
@@ -95,8 +96,11 @@ def test_every_command_of_the_table_trains(
     if "h5" in command and not find_spec("h5py"):
         pytest.skip("h5py is not installed")
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     shutil.rmtree(place / "runs", ignore_errors=True)
-    assert cli.main([*shlex.split(command)[1:], *TINY.split()]) == 0, capfd.readouterr().err
+    with serving(place) if "localhost" in command else nullcontext(None) as server:
+        argv = shlex.split(command.replace("http://localhost:8000", server.address if server else ""))
+        assert cli.main([*argv[1:], *TINY.split()]) == 0, capfd.readouterr().err
     assert (place / "runs" / "run" / "checkpoints" / "step_2" / "manifest.json").is_file()
     assert "12 images" in "".join(capfd.readouterr())
 

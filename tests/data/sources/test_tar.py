@@ -217,8 +217,6 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
     assert built(json_label, label="id").facts.classes == ("3",)
     with raises_one_line(ConfigError, "--source.name tar needs --source.root"):
         build(Config(), "pretrain")
-    with raises_one_line(MissingInput, "is an address, which is not read"):
-        built(Path("s3://bucket/x.tar"))
     with raises_one_line(MissingInput, "names no file"):
         built(tmp_path / "no.tar")
     with raises_one_line(DataError, "expected .tar files", "x.zip"):
