@@ -38,7 +38,8 @@ def draw(
         drawn["gain"] = np.where(u[5][:, None] < a.gain, factors, 1.0)
     if a.noise:
         drawn["noise"] = np.where(u[6] < a.noise, a.max_noise * u[7], 0)
-    drawn = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()}
+    parameters = dict[str, npt.NDArray[Any]]()
+    parameters |= {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in drawn.items()}
     if a.noise:
-        drawn["noise_key"] = rng.words(seed, "noise", epoch, index, view, num=2).astype(np.int64)
-    return drawn
+        parameters["noise_key"] = rng.words(seed, "noise", epoch, index, view, num=2).astype(np.int64)
+    return parameters
