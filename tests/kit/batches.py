@@ -22,7 +22,7 @@ RECIPES = (
     Augment(blur=0.5, solarize=0.3, gray=0.3, jitter=0.5),
     Augment(
         blur=0.9, solarize=0.5, interpolation="bicubic", max_scale=0.6,
-        vertical_flip=0.5, right_angles=0.5, rotate=0.5, gain=0.5, noise=0.5,
+        vertical_flip=0.5, right_angles=0.5, rotate=0.5, gain=0.5,
     ),
 )  # fmt: skip
 Rows = npt.NDArray[np.int64]

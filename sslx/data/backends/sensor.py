@@ -3,8 +3,8 @@
 The noise of a pixel is a function of the sample's key alone: Philox (``rng.words_on_device``) gives eight 16-bit
 numbers for each of its counters, and a table maps them to 65,536 quantiles of the normal distribution, up to 4.3
 standard deviations.  Integers and a table are exact, so that the noise is the same to the last bit on CPUs and GPUs and
-in any batch.  Nothing is sent to a GPU but the keys.  A core of a CPU needs 10 to 20 ns for a value, a few times as
-long as for ``torch.randn``, whose noise would depend on the device and on the batch.
+in any batch.  Nothing is sent to a GPU but the keys.  A CPU needs about three times as long as for ``torch.randn``,
+whose noise would depend on the device and on the batch.
 """
 
 import math

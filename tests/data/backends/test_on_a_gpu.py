@@ -33,7 +33,9 @@ SPECS = (  # as multi-crop has them
     ViewSpec(size=24, augment=Augment(blur=0.5)),
     ViewSpec(size=24, augment=Augment(solarize=0.3, interpolation="bicubic")),
     ViewSpec(size=16, augment=Augment(min_scale=0.05, max_scale=0.4)),
-    ViewSpec(size=16, augment=Augment(vertical_flip=0.5, right_angles=0.5, rotate=0.5, gain=0.5, noise=0.5)),
+)
+FOR_ANY_CHANNELS = ViewSpec(
+    size=16, augment=Augment(vertical_flip=0.5, right_angles=0.5, rotate=0.5, gain=0.5, noise=0.5)
 )
 BATCH = 6
 
@@ -100,6 +102,16 @@ def test_a_batch_is_one_copy_and_nothing_waits(source: Source, backend: Backend)
         for spec, view in zip(SPECS, batch.views, strict=True):
             assert (view.dtype, tuple(view.shape)) == (torch.bfloat16, (BATCH, 3, spec.size, spec.size))
             assert view.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("backend", ["resident", "torchvision"])
+def test_nor_with_rotations_gain_and_noise(source: Source, backend: Backend) -> None:
+    with fake_cuda.on() as counts:
+        loader = loader_of(source, backend, (FOR_ANY_CHANNELS,))
+        counts.forget()
+        (view,) = next(loader).views
+        one_copy_a_batch(counts, 1)
+    assert (view.device, tuple(view.shape)) == (CUDA, (BATCH, 3, 16, 16))
 
 
 def test_what_torch_does_for_dali_is_one_copy_and_nothing_waits(source: Source) -> None:
@@ -206,7 +218,7 @@ def test_dalis_crops_come_without_brightness_and_contrast_on_a_gpu_alone() -> No
     both = SPECS[0]
     assert dali.fed_parameters(both, gpu=True) == []
     assert dali.fed_parameters(both, gpu=False) == ["brightness", "contrast"]
-    assert dali.fed_parameters(SPECS[3], gpu=False) == [], "both follow the rotation"
+    assert dali.fed_parameters(FOR_ANY_CHANNELS, gpu=False) == [], "both follow the rotation"
 
 
 def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
@@ -246,7 +258,8 @@ def test_dali_keeps_no_memory_after_a_probe_or_a_look_at_files(
 @pytest.mark.parametrize("backend", ["resident", "torchvision", "dali"])
 def test_views_of_a_gpu_are_those_of_the_cpu(source: Source, backend: str) -> None:
     def taken(device: torch.device) -> list[Batch]:
-        return take(training_loader(source, backend, SPECS, threads=1, draw=draw, device=device), 3)
+        specs = (*SPECS, FOR_ANY_CHANNELS)
+        return take(training_loader(source, backend, specs, threads=1, draw=draw, device=device), 3)
 
     for here, there in zip(taken(CPU), taken(CUDA), strict=True):
         assert labels_of(here) == labels_of(there)
@@ -259,9 +272,10 @@ def test_views_of_a_gpu_are_those_of_the_cpu(source: Source, backend: str) -> No
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [TorchVision, Resident])
 def test_no_synchronizing_call_in_a_batch(source: Source, kind: Any) -> None:
-    backend = kind(source, SPECS, device=CUDA, num_threads=0)
+    specs = (*SPECS, FOR_ANY_CHANNELS)
+    backend = kind(source, specs, device=CUDA, num_threads=0)
     order = Shuffled(num_samples=18, batch_size=BATCH, seed=3)
-    stream = backend.stream(Planner(order=order, specs=SPECS, seed=3), 0)
+    stream = backend.stream(Planner(order=order, specs=specs, seed=3), 0)
     next(stream)
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

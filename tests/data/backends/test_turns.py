@@ -28,7 +28,7 @@ def test_a_rotation_is_scipys_with_a_mirrored_border(channels: int, side: int) -
     sent = {name: torch.from_numpy(array) for name, array in turns.parameters(drawn).items()}
     for step in (12, 5):
         parts = parts_of(12, step)
-        got = torch.cat([turns.turned(torch.from_numpy(pixels[part]), drawn, part, sent) for part in parts])
+        got = torch.cat([turns.turned(torch.from_numpy(pixels[part].copy()), drawn, part, sent) for part in parts])
         for view, before, degrees in zip(got.numpy(), pixels, drawn.angle.tolist(), strict=True):
             if not degrees:
                 np.testing.assert_array_equal(view, before)
