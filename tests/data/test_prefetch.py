@@ -46,10 +46,8 @@ class Counted:
 @pytest.mark.parametrize(
     ("backend", "threads", "prefetch", "ahead"),
     [
-        ("torchvision", 2, None, 4),
         ("torchvision", 2, 1, 1),
         ("torchvision", 2, 7, 6),
-        ("torchvision", 0, 3, 0),
         ("dali", 1, 4, 7),
     ],
 )

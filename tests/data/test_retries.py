@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from kit.errors import raises_one_line
-from kit.loaders import assert_same, every_backend, take, training_loader
+from kit.loaders import assert_same, take, training_loader
 from sslx.data import retries, waiting
 from sslx.data.sources import Encoded, Files
 from sslx.data.views import Augment, ViewSpec
@@ -49,7 +49,7 @@ class Failing:
         return f"failing {row}"
 
 
-@every_backend
+@pytest.mark.parametrize("backend", ["torchvision", "dali"])
 def test_a_reader_that_fails_now_and_then_changes_no_batch(files: Files, backend: str) -> None:
     reader = Failing(list(files.paths), 3, errno.EIO)
     source = Encoded(name="failing", facts=files.facts, reader=reader)
