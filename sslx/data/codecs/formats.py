@@ -96,7 +96,7 @@ def read(file: File, levels: Levels | None = None) -> Pixels:
         return _as_rgb(255 - array if image.white_first else array)
     low, high = float(array.min()), float(array.max())
     black, white = image.stated or levels.of(image.kind, low, high)
-    is_narrow = array.dtype.kind == "f" or array.dtype.name in ("uint8", "int8", "uint16")
+    is_narrow = array.dtype.name in ("uint8", "int8", "uint16", "float16", "float32")
     scaled = array.astype(np.float32 if is_narrow else np.float64)
     scaled -= black
     scaled *= 255 / (white - black)
