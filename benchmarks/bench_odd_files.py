@@ -171,12 +171,12 @@ def _from_a_line(values: Array, picture: Array) -> float:
 
     Black and white are not stated by such files, so the function is whichever is nearest: fitted, or from a full scale.
     """
-    low, span = values.min(), values.max() - values.min()
+    low, span = values.min(), values.max() / 2 - values.min() / 2  # halves, which do not overflow
     if not span > 0:
         return float(picture.max() - picture.min())
-    places = (values - low) / span
-    slope, offset = np.polyfit(places.ravel(), picture.ravel(), 1)
-    lines = [picture - (slope * places + offset)] if slope > 0 else []
+    places = (values / 2 - low / 2) / span
+    slope = np.cov(places.ravel(), picture.ravel(), bias=True)[0, 1] / places.var()
+    lines = [picture - (slope * (places - places.mean()) + picture.mean())] if slope > 0 else []
     lines += [picture - values * (255 / (2.0**bits - 1)) for bits in range(8, 33)]
     return min(float(np.abs(line).max()) for line in lines)
 

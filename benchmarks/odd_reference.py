@@ -124,6 +124,8 @@ def _dicom(content: bytes) -> Array:
     array = np.asarray(dataset.pixel_array)
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         array = array[0]
+    if dataset.get("BitsStored", 8) < 8:
+        array = array.astype(np.uint16)  # whose full scale is not 255
     photometric = dataset.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
         return processing.apply_color_lut(array, dataset)

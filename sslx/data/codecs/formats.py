@@ -109,7 +109,7 @@ def read(file: File, levels: Levels | None = None, channels: Channels = RGB) -> 
     if image.kind is None:
         return _as_rgb(255 - array if image.white_first else array)
     black, white = _range(image, array, levels)
-    is_narrow = array.dtype.kind == "f" or array.dtype.name in ("uint8", "int8", "uint16")
+    is_narrow = array.dtype.name in ("uint8", "int8", "uint16", "float16", "float32")
     scaled = array.astype(np.float32 if is_narrow else np.float64)
     scaled -= black
     scaled *= 255 / (white - black)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sslx.data.codecs.headers import Unreadable
 
 Range = tuple[float, float]
+_LARGEST = 1e38  # of a float, whose differences have 32 bits
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ def turned(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 
 def finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the array.  Raises Unreadable if it has values that are not finite."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise Unreadable("some of its values are not finite numbers")
+    """Return the array.  Raises Unreadable if it has values that are not finite, or too large to be scaled."""
+    if array.dtype.kind == "f" and not (array.min() >= -_LARGEST and array.max() <= _LARGEST):
+        raise Unreadable(f"some of its values are not finite numbers up to {_LARGEST:g}")
     return array
 
 
