@@ -291,7 +291,7 @@ def test_files_of_several_kinds_need_one_range(tmp_path: Path) -> None:
 def test_files_with_more_channels_say_how_to_train_on_them(tmp_path: Path) -> None:
     source = encoded([bands(tmp_path / f"{i}.npy", 5) for i in range(6)], RGB)
     loader = training_loader(source, "torchvision", [ViewSpec(size=8, augment=Augment())])
-    with raises_one_line(DataError, "5 channels; --data.channels 5 trains on such images"):
+    with raises_one_line(DataError, "--data.channels 5"):
         take(loader, 1)
 
 
