@@ -25,6 +25,7 @@ from sslx.data.backends import torchvision
 from sslx.data.batch import Batch
 from sslx.data.codecs.formats import Levels
 from sslx.data.codecs.headers import File
+from sslx.data.facts import Channels
 from sslx.data.sources import Source
 from sslx.data.views import Augment, ViewSpec
 from sslx.data.waiting import StopWaiting, WaitPolicy
@@ -134,11 +135,11 @@ def test_a_worker_that_a_file_ends_sets_that_file_aside(
     path = paths_of(source)[victim]
     decode = torchvision.decode
 
-    def deadly(file: File, levels: Levels) -> Tensor:
+    def deadly(file: File, levels: Levels, channels: Channels) -> Tensor:
         if file == path:
             faulthandler.disable()  # pytest's, which would print a death that is meant
             os.kill(os.getpid(), signal.SIGSEGV)
-        return decode(file, levels)
+        return decode(file, levels, channels)
 
     monkeypatch.setattr(torchvision, "decode", deadly)
     said = Said()

@@ -211,9 +211,9 @@ def tiffs(rng: np.random.Generator) -> Kinds:
         "alpha": (encoded(np.concatenate([rgb, gray], axis=-1), "TIFF"), rgb),
         "pages": (encoded(image, "TIFF", save_all=True, append_images=[Image.fromarray(255 - rgb)]), rgb),
         "turned": (encoded(image, "TIFF", tiffinfo={0x112: 6}), turned(rgb, 6)),
-        "2_bands": (tiff(byte[..., :2]), "2 bands"),
-        "5_bands": (tiff(byte[..., :5], photometric=2), "5 bands"),
-        "8_bands": (tiff(byte), "8 bands"),
+        "2_bands": (tiff(byte[..., :2]), "2 channels"),
+        "5_bands": (tiff(byte[..., :5], photometric=2), "5 channels"),
+        "8_bands": (tiff(byte), "8 channels"),
         "nan": (tiff(nan), "not finite"),
         "cut": (tiff(rgb)[:1000], "TIFF"),
         "more_rows_than_strips": (

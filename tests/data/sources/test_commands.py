@@ -79,7 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_the_table_is_there() -> None:
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 15
 
 
 def test_the_sources_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
