@@ -15,7 +15,7 @@ from sslx.machine import environment, interrupts, limits, proc
 
 COMMANDS = {
     "pretrain": ("sslx.commands.pretrain:main", "pretrain an encoder: sslx pretrain simclr_digits"),
-    "data": ("sslx.commands.data:main", "look at all images before a run: sslx data check FOLDER, stats FOLDER"),
+    "data": ("sslx.commands.data:main", "look at all images before a run: sslx data check or stats FOLDER"),
     "look": ("sslx.commands.look:main", "draw the views that a recipe would train on: sslx look RECIPE"),
     "resume": ("sslx.commands.resume:main", "continue a run: sslx resume runs/simclr_digits"),
     "probe": ("sslx.commands.probe:main", "evaluate a run's features, with labels and without"),

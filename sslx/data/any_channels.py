@@ -16,7 +16,7 @@ _NUM_DRAWS = 8  # random numbers per view of a sample, apart from the factors an
 
 
 def draw(
-    augment: Augment, num_channels: int, seed: int, epoch: int, index: npt.NDArray[np.int64], view: int
+    augment: Augment, num_channels: int, seed: int, epoch: rng.Counter, index: npt.NDArray[np.int64], view: int
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the fields of ``views.Draw`` that the augmentation needs of these operations, (N, ...) each, by name.
 

@@ -164,7 +164,7 @@ def arrays(rng: np.random.Generator) -> Kinds:
         "float_64": (npy(unit.astype(np.float64)), rgb),
         "bool": (npy(rgb[..., 0] > 127), grays(np.where(rgb[..., 0] > 127, 255, 0))),
         "huge": (npy(unit[..., 0].astype(np.float64) * 1e300), "not finite"),
-        "5_bands": (npy(rng.integers(0, 256, (SIDE, LENGTH, 5)).astype(np.uint8)), "5 bands"),
+        "5_bands": (npy(rng.integers(0, 256, (SIDE, LENGTH, 5)).astype(np.uint8)), "5 channels"),
         "images": (npy(np.stack([rgb, rgb])), "--source.name arrays"),
         "words": (npy(np.array(["a", "b"])), "expected (H, W)"),
         "cut": (npy(rgb)[:-1], "cut"),
