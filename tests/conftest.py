@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import traceback
 from collections import Counter
@@ -360,6 +361,12 @@ def generator(request: pytest.FixtureRequest) -> torch.Generator:
     generator = torch.Generator()
     request.node.add_report_section("setup", "seed of generator", str(generator.seed()))
     return generator
+
+
+def pytest_configure() -> None:
+    """Let processes that tests start heed SIGHUP, which they would inherit as ignored from nohup."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
