@@ -160,6 +160,7 @@ NIGHTLY = (
     "test_by_their_own_names_or_over_another_network_they_would_not_meet",
     "test_the_estimate_is_what_a_step_takes",
     "test_two_ranks_look_together",
+    "test_of_two_runs_that_start_at_once_exactly_one_goes_on",
     "test_a_gradient_of_one_wth_is_found",
     "test_the_scores_of_weights_go_only_where_the_user_says",
     "test_all_ranks_stopped_are_ended_too",
