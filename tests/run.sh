@@ -2,7 +2,7 @@
 # The tests: bash tests/run.sh [options] [pytest options].  Without any, the fast tier.
 #   --slow, --slurm, --gpu   another tier
 #   --faults                 the table of tests/faults.py; its results go to benchmarks/results/faults.jsonl
-#   --numerical              of the tier only what computes (NUMERICAL in tests/conftest.py)
+#   --numerical              of the tier only what computes (NUMERICAL in tests/tiers.py)
 #   --oldest                 with the oldest supported packages (tests/oldest.txt), in .venv-oldest
 #   --isa NAME               as on a CPU with older instructions (tests/kit/instruction_sets.py lists the names)
 #   --install-only           makes the environment and tests nothing
