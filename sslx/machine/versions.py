@@ -5,9 +5,9 @@ import re
 from importlib import metadata
 
 TESTED = {
-    "torch": ("2.11.0", "2.14.1"),
-    "torchvision": ("0.26.0", "0.29.1"),
-    "triton": ("3.6.0", "3.8.0"),
+    "torch": ("2.11.0", "2.15.0"),
+    "torchvision": ("0.26.0", "0.29.2"),
+    "triton": ("3.6.0", "3.9.0"),
     "nvidia-dali-cuda130": ("2.4.0", "2.4.0"),
     "timm": ("1.0.20", "1.0.31"),
     "wandb": ("0.27.0", "0.31.0"),
